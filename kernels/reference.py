@@ -1,0 +1,80 @@
+"""The readable definition of every op: the CPU path today, and the oracle of every faster backend.
+
+Pointwise (silu) attention of HSTU: weights = silu(q.k * logit_scale + bias) / norm, without softmax, so a token's output
+is a plain sum over keys and a prefix may be split and its partial sums added.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kernels.bias import RelativeBias
+
+_QUERY_BLOCK = 128
+"""Rows of a prefill computed at once: the score matrix of a block stays in the cache (FACTS: one huge batch costs 3x)."""
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, bias: Tensor | None, *, logit_scale: float, norm: float
+) -> Tensor:
+    """Dense attention under any mask; differentiable. The textbook form that the other ops are held against.
+
+    q: [..., num_queries, num_heads, qk_dim]. k: [..., num_keys, num_heads, qk_dim]. v: [..., num_keys, num_heads, v_dim].
+    mask: bool, broadcastable to [..., num_queries, num_keys]. bias: broadcastable to [..., num_heads, num_queries, num_keys].
+    Returns [..., num_queries, num_heads, v_dim].
+    """
+    logits = torch.matmul(q.transpose(-3, -2) * logit_scale, k.transpose(-3, -2).transpose(-2, -1))
+    if bias is not None:
+        logits = logits + bias
+    weights = functional.silu(logits) * mask.unsqueeze(-3)
+    return torch.matmul(weights, v.transpose(-3, -2)).transpose(-3, -2) / norm
+
+
+def prefix_attention(
+    q: Tensor, k: Tensor, v: Tensor, times: Tensor, bias: RelativeBias | None, *, logit_scale: float, norm: float
+) -> Tensor:
+    """Causal attention of the last tokens of a prefix over the whole of it: prefill (all tokens) and append (some).
+
+    q: [num_queries, num_heads, qk_dim], the last num_queries of the prefix. k: [num_heads, n, qk_dim].
+    v: [num_heads, n, v_dim]. times: int64 [n]. Returns [num_queries, num_heads, v_dim].
+    """
+    n, first = k.shape[1], k.shape[1] - q.shape[0]
+    positions = torch.arange(n, device=q.device)
+    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    for start in range(first, n, _QUERY_BLOCK):
+        stop = min(start + _QUERY_BLOCK, n)
+        rows = slice(start - first, stop - first)
+        logits = torch.bmm(q[rows].transpose(0, 1) * logit_scale, k[:, :stop].transpose(1, 2))  # [H, block, stop]
+        if bias is not None:
+            logits += bias.matrix(positions[start:stop], positions[:stop], times[start:stop], times[:stop])
+        weights = functional.silu(logits, inplace=True).tril_(diagonal=start)
+        out[rows] = torch.bmm(weights, v[:, :stop]).div_(norm).transpose(0, 1)
+    return out
+
+
+def target_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    prefix_bias: Tensor | None,
+    own_bias: Tensor | None,
+    *,
+    logit_scale: float,
+    norm: float,
+) -> Tensor:
+    """Each target attends to the whole prefix and to itself, never to another target (M-FALCON, HSTU paper section 3.4).
+
+    q, k: [num_targets, num_heads, qk_dim]. v: [num_targets, num_heads, v_dim]: the targets' own.
+    prefix_k: [num_heads, n, qk_dim]. prefix_v: [num_heads, n, v_dim]. prefix_bias: [num_heads, n], one vector for all
+    targets. own_bias: [num_heads]. Returns [num_targets, num_heads, v_dim].
+    """
+    own = (q * k).sum(-1, keepdim=True) * logit_scale  # [m, H, 1]
+    if own_bias is not None:
+        own = own + own_bias.unsqueeze(-1)
+    logits = torch.bmm(q.transpose(0, 1) * logit_scale, prefix_k.transpose(1, 2))  # [H, m, n]
+    if prefix_bias is not None:
+        logits += prefix_bias.unsqueeze(1)
+    prefix = torch.bmm(functional.silu(logits, inplace=True), prefix_v).transpose(0, 1)  # [m, H, v_dim]
+    return torch.addcmul(prefix, functional.silu(own), v).div_(norm)

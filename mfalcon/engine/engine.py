@@ -1,0 +1,176 @@
+"""The engine: asyncio in front, one thread that owns the device, a bounded queue between them.
+
+Every accepted request gets exactly one answer: a result, an error of its own, a deadline or a shutdown.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from kernels.dispatch import BACKEND
+from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
+from mfalcon.engine.runner import Runner, measure_microbatch
+from mfalcon.engine.scheduler import Scheduler
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown
+from mfalcon.kv import KVState
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.state.history import HistoryLog
+from mfalcon.state.store import StateStore
+from mfalcon.types import CacheInfo, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
+
+_log = logging.getLogger(__name__)
+_VERSION_CHARS = 12
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """microbatch: targets per forward, 0 to measure the best at start. threads: torch threads of the device thread."""
+
+    threads: int
+    microbatch: int = 0
+    kv_budget_bytes: int = 1 << 30
+    queue_size: int = 256
+    max_candidates: int = 16_384
+
+
+class Engine:
+    """Serves one checkpoint. All public methods belong to one event loop; the device thread touches only the runner."""
+
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+        self._checkpoint = checkpoint
+        self._config = config
+        self._log = HistoryLog()
+        self._scheduler = Scheduler(config.queue_size)
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="mfalcon-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def model(self) -> ModelInfo:
+        """What clients may know of the model."""
+        model, config = self._checkpoint.model, self._checkpoint.model.config
+        return ModelInfo(
+            name=config.name,
+            version=self._checkpoint.fingerprint[:_VERSION_CHARS],
+            architecture=config.architecture,
+            tasks=tuple(task.name for task in config.tasks),
+            actions=config.actions,
+            context_features=tuple(
+                ContextFeatureInfo(f.name, f.num_values, f.values, f.derive is not None)
+                for f in config.context_features
+            ),
+            max_history=config.max_history,
+            max_candidates=self._config.max_candidates,
+            prefix_stable=model.prefix_stable,
+            backend=BACKEND,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """True once the model is warm and until the engine closes."""
+        return self._ready.is_set() and self._thread.is_alive()
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Block until warm. Raises EngineFailure if the device thread could not start."""
+        if not self._ready.wait(timeout):
+            raise EngineFailure(f"the model was not ready after {timeout} s")
+        if self._failure is not None:
+            raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
+
+    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+        """Score a request's candidates. deadline: time.monotonic() seconds.
+
+        Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure, or InvalidInput for recent events older than the log.
+        """
+        log = self._log.snapshot(request.user_id)
+        seen = log.extended(request.recent_events) if len(request.recent_events) else log
+        job = RankJob(request, log, seen, deadline)
+        return await self._answer(job, job.future)
+
+    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+        """Acknowledge events: when this returns they are in the log. Returns the history's new length.
+
+        Raises LengthMismatch or InvalidInput, and then nothing was written.
+        """
+        return self._log.append(user_id, events, expected_len)
+
+    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
+        """Encode the user's history ahead of a request. Raises as `rank` does."""
+        job = PrefillJob(self._log.snapshot(user_id), deadline)
+        return await self._answer(job, job.future)
+
+    async def delete_user(self, user_id: str) -> None:
+        """Forget the history and every state; when this returns none is left, and no work in flight can restore one."""
+        self._log.delete(user_id)
+        job = ForgetJob(user_id)
+        await self._answer(job, job.future)
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Stop accepting, finish queued work for up to `drain_s` seconds, answer the rest with ShuttingDown. Blocks."""
+        self._scheduler.close()
+        self._thread.join(drain_s)
+        for job in self._scheduler.abandon():
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(ShuttingDown("the server shut down before this request was reached"))
+        self._thread.join()
+
+    async def _answer(self, job: Job, future: "Future[T]") -> T:
+        self._scheduler.submit(job)
+        return await asyncio.wrap_future(future)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._config.threads)
+        with torch.inference_mode():
+            try:
+                runner = self._start()
+            except BaseException as error:
+                self._failure = error
+                raise
+            finally:
+                self._ready.set()
+            while batch := self._scheduler.next_batch():
+                for job in batch:
+                    _step(runner, job)
+        self._ready.clear()
+
+    def _start(self) -> Runner:
+        model = self._checkpoint.model
+        microbatch = self._config.microbatch or measure_microbatch(model)
+        _log.info("microbatch %d, %d threads, backend %s", microbatch, self._config.threads, BACKEND)
+        dtype = model.kv_shape().dtype
+        fingerprint = f"{self._checkpoint.fingerprint}:{dtype}"
+        store: StateStore[KVState] = StateStore(fingerprint, self._config.kv_budget_bytes)
+        return Runner(model, self._checkpoint.items, store, microbatch, self.model.version)
+
+
+def _step(runner: Runner, job: Job) -> None:
+    """Run one job and answer it; whatever goes wrong is answered to this request alone."""
+    if not job.future.set_running_or_notify_cancel():
+        return
+    try:
+        if job.deadline is not None and time.monotonic() > job.deadline:
+            raise DeadlineExceeded("the deadline passed while the request was queued")
+        match job:
+            case RankJob():
+                job.future.set_result(runner.rank(job))
+            case PrefillJob():
+                job.future.set_result(runner.prefill(job))
+            case ForgetJob():
+                runner.forget(job.user_id)
+                job.future.set_result(None)
+    except MFalconError as error:
+        job.future.set_exception(error)
+    except Exception as error:
+        _log.exception("a step failed")
+        failure = EngineFailure("the engine failed on this request; the server's log has the cause")
+        failure.__cause__ = error
+        job.future.set_exception(failure)

@@ -1,0 +1,53 @@
+"""The bounded queue between the event loop and the device thread: first come, first served."""
+
+import threading
+from collections import deque
+
+from mfalcon.engine.job import ForgetJob, Job
+from mfalcon.errors import Overloaded, ShuttingDown
+
+
+class Scheduler:
+    """Accepts jobs from any thread, hands them to one. The bound refuses work early instead of answering it late."""
+
+    def __init__(self, queue_size: int) -> None:
+        self._queue_size = queue_size
+        self._jobs: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises Overloaded when the queue is full, ShuttingDown after `close`.
+
+        Forgetting is never refused for want of room.
+        """
+        with self._changed:
+            if self._closed:
+                raise ShuttingDown("the server is shutting down")
+            if len(self._jobs) >= self._queue_size and not isinstance(job, ForgetJob):
+                raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def next_batch(self) -> list[Job]:
+        """Wait for work; an empty list means closed and drained."""
+        with self._changed:
+            while not self._jobs and not self._closed:
+                self._changed.wait()
+            return [self._jobs.popleft()] if self._jobs else []
+
+    def close(self) -> None:
+        """Accept nothing more; what is queued is still handed out."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def abandon(self) -> list[Job]:
+        """Take back everything that is still queued."""
+        with self._changed:
+            left = list(self._jobs)
+            self._jobs.clear()
+            return left
+
+    def __len__(self) -> int:
+        return len(self._jobs)

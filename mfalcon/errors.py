@@ -1,0 +1,75 @@
+"""Every error that mfalcon raises on purpose.
+
+MFalconError
+├── InvalidInput        a caller's value is outside its limit (names field, value and limit)
+├── UnknownModel        the request names a model that is not served
+├── LengthMismatch      `expected_len` is not the length of the user's history; nothing was written
+├── Overloaded          the bounded queue is full
+├── DeadlineExceeded    the caller's deadline passed before the answer was ready
+├── ShuttingDown        the server is draining
+├── EngineFailure       a step failed for this request alone
+├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched
+├── DataError           a data set cannot be fetched or read
+└── ConfigError         a setting is missing or contradicts another
+
+Each transport maps this tree to its own codes in one table (`server/grpc_api.py`, `server/http_api.py`).
+"""
+
+
+class MFalconError(Exception):
+    """Base of the tree; its text is fit for the caller to read."""
+
+
+class InvalidInput(MFalconError):
+    """A caller's value is outside its limit.
+
+    The message always reads `field: problem (got value, limit ...)`, so that it can be acted on without the docs.
+    """
+
+    def __init__(self, field: str, value: object, limit: str) -> None:
+        shown = repr(value)
+        if len(shown) > 80:
+            shown = shown[:77] + "..."
+        super().__init__(f"{field}: got {shown}, must be {limit}")
+        self.field = field
+        self.limit = limit
+
+
+class UnknownModel(MFalconError):
+    """The request names a model that is not served."""
+
+
+class LengthMismatch(MFalconError):
+    """`expected_len` differs from the acknowledged length of the history; nothing was written."""
+
+    def __init__(self, expected_len: int, history_len: int) -> None:
+        super().__init__(f"expected_len: got {expected_len}, the history has {history_len} events; nothing was written")
+        self.history_len = history_len
+
+
+class Overloaded(MFalconError):
+    """The bounded queue is full; the request was not accepted."""
+
+
+class DeadlineExceeded(MFalconError):
+    """The deadline passed before the answer was ready."""
+
+
+class ShuttingDown(MFalconError):
+    """The server is draining and accepts no new work."""
+
+
+class EngineFailure(MFalconError):
+    """A step failed for this request alone; the cause is in the server's log."""
+
+
+class CheckpointError(MFalconError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+class DataError(MFalconError):
+    """A data set cannot be fetched or read; the message names the file and the reason."""
+
+
+class ConfigError(MFalconError):
+    """A setting is missing or contradicts another."""

@@ -1,0 +1,146 @@
+"""What a model is, as data: the content of a checkpoint's `config.json`. Unknown keys are refused."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Data from outside: immutable, and a mistyped key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class RelativeBiasConfig(Frozen):
+    """rab^{p,t} of the HSTU paper (section 3.2): a bias by distance and one by log-bucketed time difference."""
+
+    num_positions: Positive
+    """Distances from 0 to num_positions - 1; farther tokens share the last one."""
+    num_time_buckets: Positive = 64
+    time_bucket_width: float = Field(default=0.301, gt=0)
+    """Natural-log units per bucket: bucket = floor(ln(max(1, dt)) / width)."""
+    time_unit_ms: Positive = 1000
+
+
+class LayerConfig(Frozen):
+    """One HSTU layer. The defaults are ours; golden tests configure Meta's two public variants."""
+
+    dim: Positive
+    num_heads: Positive
+    qk_dim: Positive
+    """Head dimension of queries and keys."""
+    v_dim: Positive
+    """Head dimension of values."""
+    attention_norm: float = Field(gt=0)
+    """Constant that divides the attention weights; never a length of the batch (law 4)."""
+    logit_scale: float | None = None
+    """Multiplies q.k; None is 1/sqrt(qk_dim)."""
+    activation: Literal["uvqk", "u"] = "uvqk"
+    """Which projections pass through SiLU."""
+    norm_affine: bool = True
+    norm_eps: float = Field(default=1e-6, gt=0)
+    uvqk_bias: bool = True
+    output: Literal["gated", "concat"] = "gated"
+    """gated: o(u * LN(av)); concat: o([u, av, u * LN(av)])."""
+    output_bias: bool = True
+    bias: RelativeBiasConfig | None = None
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class SideFeature(Frozen):
+    """An item side feature: one value of a vocabulary ("category") or any subset of it ("tags")."""
+
+    name: Name
+    kind: Literal["category", "tags"]
+    vocabulary: tuple[str, ...]
+
+
+class ContextFeature(Frozen):
+    """A request-context feature: an integer code that rides with the targets and never touches the prefix."""
+
+    name: Name
+    num_values: Positive
+    values: tuple[str, ...] = ()
+    """Names of the codes, if they have any."""
+    derive: Literal["hour_utc"] | None = None
+    """Computed from the request time when the caller does not give it."""
+
+    @model_validator(mode="after")
+    def _names_match(self) -> Self:
+        if self.values and len(self.values) != self.num_values:
+            raise ValueError(f"context feature {self.name}: {len(self.values)} names for {self.num_values} values")
+        return self
+
+
+class Task(Frozen):
+    """One head: what it learns and how its label follows from an event.
+
+    A binary task is 1 when the event's value is at least `value_at_least`, or when it carries one of `any_action`.
+    A regression task learns the event's value.
+    """
+
+    name: Name
+    kind: Literal["binary", "regression"]
+    value_at_least: float | None = None
+    any_action: tuple[str, ...] = ()
+    loss_weight: float = Field(default=1.0, ge=0)
+    center: float = 0.0
+    """Regression: the head learns value - center."""
+
+    @model_validator(mode="after")
+    def _has_one_label(self) -> Self:
+        if self.kind == "binary" and (self.value_at_least is None) == (not self.any_action):
+            raise ValueError(f"task {self.name}: a binary task needs exactly one of value_at_least and any_action")
+        if self.kind == "regression" and (self.value_at_least is not None or self.any_action):
+            raise ValueError(f"task {self.name}: a regression task learns the value itself")
+        return self
+
+
+class RankerConfig(Frozen):
+    """A whole ranker: tokens, layers, heads and window."""
+
+    name: str = Field(min_length=1, max_length=128)
+    architecture: Name
+    """A name of the registry: hstu, dfgr."""
+    num_layers: Positive
+    layer: LayerConfig
+    actions: tuple[str, ...] = Field(min_length=1, max_length=32)
+    """Action vocabulary; bit i of an event's `actions` is actions[i]."""
+    value_center: float = 0.0
+    value_scale: float | None = Field(default=None, gt=0)
+    """The action token also reads (value - value_center) / value_scale; None leaves the value out."""
+    side_features: tuple[SideFeature, ...] = ()
+    context_features: tuple[ContextFeature, ...] = ()
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    blend: dict[str, float]
+    """Weight of each task in the one score that ranks."""
+    head_dim: Positive
+    num_items: Positive
+    """Rows of the item table, the reserved row 0 included."""
+    max_history: Positive
+    """Most events in a window."""
+    window_chunk: Positive
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        tasks = [task.name for task in self.tasks]
+        for what, names in (
+            ("task", tasks),
+            ("context feature", [f.name for f in self.context_features]),
+            ("side feature", [f.name for f in self.side_features]),
+            ("action", list(self.actions)),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"duplicate {what} name in {names}")
+        if not self.blend or not set(self.blend) <= set(tasks):
+            raise ValueError(f"blend names {sorted(self.blend)}, the tasks are {tasks}")
+        for task in self.tasks:
+            if not set(task.any_action) <= set(self.actions):
+                raise ValueError(f"task {task.name}: any_action {task.any_action} is not in {self.actions}")
+        if self.window_chunk > self.max_history:
+            raise ValueError(f"window_chunk {self.window_chunk} is larger than max_history {self.max_history}")
+        return self

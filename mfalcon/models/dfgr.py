@@ -1,0 +1,33 @@
+"""DFGR: merged item+action tokens, trained with two flows and served as one.
+
+Source: Dual-Flow Generative Ranking (Guo et al. 2025, arXiv 2505.16752): the real flow carries item+action, the fake flow item+placeholder;
+a fake token's query sees the real flow strictly before it, and itself. Serving is prefill(real) + score(fake).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.models.config import RankerConfig
+
+
+class DFGR(Ranker):
+    """Merged layout: half the tokens of HSTU. Candidates carry a learned placeholder in place of the action."""
+
+    tokens_per_event = 1
+    prefix_stable = True
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__(config)
+        self.placeholder = nn.Parameter(torch.empty(config.layer.dim).normal_(std=0.05))
+
+    def prefix_tokens(self, events: EventTokens) -> Tensor:
+        """See `Ranker.prefix_tokens`."""
+        out: Tensor = self.dropout(self.items(events.rows) + self.actions(events.actions, events.values))
+        return out
+
+    def target_tokens(self, targets: Targets) -> Tensor:
+        """See `Ranker.target_tokens`."""
+        x = self.items(targets.rows) + self.placeholder + self.context(targets.context)
+        out: Tensor = self.dropout(x)
+        return out

@@ -1,0 +1,95 @@
+"""From ids to vectors: items with their side features, actions, and request context."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mfalcon.models.config import ContextFeature, SideFeature
+from mfalcon.models.items import ItemTable
+
+_INIT_STD = 0.05
+
+
+class ItemEmbedding(nn.Module):
+    """Item row -> vector: its id plus its side features. Row 0, the unknown item, has an id vector and no side features."""
+
+    def __init__(self, num_rows: int, dim: int, side_features: Sequence[SideFeature]) -> None:
+        super().__init__()
+        self._features = tuple(side_features)
+        self.id = nn.Embedding(num_rows, dim)
+        nn.init.normal_(self.id.weight, std=_INIT_STD)
+        self.side = nn.ModuleDict()
+        for feature in self._features:
+            size = len(feature.vocabulary)
+            if feature.kind == "category":
+                table = nn.Embedding(size + 1, dim)
+                nn.init.normal_(table.weight, std=_INIT_STD)
+                self.side[feature.name] = table
+                self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, dtype=torch.int64), persistent=False)
+            else:
+                self.side[feature.name] = nn.Linear(size, dim, bias=False)
+                self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, size), persistent=False)
+
+    def load_items(self, items: ItemTable) -> None:
+        """Fill in the side features of every row from the checkpoint's item table."""
+        for feature in self._features:
+            column = np.asarray(items.side[feature.name])
+            rows = self.get_buffer(f"rows_{feature.name}")
+            if feature.kind == "category":
+                rows[1:] = torch.from_numpy(column.astype(np.int64))
+            else:
+                tags = torch.from_numpy(column.astype(np.float64))
+                rows[1:] = (tags / tags.sum(1, keepdim=True).clamp(min=1)).to(rows.dtype)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """int64 [...] -> [..., dim]."""
+        x: Tensor = self.id(rows)
+        for feature in self._features:
+            x = x + self.side[feature.name](self.get_buffer(f"rows_{feature.name}")[rows])
+        return x
+
+
+class ActionEmbedding(nn.Module):
+    """Bitmask over the action vocabulary, and optionally the event's value -> vector."""
+
+    def __init__(self, num_actions: int, dim: int, value_center: float, value_scale: float | None) -> None:
+        super().__init__()
+        self._num_actions = num_actions
+        self._value_center, self._value_scale = value_center, value_scale
+        self.weight = nn.Parameter(torch.empty(num_actions, dim).normal_(std=_INIT_STD))
+        if value_scale is not None:
+            self.value_weight = nn.Parameter(torch.empty(dim).normal_(std=_INIT_STD))
+
+    def forward(self, actions: Tensor, values: Tensor) -> Tensor:
+        """int64 bitmasks [...] and float values [...] -> [..., dim]."""
+        bits = torch.arange(self._num_actions, device=actions.device)
+        x = functional.linear((actions.unsqueeze(-1) >> bits & 1).to(self.weight.dtype), self.weight.t())
+        if self._value_scale is not None:
+            scaled = ((values - self._value_center) / self._value_scale).to(x.dtype)
+            x = x + scaled.unsqueeze(-1) * self.value_weight
+        return x
+
+
+class ContextEmbedding(nn.Module):
+    """Request-context codes -> one vector, added to the targets only. A missing feature has a learned vector of its own."""
+
+    def __init__(self, features: Sequence[ContextFeature], dim: int) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(feature.num_values + 1, dim) for feature in features)
+        self._dim = dim
+        for table in self.tables:
+            assert isinstance(table, nn.Embedding)
+            nn.init.normal_(table.weight, std=_INIT_STD)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """int64 [..., num_features], -1 for missing -> [..., dim]; zero where the model reads no context."""
+        x = torch.zeros(codes.shape[:-1] + (self._dim,), dtype=self._dtype(), device=codes.device)
+        for index, table in enumerate(self.tables):
+            x = x + table(codes[..., index] + 1)
+        return x
+
+    def _dtype(self) -> torch.dtype:
+        return next((parameter.dtype for parameter in self.parameters()), torch.get_default_dtype())

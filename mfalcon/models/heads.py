@@ -1,0 +1,39 @@
+"""Multi-task heads: a target's hidden vector -> one value per task, and the blend that ranks."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mfalcon.models.config import Task
+
+
+class TaskHeads(nn.Module):
+    """A small MLP shared by all tasks, plus a learned bias per item and task."""
+
+    def __init__(self, tasks: Sequence[Task], dim: int, hidden: int, num_rows: int, dropout: float) -> None:
+        super().__init__()
+        self._tasks = tuple(tasks)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, len(tasks))
+        )
+        self.item_bias = nn.Embedding(num_rows, len(tasks))
+        nn.init.zeros_(self.item_bias.weight)
+
+    def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        """[..., dim], item rows [...] -> raw outputs [..., num_tasks]: logits (binary), value - center (regression)."""
+        out: Tensor = self.mlp(hidden) + self.item_bias(rows)
+        return out
+
+    def scores(self, raw: Tensor) -> Tensor:
+        """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""
+        columns = [
+            raw[..., i].sigmoid() if task.kind == "binary" else raw[..., i] + task.center
+            for i, task in enumerate(self._tasks)
+        ]
+        return torch.stack(columns, dim=-1)
+
+
+def blend_weights(tasks: Sequence[Task], blend: Mapping[str, float]) -> list[float]:
+    """Weight of each task, in the order of the tasks."""
+    return [blend.get(task.name, 0.0) for task in tasks]

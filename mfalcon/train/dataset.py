@@ -1,0 +1,44 @@
+"""A data set in mfalcon's words: events of many users, their items and their context features. numpy only."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfalcon.models.config import ContextFeature, SideFeature, Task
+from mfalcon.models.items import ItemTable
+from mfalcon.types import Events, Ids
+
+MISSING = -1
+"""Code of a context feature that is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Events of many users in global time order (ties: user, then item; stable).
+
+    user_ids: raw user ids; `user` indexes them.
+    user: [num_events] int64 index into `user_ids`.
+    events: [num_events] of EVENT_DTYPE.
+    actions: action vocabulary, bit i of an event's `actions`.
+    side_features: what `items.side` holds.
+    context_features: what `user_context` holds, and derived ones (which have no column there).
+    user_context: feature name -> [num_users] int64 code, MISSING where unknown.
+    tasks, blend: the default heads for this data.
+    """
+
+    name: str
+    user_ids: tuple[str, ...]
+    user: Ids
+    events: Events
+    actions: tuple[str, ...]
+    items: ItemTable
+    side_features: tuple[SideFeature, ...]
+    context_features: tuple[ContextFeature, ...]
+    user_context: Mapping[str, Ids]
+    tasks: tuple[Task, ...]
+    blend: Mapping[str, float]
+
+    def of_user(self, index: int) -> Ids:
+        """Positions in `events` of one user's events, in order."""
+        return np.flatnonzero(self.user == index)

@@ -1,0 +1,83 @@
+"""Reading CSV, TSV and Parquet files column by column, with errors that name file, column and first bad row.
+
+Needs polars (the extra mfalcon[data]). Row 1 is the first row of data.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mfalcon.errors import DataError
+from mfalcon.types import Ids
+
+try:
+    import polars as pl
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("reading your own tables needs polars: pip install 'mfalcon[data]'") from error
+
+
+def read_frame(path: Path, needed: Sequence[str]) -> pl.DataFrame:
+    """The whole file, with at least one row and the needed columns. Every column of a CSV or TSV file is text.
+
+    Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), or .parquet.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    kind = suffixes[-1] if suffixes else ""
+    try:
+        if kind in (".parquet", ".pq"):
+            frame = pl.read_parquet(path)
+        elif kind == ".csv":
+            frame = pl.read_csv(path, infer_schema=False)
+        elif kind in (".tsv", ".tab"):
+            frame = pl.read_csv(path, infer_schema=False, separator="\t", quote_char=None)
+        else:
+            raise DataError(f"{path}: cannot tell what it is from its name; must end in .csv, .tsv or .parquet")
+    except pl.exceptions.NoDataError as error:
+        raise DataError(f"{path}: is empty") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
+    for column in needed:
+        if column not in frame.columns:
+            raise DataError(f"{path}: has no column {column!r}, its columns are {', '.join(frame.columns)}")
+    if len(frame) == 0:
+        raise DataError(f"{path}: has no rows")
+    return frame
+
+
+def refuse(path: Path, series: pl.Series, bad: pl.Series, limit: str) -> None:
+    """Raise DataError for the first row where `bad` is true, if there is one; limit: what the cell must be."""
+    if bad.any():
+        row = int(bad.arg_true()[0])
+        raise DataError(
+            f"{path}: column {series.name!r}, row {row + 1}: got {series[row]!r}, must be {limit} "
+            f"({int(bad.sum())} such rows of {len(series)})"
+        )
+
+
+def text(path: Path, series: pl.Series, limit: str) -> pl.Series:
+    """A column of text or integers as text, without empty cells."""
+    if series.dtype.is_nested() or series.dtype.is_float() or series.dtype == pl.Binary:
+        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be {limit}")
+    cells = series.cast(pl.String)
+    refuse(path, series, (cells.is_null() | (cells == "")).fill_null(value=True), limit)
+    return cells
+
+
+def numbers(path: Path, series: pl.Series) -> pl.Series:
+    """A column as Float64, null where a cell is not a finite number."""
+    if not (series.dtype.is_numeric() or series.dtype in (pl.String, pl.Boolean)):
+        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be numbers")
+    cells = series.cast(pl.Float64, strict=False)
+    return cells.set(~cells.is_finite().fill_null(value=True), None)
+
+
+def item_ids(path: Path, series: pl.Series) -> Ids:
+    """A column of item ids as int64 [n], kept as they are; anything else is refused, never renumbered."""
+    if not (series.dtype.is_numeric() or series.dtype == pl.String):
+        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be integers")
+    ids = series.cast(pl.Int64, strict=False)
+    bad = ids.is_null()
+    if series.dtype.is_float():
+        exact = (ids.cast(pl.Float64) == series) & (series.abs() <= 2**53)
+        bad = ~exact.fill_null(value=False)
+    refuse(path, series, bad, "a 64-bit integer: requests name items by this id, so give each item a stable number")
+    return ids.to_numpy().copy()

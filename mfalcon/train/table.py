@@ -1,0 +1,243 @@
+"""A user's own events, from CSV, TSV or Parquet, as a data set."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from mfalcon.errors import DataError
+from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
+from mfalcon.models.items import ItemTable
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.frames import item_ids, numbers, read_frame, refuse, text
+from mfalcon.train.sequences import labels
+from mfalcon.train.table_items import ItemColumns, config_name, read_items
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events, Ids
+
+MAX_ACTIONS = 32
+ONLY_ACTION = "event"
+
+TimeUnit = Literal["auto", "s", "ms", "us", "iso8601"]
+AUTO_BELOW: Mapping[TimeUnit, float] = {"s": 1e11, "ms": 1e14, "us": 1e17}
+"""Times below this are taken for seconds, and so on: each unit ends in the year 5138."""
+FIRST_DATE, LAST_DATE = 19_000_101, 21_001_231
+"""Numbers that are more likely YYYYMMDD than seconds of 1970."""
+
+
+class ColumnMapping(Frozen):
+    """Which columns of the event file are what.
+
+    time_unit: "auto" reads date columns and ISO-8601 text as such (UTC where no zone is named), and tells s, ms and us
+    apart by the size of the numbers.
+    """
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    action: str | None = None
+    value: str | None = None
+    time_unit: TimeUnit = "auto"
+
+
+def read_table(
+    events: Path,
+    *,
+    columns: ColumnMapping,
+    items: Path | None = None,
+    item_columns: ItemColumns | None = None,
+    tasks: Sequence[Task] = (),
+    blend: Mapping[str, float] | None = None,
+    like_at_least: float | None = None,
+    name: str | None = None,
+) -> Dataset:
+    """Events, one a row, and optionally items, one a row, as a data set.
+
+    Item ids are int64 and kept as they are; user ids are any text. Rows stay separate events even where user, item and
+    time agree. Items without events are known to the model all the same. The request hour is a context feature if the
+    hours of the events differ.
+
+    Tasks, where none are given: with a value column "like" (value at least `like_at_least`, else the median) and "value"
+    (the value itself, weighted down by its variance); else one task for each action but the most frequent one, which is
+    taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike.
+
+    Raises DataError naming file, column and first bad row (row 1 is the first row of data).
+    """
+    if like_at_least is not None and columns.value is None:
+        raise DataError(f"{events}: like_at_least {like_at_least:g} compares with the value, but no value column is named")
+    wanted = (columns.user, columns.item, columns.time, columns.action, columns.value)
+    frame = read_frame(events, [column for column in wanted if column])
+    user_ids, user = _users(events, frame[columns.user])
+    actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
+    rows = np.empty(len(frame), dtype=EVENT_DTYPE)
+    rows["item_id"] = item_ids(events, frame[columns.item])
+    rows["actions"] = bits
+    rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
+    rows["time_ms"] = _times(events, frame[columns.time], columns.time_unit)
+    order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
+    rows, user = rows[order], user[order]
+    if not tasks:
+        tasks = _value_tasks(rows["value"], like_at_least) if columns.value else _action_tasks(events, actions, rows)
+    with_events = np.unique(rows["item_id"])
+    table = ItemTable(item_id=with_events, titles=("",) * len(with_events), side={})
+    side_features: tuple[SideFeature, ...] = ()
+    if items is not None:
+        table, side_features = read_items(items, item_columns or ItemColumns(), with_events)
+    hour_differs = len(np.unique(rows["time_ms"] // 3_600_000 % 24)) > 1
+    ranking = [task.name for task in tasks if task.kind == "binary"] or [task.name for task in tasks]
+    dataset = Dataset(
+        name=name or events.name.split(".")[0],
+        user_ids=user_ids,
+        user=user,
+        events=rows,
+        actions=actions,
+        items=table,
+        side_features=side_features,
+        context_features=(ContextFeature(name="hour", num_values=24, derive="hour_utc"),) if hour_differs else (),
+        user_context={},
+        tasks=tuple(tasks),
+        blend=dict(blend) if blend else dict.fromkeys(ranking, 1.0),
+    )
+    _check_tasks(events, dataset, has_value=columns.value is not None)
+    return dataset
+
+
+def _users(path: Path, series: pl.Series) -> tuple[tuple[str, ...], Ids]:
+    """User ids in order (by number if all are plain integers) and [num_events] index into them."""
+    cells = text(path, series, "a user id (text or integer)")
+    refuse(path, series, cells.str.len_bytes() > MAX_USER_ID_BYTES, f"at most {MAX_USER_ID_BYTES} bytes")
+    ids = cells.unique().to_list()
+    plain = all(re.fullmatch(r"0|-?[1-9][0-9]*", user_id, re.ASCII) for user_id in ids)
+    ids.sort(key=int if plain else None)
+    index = cells.replace_strict(ids, list(range(len(ids))), return_dtype=pl.Int64)
+    return tuple(ids), index.to_numpy().copy()
+
+
+def _actions(path: Path, series: pl.Series | None, num_events: int) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
+    """Action vocabulary, sorted, and [num_events] one bit of it each."""
+    if series is None:
+        return (ONLY_ACTION,), np.ones(num_events, dtype=np.uint32)
+    cells = text(path, series, "the name of an action")
+    names = sorted(cells.unique().to_list())
+    if len(names) > MAX_ACTIONS:
+        raise DataError(
+            f"{path}: column {series.name!r} has {len(names)} different actions ({', '.join(names[:4])}, ...), "
+            f"must have at most {MAX_ACTIONS}"
+        )
+    code = cells.replace_strict(names, list(range(len(names))), return_dtype=pl.UInt32).to_numpy()
+    return tuple(names), np.left_shift(np.uint32(1), code)
+
+
+def _values(path: Path, series: pl.Series) -> NDArray[np.float32]:
+    """[n] finite float32."""
+    cells = numbers(path, series)
+    in_range = cells.abs() <= float(np.finfo(np.float32).max)
+    refuse(path, series, ~in_range.fill_null(value=False), "a finite number (fill such cells or leave the rows out)")
+    return cells.to_numpy().astype(np.float32)
+
+
+def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:
+    """[n] milliseconds since 1970, cut down to the millisecond."""
+    limit = "a time from 1970 to 9999"
+    if series.dtype in (pl.Datetime, pl.Date):
+        moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
+        time_ms = moments.dt.epoch("ms")
+    elif series.dtype == pl.String and (unit == "iso8601" or (unit == "auto" and not _starts_with_number(series))):
+        limit += ", in ISO-8601 such as 2026-11-22T19:05:00Z"
+        time_ms = pl.Series([_milliseconds(cell) for cell in series.to_list()], dtype=pl.Int64)
+    elif unit == "iso8601":
+        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be ISO-8601 text as time_unit says")
+    else:
+        cells = numbers(path, series)
+        refuse(path, series, cells.is_null(), limit)
+        unit = _unit(path, series.name, cells.to_numpy()) if unit == "auto" else unit
+        limit += f", in {unit}"
+        ticks = {"s": (cells * 1000).round(), "ms": cells.floor(), "us": (cells / 1000).floor()}[unit]
+        time_ms = ticks.cast(pl.Int64, strict=False)
+    in_range = (time_ms >= 0) & (time_ms <= MAX_TIME_MS)
+    refuse(path, series, ~in_range.fill_null(value=False), limit)
+    return time_ms.to_numpy().copy()
+
+
+def _starts_with_number(series: pl.Series) -> bool:
+    first = series.drop_nulls().head(1).cast(pl.Float64, strict=False)
+    return len(first) > 0 and first[0] is not None
+
+
+def _milliseconds(cell: str | None) -> int | None:
+    """An ISO-8601 time in milliseconds since 1970, UTC where no zone is named; None if it is not one."""
+    try:
+        moment = datetime.fromisoformat(cell or "")
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
+
+
+def _unit(path: Path, column: str, times: NDArray[np.float64]) -> TimeUnit:
+    """s, ms or us by the size of the numbers; refused where that does not tell."""
+    low, high = float(times.min()), float(times.max())
+    units = [next((unit for unit, below in AUTO_BELOW.items() if time < below), None) for time in (low, high)]
+    if low >= FIRST_DATE and high <= LAST_DATE:
+        raise DataError(
+            f"{path}: column {column!r}: {low:.0f} to {high:.0f} look like dates; write them as YYYY-MM-DD, or give time_unit"
+        )
+    if units[1] is None or units[0] != units[1]:
+        raise DataError(f"{path}: column {column!r}: {low:.17g} to {high:.17g} do not tell their unit; give time_unit")
+    return units[1]
+
+
+def _value_tasks(values: NDArray[np.float32], like_at_least: float | None) -> list[Task]:
+    """ "like" and "value". Where the median is the least value, the next one is the threshold: some events must fall short."""
+    distinct = np.unique(values)
+    threshold = float(np.median(values))
+    if threshold <= distinct[0] and len(distinct) > 1:
+        threshold = float(distinct[1])
+    weight = 0.1 / max(float(np.var(values, dtype=np.float64)), 1e-6)
+    center = round(float(np.mean(values, dtype=np.float64)), 3)
+    return [
+        Task(name="like", kind="binary", value_at_least=threshold if like_at_least is None else like_at_least),
+        Task(name="value", kind="regression", loss_weight=weight, center=center),
+    ]
+
+
+def _action_tasks(path: Path, actions: Sequence[str], rows: Events) -> list[Task]:
+    """One binary task for each action but the most frequent."""
+    if len(actions) == 1:
+        raise DataError(
+            f"{path}: every event is {actions[0]!r}, so there is nothing to tell apart; name a value column (a rating, "
+            "seconds watched), or an action column with at least two actions (impression and click, say)"
+        )
+    num_events = [int(np.count_nonzero(rows["actions"] == 1 << bit)) for bit in range(len(actions))]
+    exposure = actions[int(np.argmax(num_events))]
+    return [
+        Task(name=config_name(action), kind="binary", any_action=(action,)) for action in actions if action != exposure
+    ]
+
+
+def _check_tasks(path: Path, dataset: Dataset, *, has_value: bool) -> None:
+    """Raise DataError for a task that the columns cannot label, or whose label never changes."""
+    names = [task.name for task in dataset.tasks]
+    if len(set(names)) != len(names):
+        raise DataError(f"{path}: several tasks have the same name: {', '.join(names)}")
+    for task in dataset.tasks:
+        unknown = sorted(set(task.any_action) - set(dataset.actions))
+        if unknown:
+            raise DataError(
+                f"{path}: task {task.name}: no event has action {unknown}, the actions are {dataset.actions}"
+            )
+        if not task.any_action and not has_value:
+            raise DataError(f"{path}: task {task.name} learns from the value, but no value column is named")
+    for task, label in zip(dataset.tasks, labels(dataset, dataset.tasks).T, strict=True):
+        if np.all(label == label[0]):
+            advice = (
+                "choose another threshold or action, or add the other kind of event (impressions without a click, say)"
+            )
+            raise DataError(
+                f"{path}: task {task.name}: every event has label {label[0]:g}, so nothing can be learned; {advice}"
+            )

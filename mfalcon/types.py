@@ -1,0 +1,128 @@
+"""The project's words as types: events, requests and answers. numpy only, no torch.
+
+An event is one user action on one item; a history is a user's events in order. Both are numpy arrays of `EVENT_DTYPE`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+EVENT_DTYPE = np.dtype([("item_id", "<i8"), ("actions", "<u4"), ("value", "<f4"), ("time_ms", "<i8")])
+"""One event, 24 bytes: raw item id, bitmask over the action vocabulary, value (a rating, say), time in milliseconds."""
+
+Events = NDArray[np.void]
+"""[num_events] of `EVENT_DTYPE`, in time order."""
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Positions = NDArray[np.uint32]
+
+MAX_TIME_MS = 253_402_300_799_999
+"""9999-12-31T23:59:59.999Z: the last time that every client library can print."""
+
+MAX_USER_ID_BYTES = 256
+
+
+def no_events() -> Events:
+    """An empty history."""
+    return np.empty(0, dtype=EVENT_DTYPE)
+
+
+class CacheSource(Enum):
+    """The tier in which the KV state of a request was found."""
+
+    NONE = 0
+    GPU = 1
+    HOST = 2
+    REDIS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What a request reused of the cached KV state and what it had to encode, in tokens."""
+
+    source: CacheSource
+    reused_tokens: int
+    encoded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in microseconds."""
+
+    queue_us: int
+    state_us: int
+    encode_us: int
+    score_us: int
+    total_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankRequest:
+    """One request to rank candidates for a user, already validated.
+
+    candidates: [num_candidates] raw item ids, any order, duplicates allowed.
+    top_k: how many positions to sort; 0 for none.
+    request_time_ms: the time that the model sees as now.
+    recent_events: events after the log that this request alone sees.
+    context: request-context features by name; absent ones are missing to the model.
+    """
+
+    user_id: str
+    candidates: Ids
+    top_k: int
+    request_time_ms: int
+    recent_events: Events
+    context: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RankResult:
+    """The answer to a `RankRequest`.
+
+    scores: [num_candidates] blend, aligned with the candidates.
+    task_scores: [num_tasks, num_candidates].
+    top: [min(top_k, num_candidates)] positions, best first, ties by position.
+    history_len: events acknowledged for the user (not the window that the model saw).
+    unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
+    """
+
+    scores: Floats
+    tasks: tuple[str, ...]
+    task_scores: Floats
+    top: Positions
+    model_version: str
+    cache: CacheInfo
+    timings: Timings
+    history_len: int
+    unknown: Positions
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFeatureInfo:
+    """A request-context feature that the model reads: values 0 .. num_values-1, with their names if they have any."""
+
+    name: str
+    num_values: int
+    values: tuple[str, ...]
+    derived: bool
+    """True when the server fills it in from the request time if the caller does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a client must know of the served model."""
+
+    name: str
+    version: str
+    architecture: str
+    tasks: tuple[str, ...]
+    actions: tuple[str, ...]
+    context_features: tuple[ContextFeatureInfo, ...]
+    max_history: int
+    max_candidates: int
+    prefix_stable: bool
+    backend: str
