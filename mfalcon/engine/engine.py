@@ -32,10 +32,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """microbatch: targets per forward, 0 to measure the best at start. threads: torch threads of the device thread."""
+    """threads: torch threads of the device thread. name: of the served model, its checkpoint's if None.
+
+    microbatch: targets per forward, None to measure the best size at start.
+    """
 
     threads: int
-    microbatch: int = 0
+    name: str | None = None
+    microbatch: int | None = None
     kv_budget_bytes: int = 1 << 30
     queue_size: int = 256
     max_candidates: int = 16_384
@@ -57,9 +61,10 @@ class Engine:
     @property
     def model(self) -> ModelInfo:
         """What clients may know of the model."""
-        model, config = self._checkpoint.model, self._checkpoint.model.config
+        model = self._checkpoint.model
+        config, shape = model.config, model.kv_shape()
         return ModelInfo(
-            name=config.name,
+            name=self._config.name or config.name,
             version=self._checkpoint.fingerprint[:_VERSION_CHARS],
             architecture=config.architecture,
             tasks=tuple(task.name for task in config.tasks),
@@ -71,7 +76,7 @@ class Engine:
             max_history=config.max_history,
             max_candidates=self._config.max_candidates,
             prefix_stable=model.prefix_stable,
-            backend=BACKEND,
+            backend=f"{shape.device} {shape.dtype} {BACKEND}".replace("torch.", ""),
         )
 
     @property
@@ -114,14 +119,12 @@ class Engine:
         job = ForgetJob(user_id)
         await self._answer(job, job.future)
 
-    def close(self, drain_s: float = 0.0) -> None:
-        """Stop accepting, finish queued work for up to `drain_s` seconds, answer the rest with ShuttingDown. Blocks."""
-        self._scheduler.close()
-        self._thread.join(drain_s)
-        for job in self._scheduler.abandon():
+    async def close(self) -> None:
+        """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
+        for job in self._scheduler.close():
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(ShuttingDown("the server shut down before this request was reached"))
-        self._thread.join()
+        await asyncio.to_thread(self._thread.join)
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
         self._scheduler.submit(job)

@@ -30,23 +30,19 @@ class Scheduler:
             self._changed.notify()
 
     def next_batch(self) -> list[Job]:
-        """Wait for work; an empty list means closed and drained."""
+        """Wait for work; an empty list means closed."""
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
             return [self._jobs.popleft()] if self._jobs else []
 
-    def close(self) -> None:
-        """Accept nothing more; what is queued is still handed out."""
+    def close(self) -> list[Job]:
+        """Accept nothing more; returns what was still queued, for the caller to answer."""
         with self._changed:
             self._closed = True
-            self._changed.notify_all()
-
-    def abandon(self) -> list[Job]:
-        """Take back everything that is still queued."""
-        with self._changed:
             left = list(self._jobs)
             self._jobs.clear()
+            self._changed.notify_all()
             return left
 
     def __len__(self) -> int:

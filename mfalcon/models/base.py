@@ -77,6 +77,12 @@ class Ranker(nn.Module):
         raw: Tensor = self.heads(hidden, targets.rows)
         return raw
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in a dtype from now on; the heads stay at float32 or above."""
+        self.to(dtype)
+        if dtype.itemsize < torch.float32.itemsize:
+            self.heads.float()
+
     def kv_shape(self) -> KVShape:
         """What a KV state of this model needs."""
         layer, weight = self.config.layer, self.items.id.weight

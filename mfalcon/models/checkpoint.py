@@ -75,8 +75,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     """Read and verify a checkpoint. Raises CheckpointError naming the file and the reason."""
     manifest = _manifest(directory)
     for name, expected in manifest.files.items():
-        if _sha256(_existing(directory / name)) != expected:
-            raise CheckpointError(f"{directory / name}: sha256 differs from {MANIFEST} (truncated or modified)")
+        _check_sum(directory / name, expected)
     if manifest.fingerprint != _fingerprint(manifest.files):
         raise CheckpointError(f"{directory / MANIFEST}: fingerprint does not match its own list of files")
     config = _config(directory / CONFIG)
@@ -84,7 +83,21 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     model = build(config)
     _load_weights(model, directory / WEIGHTS)
     model.items.load_items(items)
-    return Checkpoint(model.to(device=device, dtype=dtype).eval().requires_grad_(False), items, manifest.fingerprint)
+    model.cast(dtype)
+    return Checkpoint(model.to(device).eval().requires_grad_(False), items, manifest.fingerprint)
+
+
+def load_items(directory: Path) -> ItemTable:
+    """Only the item table of a checkpoint, verified. Raises CheckpointError."""
+    manifest = _manifest(directory)
+    for name in (CONFIG, ITEMS):
+        _check_sum(directory / name, manifest.files[name])
+    return _unpack_items(directory / ITEMS, _config(directory / CONFIG))
+
+
+def _check_sum(path: Path, expected: str) -> None:
+    if _sha256(_existing(path)) != expected:
+        raise CheckpointError(f"{path}: sha256 differs from {MANIFEST} (truncated or modified)")
 
 
 def _manifest(directory: Path) -> Manifest:

@@ -9,7 +9,7 @@ from mfalcon.models.config import Task
 
 
 class TaskHeads(nn.Module):
-    """A small MLP shared by all tasks, plus a learned bias per item and task."""
+    """A small MLP shared by all tasks, plus a learned bias per item and task. Never below float32: a bfloat16 score has 8 bits."""
 
     def __init__(self, tasks: Sequence[Task], dim: int, hidden: int, num_rows: int, dropout: float) -> None:
         super().__init__()
@@ -22,6 +22,7 @@ class TaskHeads(nn.Module):
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """[..., dim], item rows [...] -> raw outputs [..., num_tasks]: logits (binary), value - center (regression)."""
+        hidden = hidden.to(self.item_bias.weight.dtype)
         out: Tensor = self.mlp(hidden) + self.item_bias(rows)
         return out
 

@@ -58,7 +58,8 @@ class HSTULayer(nn.Module):
         if self.config.activation == "uvqk":
             v, q, k = functional.silu(v), functional.silu(q), functional.silu(k)
         form = AttentionForm(self._logit_scale, self.config.attention_norm, self.bias() if self.bias else None)
-        attended = attend(self.index, self._heads(q), self._heads(k), self._heads(v), form).flatten(-2)
+        qk_dim, v_dim = self.config.qk_dim, self.config.v_dim
+        attended = attend(self.index, _heads(q, qk_dim), _heads(k, qk_dim), _heads(v, v_dim), form).flatten(-2)
         gated = u * self.norm_out(attended)
         if self.config.output == "concat":
             gated = torch.cat([u, attended, gated], dim=-1)
@@ -74,10 +75,12 @@ class HSTULayer(nn.Module):
         v, k = (functional.linear(normed, weight[r], None if bias is None else bias[r]) for r in rows)
         if self.config.activation == "uvqk":
             v, k = functional.silu(v), functional.silu(k)
-        phase.keep(self.index, self._heads(k), self._heads(v))
+        phase.keep(self.index, _heads(k, self.config.qk_dim), _heads(v, self.config.v_dim))
 
-    def _heads(self, t: Tensor) -> Tensor:
-        return t.view(*t.shape[:-1], self.config.num_heads, -1)
+
+def _heads(t: Tensor, head_dim: int) -> Tensor:
+    """[..., heads * head_dim] -> [..., heads, head_dim]."""
+    return t.view(*t.shape[:-1], t.shape[-1] // head_dim, head_dim)
 
 
 class Stack(nn.Module):

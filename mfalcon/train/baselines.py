@@ -1,7 +1,7 @@
 """Two models that any ranker must beat: the item's mean label, and a logistic regression on user + item. numpy only.
 
-The default `smoothing` and `l2` have the best normalised entropy on the validation rows of ML-100K, split A, when fitted
-on its training rows alone.
+The default `smoothing` and `l2` have the best normalised entropy on the validation rows of ML-100K, split A, fitted on
+its training rows alone.
 """
 
 import numpy as np

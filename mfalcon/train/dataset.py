@@ -9,9 +9,6 @@ from mfalcon.models.config import ContextFeature, SideFeature, Task
 from mfalcon.models.items import ItemTable
 from mfalcon.types import Events, Ids
 
-MISSING = -1
-"""Code of a context feature that is not known."""
-
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -23,7 +20,7 @@ class Dataset:
     actions: action vocabulary, bit i of an event's `actions`.
     side_features: what `items.side` holds.
     context_features: what `user_context` holds, and derived ones (which have no column there).
-    user_context: feature name -> [num_users] int64 code, MISSING where unknown.
+    user_context: feature name -> [num_users] int64 code, -1 where unknown.
     tasks, blend: the default heads for this data.
     """
 

@@ -20,6 +20,10 @@ class TrainConfig(Frozen):
     """Windows per step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
+    context_dropout: float = Field(default=0.5, ge=0, lt=1)
+    """Share of context codes hidden while training, so that a missing feature has a meaning."""
+    item_dropout: float = Field(default=0.02, ge=0, lt=1)
+    """Share of items shown as the unknown item while training, so that the reserved row has a meaning."""
     clip_norm: float = Field(default=1.0, gt=0)
     patience: Positive = 4
     """Epochs without a better validation NE before stopping early."""

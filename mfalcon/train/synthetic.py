@@ -41,7 +41,7 @@ def synthetic(num_users: int, num_items: int, events_per_user: int, seed: int) -
     mean_log = np.log(events_per_user) - LENGTH_SIGMA**2 / 2
     history_len = np.maximum(1, rng.lognormal(mean_log, LENGTH_SIGMA, num_users).round().astype(np.int64))
     user = np.repeat(np.arange(num_users), history_len)
-    popularity = rng.zipf(1.5, num_items) * np.exp(0.5 * quality)
+    popularity = np.exp(1.3 * rng.normal(size=num_items) + 0.5 * quality)
     item = np.searchsorted(np.cumsum(popularity / popularity.sum())[:-1], rng.random(len(user)), side="right")
 
     taste = np.einsum("nf,nf->n", user_factor[user], item_factor[item]) / np.sqrt(NUM_FACTORS)

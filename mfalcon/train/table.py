@@ -61,14 +61,14 @@ def read_table(
     time agree. Items without events are known to the model all the same. The request hour is a context feature if the
     hours of the events differ.
 
-    Tasks, where none are given: with a value column "like" (value at least `like_at_least`, else the median) and "value"
-    (the value itself, weighted down by its variance); else one task for each action but the most frequent one, which is
-    taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike.
+    Tasks, where none are given: with a value column "like" (value at least `like_at_least`, else the median) and
+    "value" (the value itself, weighted down by its variance); else one task for each action but the most frequent one,
+    which is taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike.
 
     Raises DataError naming file, column and first bad row (row 1 is the first row of data).
     """
     if like_at_least is not None and columns.value is None:
-        raise DataError(f"{events}: like_at_least {like_at_least:g} compares with the value, but no value column is named")
+        raise DataError(f"{events}: like_at_least {like_at_least:g} needs a value column")
     wanted = (columns.user, columns.item, columns.time, columns.action, columns.value)
     frame = read_frame(events, [column for column in wanted if column])
     user_ids, user = _users(events, frame[columns.user])
@@ -185,7 +185,7 @@ def _unit(path: Path, column: str, times: NDArray[np.float64]) -> TimeUnit:
     units = [next((unit for unit, below in AUTO_BELOW.items() if time < below), None) for time in (low, high)]
     if low >= FIRST_DATE and high <= LAST_DATE:
         raise DataError(
-            f"{path}: column {column!r}: {low:.0f} to {high:.0f} look like dates; write them as YYYY-MM-DD, or give time_unit"
+            f"{path}: column {column!r}: {low:.0f} to {high:.0f} look like dates; write YYYY-MM-DD or give time_unit"
         )
     if units[1] is None or units[0] != units[1]:
         raise DataError(f"{path}: column {column!r}: {low:.17g} to {high:.17g} do not tell their unit; give time_unit")
@@ -193,7 +193,7 @@ def _unit(path: Path, column: str, times: NDArray[np.float64]) -> TimeUnit:
 
 
 def _value_tasks(values: NDArray[np.float32], like_at_least: float | None) -> list[Task]:
-    """ "like" and "value". Where the median is the least value, the next one is the threshold: some events must fall short."""
+    """Tasks "like" and "value". The least value is never the threshold, even where it is the median: all would be 1."""
     distinct = np.unique(values)
     threshold = float(np.median(values))
     if threshold <= distinct[0] and len(distinct) > 1:

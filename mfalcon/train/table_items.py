@@ -39,16 +39,16 @@ class ItemColumns(Frozen):
 def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, tuple[SideFeature, ...]]:
     """The items of the file and those of `also` (sorted), which have no title and no side features if not in the file.
 
-    Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these are
-    few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
+    Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these
+    are few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
     """
     frame = read_frame(path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())])
     row_item = item_ids(path, frame[columns.item])
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):
         raise DataError(
-            f"{path}: column {columns.item!r}: item {unique[count > 1][0]} has {count[count > 1][0]} rows, must have one "
-            f"({np.count_nonzero(count > 1)} such items)"
+            f"{path}: column {columns.item!r}: item {unique[count > 1][0]} has {count[count > 1][0]} rows, must have "
+            f"one ({np.count_nonzero(count > 1)} such items)"
         )
     item_id = np.union1d(row_item, also)
     at = np.searchsorted(item_id, row_item)

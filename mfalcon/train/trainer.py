@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from mfalcon.models.base import Ranker
+from mfalcon.models.base import MISSING, Ranker, Targets
 from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.items import UNKNOWN_ROW
 from mfalcon.models.registry import build
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate
@@ -143,7 +144,7 @@ def _epoch(
         batch = columns.batch(group)
         for parameters in run.optimizer.param_groups:
             parameters["lr"] = run.learning_rate(run.epoch * per_epoch + step)
-        value = _loss(run.model, batch, columns.labels)
+        value = _loss(run.model, _hide(batch, run.config), columns.labels)
         run.optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
@@ -152,6 +153,20 @@ def _epoch(
         total += value.item()
         rate = seen / (time.perf_counter() - began)
         report(Progress(run.epoch, step + 1, per_epoch, total / (step + 1), rate, None, run.best_epoch))
+
+
+def _hide(batch: Batch, config: TrainConfig) -> Batch:
+    """Hide some items and context codes, as if they were unknown and missing."""
+    targets = Targets(
+        _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
+        _masked(batch.targets.context, config.context_dropout, MISSING),
+    )
+    events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
+    return replace(batch, events=events, targets=targets)
+
+
+def _masked(codes: Tensor, share: float, hidden: int) -> Tensor:
+    return codes.masked_fill(torch.rand(codes.shape) < share, hidden)
 
 
 def _loss(model: Ranker, batch: Batch, labels: Tensor) -> Tensor:

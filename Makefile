@@ -1,0 +1,70 @@
+# mfalcon, from a fresh clone: `make demo` to see it work, `make test` to check it. `make` alone lists the targets.
+#
+# PYTHON       interpreter that .venv is made with, 3.11 to 3.13 (make PYTHON=python3.12 test)
+# TORCH        version of torch to install; any of the range in pyproject.toml
+# TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
+#              PyTorch's index of CPU wheels saves most of the download.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -ec
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check serve quality bench loadtest proto clean
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.installed-data ## train a small ranker on MovieLens-100K, serve it, rank with it
+	$(BIN)/mfalcon demo
+
+test: .venv/.installed-test ## format check, lint, types, tests
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q
+
+check: test ## the same as test
+
+serve: .venv/.installed-data ## serve the checkpoint that the demo trained
+	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr
+
+quality: .venv/.installed-data .venv/.installed-plot ## ranking quality on MovieLens-100K
+	$(BIN)/mfalcon quality
+
+bench: .venv/.installed-data ## time the engine and its kernels
+	$(BIN)/mfalcon bench
+
+loadtest: .venv/.installed-loadtest ## load a running server
+	$(BIN)/mfalcon loadtest
+
+proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. proto/ranking.proto
+
+clean: ## remove caches and build outputs; .venv, data and checkpoints stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+# One stamp per extra: a second run installs nothing until pyproject.toml changes.
+.venv/.installed-%: pyproject.toml .venv/.torch
+	@echo "mfalcon: installing mfalcon[$*] into .venv"
+	@$(PIP_INSTALL) -e '.[$*]' | sed -n -E '/^(Collecting|Installing|Successfully installed)/p'
+	@touch $@
+
+.venv/.torch: | .venv/bin/python
+	@echo "mfalcon: installing $(TORCH) into .venv$(if $(TORCH_INDEX), from $(TORCH_INDEX)) (about 200 MB for the CPU build)"
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@touch $@
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+	  echo "mfalcon needs Python 3.11 to 3.13; $(PYTHON) is: $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	@echo "mfalcon: creating .venv with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv .venv

@@ -1,0 +1,5 @@
+"""`python -m mfalcon.cli`: the `mfalcon` command."""
+
+from mfalcon.cli.main import main
+
+main()

@@ -1,0 +1,135 @@
+"""`mfalcon demo`: the whole story in one run, from data to ranked candidates over gRPC."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+
+from mfalcon.algorithm import prefill, score
+from mfalcon.cli.datasets import open_dataset
+from mfalcon.cli.rank import cost_line, top_table
+from mfalcon.cli.train import train_checkpoint
+from mfalcon.client import Client
+from mfalcon.cores import owned_cores
+from mfalcon.errors import EngineFailure
+from mfalcon.laws import masked_forward
+from mfalcon.models import checkpoint
+from mfalcon.models.base import Targets, context_codes, event_tokens
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.types import EVENT_DTYPE, Events, RankResult
+from mfalcon.window import window_start
+
+CHECKPOINT = Path("checkpoints/ml-100k-dfgr")
+USER = "405"
+"""The person with the longest history: 737 ratings."""
+_SHOWN_LIKES = 5
+_MICROBATCH = 256
+_SAMPLED_CANDIDATES = 40
+
+_console = Console(highlight=False)
+
+
+def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> None:
+    """Fetch MovieLens-100K, train a small ranker, serve it, rank a real user's candidates, and end."""
+    torch.set_num_threads(owned_cores())
+    _step("Data")
+    dataset = open_dataset("ml-100k", "", None, "", None)
+    _console.print(f"MovieLens-100K: {len(dataset.events):,} ratings, {len(dataset.user_ids)} users")
+    _step("Training")
+    if (CHECKPOINT / checkpoint.MANIFEST).is_file():
+        _console.print(f"{CHECKPOINT} is there already; delete it to train again")
+    else:
+        train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), CHECKPOINT)
+    loaded = checkpoint.load(CHECKPOINT)
+    _step("Serving")
+    with _server() as target, Client(target) as client:
+        _console.print(f"mfalcon serve is up at {target}")
+        _rank(client, dataset, loaded, user)
+    _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
+    _console.print(f"  .venv/bin/mfalcon rank --user {user} --checkpoint {CHECKPOINT}", markup=False)
+
+
+def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> None:
+    index = dataset.user_ids.index(user)
+    history = dataset.events[dataset.of_user(index)]
+    likes = history[history["value"] >= 4][-_SHOWN_LIKES:]
+    _step(f"User {user}")
+    _console.print(f"{len(history)} ratings; the last titles liked:")
+    for event in likes[::-1]:
+        _console.print(f"  {dataset.items.title(int(event['item_id']))}", markup=False)
+    client.append_events(user, history, expected_len=0)
+    context = {name: int(column[index]) for name, column in dataset.user_context.items()}
+    now = int(history["time_ms"][-1]) + 60_000
+    ids = dataset.items.item_id
+
+    def ask(label: str) -> RankResult:
+        began = time.perf_counter()
+        result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context)
+        _console.print(f"[bold]{label:<28}[/bold] {1000 * (time.perf_counter() - began):6.1f} ms; {cost_line(result)}")
+        return result
+
+    _step(f"Ranking {len(ids):,} candidates")
+    first = ask("first request")
+    _console.print(top_table(first, ids, dataset.items))
+    again = ask("the same again (state hit)")
+    event = np.zeros(1, dtype=EVENT_DTYPE)
+    event["item_id"], event["actions"], event["value"], event["time_ms"] = ids[first.top[0]], 1 << 4, 5.0, now
+    client.append_events(user, event)
+    ask("after one appended event")
+    _compare(loaded, history, context, now, again)
+
+
+def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: int, cached: RankResult) -> None:
+    """The same scores without M-FALCON, in this process: one forward per candidate, timed on a sample."""
+    model, items = loaded.model, loaded.items
+    config = model.config
+    window = history[window_start(len(history), config.max_history, config.window_chunk) :]
+    codes = torch.from_numpy(context_codes(config.context_features, context, now))
+    rows = torch.from_numpy(items.rows(items.item_id))
+    with torch.inference_mode():
+        events = event_tokens(window, items, torch.device("cpu"))
+        truth = masked_forward(model, events, Targets(rows, codes), now).numpy().T
+        began = time.perf_counter()
+        for row in rows[:_SAMPLED_CANDIDATES]:
+            score(model, prefill(model, events), Targets(row.view(1), codes), now, 1)
+        per_candidate = (time.perf_counter() - began) / _SAMPLED_CANDIDATES
+        began = time.perf_counter()
+        score(model, prefill(model, events), Targets(rows, codes), now, _MICROBATCH)
+        mfalcon = time.perf_counter() - began
+    worst = float(np.abs(truth - cached.task_scores).max())
+    naive = per_candidate * len(rows)
+    _step("Against one forward per candidate")
+    _console.print(
+        f"one forward per candidate {naive:.2f} s (measured on {_SAMPLED_CANDIDATES}, scaled to {len(rows):,}); "
+        f"M-FALCON {mfalcon * 1000:.1f} ms, prefill included: [bold]{naive / mfalcon:.0f} times faster[/bold]"
+    )
+    _console.print(f"max |cached - uncached| over {len(rows):,} candidates and all tasks: [bold]{worst:.1e}[/bold]")
+
+
+@contextlib.contextmanager
+def _server() -> Iterator[str]:
+    """`mfalcon serve` in a process of its own on free loopback ports; yields its gRPC address."""
+    command = [sys.executable, "-m", "mfalcon.cli", "serve", "--checkpoint", str(CHECKPOINT)]
+    process = subprocess.Popen([*command, "--grpc-port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line.startswith("ready "):
+            raise EngineFailure(f"mfalcon serve did not start (exit code {process.wait()})")
+        yield dict(part.split("=") for part in line.split()[1:])["grpc"]
+    finally:
+        process.terminate()
+        process.communicate(timeout=30)
+
+
+def _step(title: str) -> None:
+    _console.rule(f"[bold]{title}", align="left")

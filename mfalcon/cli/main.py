@@ -1,0 +1,58 @@
+"""The one `mfalcon` command. Each subcommand is a file beside this one; errors of ours end as one line and exit code 1."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from mfalcon import __version__
+from mfalcon.cli import bench, data, demo, evaluate, loadtest, quality, rank, replay, serve, train, verify
+from mfalcon.cli.isolation import check_isolation
+from mfalcon.errors import MFalconError
+
+app = typer.Typer(
+    name="mfalcon",
+    help="An online ranking inference server for generative rankers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data.app, name="data")
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("verify")(verify.verify)
+app.command("serve")(serve.serve)
+app.command("rank")(rank.rank)
+app.command("replay")(replay.replay)
+app.command("quality")(quality.quality)
+app.command("demo")(demo.demo)
+app.command("loadtest")(loadtest.loadtest)
+app.add_typer(bench.app, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True)) -> None:
+    """An online ranking inference server for generative rankers."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `mfalcon` command."""
+    try:
+        check_isolation()
+        app()
+    except MFalconError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in ("polars", "matplotlib", "locust"):
+            raise
+        extra = {"polars": "data", "matplotlib": "plot", "locust": "loadtest"}[error.name]
+        Console(stderr=True).print(f"[red]error:[/red] this needs {error.name}: pip install -e '.\\[{extra}]'")
+        sys.exit(1)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")

@@ -1,0 +1,149 @@
+"""`mfalcon replay`: online equals offline. The test events of a data set, in time order, through a running server."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+
+from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
+from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
+from mfalcon.client import Client
+from mfalcon.errors import ConfigError
+from mfalcon.models import checkpoint
+from mfalcon.models.base import Ranker
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.evaluate import evaluate, report
+from mfalcon.train.sequences import Visibility
+from mfalcon.train.splits import TEST, Split, split
+from mfalcon.types import Ids
+
+_SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
+_CHUNK = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the server answered for every test event, against the offline evaluation."""
+
+    visibility: Visibility
+    num_rows: int
+    online_auc: float
+    offline_auc: float
+    worst_score_error: float
+    rank_calls: int
+    reused_tokens: int
+    encoded_tokens: int
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def holds(self) -> bool:
+        """Scores within 1e-5 and AUC within 1e-4 (issue bounds for float32)."""
+        return self.worst_score_error <= _SCORE_BOUND and abs(self.online_auc - self.offline_auc) <= _AUC_BOUND
+
+
+def replay(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint that the server serves.")],
+    data: DataOption = "ml-100k",
+    columns: ColumnsOption = "",
+    items: ItemsOption = None,
+    item_columns: ItemColumnsOption = "",
+    like_at_least: LikeOption = None,
+    part: Annotated[Split, typer.Option("--split", help="Whose test events to replay.")] = "A",
+    visibility: Annotated[Visibility, typer.Option(help="strict ranks events of one time together.")] = "strict",
+    target: TargetOption = DEFAULT_TARGET,
+    json_output: JsonOption = False,
+) -> None:
+    """Rank, then append, every test event through a fresh server; exit code 1 unless the scores equal the offline ones."""
+    dataset = open_dataset(data, columns, items, item_columns, like_at_least)
+    loaded = checkpoint.load(path)
+    chosen = split(dataset, part) == TEST
+    with Client(target) as client:
+        client.wait_ready(10)
+        served = client.model().version
+        if not loaded.fingerprint.startswith(served):
+            raise ConfigError(f"{target} serves version {served}, {path} is {loaded.fingerprint[: len(served)]}")
+        result = replay_online(client, loaded.model, dataset, chosen, visibility)
+    if json_output:
+        print_json(dataclasses.asdict(result) | {"holds": result.holds})
+    else:
+        console = Console(highlight=False)
+        console.print(
+            f"{result.num_rows:,} events in {result.rank_calls:,} Rank calls, {visibility}: "
+            f"AUC online {result.online_auc:.5f}, offline {result.offline_auc:.5f}; "
+            f"worst score error {result.worst_score_error:.1e} (bound {_SCORE_BOUND:.0e})\n"
+            f"tokens reused {result.reused_tokens:,}, encoded {result.encoded_tokens:,}; "
+            f"call p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms"
+        )
+    if not result.holds:
+        raise typer.Exit(1)
+
+
+def replay_online(
+    client: Client, model: Ranker, dataset: Dataset, chosen: NDArray[np.bool_], visibility: Visibility
+) -> Replay:
+    """Replay the chosen events through a server that holds no history yet, and compare with the offline evaluation."""
+    offline, index, expected = evaluate(model, dataset, chosen, visibility)
+    scores = np.zeros_like(expected)
+    row_of = {int(position): row for row, position in enumerate(index)}
+    context = _context(dataset)
+    reused = encoded = 0
+    latencies = []
+    _load_histories(client, dataset, chosen)
+    groups = _groups(dataset, index, visibility)
+    for group in track(groups, description="replaying", transient=True, console=Console(stderr=True)):
+        first = int(group[0])
+        user, events = dataset.user_ids[dataset.user[first]], dataset.events[group]
+        began = time.perf_counter()
+        result = client.rank(
+            user,
+            events["item_id"],
+            request_time_ms=int(events["time_ms"][0]),
+            context=context[int(dataset.user[first])],
+        )
+        latencies.append(time.perf_counter() - began)
+        scores[[row_of[int(position)] for position in group]] = result.task_scores.T
+        reused += result.cache.reused_tokens
+        encoded += result.cache.encoded_tokens
+        client.append_events(user, events, expected_len=result.history_len)
+    online = report(model, dataset, index, scores, visibility)
+    p50, p99 = np.percentile(latencies, [50, 99]) * 1000
+    worst = float(np.abs(scores - expected).max())
+    return Replay(
+        visibility, len(index), online.auc, offline.auc, worst, len(groups), reused, encoded, float(p50), float(p99)
+    )
+
+
+def _load_histories(client: Client, dataset: Dataset, chosen: NDArray[np.bool_]) -> None:
+    """Append the events before the replay of every user who takes part; the others are never asked for."""
+    for user in np.unique(dataset.user[chosen]):
+        positions = dataset.of_user(user)
+        earlier = positions[: int(np.argmax(chosen[positions]))]
+        for start in range(0, len(earlier), _CHUNK):
+            part = dataset.events[earlier[start : start + _CHUNK]]
+            client.append_events(dataset.user_ids[user], part, expected_len=start)
+
+
+def _groups(dataset: Dataset, index: Ids, visibility: Visibility) -> list[Ids]:
+    """Events that one Rank call scores: by order each alone, strict all of one user and time."""
+    if visibility == "order":
+        return [index[i : i + 1] for i in range(len(index))]
+    user, times = dataset.user[index], dataset.events["time_ms"][index]
+    cuts = np.flatnonzero((np.diff(user) != 0) | (np.diff(times) != 0)) + 1
+    return np.split(index, cuts)
+
+
+def _context(dataset: Dataset) -> list[dict[str, int]]:
+    """Context of every user, without the missing codes; derived features are left to the server."""
+    return [
+        {name: int(column[user]) for name, column in dataset.user_context.items() if column[user] >= 0}
+        for user in range(len(dataset.user_ids))
+    ]

@@ -1,0 +1,48 @@
+"""`mfalcon serve`: its flags are made from the settings themselves, so that there is one list of them."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from server.app import serve as run
+from server.config import ServerConfig, load_config
+
+
+def serve(config: Path | None, **flags: str | None) -> None:
+    """Serve a checkpoint over gRPC and HTTP until SIGTERM or Ctrl-C.
+
+    A setting is taken from its flag, else from the environment (MFALCON_GRPC_PORT and so on), else from the TOML file of
+    --config, else from its default.
+    """
+    run(load_config(config, flags))
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    default = "required" if field.default is PydanticUndefined else f"default {field.default}"
+    help_text = field.description if field.default is None else f"{field.description} \\[{default}]"
+    option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False, metavar=_metavar(field))
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _metavar(field: FieldInfo) -> str:
+    for kind, shown in ((int, "N"), (float, "SECONDS"), (Path, "DIR")):
+        if field.annotation is kind:
+            return shown
+    return "TEXT"
+
+
+_config = typer.Option(help="TOML file of settings.", metavar="FILE", envvar="MFALCON_CONFIG", show_default=False)
+serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [
+        inspect.Parameter(
+            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, _config]
+        ),
+        *(_option(name, field) for name, field in ServerConfig.model_fields.items()),
+    ]
+)

@@ -1,0 +1,71 @@
+"""`mfalcon verify`: the laws of M-FALCON, measured on a user's own checkpoint."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.cores import owned_cores
+from mfalcon.laws import LawResult, check
+from mfalcon.models import checkpoint
+
+
+class Dtype(str, Enum):
+    """Types that a checkpoint can be verified in."""
+
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="Types to verify in; all of them if not given.")] = None,
+    device: Annotated[str, typer.Option(help="Device to verify on.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the random requests.")] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure laws 1 to 6 on a checkpoint; exit code 1 if one is broken."""
+    torch.set_num_threads(owned_cores())
+    results: dict[str, list[LawResult]] = {}
+    for kind in dtype or list(Dtype):
+        loaded = checkpoint.load(path, getattr(torch, kind.value), device)
+        results[kind.value] = list(check(loaded, seed))
+    holds = all(result.holds for rows in results.values() for result in rows)
+    if json_output:
+        rows = [
+            {
+                "dtype": kind,
+                "law": r.law,
+                "statement": r.statement,
+                "worst": r.worst,
+                "bound": r.bound,
+                "holds": r.holds,
+            }
+            for kind, laws in results.items()
+            for r in laws
+        ]
+        print_json({"checkpoint": str(path), "device": device, "holds": holds, "laws": rows})
+    else:
+        Console(highlight=False).print(_table(f"{path} on {device}", results))
+    if not holds:
+        raise typer.Exit(1)
+
+
+def _table(title: str, results: dict[str, list[LawResult]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("law", justify="right")
+    table.add_column("statement")
+    for name in ("dtype", "worst error", "bound", ""):
+        table.add_column(name, justify="right", no_wrap=True)
+    for kind, laws in results.items():
+        for r in laws:
+            verdict = "[green]holds[/green]" if r.holds else "[red]BROKEN[/red]"
+            table.add_row(str(r.law), r.statement, kind, f"{r.worst:.1e}", f"{r.bound:.0e}", verdict)
+        table.add_section()
+    return table

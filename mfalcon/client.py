@@ -1,0 +1,135 @@
+"""A small synchronous gRPC client: what `mfalcon rank`, the demo and the replay use, and a pattern for your own."""
+
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+import numpy as np
+
+from mfalcon.errors import MFalconError
+from mfalcon.types import CacheInfo, CacheSource, Events, Ids, ModelInfo, RankResult, Timings
+from mfalcon.types import ContextFeatureInfo as FeatureInfo
+from proto import ranking_pb2 as pb
+from proto.ranking_pb2_grpc import RankingStub
+
+_MAX_MESSAGE_BYTES = 64 << 20
+
+
+class CallFailed(MFalconError):
+    """The server refused a call or could not be reached; `code` is the gRPC status name."""
+
+    def __init__(self, code: str, details: str) -> None:
+        super().__init__(f"{code}: {details}")
+        self.code = code
+
+
+class Client:
+    """One channel to one server. Not thread-safe to close, otherwise safe to share."""
+
+    def __init__(self, target: str, timeout_s: float = 10.0) -> None:
+        options = [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        self._channel = grpc.insecure_channel(target, options=options)
+        self._stub = RankingStub(self._channel)
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the server accepts connections. Raises CallFailed if it does not in time."""
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout_s)
+        except grpc.FutureTimeoutError as error:
+            raise CallFailed("UNAVAILABLE", f"no server answered within {timeout_s:g} s") from error
+
+    def rank(
+        self,
+        user_id: str,
+        candidates: Ids | Sequence[int],
+        *,
+        top_k: int = 0,
+        request_time_ms: int = 0,
+        context: Mapping[str, int] | None = None,
+    ) -> RankResult:
+        """Score candidates for a user; see `RankResult`. Raises CallFailed."""
+        request = pb.RankRequest(
+            user_id=user_id,
+            candidates=np.asarray(candidates, dtype=np.int64).tolist(),
+            top_k=top_k,
+            request_time_ms=request_time_ms,
+            context=dict(context or {}),
+        )
+        with _explained():
+            response = self._stub.Rank(request, timeout=self._timeout_s)
+        times = response.timings
+        return RankResult(
+            scores=np.array(response.scores, dtype=np.float32),
+            tasks=tuple(response.tasks),
+            task_scores=np.array(response.task_scores, dtype=np.float32).reshape(len(response.tasks), -1),
+            top=np.array(response.top, dtype=np.uint32),
+            model_version=response.model_version,
+            cache=_cache(response.cache),
+            timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
+            history_len=response.history_len,
+            unknown=np.array(response.unknown, dtype=np.uint32),
+        )
+
+    def append_events(self, user_id: str, events: Events, expected_len: int | None = None) -> int:
+        """Append events to a user's history and return its new length. Raises CallFailed."""
+        request = pb.AppendEventsRequest(user_id=user_id, expected_len=expected_len)
+        for item_id, actions, value, time_ms in events.tolist():
+            request.events.add(item_id=item_id, actions=actions, value=value, time_ms=time_ms)
+        with _explained():
+            return int(self._stub.AppendEvents(request, timeout=self._timeout_s).history_len)
+
+    def prefill(self, user_id: str) -> CacheInfo:
+        """Encode a user's history ahead of a request. Raises CallFailed."""
+        with _explained():
+            return _cache(self._stub.Prefill(pb.PrefillRequest(user_id=user_id), timeout=self._timeout_s))
+
+    def delete_user(self, user_id: str) -> None:
+        """Forget a user. Raises CallFailed."""
+        with _explained():
+            self._stub.DeleteUser(pb.DeleteUserRequest(user_id=user_id), timeout=self._timeout_s)
+
+    def model(self) -> ModelInfo:
+        """What the server serves. Raises CallFailed."""
+        with _explained():
+            reply = self._stub.GetModel(pb.GetModelRequest(), timeout=self._timeout_s)
+        return ModelInfo(
+            name=reply.name,
+            version=reply.version,
+            architecture=reply.architecture,
+            tasks=tuple(reply.tasks),
+            actions=tuple(reply.actions),
+            context_features=tuple(
+                FeatureInfo(f.name, f.num_values, tuple(f.values), f.derived) for f in reply.context_features
+            ),
+            max_history=reply.max_history,
+            max_candidates=reply.max_candidates,
+            prefix_stable=reply.prefix_stable,
+            backend=reply.backend,
+        )
+
+
+class _explained:
+    """Turns a gRPC error into CallFailed."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, grpc.RpcError):
+            raise CallFailed(error.code().name, error.details() or "no details") from error
+
+
+def _cache(info: pb.CacheInfo) -> CacheInfo:
+    return CacheInfo(CacheSource(info.source), info.reused_tokens, info.encoded_tokens)

@@ -1,0 +1,291 @@
+"""The laws of M-FALCON as measurements: what `mfalcon verify` runs on a user's own checkpoint, device and dtype.
+
+Each law compares two ways to the same scores and reports the worst absolute difference against a bound per dtype.
+Laws 1 to 4 hold the algorithm, law 5 the state store, law 6 the engine (ARCHITECTURE.md, "Laws").
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfalcon.algorithm import append, prefill, score
+from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.job import RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.errors import DeadlineExceeded
+from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.items import ItemTable
+from mfalcon.state.history import HistoryLog
+from mfalcon.state.store import StateStore
+from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
+
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+"""Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16: one unit in
+the last place of a hidden value (0.4%) may flip between two orders and pass through the heads."""
+
+_LENGTHS = (0, 1, 63, 200)
+_NUM_CANDIDATES = 37
+_MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class LawResult:
+    """One law, measured."""
+
+    law: int
+    statement: str
+    worst: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """True when the worst error is within the bound (never for NaN)."""
+        return self.worst <= self.bound
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A random request: a history, candidates with duplicates, context codes and the request time."""
+
+    history: Events
+    candidates: Ids
+    context: Tensor
+    time_ms: int
+
+
+def check(checkpoint: Checkpoint, seed: int = 0) -> Iterator[LawResult]:
+    """Measure every law on a loaded checkpoint, in its dtype and on its device."""
+    model = checkpoint.model
+    bound = BOUNDS[model.items.id.weight.dtype]
+    cases = [random_case(checkpoint, length, seed + length) for length in _lengths(model)]
+    laws: tuple[tuple[int, str, Callable[[Checkpoint, Case], float]], ...] = (
+        (1, "cached scores = one forward per candidate", per_candidate_error),
+        (1, "cached scores = one masked forward", masked_error),
+        (2, "microbatch, order, duplicates and removals move no score", candidate_set_error),
+        (3, "append(prefill(h1), h2) = prefill(h1 + h2)", append_error),
+        (4, "batch-mates and padding move no score", batch_error),
+        (5, "an edited, shrunk, slid or deleted history never meets a stale state", freshness_error),
+    )
+    with torch.inference_mode():
+        for law, statement, error in laws:
+            if law in (3, 5) and not model.prefix_stable:
+                continue
+            yield LawResult(law, statement, max(error(checkpoint, case) for case in cases), bound)
+    yield LawResult(
+        6, "every request is answered once, rightly or with an explicit error", engine_error(checkpoint, cases), bound
+    )
+
+
+def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
+    """A seeded request on the checkpoint's own items; half of the events share their time with the one before."""
+    rng = np.random.default_rng(seed)
+    config = checkpoint.model.config
+    known = checkpoint.items.item_id
+    history = np.zeros(length, dtype=EVENT_DTYPE)
+    history["item_id"] = rng.choice(known, length)
+    history["actions"] = 1 << rng.integers(0, len(config.actions), length)
+    history["value"] = rng.integers(1, 6, length)
+    history["time_ms"] = 10**12 + np.cumsum(rng.integers(0, 2, length) * rng.integers(1, 10**8, length))
+    candidates = np.append(rng.choice(known, _NUM_CANDIDATES - 1), np.int64(known.max() + 1))
+    codes = [int(rng.integers(-1, feature.num_values)) for feature in config.context_features]
+    now = int(history["time_ms"][-1]) if length else 10**12
+    context = torch.tensor(codes, dtype=torch.int64, device=_device(checkpoint.model))
+    return Case(history, candidates, context, now + _MINUTE_MS)
+
+
+def per_candidate_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 1: against one causal forward over [history, candidate] for each candidate."""
+    model, events, targets = _inputs(checkpoint, case)
+    cached = _score(model, events, targets, case)
+    forward = [
+        masked_forward(model, events, Targets(targets.rows[i : i + 1], targets.context), case.time_ms)
+        for i in range(len(targets.rows))
+    ]
+    return _worst(cached, torch.cat(forward))
+
+
+def masked_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 1: against one forward over [history, candidates] under a mask."""
+    model, events, targets = _inputs(checkpoint, case)
+    return _worst(_score(model, events, targets, case), masked_forward(model, events, targets, case.time_ms))
+
+
+def candidate_set_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 2: other microbatches, another order, duplicated and removed candidates."""
+    model, events, targets = _inputs(checkpoint, case)
+    state = prefill(model, events)
+    generator = torch.Generator().manual_seed(len(case.history))
+    m = len(targets.rows)
+    base = score(model, state, targets, case.time_ms, m)
+    shuffled = torch.randperm(m, generator=generator)
+    chosen = (shuffled, torch.randint(0, m, (2 * m,), generator=generator), shuffled[: m // 3], shuffled[:1])
+    worst = max(_worst(base, score(model, state, targets, case.time_ms, size)) for size in (1, 7, 64))
+    for index in chosen:
+        subset = Targets(targets.rows[index.to(targets.rows.device)], targets.context)
+        worst = max(worst, _worst(base[index], score(model, state, subset, case.time_ms, 16)))
+    return worst
+
+
+def append_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 3: the same history in one piece, in two, and event by event at the end."""
+    model, events, targets = _inputs(checkpoint, case)
+    whole = _score(model, events, targets, case)
+    n, worst = len(case.history), 0.0
+    for cuts in ((n // 2,), (n // 3, n // 3, n // 2), tuple(range(max(0, n - 3), n))):
+        bounds = (*cuts, n)
+        state = prefill(model, _part(events, 0, bounds[0]))
+        for start, stop in pairwise(bounds):
+            state = append(model, state, _part(events, start, stop))
+        worst = max(worst, _worst(whole, score(model, state, targets, case.time_ms, 64)))
+    return worst
+
+
+def batch_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 4: the request alone, and in one padded batch with a longer and a shorter one."""
+    model, events, targets = _inputs(checkpoint, case)
+    alone = _score(model, events, targets, case)
+    mates = [random_case(checkpoint, length, 99 + length) for length in (len(case.history) + 13, 5)]
+    rows = [events, *(event_tokens(mate.history, checkpoint.items, _device(model)) for mate in mates)]
+    lengths = torch.tensor([len(row.rows) for row in rows])
+    padded = EventTokens(*(_pad([getattr(row, name) for row in rows]) for name in EventTokens.__slots__))
+    valid = (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).to(_device(model))
+    batch = len(rows)
+    many = Targets(targets.rows.expand(batch, -1), targets.context.expand(batch, 1, -1))
+    prefix = BatchPrefixAttention(model.token_times(padded), valid.repeat_interleave(model.tokens_per_event, dim=1))
+    model.stack.encode(model.prefix_tokens(padded), prefix)
+    visible = (lengths.to(_device(model)) * model.tokens_per_event).unsqueeze(1).expand(-1, len(targets.rows))
+    attend = BatchTargetAttention(prefix, visible, torch.full_like(visible, case.time_ms))
+    hidden = model.stack(model.target_tokens(many), attend)
+    return _worst(alone, model.heads.scores(model.predict(hidden, many))[0])
+
+
+def freshness_error(checkpoint: Checkpoint, case: Case) -> float:
+    """Law 5: one warm runner meets histories that replaced the one it encoded; a cold runner gives the truth."""
+    n, worst = len(case.history), 0.0
+    edited = case.history.copy()
+    if n:
+        edited["item_id"][n // 2] = checkpoint.items.item_id[0] if n % 2 else checkpoint.items.item_id[-1]
+        edited["actions"][n // 2] ^= 1
+    longer = random_case(checkpoint, checkpoint.model.config.max_history + 3, 7).history
+    warm = _runner(checkpoint)
+    for history in (
+        case.history,
+        edited,
+        case.history[: n // 2],
+        case.history,
+        longer[:-3],
+        longer,
+        no_events(),
+        edited,
+    ):
+        job = _job(checkpoint, case, history)
+        worst = max(worst, _worst(_task_scores(warm, job), _task_scores(_runner(checkpoint), job)))
+    return worst
+
+
+def engine_error(checkpoint: Checkpoint, cases: list[Case]) -> float:
+    """Law 6: concurrent requests, some of them already late; infinity if one is unanswered, wrongly refused or accepted."""
+    truth = [_task_scores(_runner(checkpoint), _job(checkpoint, case, case.history)) for case in cases]
+    return asyncio.run(_ask(checkpoint, cases, truth))
+
+
+async def _ask(checkpoint: Checkpoint, cases: list[Case], truth: list[Tensor]) -> float:
+    engine = Engine(checkpoint, EngineConfig(threads=torch.get_num_threads(), microbatch=64))
+
+    async def one(index: int, late: bool) -> float:
+        request = _request(checkpoint, cases[index], f"user-{index}")
+        try:
+            result = await engine.rank(request, time.monotonic() - 1 if late else None)
+        except DeadlineExceeded:
+            return 0.0 if late else np.inf
+        return np.inf if late else _worst(torch.from_numpy(result.task_scores), truth[index])
+
+    for index, case in enumerate(cases):
+        if len(case.history):
+            await engine.append_events(f"user-{index}", case.history, 0)
+    requests = [one(index, late) for _ in range(4) for index in range(len(cases)) for late in (False, True)]
+    errors = await asyncio.wait_for(asyncio.gather(*requests), timeout=120)
+    await engine.close()
+    return max(errors)
+
+
+def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms: int) -> Tensor:
+    """One dense forward over [history, targets] under the mask of law 1: the definition that M-FALCON must equal.
+
+    Returns scores [num_targets, num_tasks].
+    """
+    prefix = model.prefix_tokens(events)
+    x = torch.cat([prefix, model.target_tokens(targets)])
+    n, size = len(prefix), len(x)
+    mask = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
+    mask[n:, n:] = torch.eye(size - n, dtype=torch.bool, device=x.device)
+    positions = torch.arange(size, device=x.device).clamp(max=n)
+    times = torch.cat([model.token_times(events), torch.full((size - n,), time_ms, device=x.device)])
+    hidden = model.stack(x, FullAttention(mask, positions, times, times))
+    return model.heads.scores(model.predict(hidden[n:], targets))
+
+
+def _lengths(model: Ranker) -> list[int]:
+    longest = model.config.max_history
+    return sorted({min(length, longest) for length in _LENGTHS})
+
+
+def _device(model: Ranker) -> torch.device:
+    return model.items.id.weight.device
+
+
+def _inputs(checkpoint: Checkpoint, case: Case) -> tuple[Ranker, EventTokens, Targets]:
+    model = checkpoint.model
+    events = event_tokens(case.history, checkpoint.items, _device(model))
+    rows = torch.from_numpy(checkpoint.items.rows(case.candidates)).to(_device(model))
+    return model, events, Targets(rows, case.context)
+
+
+def _score(model: Ranker, events: EventTokens, targets: Targets, case: Case) -> Tensor:
+    return score(model, prefill(model, events), targets, case.time_ms, 32)
+
+
+def _part(events: EventTokens, start: int, stop: int) -> EventTokens:
+    return EventTokens(*(getattr(events, name)[start:stop] for name in EventTokens.__slots__))
+
+
+def _pad(rows: list[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _runner(checkpoint: Checkpoint) -> Runner:
+    return Runner(checkpoint.model, checkpoint.items, StateStore("laws", 1 << 30), 64, "laws")
+
+
+def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
+    features = checkpoint.model.config.context_features
+    codes = dict(zip([feature.name for feature in features], case.context.tolist(), strict=True))
+    given = {name: code for name, code in codes.items() if code >= 0}
+    return RankRequest(user_id, case.candidates, 0, case.time_ms, no_events(), given)
+
+
+def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:
+    log = HistoryLog()
+    if len(events):
+        log.append("user", events)
+    history = log.snapshot("user")
+    return RankJob(_request(checkpoint, case, "user"), history, history, None)
+
+
+def _task_scores(runner: Runner, job: RankJob) -> Tensor:
+    with torch.inference_mode():
+        return torch.from_numpy(runner.rank(job).task_scores)
+
+
+def _worst(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference; infinity if either side is not finite."""
+    gap = (a.double() - b.double()).abs()
+    return float(gap.max()) if torch.isfinite(gap).all() else float("inf")

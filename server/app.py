@@ -1,0 +1,190 @@
+"""The composition root: engine, handler, both transports, the life of the process. Only this file sees the engine."""
+
+import asyncio
+import contextlib
+import gc
+import math
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import uvicorn
+
+from mfalcon.cores import owned_cores
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.errors import ConfigError
+from mfalcon.models import checkpoint
+from server.config import ServerConfig
+from server.grpc_api import GrpcServer
+from server.handler import Handler, RankingEngine
+from server.http_api import create_app
+from server.limits import Limits
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+LAST_BYTES_SECONDS = 0.5
+"""Time for answers already given to leave, before open streams (health watches) are cut."""
+
+
+class ServedEngine(RankingEngine, Protocol):
+    """An engine whose life ends with the server's."""
+
+    async def close(self) -> None:
+        """Stop the device thread; requests still queued get ShuttingDown."""
+        ...
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn inside our event loop: our socket, our signals."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to `run`."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say when it listens."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens."""
+
+    grpc: str
+    http: str
+
+
+class Service:
+    """Both transports over one handler, from the first byte accepted to the last one drained."""
+
+    def __init__(self, engine: ServedEngine, config: ServerConfig) -> None:
+        self._engine = engine
+        self._config = config
+        self._handler = Handler(
+            engine,
+            Limits(
+                max_candidates=config.max_candidates,
+                max_events_per_append=config.max_events_per_append,
+                max_recent_events=config.max_recent_events,
+                max_user_id_bytes=config.max_user_id_bytes,
+                request_timeout_ms=config.request_timeout_ms,
+            ),
+        )
+        self._grpc = GrpcServer(self._handler, config.max_message_bytes)
+        self._http = HttpServer(
+            uvicorn.Config(
+                create_app(self._handler, config.max_message_bytes),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                timeout_graceful_shutdown=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
+            )
+        )
+        self._http_task: asyncio.Task[None] | None = None
+
+    async def start(self) -> Addresses:
+        """Listen on both transports. ConfigError when an address is taken."""
+        config = self._config
+        http_socket = listen(config.http_host, config.http_port)
+        try:
+            grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
+        except ConfigError:
+            http_socket.close()
+            raise
+        http_port = http_socket.getsockname()[1]
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
+        await self._http.listening.wait()
+        return Addresses(grpc=f"{config.grpc_host}:{grpc_port}", http=f"{config.http_host}:{http_port}")
+
+    async def stop(self) -> None:
+        """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine."""
+        assert self._http_task is not None
+        drain_seconds = self._config.drain_seconds
+        self._handler.drain()
+        await self._grpc.report_not_serving()
+        self._http.should_exit = True
+        grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
+        try:
+            await asyncio.wait_for(self._handler.wait_idle(), drain_seconds)
+        except TimeoutError:
+            self._handler.abort()
+        await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
+        await self._grpc.stop(None)
+        await asyncio.gather(grpc_stopping, self._http_task)
+        await self._engine.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 is any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named; with it on, each answer takes 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+        return sock
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"http_host, http_port: cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+async def run(engine: ServedEngine, config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once."""
+    service = Service(engine, config)
+    addresses = await service.start()
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    # What lives now lives as long as the process; later collections need not look at it.
+    gc.collect()
+    gc.freeze()
+    print(f"ready grpc={addresses.grpc} http={addresses.http}", flush=True)
+    await stopping.wait()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+    print("draining", flush=True)
+    await service.stop()
+    print("stopped", flush=True)
+
+
+def build_engine(config: ServerConfig) -> ServedEngine:
+    """Load the checkpoint and start a warm engine on it."""
+    loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], config.device)
+    engine = Engine(
+        loaded,
+        EngineConfig(
+            threads=config.threads or owned_cores(),
+            name=config.model_name,
+            microbatch=None if config.microbatch == "auto" else config.microbatch,
+            kv_budget_bytes=config.kv_budget_mb << 20,
+            queue_size=config.queue_size,
+            max_candidates=config.max_candidates,
+        ),
+    )
+    engine.wait_ready()
+    return engine
+
+
+async def build_and_run(config: ServerConfig) -> None:
+    """The engine's futures belong to the loop that serves."""
+    await run(build_engine(config), config)
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve a checkpoint until a signal ends it."""
+    asyncio.run(build_and_run(config))

@@ -1,0 +1,150 @@
+"""Every setting of the server, in one place: flags over environment (MFALCON_...) over a TOML file over defaults."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from mfalcon.errors import ConfigError
+from mfalcon.types import MAX_USER_ID_BYTES
+from server.explain import refusal
+
+PREFIX = "MFALCON_"
+OTHER_VARIABLES = frozenset({"config"})
+"""Variables of ours that are no setting: MFALCON_CONFIG names the TOML file."""
+KUBERNETES_LINK = re.compile(r"(service_(host|port)|port)(_.*)?")
+"""Kubernetes sets MFALCON_SERVICE_HOST, MFALCON_PORT_50051_TCP and so on beside a Service called mfalcon."""
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
+
+class ServerConfig(BaseSettings):
+    """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
+
+    checkpoint: Path = Field(description="Directory of the checkpoint to serve.")
+    model_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="Name under which the model is served; the checkpoint's own name if not given.",
+    )
+
+    grpc_host: str = Field(default="127.0.0.1", min_length=1, description="Address that gRPC listens on.")
+    grpc_port: Port = Field(default=50_051, description="Port of gRPC; 0 takes any free one.")
+    http_host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
+    http_port: Port = Field(default=8_080, description="Port of HTTP; 0 takes any free one.")
+
+    device: Literal["cpu"] = Field(default="cpu", description="Device that computes.")
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="Type that it computes in.")
+    threads: int = Field(default=0, ge=0, description="Threads that compute; 0 is one for each core that we own.")
+    microbatch: Literal["auto"] | AtLeastOne = Field(
+        default="auto", description="Candidates scored in one forward; auto measures the best size once, at start."
+    )
+    kv_budget_mb: int = Field(
+        default=1_024, ge=0, description="Memory for KV states in this process, in MiB; the least recently used go."
+    )
+
+    queue_size: AtLeastOne = Field(
+        default=1_024, description="Requests that may wait for the device; more are refused as overload."
+    )
+    request_timeout_ms: int = Field(
+        default=10_000, ge=1, le=3_600_000, description="Longest time for one request, in ms; callers may ask for less."
+    )
+    max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
+    max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")
+    max_recent_events: int = Field(default=1_024, ge=0, description="Most events that ride with one rank request.")
+    max_user_id_bytes: int = Field(
+        default=MAX_USER_ID_BYTES, ge=1, le=MAX_USER_ID_BYTES, description="Longest user id, in bytes of UTF-8."
+    )
+    max_message_bytes: int = Field(
+        default=4 * 2**20, ge=1_024, le=2**30, description="Largest request and answer, in bytes, on either transport."
+    )
+    drain_seconds: float = Field(
+        default=10.0, ge=0, le=3_600, description="Longest time that requests in flight get to finish on shutdown."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """First wins."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _candidates_fit_a_message(self) -> Self:
+        if self.max_candidates * 8 > self.max_message_bytes:
+            raise ValueError(
+                f"max_candidates: got {self.max_candidates}, must be at most {self.max_message_bytes // 8} "
+                f"(8 bytes each) while max_message_bytes is {self.max_message_bytes}"
+            )
+        return self
+
+
+def load_config(config_file: Path | None, flags: Mapping[str, object]) -> ServerConfig:
+    """Read the sources once; a flag that is None was not given. ConfigError names setting, value and limit."""
+    refuse_unknown_variables(os.environ)
+
+    class SourcedConfig(ServerConfig):
+        model_config = SettingsConfigDict(toml_file=config_file)
+
+    if config_file is not None and not config_file.is_file():
+        raise ConfigError(f"{config_file}: there is no such file")
+    given: dict[str, Any] = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return SourcedConfig(**given)
+    except ValidationError as error:
+        raise ConfigError("; ".join(complaints(error))) from error
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{config_file}: not a readable TOML file: {error}") from error
+
+
+def complaints(error: ValidationError) -> list[str]:
+    """One sentence for each setting that is wrong."""
+    sentences = []
+    for details in error.errors(include_url=False):
+        match details["type"], details["loc"]:
+            case "extra_forbidden", (str(name), *_):
+                sentences.append(f"{name}: there is no such setting{did_you_mean(name)}")
+            case "value_error", _:
+                sentences.append(str(details["ctx"]["error"]))
+            # pydantic complains once for each member of the union.
+            case _, ("microbatch", *_):
+                sentences.append(f"microbatch: got {details['input']!r}, must be auto or a number of at least 1")
+            case _, path:
+                sentences.append(str(refusal(details, path)))
+    return list(dict.fromkeys(sentences))
+
+
+def refuse_unknown_variables(names: Iterable[str]) -> None:
+    """pydantic-settings passes over a mistyped variable in silence; we do not."""
+    for variable in sorted(names):
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name in ServerConfig.model_fields or name in OTHER_VARIABLES or KUBERNETES_LINK.fullmatch(name):
+            continue
+        raise ConfigError(f"{variable}: there is no such setting{did_you_mean(name)}")
+
+
+def did_you_mean(name: str) -> str:
+    """The closest setting as a hint, or nothing."""
+    close = difflib.get_close_matches(name, ServerConfig.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,36 @@
+"""A validation error of pydantic as our refusal: field, value and limit."""
+
+from pydantic_core import ErrorDetails
+
+from mfalcon.errors import InvalidInput
+
+
+def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
+    """`path` says where: ("events", 3, "time_ms") is events[3].time_ms."""
+    field = field_name(path)
+    match error["type"]:
+        case "missing":
+            return InvalidInput(field, None, "given")
+        case "extra_forbidden":
+            return InvalidInput(field, brief(error["input"]), "absent: there is no such field")
+        case "model_type" | "model_attributes_type":
+            return InvalidInput(field, brief(error["input"]), "a JSON object")
+    return InvalidInput(field, brief(error["input"]), error["msg"].removeprefix("Input should be "))
+
+
+def field_name(path: tuple[int | str, ...]) -> str:
+    """The way a programmer writes it; the root of a request is its body."""
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:64]}" for part in path)
+    return name.removeprefix(".") or "body"
+
+
+def brief(value: object) -> object:
+    """Scalars as they are (a long text shortened), the kind of anything larger."""
+    if isinstance(value, str):
+        return value[:100]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    for kind, name in ((dict, "an object"), (list, "a list"), (bytes, "bytes that are not declared as JSON")):
+        if isinstance(value, kind):
+            return name
+    return type(value).__name__

@@ -1,0 +1,151 @@
+"""The one handler behind both transports: check, admit, set the deadline, ask the engine."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import numpy as np
+
+from mfalcon.errors import DeadlineExceeded, EngineFailure, ShuttingDown
+from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from server import limits
+from server.limits import Limits
+
+
+class RankingEngine(Protocol):
+    """What the handler needs of an engine. A deadline is a reading of `time.monotonic()`.
+
+    Every method may raise the errors that are answers: Overloaded, DeadlineExceeded, ShuttingDown and EngineFailure.
+    Cancelling an await drops the work that has not begun.
+    """
+
+    @property
+    def model(self) -> ModelInfo:
+        """The served model."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Warm and not closing."""
+        ...
+
+    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+        """Score the candidates. InvalidInput when recent events are older than the log."""
+        ...
+
+    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+        """Write to the log and return its length. LengthMismatch, or InvalidInput when older than the log."""
+        ...
+
+    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
+        """Encode the user's history now."""
+        ...
+
+    async def delete_user(self, user_id: str) -> None:
+        """Forget the history and every KV state."""
+        ...
+
+
+class Handler:
+    """Answers requests in the project's words; `time_left` is what the caller grants, in seconds."""
+
+    def __init__(self, engine: RankingEngine, limits: Limits) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._draining = False
+        self._aborted = False
+        self._in_flight: set[asyncio.Timeout] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self._engine.ready and not self._draining
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those in flight go on."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Return when no request is in flight."""
+        await self._idle.wait()
+
+    def abort(self) -> None:
+        """Answer the requests in flight with ShuttingDown, now."""
+        self._aborted = True
+        for scope in self._in_flight:
+            if not scope.expired():
+                scope.reschedule(asyncio.get_running_loop().time())
+
+    def model(self) -> ModelInfo:
+        """The served model, with the candidate limit that this server enforces."""
+        return dataclasses.replace(self._engine.model, max_candidates=self._limits.max_candidates)
+
+    async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
+        """Score the candidates; `model` is the name that the caller asks for ("" is any)."""
+        info = self._engine.model
+        limits.check_model(model, info.name)
+        limits.check_user_id(request.user_id, self._limits.max_user_id_bytes)
+        limits.check_candidates(request.candidates, self._limits.max_candidates)
+        limits.check_request_time(request.request_time_ms)
+        limits.check_num_events("recent_events", request.recent_events, 0, self._limits.max_recent_events)
+        limits.check_events("recent_events", request.recent_events, len(info.actions))
+        limits.check_context(request.context, info.context_features)
+        if request.request_time_ms == 0:
+            request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
+        async with self._admitted(time_left) as deadline:
+            result = await self._engine.rank(request, deadline)
+        if not (np.isfinite(result.scores).all() and np.isfinite(result.task_scores).all()):
+            raise EngineFailure("the model gave a score that is not a finite number")
+        return result
+
+    async def append_events(
+        self, user_id: str, events: Events, expected_len: int | None, time_left: float | None
+    ) -> int:
+        """Add the events to the user's history and return its length."""
+        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        limits.check_num_events("events", events, 1, self._limits.max_events_per_append)
+        limits.check_events("events", events, len(self._engine.model.actions))
+        async with self._admitted(time_left):
+            return await self._engine.append_events(user_id, events, expected_len)
+
+    async def prefill(self, user_id: str, time_left: float | None) -> CacheInfo:
+        """Encode the user's history now."""
+        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        async with self._admitted(time_left) as deadline:
+            return await self._engine.prefill(user_id, deadline)
+
+    async def delete_user(self, user_id: str, time_left: float | None) -> None:
+        """Forget the user."""
+        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        async with self._admitted(time_left):
+            await self._engine.delete_user(user_id)
+
+    @asynccontextmanager
+    async def _admitted(self, time_left: float | None) -> AsyncIterator[float]:
+        """Count the request as in flight and bound it by the sooner of the caller's deadline and ours."""
+        if self._draining:
+            raise ShuttingDown("the server is shutting down; ask another one")
+        seconds = self._limits.request_timeout_ms / 1000
+        if time_left is not None:
+            seconds = min(seconds, time_left)
+        scope = asyncio.timeout(seconds)
+        try:
+            async with scope:
+                self._in_flight.add(scope)
+                self._idle.clear()
+                yield time.monotonic() + seconds
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            if self._aborted:
+                raise ShuttingDown("the server shut down before the answer was ready") from error
+            raise DeadlineExceeded(f"no answer within {seconds * 1000:.0f} ms") from error
+        finally:
+            self._in_flight.discard(scope)
+            if not self._in_flight:
+                self._idle.set()

@@ -1,0 +1,280 @@
+"""The HTTP transport: the gRPC methods under /v1 as JSON, over the same handler and the same limits."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import orjson
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mfalcon.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    LengthMismatch,
+    MFalconError,
+    Overloaded,
+    ShuttingDown,
+    UnknownModel,
+)
+from server import bodies
+from server.explain import refusal
+from server.handler import Handler
+
+logger = logging.getLogger(__name__)
+
+STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
+    InvalidInput: (422, "INVALID_ARGUMENT"),
+    UnknownModel: (404, "NOT_FOUND"),
+    LengthMismatch: (409, "FAILED_PRECONDITION"),
+    Overloaded: (429, "RESOURCE_EXHAUSTED"),
+    DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
+    ShuttingDown: (503, "UNAVAILABLE"),
+    EngineFailure: (500, "INTERNAL"),
+}
+FRAMEWORK_CODE: Mapping[int, str] = {
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    413: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+}
+"""Codes of what Starlette and `BodyLimit` refuse before a handler sees it."""
+RETRY_LATER = frozenset({429, 503})
+CLIENT_CLOSED_REQUEST = 499
+
+Answer = TypeVar("Answer")
+Timeout = Annotated[
+    int | None,
+    Header(alias="x-request-timeout-ms", ge=1, description="Give up after so many milliseconds."),
+]
+
+
+class BodyLimit:
+    """ASGI middleware: refuses a body of more than `max_bytes`, also one that comes in chunks of unknown number."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count what the application receives."""
+        num_bytes = 0
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > self._max_bytes:
+                raise HTTPException(413, f"body: got more, must be at most {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class AnyText(Convertor[str]):
+    """A path parameter that takes slashes and line breaks too; Starlette's own would cut a trailing line break off."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        """The text itself."""
+        return value
+
+    def to_string(self, value: str) -> str:
+        """The text itself."""
+        return value
+
+
+register_url_convertor("any_text", AnyText())
+
+
+class JsonRequest(Request):
+    """Parses with orjson: five times faster, and strict about NaN, infinities and Unicode."""
+
+    async def json(self) -> Any:
+        """The body; the error is a subclass of the one that FastAPI expects."""
+        return orjson.loads(await self.body())
+
+
+class JsonRoute(APIRoute):
+    """A route whose requests are `JsonRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap FastAPI's own handler."""
+        inner = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            return await inner(JsonRequest(request.scope, request.receive))
+
+        return handle
+
+
+def create_app(handler: Handler, max_body_bytes: int) -> FastAPI:
+    """The whole application."""
+    app = FastAPI(
+        title="mfalcon",
+        summary="Online ranking with generative rankers.",
+        description="The same service as mfalcon.v1.Ranking over gRPC, with the same field names and limits.",
+        version="1",
+        redoc_url=None,
+        exception_handlers={
+            MFalconError: on_error,
+            RequestValidationError: on_invalid_request,
+            HTTPException: on_framework_refusal,
+            Exception: on_failure,
+        },
+    )
+    app.include_router(probe_routes(handler))
+    app.include_router(ranking_routes(handler))
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    return app
+
+
+def probe_routes(handler: Handler) -> APIRouter:
+    """Whether the process lives and whether it wants requests."""
+    router = APIRouter(tags=["probes"])
+
+    @router.get("/livez", response_model=bodies.StatusReply)
+    async def livez() -> Response:
+        """200 while the process answers."""
+        return json_response(bodies.dump({"status": "ok"}))
+
+    @router.get("/readyz", response_model=bodies.StatusReply, responses={503: {"model": bodies.StatusReply}})
+    async def readyz() -> Response:
+        """200 while new requests are welcome, 503 while the server starts or shuts down."""
+        if handler.ready:
+            return json_response(bodies.dump({"status": "ready"}))
+        return json_response(bodies.dump({"status": "not ready"}), status=503)
+
+    return router
+
+
+def ranking_routes(handler: Handler) -> APIRouter:
+    """The five methods of the service."""
+    refusals: dict[int | str, dict[str, Any]] = {
+        status: {"model": bodies.ErrorReply, "description": code}
+        for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
+    }
+    router = APIRouter(prefix="/v1", tags=["ranking"], route_class=JsonRoute, responses=refusals)
+
+    @router.post("/rank", response_model=bodies.RankReply)
+    async def rank(body: bodies.RankBody, request: Request, timeout_ms: Timeout = None) -> Response:
+        """Score the candidates against the user's history."""
+        result = await while_connected(request, handler.rank(body.request(), body.model, seconds(timeout_ms)))
+        return json_response(bodies.rank_reply(result))
+
+    @router.post("/users/{user_id:any_text}/events", response_model=bodies.AppendEventsReply)
+    async def append_events(
+        body: bodies.AppendEventsBody,
+        request: Request,
+        user_id: Annotated[str, Depends(strict_user_id)],
+        timeout_ms: Timeout = None,
+    ) -> Response:
+        """Add events to the end of the user's history: in order, exactly once, or not at all."""
+        appended = handler.append_events(user_id, bodies.events(body.events), body.expected_len, seconds(timeout_ms))
+        history_len = await while_connected(request, appended)
+        return json_response(bodies.dump({"history_len": history_len}))
+
+    @router.post("/users/{user_id:any_text}/prefill", response_model=bodies.CacheReply)
+    async def prefill(
+        request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
+    ) -> Response:
+        """Encode the user's history now, so that the next rank need not."""
+        cache = await while_connected(request, handler.prefill(user_id, seconds(timeout_ms)))
+        return json_response(bodies.cache_reply(cache))
+
+    @router.delete("/users/{user_id:any_text}", response_model=bodies.DeleteUserReply)
+    async def delete_user(
+        request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
+    ) -> Response:
+        """Forget the user: history and every KV state."""
+        await while_connected(request, handler.delete_user(user_id, seconds(timeout_ms)))
+        return json_response(bodies.dump({}))
+
+    @router.get("/model", response_model=bodies.ModelReply)
+    async def get_model() -> Response:
+        """Describe the served model."""
+        return json_response(bodies.model_reply(handler.model()))
+
+    return router
+
+
+def seconds(timeout_ms: int | None) -> float | None:
+    """The caller's timeout as the handler wants it."""
+    return None if timeout_ms is None else timeout_ms / 1000
+
+
+def strict_user_id(user_id: str, request: Request) -> str:
+    """The user id of the path. ASGI replaces bytes that are not UTF-8, so that two users would become one."""
+    if "\N{REPLACEMENT CHARACTER}" in user_id:
+        try:
+            unquote_to_bytes(request.scope["raw_path"]).decode()
+        except UnicodeDecodeError as error:
+            raise InvalidInput("user_id", user_id, "UTF-8, percent-encoded") from error
+    return user_id
+
+
+async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """Await the answer; when the client goes away first, cancel it."""
+    answering = asyncio.ensure_future(answer)
+    leaving = asyncio.ensure_future(disconnected(request))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            return answering.result()
+        raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection")
+    finally:
+        leaving.cancel()
+        answering.cancel()
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has gone; the body was read before."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def json_response(content: bytes, status: int = 200) -> Response:
+    """JSON that is already serialized."""
+    headers = {"retry-after": "1"} if status in RETRY_LATER else None
+    return Response(content, status_code=status, headers=headers, media_type="application/json")
+
+
+async def on_error(request: Request, error: Exception) -> Response:
+    """An error that is an answer."""
+    assert isinstance(error, MFalconError)
+    status, code = STATUS.get(type(error), (500, "INTERNAL"))
+    field = error.field if isinstance(error, InvalidInput) else None
+    return json_response(bodies.error_reply(code, str(error), field), status)
+
+
+async def on_invalid_request(request: Request, error: Exception) -> Response:
+    """A body, header or path that is not of the declared type; the first complaint is the answer."""
+    assert isinstance(error, RequestValidationError)
+    details = error.errors()[0]
+    if details["type"] == "json_invalid":
+        return await on_error(
+            request, InvalidInput("body", details["ctx"]["error"], f"JSON (character {details['loc'][1]})")
+        )
+    return await on_error(request, refusal(details, tuple(details["loc"][1:])))
+
+
+async def on_framework_refusal(request: Request, error: Exception) -> Response:
+    """An unknown route, a wrong method, a body that is too large."""
+    assert isinstance(error, HTTPException)
+    code = FRAMEWORK_CODE.get(error.status_code, "INVALID_ARGUMENT")
+    return json_response(bodies.error_reply(code, str(error.detail), None), error.status_code)
+
+
+async def on_failure(request: Request, error: Exception) -> Response:
+    """A defect of ours; Starlette raises it again, so that uvicorn logs the traceback."""
+    return json_response(
+        bodies.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None), 500
+    )

@@ -1,0 +1,103 @@
+"""What a request may hold. Every value of a caller is checked here, once, whichever transport it came by.
+
+Types (an int64, a float32, UTF-8) are the transports' business; whatever passes them meets the same limits here. Each
+refusal names the field, the value and the limit. What depends on the stored history (`expected_len`, events older than
+the log) is checked where the log is.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfalcon.errors import InvalidInput, UnknownModel
+from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, Ids
+
+CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits that are settings of the server; the others are properties of the model."""
+
+    max_candidates: int
+    max_events_per_append: int
+    max_recent_events: int
+    max_user_id_bytes: int
+    request_timeout_ms: int
+
+
+def check_user_id(user_id: str, max_bytes: int) -> None:
+    """1 to `max_bytes` bytes of UTF-8, no control characters."""
+    limit = f"1 to {max_bytes} bytes of UTF-8"
+    try:
+        num_bytes = len(user_id.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput("user_id", user_id, limit) from error
+    if num_bytes == 0:
+        raise InvalidInput("user_id", user_id, limit)
+    if num_bytes > max_bytes:
+        raise InvalidInput("user_id", num_bytes, limit)
+    if CONTROL_CHARACTER.search(user_id):
+        raise InvalidInput("user_id", user_id, "free of control characters")
+
+
+def check_model(model: str, served: str) -> None:
+    """The served name, or nothing."""
+    if model not in ("", served):
+        raise UnknownModel(f"model: got {model[:80]!r}, must be {served!r} or empty")
+
+
+def check_candidates(candidates: Ids, max_candidates: int) -> None:
+    """1 to `max_candidates` of them; any id is legal."""
+    if not 1 <= len(candidates) <= max_candidates:
+        raise InvalidInput("candidates", len(candidates), f"1 to {max_candidates} candidates")
+
+
+def check_request_time(request_time_ms: int) -> None:
+    """0 (now) to `MAX_TIME_MS`."""
+    if not 0 <= request_time_ms <= MAX_TIME_MS:
+        raise InvalidInput("request_time_ms", request_time_ms, f"0 to {MAX_TIME_MS} (0 is now)")
+
+
+def check_num_events(field: str, events: Events, at_least: int, at_most: int) -> None:
+    """`at_least` to `at_most` of them."""
+    if not at_least <= len(events) <= at_most:
+        raise InvalidInput(field, len(events), f"{at_least} to {at_most} events")
+
+
+def check_events(field: str, events: Events, num_actions: int) -> None:
+    """Legal times in order, known actions, finite values; the first event that breaks a limit is named."""
+    if len(events) == 0:
+        return
+    times, actions, values = events["time_ms"], events["actions"], events["value"]
+    known_actions = 2**num_actions - 1
+
+    if len(bad := np.flatnonzero((times < 1) | (times > MAX_TIME_MS))):
+        at = int(bad[0])
+        raise InvalidInput(f"{field}[{at}].time_ms", int(times[at]), f"1 to {MAX_TIME_MS}")
+    if len(bad := np.flatnonzero(times[1:] < times[:-1])):
+        at = int(bad[0]) + 1
+        raise InvalidInput(
+            f"{field}[{at}].time_ms", int(times[at]), f"at least {times[at - 1]}, the time of the event before it"
+        )
+    if len(bad := np.flatnonzero(actions & ~np.uint32(known_actions))):
+        at = int(bad[0])
+        raise InvalidInput(
+            f"{field}[{at}].actions", int(actions[at]), f"0 to {known_actions} (a bitmask over {num_actions} actions)"
+        )
+    if len(bad := np.flatnonzero(~np.isfinite(values))):
+        at = int(bad[0])
+        raise InvalidInput(f"{field}[{at}].value", float(values[at]), "a finite 32-bit float")
+
+
+def check_context(context: Mapping[str, int], features: Sequence[ContextFeatureInfo]) -> None:
+    """Names that the model declares, each with a value in its range; absent features are fine."""
+    num_values = {feature.name: feature.num_values for feature in features}
+    for name, value in context.items():
+        if name not in num_values:
+            known = ", ".join(num_values) if num_values else "none: this model reads no context"
+            raise InvalidInput("context", name, f"one of the model's context features ({known})")
+        if not 0 <= value < num_values[name]:
+            raise InvalidInput(f"context.{name}", value, f"0 to {num_values[name] - 1}")

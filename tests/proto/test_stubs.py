@@ -1,0 +1,29 @@
+"""The committed stubs are what protoc makes of ranking.proto."""
+
+from pathlib import Path
+
+import pytest
+from grpc_tools import protoc  # type: ignore[import-untyped]
+
+ROOT = Path(__file__).parents[2]
+STUBS = ("ranking_pb2.py", "ranking_pb2.pyi", "ranking_pb2_grpc.py")
+
+
+@pytest.fixture(scope="module")
+def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("stubs")
+    arguments = [
+        "protoc",
+        f"-I{ROOT}",
+        f"--python_out={out}",
+        f"--pyi_out={out}",
+        f"--grpc_python_out={out}",
+        "proto/ranking.proto",
+    ]
+    assert protoc.main(arguments) == 0
+    return out / "proto"
+
+
+@pytest.mark.parametrize("name", STUBS)
+def test_stub_is_fresh(regenerated: Path, name: str) -> None:
+    assert (ROOT / "proto" / name).read_bytes() == (regenerated / name).read_bytes(), "run: make proto"

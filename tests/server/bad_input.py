@@ -1,0 +1,452 @@
+"""Every bad input that we try, over gRPC and HTTP, as a table.
+
+The tests hold each answer; `python -m tests.server.bad_input > docs/bad-input.md` writes the table for readers.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import grpc
+import grpc.aio
+import numpy as np
+import orjson
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events
+from proto import ranking_pb2
+from tests.server.harness import Running, serving
+
+SERVICE = "/mfalcon.v1.Ranking/"
+JSON = {"content-type": "application/json"}
+
+Fields = dict[str, object]
+
+INVALID = "INVALID_ARGUMENT"
+TOO_LARGE = "RESOURCE_EXHAUSTED"
+
+USER = "ann"
+LAST_TIME_MS = 1_000_000
+EVENT: Fields = {"item_id": 7, "actions": 1, "value": 3.0, "time_ms": LAST_TIME_MS + 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: the name of a status, the number of an HTTP status (0 over gRPC), a message, a field."""
+
+    code: str
+    status: int
+    message: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GrpcCase:
+    """Bytes for a gRPC method, and what the answer must hold."""
+
+    method: str
+    shown: str
+    message: bytes
+    code: str
+    says: str
+
+    @property
+    def call(self) -> str:
+        return self.method
+
+    async def send(self, running: Running) -> Answer:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(SERVICE + self.method)
+        try:
+            await call(self.message, timeout=5)
+        except grpc.aio.AioRpcError as error:
+            return Answer(error.code().name, 0, error.details() or "")
+        return Answer("OK", 0, "")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpCase:
+    """An HTTP request, and what the answer must hold."""
+
+    verb: str
+    path: str
+    shown: str
+    body: bytes
+    status: int
+    code: str
+    says: str
+    headers: tuple[tuple[str, str], ...] = tuple(JSON.items())
+    chunked: bool = False
+
+    @property
+    def call(self) -> str:
+        return f"{self.verb} {self.path}"
+
+    async def send(self, running: Running) -> Answer:
+        content = in_chunks(self.body) if self.chunked else self.body
+        reply = await running.http.request(self.verb, self.path, content=content, headers=list(self.headers))
+        if reply.status_code == 200:
+            return Answer("OK", 200, "")
+        assert reply.headers["content-type"] == "application/json"
+        error = reply.json()["error"]
+        assert set(error) == {"code", "message", "field"}
+        return Answer(error["code"], reply.status_code, error["message"], error["field"])
+
+
+Case = GrpcCase | HttpCase
+
+
+async def in_chunks(body: bytes) -> AsyncIterator[bytes]:
+    """A body without a length."""
+    for start in range(0, len(body), 2**16):
+        yield body[start : start + 2**16]
+
+
+def stored_history() -> Events:
+    """What the user of the table has stored."""
+    return np.array([(3, 2, 4.0, LAST_TIME_MS)], dtype=EVENT_DTYPE)
+
+
+def rank_with(**fields: object) -> Fields:
+    """A good rank request but for these fields."""
+    return {"user_id": USER, "candidates": [1, 2]} | fields
+
+
+def append_with(*events: Fields, user_id: str = USER) -> Fields:
+    """An append of good events but for these fields."""
+    return {"user_id": user_id, "events": [EVENT | event for event in events]}
+
+
+def message_of(method: str, fields: Fields) -> Message:
+    """The request message of a method."""
+    kinds: Mapping[str, type[Message]] = {
+        "Rank": ranking_pb2.RankRequest,
+        "AppendEvents": ranking_pb2.AppendEventsRequest,
+        "Prefill": ranking_pb2.PrefillRequest,
+        "DeleteUser": ranking_pb2.DeleteUserRequest,
+    }
+    return ParseDict(fields, kinds[method]())
+
+
+def over_grpc(method: str, shown: str, fields: Fields, code: str, says: str) -> GrpcCase:
+    """A well-formed message with a bad value."""
+    return GrpcCase(method, shown, message_of(method, fields).SerializeToString(), code, says)
+
+
+def over_http(method: str, shown: str, fields: Fields, status: int, code: str, says: str) -> HttpCase:
+    """The same as JSON."""
+    body = dict(fields)
+    if method == "Rank":
+        return HttpCase("POST", "/v1/rank", shown, orjson.dumps(body), status, code, says)
+    user = quote(str(body.pop("user_id")), safe="")
+    match method:
+        case "AppendEvents":
+            return HttpCase("POST", f"/v1/users/{user}/events", shown, orjson.dumps(body), status, code, says)
+        case "Prefill":
+            return HttpCase("POST", f"/v1/users/{user}/prefill", shown, b"", status, code, says)
+    return HttpCase("DELETE", f"/v1/users/{user}", shown, b"", status, code, says)
+
+
+def over_both(
+    method: str, shown: str, fields: Fields, says: str, status: int = 422, code: str = INVALID
+) -> Sequence[Case]:
+    """The same bad value by both ways."""
+    return over_grpc(method, shown, fields, code, says), over_http(method, shown, fields, status, code, says)
+
+
+def rank_json(shown: str, body: bytes, says: str) -> HttpCase:
+    """A body that is no RankBody."""
+    return HttpCase("POST", "/v1/rank", shown, body, 422, INVALID, says)
+
+
+def good_rank_json(replace: bytes, by: bytes) -> bytes:
+    """A good body with one text replaced."""
+    good = b'{"user_id": "ann", "candidates": [1, 2], "top_k": 0, "recent_events": [], "context": {}}'
+    assert replace in good
+    return good.replace(replace, by)
+
+
+def event_json(value: bytes) -> bytes:
+    """A rank body whose recent event has this value."""
+    event = b'[{"item_id": 7, "actions": 1, "value": %s, "time_ms": 1000001}]' % value
+    return good_rank_json(b"[]", event)
+
+
+LONG_ID = "x" * 257
+MAX_SAID = f"must be 1 to {MAX_TIME_MS}"
+
+BAD_USER_IDS = (
+    ("user_id empty", "", "user_id: got '', must be 1 to 256 bytes"),
+    ("user_id of 257 bytes", LONG_ID, "user_id: got 257, must be 1 to 256 bytes"),
+    ("user_id of 129 two-byte characters", "é" * 129, "user_id: got 258, must be 1 to 256 bytes"),
+    ("user_id with NUL", "a\0b", "must be free of control characters"),
+    ("user_id with a line break", "a\nb", "must be free of control characters"),
+    ("user_id with a line break at its end", "ann\n", "must be free of control characters"),
+)
+
+BAD_EVENTS: Sequence[tuple[str, Sequence[Fields], str]] = (
+    ("an event with time_ms 0", [{"time_ms": 0}], "[0].time_ms: got 0, " + MAX_SAID),
+    ("an event with time_ms -1", [{"time_ms": -1}], "[0].time_ms: got -1, " + MAX_SAID),
+    ("an event after the year 9999", [{"time_ms": MAX_TIME_MS + 1}], "[0].time_ms: got 253402300800000, " + MAX_SAID),
+    (
+        "events out of time order",
+        [{}, {}, {"time_ms": LAST_TIME_MS}],
+        "[2].time_ms: got 1000000, must be at least 1000001",
+    ),
+    (
+        "an action that the model has not",
+        [{}, {"actions": 32}],
+        "[1].actions: got 32, must be 0 to 31 (a bitmask over 5 actions)",
+    ),
+    (
+        "an event older than the stored history",
+        [{"time_ms": LAST_TIME_MS - 1}],
+        "got 999999, must be at least 1000000",
+    ),
+)
+
+CASES: Sequence[Case] = (
+    # Rank
+    *over_both("Rank", "no candidates", rank_with(candidates=[]), "candidates: got 0, must be 1 to 16384"),
+    *over_both(
+        "Rank",
+        "16,385 candidates",
+        rank_with(candidates=[1] * 16_385),
+        "candidates: got 16385, must be 1 to 16384",
+    ),
+    *over_both(
+        "Rank", "request_time_ms -1", rank_with(request_time_ms=-1), "request_time_ms: got -1, must be 0 to 253402300"
+    ),
+    *over_both(
+        "Rank",
+        "request_time_ms after the year 9999",
+        rank_with(request_time_ms=MAX_TIME_MS + 1),
+        "request_time_ms: got 253402300800000, must be 0 to",
+    ),
+    *over_both(
+        "Rank",
+        "a context name that the model has not",
+        rank_with(context={"gendre": 1}),
+        "context: got 'gendre', must be one of the model's context features (gender, hour)",
+    ),
+    *over_both("Rank", "a context value of -1", rank_with(context={"hour": -1}), "context.hour: got -1, must be 0 to"),
+    *over_both("Rank", "a context value too large", rank_with(context={"hour": 24}), "got 24, must be 0 to 23"),
+    *over_both(
+        "Rank",
+        "a model that is not served",
+        rank_with(model="other"),
+        "model: got 'other', must be 'fake'",
+        status=404,
+        code="NOT_FOUND",
+    ),
+    *over_both(
+        "Rank",
+        "1,025 recent events",
+        rank_with(recent_events=[EVENT] * 1_025),
+        "recent_events: got 1025, must be 0 to 1024",
+    ),
+    *(
+        case
+        for shown, events, says in BAD_EVENTS
+        for case in over_both("Rank", shown, rank_with(recent_events=[EVENT | event for event in events]), says)
+    ),
+    *(
+        case
+        for shown, user_id, says in BAD_USER_IDS
+        for case in over_both("Rank", shown, rank_with(user_id=user_id), says)
+    ),
+    # AppendEvents
+    *over_both("AppendEvents", "no events", append_with(), "events: got 0, must be 1 to 10000"),
+    *over_both("AppendEvents", "10,001 events", append_with(*[{}] * 10_001), "events: got 10001, must be 1 to 10000"),
+    *over_both(
+        "AppendEvents",
+        "expected_len 2 for a history of 1",
+        {**append_with({}), "expected_len": 2},
+        "expected_len: got 2, the history has 1 events; nothing was written",
+        status=409,
+        code="FAILED_PRECONDITION",
+    ),
+    *(
+        case
+        for shown, events, says in BAD_EVENTS
+        for case in over_both("AppendEvents", shown, append_with(*events), says)
+    ),
+    *(
+        case
+        for shown, user_id, says in BAD_USER_IDS
+        for case in over_both("AppendEvents", shown, append_with({}, user_id=user_id), says)
+    ),
+    # Prefill and DeleteUser
+    *(
+        case
+        for method in ("Prefill", "DeleteUser")
+        for shown, user_id, says in BAD_USER_IDS
+        for case in over_both(method, shown, {"user_id": user_id}, says)
+    ),
+    # gRPC alone
+    *(
+        over_grpc("AppendEvents", f"an event with value {name}", append_with({}, {"value": value}), INVALID, says)
+        for name, value, says in (
+            ("NaN", "NaN", "events[1].value: got nan, must be a finite 32-bit float"),
+            ("infinity", "Infinity", "events[1].value: got inf, must be a finite 32-bit float"),
+        )
+    ),
+    *(
+        GrpcCase(method, "bytes that are no protobuf", b"\xff\xff\xff", INVALID, f"mfalcon.v1.{name}: got 3 bytes")
+        for method, name in (
+            ("Rank", "RankRequest"),
+            ("AppendEvents", "AppendEventsRequest"),
+            ("Prefill", "PrefillRequest"),
+            ("DeleteUser", "DeleteUserRequest"),
+            ("GetModel", "GetModelRequest"),
+        )
+    ),
+    GrpcCase(
+        "Rank",
+        "a message cut short",
+        message_of("Rank", rank_with()).SerializeToString()[:-1],
+        INVALID,
+        "mfalcon.v1.RankRequest: got 22 bytes that are no such message",
+    ),
+    GrpcCase("Rank", "user_id that is not UTF-8", b"\x0a\x02\xff\xfe", INVALID, "mfalcon.v1.RankRequest: got 4 bytes"),
+    GrpcCase("Rank", "candidates of 7 bytes, packed", b"\x0a\x01a\x12\x07" + b"\1" * 7, INVALID, "no such message"),
+    GrpcCase("Rank", "an empty message", b"", INVALID, "user_id: got ''"),
+    GrpcCase("Rank", "more than 4 MiB", b"\0" * (4 * 2**20 + 1), TOO_LARGE, "4194304"),
+    GrpcCase("Delete", "a method that there is not", b"", "UNIMPLEMENTED", "Method not found"),
+    # HTTP alone
+    rank_json("not JSON", b"{", "body: got"),
+    rank_json("an empty body", b"", "body: got None, must be given"),
+    rank_json("not UTF-8", good_rank_json(b"ann", b"\xff"), "body: got"),
+    rank_json("a lone surrogate", good_rank_json(b"ann", b"\\ud800"), "body: got"),
+    rank_json("JSON 2,000 lists deep", b"[" * 2_000, "body: got"),
+    rank_json("a list", b"[1]", "body: got 'a list', must be a JSON object"),
+    rank_json("null", b"null", "body: got None, must be a JSON object"),
+    rank_json("no user_id", b'{"candidates": [1]}', "user_id: got None, must be given"),
+    rank_json("no candidates at all", b'{"user_id": "ann"}', "candidates: got None, must be given"),
+    rank_json("an unknown field", good_rank_json(b"top_k", b"topk"), "topk: got 0, must be absent"),
+    rank_json("user_id as a number", good_rank_json(b'"ann"', b"7"), "user_id: got 7, must be a valid string"),
+    *(
+        rank_json(f"candidate {value.decode()}", good_rank_json(b"[1, 2]", b"[1, %s]" % value), says)
+        for value, says in (
+            (b'"7"', "candidates[1]: got '7', must be a valid integer"),
+            (b"true", "candidates[1]: got True, must be a valid integer"),
+            (b"1.0", "candidates[1]: got 1.0, must be a valid integer"),
+            (b"null", "candidates[1]: got None, must be a valid integer"),
+            (b"[1]", "candidates[1]: got 'a list', must be a valid integer"),
+            (b"9223372036854775808", "must be less than or equal to 9223372036854775807"),
+            (b"-9223372036854775809", "must be a valid integer"),
+            (b"1e30", "must be a valid integer"),
+        )
+    ),
+    rank_json("candidates as a text", good_rank_json(b"[1, 2]", b'"12"'), "candidates: got '12', must be a valid list"),
+    rank_json(
+        "top_k -1", good_rank_json(b'"top_k": 0', b'"top_k": -1'), "top_k: got -1, must be greater than or equal"
+    ),
+    rank_json("top_k 2^32", good_rank_json(b'"top_k": 0', b'"top_k": 4294967296'), "top_k: got 4294967296, must be"),
+    rank_json("context as a list", good_rank_json(b"{}", b"[]"), "context: got 'a list', must be a valid dictionary"),
+    rank_json("context value 1.5", good_rank_json(b"{}", b'{"hour": 1.5}'), "context.hour: got 1.5, must be a valid"),
+    rank_json("an event value of NaN", event_json(b"NaN"), "body: got"),
+    rank_json("an event value of 1e400", event_json(b"1e400"), "body: got"),
+    rank_json("an event value of 1e39", event_json(b"1e39"), "recent_events[0].value: got 1e+39, must be less than"),
+    rank_json(
+        "an event value of true", event_json(b"true"), "recent_events[0].value: got True, must be a valid number"
+    ),
+    rank_json("an event without time_ms", good_rank_json(b"[]", b'[{"item_id": 1}]'), "recent_events[0].time_ms: got"),
+    HttpCase(
+        "POST",
+        "/v1/users/ann/events",
+        "expected_len -1",
+        b'{"events": [{"item_id": 1, "time_ms": 1000001}], "expected_len": -1}',
+        422,
+        INVALID,
+        "expected_len: got -1, must be greater than or equal to 0",
+    ),
+    HttpCase(
+        "POST",
+        "/v1/users/%FF/prefill",
+        "a user_id that is not UTF-8",
+        b"",
+        422,
+        INVALID,
+        "must be UTF-8, percent-encoded",
+    ),
+    HttpCase(
+        "POST",
+        "/v1/rank",
+        "content-type text/plain",
+        good_rank_json(b"[1, 2]", b"[1]"),
+        422,
+        INVALID,
+        "body: got 'bytes that are not declared as JSON', must be a JSON object",
+        headers=(("content-type", "text/plain"),),
+    ),
+    *(
+        HttpCase(
+            "POST",
+            "/v1/rank",
+            f"x-request-timeout-ms: {value}",
+            good_rank_json(b"[1, 2]", b"[1]"),
+            422,
+            INVALID,
+            f"x-request-timeout-ms: got '{value}', must be",
+            headers=(*JSON.items(), ("x-request-timeout-ms", value)),
+        )
+        for value in ("0", "-5", "soon")
+    ),
+    HttpCase("POST", "/v1/rank", "more than 4 MiB", b" " * (4 * 2**20 + 1), 413, TOO_LARGE, "must be at most 4194304"),
+    HttpCase(
+        "POST",
+        "/v1/rank",
+        "more than 4 MiB, chunked",
+        b" " * (4 * 2**20 + 1),
+        413,
+        TOO_LARGE,
+        "must be at most 4194304",
+        chunked=True,
+    ),
+    HttpCase("POST", "/v1/score", "a path that there is not", b"", 404, "NOT_FOUND", "Not Found"),
+    HttpCase("GET", "/v1/rank", "a verb that there is not", b"", 405, "UNIMPLEMENTED", "Method Not Allowed"),
+)
+
+
+async def answers(running: Running) -> Sequence[tuple[Case, Answer]]:
+    """Every case with the answer that a server gave."""
+    running.engine.histories[USER] = stored_history()
+    return [(case, await case.send(running)) for case in CASES]
+
+
+def as_markdown(rows: Sequence[tuple[Case, Answer]]) -> str:
+    """The table for readers."""
+    lines = [
+        "# Bad input and its answers",
+        "",
+        "Written by `python -m tests.server.bad_input > docs/bad-input.md` from the answers of a running server; the",
+        "same table is a test (`tests/server/test_bad_input.py`). After each of these nothing is stored and the next",
+        f"request is answered as if it had not been. The user `{USER}` has one stored event, at time {LAST_TIME_MS};",
+        "the model has five actions and the context features `gender` and `hour`; limits are the defaults.",
+        "",
+        "| Transport | Call | Input | Answer |",
+        "|---|---|---|---|",
+    ]
+    for case, answer in rows:
+        transport = "gRPC" if isinstance(case, GrpcCase) else "HTTP"
+        code = f"{answer.status} {answer.code}" if answer.status else answer.code
+        call = case.call if len(case.call) < 60 else case.call[:24] + "..." + case.call[-10:]
+        lines.append(f"| {transport} | `{call}` | {case.shown} | {code}: {cell(answer.message)} |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(text: str) -> str:
+    """Text that a Markdown table leaves alone."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("[", "\\[").replace("_", "\\_").replace("<", "&lt;")
+
+
+async def main() -> None:
+    """Print the table."""
+    async with serving() as running:
+        print(as_markdown(await answers(running)), end="")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

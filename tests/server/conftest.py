@@ -1,0 +1,13 @@
+"""A running server for each test."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.server.harness import Running, serving
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    async with serving() as server:
+        yield server

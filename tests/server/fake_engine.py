@@ -1,0 +1,123 @@
+"""A small engine in memory: scores that can be computed by hand, a log that keeps its promises, faults on demand."""
+
+import asyncio
+
+import numpy as np
+
+from mfalcon.errors import InvalidInput, LengthMismatch
+from mfalcon.types import (
+    CacheInfo,
+    CacheSource,
+    ContextFeatureInfo,
+    Events,
+    Floats,
+    Ids,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+    Timings,
+    no_events,
+)
+
+MODEL = ModelInfo(
+    name="fake",
+    version="5f0c8d2ab1e94c77",
+    architecture="dfgr",
+    tasks=("like", "rating"),
+    actions=("rating_1", "rating_2", "rating_3", "rating_4", "rating_5"),
+    context_features=(
+        ContextFeatureInfo("gender", 2, ("F", "M"), derived=False),
+        ContextFeatureInfo("hour", 24, (), derived=True),
+    ),
+    max_history=512,
+    max_candidates=99,
+    prefix_stable=True,
+    backend="cpu float32",
+)
+NUM_KNOWN_ITEMS = 2_000
+"""Items 1 to so many are known."""
+
+
+def like_scores(candidates: Ids, num_events: int) -> Floats:
+    """[num_candidates]; depends on the item and on how much of a history there is."""
+    return ((candidates % 977) / 977 + num_events / 16).astype(np.float32)
+
+
+class FakeEngine:
+    """Satisfies `server.app.ServedEngine`; `fault` is raised by every method, `gate` holds every method up."""
+
+    def __init__(self) -> None:
+        self.histories: dict[str, Events] = {}
+        self.requests: list[RankRequest] = []
+        self.deadlines: list[float | None] = []
+        self.ready = True
+        self.closed = asyncio.Event()
+        self.fault: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.entered = asyncio.Event()
+        self.cancelled = asyncio.Semaphore(0)
+        self.num_cancelled = 0
+
+    @property
+    def model(self) -> ModelInfo:
+        return MODEL
+
+    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+        await self._pass_gate()
+        self.requests.append(request)
+        self.deadlines.append(deadline)
+        history = self._history(request.user_id)
+        self._check_newer(history, request.recent_events, "recent_events")
+        like = like_scores(request.candidates, len(history) + len(request.recent_events))
+        unknown = (request.candidates < 1) | (request.candidates > NUM_KNOWN_ITEMS)
+        return RankResult(
+            scores=like,
+            tasks=MODEL.tasks,
+            task_scores=np.stack((like, like + 2)),
+            top=np.argsort(-like, kind="stable")[: request.top_k].astype(np.uint32),
+            model_version=MODEL.version,
+            cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
+            timings=Timings(1, 2, 3, 4, 10),
+            history_len=len(history),
+            unknown=np.flatnonzero(unknown).astype(np.uint32),
+        )
+
+    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+        await self._pass_gate()
+        history = self._history(user_id)
+        if expected_len is not None and expected_len != len(history):
+            raise LengthMismatch(expected_len, len(history))
+        self._check_newer(history, events, "events")
+        self.histories[user_id] = np.concatenate((history, events))
+        return len(self.histories[user_id])
+
+    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
+        await self._pass_gate()
+        return CacheInfo(CacheSource.NONE, 0, len(self._history(user_id)))
+
+    async def delete_user(self, user_id: str) -> None:
+        await self._pass_gate()
+        self.histories.pop(user_id, None)
+
+    async def close(self) -> None:
+        self.closed.set()
+
+    def _history(self, user_id: str) -> Events:
+        return self.histories.get(user_id, no_events())
+
+    def _check_newer(self, history: Events, events: Events, field: str) -> None:
+        if len(history) and len(events) and events["time_ms"][0] < history["time_ms"][-1]:
+            last = int(history["time_ms"][-1])
+            raise InvalidInput(field, int(events["time_ms"][0]), f"at least {last}, the time of the last stored event")
+
+    async def _pass_gate(self) -> None:
+        self.entered.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            self.cancelled.release()
+            raise
+        if self.fault is not None:
+            raise self.fault

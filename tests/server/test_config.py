@@ -1,0 +1,115 @@
+"""Sources, their order, and what a mistake is answered with."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mfalcon.errors import ConfigError
+from server.config import ServerConfig, load_config
+
+FLAGS = {"checkpoint": "somewhere"}
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    return tmp_path / "server.toml"
+
+
+def test_defaults() -> None:
+    config = load_config(None, FLAGS)
+    assert config.checkpoint == Path("somewhere")
+    assert (config.grpc_host, config.grpc_port, config.http_port) == ("127.0.0.1", 50_051, 8_080)
+    assert config.microbatch == "auto"
+    assert config.max_candidates == 16_384
+
+
+def test_flags_over_environment_over_file_over_defaults(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toml.write_text("grpc_port = 1\nhttp_port = 1\nqueue_size = 1\n")
+    monkeypatch.setenv("MFALCON_GRPC_PORT", "2")
+    monkeypatch.setenv("MFALCON_HTTP_PORT", "2")
+    config = load_config(toml, FLAGS | {"grpc_port": 3, "http_port": None})
+    assert (config.grpc_port, config.http_port, config.queue_size, config.threads) == (3, 2, 1, 0)
+
+
+def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(None, FLAGS | {"microbatch": 64, "model_name": "m"})
+    values = config.model_dump(mode="json")
+    toml.write_text("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    assert load_config(toml, {}).model_dump() == config.model_dump()
+    toml.write_text("")
+    for name, value in values.items():
+        monkeypatch.setenv(f"MFALCON_{name.upper()}", str(value))
+    assert load_config(toml, {}).model_dump() == config.model_dump()
+
+
+def test_every_setting_is_explained() -> None:
+    assert all(field.description for field in ServerConfig.model_fields.values())
+
+
+def test_settings_are_immutable() -> None:
+    with pytest.raises(ValidationError):
+        load_config(None, FLAGS).grpc_port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({}, "checkpoint: got None, must be given"),
+        ({"grpc_port": 65_536}, "grpc_port: got 65536, must be less than or equal to 65535"),
+        ({"grpc_port": "x"}, "grpc_port: got 'x', must be a valid integer"),
+        ({"dtype": "float16"}, "dtype: got 'float16', must be 'float32', 'bfloat16' or 'float64'"),
+        ({"microbatch": 0}, "microbatch: got 0, must be auto or a number of at least 1"),
+        ({"drain_seconds": float("nan")}, "drain_seconds: got nan, must be a finite number"),
+        ({"max_user_id_bytes": 257}, "max_user_id_bytes: got 257, must be less than or equal to 256"),
+        ({"max_candidates": 1_000_000}, "max_candidates: got 1000000, must be at most 524288"),
+        ({"chekpoint": "x"}, "chekpoint: there is no such setting; did you mean checkpoint?"),
+        ({"grpc_port": -1, "http_port": -1}, "http_port: got -1"),
+    ],
+)
+def test_bad_flags(flags: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, (FLAGS if flags else {}) | flags)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("grpc_prot = 1", "grpc_prot: there is no such setting; did you mean grpc_port?"),
+        ("grpc_port = 'x'", "grpc_port: got 'x', must be a valid integer"),
+        ("[server]\ngrpc_port = 1", "server: there is no such setting"),
+        ("grpc_port =", "server.toml: not a readable TOML file: Invalid value"),
+    ],
+)
+def test_bad_files(toml: Path, text: str, says: str) -> None:
+    toml.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(toml, FLAGS)
+    assert says in str(refused.value)
+
+
+def test_missing_file(toml: Path) -> None:
+    with pytest.raises(ConfigError, match=r"server\.toml: there is no such file"):
+        load_config(toml, FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("variable", "says"),
+    [
+        ("MFALCON_CHEKPOINT", "MFALCON_CHEKPOINT: there is no such setting; did you mean checkpoint?"),
+        ("MFALCON_NONSENSE", "MFALCON_NONSENSE: there is no such setting"),
+        ("MFALCON_GRPC_PORT", "grpc_port: got 'x', must be a valid integer"),
+    ],
+)
+def test_bad_variables(monkeypatch: pytest.MonkeyPatch, variable: str, says: str) -> None:
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(ConfigError) as refused:
+        load_config(None, FLAGS)
+    assert says in str(refused.value)
+
+
+def test_variables_that_kubernetes_sets_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"):
+        monkeypatch.setenv(f"MFALCON_{name}", "tcp://10.0.0.1:50051")
+    load_config(None, FLAGS)

@@ -1,0 +1,144 @@
+"""Every error of the engine has its code on both transports; deadlines and cancels reach the engine."""
+
+import asyncio
+import logging
+import time
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+
+from mfalcon import errors
+from proto import ranking_pb2
+from server import grpc_api, http_api
+from tests.server.harness import Running, serving
+
+RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
+RANK_JSON = {"user_id": "ann", "candidates": [1]}
+
+
+async def rank_refused(running: Running, **options: float) -> tuple[str, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Rank(RANK, **options)
+    return refused.value.code().name, refused.value.details() or ""
+
+
+def test_both_tables_cover_what_an_engine_raises() -> None:
+    of_commands = {errors.CheckpointError, errors.DataError, errors.ConfigError}
+    answers = set(errors.MFalconError.__subclasses__()) - of_commands
+    assert set(grpc_api.STATUS) == set(http_api.STATUS) == answers
+    for error in answers:
+        assert grpc_api.STATUS[error].name == http_api.STATUS[error][1]
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status"),
+    [
+        (errors.Overloaded("the queue holds 8 requests, must be at most 8"), "RESOURCE_EXHAUSTED", 429),
+        (errors.DeadlineExceeded("no time left"), "DEADLINE_EXCEEDED", 504),
+        (errors.ShuttingDown("closing"), "UNAVAILABLE", 503),
+        (errors.EngineFailure("the step failed"), "INTERNAL", 500),
+        (errors.LengthMismatch(3, 4), "FAILED_PRECONDITION", 409),
+    ],
+)
+async def test_engine_errors(running: Running, fault: errors.MFalconError, code: str, status: int) -> None:
+    running.engine.fault = fault
+
+    assert await rank_refused(running) == (code, str(fault))
+    answer = await running.http.post("/v1/rank", json=RANK_JSON)
+    assert answer.status_code == status
+    assert answer.json() == {"error": {"code": code, "message": str(fault), "field": None}}
+    assert ("retry-after" in answer.headers) == (status in {429, 503})
+
+    running.engine.fault = None
+    assert (await running.stub.Rank(RANK)).scores
+    assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
+
+
+async def test_a_defect_is_logged_and_not_told(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    running.engine.fault = ZeroDivisionError("secret")
+    with caplog.at_level(logging.ERROR):
+        code, by_grpc = await rank_refused(running)
+        answer = await running.http.post("/v1/rank", json=RANK_JSON)
+
+    assert code == "INTERNAL"
+    assert answer.status_code == 500
+    by_http = answer.json()["error"]
+    assert by_http["code"] == "INTERNAL"
+    assert by_http["message"] == by_grpc
+    assert "secret" not in by_grpc
+    assert "Error" not in by_grpc
+    assert caplog.text.count("ZeroDivisionError: secret") == 2
+    assert "Traceback" in caplog.text
+
+
+async def test_a_score_that_is_no_number_is_an_error(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.server.fake_engine.like_scores", lambda ids, num_events: ids.astype("f4") * float("nan"))
+    code, text = await rank_refused(running)
+    assert (code, text) == ("INTERNAL", "the model gave a score that is not a finite number")
+
+
+async def test_deadline_of_the_server() -> None:
+    async with serving(request_timeout_ms=50) as running:
+        running.engine.gate.clear()
+        assert await rank_refused(running) == ("DEADLINE_EXCEEDED", "no answer within 50 ms")
+        answer = await running.http.post("/v1/rank", json=RANK_JSON)
+        assert answer.status_code == 504
+        assert answer.json()["error"]["message"] == "no answer within 50 ms"
+        assert running.engine.num_cancelled == 2
+
+
+async def test_deadline_of_the_caller(running: Running) -> None:
+    running.engine.gate.clear()
+    code, _ = await rank_refused(running, timeout=0.05)
+    assert code == "DEADLINE_EXCEEDED"
+    answer = await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "50"})
+    assert answer.status_code == 504
+    async with asyncio.timeout(2):
+        await running.engine.cancelled.acquire()
+        await running.engine.cancelled.acquire()
+
+
+async def test_the_engine_knows_the_deadline(running: Running) -> None:
+    await running.stub.Rank(RANK, timeout=3)
+    await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "3000"})
+    await running.stub.Rank(RANK)
+    by_grpc, by_http, default = (deadline - time.monotonic() for deadline in running.engine.deadlines if deadline)
+    assert 1 < by_grpc < 3
+    assert 1 < by_http < 3
+    assert 8 < default < 10
+
+
+async def test_a_cancelled_call_is_dropped(running: Running) -> None:
+    running.engine.gate.clear()
+    call = running.stub.Rank(RANK)
+    waiting = asyncio.ensure_future(call.wait_for_connection())
+    await running.engine.entered.wait()
+    call.cancel()
+    async with asyncio.timeout(2):
+        await running.engine.cancelled.acquire()
+    waiting.cancel()
+    running.engine.gate.set()
+    assert (await running.stub.Rank(RANK)).scores
+
+
+async def test_a_client_that_leaves_is_dropped(running: Running) -> None:
+    running.engine.gate.clear()
+    with pytest.raises(httpx.ReadTimeout):
+        await running.http.post("/v1/rank", json=RANK_JSON, timeout=0.2)
+    async with asyncio.timeout(2):
+        await running.engine.cancelled.acquire()
+    running.engine.gate.set()
+    assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
+
+
+async def test_many_at_once_are_each_answered_once(running: Running) -> None:
+    async def one(index: int) -> bool:
+        if index % 2:
+            answer = await running.http.post("/v1/rank", json={"user_id": str(index), "candidates": [index]})
+            return bool(answer.json()["unknown"] == [])
+        return not (await running.stub.Rank(ranking_pb2.RankRequest(user_id=str(index), candidates=[index]))).unknown
+
+    assert all(await asyncio.gather(*(one(index) for index in range(1, 65))))
+    assert sorted(int(request.user_id) for request in running.engine.requests) == list(range(1, 65))

@@ -1,0 +1,123 @@
+"""Start and stop: ports, draining, signals."""
+
+import asyncio
+import re
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2
+
+from mfalcon.errors import ConfigError
+from proto import ranking_pb2, ranking_pb2_grpc
+from server.app import Service
+from server.config import load_config
+from tests.server.fake_engine import FakeEngine
+from tests.server.harness import FREE_PORTS, Running, serving
+
+ROOT = Path(__file__).parents[2]
+RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
+RANK_JSON = {"user_id": "ann", "candidates": [1]}
+
+
+HealthWatch = grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+
+async def next_status(watch: HealthWatch) -> int:
+    answer = await watch.read()
+    assert isinstance(answer, health_pb2.HealthCheckResponse)
+    return answer.status
+
+
+def watch_health(running: Running) -> HealthWatch:
+    call: grpc.aio.UnaryStreamMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
+        running.channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+    )
+    return call(health_pb2.HealthCheckRequest())
+
+
+async def test_drain_lets_requests_finish_and_takes_no_more() -> None:
+    async with serving(drain_seconds=5) as running:
+        running.engine.gate.clear()
+        watch = watch_health(running)
+        assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
+        by_grpc = asyncio.ensure_future(running.stub.Rank(RANK))
+        by_http = asyncio.create_task(running.http.post("/v1/rank", json=RANK_JSON))
+        async with asyncio.timeout(2):
+            await running.engine.entered.wait()
+            await asyncio.sleep(0.1)
+
+        stopping = asyncio.create_task(running.service.stop())
+        assert await next_status(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
+        await asyncio.sleep(0.3)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await running.stub.Rank(RANK, timeout=1)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}") as newcomer:
+            with pytest.raises(httpx.ConnectError):
+                await newcomer.post("/v1/rank", json=RANK_JSON)
+        assert not stopping.done()
+        assert not running.engine.closed.is_set()
+
+        running.engine.gate.set()
+        assert (await by_grpc).scores
+        assert (await by_http).status_code == 200
+        async with asyncio.timeout(2):  # although the health watch is still open
+            await stopping
+        assert running.engine.closed.is_set()
+        assert running.engine.num_cancelled == 0
+
+
+async def test_drain_does_not_wait_for_ever() -> None:
+    async with serving(drain_seconds=0.2) as running:
+        running.engine.gate.clear()
+        by_grpc = asyncio.ensure_future(running.stub.Rank(RANK))
+        by_http = asyncio.create_task(running.http.post("/v1/rank", json=RANK_JSON))
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(3):
+            await running.service.stop()
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await by_grpc
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == "the server shut down before the answer was ready"
+        answer = await by_http
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == refused.value.details()
+        assert running.engine.closed.is_set()
+        assert running.engine.num_cancelled == 2
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+async def test_a_taken_port_is_an_error(transport: str) -> None:
+    async with serving() as running:
+        port = int(getattr(running.addresses, transport).rpartition(":")[2])
+        second = Service(FakeEngine(), load_config(None, FREE_PORTS | {f"{transport}_port": port}))
+        with pytest.raises(ConfigError, match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}"):
+            await second.start()
+        assert (await running.stub.Rank(RANK)).scores
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        ready = (await process.stdout.readline()).decode()
+        found = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n", ready)
+        assert found
+        async with grpc.aio.insecure_channel(found[1]) as channel, httpx.AsyncClient() as http:
+            assert (await ranking_pb2_grpc.RankingStub(channel).Rank(RANK)).scores
+            assert (await http.get(f"http://{found[2]}/readyz")).status_code == 200
+        process.send_signal(number)
+        assert await process.wait() == 0
+    assert (await process.stdout.read()).decode() == "draining\nstopped\n"

@@ -1,0 +1,202 @@
+"""Both transports give the same answers, over real sockets."""
+
+import time
+
+import grpc.aio
+import httpx
+import numpy as np
+import pytest
+from google.protobuf.json_format import ParseDict
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+from pydantic import BaseModel
+
+from proto import ranking_pb2
+from server import bodies
+from tests.server.fake_engine import MODEL, like_scores
+from tests.server.harness import Running
+
+EVENT: dict[str, object] = {"item_id": 7, "actions": 17, "value": 3.5, "time_ms": 1_000_000}
+
+
+def reply(response: httpx.Response, model: type[BaseModel]) -> dict[str, object]:
+    """The JSON of a good answer, which must be what /openapi.json promises."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/json"
+    model.model_validate_json(response.content)
+    fields: dict[str, object] = response.json()
+    return fields
+
+
+async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.RankResponse, dict[str, object]]:
+    by_grpc = await running.stub.Rank(ParseDict(fields, ranking_pb2.RankRequest()))
+    by_http = reply(await running.http.post("/v1/rank", json=fields), bodies.RankReply)
+    return by_grpc, by_http
+
+
+@pytest.mark.parametrize("num_candidates", [1, 63, 77, 2_000, 16_384])
+async def test_rank_is_equal_by_both(running: Running, num_candidates: int) -> None:
+    candidates = np.random.default_rng(num_candidates).integers(-(2**63), 2**63, num_candidates)
+
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=candidates.tolist(), top_k=5)
+
+    expected = like_scores(candidates, 0)
+    for answer in (by_grpc.scores, by_http["scores"]):
+        np.testing.assert_array_equal(np.array(answer, dtype=np.float32), expected)
+    for answer in (by_grpc.task_scores, by_http["task_scores"]):
+        np.testing.assert_array_equal(np.array(answer, dtype=np.float32), np.concatenate((expected, expected + 2)))
+    best = np.argsort(-expected, kind="stable")[:5].tolist()
+    assert list(by_grpc.top) == by_http["top"] == best
+    assert list(by_grpc.unknown) == by_http["unknown"] == list(range(num_candidates))
+    assert list(by_grpc.tasks) == by_http["tasks"] == ["like", "rating"]
+    assert by_grpc.model_version == by_http["model_version"] == MODEL.version
+    assert by_grpc.history_len == by_http["history_len"] == 0
+    assert by_http["cache"] == {"source": "HOST", "reused_tokens": 0, "encoded_tokens": 0}
+    assert by_grpc.cache == ranking_pb2.CacheInfo(source="HOST")
+    assert by_http["timings"] == {"queue_us": 1, "state_us": 2, "encode_us": 3, "score_us": 4, "total_us": 10}
+    assert by_grpc.timings == ranking_pb2.Timings(queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10)
+
+
+async def test_every_field_reaches_the_engine(running: Running) -> None:
+    await rank_both(
+        running,
+        user_id="zoë/ß 1",
+        candidates=[9, -1, 9],
+        top_k=2,
+        request_time_ms=1_700_000_000_000,
+        recent_events=[EVENT, EVENT | {"actions": 31}],
+        context={"gender": 1, "hour": 23},
+        model="fake",
+    )
+
+    for request in running.engine.requests:
+        assert request.user_id == "zoë/ß 1"
+        assert request.candidates.tolist() == [9, -1, 9]
+        assert request.top_k == 2
+        assert request.request_time_ms == 1_700_000_000_000
+        assert request.recent_events.tolist() == [(7, 17, 3.5, 1_000_000), (7, 31, 3.5, 1_000_000)]
+        assert request.context == {"gender": 1, "hour": 23}
+    assert len(running.engine.requests) == 2
+
+
+async def test_no_request_time_is_now(running: Running) -> None:
+    before = time.time_ns() // 1_000_000
+    await rank_both(running, user_id="ann", candidates=[1])
+    after = time.time_ns() // 1_000_000
+    assert all(before <= request.request_time_ms <= after for request in running.engine.requests)
+
+
+async def test_history_is_shared(running: Running) -> None:
+    event = ParseDict(EVENT, ranking_pb2.Event())
+    appended = await running.stub.AppendEvents(
+        ranking_pb2.AppendEventsRequest(user_id="a/b", events=[event, event], expected_len=0)
+    )
+    assert appended.history_len == 2
+    answer = await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_len": 2})
+    assert reply(answer, bodies.AppendEventsReply) == {"history_len": 3}
+    assert running.engine.histories["a/b"].tolist() == [(7, 17, 3.5, 1_000_000)] * 3
+
+    by_grpc, by_http = await rank_both(running, user_id="a/b", candidates=[1])
+    assert by_grpc.history_len == by_http["history_len"] == 3
+
+    assert (await running.stub.Prefill(ranking_pb2.PrefillRequest(user_id="a/b"))).encoded_tokens == 3
+    prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), bodies.CacheReply)
+    assert prefilled == {"source": "NONE", "reused_tokens": 0, "encoded_tokens": 3}
+
+    assert reply(await running.http.delete("/v1/users/a%2Fb"), bodies.DeleteUserReply) == {}
+    await running.stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id="a/b"))
+    assert running.engine.histories == {}
+
+
+@pytest.mark.parametrize("user_id", ["x" * 256, "a/events", "%2F", "a b?c#d", "日本", "�", "..", "a//b"])
+async def test_user_ids_that_are_hard_on_paths(running: Running, user_id: str) -> None:
+    path = "".join(f"%{byte:02X}" for byte in user_id.encode())
+    reply(await running.http.post(f"/v1/users/{path}/events", json={"events": [EVENT]}), bodies.AppendEventsReply)
+    assert list(running.engine.histories) == [user_id]
+    reply(await running.http.delete(f"/v1/users/{path}"), bodies.DeleteUserReply)
+    assert running.engine.histories == {}
+
+
+async def test_model(running: Running) -> None:
+    by_grpc = await running.stub.GetModel(ranking_pb2.GetModelRequest())
+    by_http = reply(await running.http.get("/v1/model"), bodies.ModelReply)
+    assert by_grpc == ParseDict(by_http, ranking_pb2.GetModelResponse())
+    assert by_http["name"] == "fake"
+    assert by_http["max_candidates"] == 16_384
+    assert by_http["context_features"] == [
+        {"name": "gender", "num_values": 2, "values": ["F", "M"], "derived": False},
+        {"name": "hour", "num_values": 24, "values": [], "derived": True},
+    ]
+
+
+async def test_probes_and_health(running: Running) -> None:
+    assert (await running.http.get("/livez")).status_code == 200
+    assert (await running.http.get("/readyz")).status_code == 200
+    running.engine.ready = False
+    assert (await running.http.get("/readyz")).status_code == 503
+    check: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
+        running.channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+    )
+    for service in ("", "mfalcon.v1.Ranking"):
+        answer = await check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await check(health_pb2.HealthCheckRequest(service="mfalcon.v1.Other"))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection(running: Running) -> None:
+    info: grpc.aio.StreamStreamMultiCallable[
+        reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse
+    ] = running.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    questions = (
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="mfalcon.v1.Ranking"),
+    )
+    services, file = [answer async for answer in info(iter(questions))]
+    assert {service.name for service in services.list_services_response.service} == {
+        "mfalcon.v1.Ranking",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    assert file.file_descriptor_response.file_descriptor_proto[0] == ranking_pb2.DESCRIPTOR.serialized_pb
+
+
+async def test_no_answer_waits_for_the_clients_ack(running: Running) -> None:
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        await running.http.get("/v1/model")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.03, "40 ms is Nagle's algorithm meeting a delayed ACK"
+
+
+async def test_openapi_is_complete(running: Running) -> None:
+    schema = (await running.http.get("/openapi.json")).json()
+    calls = {(verb, path) for path, verbs in schema["paths"].items() for verb in verbs}
+    assert calls == {
+        ("post", "/v1/rank"),
+        ("post", "/v1/users/{user_id}/events"),
+        ("post", "/v1/users/{user_id}/prefill"),
+        ("delete", "/v1/users/{user_id}"),
+        ("get", "/v1/model"),
+        ("get", "/livez"),
+        ("get", "/readyz"),
+    }
+    rank = schema["paths"]["/v1/rank"]["post"]
+    assert rank["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankBody")
+    assert rank["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankReply")
+    for status in ("404", "409", "413", "422", "429", "500", "503", "504"):
+        assert rank["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
+    for name in ("RankBody", "AppendEventsBody", "RankReply"):
+        (example,) = schema["components"]["schemas"][name]["examples"]
+        getattr(bodies, name).model_validate(example)
+    assert (await running.http.get("/docs")).status_code == 200

@@ -1,0 +1,141 @@
+"""Small random checkpoints and histories for the tests of the core: every option on, weights large enough to matter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mfalcon.algorithm import prefill, score
+from mfalcon.models.base import EventTokens, Targets, context_codes, event_tokens
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
+from mfalcon.models.items import ItemTable
+from mfalcon.models.registry import architecture as registered
+from mfalcon.models.registry import build
+from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
+from mfalcon.window import window_start
+
+CPU = torch.device("cpu")
+ACTIONS = ("click", "like", "share")
+GENRES = ("comedy", "drama", "horror", "war")
+DECADES = ("1980s", "1990s")
+NUM_ITEMS = 31
+START_MS = 10**12
+NOW_MS = START_MS + 10**10
+
+
+def small_config(
+    architecture: str = "dfgr", *, max_history: int = 24, window_chunk: int = 8, num_layers: int = 2
+) -> RankerConfig:
+    """A ranker of every feature: d_qk != d_v, both side features, given and derived context, values, two tasks."""
+    num_positions = max_history * registered(architecture).tokens_per_event - 3  # so that the last one is shared
+    return RankerConfig(
+        name="small",
+        architecture=architecture,
+        num_layers=num_layers,
+        layer=LayerConfig(
+            dim=12,
+            num_heads=2,
+            qk_dim=4,
+            v_dim=7,
+            attention_norm=max_history / 4,
+            bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=20, time_bucket_width=0.7),
+            dropout=0.2,
+        ),
+        actions=ACTIONS,
+        value_center=3.3,
+        value_scale=1.7,
+        side_features=(
+            SideFeature(name="genres", kind="tags", vocabulary=GENRES),
+            SideFeature(name="decade", kind="category", vocabulary=DECADES),
+        ),
+        context_features=(
+            ContextFeature(name="surface", num_values=3),
+            ContextFeature(name="hour", num_values=24, derive="hour_utc"),
+        ),
+        tasks=(
+            Task(name="like", kind="binary", value_at_least=4),
+            Task(name="rating", kind="regression", center=3.5, loss_weight=0.1),
+        ),
+        blend={"like": 1.0, "rating": 0.05},
+        head_dim=9,
+        num_items=NUM_ITEMS + 1,
+        max_history=max_history,
+        window_chunk=window_chunk,
+        dropout=0.1,
+    )
+
+
+def small_items(seed: int = 0, num_items: int = NUM_ITEMS) -> ItemTable:
+    """Sparse raw ids, some negative, one huge; titles that are not ASCII."""
+    rng = np.random.default_rng(seed)
+    ids = np.unique(rng.integers(-(10**6), 10**6, 4 * num_items))[: num_items - 1]
+    return ItemTable(
+        item_id=np.append(ids, np.int64(2**62)),
+        titles=tuple("" if i == 3 else f"Ítem {i}" for i in range(num_items)),
+        side={
+            "genres": (rng.random((num_items, len(GENRES))) < 0.4).astype(np.uint8),
+            "decade": rng.integers(0, len(DECADES) + 1, num_items),
+        },
+    )
+
+
+def small_checkpoint(
+    architecture: str = "dfgr", dtype: torch.dtype = torch.float64, seed: int = 0, config: RankerConfig | None = None
+) -> Checkpoint:
+    """A loaded checkpoint with random weights, as `load` would return it."""
+    config, items = config or small_config(architecture), small_items(seed)
+    torch.manual_seed(seed)
+    model = build(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.normal_(std=0.4)
+    model.items.load_items(items)
+    model.cast(dtype)
+    return Checkpoint(model, items, f"fingerprint-{architecture}-{seed}")
+
+
+def random_events(length: int, seed: int = 0, start_ms: int = START_MS) -> Events:
+    """A history on the small item table, one item in ten unknown; half of the events share their time with the one before."""
+    rng = np.random.default_rng(seed)
+    events = np.zeros(length, dtype=EVENT_DTYPE)
+    events["item_id"] = np.where(rng.random(length) < 0.1, 5_000_000, rng.choice(small_items().item_id, length))
+    events["actions"] = rng.integers(0, 2 ** len(ACTIONS), length)
+    events["value"] = rng.integers(1, 6, length)
+    events["time_ms"] = start_ms + np.cumsum(rng.integers(0, 2, length) * rng.integers(1, 10**8, length))
+    return events
+
+
+def some_rows(num_targets: int, seed: int = 0) -> Tensor:
+    """Item rows of candidates, the reserved row and duplicates among them."""
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, NUM_ITEMS + 1, num_targets))
+
+
+def tokens(checkpoint: Checkpoint, events: Events) -> EventTokens:
+    return event_tokens(events, checkpoint.items, CPU)
+
+
+def rank_request(
+    user_id: str, candidates: Sequence[int], *, recent: Events | None = None, top_k: int = 0
+) -> RankRequest:
+    return RankRequest(
+        user_id=user_id,
+        candidates=np.array(candidates, dtype=np.int64),
+        top_k=top_k,
+        request_time_ms=NOW_MS,
+        recent_events=no_events() if recent is None else recent,
+        context={"surface": 1},
+    )
+
+
+def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -> Tensor:
+    """The oracle of a request: its window encoded from nothing, every candidate in one microbatch. [num_tasks, num_targets]."""
+    config = checkpoint.model.config
+    seen = np.concatenate([history, request.recent_events])
+    window = seen[window_start(len(seen), config.max_history, config.window_chunk) :]
+    codes = context_codes(config.context_features, request.context, request.request_time_ms)
+    rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
+    with torch.inference_mode():
+        state = prefill(checkpoint.model, tokens(checkpoint, window))
+        targets = Targets(rows, torch.from_numpy(codes))
+        return score(checkpoint.model, state, targets, request.request_time_ms, max(1, len(rows))).T.double()

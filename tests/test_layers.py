@@ -1,0 +1,162 @@
+"""The layers of ARCHITECTURE.md: imports point one way, by full name, at the top of the file."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("kernels", "mfalcon", "server", "loadtest")
+
+ROOMS: dict[str, tuple[str, ...]] = {
+    # room: the modules in it; the longest name that fits a module is its room
+    "kernels": ("kernels",),
+    "words": ("mfalcon", "mfalcon.types", "mfalcon.errors", "mfalcon.window", "mfalcon.cores"),
+    "state": ("mfalcon.state",),
+    "kv": ("mfalcon.kv",),
+    "attention": ("mfalcon.attention",),
+    "config": ("mfalcon.models.config",),
+    "models": ("mfalcon.models",),
+    "algorithm": ("mfalcon.algorithm",),
+    "engine": ("mfalcon.engine",),
+    "laws": ("mfalcon.laws",),
+    "train": ("mfalcon.train",),
+    "proto": ("proto",),
+    "server": ("server",),
+    "app": ("server.app",),
+    "loadtest": ("loadtest",),
+    "cli": ("mfalcon.cli",),
+}
+
+MAY_IMPORT: dict[str, tuple[str, ...]] = {
+    # room: the rooms below it that it may import, besides itself
+    "kernels": (),
+    "words": (),
+    "state": ("words",),
+    "kv": ("words",),
+    "attention": ("kernels", "words", "kv"),
+    "config": ("words",),
+    "models": ("kernels", "words", "kv", "attention", "config"),
+    "algorithm": ("words", "kv", "attention", "models"),
+    "engine": ("kernels", "words", "state", "kv", "config", "models", "algorithm"),
+    "laws": ("words", "state", "kv", "attention", "config", "models", "algorithm", "engine"),
+    "train": ("words", "attention", "config", "models"),
+    "proto": (),
+    "server": ("words", "config", "proto"),
+    "app": ("words", "config", "models", "engine", "server"),
+    "loadtest": (
+        "kernels",
+        "words",
+        "state",
+        "kv",
+        "attention",
+        "config",
+        "models",
+        "algorithm",
+        "engine",
+        "train",
+        "proto",
+    ),
+    "cli": tuple(room for room in ROOMS if room != "cli"),
+}
+
+FREE_OF_TORCH = ("words", "state", "config", "server")
+
+OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "polars", "triton")
+"""Packages of the extras: what needs them may be imported where it is used."""
+
+NEEDS_OPTIONAL = ("mfalcon.train.frames", "mfalcon.train.table", "mfalcon.train.table_items", "loadtest")
+"""Our own modules that import an optional package at their top."""
+
+
+def modules() -> dict[str, Path]:
+    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return {_name(path.relative_to(ROOT)): path for path in paths}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str | None:
+    fits = [(len(name), room) for room, names in ROOMS.items() for name in names if _inside(module, name)]
+    return max(fits)[1] if fits else None
+
+
+def _inside(module: str, package: str) -> bool:
+    if package == "mfalcon":  # the package's own __init__, not every module in it
+        return module == "mfalcon"
+    return module == package or module.startswith(f"{package}.")
+
+
+def imports(node: ast.AST) -> Iterator[str]:
+    """Full names that the imports below a node bring in; `from a import b` is a.b where that is a module, else a."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0 and child.module, f"line {child.lineno}: relative import"
+            for alias in child.names:
+                deeper = f"{child.module}.{alias.name}"
+                yield deeper if deeper in MODULES else child.module
+
+
+def parsed(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(), filename=str(MODULES[module]))
+
+
+def test_the_table_is_one_way() -> None:
+    assert ROOMS.keys() == MAY_IMPORT.keys()
+    assert set(TopologicalSorter(MAY_IMPORT).static_order()) == set(ROOMS)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_has_a_room_and_keeps_to_it(module: str) -> None:
+    room = room_of(module)
+    assert room is not None, f"{module} is in no room of the table"
+    for imported in imports(parsed(module)):
+        if imported.partition(".")[0] in (*PACKAGES, "proto"):
+            other = room_of(imported)
+            assert other is not None, f"{module} imports {imported}, which is in no room of the table"
+            assert other == room or other in MAY_IMPORT[room], f"{module} ({room}) imports {imported} ({other})"
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if room_of(name) in FREE_OF_TORCH))
+def test_rooms_without_torch(module: str) -> None:
+    assert not [name for name in imports(parsed(module)) if name.partition(".")[0] in ("torch", "kernels")]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_inside_functions_delay_optional_packages_only(module: str) -> None:
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            for imported in imports(node):
+                delayed = imported.partition(".")[0] in OPTIONAL or any(_inside(imported, m) for m in NEEDS_OPTIONAL)
+                assert delayed, f"{module}: {node.name} imports {imported} inside"
+
+
+def test_what_needs_an_optional_package_says_so_truly() -> None:
+    """A module of `NEEDS_OPTIONAL` reaches an optional package through imports at the top, or the delay is for nothing."""
+
+    def reaches(module: str, seen: set[str]) -> bool:
+        if module.partition(".")[0] in OPTIONAL:
+            return True
+        if module not in MODULES or module in seen:
+            return False
+        seen.add(module)
+        return any(reaches(name, seen) for name in imports(parsed(module)))
+
+    for name in NEEDS_OPTIONAL:
+        inside = [module for module in MODULES if _inside(module, name)]
+        assert any(reaches(module, set()) for module in inside), name
+
+
+def test_the_transports_do_not_see_each_other() -> None:
+    seen = {name: set(imports(parsed(name))) for name in ("server.grpc_api", "server.http_api")}
+    assert "server.http_api" not in seen["server.grpc_api"]
+    assert "server.grpc_api" not in seen["server.http_api"]
