@@ -1,4 +1,4 @@
-"""rab^{p,t}: the relative attention bias of the HSTU paper (section 3.2), by distance and by log-bucketed time difference.
+"""rab^{p,t}: the relative attention bias of the HSTU paper (section 3.2), by distance and by time difference.
 
 Time is bucketed by integer thresholds instead of a floating-point logarithm, so that every backend and every replica
 puts a difference into the same bucket.
@@ -36,7 +36,7 @@ class RelativeBias:
     thresholds: Tensor
 
     def matrix(self, q_pos: Tensor, k_pos: Tensor, q_time: Tensor, k_time: Tensor) -> Tensor:
-        """Bias of every query and key: [..., num_queries] and [..., num_keys] -> [..., num_heads, num_queries, num_keys].
+        """Bias of every query and key: [..., q] and [..., k] -> [..., num_heads, q, k].
 
         Positions and times are int64 and broadcast over leading dimensions. Keys after their query get a bias too;
         the caller's mask removes them.

@@ -1,7 +1,7 @@
 """The readable definition of every op: the CPU path today, and the oracle of every faster backend.
 
-Pointwise (silu) attention of HSTU: weights = silu(q.k * logit_scale + bias) / norm, without softmax, so a token's output
-is a plain sum over keys and a prefix may be split and its partial sums added.
+Pointwise (silu) attention of HSTU: weights = silu(q.k * logit_scale + bias) / norm, without softmax, so a token's
+output is a plain sum over keys and a prefix may be split and its partial sums added.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 from kernels.bias import RelativeBias
 
 _QUERY_BLOCK = 128
-"""Rows of a prefill computed at once: the score matrix of a block stays in the cache (FACTS: one huge batch costs 3x)."""
+"""Rows of a prefill computed at once, so that their score matrix stays in the cache: all at once takes 3x as long."""
 
 
 def masked_attention(
@@ -19,9 +19,9 @@ def masked_attention(
 ) -> Tensor:
     """Dense attention under any mask; differentiable. The textbook form that the other ops are held against.
 
-    q: [..., num_queries, num_heads, qk_dim]. k: [..., num_keys, num_heads, qk_dim]. v: [..., num_keys, num_heads, v_dim].
-    mask: bool, broadcastable to [..., num_queries, num_keys]. bias: broadcastable to [..., num_heads, num_queries, num_keys].
-    Returns [..., num_queries, num_heads, v_dim].
+    q: [..., num_queries, num_heads, qk_dim]. k: [..., num_keys, num_heads, qk_dim].
+    v: [..., num_keys, num_heads, v_dim]. mask: bool, broadcasts to [..., num_queries, num_keys].
+    bias: broadcasts to [..., num_heads, num_queries, num_keys]. Returns [..., num_queries, num_heads, v_dim].
     """
     logits = torch.matmul(q.transpose(-3, -2) * logit_scale, k.transpose(-3, -2).transpose(-2, -1))
     if bias is not None:
@@ -64,7 +64,7 @@ def target_attention(
     logit_scale: float,
     norm: float,
 ) -> Tensor:
-    """Each target attends to the whole prefix and to itself, never to another target (M-FALCON, HSTU paper section 3.4).
+    """Each target attends to the whole prefix and to itself, never to another target (HSTU paper, section 3.4).
 
     q, k: [num_targets, num_heads, qk_dim]. v: [num_targets, num_heads, v_dim]: the targets' own.
     prefix_k: [num_heads, n, qk_dim]. prefix_v: [num_heads, n, v_dim]. prefix_bias: [num_heads, n], one vector for all

@@ -1,7 +1,7 @@
 """M-FALCON on one page: encode the history once, score any number of candidates against it in microbatches.
 
-Source: HSTU paper (arXiv 2402.17152), section 3.4 and Algorithm 1. The paper's b_m is `microbatch`; its modified attention mask
-is `TargetAttention`, in which a target sees the prefix and itself.
+Source: HSTU paper (arXiv 2402.17152), section 3.4 and Algorithm 1. The paper's b_m is `microbatch`; its modified
+attention mask is `TargetAttention`, in which a target sees the prefix and itself.
 """
 
 import torch

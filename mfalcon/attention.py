@@ -27,7 +27,7 @@ class AttentionForm:
 
 
 class Attend(Protocol):
-    """A phase. q, k: [..., n, num_heads, qk_dim]; v: [..., n, num_heads, v_dim], the tokens that pass through the layer."""
+    """A phase. q, k: [..., n, num_heads, qk_dim], v: [..., n, num_heads, v_dim]: tokens that pass through a layer."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """Attention output of the tokens: [..., n, num_heads, v_dim]."""

@@ -1,7 +1,7 @@
 """KV state: the keys and values of one prefix in all layers. Immutable to everybody who holds one.
 
-Appending to the newest state of a buffer writes behind it in the same memory (O(delta)); appending to an older one copies.
-Either way no state that somebody holds ever changes.
+Appending to the newest state of a buffer writes behind it in the same memory (O(delta)), appending to an older one
+copies. Either way no state that somebody holds ever changes.
 """
 
 from dataclasses import dataclass

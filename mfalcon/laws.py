@@ -22,14 +22,13 @@ from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.items import ItemTable
 from mfalcon.state.history import HistoryLog
 from mfalcon.state.store import StateStore
 from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
-"""Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16: one unit in
-the last place of a hidden value (0.4%) may flip between two orders and pass through the heads."""
+"""Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
+one unit in the last place of a hidden value (0.4%) may flip between two orders and pass through the heads."""
 
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
@@ -192,7 +191,7 @@ def freshness_error(checkpoint: Checkpoint, case: Case) -> float:
 
 
 def engine_error(checkpoint: Checkpoint, cases: list[Case]) -> float:
-    """Law 6: concurrent requests, some of them already late; infinity if one is unanswered, wrongly refused or accepted."""
+    """Law 6: concurrent requests, some already late; infinity if one is answered with what it should not be."""
     truth = [_task_scores(_runner(checkpoint), _job(checkpoint, case, case.history)) for case in cases]
     return asyncio.run(_ask(checkpoint, cases, truth))
 

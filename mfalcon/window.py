@@ -6,7 +6,9 @@ A function of the history's length alone, so that every replica, the trainer and
 
 
 def window_start(history_len: int, max_history: int, window_chunk: int) -> int:
-    """First event of the window: 0 while the history fits, else the smallest multiple of the chunk that makes it fit."""
+    """First event of the window: 0 while the history fits, else the smallest multiple of the chunk that makes it
+    fit.
+    """
     if history_len <= max_history:
         return 0
     return -(-(history_len - max_history) // window_chunk) * window_chunk

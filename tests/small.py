@@ -40,7 +40,7 @@ def small_config(
             qk_dim=4,
             v_dim=7,
             attention_norm=max_history / 4,
-            bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=20, time_bucket_width=0.7),
+            bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=64),
             dropout=0.2,
         ),
         actions=ACTIONS,
@@ -96,7 +96,9 @@ def small_checkpoint(
 
 
 def random_events(length: int, seed: int = 0, start_ms: int = START_MS) -> Events:
-    """A history on the small item table, one item in ten unknown; half of the events share their time with the one before."""
+    """A history on the small item table, one item in ten unknown; half of the events share their time with the one
+    before.
+    """
     rng = np.random.default_rng(seed)
     events = np.zeros(length, dtype=EVENT_DTYPE)
     events["item_id"] = np.where(rng.random(length) < 0.1, 5_000_000, rng.choice(small_items().item_id, length))
@@ -129,7 +131,9 @@ def rank_request(
 
 
 def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -> Tensor:
-    """The oracle of a request: its window encoded from nothing, every candidate in one microbatch. [num_tasks, num_targets]."""
+    """The oracle of a request: its window encoded from nothing, every candidate in one microbatch. [num_tasks,
+    num_targets].
+    """
     config = checkpoint.model.config
     seen = np.concatenate([history, request.recent_events])
     window = seen[window_start(len(seen), config.max_history, config.window_chunk) :]

@@ -24,6 +24,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "laws": ("mfalcon.laws",),
     "train": ("mfalcon.train",),
     "proto": ("proto",),
+    "client": ("mfalcon.client",),
     "server": ("server",),
     "app": ("server.app",),
     "loadtest": ("loadtest",),
@@ -44,6 +45,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "laws": ("words", "state", "kv", "attention", "config", "models", "algorithm", "engine"),
     "train": ("words", "attention", "config", "models"),
     "proto": (),
+    "client": ("words", "proto"),
     "server": ("words", "config", "proto"),
     "app": ("words", "config", "models", "engine", "server"),
     "loadtest": (
@@ -62,12 +64,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "state", "config", "server")
+FREE_OF_TORCH = ("words", "state", "config", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "polars", "triton")
 """Packages of the extras: what needs them may be imported where it is used."""
 
-NEEDS_OPTIONAL = ("mfalcon.train.frames", "mfalcon.train.table", "mfalcon.train.table_items", "loadtest")
+NEEDS_OPTIONAL = ("mfalcon.train.frames", "mfalcon.train.table", "mfalcon.train.table_items")
 """Our own modules that import an optional package at their top."""
 
 
@@ -141,7 +143,9 @@ def test_imports_inside_functions_delay_optional_packages_only(module: str) -> N
 
 
 def test_what_needs_an_optional_package_says_so_truly() -> None:
-    """A module of `NEEDS_OPTIONAL` reaches an optional package through imports at the top, or the delay is for nothing."""
+    """A module of `NEEDS_OPTIONAL` reaches an optional package through imports at the top, or the delay is for
+    nothing.
+    """
 
     def reaches(module: str, seen: set[str]) -> bool:
         if module.partition(".")[0] in OPTIONAL:

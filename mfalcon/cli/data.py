@@ -29,6 +29,5 @@ def ml_100k(
     """Fetch MovieLens-100K (100,000 ratings); checked by sha256, a second call is instant."""
     movielens.fetch(directory, source, notify=lambda notice: typer.echo(notice + "\n"))
     dataset = movielens.read(directory)
-    Console(highlight=False).print(
-        f"{directory}: {len(dataset.events):,} events, {len(dataset.user_ids):,} users, {dataset.items.num_rows - 1:,} items"
-    )
+    events, users, items = len(dataset.events), len(dataset.user_ids), dataset.items.num_rows - 1
+    Console(highlight=False).print(f"{directory}: {events:,} events, {users:,} users, {items:,} items")

@@ -54,8 +54,8 @@ def open_dataset(
         return movielens.read(movielens.fetch(ML_100K, notify=typer.echo))
     if data == "synthetic":
         return synthetic(num_users=300, num_items=500, events_per_user=60, seed=0)
-    from mfalcon.train.table import ColumnMapping, read_table  # needs the extra `data`
-    from mfalcon.train.table_items import ItemColumns
+    from mfalcon.train.table import ColumnMapping, read_table  # noqa: PLC0415 (needs the extra `data`)
+    from mfalcon.train.table_items import ItemColumns  # noqa: PLC0415
 
     return read_table(
         Path(data),

@@ -1,4 +1,4 @@
-"""The one `mfalcon` command. Each subcommand is a file beside this one; errors of ours end as one line and exit code 1."""
+"""The one `mfalcon` command: a file beside this one per subcommand; our errors end as one line and exit code 1."""
 
 import sys
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -69,7 +70,7 @@ def quality(
 def baselines(dataset: Dataset) -> list[Row]:
     """Item mean and logistic regression on user and item, fitted on the training events of split A."""
     parts = split(dataset, "A")
-    like = labels(dataset, dataset.tasks)[:, 0]
+    like = labels(dataset, dataset.tasks)[:, 0].astype(np.float64)
     item = dataset.items.rows(dataset.events["item_id"].copy())
     test = parts == TEST
     out = []

@@ -64,8 +64,9 @@ def cost_line(result: RankResult) -> str:
     """Where the answer came from and what it cost."""
     cache, times = result.cache, result.timings
     return (
-        f"history {result.history_len} events; cache {cache.source.name}: {cache.reused_tokens} tokens reused, "
-        f"{cache.encoded_tokens} encoded; encode {times.encode_us / 1000:.2f} ms, score {times.score_us / 1000:.2f} ms, "
+        f"history {result.history_len} events; cache {cache.source.name}: "
+        f"{cache.reused_tokens} tokens reused, {cache.encoded_tokens} encoded; "
+        f"encode {times.encode_us / 1000:.2f} ms, score {times.score_us / 1000:.2f} ms, "
         f"in all {times.total_us / 1000:.2f} ms"
     )
 

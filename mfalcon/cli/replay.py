@@ -62,7 +62,7 @@ def replay(
     target: TargetOption = DEFAULT_TARGET,
     json_output: JsonOption = False,
 ) -> None:
-    """Rank, then append, every test event through a fresh server; exit code 1 unless the scores equal the offline ones."""
+    """Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones."""
     dataset = open_dataset(data, columns, items, item_columns, like_at_least)
     loaded = checkpoint.load(path)
     chosen = split(dataset, part) == TEST

@@ -15,8 +15,8 @@ from server.config import ServerConfig, load_config
 def serve(config: Path | None, **flags: str | None) -> None:
     """Serve a checkpoint over gRPC and HTTP until SIGTERM or Ctrl-C.
 
-    A setting is taken from its flag, else from the environment (MFALCON_GRPC_PORT and so on), else from the TOML file of
-    --config, else from its default.
+    A setting comes from its flag, else from the environment (MFALCON_GRPC_PORT and so on), else from the TOML file
+    of --config, else from its default.
     """
     run(load_config(config, flags))
 

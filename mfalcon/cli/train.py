@@ -117,11 +117,12 @@ def train_checkpoint(
 def _show(bar: Progress, task: TaskID, config: TrainConfig, step: Step) -> None:
     done = step.epoch * step.steps_per_epoch + step.step
     total = config.epochs * step.steps_per_epoch
-    if step.validation_ne is None:
+    if step.validation is None:
         figures = f"loss {step.loss:.3f}  {step.targets_per_second:,.0f} targets/s"
         bar.update(
             task, description=f"epoch {step.epoch + 1}/{config.epochs}", completed=done, total=total, figures=figures
         )
     else:
         best = " (best)" if step.best_epoch == step.epoch else ""
-        bar.console.print(f"epoch {step.epoch + 1:>2}: validation NE {step.validation_ne:.4f}{best}")
+        figures = f"validation AUC {step.validation.auc:.4f}, NE {step.validation.ne:.4f}"
+        bar.console.print(f"epoch {step.epoch + 1:>2}: {figures}{best}")

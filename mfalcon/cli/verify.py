@@ -1,6 +1,6 @@
 """`mfalcon verify`: the laws of M-FALCON, measured on a user's own checkpoint."""
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +15,7 @@ from mfalcon.laws import LawResult, check
 from mfalcon.models import checkpoint
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Types that a checkpoint can be verified in."""
 
     FLOAT64 = "float64"

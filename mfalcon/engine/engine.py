@@ -94,7 +94,8 @@ class Engine:
     async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
         """Score a request's candidates. deadline: time.monotonic() seconds.
 
-        Raises Overloaded, DeadlineExceeded, ShuttingDown, EngineFailure, or InvalidInput for recent events older than the log.
+        Raises Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events older than
+        the log.
         """
         log = self._log.snapshot(request.user_id)
         seen = log.extended(request.recent_events) if len(request.recent_events) else log
@@ -172,7 +173,7 @@ def _step(runner: Runner, job: Job) -> None:
                 job.future.set_result(None)
     except MFalconError as error:
         job.future.set_exception(error)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
         _log.exception("a step failed")
         failure = EngineFailure("the engine failed on this request; the server's log has the cause")
         failure.__cause__ = error

@@ -32,7 +32,7 @@ class PrefillJob:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForgetJob:
-    """Erase every state of a user. Runs after all work that was accepted before it, so none of that can bring a state back."""
+    """Erase every state of a user. Runs after all work accepted before it, so none of that can bring one back."""
 
     user_id: str
     deadline: None = None

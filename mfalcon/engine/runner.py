@@ -1,4 +1,4 @@
-"""Runs one job on the device: finds or makes the KV state, scores, blends and sorts. Called by the device thread alone."""
+"""Runs one job on the device: finds or makes the KV state, scores, blends, sorts. For the device thread alone."""
 
 import time
 from dataclasses import dataclass

@@ -65,7 +65,7 @@ class Ranker(nn.Module):
         raise NotImplementedError
 
     def target_tokens(self, targets: Targets) -> Tensor:
-        """[..., num_targets] -> [..., num_targets, dim]."""
+        """[..., num_targets] -> [..., num_targets, dim]. Context joins later, in `predict`."""
         raise NotImplementedError
 
     def token_times(self, events: EventTokens) -> Tensor:
@@ -73,8 +73,8 @@ class Ranker(nn.Module):
         return events.times.repeat_interleave(self.tokens_per_event, dim=-1)
 
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """Hidden targets [..., dim] -> raw task outputs [..., num_tasks] (logits of binary tasks)."""
-        raw: Tensor = self.heads(hidden, targets.rows)
+        """Hidden targets [..., dim] and their context -> raw task outputs [..., num_tasks] (logits of binary tasks)."""
+        raw: Tensor = self.heads(hidden + self.context(targets.context), targets.rows)
         return raw
 
     def cast(self, dtype: torch.dtype) -> None:

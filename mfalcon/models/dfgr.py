@@ -1,7 +1,8 @@
 """DFGR: merged item+action tokens, trained with two flows and served as one.
 
-Source: Dual-Flow Generative Ranking (Guo et al. 2025, arXiv 2505.16752): the real flow carries item+action, the fake flow item+placeholder;
-a fake token's query sees the real flow strictly before it, and itself. Serving is prefill(real) + score(fake).
+Source: Dual-Flow Generative Ranking (Guo et al. 2025, arXiv 2505.16752). The real flow carries item+action, the fake
+flow item+placeholder; a fake token's query sees the real flow strictly before it, and itself. Serving is
+prefill(real) + score(fake).
 """
 
 import torch
@@ -28,6 +29,5 @@ class DFGR(Ranker):
 
     def target_tokens(self, targets: Targets) -> Tensor:
         """See `Ranker.target_tokens`."""
-        x = self.items(targets.rows) + self.placeholder + self.context(targets.context)
-        out: Tensor = self.dropout(x)
+        out: Tensor = self.dropout(self.items(targets.rows) + self.placeholder)
         return out

@@ -14,7 +14,7 @@ _INIT_STD = 0.05
 
 
 class ItemEmbedding(nn.Module):
-    """Item row -> vector: its id plus its side features. Row 0, the unknown item, has an id vector and no side features."""
+    """Item row -> vector: its id plus its side features. Row 0, the unknown item, has no side features."""
 
     def __init__(self, num_rows: int, dim: int, side_features: Sequence[SideFeature]) -> None:
         super().__init__()
@@ -74,7 +74,11 @@ class ActionEmbedding(nn.Module):
 
 
 class ContextEmbedding(nn.Module):
-    """Request-context codes -> one vector, added to the targets only. A missing feature has a learned vector of its own."""
+    """Request-context codes -> one vector, added to the hidden targets. A missing feature has a learned vector too.
+
+    Starts at zero and joins after the layers: as part of the target token it identified users and cost 0.01 test AUC
+    (docs/LOG.md).
+    """
 
     def __init__(self, features: Sequence[ContextFeature], dim: int) -> None:
         super().__init__()
@@ -82,11 +86,11 @@ class ContextEmbedding(nn.Module):
         self._dim = dim
         for table in self.tables:
             assert isinstance(table, nn.Embedding)
-            nn.init.normal_(table.weight, std=_INIT_STD)
+            nn.init.zeros_(table.weight)
 
     def forward(self, codes: Tensor) -> Tensor:
         """int64 [..., num_features], -1 for missing -> [..., dim]; zero where the model reads no context."""
-        x = torch.zeros(codes.shape[:-1] + (self._dim,), dtype=self._dtype(), device=codes.device)
+        x = torch.zeros((*codes.shape[:-1], self._dim), dtype=self._dtype(), device=codes.device)
         for index, table in enumerate(self.tables):
             x = x + table(codes[..., index] + 1)
         return x

@@ -9,7 +9,7 @@ from mfalcon.models.config import Task
 
 
 class TaskHeads(nn.Module):
-    """A small MLP shared by all tasks, plus a learned bias per item and task. Never below float32: a bfloat16 score has 8 bits."""
+    """A small MLP for all tasks, plus a bias per item and task. Never below float32: a bfloat16 score has 8 bits."""
 
     def __init__(self, tasks: Sequence[Task], dim: int, hidden: int, num_rows: int, dropout: float) -> None:
         super().__init__()
@@ -25,6 +25,15 @@ class TaskHeads(nn.Module):
         hidden = hidden.to(self.item_bias.weight.dtype)
         out: Tensor = self.mlp(hidden) + self.item_bias(rows)
         return out
+
+    def rescale(self, task: int, scale: float, shift: float) -> None:
+        """Make a task's raw output scale * raw + shift from now on."""
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            last.weight[task] *= scale
+            last.bias[task] = scale * last.bias[task] + shift
+            self.item_bias.weight[:, task] *= scale
 
     def scores(self, raw: Tensor) -> Tensor:
         """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""

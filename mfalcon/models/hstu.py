@@ -20,5 +20,5 @@ class HSTU(Ranker):
 
     def target_tokens(self, targets: Targets) -> Tensor:
         """See `Ranker.target_tokens`."""
-        out: Tensor = self.dropout(self.items(targets.rows) + self.context(targets.context))
+        out: Tensor = self.dropout(self.items(targets.rows))
         return out

@@ -1,6 +1,8 @@
-"""One HSTU layer and a stack of them. The phase is an argument: `layer(x, attend)` trains, prefills, appends and scores.
+"""One HSTU layer and a stack of them. The phase is an argument: `layer(x, attend)` trains, prefills, appends and
+scores.
 
-Source: HSTU paper (Zhai et al. 2024, arXiv 2402.17152, section 3, equations 1 to 3); options cover Meta's two public variants.
+Source: HSTU paper (Zhai et al. 2024, arXiv 2402.17152, section 3, equations 1 to 3); options cover Meta's two public
+variants.
 """
 
 import math

@@ -46,7 +46,9 @@ def check_order(history: Events, events: Events, field: str) -> None:
 
 
 class _UserLog:
-    """Arrays that double when full. A snapshot of the old array stays valid: nothing before `size` is ever rewritten."""
+    """Arrays that double when full. A snapshot of the old array stays valid: nothing before `size` is ever
+    rewritten.
+    """
 
     __slots__ = ("events", "links", "size")
 

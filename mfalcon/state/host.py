@@ -1,4 +1,6 @@
-"""The host tier: one KV state per user under a byte budget, least recently used out first. No torch: a state is anything with a size."""
+"""The host tier: one KV state per user under a byte budget, least recently used out first. No torch: a state is
+anything with a size.
+"""
 
 from collections import OrderedDict
 from dataclasses import dataclass

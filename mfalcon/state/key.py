@@ -1,4 +1,5 @@
-"""The chained hash of a history and the key of a KV state. A state is used only for exactly the history it was made from.
+"""The chained hash of a history and the key of a KV state. A state is used only for exactly the history it was made
+from.
 
 link[0] = H(user id), link[i + 1] = H(link[i] + event i): the hash at length n covers every event before it, so an
 edited, shrunk or swapped history can never match a state of the old one.

@@ -28,7 +28,8 @@ class StateStore(Generic[S]):
     def acquire(self, history: History, start: int) -> Found[S] | None:
         """The state of a prefix of history[start:], verified by the chained hash; None on a miss.
 
-        A state that is no ancestor of the history, or whose window starts elsewhere, is a miss; the next `put` replaces it.
+        A state that is no ancestor of the history, or whose window starts elsewhere, is a miss; the next `put`
+        replaces it.
         """
         entry = self._host.get(history.user_id)
         if entry is None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
@@ -28,31 +30,28 @@ class Report:
     ndcg_at_10: float
 
 
-def score_windows(
-    model: Ranker, columns: Columns, items: Sequence[Window]
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Scores of every target: positions in the data set [n] and scores [n, num_tasks]."""
+def raw_outputs(model: Ranker, columns: Columns, items: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Raw task outputs of every target: positions in the data set int64 [n] and outputs [n, num_tasks]."""
     model.eval()
-    index, scores = [], []
+    index, outputs = [], []
     with torch.inference_mode():
         for group in grouped(items, _BATCH, None):
             batch = columns.batch(group)
-            out = model.heads.scores(forward(model, batch))
-            index.append(batch.target_index[batch.target_valid].numpy())
-            scores.append(out[batch.target_valid].float().numpy())
-    return np.concatenate(index), np.concatenate(scores)
+            index.append(batch.target_index[batch.target_valid])
+            outputs.append(forward(model, batch)[batch.target_valid])
+    return torch.cat(index), torch.cat(outputs)
 
 
 def evaluate(
     model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
 ) -> tuple[Report, NDArray[np.int64], NDArray[np.float32]]:
-    """Metrics of the first binary task over chosen events, and what they came from: positions and scores, sorted by position."""
+    """Metrics of the first binary task over chosen events, with the positions (ascending) and scores behind them."""
     config = model.config
     items = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
-    index, scores = score_windows(model, Columns(dataset, config.tasks), items)
-    order = np.argsort(index)
-    index, scores = index[order], scores[order]
-    return report(model, dataset, index, scores, visibility), index, scores
+    index, raw = raw_outputs(model, Columns(dataset, config.tasks), items)
+    order = index.argsort()
+    positions, scores = index[order].numpy(), model.heads.scores(raw[order]).numpy()
+    return report(model, dataset, positions, scores, visibility), positions, scores
 
 
 def report(
@@ -60,7 +59,9 @@ def report(
 ) -> Report:
     """Metrics of scores [n, num_tasks] for events at positions [n]."""
     tasks = model.config.tasks
-    which = next(i for i, task in enumerate(tasks) if task.kind == "binary")
+    which = next((i for i, task in enumerate(tasks) if task.kind == "binary"), None)
+    if which is None:
+        raise ConfigError(f"tasks: {[task.name for task in tasks]} has no binary task, which AUC and NE need")
     truth = labels(dataset, tasks)[index, which]
     predicted, users = scores[:, which], dataset.user[index]
     return Report(

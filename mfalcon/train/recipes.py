@@ -13,7 +13,7 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class TrainConfig(Frozen):
-    """How to train: one-cycle AdamW, best epoch kept by validation NE."""
+    """How to train: one-cycle AdamW, weights averaged over steps, best epoch kept by validation AUC."""
 
     epochs: Positive = 15
     batch_size: Positive = 16
@@ -22,11 +22,15 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0)
     context_dropout: float = Field(default=0.5, ge=0, lt=1)
     """Share of context codes hidden while training, so that a missing feature has a meaning."""
-    item_dropout: float = Field(default=0.02, ge=0, lt=1)
+    event_dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Share of history events that no token sees while training."""
+    item_dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of items shown as the unknown item while training, so that the reserved row has a meaning."""
     clip_norm: float = Field(default=1.0, gt=0)
+    average_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Decay per step of the exponential average of the weights; the average is what is validated and kept."""
     patience: Positive = 4
-    """Epochs without a better validation NE before stopping early."""
+    """Epochs without a better validation AUC before stopping early."""
     seed: int = 0
     split: Literal["A", "B"] = "A"
     visibility: Literal["strict", "order"] = "strict"

@@ -1,12 +1,13 @@
 """From a data set to training sequences: windows of a user's events with the targets that see them.
 
-A target is one event to predict; it sees the events of its user before it, cut by the same window rule that serving uses, so a trained
-model meets in production what it met in training. Visibility "strict" hides events of the same millisecond as the
-target; "order" shows every earlier event of the log.
+A target is one event to predict; it sees the events of its user before it, cut by the same window rule that serving
+uses, so a trained model meets in production what it met in training. Visibility "strict" hides events of the same
+millisecond as the target; "order" shows every earlier event of the log.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -51,7 +52,7 @@ def windows(
     out = []
     order = np.argsort(dataset.user, kind="stable")
     bounds = np.searchsorted(dataset.user[order], np.arange(len(dataset.user_ids) + 1))
-    for first, last in zip(bounds[:-1], bounds[1:], strict=True):
+    for first, last in pairwise(bounds):
         positions = order[first:last]
         chosen = np.flatnonzero(is_target[positions])
         if len(chosen) == 0:
@@ -67,7 +68,7 @@ def windows(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Windows padded to the longest. valid: [batch, n]; visible, target_times, target_valid, target_index: [batch, m]."""
+    """Windows padded to the longest. valid: [batch, n]; what is named after targets, and visible: [batch, m]."""
 
     events: EventTokens
     valid: Tensor

@@ -1,7 +1,7 @@
-"""Training: epochs over windows, the best epoch by validation NE kept, resumable after an interruption.
+"""Training: epochs over windows, weights averaged, the best epoch by validation AUC kept and calibrated; resumable.
 
-Every epoch draws from a generator seeded by (seed, epoch), so a run that was interrupted and resumed ends with the same weights as one
-that was not.
+Every epoch draws from a generator seeded by (seed, epoch), so a run that was interrupted and resumed ends with the
+same weights as one that was not.
 """
 
 import json
@@ -16,13 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mfalcon.models.base import MISSING, Ranker, Targets
 from mfalcon.models.config import RankerConfig, Task
 from mfalcon.models.items import UNKNOWN_ROW
 from mfalcon.models.registry import build
+from mfalcon.train.calibrate import calibrate
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.evaluate import evaluate
+from mfalcon.train.evaluate import Report, evaluate, raw_outputs
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows
 from mfalcon.train.splits import TRAIN, VALIDATION, split
@@ -30,14 +32,14 @@ from mfalcon.train.splits import TRAIN, VALIDATION, split
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a progress bar shows: after a step (`validation_ne` None) or after an epoch."""
+    """What a progress bar shows: after a step (`validation` None) or after an epoch."""
 
     epoch: int
     step: int
     steps_per_epoch: int
     loss: float
     targets_per_second: float
-    validation_ne: float | None
+    validation: Report | None
     best_epoch: int
 
 
@@ -49,11 +51,20 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
+        average = get_ema_multi_avg_fn(config.average_decay)
+        self.average = AveragedModel(model, multi_avg_fn=average)
         self.config = config
         self.steps = steps
         self.epoch = 0
-        self.best_epoch, self.best_ne = -1, math.inf
+        self.best_epoch, self.best_auc = -1, -math.inf
         self.best: dict[str, Tensor] = {}
+
+    @property
+    def averaged(self) -> Ranker:
+        """The model with averaged weights."""
+        module = self.average.module
+        assert isinstance(module, Ranker)
+        return module
 
     def learning_rate(self, step: int) -> float:
         """One cycle: cosine up over the first tenth, cosine down to (nearly) zero."""
@@ -64,11 +75,12 @@ class _Run:
 
     def save(self, directory: Path, identity: str) -> None:
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
         directory.mkdir(parents=True, exist_ok=True)
-        counters = {"identity": identity, "epoch": self.epoch, "best_epoch": self.best_epoch, "best_ne": self.best_ne}
+        counters = {"identity": identity, "epoch": self.epoch, "best_epoch": self.best_epoch, "best_auc": self.best_auc}
         scratch = directory / "progress.partial"
         save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, metadata={"progress": json.dumps(counters)})
         scratch.replace(directory / "progress.safetensors")
@@ -88,6 +100,7 @@ class _Run:
             return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
         self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
         self.best = part("best.")
         state = self.optimizer.state_dict()
         moments: dict[int, dict[str, Tensor]] = {}
@@ -96,7 +109,7 @@ class _Run:
             moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
         self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
-        self.best_ne = counters["best_ne"]
+        self.best_auc = counters["best_auc"]
 
 
 def train(
@@ -108,7 +121,8 @@ def train(
 ) -> Ranker:
     """Train a model and return it with the weights of its best epoch.
 
-    progress_dir: where the state after each epoch is kept; a run of the same data set, model and training config continues from it.
+    progress_dir: where the state after each epoch is kept; a run of the same data set, model and training config
+    continues from it.
     """
     torch.manual_seed(config.seed)
     model = build(model_config)
@@ -122,14 +136,20 @@ def train(
     run.resume(progress_dir, identity)
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
         _epoch(run, items, columns, per_epoch, report)
-        validation, _, _ = evaluate(model, dataset, parts == VALIDATION, config.visibility)
-        if validation.ne < run.best_ne:
-            run.best_epoch, run.best_ne = run.epoch, validation.ne
-            run.best = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        averaged = run.averaged
+        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, config.visibility)
+        if validation.auc > run.best_auc:
+            run.best_epoch, run.best_auc = run.epoch, validation.auc
+            run.best = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
         run.epoch += 1
         run.save(progress_dir, identity)
-        report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation.ne, run.best_epoch))
+        report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation, run.best_epoch))
     model.load_state_dict(run.best)
+    chosen = windows(
+        dataset, parts == VALIDATION, config.visibility, model_config.max_history, model_config.window_chunk
+    )
+    index, raw = raw_outputs(model, columns, chosen)
+    calibrate(model, raw, columns.labels[index])
     return model.eval()
 
 
@@ -149,6 +169,7 @@ def _epoch(
         value.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
         run.optimizer.step()
+        run.average.update_parameters(run.model)
         seen += int(batch.target_valid.sum())
         total += value.item()
         rate = seen / (time.perf_counter() - began)
@@ -156,13 +177,14 @@ def _epoch(
 
 
 def _hide(batch: Batch, config: TrainConfig) -> Batch:
-    """Hide some items and context codes, as if they were unknown and missing."""
+    """Hide some items, context codes and whole events, as if they were unknown, missing and unseen."""
     targets = Targets(
         _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
         _masked(batch.targets.context, config.context_dropout, MISSING),
     )
     events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
-    return replace(batch, events=events, targets=targets)
+    valid = batch.valid & (torch.rand(batch.valid.shape) >= config.event_dropout)
+    return replace(batch, events=events, targets=targets, valid=valid)
 
 
 def _masked(codes: Tensor, share: float, hidden: int) -> Tensor:

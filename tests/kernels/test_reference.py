@@ -16,7 +16,8 @@ HEADS, QK_DIM, V_DIM = 3, 5, 8
 SCALE, NORM = 0.37, 50.0
 
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
-"""Worst absolute difference; outputs are of order 1. float64, float32: sums in another order. bfloat16: 8 bits, so logits of order 4
+"""Worst absolute difference; outputs are of order 1. float64, float32: sums in another order. bfloat16: 8 bits, so
+logits of order 4
 are off by 2^-7, silu passes that on, and the prefix of a target and its own term are rounded apart (2^-8 each)."""
 
 

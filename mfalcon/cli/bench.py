@@ -1,0 +1,132 @@
+"""`mfalcon bench`: time the kernels and the service. Tables for people, `--json` for machines, progress on stderr."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console, RenderableType
+
+from loadtest import bench_append, bench_score, overhead, plots, tables
+from loadtest.bench_append import AppendOptions, AppendResult
+from loadtest.bench_score import ScoreOptions, ScoreResult
+from loadtest.overhead import OverheadOptions, OverheadResult
+from loadtest.shapes import DTYPES, SHAPES
+from mfalcon.cores import owned_cores
+
+app = typer.Typer(help="Time the kernels and the service.", no_args_is_help=True)
+
+_SHAPE_HELP = f"Shape to measure ({', '.join(SHAPES)}); repeat for more."
+_PLAIN_WIDTH = 200
+"""Columns of a table that is not printed to a terminal: nothing is cut."""
+
+ShapeOption = Annotated[list[str] | None, typer.Option("--shape", help=_SHAPE_HELP)]
+HistoryOption = Annotated[list[int] | None, typer.Option("--n", min=1, max=8192, help="History length; repeatable.")]
+DtypeOption = Annotated[str, typer.Option(help=f"What to compute in: {', '.join(DTYPES)}.")]
+SecondsOption = Annotated[float | None, typer.Option(min=0, help="Time to spend on repeating each cell.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Shape S at n=1024 only: less than a minute.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
+
+
+@app.callback()
+def root() -> None:
+    """Time the kernels and the service."""
+
+
+@app.command("score")
+def score(
+    shape: ShapeOption = None,
+    n: HistoryOption = None,
+    m: Annotated[list[int] | None, typer.Option("--m", min=1, help="Number of candidates; repeatable.")] = None,
+    microbatch: Annotated[list[int] | None, typer.Option(min=1, help="Microbatch to try; repeatable.")] = None,
+    dtype: DtypeOption = "float32",
+    seconds: SecondsOption = None,
+    masked_gib: Annotated[
+        float, typer.Option(min=0, help="Skip masked forwards that need more memory than this.")
+    ] = ScoreOptions().masked_gib,
+    threads: ThreadsOption = 0,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Cached scoring against one forward per candidate, one masked forward and the counted floor."""
+    base = bench_score.QUICK if quick else ScoreOptions()
+    options = replace(
+        base,
+        shapes=tuple(shape or base.shapes),
+        histories=tuple(n or base.histories),
+        candidates=tuple(m or base.candidates),
+        microbatches=tuple(microbatch or base.microbatches),
+        dtype=dtype,
+        seconds=base.seconds if seconds is None else seconds,
+        masked_gib=masked_gib,
+    )
+    torch.set_num_threads(threads or owned_cores())
+    result = bench_score.run(options, _progress)
+    if plot is not None:
+        plots.plot_score(result, plot)
+    _show(result, tables.score_tables(result), as_json)
+
+
+@app.command("append")
+def append(
+    shape: ShapeOption = None,
+    n: HistoryOption = None,
+    k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Number of new events; repeatable.")] = None,
+    dtype: DtypeOption = "float32",
+    seconds: SecondsOption = None,
+    threads: ThreadsOption = 0,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """Append of new events to a KV state against a prefill of the whole history."""
+    base = bench_append.QUICK if quick else AppendOptions()
+    options = replace(
+        base,
+        shapes=tuple(shape or base.shapes),
+        histories=tuple(n or base.histories),
+        events=tuple(k or base.events),
+        dtype=dtype,
+        seconds=base.seconds if seconds is None else seconds,
+    )
+    torch.set_num_threads(threads or owned_cores())
+    result = bench_append.run(options, _progress)
+    if plot is not None:
+        plots.plot_append(result, plot)
+    _show(result, tables.append_tables(result), as_json)
+
+
+@app.command("overhead")
+def service_overhead(
+    target: Annotated[str, typer.Option(help="HOST:PORT of a running server's gRPC.")] = OverheadOptions().target,
+    m: Annotated[int, typer.Option("--m", min=1, help="Number of candidates.")] = OverheadOptions().num_candidates,
+    calls: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = OverheadOptions().num_calls,
+    events: Annotated[int, typer.Option(min=0, help="Length of the user's history.")] = OverheadOptions().num_events,
+    items: Annotated[int, typer.Option(min=1, help="Draw item ids from 1 to this.")] = OverheadOptions().num_items,
+    as_json: JsonOption = False,
+) -> None:
+    """What gRPC and the service add to the engine's time: one client, one user, state hit."""
+    options = OverheadOptions(target=target, num_candidates=m, num_calls=calls, num_events=events, num_items=items)
+    result = overhead.run(options, _progress)
+    _show(result, tables.overhead_tables(result), as_json)
+
+
+def _progress(text: str) -> None:
+    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)
+
+
+def _show(result: ScoreResult | AppendResult | OverheadResult, parts: Iterable[RenderableType], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(result), allow_nan=False))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
+    for part in parts:
+        console.print(part, markup=False)

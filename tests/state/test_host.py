@@ -1,0 +1,81 @@
+"""The host tier against a model of an LRU by bytes."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mfalcon.state.host import HostTier
+from mfalcon.state.key import StateKey
+
+BUDGET = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    num_bytes: int
+
+
+def key(user_id: str, stop: int) -> StateKey:
+    return StateKey("f", user_id, 0, stop, b"")
+
+
+class Model:
+    """Least recently put or got goes first, until the rest fits."""
+
+    def __init__(self) -> None:
+        self.entries: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self.evicted = 0
+
+    def put(self, user_id: str, stop: int, size: int) -> None:
+        self.entries.pop(user_id, None)
+        if size > BUDGET:
+            self.evicted += 1
+            return
+        self.entries[user_id] = (stop, size)
+        while self.num_bytes > BUDGET:
+            self.entries.popitem(last=False)
+            self.evicted += 1
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(size for _, size in self.entries.values())
+
+
+users = st.sampled_from("abcdef")
+steps = st.one_of(
+    st.tuples(st.just("put"), users, st.sampled_from([0, 1, 30, 49, 50, 51, 99, 100, 101])),
+    st.tuples(st.just("get"), users, st.just(0)),
+    st.tuples(st.just("remove"), users, st.just(0)),
+)
+
+
+@given(st.lists(steps, max_size=60))
+def test_lru_by_bytes(plan: list[tuple[str, str, int]]) -> None:
+    tier: HostTier[Block] = HostTier(BUDGET)
+    model = Model()
+    for number, (what, user_id, size) in enumerate(plan):
+        if what == "put":
+            tier.put(key(user_id, number), Block(size))
+            model.put(user_id, number, size)
+        elif what == "get":
+            entry, expected = tier.get(user_id), model.entries.get(user_id)
+            assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
+            if expected:
+                model.entries.move_to_end(user_id)
+        else:
+            tier.remove(user_id)
+            model.entries.pop(user_id, None)
+        assert tier.num_bytes == model.num_bytes <= BUDGET
+        assert len(tier) == len(model.entries)
+        assert tier.num_evicted == model.evicted
+    for user_id in "abcdef":
+        entry, expected = tier.get(user_id), model.entries.get(user_id)
+        assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
+
+
+def test_no_budget_keeps_nothing() -> None:
+    tier: HostTier[Block] = HostTier(0)
+    tier.put(key("a", 1), Block(1))
+    assert len(tier) == tier.num_bytes == 0

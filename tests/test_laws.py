@@ -1,0 +1,213 @@
+"""`mfalcon verify`: the laws hold on random checkpoints in every dtype, and each of them can fail."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import mfalcon.attention
+import mfalcon.engine.engine
+from kernels import dispatch
+from kernels.bias import RelativeBias
+from mfalcon import laws
+from mfalcon.attention import AttentionForm, BatchPrefixAttention
+from mfalcon.engine.job import Job, PrefillJob, RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.kv import KVState
+from mfalcon.laws import LawResult
+from mfalcon.models.registry import architectures
+from mfalcon.state.history import History
+from mfalcon.state.store import Found, StateStore
+from mfalcon.types import CacheSource, RankResult
+from tests.small import small_checkpoint, small_config
+
+DTYPES = tuple(laws.BOUNDS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("architecture", architectures())
+def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
+    config = small_config(architecture, max_history=77, window_chunk=63)
+    results = list(laws.check(small_checkpoint(architecture, dtype, config=config)))
+    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6]
+    for result in results:
+        assert result.bound == laws.BOUNDS[dtype]
+        assert result.holds, result
+    if dtype != torch.float64:  # a law that compares a thing with itself would measure 0 everywhere
+        assert any(result.worst > 0 for result in results if result.law == 1)
+
+
+def test_a_score_that_is_no_number_breaks_a_law() -> None:
+    assert not LawResult(1, "", float("nan"), 1.0).holds
+    assert laws._worst(torch.tensor([float("nan")]), torch.tensor([float("nan")])) == float("inf")
+
+
+def measured(law: int, architecture: str = "dfgr") -> list[LawResult]:
+    return [result for result in laws.check(small_checkpoint(architecture)) if result.law == law]
+
+
+def assert_breaks(law: int, architecture: str = "dfgr") -> None:
+    results = measured(law, architecture)
+    assert results and not all(result.holds for result in results), results
+    assert max(result.worst for result in results) > 1e-6  # far beyond rounding
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_1_sees_targets_that_miss_themselves(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    def without_self(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
+        return _target_attention(q, k, torch.zeros_like(v), *rest, **form)
+
+    monkeypatch.setattr(mfalcon.attention, "target_attention", without_self)
+    assert_breaks(1, architecture)
+
+
+def test_law_1_sees_a_bias_of_the_wrong_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = RelativeBias.vector
+
+    def late(self: RelativeBias, q_pos: int, k_pos: Tensor, q_time: int, k_time: Tensor) -> Tensor:
+        return right(self, q_pos, k_pos, q_time + 3_600_000, k_time)
+
+    monkeypatch.setattr(RelativeBias, "vector", late)
+    assert_breaks(1)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_2_sees_targets_that_see_each_other(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    def together(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
+        out = _target_attention(q, k, v, *rest, **form)
+        return out + v.mean(0, keepdim=True)
+
+    monkeypatch.setattr(mfalcon.attention, "target_attention", together)
+    assert_breaks(2, architecture)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_3_sees_an_append_at_the_wrong_position(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    def from_zero(
+        q: Tensor, k: Tensor, v: Tensor, times: Tensor, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    ) -> Tensor:
+        if bias is not None and len(q) < k.shape[1]:
+            bias = RelativeBias(bias.position.roll(1, dims=1), bias.time, bias.thresholds)
+        return dispatch.prefix_attention(q, k, v, times, bias, logit_scale=logit_scale, norm=norm)
+
+    monkeypatch.setattr(mfalcon.attention, "prefix_attention", from_zero)
+    assert_breaks(3, architecture)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    right = BatchPrefixAttention.__call__
+
+    def by_length(
+        self: BatchPrefixAttention, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm
+    ) -> Tensor:
+        return right(self, layer, q, k, v, AttentionForm(form.logit_scale, float(q.shape[-3]), form.bias))
+
+    monkeypatch.setattr(BatchPrefixAttention, "__call__", by_length)
+    assert_breaks(4, architecture)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    """As the peers do: keyed by user and length, without a hash of the history."""
+
+    def by_length(self: StateStore[KVState], history: History, start: int) -> Found[KVState] | None:
+        entry = self._host.get(history.user_id)
+        if entry is None or entry.key.stop > len(history) or entry.key.start != start:
+            return None
+        return Found(entry.state, entry.key.stop, CacheSource.HOST)
+
+    monkeypatch.setattr(StateStore, "acquire", by_length)
+    assert_breaks(5, architecture)
+
+
+def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = StateStore._key
+
+    def without_start(self: StateStore[KVState], history: History, start: int, stop: int) -> object:
+        return right(self, history, 0, stop)
+
+    monkeypatch.setattr(StateStore, "_key", without_start)
+    assert_breaks(5)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Law 6 waits two minutes for its answers; here two seconds."""
+    right = asyncio.wait_for
+
+    async def soon(awaitable: "asyncio.Future[list[float]]", timeout: float | None) -> list[float]:
+        return await right(awaitable, 2.0)
+
+    monkeypatch.setattr(asyncio, "wait_for", soon)
+
+
+def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runner, Job], bool]) -> None:
+    """Put a defect into the engine's step; it gets the number of the step and says whether to go on as usual."""
+    right, count = mfalcon.engine.engine._step, iter(range(10**6))
+
+    def step(runner: Runner, job: Job) -> None:
+        if defect(next(count), runner, job):
+            right(runner, job)
+
+    monkeypatch.setattr(mfalcon.engine.engine, "_step", step)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_law_6_sees_a_dropped_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_steps(monkeypatch, lambda number, runner, job: number != 5)
+    assert_breaks(6)
+
+
+def test_law_6_sees_a_request_that_is_refused_without_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_third(number: int, runner: Runner, job: Job) -> bool:
+        if number == 6 and isinstance(job, RankJob | PrefillJob):
+            job.future.set_exception(RuntimeError("no reason"))
+            return False
+        return True
+
+    in_steps(monkeypatch, fail_third)
+    assert_breaks(6)
+
+
+def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    last: list[RankResult] = []
+
+    def swap(number: int, runner: Runner, job: Job) -> bool:
+        if isinstance(job, RankJob) and job.deadline is None:
+            last.append(runner.rank(job))
+            job.future.set_result(last[-2] if len(last) > 1 else last[-1])
+            return False
+        return True
+
+    in_steps(monkeypatch, swap)
+    assert_breaks(6)
+
+
+def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    def serve(number: int, runner: Runner, job: Job) -> bool:
+        if isinstance(job, RankJob) and job.deadline is not None:
+            job.future.set_result(runner.rank(RankJob(job.request, job.log, job.seen, None)))
+            return False
+        return True
+
+    in_steps(monkeypatch, serve)
+    assert_breaks(6)
+
+
+def _target_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
+    prefix_k, prefix_v, prefix_bias, own_bias = rest
+    assert prefix_k is not None and prefix_v is not None
+    return dispatch.target_attention(
+        q,
+        k,
+        v,
+        prefix_k,
+        prefix_v,
+        prefix_bias,
+        own_bias,
+        logit_scale=form["logit_scale"],
+        norm=form["norm"],
+    )
