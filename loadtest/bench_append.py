@@ -30,7 +30,8 @@ NOTES = (
     "somebody else has already appended to it",
     "prefill_ms: encoding the whole history, the new events included, from nothing",
     "speedup = prefill_ms / append_ms; work_ratio is the same in counted FLOPs",
-    "floor_ms: counted FLOPs and SiLUs of the append at the probed peaks; floor_fraction = floor_ms / append_ms",
+    "floor_ms: counted FLOPs and SiLUs of the append at the best peaks probed in this run; floor_fraction = "
+    "floor_ms / median append_ms; in tables also / its minimum, which neighbours on the machine disturb less",
 )
 
 _PEAK_SECONDS = 1.0

@@ -32,10 +32,12 @@ NOTES = (
     "measured on a few candidates; per_candidate_total_ms is its median times m: scaled, not measured",
     "masked_ms: one dense forward over [history, candidates] under a mask (mfalcon.laws.masked_forward)",
     "work ratios: how many times the FLOPs of cached scoring the competitor does, counted from the shapes",
-    "floor_ms: counted FLOPs and SiLUs of cached scoring at the probed peaks; floor_fraction = floor_ms / cached_ms",
+    "floor_ms: counted FLOPs and SiLUs of cached scoring at the best peaks probed in this run; floor_fraction = "
+    "floor_ms / median cached_ms; in tables also / its minimum, which neighbours on the machine disturb less",
 )
 
-_SWEEP_TARGETS = 1024
+_SWEEP_TARGETS, _CHOICE_TARGETS = 1024, 256
+"""Targets of the sweep that is published (one history length for each shape), and of a choice for another length."""
 _PEAK_SECONDS = 1.0
 _MIN_ROUNDS, _MAX_ROUNDS = 3, 15
 
@@ -73,7 +75,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Every microbatch at one history length, in turns; the fastest median is used for its cells."""
+    """Microbatches at one history length, in turns; the fastest median is used for its cells."""
 
     shape: str
     n: int
@@ -153,7 +155,8 @@ def run(options: ScoreOptions, progress: Callable[[str], None]) -> ScoreResult:
                 events = random_events(n, options.seed + 1)
                 state = prefill(model, events)
                 progress(f"{shape.name} n={n}: microbatches")
-                sweeps.append(_sweep(shape, model, state, options))
+                most = _SWEEP_TARGETS if n == _middle(options.histories) else _CHOICE_TARGETS
+                sweeps.append(_sweep(shape, model, state, min(max(options.candidates), most), options))
                 for m in options.candidates:
                     progress(f"{shape.name} n={n} m={m}")
                     timed.append(_time(shape, model, events, state, m, sweeps[-1].best, options))
@@ -163,8 +166,11 @@ def run(options: ScoreOptions, progress: Callable[[str], None]) -> ScoreResult:
     return ScoreResult("score", machine, commit(), options.dtype, NOTES, peaks, tuple(sweeps), cells)
 
 
-def _sweep(shape: Shape, model: Ranker, state: KVState, options: ScoreOptions) -> Sweep:
-    m = min(max(options.candidates), _SWEEP_TARGETS)
+def _middle(histories: tuple[int, ...]) -> int:
+    return sorted(histories)[len(histories) // 2]
+
+
+def _sweep(shape: Shape, model: Ranker, state: KVState, m: int, options: ScoreOptions) -> Sweep:
     sizes = sorted({min(size, m) for size in options.microbatches})
     targets = random_targets(m, options.seed + 2)
     actions = {str(size): _scoring(model, state, targets, size) for size in sizes}

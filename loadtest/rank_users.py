@@ -42,7 +42,7 @@ class BadAnswer(Exception):
     """A request failed, or its answer is not what the contract promises; the text groups Locust's failures."""
 
 
-@locust.events.init_command_line_parser.add_listener
+@locust.events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_arguments(parser: locust.argument_parser.LocustArgumentParser) -> None:
     """Options of this scenario; each is also an environment variable, LOCUST_ and its name."""
     options: tuple[tuple[str, type, int | float | str, str], ...] = (
@@ -65,7 +65,8 @@ def add_arguments(parser: locust.argument_parser.LocustArgumentParser) -> None:
 def zipf_cumulative(num_users: int, exponent: float) -> NDArray[np.float64]:
     """Cumulative probability of the users of ranks 1 to num_users: [num_users]."""
     weights = np.arange(1, num_users + 1, dtype=np.float64) ** -exponent
-    return np.cumsum(weights) / weights.sum()
+    cumulative: NDArray[np.float64] = np.cumsum(weights) / weights.sum()
+    return cumulative
 
 
 def check_rank(response: pb.RankResponse, num_candidates: int) -> None:
@@ -168,17 +169,21 @@ class RankUser(locust.User):
     ) -> None:
         # What a load balancer hashes, so that a user's requests meet on one replica: it cannot read the message.
         key = hashlib.blake2b(user_id.encode(), digest_size=8).hexdigest()
-        began, ended, length = time.perf_counter(), None, 0
+        began, length = time.perf_counter(), 0
         failure: BadAnswer | None = None
         try:
             response = method(request, timeout=self._timeout_s, metadata=(("x-rank-key", key),))
-            ended, length = time.perf_counter(), response.ByteSize()
-            check(response)
         except grpc.RpcError as error:
-            failure = _bad(error)
-        except BadAnswer as error:
-            failure = error
-        self._report(name, ((ended or time.perf_counter()) - began) * 1e3, length, failure)
+            seconds, failure = time.perf_counter() - began, _bad(error)
+        else:
+            seconds, length = time.perf_counter() - began, response.ByteSize()
+            try:
+                check(response)
+                if seconds > self._timeout_s:
+                    raise BadAnswer("answered after the deadline")
+            except BadAnswer as error:
+                failure = error
+        self._report(name, seconds * 1e3, length, failure)
 
     def _report(self, name: str, milliseconds: float, length: int, failure: BadAnswer | None) -> None:
         fields: dict[str, Any] = {"request_type": "grpc", "name": name, "response_time": milliseconds, "context": {}}

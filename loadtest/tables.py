@@ -1,6 +1,6 @@
 """The benchmarks' results as tables for people."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -25,10 +25,8 @@ def score_tables(result: ScoreResult) -> Iterator[RenderableType]:
         f"{result.dtype}; peaks: float32 {peaks.float32_flops / 1e9:.0f} GFLOP/s ({peaks.float32_by}), "
         f"bfloat16 {peaks.bfloat16_flops / 1e9:.0f} ({peaks.bfloat16_by}), SiLU {peaks.silus / 1e9:.2f} G/s"
     )
-    cells = _table(
-        "Scoring m candidates on a history of n, ms: median (min-max)",
-        _SCORE_COLUMNS,
-    )
+    yield "\nScoring m candidates on a history of n, ms: median (min-max)"
+    cells = _table(_SCORE_COLUMNS)
     for cell in result.cells:
         cells.add_row(
             cell.shape,
@@ -40,7 +38,7 @@ def score_tables(result: ScoreResult) -> Iterator[RenderableType]:
             _ms(cell.masked_ms) if cell.masked_ms else "skipped",
             _ms(cell.cached_ms),
             f"{cell.floor_ms:.2f}",
-            f"{cell.floor_fraction:.0%}",
+            f"{cell.floor_fraction:.0%} ({cell.floor_ms / cell.cached_ms.min_ms:.0%})",
             f"{cell.speedup_per_candidate:.0f}x",
             f"{cell.work_ratio_per_candidate:.0f}x",
             f"{cell.speedup_masked:.1f}x" if cell.speedup_masked else "-",
@@ -53,10 +51,8 @@ def score_tables(result: ScoreResult) -> Iterator[RenderableType]:
         if cell.masked_skipped:
             yield f"  masked forward of {cell.shape} n={cell.n} m={cell.m} skipped: {cell.masked_skipped}"
     for sweep in result.sweeps:
-        table = _table(
-            f"Microbatches of {sweep.shape}, n={sweep.n}, m={sweep.m}: cached scoring, ms",
-            [str(point.microbatch) for point in sweep.points],
-        )
+        yield f"\nMicrobatches of {sweep.shape}, n={sweep.n}, m={sweep.m}: cached scoring, ms"
+        table = _table([str(point.microbatch) for point in sweep.points])
         table.add_row(*(_ms(point.cached_ms) for point in sweep.points))
         yield table
     yield from _notes(result.notes)
@@ -65,8 +61,8 @@ def score_tables(result: ScoreResult) -> Iterator[RenderableType]:
 def append_tables(result: AppendResult) -> Iterator[RenderableType]:
     """What was measured where, the cells, and what each column means."""
     yield _headline(result.machine, result.commit)
+    yield f"\nAppending k events to a state of n, {result.dtype}, ms: median (min-max)"
     cells = _table(
-        f"Appending k events to a state of n, {result.dtype}, ms: median (min-max)",
         ("shape", "n", "k", "prefill", "append", "copying", "floor", "of floor", "vs prefill", "(work)", "diff"),
     )
     for cell in result.cells:
@@ -78,7 +74,7 @@ def append_tables(result: AppendResult) -> Iterator[RenderableType]:
             _ms(cell.append_ms),
             _ms(cell.copying_ms),
             f"{cell.floor_ms:.2f}",
-            f"{cell.floor_fraction:.0%}",
+            f"{cell.floor_fraction:.0%} ({cell.floor_ms / cell.append_ms.min_ms:.0%})",
             f"{cell.speedup:.1f}x",
             f"{cell.work_ratio:.1f}x",
             f"{cell.worst_difference:.0e}",
@@ -91,11 +87,11 @@ def overhead_tables(result: OverheadResult) -> Iterator[RenderableType]:
     """What was asked of whom, the percentiles, and what each row means."""
     yield _headline(result.machine, result.commit)
     yield f"{result.target}: {result.model} {result.model_version}, {result.backend}"
-    table = _table(
-        f"{result.num_calls} calls, {result.num_candidates} candidates, {result.num_events} events, "
-        f"{result.misses} misses: microseconds",
-        ("", "p50", "p99", "mean"),
+    yield (
+        f"\n{result.num_calls} calls, {result.num_candidates} candidates, {result.num_events} events, "
+        f"{result.misses} misses: microseconds"
     )
+    table = _table(("", "p50", "p99", "mean"))
     rows = (("gRPC call", result.call_us), ("engine", result.engine_us), ("difference", result.overhead_us))
     for name, row in rows:
         table.add_row(name, f"{row.p50:,.0f}", f"{row.p99:,.0f}", f"{row.mean:,.0f}")
@@ -110,8 +106,8 @@ def _headline(machine: Machine, commit: str | None) -> str:
     )
 
 
-def _table(title: str, columns: tuple[str, ...] | list[str]) -> Table:
-    table = Table(title=title, title_justify="left", pad_edge=False)
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column in ("", "shape") else "right", overflow="fold")
     return table

@@ -1,7 +1,7 @@
 """A small synchronous gRPC client: what `mfalcon rank`, the demo and the replay use, and a pattern for your own."""
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 import grpc
@@ -22,6 +22,49 @@ class CallFailed(MFalconError):
     def __init__(self, code: str, details: str) -> None:
         super().__init__(f"{code}: {details}")
         self.code = code
+
+
+def rank_message(
+    user_id: str,
+    candidates: Ids | Sequence[int],
+    *,
+    top_k: int = 0,
+    request_time_ms: int = 0,
+    context: Mapping[str, int] = MappingProxyType({}),
+) -> pb.RankRequest:
+    """A request as it travels."""
+    return pb.RankRequest(
+        user_id=user_id,
+        candidates=np.asarray(candidates, dtype=np.int64).tolist(),
+        top_k=top_k,
+        request_time_ms=request_time_ms,
+        context=dict(context),
+    )
+
+
+def rank_result(response: pb.RankResponse) -> RankResult:
+    """An answer in the project's words."""
+    times = response.timings
+    return RankResult(
+        scores=np.array(response.scores, dtype=np.float32),
+        tasks=tuple(response.tasks),
+        task_scores=np.array(response.task_scores, dtype=np.float32).reshape(len(response.tasks), -1),
+        top=np.array(response.top, dtype=np.uint32),
+        model_version=response.model_version,
+        cache=_cache(response.cache),
+        timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
+        history_len=response.history_len,
+        unknown=np.array(response.unknown, dtype=np.uint32),
+    )
+
+
+def append_message(user_id: str, events: Events, expected_len: int | None) -> pb.AppendEventsRequest:
+    """Events as they travel."""
+    rows = [
+        pb.Event(item_id=item_id, actions=actions, value=value, time_ms=time_ms)
+        for item_id, actions, value, time_ms in events.tolist()
+    ]
+    return pb.AppendEventsRequest(user_id=user_id, events=rows, expected_len=expected_len)
 
 
 class Client:
@@ -58,33 +101,13 @@ class Client:
         context: Mapping[str, int] | None = None,
     ) -> RankResult:
         """Score candidates for a user; see `RankResult`. Raises CallFailed."""
-        request = pb.RankRequest(
-            user_id=user_id,
-            candidates=np.asarray(candidates, dtype=np.int64).tolist(),
-            top_k=top_k,
-            request_time_ms=request_time_ms,
-            context=dict(context or {}),
-        )
+        request = rank_message(user_id, candidates, top_k=top_k, request_time_ms=request_time_ms, context=context or {})
         with _explained():
-            response = self._stub.Rank(request, timeout=self._timeout_s)
-        times = response.timings
-        return RankResult(
-            scores=np.array(response.scores, dtype=np.float32),
-            tasks=tuple(response.tasks),
-            task_scores=np.array(response.task_scores, dtype=np.float32).reshape(len(response.tasks), -1),
-            top=np.array(response.top, dtype=np.uint32),
-            model_version=response.model_version,
-            cache=_cache(response.cache),
-            timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
-            history_len=response.history_len,
-            unknown=np.array(response.unknown, dtype=np.uint32),
-        )
+            return rank_result(self._stub.Rank(request, timeout=self._timeout_s))
 
     def append_events(self, user_id: str, events: Events, expected_len: int | None = None) -> int:
         """Append events to a user's history and return its new length. Raises CallFailed."""
-        request = pb.AppendEventsRequest(user_id=user_id, expected_len=expected_len)
-        for item_id, actions, value, time_ms in events.tolist():
-            request.events.add(item_id=item_id, actions=actions, value=value, time_ms=time_ms)
+        request = append_message(user_id, events, expected_len)
         with _explained():
             return int(self._stub.AppendEvents(request, timeout=self._timeout_s).history_len)
 

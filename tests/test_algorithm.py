@@ -92,9 +92,7 @@ def test_law_3_append_is_prefill(checkpoint: Checkpoint, length: int, data: st.D
         assert_close(state.k(layer), whole.k(layer))
         assert_close(state.v(layer), whole.v(layer))
     targets = Targets(some_rows(13), CONTEXT)
-    assert_close(
-        score(checkpoint.model, state, targets, NOW_MS, 5), score(checkpoint.model, whole, targets, NOW_MS, 5)
-    )
+    assert_close(score(checkpoint.model, state, targets, NOW_MS, 5), score(checkpoint.model, whole, targets, NOW_MS, 5))
 
 
 @settings(max_examples=25)
@@ -153,7 +151,6 @@ def test_every_part_of_the_request_moves_the_score(name: str) -> None:
     state = prefill(model, tokens(checkpoint, history))
     assert moved(score(model, state, targets, NOW_MS + 10**11, 16))
     assert moved(score(model, state, replace(targets, context=torch.tensor([0, -1])), NOW_MS, 16))
-
 
 
 def copies(state: KVState) -> list[Tensor]:

@@ -43,8 +43,9 @@ def research(golden: Vectors) -> Stack:
     )
     stack = Stack(config, LAYERS).double().requires_grad_(False)
     for index, layer in enumerate(stack.layers):
-        weights = {name.rpartition(".")[2]: t for name, t in golden.items() if
-        name.startswith(f"research.layer{index}.")} layer.get_parameter("uvqk.weight").copy_(weights["uvqk"].T)
+        of_layer = f"research.layer{index}."
+        weights = {name.removeprefix(of_layer): t for name, t in golden.items() if name.startswith(of_layer)}
+        layer.get_parameter("uvqk.weight").copy_(weights["uvqk"].T)
         layer.get_parameter("output.weight").copy_(weights["o_weight"])
         layer.get_parameter("output.bias").copy_(weights["o_bias"])
         rab = layer.get_submodule("bias")

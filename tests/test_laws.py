@@ -39,6 +39,16 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
         assert any(result.worst > 0 for result in results if result.law == 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_laws_hold_in_any_unit_of_the_value(dtype: torch.dtype) -> None:
+    """A task that learns seconds watched has scores of thousands, whose last bit is larger than an absolute bound."""
+    config = small_config()
+    seconds = config.tasks[1].model_copy(update={"center": 14_567.89})
+    checkpoint = small_checkpoint(dtype=dtype, config=config.model_copy(update={"tasks": (config.tasks[0], seconds)}))
+    for result in laws.check(checkpoint):
+        assert result.holds, result
+
+
 def test_a_score_that_is_no_number_breaks_a_law() -> None:
     assert not LawResult(1, "", float("nan"), 1.0).holds
     assert laws._worst(torch.tensor([float("nan")]), torch.tensor([float("nan")])) == float("inf")
@@ -138,7 +148,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Law 6 waits two minutes for its answers; here two seconds."""
     right = asyncio.wait_for
 
-    async def soon(awaitable: "asyncio.Future[list[float]]", timeout: float | None) -> list[float]:
+    async def soon(awaitable: "asyncio.Future[list[float]]", **_: float) -> list[float]:
         return await right(awaitable, 2.0)
 
     monkeypatch.setattr(asyncio, "wait_for", soon)

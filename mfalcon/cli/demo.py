@@ -1,10 +1,6 @@
 """`mfalcon demo`: the whole story in one run, from data to ranked candidates over gRPC."""
 
-import contextlib
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +10,11 @@ from rich.console import Console
 
 from mfalcon.algorithm import prefill, score
 from mfalcon.cli.datasets import open_dataset
+from mfalcon.cli.process import serving
 from mfalcon.cli.rank import cost_line, top_table
 from mfalcon.cli.train import train_checkpoint
 from mfalcon.client import Client
 from mfalcon.cores import owned_cores
-from mfalcon.errors import EngineFailure
 from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
@@ -51,8 +47,8 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
         train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), CHECKPOINT)
     loaded = checkpoint.load(CHECKPOINT)
     _step("Serving")
-    with _server() as target, Client(target) as client:
-        _console.print(f"mfalcon serve is up at {target}")
+    with serving(CHECKPOINT) as served, Client(served.grpc) as client:
+        _console.print(f"mfalcon serve is up: gRPC at {served.grpc}, HTTP at {served.http}")
         _rank(client, dataset, loaded, user)
     _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
     _console.print(f"  .venv/bin/mfalcon rank --user {user} --checkpoint {CHECKPOINT}", markup=False)
@@ -113,22 +109,6 @@ def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: 
         f"M-FALCON {mfalcon * 1000:.1f} ms, prefill included: [bold]{naive / mfalcon:.0f} times faster[/bold]"
     )
     _console.print(f"max |cached - uncached| over {len(rows):,} candidates and all tasks: [bold]{worst:.1e}[/bold]")
-
-
-@contextlib.contextmanager
-def _server() -> Iterator[str]:
-    """`mfalcon serve` in a process of its own on free loopback ports; yields its gRPC address."""
-    command = [sys.executable, "-m", "mfalcon.cli", "serve", "--checkpoint", str(CHECKPOINT)]
-    process = subprocess.Popen([*command, "--grpc-port", "0", "--http-port", "0"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        if not line.startswith("ready "):
-            raise EngineFailure(f"mfalcon serve did not start (exit code {process.wait()})")
-        yield dict(part.split("=") for part in line.split()[1:])["grpc"]
-    finally:
-        process.terminate()
-        process.communicate(timeout=30)
 
 
 def _step(title: str) -> None:

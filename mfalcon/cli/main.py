@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from mfalcon import __version__
-from mfalcon.cli import bench, data, demo, evaluate, loadtest, quality, rank, replay, serve, train, verify
+from mfalcon.cli import bench, data, demo, evaluate, loadtest, quality, rank, replay, serve, soak, train, verify
 from mfalcon.cli.isolation import check_isolation
 from mfalcon.errors import MFalconError
 
@@ -27,6 +27,7 @@ app.command("replay")(replay.replay)
 app.command("quality")(quality.quality)
 app.command("demo")(demo.demo)
 app.command("loadtest")(loadtest.loadtest)
+app.command("soak")(soak.soak)
 app.add_typer(bench.app, name="bench")
 
 

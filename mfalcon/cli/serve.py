@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -31,6 +31,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _metavar(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return "|".join(get_args(field.annotation))
     for kind, shown in ((int, "N"), (float, "SECONDS"), (Path, "DIR")):
         if field.annotation is kind:
             return shown

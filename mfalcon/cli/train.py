@@ -6,6 +6,7 @@ from typing import Annotated
 
 import torch
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from mfalcon.cli.datasets import (
     open_dataset,
 )
 from mfalcon.cores import owned_cores
+from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures
@@ -78,7 +80,12 @@ def train(
         "max_history": max_history,
         "window_chunk": window_chunk,
     }
-    ranker = model_config(dataset, model, **shape)
+    try:
+        ranker = model_config(dataset, model, **shape)
+    except ValidationError as error:
+        raise ConfigError(
+            "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
+        ) from error
     target = out or Path("checkpoints") / f"{dataset.name}-{model}"
     train_checkpoint(dataset, ranker_config=ranker, config=config, out=target, threads=threads)
 

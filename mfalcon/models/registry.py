@@ -1,5 +1,6 @@
 """Architectures by name. A new model is a file beside these and a line here."""
 
+from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.dfgr import DFGR
@@ -14,9 +15,9 @@ def architectures() -> tuple[str, ...]:
 
 
 def architecture(name: str) -> type[Ranker]:
-    """The class of a name. Raises ValueError for one that is not registered."""
+    """The class of a name. Raises ConfigError for one that is not registered."""
     if name not in _ARCHITECTURES:
-        raise ValueError(f"architecture {name!r} is not one of {', '.join(architectures())}")
+        raise ConfigError(f"architecture: got {name!r}, must be one of {', '.join(architectures())}")
     return _ARCHITECTURES[name]
 
 

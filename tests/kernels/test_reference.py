@@ -47,7 +47,7 @@ def causal(tokens: Tokens) -> Tensor:
     """The oracle of a prefix: one dense forward under a causal mask, in the tokens' dtype."""
     n = len(tokens.q)
     positions = torch.arange(n)
-    bias = tokens.bias and tokens.bias.matrix(positions, positions, tokens.times, tokens.times)
+    bias = None if tokens.bias is None else tokens.bias.matrix(positions, positions, tokens.times, tokens.times)
     mask = torch.ones(n, n, dtype=torch.bool).tril()
     return reference.masked_attention(tokens.q, tokens.k, tokens.v, mask, bias, logit_scale=SCALE, norm=NORM)
 
@@ -106,7 +106,7 @@ def assert_target_attention(n: int, num_targets: int, with_bias: bool, dtype: to
     positions = torch.arange(n + num_targets).clamp(max=n)
     mask = torch.ones(n + num_targets, n + num_targets, dtype=torch.bool).tril()
     mask[n:, n:] = torch.eye(num_targets, dtype=torch.bool)
-    matrix = tokens.bias and tokens.bias.matrix(positions, positions, times, times)
+    matrix = None if tokens.bias is None else tokens.bias.matrix(positions, positions, times, times)
     dense = reference.masked_attention(tokens.q, tokens.k, tokens.v, mask, matrix, logit_scale=SCALE, norm=NORM)
     got = dispatch.target_attention(
         tokens.q[n:],
@@ -114,8 +114,8 @@ def assert_target_attention(n: int, num_targets: int, with_bias: bool, dtype: to
         tokens.v[n:],
         poisoned(tokens.k[:n]),
         poisoned(tokens.v[:n]),
-        tokens.bias and tokens.bias.vector(n, torch.arange(n), now, times[:n]),
-        tokens.bias and tokens.bias.own(),
+        None if tokens.bias is None else tokens.bias.vector(n, torch.arange(n), now, times[:n]),
+        None if tokens.bias is None else tokens.bias.own(),
         logit_scale=SCALE,
         norm=NORM,
     )
@@ -142,16 +142,16 @@ def test_a_prefix_may_be_split_and_its_partial_sums_added() -> None:
     """Silu attention has no softmax: the ground on which split-prefix kernels stand."""
     n, m, cut = 77, 13, 50
     tokens = random_tokens(n + m, torch.float64, False)
-    prefix = (tokens.k[:n].transpose(0, 1), tokens.v[:n].transpose(0, 1))
+    prefix_k, prefix_v = tokens.k[:n].transpose(0, 1), tokens.v[:n].transpose(0, 1)
 
     def attend(k: Tensor, v: Tensor, own_v: Tensor) -> Tensor:
         return reference.target_attention(
             tokens.q[n:], tokens.k[n:], own_v, k, v, None, None, logit_scale=SCALE, norm=NORM
         )
 
-    whole = attend(*prefix, tokens.v[n:])
-    first = attend(*(t[:, :cut] for t in prefix), tokens.v[n:])
-    second = attend(*(t[:, cut:] for t in prefix), torch.zeros_like(tokens.v[n:]))
+    whole = attend(prefix_k, prefix_v, tokens.v[n:])
+    first = attend(prefix_k[:, :cut], prefix_v[:, :cut], tokens.v[n:])
+    second = attend(prefix_k[:, cut:], prefix_v[:, cut:], torch.zeros_like(tokens.v[n:]))
     assert_close(first + second, whole)
 
 
@@ -172,13 +172,13 @@ def test_inputs_stay_as_they_are() -> None:
 def test_dispatch_refuses_shapes_that_do_not_fit() -> None:
     tokens = random_tokens(8, torch.float64, False)
     k, v = tokens.k.transpose(0, 1), tokens.v.transpose(0, 1)
-    with pytest.raises(AssertionError, match="^v: shape"):
+    with pytest.raises(AssertionError, match=r"^v: shape"):
         dispatch.prefix_attention(tokens.q, k, v[:, :7], tokens.times, None, logit_scale=SCALE, norm=NORM)
-    with pytest.raises(AssertionError, match="^times: shape"):
+    with pytest.raises(AssertionError, match=r"^times: shape"):
         dispatch.prefix_attention(tokens.q, k, v, tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
-    with pytest.raises(AssertionError, match="^q: shape"):
+    with pytest.raises(AssertionError, match=r"^q: shape"):
         dispatch.prefix_attention(tokens.q, k[:, :7], v[:, :7], tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
-    with pytest.raises(AssertionError, match="^prefix_bias: shape"):
+    with pytest.raises(AssertionError, match=r"^prefix_bias: shape"):
         dispatch.target_attention(
             tokens.q, tokens.k, tokens.v, k, v, torch.zeros(HEADS, 7), None, logit_scale=SCALE, norm=NORM
         )

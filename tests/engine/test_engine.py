@@ -1,0 +1,415 @@
+"""The engine: every accepted request gets exactly one answer, and it is right or it is an explicit error."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+
+import mfalcon.engine.engine
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.job import Job, RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    LengthMismatch,
+    Overloaded,
+    ShuttingDown,
+)
+from mfalcon.kv import KVState
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.registry import architectures
+from mfalcon.state.store import StateStore
+from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint
+
+BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
+ANSWER_SECONDS = 20
+CHECKPOINT = small_checkpoint()
+ITEMS = CHECKPOINT.items.item_id
+CONFIG = EngineConfig(threads=1, microbatch=16)
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch) -> list[StateStore[KVState]]:
+    """The stores of all engines that start in the test."""
+    made: list[StateStore[KVState]] = []
+
+    def make(fingerprint: str, budget_bytes: int) -> StateStore[KVState]:
+        made.append(StateStore(fingerprint, budget_bytes))
+        return made[-1]
+
+    monkeypatch.setattr(mfalcon.engine.engine, "StateStore", make)
+    return made
+
+
+@pytest.fixture
+async def engine(stores: list[StateStore[KVState]]) -> AsyncIterator[Engine]:
+    engine = Engine(CHECKPOINT, CONFIG)
+    engine.wait_ready(ANSWER_SECONDS)
+    yield engine
+    await asyncio.wait_for(engine.close(), ANSWER_SECONDS)
+
+
+class Gate:
+    """Holds the device thread at the start of its next step."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    async def wait_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, ANSWER_SECONDS)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate, right = Gate(), Runner.rank
+
+    def rank(self: Runner, job: RankJob) -> RankResult:
+        gate.reached.set()
+        assert gate.open.wait(ANSWER_SECONDS)
+        return right(self, job)
+
+    monkeypatch.setattr(Runner, "rank", rank)
+    yield gate
+    gate.open.set()
+
+
+def request(user_id: str = "ann", *, recent: Events | None = None, top_k: int = 0) -> RankRequest:
+    return rank_request(user_id, ITEMS[:9].tolist(), recent=recent, top_k=top_k)
+
+
+def assert_right(result: RankResult, history: Events, asked: RankRequest, checkpoint: Checkpoint = CHECKPOINT) -> None:
+    assert np.abs(result.task_scores - cold_scores(checkpoint, history, asked).numpy()).max() <= BOUND
+    assert result.history_len == len(history)
+
+
+async def test_ten_requests_of_a_cold_user_cost_one_prefill(engine: Engine) -> None:
+    history = random_events(20)
+    await engine.append_events("ann", history, 0)
+    results = await asyncio.gather(*(engine.rank(request(), None) for _ in range(10)))
+    assert sorted(result.cache.encoded_tokens for result in results) == [0] * 9 + [20]
+    assert sum(result.cache.source is CacheSource.HOST for result in results) == 9
+    for result in results:
+        assert_right(result, history, request())
+
+
+@pytest.mark.parametrize("architecture", architectures())
+async def test_cold_hit_append_recent_and_slide(architecture: str) -> None:
+    checkpoint = small_checkpoint(architecture)
+    engine = Engine(checkpoint, CONFIG)
+    per_event, events = checkpoint.model.tokens_per_event, random_events(30)
+
+    async def cache(length: int, recent: Events | None = None) -> CacheInfo:
+        asked = request(recent=recent)
+        result = await engine.rank(asked, None)
+        assert_right(result, events[:length], asked, checkpoint)
+        return result.cache
+
+    none, host = CacheSource.NONE, CacheSource.HOST
+    assert await cache(0) == CacheInfo(none, 0, 0)
+    assert await engine.append_events("ann", events[:20], None) == 20
+    assert await cache(20) == CacheInfo(none, 0, 20 * per_event)
+    assert await cache(20) == CacheInfo(host, 20 * per_event, 0)
+    assert await cache(20, events[20:23]) == CacheInfo(host, 20 * per_event, 3 * per_event)
+    assert await engine.append_events("ann", events[20:22], 20) == 22
+    assert await cache(22) == CacheInfo(host, 20 * per_event, 2 * per_event)
+    assert await engine.append_events("ann", events[22:26], 22) == 26
+    assert await cache(26) == CacheInfo(none, 0, 18 * per_event)
+    assert await engine.append_events("ann", events[26:], 26) == 30
+    assert await engine.prefill("ann", None) == CacheInfo(host, 18 * per_event, 4 * per_event)
+    assert await cache(30) == CacheInfo(host, 22 * per_event, 0)
+    await engine.close()
+
+
+async def test_an_unknown_user_is_ranked(engine: Engine) -> None:
+    result = await engine.rank(request("nobody"), None)
+    assert result.cache == CacheInfo(CacheSource.NONE, 0, 0)
+    assert_right(result, no_events(), request("nobody"))
+    assert await engine.prefill("nobody", None) == CacheInfo(CacheSource.NONE, 0, 0)
+    await engine.delete_user("nobody")
+
+
+async def test_unknown_items_and_ties(engine: Engine) -> None:
+    asked = rank_request("ann", [5, int(ITEMS[0]), 6, int(ITEMS[0]), 7], top_k=5)
+    result = await engine.rank(asked, None)
+    assert result.unknown.tolist() == [0, 2, 4]
+    assert result.top.tolist() in ([0, 2, 4, 1, 3], [1, 3, 0, 2, 4])
+
+
+async def test_context_is_read(engine: Engine) -> None:
+    asked = request()
+    other = RankRequest(asked.user_id, asked.candidates, 0, asked.request_time_ms, asked.recent_events, {"surface": 2})
+    one, two = await engine.rank(asked, None), await engine.rank(other, None)
+    assert (one.scores != two.scores).all()
+    assert_right(two, no_events(), other)
+
+
+async def test_append_checks(engine: Engine) -> None:
+    history = random_events(5)
+    assert await engine.append_events("ann", history, None) == 5
+    with pytest.raises(LengthMismatch):
+        await engine.append_events("ann", history, 4)
+    with pytest.raises(InvalidInput, match=r"events\[0\]\.time_ms"):
+        await engine.append_events("ann", random_events(1, 0, 1), 5)
+    with pytest.raises(InvalidInput, match=r"recent_events\[0\]\.time_ms"):
+        await engine.rank(request(recent=random_events(1, 0, 1)), None)
+    assert (await engine.rank(request(), None)).history_len == 5
+
+
+async def test_a_deadline_is_checked_before_device_work(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("device work for a late request")
+
+    monkeypatch.setattr(Runner, "_encode", refuse)
+    for work in (engine.rank(request(), time.monotonic()), engine.prefill("ann", time.monotonic() - 1)):
+        with pytest.raises(DeadlineExceeded, match="while the request was queued"):
+            await work
+
+
+async def test_a_deadline_that_passes_in_the_queue(engine: Engine, gate: Gate) -> None:
+    first = asyncio.create_task(engine.rank(request(), None))
+    await gate.wait_reached()
+    second = asyncio.create_task(engine.rank(request(), time.monotonic() + 0.01))
+    await asyncio.sleep(0.02)
+    gate.open.set()
+    await first
+    with pytest.raises(DeadlineExceeded):
+        await second
+
+
+async def test_overload_refuses_and_recovers(gate: Gate) -> None:
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, queue_size=3))
+    accepted = [asyncio.create_task(engine.rank(request(), None))]
+    await gate.wait_reached()
+    accepted += [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for work in (engine.rank(request(), None), engine.prefill("ann", None)):
+        with pytest.raises(Overloaded):
+            await work
+    forgotten = asyncio.create_task(engine.delete_user("ann"))
+    gate.open.set()
+    await asyncio.gather(*accepted, forgotten)
+    await engine.rank(request(), None)
+    await engine.close()
+
+
+async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Runner._encode
+
+    def fail_for_bob(self: Runner, log: object, seen: object) -> object:
+        if getattr(log, "user_id", "") == "bob":
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return right(self, log, seen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Runner, "_encode", fail_for_bob)
+    works = [engine.rank(request("bob" if i % 3 == 1 else f"user-{i}"), None) for i in range(9)]
+    answers = await asyncio.gather(*works, return_exceptions=True)
+    for i, answer in enumerate(answers):
+        if i % 3 == 1:
+            assert isinstance(answer, EngineFailure)
+            assert "illegal memory" not in str(answer)
+            assert isinstance(answer.__cause__, RuntimeError)
+        else:
+            assert isinstance(answer, RankResult)
+
+
+async def test_a_forward_that_fails_halfway_leaves_the_state_as_it_was(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An append that dies after it wrote some layers must not be found by the next one."""
+    events = random_events(20)
+    await engine.append_events("ann", events[:15], None)
+    await engine.rank(request(), None)
+    await engine.append_events("ann", events[15:], None)
+    last = CHECKPOINT.model.stack.layers[-1]
+
+    def die(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(last), "keep", die)
+        with pytest.raises(EngineFailure):
+            await engine.rank(request(), None)
+    result = await engine.rank(request(), None)
+    assert result.cache == CacheInfo(CacheSource.HOST, 15, 5)
+    assert_right(result, events, request())
+
+
+async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine: Engine, gate: Gate) -> None:
+    first = asyncio.create_task(engine.rank(request(), None))
+    await gate.wait_reached()
+    second, third = (asyncio.create_task(engine.rank(request(f"user-{i}"), None)) for i in range(2))
+    await asyncio.sleep(0)
+    first.cancel()  # already on the device: its answer has nobody to go to
+    second.cancel()
+    gate.open.set()
+    assert (await third).history_len == 0
+    assert first.cancelled() and second.cancelled()
+    assert (await engine.rank(request(), None)).history_len == 0
+
+
+async def test_delete_forgets(engine: Engine, stores: list[StateStore[KVState]]) -> None:
+    await engine.append_events("ann", random_events(20), None)
+    await engine.rank(request(), None)
+    assert stores[0].num_bytes > 0
+    await engine.delete_user("ann")
+    assert stores[0].num_bytes == 0
+    result = await engine.rank(request(), None)
+    assert result.cache == CacheInfo(CacheSource.NONE, 0, 0)
+    assert_right(result, no_events(), request())
+
+
+async def test_work_in_flight_brings_nothing_back(
+    engine: Engine, stores: list[StateStore[KVState]], gate: Gate
+) -> None:
+    history = random_events(20)
+    await engine.append_events("ann", history, None)
+    works = [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
+    works.append(
+        asyncio.create_task(engine.rank(request(recent=random_events(2, 1, int(history["time_ms"][-1]))), None))
+    )
+    await gate.wait_reached()
+    deleting = asyncio.create_task(engine.delete_user("ann"))
+    await asyncio.sleep(0.01)
+    assert not deleting.done()
+    gate.open.set()
+    await deleting
+    assert stores[0].num_bytes == 0
+    for work in works:  # accepted before the deletion, answered with what they saw
+        assert (await work).history_len == 20
+    assert stores[0].num_bytes == 0
+    assert (await engine.rank(request(), None)).history_len == 0
+
+
+async def test_a_deletion_whose_caller_left_is_still_done(
+    engine: Engine, stores: list[StateStore[KVState]], gate: Gate
+) -> None:
+    """The history is gone at once; the state must not outlive it because the client hung up."""
+    await engine.append_events("ann", random_events(20), None)
+    await engine.prefill("ann", None)
+    assert stores[0].num_bytes > 0
+    blocking = asyncio.create_task(engine.rank(request("bob"), None))
+    await gate.wait_reached()
+    deleting = asyncio.create_task(engine.delete_user("ann"))
+    await asyncio.sleep(0)
+    deleting.cancel()
+    gate.open.set()
+    await blocking
+    await engine.rank(request("bob"), None)
+    assert stores[0].num_bytes == 0
+
+
+async def test_shutdown_answers_everybody(gate: Gate) -> None:
+    engine = Engine(CHECKPOINT, CONFIG)
+    works = [asyncio.create_task(engine.rank(request(f"user-{i}"), None)) for i in range(5)]
+    await gate.wait_reached()
+    others = asyncio.gather(engine.prefill("ann", None), engine.delete_user("ann"), return_exceptions=True)
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(engine.close())
+    await asyncio.sleep(0.01)
+    with pytest.raises(ShuttingDown):
+        await engine.rank(request(), None)
+    gate.open.set()
+    await closing
+    first, *queued = await asyncio.gather(*works, return_exceptions=True)
+    assert isinstance(first, RankResult)
+    assert [type(answer) for answer in (*queued, *await others)] == [ShuttingDown] * 6
+    assert not engine.ready
+    await engine.close()
+
+
+async def test_ready_from_warm_to_closed() -> None:
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1))
+    await asyncio.to_thread(engine.wait_ready, ANSWER_SECONDS)
+    assert engine.ready
+    await engine.close()
+    assert not engine.ready
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_an_engine_that_cannot_start_says_so_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(mfalcon.engine.engine, "measure_microbatch", no_memory)
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1))
+    early = asyncio.create_task(engine.rank(request(), None))
+    await asyncio.sleep(0)
+    with pytest.raises(EngineFailure, match="no memory"):
+        await asyncio.to_thread(engine.wait_ready, ANSWER_SECONDS)
+    for work in (early, asyncio.create_task(engine.rank(request(), None))):
+        with pytest.raises((EngineFailure, ShuttingDown)):
+            await asyncio.wait_for(work, 2)
+    await engine.close()
+
+
+def test_model_info() -> None:
+    loop_engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, name="other", max_candidates=7))
+    info = loop_engine.model
+    assert (info.name, info.architecture, info.max_history, info.max_candidates) == ("other", "dfgr", 24, 7)
+    assert info.tasks == ("like", "rating")
+    assert [feature.name for feature in info.context_features if feature.derived] == ["hour"]
+    assert info.prefix_stable
+    assert CHECKPOINT.fingerprint.startswith(info.version)
+    asyncio.run(loop_engine.close())
+
+
+async def test_stress_every_request_is_answered_once_and_rightly(
+    engine: Engine, stores: list[StateStore[KVState]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 clients, 20 users, three seconds of rank, append, prefill and delete; each score against a cold forward."""
+    num_clients, num_users, seconds = 64, 20, 3.0
+    answered: dict[int, int] = {}
+    right = mfalcon.engine.engine._step
+
+    def count(runner: Runner, job: Job) -> None:
+        jobs.append(job)
+        answered[id(job)] = answered.get(id(job), 0) + 1
+        right(runner, job)
+
+    jobs: list[Job] = []  # keeps them alive, so that no id is used twice
+    monkeypatch.setattr(mfalcon.engine.engine, "_step", count)
+    truth: dict[str, Events] = {}
+    checks: list[tuple[Events, RankRequest, RankResult]] = []
+    stop, num_accepted = time.monotonic() + seconds, 0
+
+    async def client(number: int) -> None:
+        nonlocal num_accepted
+        rng = np.random.default_rng(number)
+        while time.monotonic() < stop:
+            user_id = f"user-{rng.integers(num_users)}"
+            known = truth.get(user_id, no_events())
+            last = int(known["time_ms"][-1]) if len(known) else 10**12
+            new = random_events(int(rng.integers(1, 6)), int(rng.integers(2**31)), last)
+            num_accepted += 1
+            match rng.integers(0, 20):
+                case 0:
+                    truth.pop(user_id, None)  # the log forgets in the same step of the loop
+                    await engine.delete_user(user_id)
+                case 1:
+                    await engine.prefill(user_id, None)
+                case 2 | 3 | 4 | 5:
+                    num_accepted -= 1  # never leaves the event loop
+                    truth[user_id] = np.concatenate([known, new])
+                    assert await engine.append_events(user_id, new, len(known)) == len(known) + len(new)
+                    await asyncio.sleep(0)
+                case kind:
+                    candidates = rng.choice(ITEMS, int(rng.integers(1, 40))).tolist()
+                    asked = rank_request(user_id, candidates, recent=new if kind < 9 else None)
+                    checks.append((known, asked, await engine.rank(asked, None)))
+
+    await asyncio.gather(*(client(number) for number in range(num_clients)))
+    assert len(jobs) == num_accepted and set(answered.values()) == {1}
+    assert len(checks) > 100
+    for known, asked, result in checks:
+        assert_right(result, known, asked)
+        assert result.cache.reused_tokens + result.cache.encoded_tokens <= 24
+    assert {result.cache.source for _, _, result in checks} == {CacheSource.NONE, CacheSource.HOST}
+    for number in range(num_users):
+        await engine.delete_user(f"user-{number}")
+    assert stores[0].num_bytes == 0

@@ -1,0 +1,195 @@
+"""The runner: sorting, blending, and what it reuses of a state; each answer against a cold forward."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mfalcon.engine.job import PrefillJob, RankJob
+from mfalcon.engine.runner import Runner, best_first, measure_microbatch
+from mfalcon.errors import EngineFailure
+from mfalcon.kv import KVState
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.registry import architectures
+from mfalcon.state.history import HistoryLog
+from mfalcon.state.store import StateStore
+from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, no_events
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
+
+BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
+ITEMS = small_checkpoint().items.item_id
+
+
+@given(
+    st.lists(st.one_of(st.integers(-3, 3), st.floats(allow_nan=False, width=32)), max_size=50),
+    st.integers(0, 60),
+)
+def test_best_first_is_sorted(scores: list[float], top_k: int) -> None:
+    values = np.array(scores, dtype=np.float32)
+    expected = sorted(range(len(scores)), key=lambda i: (-float(values[i]), i))[:top_k]
+    got = best_first(values, top_k)
+    assert got.dtype == np.uint32
+    assert got.tolist() == expected
+
+
+def runner_of(checkpoint: Checkpoint, budget: int = 1 << 20) -> tuple[Runner, StateStore[KVState]]:
+    store: StateStore[KVState] = StateStore("f", budget)
+    return Runner(checkpoint.model, checkpoint.items, store, 5, "v"), store
+
+
+def rank_job(events: Events, request: RankRequest) -> RankJob:
+    log = HistoryLog()
+    if len(events):
+        log.append(request.user_id, events)
+    history = log.snapshot(request.user_id)
+    seen = history.extended(request.recent_events) if len(request.recent_events) else history
+    return RankJob(request, history, seen, None)
+
+
+def assert_right(checkpoint: Checkpoint, runner: Runner, events: Events, request: RankRequest) -> CacheInfo:
+    with torch.inference_mode():
+        result = runner.rank(rank_job(events, request))
+    expected = cold_scores(checkpoint, events, request).numpy()
+    assert result.task_scores.dtype == result.scores.dtype == np.float32
+    assert np.abs(result.task_scores - expected).max() <= BOUND
+    config = checkpoint.model.config
+    blended = sum(config.blend.get(task.name, 0) * expected[i] for i, task in enumerate(config.tasks))
+    assert np.abs(result.scores - blended).max() <= BOUND
+    assert result.tasks == ("like", "rating")
+    assert result.history_len == len(events)
+    assert result.top.tolist() == best_first(result.scores, request.top_k).tolist()
+    return result.cache
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_what_is_reused_over_the_life_of_a_history(architecture: str) -> None:
+    """Grows by one event at a time over the window's edge: appended, slid once per chunk, and always right."""
+    checkpoint = small_checkpoint(architecture)
+    runner, _ = runner_of(checkpoint)
+    per_event = checkpoint.model.tokens_per_event
+    events, request = random_events(45), rank_request("ann", [*ITEMS[:9], 7], top_k=4)
+    assert assert_right(checkpoint, runner, no_events(), request) == CacheInfo(CacheSource.NONE, 0, 0)
+    start = 0
+    for length in range(1, 46):
+        cache = assert_right(checkpoint, runner, events[:length], request)
+        slid = length > 24 and (length - 25) % 8 == 0
+        start += 8 if slid else 0
+        expected = (
+            CacheInfo(CacheSource.NONE, 0, (length - start) * per_event)
+            if slid or length == 1
+            else CacheInfo(CacheSource.HOST, (length - 1 - start) * per_event, per_event)
+        )
+        assert cache == expected, length
+        again = assert_right(checkpoint, runner, events[:length], request)
+        assert again == CacheInfo(CacheSource.HOST, (length - start) * per_event, 0)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
+    checkpoint = small_checkpoint(architecture)
+    runner, store = runner_of(checkpoint)
+    per_event = checkpoint.model.tokens_per_event
+    events = random_events(23)
+    log, recent = events[:20], events[20:]
+    plain, with_recent = rank_request("ann", ITEMS[:9].tolist()), rank_request("ann", ITEMS[:9].tolist(), recent=recent)
+    assert_right(checkpoint, runner, log, plain)
+    kept = store.num_bytes
+    assert assert_right(checkpoint, runner, log, with_recent) == CacheInfo(
+        CacheSource.HOST, 20 * per_event, 3 * per_event
+    )
+    assert assert_right(checkpoint, runner, log, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 0)
+    assert store.num_bytes == kept
+    # The same events acknowledged later are appended as any others.
+    assert assert_right(checkpoint, runner, events, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 3 * per_event)
+
+
+def test_recent_events_that_slide_the_window_share_nothing() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    events = random_events(27)
+    request = rank_request("ann", ITEMS[:9].tolist(), recent=events[23:])
+    assert_right(checkpoint, runner, events[:23], rank_request("ann", [1]))
+    assert assert_right(checkpoint, runner, events[:23], request) == CacheInfo(CacheSource.NONE, 0, 19)
+    assert assert_right(checkpoint, runner, events[:23], rank_request("ann", [1])).reused_tokens == 23
+
+
+def test_recent_events_alone() -> None:
+    checkpoint = small_checkpoint()
+    runner, store = runner_of(checkpoint)
+    request = rank_request("ann", ITEMS[:3].tolist(), recent=random_events(40))
+    assert assert_right(checkpoint, runner, no_events(), request) == CacheInfo(CacheSource.NONE, 0, 24)
+    assert store.num_bytes == 0
+
+
+def test_a_prefix_that_is_not_stable_is_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = small_checkpoint()
+    monkeypatch.setattr(type(checkpoint.model), "prefix_stable", False)
+    runner, store = runner_of(checkpoint)
+    request = rank_request("ann", ITEMS[:3].tolist())
+    for length in (9, 9, 10):
+        cache = assert_right(checkpoint, runner, random_events(length), request)
+        assert cache == CacheInfo(CacheSource.NONE, 0, length)
+    assert store.num_bytes == 0
+
+
+def test_no_budget_is_slow_and_right() -> None:
+    checkpoint = small_checkpoint()
+    runner, store = runner_of(checkpoint, budget=0)
+    for _ in range(2):
+        cache = assert_right(checkpoint, runner, random_events(9), rank_request("ann", ITEMS[:3].tolist()))
+        assert cache == CacheInfo(CacheSource.NONE, 0, 9)
+    assert store.num_bytes == 0
+
+
+def test_prefill_then_rank_is_a_hit() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    job = rank_job(random_events(9), rank_request("ann", ITEMS[:3].tolist()))
+    with torch.inference_mode():
+        assert runner.prefill(PrefillJob(job.log, None)) == CacheInfo(CacheSource.NONE, 0, 9)
+        assert runner.rank(job).cache == CacheInfo(CacheSource.HOST, 9, 0)
+
+
+def test_unknown_candidates_are_flagged() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    with torch.inference_mode():
+        result = runner.rank(rank_job(no_events(), rank_request("ann", [1, int(ITEMS[3]), -1, -1])))
+    assert result.unknown.tolist() == [0, 2, 3]
+    assert result.unknown.dtype == np.uint32
+    assert result.scores[0] == result.scores[2] == result.scores[3]
+
+
+def test_a_score_that_is_no_number_is_an_error() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    checkpoint.model.heads.item_bias.weight[1] = float("nan")
+    with torch.inference_mode(), pytest.raises(EngineFailure, match="not a finite number"):
+        runner.rank(rank_job(no_events(), rank_request("ann", ITEMS[:3].tolist())))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # in production a warning stops nothing
+def test_a_blend_beyond_float32_is_an_error() -> None:
+    config = small_config().model_copy(update={"blend": {"rating": 1e39}})
+    checkpoint = small_checkpoint(config=config)
+    runner, _ = runner_of(checkpoint)
+    with torch.inference_mode(), pytest.raises(EngineFailure, match="not a finite number"):
+        runner.rank(rank_job(no_events(), rank_request("ann", ITEMS[:3].tolist())))
+
+
+def test_timings_add_up() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    with torch.inference_mode():
+        timings = runner.rank(rank_job(random_events(20), rank_request("ann", ITEMS.tolist()))).timings
+    parts = (timings.queue_us, timings.state_us, timings.encode_us, timings.score_us)
+    assert all(part >= 0 for part in parts)
+    assert timings.encode_us > 0 and timings.score_us > 0
+    assert sum(parts) <= timings.total_us + 4  # each rounded to a microsecond
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_the_measured_microbatch_is_one_of_the_sizes(architecture: str) -> None:
+    with torch.inference_mode():
+        assert measure_microbatch(small_checkpoint(architecture).model, (16, 32)) in (16, 32)

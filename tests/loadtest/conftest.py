@@ -1,0 +1,13 @@
+"""The running server of tests/server, for the tools that are its clients."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.server.harness import Running, serving
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    async with serving() as server:
+        yield server

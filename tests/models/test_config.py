@@ -1,0 +1,91 @@
+"""A model's configuration: unknown keys, contradictions and numbers that are none are refused."""
+
+import json
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
+from mfalcon.models.registry import architectures, build
+from tests.small import small_config
+
+
+def changed(**changes: object) -> dict[str, object]:
+    return {**small_config().model_dump(), **changes}
+
+
+def test_json_round_trip() -> None:
+    config = small_config()
+    assert RankerConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        setattr(small_config(), "name", "other")  # noqa: B010 (mypy knows it, so the assignment must hide)
+
+
+@pytest.mark.parametrize(
+    ("cls", "content"),
+    [
+        (RankerConfig, changed(max_histroy=3)),
+        (LayerConfig, {**small_config().layer.model_dump(), "num_head": 2}),
+        (RelativeBiasConfig, {"num_positions": 3, "buckets": 2}),
+        (SideFeature, {"name": "a", "kind": "tags", "vocabulary": [], "size": 3}),
+        (ContextFeature, {"name": "a", "num_values": 2, "default": 0}),
+        (Task, {"name": "a", "kind": "regression", "weight": 1}),
+    ],
+)
+def test_unknown_keys_are_refused(cls: type[BaseModel], content: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        cls.model_validate_json(json.dumps(content))
+
+
+LIKE = {"name": "like", "kind": "binary", "value_at_least": 4}
+FEATURE = {"name": "a", "num_values": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_layers": 0}, "num_layers"),
+        ({"num_items": 0}, "num_items"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"value_scale": 0.0}, "value_scale"),
+        ({"actions": ()}, "actions"),
+        ({"actions": tuple(f"a{i}" for i in range(33))}, "actions"),
+        ({"actions": ("a", "a")}, "duplicate action"),
+        ({"tasks": ()}, "tasks"),
+        ({"tasks": (LIKE, LIKE)}, "duplicate task"),
+        ({"tasks": (LIKE,), "blend": {"like": 1.0, "rating": 1.0}}, "blend names"),
+        ({"blend": {}}, "blend names"),
+        ({"blend": {"like": float("nan")}}, "blend"),
+        ({"tasks": ({"name": "like", "kind": "binary", "any_action": ("buy",)},), "blend": {"like": 1}}, "buy"),
+        ({"tasks": ({"name": "like", "kind": "binary"},), "blend": {"like": 1}}, "exactly one of"),
+        ({"tasks": ({**LIKE, "any_action": ("click",)},), "blend": {"like": 1}}, "exactly one of"),
+        ({"tasks": ({**LIKE, "kind": "regression"},), "blend": {"like": 1}}, "learns the value itself"),
+        ({"context_features": (FEATURE, FEATURE)}, "duplicate context feature"),
+        ({"context_features": ({**FEATURE, "name": "Surface"},)}, "name"),
+        ({"context_features": ({**FEATURE, "values": ("one",)},)}, "values"),
+        ({"window_chunk": 25}, "window_chunk 25 is larger than max_history 24"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        RankerConfig.model_validate(changed(**changes))
+
+
+@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("name", ["type", "items", "values", "keys", "forward", "rows", "float"])
+def test_any_legal_name_of_a_side_feature_builds(architecture: str, name: str) -> None:
+    """`type` is what a user's own item file is likely to have."""
+    config = small_config(architecture)
+    features = (
+        SideFeature(name=name, kind="category", vocabulary=("a",)),
+        SideFeature(name=f"{name}_2", kind="tags", vocabulary=("a", "b")),
+    )
+    build(config.model_copy(update={"side_features": features}))
+
+
+def test_an_unknown_architecture_is_named() -> None:
+    with pytest.raises(ValueError, match="architecture 'gpt' is not one of dfgr, hstu"):
+        build(small_config().model_copy(update={"architecture": "gpt"}))

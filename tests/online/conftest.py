@@ -1,0 +1,38 @@
+"""A ranker trained on the real data, by the command that a user would run; once for all tests of this folder."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfalcon.errors import DataError
+from mfalcon.models import checkpoint
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.movielens import fetch, read
+
+ROOT = Path(__file__).parents[2]
+TRAIN_SECONDS = 600
+
+
+@pytest.fixture(scope="session")
+def ml100k() -> Dataset:
+    try:
+        return read(fetch(ROOT / "data" / "ml-100k", notify=lambda notice: None))
+    except DataError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def trained(ml100k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a dfgr checkpoint, trained with the default recipe."""
+    out = tmp_path_factory.mktemp("trained") / "dfgr"
+    command = [sys.executable, "-m", "mfalcon.cli", "train", "--model", "dfgr", "--out", str(out)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=TRAIN_SECONDS, stdout=subprocess.DEVNULL)
+    return out
+
+
+@pytest.fixture(scope="session")
+def loaded(trained: Path) -> Checkpoint:
+    return checkpoint.load(trained)

@@ -1,0 +1,159 @@
+"""Training: it learns, an interruption changes nothing to the bit, and the best epoch is what is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mfalcon.train.trainer
+from mfalcon.errors import MFalconError
+from mfalcon.models.base import Ranker
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.registry import architectures
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.evaluate import Report, evaluate
+from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.splits import VALIDATION, split
+from mfalcon.train.synthetic import synthetic
+from mfalcon.train.trainer import Progress, train
+
+DATASET = synthetic(60, 50, 25, seed=1)
+TRAIN = TrainConfig(epochs=3, batch_size=8, seed=3)
+
+
+def small(architecture: str = "dfgr", dataset: Dataset = DATASET) -> RankerConfig:
+    return model_config(dataset, architecture, dim=16, num_layers=2, max_history=24, window_chunk=12)
+
+
+def silent(_: Progress) -> None:
+    pass
+
+
+def refuse(_: Progress) -> None:
+    raise AssertionError("trained again")
+
+
+def assert_same(a: Ranker, b: Ranker) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def losses(seen: list[Progress]) -> list[float]:
+    """Mean training loss of each epoch."""
+    return [p.loss for p in seen if p.validation is None and p.step == p.steps_per_epoch]
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_it_learns(tmp_path: Path, architecture: str) -> None:
+    seen: list[Progress] = []
+    config = TRAIN.model_copy(update={"epochs": 5, "learning_rate": 5e-3, "patience": 5})
+    model = train(DATASET, small(architecture), config, tmp_path, seen.append)
+    by_epoch = losses(seen)
+    assert by_epoch[-1] < by_epoch[0] - 0.02
+    report, _, _ = evaluate(model, DATASET, split(DATASET, "A") == VALIDATION, "strict")
+    assert report.auc > 0.55
+    assert not model.training
+    steps = [p for p in seen if p.validation is None]
+    assert [p.step for p in steps[: steps[0].steps_per_epoch]] == list(range(1, steps[0].steps_per_epoch + 1))
+    assert all(p.targets_per_second > 0 for p in steps)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
+    one = train(DATASET, small(), TRAIN, tmp_path / "a", silent)
+    assert_same(one, train(DATASET, small(), TRAIN, tmp_path / "b", silent))
+    other = train(DATASET, small(), TRAIN.model_copy(update={"seed": 4}), tmp_path / "c", silent)
+    assert not torch.equal(one.items.id.weight, other.items.id.weight)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("after", [1, 15, 20])
+def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, architecture: str, after: int) -> None:
+    """Stopped within the first epoch, within a later one and again, each time without a word."""
+    whole = train(DATASET, small(architecture), TRAIN, tmp_path / "whole", silent)
+    steps = 0
+
+    def interrupt(_: Progress) -> None:
+        nonlocal steps
+        steps += 1
+        if steps in (after, after + 12):
+            raise Interrupted
+
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(DATASET, small(architecture), TRAIN, tmp_path / "parts", interrupt)
+    assert_same(train(DATASET, small(architecture), TRAIN, tmp_path / "parts", silent), whole)
+    # A run that is complete is not trained again.
+    assert_same(train(DATASET, small(architecture), TRAIN, tmp_path / "parts", refuse), whole)
+
+
+def test_progress_of_another_configuration_is_not_continued(tmp_path: Path) -> None:
+    train(DATASET, small(), TRAIN.model_copy(update={"seed": 9}), tmp_path / "a", silent)
+    assert_same(
+        train(DATASET, small(), TRAIN, tmp_path / "a", silent), train(DATASET, small(), TRAIN, tmp_path / "b", silent)
+    )
+
+
+def test_progress_of_another_data_set_is_not_continued(tmp_path: Path) -> None:
+    """Of as many events, as when a file was corrected and training started again."""
+    events = DATASET.events.copy()
+    events["value"] = 6 - events["value"]
+    corrected = replace(DATASET, events=events)
+    train(DATASET, small(), TRAIN, tmp_path / "a", silent)
+    resumed = train(corrected, small(), TRAIN, tmp_path / "a", silent)
+    assert_same(resumed, train(corrected, small(), TRAIN, tmp_path / "b", silent))
+
+
+def with_aucs(monkeypatch: pytest.MonkeyPatch, aucs: list[float], weights: list[torch.Tensor]) -> None:
+    """Let validation say what the test wants, and note the weights it was asked about."""
+
+    def say(model: Ranker, dataset: Dataset, *_: object) -> tuple[Report, None, None]:
+        weights.append(model.items.id.weight.detach().clone())
+        value = aucs[len(weights) - 1]
+        return Report("like", "strict", 1, value, 1.0, value, value), None, None
+
+    monkeypatch.setattr(mfalcon.train.trainer, "evaluate", say)
+
+
+def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights: list[torch.Tensor] = []
+    with_aucs(monkeypatch, [0.6, 0.8, 0.7, 0.8], weights)
+    seen: list[Progress] = []
+    model = train(DATASET, small(), TRAIN.model_copy(update={"epochs": 4}), tmp_path, seen.append)
+    assert [p.best_epoch for p in seen if p.validation] == [0, 1, 1, 1]
+    assert torch.equal(model.items.id.weight, weights[1])
+
+
+@pytest.mark.parametrize("patience", [1, 2])
+def test_early_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: int) -> None:
+    weights: list[torch.Tensor] = []
+    with_aucs(monkeypatch, [0.6, 0.7, *[0.65] * 20], weights)
+    train(DATASET, small(), TRAIN.model_copy(update={"epochs": 12, "patience": patience}), tmp_path, silent)
+    assert len(weights) == 2 + patience
+
+
+def test_a_validation_part_of_one_class_is_named(tmp_path: Path) -> None:
+    """A first export in which everybody liked everything: AUC is undefined, and the error says what is wrong."""
+    events = DATASET.events.copy()
+    events["value"] = 5
+    with pytest.raises(MFalconError):
+        train(replace(DATASET, events=events), small(), TRAIN, tmp_path, silent)
+
+
+@pytest.mark.parametrize("num_events", [1, 3])
+def test_a_data_set_too_small_to_split_is_named(tmp_path: Path, num_events: int) -> None:
+    tiny = replace(DATASET, events=DATASET.events[:num_events], user=DATASET.user[:num_events])
+    with pytest.raises(MFalconError):
+        train(tiny, small(dataset=tiny), TRAIN, tmp_path, silent)
+
+
+def test_the_table_of_items_reaches_the_model(tmp_path: Path) -> None:
+    model = train(DATASET, small(), TRAIN.model_copy(update={"epochs": 1}), tmp_path, silent)
+    assert model.items.get_buffer("rows_year")[1:].tolist() == np.asarray(DATASET.items.side["year"]).tolist()
