@@ -39,12 +39,10 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
         assert any(result.worst > 0 for result in results if result.law == 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_laws_hold_in_any_unit_of_the_value(dtype: torch.dtype) -> None:
+def test_the_laws_hold_in_any_unit_of_the_value() -> None:
     """A task that learns seconds watched has scores of thousands, whose last bit is larger than an absolute bound."""
-    config = small_config()
-    seconds = config.tasks[1].model_copy(update={"center": 14_567.89})
-    checkpoint = small_checkpoint(dtype=dtype, config=config.model_copy(update={"tasks": (config.tasks[0], seconds)}))
+    checkpoint = small_checkpoint(dtype=torch.float32)
+    checkpoint.model.heads.rescale(1, 5_000.0, 0.0)
     for result in laws.check(checkpoint):
         assert result.holds, result
 

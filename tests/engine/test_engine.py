@@ -247,6 +247,7 @@ async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine:
     await asyncio.sleep(0)
     first.cancel()  # already on the device: its answer has nobody to go to
     second.cancel()
+    await asyncio.sleep(0.01)
     gate.open.set()
     assert (await third).history_len == 0
     assert first.cancelled() and second.cancelled()
@@ -298,6 +299,7 @@ async def test_a_deletion_whose_caller_left_is_still_done(
     deleting = asyncio.create_task(engine.delete_user("ann"))
     await asyncio.sleep(0)
     deleting.cancel()
+    await asyncio.sleep(0.01)
     gate.open.set()
     await blocking
     await engine.rank(request("bob"), None)

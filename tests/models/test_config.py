@@ -5,6 +5,7 @@ import json
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from mfalcon.errors import ConfigError
 from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
 from mfalcon.models.registry import architectures, build
 from tests.small import small_config
@@ -87,5 +88,5 @@ def test_any_legal_name_of_a_side_feature_builds(architecture: str, name: str) -
 
 
 def test_an_unknown_architecture_is_named() -> None:
-    with pytest.raises(ValueError, match="architecture 'gpt' is not one of dfgr, hstu"):
+    with pytest.raises(ConfigError, match="architecture: got 'gpt', must be one of dfgr, hstu"):
         build(small_config().model_copy(update={"architecture": "gpt"}))
