@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 _INT64_MAX = 2**63 - 1
+_MAX_EXPONENT = 64.0
+"""exp of it is beyond int64 in any unit."""
 
 
 def time_thresholds(num_buckets: int, width: float, unit_ms: int) -> Tensor:
@@ -18,8 +20,8 @@ def time_thresholds(num_buckets: int, width: float, unit_ms: int) -> Tensor:
 
     Equal to clamp(floor(ln(max(1, dt)) / width), 0, num_buckets) with dt in units of `unit_ms`.
     """
-    edges = (math.ceil(math.exp(width * bucket) * unit_ms) for bucket in range(1, num_buckets + 1))
-    return torch.tensor([min(edge, _INT64_MAX) for edge in edges], dtype=torch.int64)
+    exponents = (min(width * bucket, _MAX_EXPONENT) for bucket in range(1, num_buckets + 1))
+    return torch.tensor([min(math.ceil(math.exp(x) * unit_ms), _INT64_MAX) for x in exponents], dtype=torch.int64)
 
 
 @dataclass(frozen=True, slots=True)

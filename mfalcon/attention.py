@@ -135,8 +135,8 @@ class BatchPrefixAttention:
         self.positions = torch.arange(n, device=times.device)
         self.times = times
         self.keys_values: dict[int, tuple[Tensor, Tensor]] = {}
-        causal = self.positions.unsqueeze(-1) >= self.positions
-        self._mask = causal & valid.unsqueeze(-2)  # [batch, n, n]
+        self.valid = valid.unsqueeze(-2)  # [batch, 1, n]
+        self._mask = (self.positions.unsqueeze(-1) >= self.positions) & self.valid  # [batch, n, n]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
@@ -159,7 +159,7 @@ class BatchTargetAttention:
         self._prefix = prefix
         self._visible = visible
         self._times = times
-        self._mask = prefix.positions < visible.unsqueeze(-1)  # [batch, m, n]
+        self._mask = (prefix.positions < visible.unsqueeze(-1)) & prefix.valid  # [batch, m, n]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_CAPACITY_STEP = 128
+_CAPACITY_STEP = 32
 """Tokens by which a buffer grows: one copy per so many appended tokens."""
 
 

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -33,10 +33,13 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
-from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import Split
 from mfalcon.train.trainer import Progress as Step
 from mfalcon.train.trainer import train as fit
+
+Training = Literal["strict", "order", "mixed"]
+
+DEFAULTS = TrainConfig()
 
 _console = Console(highlight=False)
 
@@ -56,18 +59,16 @@ def train(
     heads: Annotated[int, typer.Option(help="Attention heads.", rich_help_panel="Model")] = 2,
     max_history: Annotated[int, typer.Option(help="Most events that the model sees.", rich_help_panel="Model")] = 200,
     window_chunk: Annotated[int, typer.Option(help="Step of the window's start.", rich_help_panel="Model")] = 100,
-    epochs: Annotated[
-        int, typer.Option(help="Passes over the data.", rich_help_panel="Training")
-    ] = TrainConfig().epochs,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = DEFAULTS.epochs,
     learning_rate: Annotated[
         float, typer.Option(help="Peak rate.", rich_help_panel="Training")
-    ] = TrainConfig().learning_rate,
+    ] = DEFAULTS.learning_rate,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel="Training")] = 0,
     split: Annotated[Split, typer.Option(help="A: by time; B: within users.", rich_help_panel="Training")] = "A",
     visibility: Annotated[
-        Visibility,
-        typer.Option(help="Hide events of the target's own time, or go by order.", rich_help_panel="Training"),
-    ] = "strict",
+        Training,
+        typer.Option(help="Hide events of the target's own time, go by order, or both.", rich_help_panel="Training"),
+    ] = DEFAULTS.visibility,
     threads: Annotated[int, typer.Option(help="Torch threads; 0 for all cores.", rich_help_panel="Training")] = 0,
 ) -> None:
     """Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes."""
@@ -94,6 +95,7 @@ def train_checkpoint(
     dataset: Dataset, ranker_config: RankerConfig, config: TrainConfig, out: Path, threads: int = 0
 ) -> None:
     """Train with a progress bar and save; a run that was interrupted goes on where its last epoch ended."""
+    checkpoint.check_replaceable(out)
     torch.set_num_threads(threads or owned_cores())
     unfinished = out.parent / f".{out.name}.progress"
     bar = Progress(

@@ -53,8 +53,8 @@ class Engine:
         self._config = config
         self._log = HistoryLog()
         self._scheduler = Scheduler(config.queue_size)
-        self._ready = threading.Event()
-        self._failure: BaseException | None = None
+        self._started = threading.Event()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="mfalcon-device", daemon=True)
         self._thread.start()
 
@@ -82,11 +82,11 @@ class Engine:
     @property
     def ready(self) -> bool:
         """True once the model is warm and until the engine closes."""
-        return self._ready.is_set() and self._thread.is_alive()
+        return self._started.is_set() and self._failure is None and not self._scheduler.closed
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Block until warm. Raises EngineFailure if the device thread could not start."""
-        if not self._ready.wait(timeout):
+        if not self._started.wait(timeout):
             raise EngineFailure(f"the model was not ready after {timeout} s")
         if self._failure is not None:
             raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
@@ -105,8 +105,10 @@ class Engine:
     async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
         """Acknowledge events: when this returns they are in the log. Returns the history's new length.
 
-        Raises LengthMismatch or InvalidInput, and then nothing was written.
+        Raises LengthMismatch, InvalidInput or ShuttingDown, and then nothing was written.
         """
+        if self._scheduler.closed:
+            raise ShuttingDown("the server is shutting down")
         return self._log.append(user_id, events, expected_len)
 
     async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
@@ -115,16 +117,18 @@ class Engine:
         return await self._answer(job, job.future)
 
     async def delete_user(self, user_id: str) -> None:
-        """Forget the history and every state; when this returns none is left, and no work in flight can restore one."""
-        self._log.delete(user_id)
+        """Forget the history and every state; when this returns none is left, and no work in flight can restore one.
+
+        A caller that leaves does not stop it.
+        """
         job = ForgetJob(user_id)
-        await self._answer(job, job.future)
+        self._scheduler.submit(job)
+        self._log.delete(user_id)
+        await asyncio.shield(asyncio.wrap_future(job.future))
 
     async def close(self) -> None:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
-        for job in self._scheduler.close():
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(ShuttingDown("the server shut down before this request was reached"))
+        self._refuse_all(ShuttingDown("the server shut down before this request was reached"))
         await asyncio.to_thread(self._thread.join)
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
@@ -136,15 +140,21 @@ class Engine:
         with torch.inference_mode():
             try:
                 runner = self._start()
-            except BaseException as error:
+            except Exception as error:  # noqa: BLE001 (the thread's edge: `wait_ready` and the queue must be answered)
                 self._failure = error
-                raise
+                self._refuse_all(EngineFailure(f"the device thread could not start: {error}"))
+                return
             finally:
-                self._ready.set()
+                self._started.set()
             while batch := self._scheduler.next_batch():
                 for job in batch:
                     _step(runner, job)
-        self._ready.clear()
+
+    def _refuse_all(self, error: MFalconError) -> None:
+        """Accept nothing more and answer what is queued with an error."""
+        for job in self._scheduler.close():
+            if job.future.set_running_or_notify_cancel():
+                job.future.set_exception(error)
 
     def _start(self) -> Runner:
         model = self._checkpoint.model

@@ -57,9 +57,10 @@ class Runner:
         targets = Targets(torch.from_numpy(rows).to(self._device), torch.from_numpy(codes).to(self._device))
         out = score(self._model, encoded.state, targets, request.request_time_ms, self._microbatch)
         by_task = np.ascontiguousarray(out.to("cpu", torch.float64).numpy().T)
-        if not np.isfinite(by_task).all():
-            raise EngineFailure("the model gave a score that is not a finite number")
-        scores = (self._blend @ by_task).astype(np.float32)
+        with np.errstate(over="ignore"):
+            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
+        if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
+            raise EngineFailure("the model gave a score that is not a finite float32 number")
         top = best_first(scores, request.top_k)
         ended = time.monotonic()
         timings = Timings(
@@ -72,7 +73,7 @@ class Runner:
         return RankResult(
             scores=scores,
             tasks=self._tasks,
-            task_scores=by_task.astype(np.float32),
+            task_scores=task_scores,
             top=top,
             model_version=self._version,
             cache=encoded.cache,

@@ -45,5 +45,10 @@ class Scheduler:
             self._changed.notify_all()
             return left
 
+    @property
+    def closed(self) -> bool:
+        """True once `close` was called."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._jobs)

@@ -35,7 +35,7 @@ CONFIG, WEIGHTS, ITEMS, MANIFEST = "config.json", "model.safetensors", "items.sa
 class Manifest(Frozen):
     """manifest.json."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1]
     files: dict[str, str]
     """sha256 of every other file."""
     fingerprint: str
@@ -52,23 +52,48 @@ class Checkpoint:
 
 
 def save(directory: Path, model: Ranker, items: ItemTable) -> str:
-    """Write a checkpoint; replaces one that is there, whole or not at all. Returns its fingerprint."""
+    """Write a checkpoint in float32; replaces one that is there, whole or not at all. Returns its fingerprint.
+
+    Raises CheckpointError if something else is there.
+    """
+    check_replaceable(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         (scratch / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n")
-        save_tensors({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, scratch / WEIGHTS)
+        weights = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items()}
+        save_tensors(weights, scratch / WEIGHTS)
         save_arrays(_pack_items(items), scratch / ITEMS)
         files = {name: _sha256(scratch / name) for name in (CONFIG, WEIGHTS, ITEMS)}
-        manifest = Manifest(files=files, fingerprint=_fingerprint(files))
+        manifest = Manifest(format=FORMAT, files=files, fingerprint=_fingerprint(files))
         (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
         os.chmod(scratch, 0o755)
-        if directory.exists():
-            shutil.rmtree(directory)
-        scratch.rename(directory)
+        _swap(scratch, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return manifest.fingerprint
+
+
+def check_replaceable(directory: Path) -> None:
+    """Raise CheckpointError if `directory` is neither free nor a checkpoint: it would be somebody else's."""
+    free = not directory.exists() or (directory.is_dir() and not any(directory.iterdir()))
+    if not free and not (directory / MANIFEST).is_file():
+        raise CheckpointError(f"{directory}: exists and is no checkpoint (no {MANIFEST}); it is not replaced")
+
+
+def _swap(new: Path, directory: Path) -> None:
+    """Put `new` in the place of `directory`; if that fails the old one is there as before."""
+    if not directory.exists():
+        os.rename(new, directory)
+        return
+    aside = new.with_name(f"{new.name}.replaced")
+    os.rename(directory, aside)
+    try:
+        os.rename(new, directory)
+    except BaseException:
+        os.rename(aside, directory)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Checkpoint:
@@ -143,6 +168,8 @@ def _load_weights(model: Ranker, path: Path) -> None:
     if extra := sorted(weights.keys() - expected.keys()):
         raise CheckpointError(f"{path}: has {len(extra)} tensors that {CONFIG} does not know, first {extra[0]!r}")
     for name, tensor in weights.items():
+        if tensor.dtype != torch.float32:
+            raise CheckpointError(f"{path}: {name!r} is {tensor.dtype}, weights are stored in torch.float32")
         if tensor.shape != expected[name].shape:
             raise CheckpointError(
                 f"{path}: {name!r} is {tuple(tensor.shape)}, {CONFIG} calls for {tuple(expected[name].shape)}"
@@ -166,9 +193,10 @@ def _unpack_items(path: Path, config: RankerConfig) -> ItemTable:
     try:
         arrays = load_arrays(path)
         text, ends = arrays["title_utf8"].tobytes(), arrays["title_end"].tolist()
-        titles = tuple(text[start:end].decode() for start, end in zip([0, *ends[:-1]], ends, strict=True))
-        side = {feature.name: arrays[f"side.{feature.name}"] for feature in config.side_features}
+        titles = tuple(text[start:end].decode() for start, end in zip([0, *ends][:-1], ends, strict=True))
+        side = {name.removeprefix("side."): column for name, column in arrays.items() if name.startswith("side.")}
         items = ItemTable(arrays["item_id"], titles, side)
+        items.check(config.side_features)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: not an item table of this checkpoint ({error})") from error
     if items.num_rows != config.num_items:

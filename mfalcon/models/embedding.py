@@ -27,10 +27,10 @@ class ItemEmbedding(nn.Module):
             if feature.kind == "category":
                 table = nn.Embedding(size + 1, dim)
                 nn.init.normal_(table.weight, std=_INIT_STD)
-                self.side[feature.name] = table
+                self.side[_key(feature)] = table
                 self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, dtype=torch.int64), persistent=False)
             else:
-                self.side[feature.name] = nn.Linear(size, dim, bias=False)
+                self.side[_key(feature)] = nn.Linear(size, dim, bias=False)
                 self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, size), persistent=False)
 
     def load_items(self, items: ItemTable) -> None:
@@ -48,8 +48,13 @@ class ItemEmbedding(nn.Module):
         """int64 [...] -> [..., dim]."""
         x: Tensor = self.id(rows)
         for feature in self._features:
-            x = x + self.side[feature.name](self.get_buffer(f"rows_{feature.name}")[rows])
+            x = x + self.side[_key(feature)](self.get_buffer(f"rows_{feature.name}")[rows])
         return x
+
+
+def _key(feature: SideFeature) -> str:
+    """Name of a feature's module: a bare one could be that of a method."""
+    return f"side_{feature.name}"
 
 
 class ActionEmbedding(nn.Module):

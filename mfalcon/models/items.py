@@ -1,11 +1,12 @@
 """The item table: raw item id -> row, title and side features. Row 0 is reserved for unknown items."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mfalcon.models.config import SideFeature
 from mfalcon.types import Ids
 
 UNKNOWN_ROW = 0
@@ -27,13 +28,32 @@ class ItemTable:
 
     def __post_init__(self) -> None:
         num_items = len(self.item_id)
-        if np.any(np.diff(self.item_id) <= 0):
+        if self.item_id.dtype != np.int64 or self.item_id.ndim != 1:
+            raise ValueError(
+                f"item_id: got {self.item_id.dtype} of {self.item_id.ndim} dimensions, must be int64 of one"
+            )
+        if np.any(self.item_id[1:] <= self.item_id[:-1]):
             raise ValueError("item_id: must be strictly ascending")
         if len(self.titles) != num_items:
             raise ValueError(f"titles: got {len(self.titles)}, there are {num_items} items")
         for name, column in self.side.items():
             if len(column) != num_items:
                 raise ValueError(f"side feature {name}: got {len(column)} rows, there are {num_items} items")
+
+    def check(self, features: Sequence[SideFeature]) -> None:
+        """Raise ValueError unless the side columns are just what these features call for."""
+        if self.side.keys() != {feature.name for feature in features}:
+            raise ValueError(f"side features: got {sorted(self.side)}, must be {sorted(f.name for f in features)}")
+        for feature in features:
+            column, size = self.side[feature.name], len(feature.vocabulary)
+            shape = (len(self.item_id),) if feature.kind == "category" else (len(self.item_id), size)
+            top = size if feature.kind == "category" else 1
+            if column.shape != shape or column.dtype.kind not in "iu":
+                raise ValueError(
+                    f"side feature {feature.name}: got {column.dtype} {column.shape}, must be integers {shape}"
+                )
+            if column.size and (column.min() < 0 or column.max() > top):
+                raise ValueError(f"side feature {feature.name}: values must be from 0 to {top}")
 
     @property
     def num_rows(self) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
+from mfalcon.models.config import RankerConfig
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
 from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows
@@ -54,14 +55,19 @@ def evaluate(
     return report(model, dataset, positions, scores, visibility), positions, scores
 
 
+def binary_task(config: RankerConfig) -> int:
+    """Index of the first binary task, which quality is judged by. Raises ConfigError if there is none."""
+    for index, task in enumerate(config.tasks):
+        if task.kind == "binary":
+            return index
+    raise ConfigError(f"tasks: {[task.name for task in config.tasks]} has no binary task, which AUC and NE need")
+
+
 def report(
     model: Ranker, dataset: Dataset, index: NDArray[np.int64], scores: NDArray[np.float32], visibility: Visibility
 ) -> Report:
     """Metrics of scores [n, num_tasks] for events at positions [n]."""
-    tasks = model.config.tasks
-    which = next((i for i, task in enumerate(tasks) if task.kind == "binary"), None)
-    if which is None:
-        raise ConfigError(f"tasks: {[task.name for task in tasks]} has no binary task, which AUC and NE need")
+    tasks, which = model.config.tasks, binary_task(model.config)
     truth = labels(dataset, tasks)[index, which]
     predicted, users = scores[:, which], dataset.user[index]
     return Report(

@@ -88,7 +88,7 @@ class Columns:
         rows = dataset.items.rows(np.ascontiguousarray(events["item_id"]))
         self.rows = _padded(rows)
         self.actions = _padded(events["actions"].astype(np.int64))
-        self.values = _padded(events["value"].astype(np.float32))
+        self.values = _padded(events["value"].astype(np.float64))
         self.times = _padded(np.ascontiguousarray(events["time_ms"]))
         self.context = _padded(event_context(dataset))
         self.labels = torch.from_numpy(labels(dataset, tasks))

@@ -4,29 +4,31 @@ Every epoch draws from a generator seeded by (seed, epoch), so a run that was in
 same weights as one that was not.
 """
 
+import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mfalcon.errors import DataError
 from mfalcon.models.base import MISSING, Ranker, Targets
 from mfalcon.models.config import RankerConfig, Task
 from mfalcon.models.items import UNKNOWN_ROW
 from mfalcon.models.registry import build
 from mfalcon.train.calibrate import calibrate
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.evaluate import Report, evaluate, raw_outputs
+from mfalcon.train.evaluate import Report, binary_task, evaluate, raw_outputs
 from mfalcon.train.recipes import TrainConfig
-from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows
+from mfalcon.train.run import Run
+from mfalcon.train.sequences import Batch, Columns, Visibility, Window, forward, grouped, windows
 from mfalcon.train.splits import TRAIN, VALIDATION, split
 
 
@@ -41,75 +43,6 @@ class Progress:
     targets_per_second: float
     validation: Report | None
     best_epoch: int
-
-
-class _Run:
-    """State of a training run that is saved after every epoch: weights, optimizer moments, best weights, counters."""
-
-    def __init__(self, model: Ranker, config: TrainConfig, steps: int) -> None:
-        self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        average = get_ema_multi_avg_fn(config.average_decay)
-        self.average = AveragedModel(model, multi_avg_fn=average)
-        self.config = config
-        self.steps = steps
-        self.epoch = 0
-        self.best_epoch, self.best_auc = -1, -math.inf
-        self.best: dict[str, Tensor] = {}
-
-    @property
-    def averaged(self) -> Ranker:
-        """The model with averaged weights."""
-        module = self.average.module
-        assert isinstance(module, Ranker)
-        return module
-
-    def learning_rate(self, step: int) -> float:
-        """One cycle: cosine up over the first tenth, cosine down to (nearly) zero."""
-        top, warm = self.config.learning_rate, 0.1 * self.steps
-        if step < warm:
-            return top * (1 - 0.96 * (1 + math.cos(math.pi * step / warm)) / 2)
-        return top * (1 + math.cos(math.pi * (step - warm) / max(1.0, self.steps - warm))) / 2
-
-    def save(self, directory: Path, identity: str) -> None:
-        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
-        tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
-        tensors |= {f"best.{name}": t for name, t in self.best.items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
-        directory.mkdir(parents=True, exist_ok=True)
-        counters = {"identity": identity, "epoch": self.epoch, "best_epoch": self.best_epoch, "best_auc": self.best_auc}
-        scratch = directory / "progress.partial"
-        save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, metadata={"progress": json.dumps(counters)})
-        scratch.replace(directory / "progress.safetensors")
-
-    def resume(self, directory: Path, identity: str) -> None:
-        path = directory / "progress.safetensors"
-        if not path.is_file():
-            return
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        counters = json.loads(header["__metadata__"]["progress"])
-        if counters["identity"] != identity:
-            return
-        tensors = load_file(path)
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        self.average.load_state_dict(part("average."))
-        self.best = part("best.")
-        state = self.optimizer.state_dict()
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in part("optimizer.").items():
-            index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
-        self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
-        self.best_auc = counters["best_auc"]
 
 
 def train(
@@ -128,16 +61,18 @@ def train(
     model = build(model_config)
     model.items.load_items(dataset.items)
     parts = split(dataset, config.split)
-    items = windows(dataset, parts == TRAIN, config.visibility, model_config.max_history, model_config.window_chunk)
+    passes: tuple[Visibility, ...] = ("strict", "order") if config.visibility == "mixed" else (config.visibility,)
+    items = _windows(dataset, parts == TRAIN, model_config, passes)
     columns = Columns(dataset, model_config.tasks)
+    _check_trainable(columns, model_config, parts)
     per_epoch = -(-len(items) // config.batch_size)
-    run = _Run(model, config, config.epochs * per_epoch)
-    identity = json.dumps([len(dataset.events), model_config.model_dump(), config.model_dump()], sort_keys=True)
+    run = Run(model, config, config.epochs * per_epoch)
+    identity = _identity(dataset, model_config, config)
     run.resume(progress_dir, identity)
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
         _epoch(run, items, columns, per_epoch, report)
         averaged = run.averaged
-        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, config.visibility)
+        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, passes[0])
         if validation.auc > run.best_auc:
             run.best_epoch, run.best_auc = run.epoch, validation.auc
             run.best = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
@@ -145,17 +80,40 @@ def train(
         run.save(progress_dir, identity)
         report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation, run.best_epoch))
     model.load_state_dict(run.best)
-    chosen = windows(
-        dataset, parts == VALIDATION, config.visibility, model_config.max_history, model_config.window_chunk
-    )
+    chosen = _windows(dataset, parts == VALIDATION, model_config, passes[:1])
     index, raw = raw_outputs(model, columns, chosen)
     calibrate(model, raw, columns.labels[index])
     return model.eval()
 
 
-def _epoch(
-    run: _Run, items: list[Window], columns: Columns, per_epoch: int, report: Callable[[Progress], None]
-) -> None:
+def _identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
+    """Names a run: the same data, model and training config."""
+    digest = hashlib.sha256(json.dumps([model_config.model_dump(), config.model_dump()], sort_keys=True).encode())
+    for column in (dataset.events, dataset.user, dataset.items.item_id):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def _check_trainable(columns: Columns, config: RankerConfig, parts: NDArray[np.int8]) -> None:
+    """Raise DataError unless there is something to learn from and something to judge by."""
+    which = binary_task(config)
+    for name, part in (("training", TRAIN), ("validation", VALIDATION)):
+        truth = columns.labels[torch.from_numpy(parts == part), which]
+        if len(truth.unique()) < 2:
+            raise DataError(
+                f"task {config.tasks[which].name}: all {len(truth)} {name} events have the same label; "
+                "a ranker needs both (more data, or another threshold)"
+            )
+
+
+def _windows(
+    dataset: Dataset, is_target: NDArray[np.bool_], config: RankerConfig, passes: Sequence[Visibility]
+) -> list[Window]:
+    every = (windows(dataset, is_target, seen, config.max_history, config.window_chunk) for seen in passes)
+    return [window for part in every for window in part]
+
+
+def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, report: Callable[[Progress], None]) -> None:
     seed = run.config.seed * 1_000_003 + run.epoch
     torch.manual_seed(seed)
     run.model.train()
@@ -177,14 +135,13 @@ def _epoch(
 
 
 def _hide(batch: Batch, config: TrainConfig) -> Batch:
-    """Hide some items, context codes and whole events, as if they were unknown, missing and unseen."""
+    """Hide some items and context codes, as if they were unknown and missing."""
     targets = Targets(
         _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
         _masked(batch.targets.context, config.context_dropout, MISSING),
     )
     events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
-    valid = batch.valid & (torch.rand(batch.valid.shape) >= config.event_dropout)
-    return replace(batch, events=events, targets=targets, valid=valid)
+    return replace(batch, events=events, targets=targets)
 
 
 def _masked(codes: Tensor, share: float, hidden: int) -> Tensor:
