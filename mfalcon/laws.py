@@ -1,7 +1,7 @@
 """The laws of M-FALCON as measurements: what `mfalcon verify` runs on a user's own checkpoint, device and dtype.
 
 Each law compares two ways to the same scores and reports the worst difference against a bound per dtype: absolute for
-scores up to 1, relative beyond (a task may learn seconds or dollars).
+tasks whose scores stay within 1, relative to the largest score beyond (a task may learn seconds or dollars).
 Laws 1 to 4 hold the algorithm, law 5 the state store, law 6 the engine (ARCHITECTURE.md, "Laws").
 """
 
@@ -211,7 +211,7 @@ async def _ask(checkpoint: Checkpoint, cases: list[Case], truth: list[Tensor]) -
             return 0.0 if late else np.inf
         except Exception:  # noqa: BLE001 (a refusal without cause, or no answer at all, breaks the law)
             return np.inf
-        return np.inf if late else _worst(torch.from_numpy(result.task_scores), truth[index])
+        return np.inf if late else _worst(torch.from_numpy(result.task_scores.T), truth[index])
 
     for index, case in enumerate(cases):
         if len(case.history):
@@ -288,10 +288,14 @@ def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:
 
 def _task_scores(runner: Runner, job: RankJob) -> Tensor:
     with torch.inference_mode():
-        return torch.from_numpy(runner.rank(job).task_scores)
+        return torch.from_numpy(runner.rank(job).task_scores.T)
 
 
 def _worst(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative where scores exceed 1; infinity if either side is not finite."""
-    gap = (a.double() - b.double()).abs() / b.double().abs().clamp(min=1)
+    """Largest difference of scores [m, num_tasks], in units of the task's largest score where that exceeds 1.
+
+    Infinity if either side is not finite.
+    """
+    unit = b.double().abs().amax(0).clamp(min=1)
+    gap = (a.double() - b.double()).abs() / unit
     return float(gap.max()) if torch.isfinite(gap).all() else float("inf")

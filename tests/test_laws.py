@@ -1,6 +1,5 @@
 """`mfalcon verify`: the laws hold on random checkpoints in every dtype, and each of them can fail."""
 
-import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -141,17 +140,6 @@ def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_breaks(5)
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Law 6 waits two minutes for its answers; here two seconds."""
-    right = asyncio.wait_for
-
-    async def soon(awaitable: "asyncio.Future[list[float]]", **_: float) -> list[float]:
-        return await right(awaitable, 2.0)
-
-    monkeypatch.setattr(asyncio, "wait_for", soon)
-
-
 def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runner, Job], bool]) -> None:
     """Put a defect into the engine's step; it gets the number of the step and says whether to go on as usual."""
     right, count = mfalcon.engine.engine._step, iter(range(10**6))
@@ -163,8 +151,8 @@ def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runner, Job
     monkeypatch.setattr(mfalcon.engine.engine, "_step", step)
 
 
-@pytest.mark.usefixtures("impatient")
 def test_law_6_sees_a_dropped_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(laws, "_ANSWER_S", 2.0)
     in_steps(monkeypatch, lambda number, runner, job: number != 5)
     assert_breaks(6)
 

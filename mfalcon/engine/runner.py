@@ -60,7 +60,7 @@ class Runner:
         with np.errstate(over="ignore"):
             scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
         if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
-            raise EngineFailure("the model gave a score that is not a finite float32 number")
+            raise EngineFailure("the model gave a score that is not a finite number")
         top = best_first(scores, request.top_k)
         ended = time.monotonic()
         timings = Timings(

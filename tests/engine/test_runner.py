@@ -169,7 +169,6 @@ def test_a_score_that_is_no_number_is_an_error() -> None:
         runner.rank(rank_job(no_events(), rank_request("ann", ITEMS[:3].tolist())))
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # in production a warning stops nothing
 def test_a_blend_beyond_float32_is_an_error() -> None:
     config = small_config().model_copy(update={"blend": {"rating": 1e39}})
     checkpoint = small_checkpoint(config=config)

@@ -21,7 +21,7 @@ FEATURES = (ContextFeature(name="surface", num_values=3), ContextFeature(name="h
 def test_item_is_its_id_and_its_side_features() -> None:
     checkpoint = small_checkpoint()
     items, side = checkpoint.model.items, checkpoint.items.side
-    genres, decade = items.side["genres"], items.side["decade"]
+    genres, decade = items.side["side_genres"], items.side["side_decade"]
     out = items(torch.arange(checkpoint.items.num_rows))
     for row in range(1, checkpoint.items.num_rows):
         tags = np.asarray(side["genres"][row - 1], dtype=np.float64)
@@ -32,7 +32,7 @@ def test_item_is_its_id_and_its_side_features() -> None:
 
 def test_the_unknown_item_has_an_id_and_no_genres() -> None:
     items = small_checkpoint().model.items
-    expected = items.id.weight[0] + items.side["decade"].get_parameter("weight")[0]
+    expected = items.id.weight[0] + items.side["side_decade"].get_parameter("weight")[0]
     assert torch.allclose(items(torch.tensor(0)), expected)
 
 
