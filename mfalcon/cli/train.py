@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -33,11 +33,10 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import Split
 from mfalcon.train.trainer import Progress as Step
 from mfalcon.train.trainer import train as fit
-
-Training = Literal["strict", "order", "mixed"]
 
 DEFAULTS = TrainConfig()
 
@@ -66,8 +65,8 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel="Training")] = 0,
     split: Annotated[Split, typer.Option(help="A: by time; B: within users.", rich_help_panel="Training")] = "A",
     visibility: Annotated[
-        Training,
-        typer.Option(help="Hide events of the target's own time, go by order, or both.", rich_help_panel="Training"),
+        Visibility,
+        typer.Option(help="Hide events of the target's own time, or go by order.", rich_help_panel="Training"),
     ] = DEFAULTS.visibility,
     threads: Annotated[int, typer.Option(help="Torch threads; 0 for all cores.", rich_help_panel="Training")] = 0,
 ) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, binary_task, evaluate, raw_outputs
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import Run
-from mfalcon.train.sequences import Batch, Columns, Visibility, Window, forward, grouped, windows
+from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows
 from mfalcon.train.splits import TRAIN, VALIDATION, split
 
 
@@ -61,8 +61,8 @@ def train(
     model = build(model_config)
     model.items.load_items(dataset.items)
     parts = split(dataset, config.split)
-    passes: tuple[Visibility, ...] = ("strict", "order") if config.visibility == "mixed" else (config.visibility,)
-    items = _windows(dataset, parts == TRAIN, model_config, passes)
+    window = (config.visibility, model_config.max_history, model_config.window_chunk)
+    items = windows(dataset, parts == TRAIN, *window)
     columns = Columns(dataset, model_config.tasks)
     _check_trainable(columns, model_config, parts)
     per_epoch = -(-len(items) // config.batch_size)
@@ -72,7 +72,7 @@ def train(
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
         _epoch(run, items, columns, per_epoch, report)
         averaged = run.averaged
-        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, passes[0])
+        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, config.visibility)
         if validation.auc > run.best_auc:
             run.best_epoch, run.best_auc = run.epoch, validation.auc
             run.best = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
@@ -80,7 +80,7 @@ def train(
         run.save(progress_dir, identity)
         report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation, run.best_epoch))
     model.load_state_dict(run.best)
-    chosen = _windows(dataset, parts == VALIDATION, model_config, passes[:1])
+    chosen = windows(dataset, parts == VALIDATION, *window)
     index, raw = raw_outputs(model, columns, chosen)
     calibrate(model, raw, columns.labels[index])
     return model.eval()
@@ -104,13 +104,6 @@ def _check_trainable(columns: Columns, config: RankerConfig, parts: NDArray[np.i
                 f"task {config.tasks[which].name}: all {len(truth)} {name} events have the same label; "
                 "a ranker needs both (more data, or another threshold)"
             )
-
-
-def _windows(
-    dataset: Dataset, is_target: NDArray[np.bool_], config: RankerConfig, passes: Sequence[Visibility]
-) -> list[Window]:
-    every = (windows(dataset, is_target, seen, config.max_history, config.window_chunk) for seen in passes)
-    return [window for part in every for window in part]
 
 
 def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, report: Callable[[Progress], None]) -> None:
