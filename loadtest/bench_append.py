@@ -26,7 +26,7 @@ from mfalcon.models.base import EventTokens, Ranker
 NOTES = (
     "append_ms: the usual case in serving: the state is the tip of its buffer, and the new events are written behind "
     "it in the same memory",
-    "copying_ms: the same append where the state must be copied first: its buffer is full (once in 128 events) or "
+    "copying_ms: the same append where the state must be copied first: its buffer is full (once in 32 events) or "
     "somebody else has already appended to it",
     "prefill_ms: encoding the whole history, the new events included, from nothing",
     "speedup = prefill_ms / append_ms; work_ratio is the same in counted FLOPs",
