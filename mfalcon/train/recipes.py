@@ -15,10 +15,12 @@ Positive = Annotated[int, Field(gt=0)]
 class TrainConfig(Frozen):
     """How to train: one-cycle AdamW, weights averaged over steps, best epoch kept by validation AUC."""
 
-    epochs: Positive = 12
+    epochs: Positive = 10
     batch_size: Positive = 16
     """Windows per step."""
     learning_rate: float = Field(default=2e-3, gt=0)
+    bias_rate: float = Field(default=10.0, gt=0)
+    """Factor on the learning rate of rab: its weights are logits and must travel further than others (docs/LOG.md)."""
     weight_decay: float = Field(default=1e-4, ge=0)
     context_dropout: float = Field(default=0.8, ge=0, lt=1)
     """Share of context codes hidden while training, so that a missing feature has a meaning."""

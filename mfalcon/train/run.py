@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mfalcon.models.base import Ranker
+from mfalcon.models.layer import HSTULayer
 from mfalcon.train.recipes import TrainConfig
 
 PROGRESS = "progress.safetensors"
@@ -21,9 +22,11 @@ class Run:
 
     def __init__(self, model: Ranker, config: TrainConfig, steps: int) -> None:
         self.model = model
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        bias = [parameter for layer in model.stack.layers for parameter in _bias(layer)]
+        chosen = {id(parameter) for parameter in bias}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+        self._rates = (1.0, config.bias_rate)
+        self.optimizer = torch.optim.AdamW([{"params": rest}, {"params": bias}], weight_decay=config.weight_decay)
         average = get_ema_multi_avg_fn(config.average_decay)
         self.average = AveragedModel(model, multi_avg_fn=average)
         self.config = config
@@ -39,8 +42,13 @@ class Run:
         assert isinstance(module, Ranker)
         return module
 
-    def learning_rate(self, step: int) -> float:
-        """One cycle: cosine up over the first tenth, cosine down to (nearly) zero."""
+    def set_learning_rate(self, step: int) -> None:
+        """One cycle: cosine up over the first tenth, cosine down to (nearly) zero; rab at its own multiple."""
+        rate = self._rate(step)
+        for group, factor in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
+
+    def _rate(self, step: int) -> float:
         top, warm = self.config.learning_rate, 0.1 * self.steps
         if step < warm:
             return top * (1 - 0.96 * (1 + math.cos(math.pi * step / warm)) / 2)
@@ -87,3 +95,9 @@ class Run:
         self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
         self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
         self.best_auc = counters["best_auc"]
+
+
+def _bias(layer: nn.Module) -> list[nn.Parameter]:
+    """Parameters of a layer's rab."""
+    assert isinstance(layer, HSTULayer)
+    return list(layer.bias.parameters()) if layer.bias else []

@@ -113,8 +113,7 @@ def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, repo
     began, seen, total = time.perf_counter(), 0, 0.0
     for step, group in enumerate(grouped(items, run.config.batch_size, np.random.default_rng(seed))):
         batch = columns.batch(group)
-        for parameters in run.optimizer.param_groups:
-            parameters["lr"] = run.learning_rate(run.epoch * per_epoch + step)
+        run.set_learning_rate(run.epoch * per_epoch + step)
         value = _loss(run.model, _hide(batch, run.config), columns.labels)
         run.optimizer.zero_grad()
         value.backward()
