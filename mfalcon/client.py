@@ -30,10 +30,12 @@ def rank_message(
     *,
     top_k: int = 0,
     request_time_ms: int = 0,
+    recent_events: Events | None = None,
     context: Mapping[str, int] = MappingProxyType({}),
 ) -> pb.RankRequest:
     """A request as it travels."""
     return pb.RankRequest(
+        recent_events=[] if recent_events is None else _events(recent_events),
         user_id=user_id,
         candidates=np.asarray(candidates, dtype=np.int64).tolist(),
         top_k=top_k,
@@ -60,11 +62,7 @@ def rank_result(response: pb.RankResponse) -> RankResult:
 
 def append_message(user_id: str, events: Events, expected_len: int | None) -> pb.AppendEventsRequest:
     """Events as they travel."""
-    rows = [
-        pb.Event(item_id=item_id, actions=actions, value=value, time_ms=time_ms)
-        for item_id, actions, value, time_ms in events.tolist()
-    ]
-    return pb.AppendEventsRequest(user_id=user_id, events=rows, expected_len=expected_len)
+    return pb.AppendEventsRequest(user_id=user_id, events=_events(events), expected_len=expected_len)
 
 
 class Client:
@@ -98,10 +96,18 @@ class Client:
         *,
         top_k: int = 0,
         request_time_ms: int = 0,
-        context: Mapping[str, int] | None = None,
+        recent_events: Events | None = None,
+        context: Mapping[str, int] = MappingProxyType({}),
     ) -> RankResult:
         """Score candidates for a user; see `RankResult`. Raises CallFailed."""
-        request = rank_message(user_id, candidates, top_k=top_k, request_time_ms=request_time_ms, context=context or {})
+        request = rank_message(
+            user_id,
+            candidates,
+            top_k=top_k,
+            request_time_ms=request_time_ms,
+            recent_events=recent_events,
+            context=context,
+        )
         with _explained():
             return rank_result(self._stub.Rank(request, timeout=self._timeout_s))
 
@@ -152,6 +158,13 @@ class _explained:
     ) -> None:
         if isinstance(error, grpc.RpcError):
             raise CallFailed(error.code().name, error.details() or "no details") from error
+
+
+def _events(events: Events) -> list[pb.Event]:
+    return [
+        pb.Event(item_id=item_id, actions=actions, value=value, time_ms=time_ms)
+        for item_id, actions, value, time_ms in events.tolist()
+    ]
 
 
 def _cache(info: pb.CacheInfo) -> CacheInfo:

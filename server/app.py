@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +19,7 @@ from mfalcon.cores import owned_cores
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
+from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc_api import GrpcServer
 from server.handler import Handler, RankingEngine
@@ -25,6 +28,8 @@ from server.limits import Limits
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
+LINGER_SECONDS = 0.3
+"""Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
 
@@ -94,10 +99,15 @@ class Service:
         )
         self._http_task: asyncio.Task[None] | None = None
 
+    @property
+    def running(self) -> bool:
+        """From the start until the last answer of a stop."""
+        return self._http_task is not None and not self._http_task.done()
+
     async def start(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
         config = self._config
-        http_socket = listen(config.http_host, config.http_port)
+        http_socket = listen("http", config.http_host, config.http_port)
         try:
             grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
         except ConfigError:
@@ -106,7 +116,7 @@ class Service:
         http_port = http_socket.getsockname()[1]
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
         await self._http.listening.wait()
-        return Addresses(grpc=f"{config.grpc_host}:{grpc_port}", http=f"{config.http_host}:{http_port}")
+        return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
 
     async def stop(self) -> None:
         """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine."""
@@ -114,6 +124,9 @@ class Service:
         drain_seconds = self._config.drain_seconds
         self._handler.drain()
         await self._grpc.report_not_serving()
+        # A transport that stops drops calls that are on the wire without a word; let there be none by then.
+        await asyncio.sleep(LINGER_SECONDS)
+        drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
         self._http.should_exit = True
         grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
         try:
@@ -124,21 +137,6 @@ class Service:
         await self._grpc.stop(None)
         await asyncio.gather(grpc_stopping, self._http_task)
         await self._engine.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 is any free one."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it on, each answer takes 40 ms.
-    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((host, port))
-        sock.listen(2048)
-        return sock
-    except OSError as error:
-        sock.close()
-        raise ConfigError(f"http_host, http_port: cannot listen on {host}:{port}: {error.strerror}") from error
 
 
 async def run(engine: ServedEngine, config: ServerConfig) -> None:
@@ -153,13 +151,25 @@ async def run(engine: ServedEngine, config: ServerConfig) -> None:
     # What lives now lives as long as the process; later collections need not look at it.
     gc.collect()
     gc.freeze()
-    print(f"ready grpc={addresses.grpc} http={addresses.http}", flush=True)
-    await stopping.wait()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-    print("draining", flush=True)
-    await service.stop()
-    print("stopped", flush=True)
+    try:
+        say(f"ready grpc={addresses.grpc} http={addresses.http}")
+        await stopping.wait()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+        say("draining")
+    finally:
+        await service.stop()
+    say("stopped")
+
+
+def say(line: str) -> None:
+    """Print a line for whoever may read it; the server's life does not hang on that."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What could not be written stays in the buffer; Python would try again at exit, and exit with 120.
+        with open(os.devnull, "w") as devnull:
+            os.dup2(devnull.fileno(), sys.stdout.fileno())
 
 
 def build_engine(config: ServerConfig) -> ServedEngine:

@@ -26,6 +26,7 @@ from mfalcon.errors import (
 )
 from proto import ranking_pb2
 from server import convert
+from server.addresses import authority, listen
 from server.handler import Handler
 
 logger = logging.getLogger(__name__)
@@ -134,11 +135,13 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 is any free one), report SERVING and return the port."""
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = authority(host, port)
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"grpc_host, grpc_port: cannot listen on {address}; is another server there?") from error
+            # gRPC does not say why; a plain socket does.
+            listen("grpc", host, port).close()
+            raise ConfigError(f"grpc_host, grpc_port: cannot listen on {address}") from error
         await self._server.start()
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

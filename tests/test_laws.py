@@ -185,7 +185,7 @@ def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch
 def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(number: int, runner: Runner, job: Job) -> bool:
         if isinstance(job, RankJob) and job.deadline is not None:
-            job.future.set_result(runner.rank(RankJob(job.request, job.log, job.seen, None)))
+            job.future.set_result(runner.rank(RankJob(job.request, job.log, None)))
             return False
         return True
 

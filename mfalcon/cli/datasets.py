@@ -1,5 +1,8 @@
 """Options that say which data set to use, shared by every command that reads one."""
 
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -7,9 +10,10 @@ import typer
 from pydantic import ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen
+from mfalcon.models.config import Frozen, Task
 from mfalcon.train import movielens
 from mfalcon.train.dataset import Dataset
+from mfalcon.train.settings import equal_blend, problem
 from mfalcon.train.synthetic import synthetic
 
 DataOption = Annotated[
@@ -34,7 +38,9 @@ ItemsOption = Annotated[
 ]
 ItemColumnsOption = Annotated[
     str,
-    typer.Option("--item-columns", help="Its columns: item=…,title=…,tag_separator=….", rich_help_panel="Data"),
+    typer.Option(
+        "--item-columns", help="Its columns: item=…,title=…,side=a+b,tag_separator=….", rich_help_panel="Data"
+    ),
 ]
 LikeOption = Annotated[
     float | None,
@@ -47,13 +53,37 @@ M = TypeVar("M", bound=Frozen)
 
 
 def open_dataset(
-    data: str, columns: str, items: Path | None, item_columns: str, like_at_least: float | None
+    data: str,
+    columns: str,
+    items: Path | None,
+    item_columns: str,
+    like_at_least: float | None,
+    tasks: Sequence[Task] = (),
+    blend: Mapping[str, float] | None = None,
 ) -> Dataset:
-    """The data set that the options name; MovieLens-100K is fetched if it is not there."""
-    if data == "ml-100k":
-        return movielens.read(movielens.fetch(ML_100K, notify=typer.echo))
-    if data == "synthetic":
-        return synthetic(num_users=300, num_items=500, events_per_user=60, seed=0)
+    """The data set that the options name; MovieLens-100K is fetched if it is not there.
+
+    tasks, blend: in place of the data set's own. Tasks without a blend: every binary task alike.
+
+    Raises ConfigError for an option that would have no effect.
+    """
+    given = {
+        "--columns": bool(columns),
+        "--items": items is not None,
+        "--item-columns": bool(item_columns),
+        "--like-at-least": like_at_least is not None,
+    }
+    if data in ("ml-100k", "synthetic"):
+        if any(given.values()):
+            names = ", ".join(name for name, is_given in given.items() if is_given)
+            raise ConfigError(f"{names}: only for a file of your own events, not for --data {data}")
+        return _with_tasks(_built_in(data), tasks, blend)
+    if item_columns and items is None:
+        raise ConfigError("--item-columns: needs --items")
+    if like_at_least is not None and tasks:
+        raise ConfigError("--like-at-least: has no effect where tasks are given")
+    if like_at_least is not None and not math.isfinite(like_at_least):
+        raise ConfigError(f"--like-at-least: got {like_at_least}, must be a finite number")
     from mfalcon.train.table import ColumnMapping, read_table  # noqa: PLC0415 (needs the extra `data`)
     from mfalcon.train.table_items import ItemColumns  # noqa: PLC0415
 
@@ -63,16 +93,34 @@ def open_dataset(
         items=items,
         item_columns=_mapping(ItemColumns, item_columns, "--item-columns"),
         like_at_least=like_at_least,
+        tasks=tasks,
+        blend=blend,
     )
+
+
+def _built_in(data: str) -> Dataset:
+    if data == "ml-100k":
+        return movielens.read(movielens.fetch(ML_100K, notify=typer.echo))
+    return synthetic(num_users=300, num_items=500, events_per_user=60, seed=0)
+
+
+def _with_tasks(dataset: Dataset, tasks: Sequence[Task], blend: Mapping[str, float] | None) -> Dataset:
+    if tasks:
+        dataset = replace(dataset, tasks=tuple(tasks), blend=equal_blend(tasks))
+    return replace(dataset, blend=dict(blend)) if blend else dataset
 
 
 def _mapping(kind: type[M], text: str, option: str) -> M:
     """`a=x,b=y` as a pydantic object. Raises ConfigError naming the option."""
-    parts = [part.partition("=") for part in text.split(",") if part]
+    named: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        name, _, column = (piece.strip() for piece in part.partition("="))
+        if not name or not column:
+            raise ConfigError(f"{option}: got {part!r}, must be name=column, comma-separated")
+        if name in named:
+            raise ConfigError(f"{option}: {name} is given twice")
+        named[name] = column
     try:
-        return kind.model_validate({name.strip(): value.strip() for name, _, value in parts})
+        return kind.model_validate(named)
     except ValidationError as error:
-        first = error.errors()[0]
-        names = ", ".join(kind.model_fields)
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{option}: {where}: {first['msg']}; known names are {names}") from error
+        raise ConfigError(f"{option}: {problem(error, kind)}") from error

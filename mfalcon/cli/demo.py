@@ -15,6 +15,7 @@ from mfalcon.cli.rank import cost_line, top_table
 from mfalcon.cli.train import train_checkpoint
 from mfalcon.client import Client
 from mfalcon.cores import owned_cores
+from mfalcon.errors import ConfigError
 from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
@@ -39,6 +40,8 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
     torch.set_num_threads(owned_cores())
     _step("Data")
     dataset = open_dataset("ml-100k", "", None, "", None)
+    if user not in dataset.user_ids:
+        raise ConfigError(f"--user: got {user!r}, must be one of MovieLens-100K's, 1 to {len(dataset.user_ids)}")
     _console.print(f"MovieLens-100K: {len(dataset.events):,} ratings, {len(dataset.user_ids)} users")
     _step("Training")
     if (CHECKPOINT / checkpoint.MANIFEST).is_file():
@@ -51,6 +54,7 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
         _console.print(f"mfalcon serve is up: gRPC at {served.grpc}, HTTP at {served.http}")
         _rank(client, dataset, loaded, user)
     _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
+    _console.print(f"  .venv/bin/mfalcon load --user {user}", markup=False)
     _console.print(f"  .venv/bin/mfalcon rank --user {user} --checkpoint {CHECKPOINT}", markup=False)
 
 

@@ -24,6 +24,7 @@ from mfalcon.train.evaluate import Report
 from mfalcon.train.evaluate import evaluate as measure
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
+from mfalcon.train.vocabulary import fit_to
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
 
@@ -40,8 +41,8 @@ def evaluate(
 ) -> None:
     """AUC, NE, GAUC and NDCG@10 on the test events: hiding events of the target's own time, and by order."""
     torch.set_num_threads(owned_cores())
-    dataset = open_dataset(data, columns, items, item_columns, like_at_least)
     loaded = checkpoint.load(path)
+    dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     chosen = split(dataset, part) == TEST
     reports = [measure(loaded.model, dataset, chosen, visibility)[0] for visibility in _VISIBILITIES]
     if json_output:

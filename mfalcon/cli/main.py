@@ -6,7 +6,7 @@ import typer
 from rich.console import Console
 
 from mfalcon import __version__
-from mfalcon.cli import bench, data, demo, evaluate, loadtest, quality, rank, replay, serve, soak, train, verify
+from mfalcon.cli import bench, data, demo, evaluate, load, loadtest, quality, rank, replay, serve, soak, train, verify
 from mfalcon.cli.isolation import check_isolation
 from mfalcon.errors import MFalconError
 
@@ -22,6 +22,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.command("serve")(serve.serve)
+app.command("load")(load.load)
 app.command("rank")(rank.rank)
 app.command("replay")(replay.replay)
 app.command("quality")(quality.quality)

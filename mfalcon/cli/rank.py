@@ -1,5 +1,6 @@
 """`mfalcon rank`: ask a running server, and print what it answers in words."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.client import Client
@@ -40,8 +42,7 @@ def rank(
     with Client(target) as client:
         result = client.rank(user, ids, top_k=top, context=_context(context or []))
     if json_output:
-        best = [{"item_id": int(ids[i]), "score": float(result.scores[i])} for i in result.top]
-        print_json({"user": user, "top": best, "cache": result.cache.source.name, "timings": _timings(result)})
+        print_json({"user": user} | as_json(result, ids, items))
         return
     _console.print(top_table(result, ids, items))
     _console.print(cost_line(result))
@@ -51,12 +52,14 @@ def top_table(result: RankResult, ids: Ids, items: ItemTable | None) -> Table:
     """The best candidates with titles and scores."""
     table = Table()
     for name in ("#", "item", "score", *result.tasks):
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
+    unknown = set(result.unknown.tolist())
     table.add_column("title")
     for place, position in enumerate(result.top, start=1):
         item = int(ids[position])
         scores = (f"{value:.4f}" for value in (result.scores[position], *result.task_scores[:, position]))
-        table.add_row(str(place), str(item), *scores, items.title(item) if items else "")
+        title = "(unknown item)" if position in unknown else items.title(item) if items else ""
+        table.add_row(str(place), str(item), *scores, Text(title))
     return table
 
 
@@ -91,6 +94,25 @@ def _context(pairs: list[str]) -> dict[str, int]:
         raise ConfigError(f"--context: got {pairs}, each must be name=integer") from error
 
 
-def _timings(result: RankResult) -> dict[str, int]:
-    times = result.timings
-    return {name: getattr(times, name) for name in times.__slots__}
+def as_json(result: RankResult, ids: Ids, items: ItemTable | None) -> dict[str, object]:
+    """The best candidates and everything else that the server said of the request."""
+    unknown = set(result.unknown.tolist())
+    top = [
+        {
+            "item_id": int(ids[position]),
+            "title": items.title(int(ids[position])) if items else "",
+            "score": float(result.scores[position]),
+            "tasks": dict(zip(result.tasks, result.task_scores[:, position].tolist(), strict=True)),
+            "unknown": position in unknown,
+        }
+        for position in result.top.tolist()
+    ]
+    cache = dataclasses.asdict(result.cache) | {"source": result.cache.source.name}
+    return {
+        "top": top,
+        "model_version": result.model_version,
+        "history_len": result.history_len,
+        "num_unknown": len(unknown),
+        "cache": cache,
+        "timings": dataclasses.asdict(result.timings),
+    }

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
+from mfalcon.cli.load import append_histories
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.client import Client
@@ -23,10 +24,10 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate, report
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
+from mfalcon.train.vocabulary import fit_to
 from mfalcon.types import Ids
 
 _SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
-_CHUNK = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ def replay(
     json_output: JsonOption = False,
 ) -> None:
     """Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones."""
-    dataset = open_dataset(data, columns, items, item_columns, like_at_least)
     loaded = checkpoint.load(path)
+    dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     chosen = split(dataset, part) == TEST
     with Client(target) as client:
         client.wait_ready(10)
@@ -97,7 +98,7 @@ def replay_online(
     context = _context(dataset)
     reused = encoded = 0
     latencies = []
-    _load_histories(client, dataset, chosen)
+    append_histories(client, dataset, _before(dataset, chosen))
     groups = _groups(dataset, index, visibility)
     for group in track(groups, description="replaying", transient=True, console=Console(stderr=True)):
         first = int(group[0])
@@ -122,14 +123,13 @@ def replay_online(
     )
 
 
-def _load_histories(client: Client, dataset: Dataset, chosen: NDArray[np.bool_]) -> None:
-    """Append the events before the replay of every user who takes part; the others are never asked for."""
+def _before(dataset: Dataset, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The events of every user who takes part that come before the first chosen one."""
+    before = np.zeros(len(dataset.events), dtype=np.bool_)
     for user in np.unique(dataset.user[chosen]):
         positions = dataset.of_user(user)
-        earlier = positions[: int(np.argmax(chosen[positions]))]
-        for start in range(0, len(earlier), _CHUNK):
-            part = dataset.events[earlier[start : start + _CHUNK]]
-            client.append_events(dataset.user_ids[user], part, expected_len=start)
+        before[positions[: int(np.argmax(chosen[positions]))]] = True
+    return before
 
 
 def _groups(dataset: Dataset, index: Ids, visibility: Visibility) -> list[Ids]:

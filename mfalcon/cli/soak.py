@@ -34,9 +34,9 @@ def soak(
     else:
         Console(highlight=False).print(
             f"{report.sent:,} requests ({report.ranked:,} ranks, {report.appended:,} appends, "
-            f"{report.deleted:,} deletes), {report.requests_per_second:.0f} a second; "
-            f"unanswered {report.unanswered}, wrong {report.wrong}, worst score error {report.worst_error:.1e}; "
-            f"rank p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms"
+            f"{report.refused:,} appends that lost a race, {report.deleted:,} deletes), "
+            f"{report.requests_per_second:.0f} a second; unanswered {report.unanswered}, wrong {report.wrong}, "
+            f"worst score error {report.worst_error:.1e}; rank p50 {report.p50_ms:.1f} ms, p99 {report.p99_ms:.1f} ms"
         )
     if not report.holds:
         raise typer.Exit(1)

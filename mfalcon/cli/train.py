@@ -1,6 +1,7 @@
 """`mfalcon train`: from events to a checkpoint."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -29,11 +30,13 @@ from mfalcon.cli.datasets import (
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.config import RankerConfig, Task
 from mfalcon.models.registry import architectures
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.run import PROGRESS
 from mfalcon.train.sequences import Visibility
+from mfalcon.train.settings import TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
 from mfalcon.train.trainer import Progress as Step
 from mfalcon.train.trainer import train as fit
@@ -53,26 +56,72 @@ def train(
     items: ItemsOption = None,
     item_columns: ItemColumnsOption = "",
     like_at_least: LikeOption = None,
-    dim: Annotated[int, typer.Option(help="Width of the model.", rich_help_panel="Model")] = 64,
-    layers: Annotated[int, typer.Option(help="Number of layers.", rich_help_panel="Model")] = 2,
-    heads: Annotated[int, typer.Option(help="Attention heads.", rich_help_panel="Model")] = 2,
-    max_history: Annotated[int, typer.Option(help="Most events that the model sees.", rich_help_panel="Model")] = 200,
-    window_chunk: Annotated[int, typer.Option(help="Step of the window's start.", rich_help_panel="Model")] = 100,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.", rich_help_panel="Training")] = DEFAULTS.epochs,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="TOML file: table training ("
+            + ", ".join(TrainConfig.model_fields)
+            + "), array of tables tasks ("
+            + ", ".join(Task.model_fields)
+            + ") in place of the data's own, and table blend (task = weight; all binary "
+            "tasks alike if not given). Flags win over the file.",
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    dim: Annotated[
+        int, typer.Option(help="Width of the model; a multiple of heads.", min=1, rich_help_panel="Model")
+    ] = 64,
+    layers: Annotated[int, typer.Option(help="Number of layers.", min=1, rich_help_panel="Model")] = 2,
+    heads: Annotated[int, typer.Option(help="Attention heads.", min=1, rich_help_panel="Model")] = 2,
+    max_history: Annotated[
+        int, typer.Option(help="Most events that the model sees.", min=1, rich_help_panel="Model")
+    ] = 200,
+    window_chunk: Annotated[
+        int, typer.Option(help="Step of the window's start.", min=1, rich_help_panel="Model")
+    ] = 100,
+    dropout: Annotated[float, typer.Option(help="Dropout of layers and heads.", min=0, rich_help_panel="Model")] = 0.3,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Passes over the data.", min=1, show_default=str(DEFAULTS.epochs), rich_help_panel="Training"
+        ),
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option(help="Peak rate.", rich_help_panel="Training")
-    ] = DEFAULTS.learning_rate,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel="Training")] = 0,
-    split: Annotated[Split, typer.Option(help="A: by time; B: within users.", rich_help_panel="Training")] = "A",
+        float | None,
+        typer.Option(help="Peak rate.", show_default=str(DEFAULTS.learning_rate), rich_help_panel="Training"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of all chance.", min=0, show_default=str(DEFAULTS.seed), rich_help_panel="Training"),
+    ] = None,
+    split: Annotated[
+        Split | None,
+        typer.Option(help="A: by time; B: within users.", show_default=DEFAULTS.split, rich_help_panel="Training"),
+    ] = None,
     visibility: Annotated[
-        Visibility,
-        typer.Option(help="Hide events of the target's own time, or go by order.", rich_help_panel="Training"),
-    ] = DEFAULTS.visibility,
-    threads: Annotated[int, typer.Option(help="Torch threads; 0 for all cores.", rich_help_panel="Training")] = 0,
+        Visibility | None,
+        typer.Option(
+            help="Hide events of the target's own time, or go by order.",
+            show_default=DEFAULTS.visibility,
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
+    ] = 0,
 ) -> None:
     """Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes."""
-    dataset = open_dataset(data, columns, items, item_columns, like_at_least)
-    config = TrainConfig(epochs=epochs, learning_rate=learning_rate, seed=seed, split=split, visibility=visibility)
+    file = read_train_file(config) if config else TrainFile()
+    flags = {
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "split": split,
+        "visibility": visibility,
+    }
+    training = _with_flags(file.training, flags)
+    dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
+    _check_blend(config, dataset)
     shape = {
         "dim": dim,
         "num_layers": layers,
@@ -81,13 +130,29 @@ def train(
         "window_chunk": window_chunk,
     }
     try:
-        ranker = model_config(dataset, model, **shape)
+        ranker = model_config(dataset, model, **shape, dropout=dropout)
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         ) from error
     target = out or Path("checkpoints") / f"{dataset.name}-{model}"
-    train_checkpoint(dataset, ranker_config=ranker, config=config, out=target, threads=threads)
+    train_checkpoint(dataset, ranker_config=ranker, config=training, out=target, threads=threads)
+
+
+def _with_flags(training: TrainConfig, flags: Mapping[str, int | float | str | None]) -> TrainConfig:
+    """The file's settings, with the flags that were given in place of its own."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        return TrainConfig.model_validate(training.model_dump() | given)
+    except ValidationError as error:
+        raise ConfigError("--" + problem(error, TrainConfig).replace("_", "-", 1)) from error
+
+
+def _check_blend(file: Path | None, dataset: Dataset) -> None:
+    tasks = [task.name for task in dataset.tasks]
+    unknown = sorted(set(dataset.blend) - set(tasks))
+    if unknown:
+        raise ConfigError(f"{file}: blend.{unknown[0]}: no such task; the tasks are {', '.join(tasks)}")
 
 
 def train_checkpoint(
@@ -109,10 +174,21 @@ def train_checkpoint(
     try:
         with bar:
             task = bar.add_task("training", total=None, figures="")
-            model = fit(dataset, ranker_config, config, unfinished, lambda step: _show(bar, task, config, step))
+            model = fit(
+                dataset,
+                ranker_config,
+                config,
+                unfinished,
+                report=lambda step: _show(bar, task, config, step),
+                notify=lambda line: bar.console.print(line, soft_wrap=True),
+            )
     except KeyboardInterrupt:
+        kept = (unfinished / PROGRESS).is_file()
         _console.print(
             f"interrupted; the finished epochs are kept in {unfinished}: the same command goes on from there"
+            if kept
+            else "interrupted before the first epoch was finished; nothing is kept",
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
     fingerprint = checkpoint.save(out, model, dataset.items)

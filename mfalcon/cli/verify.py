@@ -11,6 +11,7 @@ from rich.table import Table
 
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
+from mfalcon.errors import ConfigError
 from mfalcon.laws import LawResult, check
 from mfalcon.models import checkpoint
 
@@ -26,12 +27,13 @@ class Dtype(StrEnum):
 def verify(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Types to verify in; all of them if not given.")] = None,
-    device: Annotated[str, typer.Option(help="Device to verify on.")] = "cpu",
-    seed: Annotated[int, typer.Option(help="Seed of the random requests.")] = 0,
+    device: Annotated[str, typer.Option(help="Device to verify on: cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Seed of the random requests.", min=0)] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Measure laws 1 to 6 on a checkpoint; exit code 1 if one is broken."""
     torch.set_num_threads(owned_cores())
+    _check_device(device)
     results: dict[str, list[LawResult]] = {}
     for kind in dtype or list(Dtype):
         loaded = checkpoint.load(path, getattr(torch, kind.value), device)
@@ -55,6 +57,18 @@ def verify(
         Console(highlight=False).print(_table(f"{path} on {device}", results))
     if not holds:
         raise typer.Exit(1)
+
+
+def _check_device(device: str) -> None:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"--device: got {device!r}, must be cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device: got {device!r}, must be cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= found:
+        raise ConfigError(f"--device: got {device!r}, but torch finds {found} CUDA devices here")
 
 
 def _table(title: str, results: dict[str, list[LawResult]]) -> Table:

@@ -20,7 +20,7 @@ from mfalcon.engine.scheduler import Scheduler
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.history import HistoryLog
+from mfalcon.state.history import HistoryLog, check_order
 from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
 
@@ -98,8 +98,8 @@ class Engine:
         the log.
         """
         log = self._log.snapshot(request.user_id)
-        seen = log.extended(request.recent_events) if len(request.recent_events) else log
-        job = RankJob(request, log, seen, deadline)
+        check_order(log.events, request.recent_events, "recent_events")
+        job = RankJob(request, log, deadline)
         return await self._answer(job, job.future)
 
     async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:

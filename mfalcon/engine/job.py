@@ -11,11 +11,10 @@ from mfalcon.types import CacheInfo, RankRequest, RankResult
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankJob:
-    """Rank candidates. log: the acknowledged history. seen: the same plus the request's recent events."""
+    """Rank candidates. log: the acknowledged history, before the request's own recent events."""
 
     request: RankRequest
     log: History
-    seen: History
     deadline: float | None
     future: "Future[RankResult]" = field(default_factory=Future)
     accepted: float = field(default_factory=time.monotonic)

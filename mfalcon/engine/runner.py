@@ -15,7 +15,7 @@ from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.state.history import History
 from mfalcon.state.store import StateStore
-from mfalcon.types import CacheInfo, CacheSource, Positions, RankResult, Timings
+from mfalcon.types import CacheInfo, CacheSource, Events, Positions, RankResult, Timings, no_events
 from mfalcon.window import window_start
 
 
@@ -48,7 +48,7 @@ class Runner:
         """Score the candidates of a request. Raises DeadlineExceeded between encoding and scoring if it is too late."""
         began = time.monotonic()
         request = job.request
-        encoded = self._encode(job.log, job.seen)
+        encoded = self._encode(job.log, request.recent_events)
         if job.deadline is not None and time.monotonic() > job.deadline:
             raise DeadlineExceeded("the deadline passed while the history was being encoded")
         scoring = time.monotonic()
@@ -84,34 +84,42 @@ class Runner:
 
     def prefill(self, job: PrefillJob) -> CacheInfo:
         """Bring a user's state up to date."""
-        return self._encode(job.log, job.log).cache
+        return self._encode(job.log, no_events()).cache
 
     def forget(self, user_id: str) -> None:
         """Erase a user's states."""
         self._store.forget(user_id)
 
-    def _encode(self, log: History, seen: History) -> Encoded:
-        """The state of `seen`'s window. What belongs to the log is kept in the store, recent events are not."""
+    def _encode(self, log: History, recent: Events) -> Encoded:
+        """The state of the window of log and recent events. The log's part is kept in the store, the rest is not.
+
+        If the recent events move the window's start, the log's state is of no use to this request and left alone.
+        """
         began = time.monotonic()
-        config = self._model.config
-        start = window_start(len(seen), config.max_history, config.window_chunk)
-        shared = self._model.prefix_stable and start == window_start(len(log), config.max_history, config.window_chunk)
+        start = self._window_start(len(log) + len(recent))
+        shared = self._model.prefix_stable and start == self._window_start(len(log))
         found = self._store.acquire(log, start) if shared else None
         looked_up = time.monotonic()
         state = found.state if found else empty_state(self._model.kv_shape())
-        stop, reused = (found.stop, state.num_tokens) if found else (start, 0)
-        if shared and stop < len(log):
-            state = self._append(state, log, stop)
-            self._store.put(log, start, state)
-            stop = len(log)
-        if stop < len(seen):
-            state = self._append(state, seen, stop)
+        reused = state.num_tokens
+        if shared:
+            stop = found.stop if found else start
+            if stop < len(log):
+                state = self._append(state, log.events[stop:])
+                self._store.put(log, start, state)
+            state = self._append(state, recent)
+        else:
+            state = self._append(state, np.concatenate([log.events[start:], recent[max(0, start - len(log)) :]]))
         source = found.source if found else CacheSource.NONE
         cache = CacheInfo(source, reused, state.num_tokens - reused)
         return Encoded(state, cache, looked_up - began, time.monotonic() - looked_up)
 
-    def _append(self, state: KVState, history: History, stop: int) -> KVState:
-        return append(self._model, state, event_tokens(history.events[stop:], self._items, self._device))
+    def _window_start(self, history_len: int) -> int:
+        config = self._model.config
+        return window_start(history_len, config.max_history, config.window_chunk)
+
+    def _append(self, state: KVState, events: Events) -> KVState:
+        return append(self._model, state, event_tokens(events, self._items, self._device)) if len(events) else state
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:

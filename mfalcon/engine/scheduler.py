@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from mfalcon.engine.job import ForgetJob, Job
+from mfalcon.engine.job import Job
 from mfalcon.errors import Overloaded, ShuttingDown
 
 
@@ -17,14 +17,11 @@ class Scheduler:
         self._closed = False
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises Overloaded when the queue is full, ShuttingDown after `close`.
-
-        Forgetting is never refused for want of room.
-        """
+        """Queue a job. Raises Overloaded when the queue is full, ShuttingDown after `close`."""
         with self._changed:
             if self._closed:
                 raise ShuttingDown("the server is shutting down")
-            if len(self._jobs) >= self._queue_size and not isinstance(job, ForgetJob):
+            if len(self._jobs) >= self._queue_size:
                 raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
             self._jobs.append(job)
             self._changed.notify()

@@ -31,18 +31,14 @@ class History:
         """Chained hash of the first `length` events."""
         return bytes(self.links[length * LINK_BYTES : (length + 1) * LINK_BYTES])
 
-    def extended(self, events: Events) -> "History":
-        """This history followed by further events. Raises InvalidInput if they are older than its last one."""
-        check_order(self.events, events, "recent_events")
-        links = bytes(self.links) + chain(self.link(len(self)), events)
-        return History(self.user_id, np.concatenate([self.events, events]), memoryview(links))
-
 
 def check_order(history: Events, events: Events, field: str) -> None:
     """Raise InvalidInput if the first new event is older than the last one of the history."""
     if len(history) and len(events) and events["time_ms"][0] < history["time_ms"][-1]:
         last = int(history["time_ms"][-1])
-        raise InvalidInput(f"{field}[0].time_ms", int(events["time_ms"][0]), f">= {last}, the user's last event")
+        raise InvalidInput(
+            f"{field}[0].time_ms", int(events["time_ms"][0]), f"at least {last}, the time of the last stored event"
+        )
 
 
 class _UserLog:

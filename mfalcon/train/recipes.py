@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from mfalcon.errors import ConfigError
 from mfalcon.models.config import Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
 from mfalcon.models.registry import architecture
 from mfalcon.train.dataset import Dataset
@@ -31,7 +32,7 @@ class TrainConfig(Frozen):
     """Decay per step of the exponential average of the weights; the average is what is validated and kept."""
     patience: Positive = 4
     """Epochs without a better validation AUC before stopping early."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     split: Literal["A", "B"] = "A"
     visibility: Literal["strict", "order"] = "order"
     """What targets see of events at their own time: nothing, or all before them in order. Learning from the longer
@@ -49,7 +50,12 @@ def model_config(
     window_chunk: int = 100,
     dropout: float = 0.3,
 ) -> RankerConfig:
-    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (FACTS: 166k parameters)."""
+    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (FACTS: 166k parameters).
+
+    Raises ConfigError if the heads do not share `dim` evenly.
+    """
+    if num_heads < 1 or dim % num_heads:
+        raise ConfigError(f"dim {dim} is not a multiple of the number of heads, {num_heads}")
     head = dim // num_heads
     single_action = len(dataset.actions) == 1
     values = dataset.events["value"]

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.models.layer import HSTULayer
 from mfalcon.train.recipes import TrainConfig
@@ -67,19 +68,25 @@ class Run:
         save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, metadata={"progress": json.dumps(counters)})
         scratch.replace(directory / PROGRESS)
 
-    def resume(self, directory: Path, identity: str) -> None:
-        """Go on from the last saved epoch, if there is one of the same run."""
+    def resume(self, directory: Path, identity: str) -> int:
+        """Go on from the last saved epoch, if there is one; how many epochs are done.
+
+        Raises ConfigError for the progress of another run: hours of work, and not ours to overwrite.
+        """
         path = directory / PROGRESS
         if not path.is_file():
-            return
+            return 0
         try:
             with safe_open(path, framework="pt") as file:
                 counters = json.loads(file.metadata()["progress"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-        except (SafetensorError, OSError, KeyError, ValueError):
-            return  # a file that was torn is no progress
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error}); delete it to start over") from error
         if counters["identity"] != identity:
-            return
+            raise ConfigError(
+                f"{path}: {counters['epoch']} finished epochs of a run with other settings or other data; go on with "
+                "those, write to another directory, or delete it to start over"
+            )
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
@@ -95,6 +102,7 @@ class Run:
         self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
         self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
         self.best_auc = counters["best_auc"]
+        return self.epoch
 
 
 def _bias(layer: nn.Module) -> list[nn.Parameter]:

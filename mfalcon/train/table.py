@@ -16,6 +16,7 @@ from mfalcon.models.items import ItemTable
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.frames import item_ids, numbers, read_frame, refuse, text
 from mfalcon.train.sequences import labels
+from mfalcon.train.settings import equal_blend
 from mfalcon.train.table_items import ItemColumns, config_name, read_items
 from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events, Ids
 
@@ -88,7 +89,6 @@ def read_table(
     if items is not None:
         table, side_features = read_items(items, item_columns or ItemColumns(), with_events)
     hour_differs = len(np.unique(rows["time_ms"] // 3_600_000 % 24)) > 1
-    ranking = [task.name for task in tasks if task.kind == "binary"] or [task.name for task in tasks]
     dataset = Dataset(
         name=name or events.name.split(".")[0],
         user_ids=user_ids,
@@ -100,7 +100,7 @@ def read_table(
         context_features=(ContextFeature(name="hour", num_values=24, derive="hour_utc"),) if hour_differs else (),
         user_context={},
         tasks=tuple(tasks),
-        blend=dict(blend) if blend else dict.fromkeys(ranking, 1.0),
+        blend=dict(blend) if blend else equal_blend(tasks),
     )
     _check_tasks(events, dataset, has_value=columns.value is not None)
     return dataset
@@ -141,8 +141,8 @@ def _values(path: Path, series: pl.Series) -> NDArray[np.float32]:
 
 
 def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:
-    """[n] milliseconds since 1970, cut down to the millisecond."""
-    limit = "a time from 1970 to 9999"
+    """[n] milliseconds since 1970, cut down to the millisecond; at least 1, as the server takes them."""
+    limit = "a time from 1970 to 9999, at least 1 ms"
     if series.dtype in (pl.Datetime, pl.Date):
         moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
         time_ms = moments.dt.epoch("ms")
@@ -158,7 +158,7 @@ def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:
         limit += f", in {unit}"
         ticks = {"s": (cells * 1000).round(), "ms": cells.floor(), "us": (cells / 1000).floor()}[unit]
         time_ms = ticks.cast(pl.Int64, strict=False)
-    in_range = (time_ms >= 0) & (time_ms <= MAX_TIME_MS)
+    in_range = (time_ms >= 1) & (time_ms <= MAX_TIME_MS)
     refuse(path, series, ~in_range.fill_null(value=False), limit)
     return time_ms.to_numpy().copy()
 

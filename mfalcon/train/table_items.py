@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import Field, field_validator
 
 from mfalcon.errors import DataError
 from mfalcon.models.config import Frozen, SideFeature
@@ -27,13 +28,18 @@ Column = NDArray[np.int64] | NDArray[np.uint8]
 class ItemColumns(Frozen):
     """Which columns of the item file are what.
 
-    title: None takes the column "title" if there is one. side: None takes every other column.
+    title: None takes the column "title" if there is one. side: None takes every other column; text reads as "a+b".
     """
 
     item: str = "item_id"
     title: str | None = None
     side: tuple[str, ...] | None = None
-    tag_separator: str = "|"
+    tag_separator: str = Field(default="|", min_length=1)
+
+    @field_validator("side", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split("+")) if isinstance(value, str) else value
 
 
 def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, tuple[SideFeature, ...]]:

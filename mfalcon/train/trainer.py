@@ -31,6 +31,9 @@ from mfalcon.train.run import Run
 from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows
 from mfalcon.train.splits import TRAIN, VALIDATION, split
 
+FEW_VALIDATION_EVENTS = 50
+"""Below this an AUC is mostly chance: its standard error is above 0.08."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -51,11 +54,13 @@ def train(
     config: TrainConfig,
     progress_dir: Path,
     report: Callable[[Progress], None],
+    notify: Callable[[str], None] = lambda _: None,
 ) -> Ranker:
     """Train a model and return it with the weights of its best epoch.
 
     progress_dir: where the state after each epoch is kept; a run of the same data set, model and training config
-    continues from it.
+    continues from it, and another is refused with a ConfigError.
+    notify: is told in one line what a user should know: a run that goes on, too few events to judge by.
     """
     torch.manual_seed(config.seed)
     model = build(model_config)
@@ -65,10 +70,14 @@ def train(
     items = windows(dataset, parts == TRAIN, *window)
     columns = Columns(dataset, model_config.tasks)
     _check_trainable(columns, model_config, parts)
+    num_validation = int(np.count_nonzero(parts == VALIDATION))
+    if num_validation < FEW_VALIDATION_EVENTS:
+        notify(f"warning: only {num_validation} validation events: the figures of validation mean little")
     per_epoch = -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
     identity = _identity(dataset, model_config, config)
-    run.resume(progress_dir, identity)
+    if done := run.resume(progress_dir, identity):
+        notify(f"going on after epoch {done}")
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
         _epoch(run, items, columns, per_epoch, report)
         averaged = run.averaged
@@ -89,7 +98,10 @@ def train(
 def _identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
     """Names a run: the same data, model and training config."""
     digest = hashlib.sha256(json.dumps([model_config.model_dump(), config.model_dump()], sort_keys=True).encode())
-    for column in (dataset.events, dataset.user, dataset.items.item_id):
+    side, context = dataset.items.side, dataset.user_context
+    columns = [dataset.events, dataset.user, dataset.items.item_id]
+    columns += [side[name] for name in sorted(side)] + [context[name] for name in sorted(context)]
+    for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
 

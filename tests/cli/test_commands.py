@@ -7,9 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.main import main
 from mfalcon.cli.process import serving
+from mfalcon.cli.train import train_checkpoint
+from mfalcon.models import checkpoint
+from mfalcon.models.config import Task
+from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.run import PROGRESS
 
 TRAIN = ("--data", "synthetic", "--epochs", "1", "--dim", "16", "--max-history", "40", "--window-chunk", "20")
 
@@ -71,7 +78,27 @@ def test_rank_asks_a_running_server(trained: Path) -> None:
         (("train", "--data", "nowhere.csv"), "nowhere.csv"),
         (("train", "--data", "synthetic", "--model", "bert"), "bert"),
         (("train", "--data", "synthetic", "--window-chunk", "300"), "window_chunk"),
-        (("train", "--data", "nowhere.csv", "--columns", "usr=x"), "--columns"),
+        (
+            ("train", "--data", "nowhere.csv", "--columns", "usr=x"),
+            "--columns: usr: unknown name; known names are",
+        ),
+        (("train", "--data", "nowhere.csv", "--columns", "user"), "--columns: got 'user', must be name=column"),
+        (("train", "--data", "nowhere.csv", "--columns", "user=a,user=b"), "user is given twice"),
+        (("train", "--data", "nowhere.csv", "--item-columns", "item=movie"), "--item-columns: needs --items"),
+        (("train", "--data", "nowhere.csv", "--like-at-least", "nan"), "--like-at-least"),
+        (("train", "--data", "synthetic", "--columns", "foo=bar"), "--columns: only for a file"),
+        (("train", "--data", "ml-100k", "--like-at-least", "3"), "--like-at-least: only for a file"),
+        (("train", "--data", "synthetic", "--items", "i.csv"), "--items: only for a file"),
+        (("train", "--data", "synthetic", "--item-columns", "item=x"), "--item-columns: only for a file"),
+        (("train", "--data", "synthetic", "--learning-rate", "-1"), "--learning-rate: Input should be greater than 0"),
+        (("train", "--data", "synthetic", "--learning-rate", "nan"), "--learning-rate"),
+        (("train", "--data", "synthetic", "--seed", "4294967296"), "--seed"),
+        (("train", "--data", "synthetic", "--dim", "15", "--heads", "2"), "dim 15 is not a multiple"),
+        (("train", "--data", "synthetic", "--dropout", "1"), "dropout"),
+        (("train", "--data", "synthetic", "--config", "nowhere.toml"), "nowhere.toml: cannot be read"),
+        (("verify", "x", "--device", "banana"), "--device: got 'banana', must be cpu, cuda or cuda:N"),
+        (("verify", "x", "--device", "meta"), "--device: got 'meta'"),
+        (("verify", "x", "--device", "cuda:99"), "--device: got 'cuda:99', but torch finds"),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_1(
@@ -85,6 +112,104 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert told in error
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--epochs", "0"),
+        ("--epochs", "-1"),
+        ("--threads", "-1"),
+        ("--heads", "0"),
+        ("--dim", "0"),
+        ("--layers", "0"),
+        ("--max-history", "0"),
+        ("--window-chunk", "0"),
+        ("--seed", "-1"),
+    ],
+)
+def test_a_number_out_of_range_is_a_usage_error(
+    option: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mfalcon", "train", "--data", "synthetic", option, value])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert option in capsys.readouterr().err
+
+
+FILE = """
+[training]
+epochs = 7
+batch_size = 64
+patience = 2
+
+[[tasks]]
+name = "loved"
+kind = "binary"
+value_at_least = 5
+
+[[tasks]]
+name = "rating"
+kind = "regression"
+center = 3.5
+"""
+
+
+def test_a_training_file_sets_what_no_flag_does(tmp_path: Path) -> None:
+    """Flags win: one epoch, not seven. Tasks without a blend: every binary one alike."""
+    path = tmp_path / "train.toml"
+    path.write_text(FILE)
+    out = tmp_path / "checkpoint"
+    done = mfalcon("train", *TRAIN, "--config", str(path), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation AUC") == 1
+    config = checkpoint.load(out).model.config
+    assert [task.name for task in config.tasks] == ["loved", "rating"]
+    assert config.blend == {"loved": 1.0}
+
+
+def test_a_training_file_of_unknown_tasks_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.toml"
+    path.write_text("[blend]\nclick = 1.0\n")
+    monkeypatch.setattr(sys, "argv", ["mfalcon", "train", "--data", "synthetic", "--config", str(path)])
+    with pytest.raises(SystemExit):
+        main()
+    assert "train.toml: blend.click: no such task; the tasks are like, rating" in capsys.readouterr().err
+
+
+def test_tasks_and_columns_of_a_users_own_file(tmp_path: Path) -> None:
+    events, items = tmp_path / "e.csv", tmp_path / "i.csv"
+    events.write_text("user_id,item_id,timestamp,act\na,1,1,view\na,2,2,cart\nb,1,3,buy\n")
+    items.write_text("movie,year,genre,studio\n1,1999,war,x\n2,2000,drama,y\n")
+    engaged = Task(name="engaged", kind="binary", any_action=("cart", "buy"))
+    dataset = open_dataset(str(events), "action=act", items, "item=movie,side=year+genre", None, [engaged])
+    assert (dataset.tasks, dataset.blend) == ((engaged,), {"engaged": 1.0})
+    assert [feature.name for feature in dataset.side_features] == ["year", "genre"]
+
+
+@pytest.mark.parametrize(("finished", "told"), [(True, "finished epochs are kept"), (False, "nothing is kept")])
+def test_an_interruption_says_what_is_kept(
+    tmp_path: Path,
+    finished: bool,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(_data: object, _model: object, _config: object, directory: Path, **_rest: object) -> None:
+        if finished:
+            directory.mkdir()
+            (directory / PROGRESS).touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mfalcon.cli.train.fit", interrupted)
+    dataset = open_dataset("synthetic", "", None, "", None)
+    with pytest.raises(typer.Exit) as end:
+        train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), tmp_path / "out", threads=1)
+    assert end.value.exit_code == 130
+    assert told in capsys.readouterr().out
 
 
 def test_a_mistyped_variable_is_an_error(trained: Path) -> None:

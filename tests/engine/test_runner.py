@@ -42,9 +42,7 @@ def rank_job(events: Events, request: RankRequest) -> RankJob:
     log = HistoryLog()
     if len(events):
         log.append(request.user_id, events)
-    history = log.snapshot(request.user_id)
-    seen = history.extended(request.recent_events) if len(request.recent_events) else history
-    return RankJob(request, history, seen, None)
+    return RankJob(request, log.snapshot(request.user_id), None)
 
 
 def assert_right(checkpoint: Checkpoint, runner: Runner, events: Events, request: RankRequest) -> CacheInfo:

@@ -5,6 +5,7 @@ The tests hold each answer; `python -m tests.server.bad_input > docs/bad-input.m
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -15,9 +16,11 @@ import orjson
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
 from proto import ranking_pb2
-from tests.server.harness import Running, serving
+from tests.server.harness import Clients, Served, serving_engine
+from tests.small import small_checkpoint
 
 SERVICE = "/mfalcon.v1.Ranking/"
 JSON = {"content-type": "application/json"}
@@ -56,7 +59,7 @@ class GrpcCase:
     def call(self) -> str:
         return self.method
 
-    async def send(self, running: Running) -> Answer:
+    async def send(self, running: Clients) -> Answer:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(SERVICE + self.method)
         try:
             await call(self.message, timeout=5)
@@ -83,7 +86,7 @@ class HttpCase:
     def call(self) -> str:
         return f"{self.verb} {self.path}"
 
-    async def send(self, running: Running) -> Answer:
+    async def send(self, running: Clients) -> Answer:
         content = in_chunks(self.body) if self.chunked else self.body
         reply = await running.http.request(self.verb, self.path, content=content, headers=list(self.headers))
         if reply.status_code == 200:
@@ -196,13 +199,13 @@ BAD_EVENTS: Sequence[tuple[str, Sequence[Fields], str]] = (
     ),
     (
         "an action that the model has not",
-        [{}, {"actions": 32}],
-        "[1].actions: got 32, must be 0 to 31 (a bitmask over 5 actions)",
+        [{}, {"actions": 8}],
+        "[1].actions: got 8, must be 0 to 7 (a bitmask over 3 actions)",
     ),
     (
         "an event older than the stored history",
         [{"time_ms": LAST_TIME_MS - 1}],
-        "got 999999, must be at least 1000000",
+        "[0].time_ms: got 999999, must be at least 1000000, the time of the last stored event",
     ),
 )
 
@@ -227,8 +230,8 @@ CASES: Sequence[Case] = (
     *over_both(
         "Rank",
         "a context name that the model has not",
-        rank_with(context={"gendre": 1}),
-        "context: got 'gendre', must be one of the model's context features (gender, hour)",
+        rank_with(context={"surfase": 1}),
+        "context: got 'surfase', must be one of the model's context features (surface, hour)",
     ),
     *over_both("Rank", "a context value of -1", rank_with(context={"hour": -1}), "context.hour: got -1, must be 0 to"),
     *over_both("Rank", "a context value too large", rank_with(context={"hour": 24}), "got 24, must be 0 to 23"),
@@ -236,7 +239,7 @@ CASES: Sequence[Case] = (
         "Rank",
         "a model that is not served",
         rank_with(model="other"),
-        "model: got 'other', must be 'fake'",
+        "model: got 'other', must be 'small' or empty",
         status=404,
         code="NOT_FOUND",
     ),
@@ -410,9 +413,37 @@ CASES: Sequence[Case] = (
 )
 
 
-async def answers(running: Running) -> Sequence[tuple[Case, Answer]]:
+class WatchedEngine(Engine):
+    """A real engine on a tiny model that shows what is stored and how often a request came so far as to be ranked."""
+
+    def __init__(self) -> None:
+        super().__init__(small_checkpoint(), EngineConfig(threads=1, microbatch=16))
+        self.num_ranks = 0
+
+    @property
+    def num_users(self) -> int:
+        return len(self._log)
+
+    def stored(self, user_id: str) -> Events:
+        return self._log.snapshot(user_id).events
+
+    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+        self.num_ranks += 1
+        return await super().rank(request, deadline)
+
+
+@asynccontextmanager
+async def serving_the_table() -> AsyncIterator[Served[WatchedEngine]]:
+    """A server with the history of the table."""
+    engine = WatchedEngine()
+    engine.wait_ready()
+    await engine.append_events(USER, stored_history(), 0)
+    async with serving_engine(engine) as running:
+        yield running
+
+
+async def answers(running: Clients) -> Sequence[tuple[Case, Answer]]:
     """Every case with the answer that a server gave."""
-    running.engine.histories[USER] = stored_history()
     return [(case, await case.send(running)) for case in CASES]
 
 
@@ -421,10 +452,11 @@ def as_markdown(rows: Sequence[tuple[Case, Answer]]) -> str:
     lines = [
         "# Bad input and its answers",
         "",
-        "Written by `python -m tests.server.bad_input > docs/bad-input.md` from the answers of a running server; the",
-        "same table is a test (`tests/server/test_bad_input.py`). After each of these nothing is stored and the next",
-        f"request is answered as if it had not been. The user `{USER}` has one stored event, at time {LAST_TIME_MS};",
-        "the model has five actions and the context features `gender` and `hour`; limits are the defaults.",
+        "Written by `python -m tests.server.bad_input > docs/bad-input.md` from the answers of a running server with a",
+        "tiny model; the same table is a test (`tests/server/test_bad_input.py`). After each of these nothing is",
+        f"stored and the next request is answered as if it had not been. The user `{USER}` has one stored event, at",
+        f"time {LAST_TIME_MS}; the model, `small`, has three actions and the context features `surface` and `hour`;",
+        "limits are the defaults.",
         "",
         "| Transport | Call | Input | Answer |",
         "|---|---|---|---|",
@@ -444,7 +476,7 @@ def cell(text: str) -> str:
 
 async def main() -> None:
     """Print the table."""
-    async with serving() as running:
+    async with serving_the_table() as running:
         print(as_markdown(await answers(running)), end="")
 
 

@@ -4,7 +4,8 @@ import asyncio
 
 import numpy as np
 
-from mfalcon.errors import InvalidInput, LengthMismatch
+from mfalcon.errors import LengthMismatch
+from mfalcon.state.history import check_order
 from mfalcon.types import (
     CacheInfo,
     CacheSource,
@@ -68,7 +69,7 @@ class FakeEngine:
         self.requests.append(request)
         self.deadlines.append(deadline)
         history = self._history(request.user_id)
-        self._check_newer(history, request.recent_events, "recent_events")
+        check_order(history, request.recent_events, "recent_events")
         like = like_scores(request.candidates, len(history) + len(request.recent_events))
         unknown = (request.candidates < 1) | (request.candidates > NUM_KNOWN_ITEMS)
         return RankResult(
@@ -88,7 +89,7 @@ class FakeEngine:
         history = self._history(user_id)
         if expected_len is not None and expected_len != len(history):
             raise LengthMismatch(expected_len, len(history))
-        self._check_newer(history, events, "events")
+        check_order(history, events, "events")
         self.histories[user_id] = np.concatenate((history, events))
         return len(self.histories[user_id])
 
@@ -105,11 +106,6 @@ class FakeEngine:
 
     def _history(self, user_id: str) -> Events:
         return self.histories.get(user_id, no_events())
-
-    def _check_newer(self, history: Events, events: Events, field: str) -> None:
-        if len(history) and len(events) and events["time_ms"][0] < history["time_ms"][-1]:
-            last = int(history["time_ms"][-1])
-            raise InvalidInput(field, int(events["time_ms"][0]), f"at least {last}, the time of the last stored event")
 
     async def _pass_gate(self) -> None:
         self.entered.set()

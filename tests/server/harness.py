@@ -1,36 +1,55 @@
-"""A server on real sockets around a fake engine, with a client of each transport."""
+"""A server on real sockets around an engine, a fake one where none is given, with a client of each transport."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import grpc.aio
 import httpx
 
 from proto import ranking_pb2_grpc
-from server.app import Addresses, Service
+from server.app import Addresses, ServedEngine, Service
 from server.config import load_config
 from tests.server.fake_engine import FakeEngine
 
 FREE_PORTS = {"checkpoint": "unused", "grpc_port": 0, "http_port": 0}
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A running server and its clients."""
+EngineT = TypeVar("EngineT", bound=ServedEngine)
 
-    engine: FakeEngine
-    service: Service
-    addresses: Addresses
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """A client of each transport, and a bare channel."""
+
     channel: grpc.aio.Channel
     stub: ranking_pb2_grpc.RankingStub
     http: httpx.AsyncClient
 
 
+@dataclass(frozen=True, slots=True)
+class Served(Clients, Generic[EngineT]):
+    """A running server and its clients."""
+
+    engine: EngineT
+    service: Service
+    addresses: Addresses
+
+
+Running = Served[FakeEngine]
+
+
 @asynccontextmanager
 async def serving(**settings: object) -> AsyncIterator[Running]:
-    """Start, hand out, stop."""
-    engine = FakeEngine()
+    """Start a server around a fake engine, hand out, stop."""
+    async with serving_engine(FakeEngine(), **settings) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving_engine(engine: EngineT, **settings: object) -> AsyncIterator[Served[EngineT]]:
+    """Start a server around the engine, hand out, stop."""
     service = Service(engine, load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings))
     addresses = await service.start()
     async with (
@@ -38,6 +57,7 @@ async def serving(**settings: object) -> AsyncIterator[Running]:
         grpc.aio.insecure_channel(addresses.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
         httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=10) as http,
     ):
-        yield Running(engine, service, addresses, channel, ranking_pb2_grpc.RankingStub(channel), http)
-        if not engine.closed.is_set():
+        stub = ranking_pb2_grpc.RankingStub(channel)
+        yield Served(channel, stub, http, engine, service, addresses)
+        if service.running:
             await service.stop()

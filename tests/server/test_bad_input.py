@@ -9,19 +9,24 @@ import pytest_asyncio
 
 from proto import ranking_pb2
 from tests.server import bad_input
-from tests.server.fake_engine import like_scores
-from tests.server.harness import Running, serving
+from tests.server.bad_input import WatchedEngine
+from tests.server.harness import Served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+GOOD = ranking_pb2.RankRequest(user_id=bad_input.USER, candidates=[5, 6], request_time_ms=bad_input.LAST_TIME_MS + 1)
 DOC = Path(__file__).parents[2] / "docs" / "bad-input.md"
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def shared() -> AsyncIterator[Running]:
-    async with serving() as running:
-        running.engine.histories[bad_input.USER] = bad_input.stored_history()
+async def shared() -> AsyncIterator[Served[WatchedEngine]]:
+    async with bad_input.serving_the_table() as running:
         yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def good_scores(shared: Served[WatchedEngine]) -> list[float]:
+    return list((await shared.stub.Rank(GOOD)).scores)
 
 
 def case_id(case: bad_input.Case) -> str:
@@ -29,8 +34,8 @@ def case_id(case: bad_input.Case) -> str:
 
 
 @pytest.mark.parametrize("case", bad_input.CASES, ids=case_id)
-async def test_answer(shared: Running, case: bad_input.Case) -> None:
-    num_requests = len(shared.engine.requests)
+async def test_answer(shared: Served[WatchedEngine], good_scores: list[float], case: bad_input.Case) -> None:
+    num_ranks = shared.engine.num_ranks
 
     answer = await case.send(shared)
 
@@ -42,14 +47,14 @@ async def test_answer(shared: Running, case: bad_input.Case) -> None:
             assert answer.field
             assert answer.message.startswith(answer.field)
 
-    stored = shared.engine.histories
-    assert list(stored) == [bad_input.USER]
-    np.testing.assert_array_equal(stored[bad_input.USER], bad_input.stored_history())
+    assert shared.engine.num_users == 1
+    np.testing.assert_array_equal(shared.engine.stored(bad_input.USER), bad_input.stored_history())
     if "older than" not in case.shown:
-        assert len(shared.engine.requests) == num_requests, "the engine saw it"
+        assert shared.engine.num_ranks == num_ranks, "the engine saw it"
 
-    good = await shared.stub.Rank(ranking_pb2.RankRequest(user_id=bad_input.USER, candidates=[5, 6]))
-    np.testing.assert_array_equal(good.scores, like_scores(np.array([5, 6]), 1))
+    good = await shared.stub.Rank(GOOD)
+    assert good.history_len == 1
+    np.testing.assert_allclose(good.scores, good_scores, rtol=1e-6)
 
 
 def without_messages(table: str) -> list[str]:
@@ -57,7 +62,7 @@ def without_messages(table: str) -> list[str]:
     return [line.split(": ")[0] for line in table.splitlines() if line.startswith("| ")]
 
 
-async def test_document_is_fresh(shared: Running) -> None:
+async def test_document_is_fresh(shared: Served[WatchedEngine]) -> None:
     table = bad_input.as_markdown(await bad_input.answers(shared))
     assert without_messages(DOC.read_text()) == without_messages(table), (
         "run: python -m tests.server.bad_input > docs/bad-input.md"

@@ -1,6 +1,8 @@
 """Start and stop: ports, draining, signals."""
 
 import asyncio
+import itertools
+import os
 import re
 import signal
 import sys
@@ -14,7 +16,8 @@ from grpc_health.v1 import health_pb2
 
 from mfalcon.errors import ConfigError
 from proto import ranking_pb2, ranking_pb2_grpc
-from server.app import Service
+from server.addresses import authority
+from server.app import LINGER_SECONDS, Service
 from server.config import load_config
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, Running, serving
@@ -57,10 +60,15 @@ async def test_drain_lets_requests_finish_and_takes_no_more() -> None:
 
         stopping = asyncio.create_task(running.service.stop())
         assert await next_status(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
-        await asyncio.sleep(0.3)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await running.stub.Rank(RANK, timeout=1)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == "the server is shutting down; ask another one"
+        assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 503
+        await asyncio.sleep(LINGER_SECONDS + 0.1)
+        with pytest.raises(grpc.aio.AioRpcError) as unreachable:
+            await running.stub.Rank(RANK, timeout=1)
+        assert unreachable.value.code() is grpc.StatusCode.UNAVAILABLE
         async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}") as newcomer:
             with pytest.raises(httpx.ConnectError):
                 await newcomer.post("/v1/rank", json=RANK_JSON)
@@ -95,14 +103,58 @@ async def test_drain_does_not_wait_for_ever() -> None:
         assert running.engine.num_cancelled == 2
 
 
+async def test_every_append_is_acknowledged_or_refused_in_words() -> None:
+    async def append_until_refused(user_id: str) -> tuple[int, grpc.aio.AioRpcError]:
+        """How many were acknowledged, and the end."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(running.addresses.grpc, options=options) as channel:
+            stub = ranking_pb2_grpc.RankingStub(channel)
+            for num_acknowledged in itertools.count():
+                event = ranking_pb2.Event(item_id=7, time_ms=1 + num_acknowledged)
+                request = ranking_pb2.AppendEventsRequest(
+                    user_id=user_id, events=[event], expected_len=num_acknowledged
+                )
+                try:
+                    await stub.AppendEvents(request)
+                except grpc.aio.AioRpcError as error:
+                    return num_acknowledged, error
+        raise AssertionError
+
+    async with serving() as running:
+        users = [f"user {i}" for i in range(16)]
+        appending = asyncio.gather(*map(append_until_refused, users))
+        await asyncio.sleep(0.5)
+        await running.service.stop()
+        async with asyncio.timeout(5):
+            ends = await appending
+        for user_id, (num_acknowledged, error) in zip(users, ends, strict=True):
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert error.details() == "the server is shutting down; ask another one"
+            assert num_acknowledged == len(running.engine.histories[user_id]) > 0
+
+
 @pytest.mark.parametrize("transport", ["grpc", "http"])
 async def test_a_taken_port_is_an_error(transport: str) -> None:
     async with serving() as running:
         port = int(getattr(running.addresses, transport).rpartition(":")[2])
         second = Service(FakeEngine(), load_config(None, FREE_PORTS | {f"{transport}_port": port}))
-        with pytest.raises(ConfigError, match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}"):
+        with pytest.raises(
+            ConfigError, match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}: Address already in use"
+        ):
             await second.start()
         assert (await running.stub.Rank(RANK)).scores
+
+
+@pytest.mark.parametrize("transport", ["grpc", "http"])
+async def test_a_host_without_an_address_is_an_error(transport: str) -> None:
+    service = Service(FakeEngine(), load_config(None, FREE_PORTS | {f"{transport}_host": "256.0.0.1"}))
+    with pytest.raises(ConfigError, match=rf"{transport}_port: cannot listen on 256.0.0.1:0: (?!Address already)"):
+        await service.start()
+
+
+def test_ipv6_addresses_stand_in_brackets() -> None:
+    assert authority("::1", 5000) == "[::1]:5000"
+    assert authority("127.0.0.1", 5000) == "127.0.0.1:5000"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -121,3 +173,21 @@ async def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
         process.send_signal(number)
         assert await process.wait() == 0
     assert (await process.stdout.read()).decode() == "draining\nstopped\n"
+
+
+async def test_a_drain_needs_no_reader() -> None:
+    reading, writing = os.pipe()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"),
+        cwd=ROOT,
+        stdout=writing,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    os.close(writing)
+    async with asyncio.timeout(20):
+        assert (await asyncio.to_thread(os.read, reading, 200)).startswith(b"ready ")
+        os.close(reading)
+        process.send_signal(signal.SIGTERM)
+        _, said = await process.communicate()
+    assert process.returncode == 0
+    assert said == b""

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import mfalcon.train.trainer
-from mfalcon.errors import MFalconError
+from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate
 from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.run import PROGRESS
 from mfalcon.train.splits import VALIDATION, split
 from mfalcon.train.synthetic import synthetic
 from mfalcon.train.trainer import Progress, train
@@ -94,21 +95,60 @@ def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, architecture: 
     assert_same(train(DATASET, small(architecture), TRAIN, tmp_path / "parts", refuse), whole)
 
 
-def test_progress_of_another_configuration_is_not_continued(tmp_path: Path) -> None:
-    train(DATASET, small(), TRAIN.model_copy(update={"seed": 9}), tmp_path / "a", silent)
-    assert_same(
-        train(DATASET, small(), TRAIN, tmp_path / "a", silent), train(DATASET, small(), TRAIN, tmp_path / "b", silent)
-    )
+def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    def interrupt(step: Progress) -> None:
+        if step.epoch == 1:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(DATASET, small(), TRAIN, tmp_path, interrupt, told.append)
+    assert told == []
+    train(DATASET, small(), TRAIN, tmp_path, silent, told.append)
+    assert told == ["going on after epoch 1"]
 
 
-def test_progress_of_another_data_set_is_not_continued(tmp_path: Path) -> None:
-    """Of as many events, as when a file was corrected and training started again."""
+def corrected(what: str) -> Dataset:
+    """DATASET with other content and as many events, as when a file was corrected and training started again."""
+    items, context = DATASET.items, DATASET.user_context
     events = DATASET.events.copy()
-    events["value"] = 6 - events["value"]
-    corrected = replace(DATASET, events=events)
-    train(DATASET, small(), TRAIN, tmp_path / "a", silent)
-    resumed = train(corrected, small(), TRAIN, tmp_path / "a", silent)
-    assert_same(resumed, train(corrected, small(), TRAIN, tmp_path / "b", silent))
+    if what == "value":
+        events["value"] = 6 - events["value"]
+    elif what == "side":
+        items = replace(items, side={**items.side, "year": np.roll(items.side["year"], 1)})
+    else:
+        context = {**context, "age": np.roll(context["age"], 1)}
+    return replace(DATASET, events=events, items=items, user_context=context)
+
+
+@pytest.mark.parametrize("other", ["seed", "value", "side", "context"])
+def test_progress_of_another_run_is_refused_and_kept(tmp_path: Path, other: str) -> None:
+    train(DATASET, small(), TRAIN.model_copy(update={"epochs": 1}), tmp_path, silent)
+    before = (tmp_path / PROGRESS).read_bytes()
+    config = TRAIN.model_copy(update={"epochs": 1, "seed": 9 if other == "seed" else TRAIN.seed})
+    with pytest.raises(ConfigError, match=r"1 finished epochs of a run with other settings or other data.*delete it"):
+        train(DATASET if other == "seed" else corrected(other), small(), config, tmp_path, refuse)
+    assert (tmp_path / PROGRESS).read_bytes() == before
+
+
+def test_progress_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / PROGRESS).write_bytes(b"torn")
+    with pytest.raises(ConfigError, match=r"progress\.safetensors: cannot be read .* delete it"):
+        train(DATASET, small(), TRAIN, tmp_path, refuse)
+
+
+@pytest.mark.parametrize(("num_events", "is_few"), [(300, True), (600, False)])
+def test_few_validation_events_are_warned_of(tmp_path: Path, num_events: int, is_few: bool) -> None:
+    told: list[str] = []
+    part = replace(DATASET, events=DATASET.events[:num_events], user=DATASET.user[:num_events])
+    train(part, small(dataset=part), TRAIN.model_copy(update={"epochs": 1}), tmp_path, silent, told.append)
+    assert [line.startswith("warning: only 30 validation events") for line in told] == [True] * is_few
+
+
+def test_heads_share_the_width() -> None:
+    with pytest.raises(ConfigError, match="dim 15 is not a multiple of the number of heads, 2"):
+        model_config(DATASET, "dfgr", dim=15, num_heads=2)
 
 
 def with_aucs(monkeypatch: pytest.MonkeyPatch, aucs: list[float], weights: list[torch.Tensor]) -> None:

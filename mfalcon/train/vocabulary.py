@@ -1,0 +1,44 @@
+"""A data set in a checkpoint's words: the same items, action bits and context codes that the model was trained on."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from mfalcon.errors import DataError
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.train.dataset import Dataset
+
+
+def fit_to(dataset: Dataset, loaded: Checkpoint) -> Dataset:
+    """The events of a data set as the checkpoint reads them; items that it does not know become the reserved row.
+
+    Raises DataError for actions, or names of context values, that the checkpoint does not know.
+    """
+    config = loaded.model.config
+    if unknown := sorted(set(dataset.actions) - set(config.actions)):
+        raise DataError(f"{dataset.name}: actions {unknown} are not among the checkpoint's {list(config.actions)}")
+    events = dataset.events.copy()
+    events["actions"] = 0
+    for bit, action in enumerate(dataset.actions):
+        events["actions"] |= (dataset.events["actions"] >> np.uint32(bit) & 1) << np.uint32(
+            config.actions.index(action)
+        )
+    theirs = {feature.name: feature for feature in dataset.context_features}
+    user_context = {}
+    for feature in config.context_features:
+        if feature.name not in dataset.user_context:
+            continue
+        if theirs[feature.name] != feature:
+            raise DataError(f"{dataset.name}: context feature {feature.name} has other values than in the checkpoint")
+        user_context[feature.name] = dataset.user_context[feature.name]
+    return replace(
+        dataset,
+        events=events,
+        actions=config.actions,
+        items=loaded.items,
+        side_features=config.side_features,
+        context_features=config.context_features,
+        user_context=user_context,
+        tasks=config.tasks,
+        blend=config.blend,
+    )

@@ -1,0 +1,76 @@
+"""A training file: read as written, or refused with the file and the key."""
+
+from pathlib import Path
+
+import pytest
+
+from mfalcon.errors import ConfigError
+from mfalcon.models.config import Task
+from mfalcon.train.recipes import TrainConfig
+from mfalcon.train.settings import TrainFile, equal_blend, read_train_file
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def test_every_table(tmp_path: Path) -> None:
+    content = """
+        [training]
+        batch_size = 32
+        weight_decay = 0
+        [blend]
+        click = 1
+        buy = 2.5
+        [[tasks]]
+        name = "click"
+        kind = "binary"
+        any_action = ["click", "buy"]
+        [[tasks]]
+        name = "buy"
+        kind = "binary"
+        any_action = ["buy"]
+        loss_weight = 3.0
+    """
+    file = read_train_file(write(tmp_path / "t.toml", content))
+    assert file.training == TrainConfig(batch_size=32, weight_decay=0)
+    assert file.blend == {"click": 1, "buy": 2.5}
+    assert [task.any_action for task in file.tasks] == [("click", "buy"), ("buy",)]
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert read_train_file(write(tmp_path / "t.toml", "")) == TrainFile()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "[training]\nbatchsize = 2",
+            r"t\.toml: training\.batchsize: unknown name; known names are epochs",
+        ),
+        ("[training]\nbatch_size = 0", r"t\.toml: training\.batch_size: Input should be greater than 0"),
+        ("[train]\nepochs = 1", r"t\.toml: train: unknown name; known names are training, blend, tasks"),
+        ("[blend]\nclick = nan", r"t\.toml: blend\.click: "),
+        ("[blend]", r"t\.toml: blend: "),
+        ("[[tasks]]\nname = 'x'\nkind = 'binary'", r"t\.toml: tasks\.0: task x: a binary task needs exactly one"),
+        ("[[tasks]]\nnam = 'x'", r"t\.toml: tasks\.0\.name: Field required"),
+        ("epochs", r"t\.toml: cannot be read as TOML"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_train_file(write(tmp_path / "t.toml", content))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml: cannot be read"):
+        read_train_file(tmp_path / "absent.toml")
+
+
+def test_regression_alone_ranks_by_regression() -> None:
+    value = Task(name="value", kind="regression")
+    like = Task(name="like", kind="binary", value_at_least=1)
+    assert equal_blend([like, value]) == {"like": 1.0}
+    assert equal_blend([value]) == {"value": 1.0}
