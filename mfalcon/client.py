@@ -7,21 +7,13 @@ from typing import Self
 import grpc
 import numpy as np
 
-from mfalcon.errors import MFalconError
+from mfalcon.errors import CallFailed
 from mfalcon.types import CacheInfo, CacheSource, Events, Ids, ModelInfo, RankResult, Timings
 from mfalcon.types import ContextFeatureInfo as FeatureInfo
 from proto import ranking_pb2 as pb
 from proto.ranking_pb2_grpc import RankingStub
 
 _MAX_MESSAGE_BYTES = 64 << 20
-
-
-class CallFailed(MFalconError):
-    """The server refused a call or could not be reached; `code` is the gRPC status name."""
-
-    def __init__(self, code: str, details: str) -> None:
-        super().__init__(f"{code}: {details}")
-        self.code = code
 
 
 def rank_message(

@@ -10,7 +10,8 @@ MFalconError
 ├── EngineFailure       a step failed for this request alone
 ├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched
 ├── DataError           a data set cannot be fetched or read
-└── ConfigError         a setting is missing or contradicts another
+├── ConfigError         a setting is missing or contradicts another
+└── CallFailed          a client's call was refused, or reached no server
 
 Each transport maps this tree to its own codes in one table (`server/grpc_api.py`, `server/http_api.py`).
 """
@@ -73,3 +74,11 @@ class DataError(MFalconError):
 
 class ConfigError(MFalconError):
     """A setting is missing or contradicts another."""
+
+
+class CallFailed(MFalconError):
+    """The server refused a call or could not be reached; `code` is the gRPC status name."""
+
+    def __init__(self, code: str, details: str) -> None:
+        super().__init__(f"{code}: {details}")
+        self.code = code

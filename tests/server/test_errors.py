@@ -25,7 +25,7 @@ async def rank_refused(running: Running, **options: float) -> tuple[str, str]:
 
 
 def test_both_tables_cover_what_an_engine_raises() -> None:
-    of_commands = {errors.CheckpointError, errors.DataError, errors.ConfigError}
+    of_commands = {errors.CheckpointError, errors.DataError, errors.ConfigError, errors.CallFailed}
     answers = set(errors.MFalconError.__subclasses__()) - of_commands
     assert set(grpc_api.STATUS) == set(http_api.STATUS) == answers
     for error in answers:
