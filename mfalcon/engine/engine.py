@@ -51,6 +51,7 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
         self._checkpoint = checkpoint
         self._config = config
+        self._info = _model_info(checkpoint, config)
         self._log = HistoryLog()
         self._scheduler = Scheduler(config.queue_size)
         self._started = threading.Event()
@@ -61,23 +62,7 @@ class Engine:
     @property
     def model(self) -> ModelInfo:
         """What clients may know of the model."""
-        model = self._checkpoint.model
-        config, shape = model.config, model.kv_shape()
-        return ModelInfo(
-            name=self._config.name or config.name,
-            version=self._checkpoint.fingerprint[:_VERSION_CHARS],
-            architecture=config.architecture,
-            tasks=tuple(task.name for task in config.tasks),
-            actions=config.actions,
-            context_features=tuple(
-                ContextFeatureInfo(f.name, f.num_values, f.values, f.derive is not None)
-                for f in config.context_features
-            ),
-            max_history=config.max_history,
-            max_candidates=self._config.max_candidates,
-            prefix_stable=model.prefix_stable,
-            backend=f"{shape.device} {shape.dtype} {BACKEND}".replace("torch.", ""),
-        )
+        return self._info
 
     @property
     def ready(self) -> bool:
@@ -188,3 +173,21 @@ def _step(runner: Runner, job: Job) -> None:
         failure = EngineFailure("the engine failed on this request; the server's log has the cause")
         failure.__cause__ = error
         job.future.set_exception(failure)
+
+
+def _model_info(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
+    model, ranker, shape = checkpoint.model, checkpoint.model.config, checkpoint.model.kv_shape()
+    return ModelInfo(
+        name=config.name or ranker.name,
+        version=checkpoint.fingerprint[:_VERSION_CHARS],
+        architecture=ranker.architecture,
+        tasks=tuple(task.name for task in ranker.tasks),
+        actions=ranker.actions,
+        context_features=tuple(
+            ContextFeatureInfo(f.name, f.num_values, f.values, f.derive is not None) for f in ranker.context_features
+        ),
+        max_history=ranker.max_history,
+        max_candidates=config.max_candidates,
+        prefix_stable=model.prefix_stable,
+        backend=f"{shape.device} {shape.dtype} {BACKEND}".replace("torch.", ""),
+    )
