@@ -4,6 +4,7 @@ A model turns events into prefix tokens and candidates into targets, and reads s
 caches, microbatches or requests.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Targets:
     context: Tensor
 
 
-class Ranker(nn.Module):
+class Ranker(nn.Module, ABC):
     """Base of every model: embeddings, a stack of layers and heads. A subclass says how they become tokens."""
 
     tokens_per_event: int
@@ -60,13 +61,13 @@ class Ranker(nn.Module):
         self.stack = Stack(config.layer, config.num_layers)
         self.heads = TaskHeads(config.tasks, dim, config.head_dim, config.num_items, config.dropout)
 
+    @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:
         """[..., num_events] -> [..., num_events * tokens_per_event, dim]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target_tokens(self, targets: Targets) -> Tensor:
         """[..., num_targets] -> [..., num_targets, dim]. Context joins later, in `predict`."""
-        raise NotImplementedError
 
     def token_times(self, events: EventTokens) -> Tensor:
         """Event time of every prefix token: int64 [..., num_events * tokens_per_event]."""

@@ -67,7 +67,10 @@ def save(directory: Path, model: Ranker, items: ItemTable) -> str:
         files = {name: _sha256(scratch / name) for name in (CONFIG, WEIGHTS, ITEMS)}
         manifest = Manifest(format=FORMAT, files=files, fingerprint=_fingerprint(files))
         (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        # The temporary directory and safetensors' files are for their owner alone; a server may be another user.
         os.chmod(scratch, 0o755)
+        for path in scratch.iterdir():
+            os.chmod(path, 0o644)
         _swap(scratch, directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -129,6 +132,8 @@ def _manifest(directory: Path) -> Manifest:
     path = _existing(directory / MANIFEST)
     try:
         content = json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     version = content.get("format") if isinstance(content, dict) else None
@@ -211,8 +216,11 @@ def _existing(path: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _fingerprint(files: dict[str, str]) -> str:

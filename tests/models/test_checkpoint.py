@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -387,3 +388,23 @@ def test_no_pickle_anywhere() -> None:
                 assert (node.value.id, node.attr) not in banned_calls, f"{path}:{node.lineno}"
             elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert isinstance(node.value, ast.Constant) and node.value.value is False, f"{path}:{node.lineno}"
+
+
+def test_another_user_can_read_it(saved: Path) -> None:
+    """The server of the image is not the user who trained."""
+    assert saved.stat().st_mode & 0o005 == 0o005
+    assert all(path.stat().st_mode & 0o004 for path in saved.iterdir())
+
+
+@pytest.mark.parametrize("name", [MANIFEST, WEIGHTS])
+def test_a_file_that_cannot_be_read_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    right = Path.open
+
+    def denied(self: Path, *args: Any, **options: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied")
+        return right(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(CheckpointError, match=f"{name}: cannot be read .Permission denied"):
+        load(saved)
