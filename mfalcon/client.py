@@ -49,6 +49,7 @@ def rank_result(response: pb.RankResponse) -> RankResult:
         timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
         history_len=response.history_len,
         unknown=np.array(response.unknown, dtype=np.uint32),
+        stale=response.stale,
     )
 
 

@@ -7,6 +7,7 @@ MFalconError
 ├── Overloaded          the bounded queue is full
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── ShuttingDown        the server is draining
+├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
 ├── EngineFailure       a step failed for this request alone
 ├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched
 ├── DataError           a data set cannot be fetched or read
@@ -58,6 +59,17 @@ class DeadlineExceeded(MFalconError):
 
 class ShuttingDown(MFalconError):
     """The server is draining and accepts no new work."""
+
+
+class StorageUnavailable(MFalconError):
+    """Redis is needed for this answer and cannot be reached or refuses.
+
+    may_be_done: whether the call may have taken effect all the same.
+    """
+
+    def __init__(self, text: str, *, may_be_done: bool = False) -> None:
+        super().__init__(text)
+        self.may_be_done = may_be_done
 
 
 class EngineFailure(MFalconError):

@@ -19,13 +19,16 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.job import RankJob
+from mfalcon.engine.recall import Recalled
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
+from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.history import HistoryLog
+from mfalcon.state.history import no_history
+from mfalcon.state.host import HostTier
 from mfalcon.state.store import StateStore
-from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
@@ -268,7 +271,8 @@ def _pad(rows: list[Tensor]) -> Tensor:
 
 
 def _runner(checkpoint: Checkpoint) -> Runner:
-    return Runner(checkpoint.model, checkpoint.items, StateStore("laws", 1 << 30), 64, "laws")
+    store = StateStore[KVState]("laws", [(CacheSource.HOST, HostTier(1 << 30))])
+    return Runner(checkpoint.model, checkpoint.items, store, 64, "laws")
 
 
 def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
@@ -279,11 +283,8 @@ def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
 
 
 def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:
-    log = HistoryLog()
-    if len(events):
-        log.append("user", events)
-    history = log.snapshot("user")
-    return RankJob(_request(checkpoint, case, "user"), history, None)
+    history = no_history("user", b"laws").extended(events)
+    return RankJob(_request(checkpoint, case, "user"), Recalled(history), None)
 
 
 def _task_scores(runner: Runner, job: RankJob) -> Tensor:

@@ -88,6 +88,7 @@ class RankResult:
     top: [min(top_k, num_candidates)] positions, best first, ties by position.
     history_len: events acknowledged for the user (not the window that the model saw).
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
+    stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
     """
 
     scores: Floats
@@ -99,6 +100,7 @@ class RankResult:
     timings: Timings
     history_len: int
     unknown: Positions
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

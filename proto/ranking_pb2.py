@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/ranking.proto\x12\nmfalcon.v1\"I\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x10\x12\x0f\n\x07\x61\x63tions\x18\x02 \x01(\x07\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x0f\n\x07time_ms\x18\x04 \x01(\x10\"\xfa\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\x10\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12(\n\rrecent_events\x18\x05 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x35\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.mfalcon.v1.RankRequest.ContextEntry\x12\r\n\x05model\x18\x07 \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"d\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x10\n\x08state_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x10\n\x08score_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"\x9a\x01\n\tCacheInfo\x12,\n\x06source\x18\x01 \x01(\x0e\x32\x1c.mfalcon.v1.CacheInfo.Source\x12\x15\n\rreused_tokens\x18\x02 \x01(\x04\x12\x16\n\x0e\x65ncoded_tokens\x18\x03 \x01(\x04\"0\n\x06Source\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03GPU\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\t\n\x05REDIS\x10\x03\"\xd8\x01\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x13\n\x0btask_scores\x18\x03 \x03(\x02\x12\x0b\n\x03top\x18\x04 \x03(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x15.mfalcon.v1.CacheInfo\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.mfalcon.v1.Timings\x12\x13\n\x0bhistory_len\x18\x08 \x01(\x04\x12\x0f\n\x07unknown\x18\t \x03(\r\"u\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x19\n\x0c\x65xpected_len\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_expected_len\"+\n\x14\x41ppendEventsResponse\x12\x13\n\x0bhistory_len\x18\x01 \x01(\x04\"!\n\x0ePrefillRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\"\x11\n\x0fGetModelRequest\"S\n\x0e\x43ontextFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65rived\x18\x04 \x01(\x08\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x34\n\x10\x63ontext_features\x18\x04 \x03(\x0b\x32\x1a.mfalcon.v1.ContextFeature\x12\x13\n\x0bmax_history\x18\x05 \x01(\x04\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x04\x12\x15\n\rprefix_stable\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x63tions\x18\x08 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t2\xe9\x02\n\x07Ranking\x12\x39\n\x04Rank\x12\x17.mfalcon.v1.RankRequest\x1a\x18.mfalcon.v1.RankResponse\x12Q\n\x0c\x41ppendEvents\x12\x1f.mfalcon.v1.AppendEventsRequest\x1a .mfalcon.v1.AppendEventsResponse\x12<\n\x07Prefill\x12\x1a.mfalcon.v1.PrefillRequest\x1a\x15.mfalcon.v1.CacheInfo\x12K\n\nDeleteUser\x12\x1d.mfalcon.v1.DeleteUserRequest\x1a\x1e.mfalcon.v1.DeleteUserResponse\x12\x45\n\x08GetModel\x12\x1b.mfalcon.v1.GetModelRequest\x1a\x1c.mfalcon.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/ranking.proto\x12\nmfalcon.v1\"I\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x10\x12\x0f\n\x07\x61\x63tions\x18\x02 \x01(\x07\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x0f\n\x07time_ms\x18\x04 \x01(\x10\"\xfa\x01\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\x10\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12(\n\rrecent_events\x18\x05 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x35\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.mfalcon.v1.RankRequest.ContextEntry\x12\r\n\x05model\x18\x07 \x01(\t\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"d\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x10\n\x08state_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x10\n\x08score_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"\x9a\x01\n\tCacheInfo\x12,\n\x06source\x18\x01 \x01(\x0e\x32\x1c.mfalcon.v1.CacheInfo.Source\x12\x15\n\rreused_tokens\x18\x02 \x01(\x04\x12\x16\n\x0e\x65ncoded_tokens\x18\x03 \x01(\x04\"0\n\x06Source\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03GPU\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\t\n\x05REDIS\x10\x03\"\xe7\x01\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x13\n\x0btask_scores\x18\x03 \x03(\x02\x12\x0b\n\x03top\x18\x04 \x03(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x15.mfalcon.v1.CacheInfo\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.mfalcon.v1.Timings\x12\x13\n\x0bhistory_len\x18\x08 \x01(\x04\x12\x0f\n\x07unknown\x18\t \x03(\r\x12\r\n\x05stale\x18\n \x01(\x08\"u\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x19\n\x0c\x65xpected_len\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_expected_len\"+\n\x14\x41ppendEventsResponse\x12\x13\n\x0bhistory_len\x18\x01 \x01(\x04\"!\n\x0ePrefillRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\"\x11\n\x0fGetModelRequest\"S\n\x0e\x43ontextFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65rived\x18\x04 \x01(\x08\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x34\n\x10\x63ontext_features\x18\x04 \x03(\x0b\x32\x1a.mfalcon.v1.ContextFeature\x12\x13\n\x0bmax_history\x18\x05 \x01(\x04\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x04\x12\x15\n\rprefix_stable\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x63tions\x18\x08 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t2\xe9\x02\n\x07Ranking\x12\x39\n\x04Rank\x12\x17.mfalcon.v1.RankRequest\x1a\x18.mfalcon.v1.RankResponse\x12Q\n\x0c\x41ppendEvents\x12\x1f.mfalcon.v1.AppendEventsRequest\x1a .mfalcon.v1.AppendEventsResponse\x12<\n\x07Prefill\x12\x1a.mfalcon.v1.PrefillRequest\x1a\x15.mfalcon.v1.CacheInfo\x12K\n\nDeleteUser\x12\x1d.mfalcon.v1.DeleteUserRequest\x1a\x1e.mfalcon.v1.DeleteUserResponse\x12\x45\n\x08GetModel\x12\x1b.mfalcon.v1.GetModelRequest\x1a\x1c.mfalcon.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,23 +46,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHEINFO_SOURCE']._serialized_start=572
   _globals['_CACHEINFO_SOURCE']._serialized_end=620
   _globals['_RANKRESPONSE']._serialized_start=623
-  _globals['_RANKRESPONSE']._serialized_end=839
-  _globals['_APPENDEVENTSREQUEST']._serialized_start=841
-  _globals['_APPENDEVENTSREQUEST']._serialized_end=958
-  _globals['_APPENDEVENTSRESPONSE']._serialized_start=960
-  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1003
-  _globals['_PREFILLREQUEST']._serialized_start=1005
-  _globals['_PREFILLREQUEST']._serialized_end=1038
-  _globals['_DELETEUSERREQUEST']._serialized_start=1040
-  _globals['_DELETEUSERREQUEST']._serialized_end=1076
-  _globals['_DELETEUSERRESPONSE']._serialized_start=1078
-  _globals['_DELETEUSERRESPONSE']._serialized_end=1098
-  _globals['_GETMODELREQUEST']._serialized_start=1100
-  _globals['_GETMODELREQUEST']._serialized_end=1117
-  _globals['_CONTEXTFEATURE']._serialized_start=1119
-  _globals['_CONTEXTFEATURE']._serialized_end=1202
-  _globals['_GETMODELRESPONSE']._serialized_start=1205
-  _globals['_GETMODELRESPONSE']._serialized_end=1447
-  _globals['_RANKING']._serialized_start=1450
-  _globals['_RANKING']._serialized_end=1811
+  _globals['_RANKRESPONSE']._serialized_end=854
+  _globals['_APPENDEVENTSREQUEST']._serialized_start=856
+  _globals['_APPENDEVENTSREQUEST']._serialized_end=973
+  _globals['_APPENDEVENTSRESPONSE']._serialized_start=975
+  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1018
+  _globals['_PREFILLREQUEST']._serialized_start=1020
+  _globals['_PREFILLREQUEST']._serialized_end=1053
+  _globals['_DELETEUSERREQUEST']._serialized_start=1055
+  _globals['_DELETEUSERREQUEST']._serialized_end=1091
+  _globals['_DELETEUSERRESPONSE']._serialized_start=1093
+  _globals['_DELETEUSERRESPONSE']._serialized_end=1113
+  _globals['_GETMODELREQUEST']._serialized_start=1115
+  _globals['_GETMODELREQUEST']._serialized_end=1132
+  _globals['_CONTEXTFEATURE']._serialized_start=1134
+  _globals['_CONTEXTFEATURE']._serialized_end=1217
+  _globals['_GETMODELRESPONSE']._serialized_start=1220
+  _globals['_GETMODELRESPONSE']._serialized_end=1462
+  _globals['_RANKING']._serialized_start=1465
+  _globals['_RANKING']._serialized_end=1826
 # @@protoc_insertion_point(module_scope)

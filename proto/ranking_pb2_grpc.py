@@ -73,7 +73,8 @@ class RankingServicer:
 
     def AppendEvents(self, request, context):
         """Adds events to the end of the user's history. Acknowledged means: in the log, in order, exactly once.
-        FAILED_PRECONDITION when `expected_len` is not the length of the history.
+        FAILED_PRECONDITION when `expected_len` is not the length of the history. UNAVAILABLE when the log cannot be
+        reached; if its message says that the events may have been written, asking again with `expected_len` is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,7 +88,8 @@ class RankingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteUser(self, request, context):
-        """Forgets the user: history and every KV state. Deleting an unknown user succeeds.
+        """Forgets the user: history and every KV state. Deleting an unknown user succeeds. UNAVAILABLE when what is kept in
+        Redis could not be erased: ask again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

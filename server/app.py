@@ -10,22 +10,30 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from mfalcon.cores import owned_cores
 from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
+from mfalcon.state.chunk import PayloadDtype
+from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.redis_client import RedisSettings
 from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc_api import GrpcServer
 from server.handler import Handler, RankingEngine
 from server.http_api import create_app
 from server.limits import Limits
+from server.tracing import trace_to
 
+MIN_SECRET_BYTES = 16
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 LINGER_SECONDS = 0.3
@@ -35,7 +43,11 @@ LAST_BYTES_SECONDS = 0.5
 
 
 class ServedEngine(RankingEngine, Protocol):
-    """An engine whose life ends with the server's."""
+    """An engine whose life is the server's."""
+
+    async def start(self) -> None:
+        """Begin what runs beside the requests. Raises ConfigError."""
+        ...
 
     async def close(self) -> None:
         """Stop the device thread; requests still queued get ShuttingDown."""
@@ -71,7 +83,7 @@ class Addresses:
 class Service:
     """Both transports over one handler, from the first byte accepted to the last one drained."""
 
-    def __init__(self, engine: ServedEngine, config: ServerConfig) -> None:
+    def __init__(self, engine: ServedEngine, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
         self._engine = engine
         self._config = config
         self._handler = Handler(
@@ -87,7 +99,7 @@ class Service:
         self._grpc = GrpcServer(self._handler, config.max_message_bytes)
         self._http = HttpServer(
             uvicorn.Config(
-                create_app(self._handler, config.max_message_bytes),
+                create_app(self._handler, config.max_message_bytes, registry or CollectorRegistry()),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -107,6 +119,7 @@ class Service:
     async def start(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
         config = self._config
+        await self._engine.start()
         http_socket = listen("http", config.http_host, config.http_port)
         try:
             grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
@@ -139,9 +152,9 @@ class Service:
         await self._engine.close()
 
 
-async def run(engine: ServedEngine, config: ServerConfig) -> None:
+async def run(engine: ServedEngine, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once."""
-    service = Service(engine, config)
+    service = Service(engine, config, registry)
     addresses = await service.start()
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -172,7 +185,7 @@ def say(line: str) -> None:
             os.dup2(devnull.fileno(), sys.stdout.fileno())
 
 
-def build_engine(config: ServerConfig) -> ServedEngine:
+def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     """Load the checkpoint and start a warm engine on it."""
     loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], config.device)
     engine = Engine(
@@ -184,15 +197,57 @@ def build_engine(config: ServerConfig) -> ServedEngine:
             kv_budget_bytes=config.kv_budget_mb << 20,
             queue_size=config.queue_size,
             max_candidates=config.max_candidates,
+            log_slack=config.log_slack_events,
+            redis=redis_options(config),
         ),
+        metrics,
     )
     engine.wait_ready()
     return engine
 
 
+def redis_options(config: ServerConfig) -> RedisOptions | None:
+    """What the engine must know of Redis; None without one."""
+    if config.redis_url is None:
+        return None
+    url = config.redis_url.get_secret_value()
+    return RedisOptions(
+        client=RedisSettings(
+            url=url,
+            timeout_s=config.redis_timeout_ms / 1000,
+            write_timeout_s=config.redis_write_timeout_ms / 1000,
+            max_connections=config.redis_connections,
+        ),
+        prefix=config.redis_prefix,
+        holds_log=config.event_log != "embedded",
+        serve_stale=config.log_unreachable == "stale",
+        log_cache_bytes=config.log_cache_mb << 20,
+        state_dtype=PayloadDtype.from_name(config.redis_state_dtype),
+        ttl_s=config.redis_state_ttl_s,
+        budget_bytes=config.redis_budget_mb << 20,
+        write_behind_bytes=config.write_behind_mb << 20,
+        secret=read_secret(config.redis_secret_file),
+    )
+
+
+def read_secret(path: Path | None) -> bytes | None:
+    """The key of the chunks' MAC. ConfigError if the file cannot be read or holds too little."""
+    if path is None:
+        return None
+    try:
+        secret = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"redis_secret_file: cannot read {path}: {error.strerror}") from error
+    if len(secret) < MIN_SECRET_BYTES:
+        raise ConfigError(f"redis_secret_file: got {len(secret)} bytes, must be at least {MIN_SECRET_BYTES}")
+    return secret
+
+
 async def build_and_run(config: ServerConfig) -> None:
     """The engine's futures belong to the loop that serves."""
-    await run(build_engine(config), config)
+    trace_to(config.otlp_endpoint)
+    metrics = StateMetrics()
+    await run(build_engine(config, metrics), config, metrics.registry)
 
 
 def serve(config: ServerConfig) -> None:

@@ -125,6 +125,7 @@ class RankReply(Body):
                     "timings": {"queue_us": 40, "state_us": 12, "encode_us": 310, "score_us": 450, "total_us": 812},
                     "history_len": 92,
                     "unknown": [],
+                    "stale": False,
                 }
             ]
         }
@@ -139,6 +140,7 @@ class RankReply(Body):
     timings: TimingsReply
     history_len: Uint64 = Field(description="Events acknowledged for this user.")
     unknown: list[Uint32] = Field(description="Positions of candidates that the model does not know.")
+    stale: bool = Field(description="The event log could not be asked; newer events may exist.")
 
 
 class AppendEventsReply(Body):
@@ -213,6 +215,7 @@ def rank_reply(result: RankResult) -> bytes:
             "timings": result.timings,
             "history_len": result.history_len,
             "unknown": result.unknown,
+            "stale": result.stale,
         }
     )
 

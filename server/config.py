@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -57,6 +57,57 @@ class ServerConfig(BaseSettings):
         default=1_024, ge=0, description="Memory for KV states in this process, in MiB; the least recently used go."
     )
 
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis for the event log and KV states (redis, rediss, redis+sentinel, redis+cluster); "
+        "everything stays in this process if not given.",
+    )
+    redis_prefix: str = Field(
+        default="mfalcon", pattern=r"^[^{}\s]{1,64}$", description="First part of every key in Redis."
+    )
+    event_log: Literal["auto", "embedded", "redis"] = Field(
+        default="auto", description="Where histories live; auto is Redis where there is one."
+    )
+    log_unreachable: Literal["refuse", "stale"] = Field(
+        default="refuse",
+        description="While the log in Redis cannot be asked: refuse to rank, or rank from the last history verified "
+        "and say so.",
+    )
+    log_slack_events: int = Field(
+        default=1_024, ge=0, description="Events that a log keeps beyond the model's window before it is cut."
+    )
+    log_cache_mb: int = Field(
+        default=256, ge=0, description="Memory for verified copies of histories in Redis, in MiB."
+    )
+    redis_timeout_ms: int = Field(
+        default=50,
+        ge=5,
+        le=10_000,
+        description="Longest wait for Redis while ranking, in ms; a request in a hurry waits less.",
+    )
+    redis_write_timeout_ms: int = Field(
+        default=1_000, ge=5, le=60_000, description="Longest wait for Redis while appending or deleting, in ms."
+    )
+    redis_connections: AtLeastOne = Field(default=32, description="Most connections to Redis (to each cluster node).")
+    redis_state_dtype: Literal["bfloat16", "int8", "float32", "float64"] = Field(
+        default="bfloat16", description="Type of the KV states in Redis; the type of dtype keeps scores exact."
+    )
+    redis_state_ttl_s: float = Field(
+        default=86_400.0, ge=1, le=10**8, description="Seconds that a KV state in Redis lives after its last use."
+    )
+    redis_budget_mb: int = Field(
+        default=0, ge=0, description="Memory of Redis, in MiB, past which no KV state is written; 0 leaves it to Redis."
+    )
+    redis_secret_file: Path | None = Field(
+        default=None, description="File with a secret that signs KV states, for a Redis that others can write to."
+    )
+    write_behind_mb: int = Field(
+        default=256, ge=0, description="Memory for KV states that wait to be written to Redis, in MiB."
+    )
+    otlp_endpoint: str | None = Field(
+        default=None, description="Where to send traces (OTLP over gRPC, http://HOST:PORT); needs the extra: trace."
+    )
+
     queue_size: AtLeastOne = Field(
         default=1_024, description="Requests that may wait for the device; more are refused as overload."
     )
@@ -87,6 +138,14 @@ class ServerConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """First wins."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _a_log_in_redis_has_one(self) -> Self:
+        if self.event_log == "redis" and self.redis_url is None:
+            raise ValueError("event_log: got redis, must be embedded or auto while redis_url is not given")
+        if self.redis_secret_file is not None and self.redis_url is None:
+            raise ValueError("redis_secret_file: got a file, must not be given without redis_url")
+        return self
 
     @model_validator(mode="after")
     def _candidates_fit_a_message(self) -> Self:

@@ -50,6 +50,7 @@ def rank_response(result: RankResult) -> bytes:
         ),
         history_len=result.history_len,
         unknown=result.unknown.tolist(),
+        stale=result.stale,
     )
     return b"".join(
         (

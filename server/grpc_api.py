@@ -22,6 +22,7 @@ from mfalcon.errors import (
     MFalconError,
     Overloaded,
     ShuttingDown,
+    StorageUnavailable,
     UnknownModel,
 )
 from proto import ranking_pb2
@@ -40,6 +41,7 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailure: grpc.StatusCode.INTERNAL,
 }
 

@@ -18,7 +18,8 @@ from server.limits import Limits
 class RankingEngine(Protocol):
     """What the handler needs of an engine. A deadline is a reading of `time.monotonic()`.
 
-    Every method may raise the errors that are answers: Overloaded, DeadlineExceeded, ShuttingDown and EngineFailure.
+    Every method may raise the errors that are answers: Overloaded, DeadlineExceeded, ShuttingDown, StorageUnavailable
+    and EngineFailure.
     Cancelling an await drops the work that has not begun.
     """
 
@@ -36,7 +37,9 @@ class RankingEngine(Protocol):
         """Score the candidates. InvalidInput when recent events are older than the log."""
         ...
 
-    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+    async def append_events(
+        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
+    ) -> int:
         """Write to the log and return its length. LengthMismatch, or InvalidInput when older than the log."""
         ...
 
@@ -44,7 +47,7 @@ class RankingEngine(Protocol):
         """Encode the user's history now."""
         ...
 
-    async def delete_user(self, user_id: str) -> None:
+    async def delete_user(self, user_id: str, deadline: float | None) -> None:
         """Forget the history and every KV state."""
         ...
 
@@ -110,8 +113,8 @@ class Handler:
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         limits.check_num_events("events", events, 1, self._limits.max_events_per_append)
         limits.check_events("events", events, len(self._engine.model.actions))
-        async with self._admitted(time_left):
-            return await self._engine.append_events(user_id, events, expected_len)
+        async with self._admitted(time_left) as deadline:
+            return await self._engine.append_events(user_id, events, expected_len, deadline)
 
     async def prefill(self, user_id: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now."""
@@ -122,8 +125,8 @@ class Handler:
     async def delete_user(self, user_id: str, time_left: float | None) -> None:
         """Forget the user."""
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
-        async with self._admitted(time_left):
-            await self._engine.delete_user(user_id)
+        async with self._admitted(time_left) as deadline:
+            await self._engine.delete_user(user_id, deadline)
 
     @asynccontextmanager
     async def _admitted(self, time_left: float | None) -> AsyncIterator[float]:

@@ -10,6 +10,7 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry, make_asgi_app
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +23,7 @@ from mfalcon.errors import (
     MFalconError,
     Overloaded,
     ShuttingDown,
+    StorageUnavailable,
     UnknownModel,
 )
 from server import bodies
@@ -37,6 +39,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
     DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
     ShuttingDown: (503, "UNAVAILABLE"),
+    StorageUnavailable: (503, "UNAVAILABLE"),
     EngineFailure: (500, "INTERNAL"),
 }
 FRAMEWORK_CODE: Mapping[int, str] = {
@@ -116,7 +119,7 @@ class JsonRoute(APIRoute):
         return handle
 
 
-def create_app(handler: Handler, max_body_bytes: int) -> FastAPI:
+def create_app(handler: Handler, max_body_bytes: int, registry: CollectorRegistry) -> FastAPI:
     """The whole application."""
     app = FastAPI(
         title="mfalcon",
@@ -133,6 +136,7 @@ def create_app(handler: Handler, max_body_bytes: int) -> FastAPI:
     )
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler))
+    app.mount("/metrics", make_asgi_app(registry))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app
 

@@ -18,6 +18,7 @@ from mfalcon.kv import KVState
 from mfalcon.laws import LawResult
 from mfalcon.models.registry import architectures
 from mfalcon.state.history import History
+from mfalcon.state.host import Entry
 from mfalcon.state.store import Found, StateStore
 from mfalcon.types import CacheSource, RankResult
 from tests.small import small_checkpoint, small_config
@@ -120,8 +121,10 @@ def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.Monke
 def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     """As the peers do: keyed by user and length, without a hash of the history."""
 
-    def by_length(self: StateStore[KVState], history: History, start: int) -> Found[KVState] | None:
-        entry = self._host.get(history.user_id)
+    def by_length(
+        self: StateStore[KVState], history: History, start: int, fetched: Entry[KVState] | None
+    ) -> Found[KVState] | None:
+        entry = self._tiers[0][1].get(history.user)
         if entry is None or entry.key.stop > len(history) or entry.key.start != start:
             return None
         return Found(entry.state, entry.key.stop, CacheSource.HOST)
@@ -131,12 +134,12 @@ def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = StateStore._key
+    right = StateStore.key
 
     def without_start(self: StateStore[KVState], history: History, start: int, stop: int) -> object:
         return right(self, history, 0, stop)
 
-    monkeypatch.setattr(StateStore, "_key", without_start)
+    monkeypatch.setattr(StateStore, "key", without_start)
     assert_breaks(5)
 
 
@@ -185,7 +188,7 @@ def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch
 def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(number: int, runner: Runner, job: Job) -> bool:
         if isinstance(job, RankJob) and job.deadline is not None:
-            job.future.set_result(runner.rank(RankJob(job.request, job.log, None)))
+            job.future.set_result(runner.rank(RankJob(job.request, job.recalled, None)))
             return False
         return True
 

@@ -15,7 +15,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kernels": ("kernels",),
     "words": ("mfalcon", "mfalcon.types", "mfalcon.errors", "mfalcon.window", "mfalcon.cores"),
     "state": ("mfalcon.state",),
-    "kv": ("mfalcon.kv",),
+    "kv": ("mfalcon.kv", "mfalcon.kv_codec"),
     "attention": ("mfalcon.attention",),
     "config": ("mfalcon.models.config",),
     "models": ("mfalcon.models",),
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kernels": (),
     "words": (),
     "state": ("words",),
-    "kv": ("words",),
+    "kv": ("words", "state"),
     "attention": ("kernels", "words", "kv"),
     "config": ("words",),
     "models": ("kernels", "words", "kv", "attention", "config"),
@@ -47,14 +47,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "proto": (),
     "client": ("words", "proto"),
     "server": ("words", "config", "proto"),
-    "app": ("words", "config", "models", "engine", "server"),
+    "app": ("words", "state", "config", "models", "engine", "server"),
     "loadtest": tuple(room for room in ROOMS if room not in ("loadtest", "server", "app", "cli")),
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
 FREE_OF_TORCH = ("words", "state", "config", "client", "server")
 
-OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "polars", "triton")
+OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "triton")
 """Packages of the extras: what needs them may be imported where it is used."""
 
 NEEDS_OPTIONAL = ("mfalcon.train.frames", "mfalcon.train.table", "mfalcon.train.table_items")

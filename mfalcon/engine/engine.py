@@ -4,6 +4,7 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -12,19 +13,32 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from opentelemetry import trace
 
 from kernels.dispatch import BACKEND
 from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
-from mfalcon.engine.runner import Runner, measure_microbatch
+from mfalcon.engine.recall import EventLog, LowerTier, Recall, Recalled
+from mfalcon.engine.redis_parts import RedisOptions, RedisParts
+from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown
+from mfalcon.engine.warmup import measure_encoding, measure_microbatch
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown, StorageUnavailable
 from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.history import HistoryLog, check_order
+from mfalcon.state.embedded_log import EmbeddedLog
+from mfalcon.state.forgotten import Deletion
+from mfalcon.state.graves import Graves
+from mfalcon.state.history import Retention, check_order
+from mfalcon.state.host import HostTier
+from mfalcon.state.key import user_hash
+from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.predictor import Predictor
 from mfalcon.state.store import StateStore
-from mfalcon.types import CacheInfo, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import CacheInfo, CacheSource, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.window import window_start
 
 _log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("mfalcon")
 _VERSION_CHARS = 12
 
 T = TypeVar("T")
@@ -34,7 +48,8 @@ T = TypeVar("T")
 class EngineConfig:
     """threads: torch threads of the device thread. name: of the served model, its checkpoint's if None.
 
-    microbatch: targets per forward, None to measure the best size at start.
+    microbatch: targets per forward, None to measure the best size at start. log_slack: events that a log keeps beyond
+    the model's window before it is cut. redis: None keeps everything in this process.
     """
 
     threads: int
@@ -43,17 +58,42 @@ class EngineConfig:
     kv_budget_bytes: int = 1 << 30
     queue_size: int = 256
     max_candidates: int = 16_384
+    log_slack: int = 1_024
+    redis: RedisOptions | None = None
 
 
 class Engine:
     """Serves one checkpoint. All public methods belong to one event loop; the device thread touches only the runner."""
 
-    def __init__(self, checkpoint: Checkpoint, config: EngineConfig) -> None:
+    def __init__(self, checkpoint: Checkpoint, config: EngineConfig, metrics: StateMetrics | None = None) -> None:
         self._checkpoint = checkpoint
         self._config = config
         self._info = _model_info(checkpoint, config)
-        self._log = HistoryLog()
+        self._metrics = metrics or StateMetrics()
         self._scheduler = Scheduler(config.queue_size)
+        self._graves = Graves()
+        self._predictor = Predictor()
+        self._host: HostTier[KVState] = HostTier(config.kv_budget_bytes)
+        model = checkpoint.model
+        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        retention = Retention(model.config.max_history, model.config.window_chunk, config.log_slack)
+        self._redis = (
+            RedisParts(
+                config.redis, model, fingerprint, retention, self._graves, self._metrics, self._forget_everywhere_here
+            )
+            if config.redis is not None
+            else None
+        )
+        log_here = self._redis.log if self._redis is not None else None
+        self._log: EventLog = log_here or EmbeddedLog(retention)
+        shares = self._redis is not None and model.prefix_stable
+        self._store: StateStore[KVState] = StateStore(
+            fingerprint,
+            [(CacheSource.HOST, self._host)],
+            self._graves,
+            self._redis.writes.offer if self._redis is not None and shares else None,
+        )
+        self._recall = self._make_recall()
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="mfalcon-device", daemon=True)
@@ -76,49 +116,116 @@ class Engine:
         if self._failure is not None:
             raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
 
+    async def start(self) -> None:
+        """Begin what runs beside the requests: Redis' probes and the write-behind. Raises ConfigError."""
+        if self._redis is not None:
+            await self._redis.start()
+
     async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
         """Score a request's candidates. deadline: time.monotonic() seconds.
 
         Raises Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events older than
-        the log.
+        the log; StorageUnavailable when the log cannot be asked.
         """
-        log = self._log.snapshot(request.user_id)
-        check_order(log.events, request.recent_events, "recent_events")
-        job = RankJob(request, log, deadline)
-        return await self._answer(job, job.future)
+        accepted = time.monotonic()
+        self._scheduler.check()
+        with _tracer.start_as_current_span("rank") as span:
+            recalled = await self._recall.open(request.user_id, deadline)
+            check_order(recalled.history, request.recent_events, "recent_events")
+            job = RankJob(request, recalled, deadline, accepted=accepted)
+            result = await self._answer(job, job.future)
+            self._count(result.cache)
+            if span.is_recording():
+                span.set_attributes(_explained(result, recalled))
+        return result
 
-    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+    async def append_events(
+        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None = None
+    ) -> int:
         """Acknowledge events: when this returns they are in the log. Returns the history's new length.
 
-        Raises LengthMismatch, InvalidInput or ShuttingDown, and then nothing was written.
+        Raises LengthMismatch, InvalidInput or ShuttingDown, and then nothing was written; StorageUnavailable says
+        whether they may have been.
         """
         if self._scheduler.closed:
             raise ShuttingDown("the server is shutting down")
-        return self._log.append(user_id, events, expected_len)
+        return await self._log.append(user_id, events, expected_len, deadline)
 
     async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
         """Encode the user's history ahead of a request. Raises as `rank` does."""
-        job = PrefillJob(self._log.snapshot(user_id), deadline)
-        return await self._answer(job, job.future)
+        self._scheduler.check()
+        recalled = await self._recall.open(user_id, deadline)
+        if recalled.stale:
+            raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
+        job = PrefillJob(recalled, deadline)
+        cache = await self._answer(job, job.future)
+        self._count(cache)
+        return cache
 
-    async def delete_user(self, user_id: str) -> None:
-        """Forget the history and every state; when this returns none is left, and no work in flight can restore one.
+    async def delete_user(self, user_id: str, deadline: float | None = None) -> None:
+        """Forget the history and every state; when this returns none is left here or in Redis, and no work in flight
+        can restore one. A caller that leaves does not stop it.
 
-        A caller that leaves does not stop it.
+        Raises Overloaded or ShuttingDown, and then nothing was deleted; StorageUnavailable when it is to be asked
+        again.
         """
-        job = ForgetJob(user_id)
-        self._scheduler.submit(job)
-        self._log.delete(user_id)
-        await asyncio.shield(asyncio.wrap_future(job.future))
+        self._scheduler.check()
+        deleting = asyncio.create_task(self._delete(user_id, deadline))
+        deleting.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may be gone
+        await asyncio.shield(deleting)
 
     async def close(self) -> None:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self._refuse_all(ShuttingDown("the server shut down before this request was reached"))
         await asyncio.to_thread(self._thread.join)
+        if self._redis is not None:
+            await self._redis.close()
+
+    async def _delete(self, user_id: str, deadline: float | None) -> None:
+        """The log first: from then on nothing that was made of it is kept anywhere."""
+        user = user_hash(user_id)
+        generation = await self._log.delete(user_id, deadline)
+        self._graves.add(generation)
+        job = ForgetJob(user)
+        self._scheduler.submit(job)
+        if self._redis is not None:
+            await self._redis.forget(Deletion(user, generation))
+        await asyncio.wrap_future(job.future)
+        self._metrics.forgotten.labels("us").inc()
+
+    def _forget_everywhere_here(self, deletion: Deletion | None) -> None:
+        """Another replica deleted a user, or (None) may have deleted any."""
+        if deletion is not None:
+            self._graves.add(deletion.generation)
+        with contextlib.suppress(ShuttingDown):
+            self._scheduler.submit(ForgetJob(None if deletion is None else deletion.user))
+        self._metrics.forgotten.labels("replica" if deletion else "gap").inc()
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
         self._scheduler.submit(job)
         return await asyncio.wrap_future(future)
+
+    def _count(self, cache: CacheInfo) -> None:
+        self._metrics.lookups.labels(cache.source.name.lower()).inc()
+        self._metrics.tokens.labels("reused").inc(cache.reused_tokens)
+        self._metrics.tokens.labels("encoded").inc(cache.encoded_tokens)
+
+    def _make_recall(self) -> Recall:
+        model, redis = self._checkpoint.model, self._redis
+        lower = None
+        if redis is not None and model.prefix_stable:
+            lower = LowerTier(redis.states, redis.writes, model.kv_shape())
+        return Recall(
+            self._log,
+            self._store,
+            self._predictor,
+            self._metrics,
+            lambda length: window_start(length, model.config.max_history, model.config.window_chunk),
+            self._scheduler.__len__,
+            redis.options.client.timeout_s if redis is not None else 0.0,
+            lower,
+            guess=redis is not None and redis.log is not None,
+        )
 
     def _run(self) -> None:
         torch.set_num_threads(self._config.threads)
@@ -133,7 +240,9 @@ class Engine:
                 self._started.set()
             while batch := self._scheduler.next_batch():
                 for job in batch:
+                    began = time.monotonic()
                     _step(runner, job)
+                    self._predictor.queue.observe(time.monotonic() - began)
 
     def _refuse_all(self, error: MFalconError) -> None:
         """Accept nothing more and answer what is queued with an error."""
@@ -145,10 +254,26 @@ class Engine:
         model = self._checkpoint.model
         microbatch = self._config.microbatch or measure_microbatch(model)
         _log.info("microbatch %d, %d threads, backend %s", microbatch, self._config.threads, BACKEND)
-        dtype = model.kv_shape().dtype
-        fingerprint = f"{self._checkpoint.fingerprint}:{dtype}"
-        store: StateStore[KVState] = StateStore(fingerprint, self._config.kv_budget_bytes)
-        return Runner(model, self._checkpoint.items, store, microbatch, self.model.version)
+        if self._redis is not None:
+            measure_encoding(model, self._predictor.encode)
+        return Runner(model, self._checkpoint.items, self._store, microbatch, self.model.version, self._predictor)
+
+
+def _explained(result: RankResult, recalled: Recalled) -> dict[str, str | int | bool]:
+    """What a trace tells of a request; never its user."""
+    return {
+        "mfalcon.candidates": len(result.scores),
+        "mfalcon.history_len": result.history_len,
+        "mfalcon.stale": result.stale,
+        "mfalcon.state.decision": recalled.decision.explain() if recalled.decision else "nothing to decide",
+        "mfalcon.state.source": result.cache.source.name.lower(),
+        "mfalcon.state.reused_tokens": result.cache.reused_tokens,
+        "mfalcon.state.encoded_tokens": result.cache.encoded_tokens,
+        "mfalcon.queue_us": result.timings.queue_us,
+        "mfalcon.state_us": result.timings.state_us,
+        "mfalcon.encode_us": result.timings.encode_us,
+        "mfalcon.score_us": result.timings.score_us,
+    }
 
 
 def _step(runner: Runner, job: Job) -> None:
@@ -164,7 +289,7 @@ def _step(runner: Runner, job: Job) -> None:
             case PrefillJob():
                 job.future.set_result(runner.prefill(job))
             case ForgetJob():
-                runner.forget(job.user_id)
+                runner.forget(job.user)
                 job.future.set_result(None)
     except MFalconError as error:
         job.future.set_exception(error)

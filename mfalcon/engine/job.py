@@ -5,35 +5,38 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from mfalcon.state.history import History
+from mfalcon.engine.recall import Recalled
 from mfalcon.types import CacheInfo, RankRequest, RankResult
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankJob:
-    """Rank candidates. log: the acknowledged history, before the request's own recent events."""
+    """Rank candidates. recalled: the acknowledged history, before the request's own recent events, and what was found
+    of it. accepted: when the engine was asked.
+    """
 
     request: RankRequest
-    log: History
+    recalled: Recalled
     deadline: float | None
     future: "Future[RankResult]" = field(default_factory=Future)
     accepted: float = field(default_factory=time.monotonic)
+    queued: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillJob:
     """Bring the user's KV state up to the acknowledged history."""
 
-    log: History
+    recalled: Recalled
     deadline: float | None
     future: "Future[CacheInfo]" = field(default_factory=Future)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForgetJob:
-    """Erase every state of a user. Runs after all work accepted before it, so none of that can bring one back."""
+    """Erase every state of a user, or of all users if that is None. Runs after all work queued before it."""
 
-    user_id: str
+    user: bytes | None
     deadline: None = None
     future: "Future[None]" = field(default_factory=Future)
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mfalcon.algorithm import append, prefill, score
+from mfalcon.algorithm import append, score
 from mfalcon.engine.job import PrefillJob, RankJob
+from mfalcon.engine.recall import Recalled
 from mfalcon.errors import DeadlineExceeded, EngineFailure
 from mfalcon.kv import KVState, empty_state
-from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes, event_tokens
+from mfalcon.models.base import Ranker, Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.state.history import History
+from mfalcon.state.predictor import Predictor
 from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, CacheSource, Events, Positions, RankResult, Timings, no_events
 from mfalcon.window import window_start
@@ -33,13 +34,20 @@ class Runner:
     """A model on its device, with its item table and its states."""
 
     def __init__(
-        self, model: Ranker, items: ItemTable, store: StateStore[KVState], microbatch: int, version: str
+        self,
+        model: Ranker,
+        items: ItemTable,
+        store: StateStore[KVState],
+        microbatch: int,
+        version: str,
+        predictor: Predictor | None = None,
     ) -> None:
         self._model = model
         self._items = items
         self._store = store
         self._microbatch = microbatch
         self._version = version
+        self._predictor = predictor or Predictor()
         self._device = model.items.id.weight.device
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
@@ -48,7 +56,8 @@ class Runner:
         """Score the candidates of a request. Raises DeadlineExceeded between encoding and scoring if it is too late."""
         began = time.monotonic()
         request = job.request
-        encoded = self._encode(job.log, request.recent_events)
+        recalled = job.recalled
+        encoded = self._encode(recalled, request.recent_events)
         if job.deadline is not None and time.monotonic() > job.deadline:
             raise DeadlineExceeded("the deadline passed while the history was being encoded")
         scoring = time.monotonic()
@@ -64,8 +73,8 @@ class Runner:
         top = best_first(scores, request.top_k)
         ended = time.monotonic()
         timings = Timings(
-            queue_us=_us(began - job.accepted),
-            state_us=_us(encoded.state_s),
+            queue_us=_us(began - job.queued),
+            state_us=_us(recalled.seconds + encoded.state_s),
             encode_us=_us(encoded.encode_s),
             score_us=_us(ended - scoring),
             total_us=_us(ended - job.accepted),
@@ -78,48 +87,62 @@ class Runner:
             model_version=self._version,
             cache=encoded.cache,
             timings=timings,
-            history_len=len(job.log),
+            history_len=len(recalled.history),
+            stale=recalled.stale,
             unknown=np.flatnonzero(rows == UNKNOWN_ROW).astype(np.uint32),
         )
 
     def prefill(self, job: PrefillJob) -> CacheInfo:
         """Bring a user's state up to date."""
-        return self._encode(job.log, no_events()).cache
+        return self._encode(job.recalled, no_events()).cache
 
-    def forget(self, user_id: str) -> None:
-        """Erase a user's states."""
-        self._store.forget(user_id)
+    def forget(self, user: bytes | None) -> None:
+        """Erase a user's states, or everybody's."""
+        if user is None:
+            self._store.clear()
+        else:
+            self._store.forget(user)
 
-    def _encode(self, log: History, recent: Events) -> Encoded:
-        """The state of the window of log and recent events. The log's part is kept in the store, the rest is not.
+    def _encode(self, recalled: Recalled, recent: Events) -> Encoded:
+        """The state of the window of history and recent events. The history's part is kept in the store, the rest is
+        not.
 
-        If the recent events move the window's start, the log's state is of no use to this request and left alone.
+        If the recent events move the window's start, the history's state is of no use to this request and left alone.
         """
         began = time.monotonic()
-        start = self._window_start(len(log) + len(recent))
-        shared = self._model.prefix_stable and start == self._window_start(len(log))
-        found = self._store.acquire(log, start) if shared else None
+        log = recalled.history
+        start = self._window_start(len(log) + len(recent), log.base)
+        shared = self._model.prefix_stable and start == self._window_start(len(log), log.base)
+        found = self._store.acquire(log, start, recalled.fetched) if shared else None
         looked_up = time.monotonic()
         state = found.state if found else empty_state(self._model.kv_shape())
         reused = state.num_tokens
         if shared:
             stop = found.stop if found else start
             if stop < len(log):
-                state = self._append(state, log.events[stop:])
+                state = self._append(state, log.since(stop))
                 self._store.put(log, start, state)
             state = self._append(state, recent)
         else:
-            state = self._append(state, np.concatenate([log.events[start:], recent[max(0, start - len(log)) :]]))
+            kept = log.since(start) if start < len(log) else no_events()
+            state = self._append(state, np.concatenate([kept, recent[max(0, start - len(log)) :]]))
         source = found.source if found else CacheSource.NONE
         cache = CacheInfo(source, reused, state.num_tokens - reused)
         return Encoded(state, cache, looked_up - began, time.monotonic() - looked_up)
 
-    def _window_start(self, history_len: int) -> int:
+    def _window_start(self, history_len: int, base: int) -> int:
+        """The window rule; a log that was cut for a model with a shorter window begins where it begins."""
         config = self._model.config
-        return window_start(history_len, config.max_history, config.window_chunk)
+        return max(base, window_start(history_len, config.max_history, config.window_chunk))
 
     def _append(self, state: KVState, events: Events) -> KVState:
-        return append(self._model, state, event_tokens(events, self._items, self._device)) if len(events) else state
+        if not len(events):
+            return state
+        began = time.monotonic()
+        longer = append(self._model, state, event_tokens(events, self._items, self._device))
+        new = longer.num_tokens - state.num_tokens
+        self._predictor.encode.observe(state.num_tokens, new, time.monotonic() - began)
+        return longer
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:
@@ -127,26 +150,6 @@ def best_first(scores: np.ndarray, top_k: int) -> Positions:
     if top_k == 0:
         return np.empty(0, dtype=np.uint32)
     return np.argsort(-scores, kind="stable")[:top_k].astype(np.uint32)
-
-
-def measure_microbatch(model: Ranker, sizes: tuple[int, ...] = (64, 128, 256, 512)) -> int:
-    """The fastest microbatch for this model on this machine, timed once on a full window of zeros."""
-    config = model.config
-    num_targets = 2 * max(sizes)
-    device = model.items.id.weight.device
-    zeros = torch.zeros(max(num_targets, config.max_history), dtype=torch.int64, device=device)
-    events = EventTokens(*(zeros[: config.max_history],) * 4)
-    targets = Targets(zeros[:num_targets], zeros[: len(config.context_features)])
-    state = prefill(model, events)
-    seconds = {}
-    for size in sizes:
-        best = float("inf")
-        for _ in range(4):
-            began = time.perf_counter()
-            score(model, state, targets, 0, size)
-            best = min(best, time.perf_counter() - began)
-        seconds[size] = best
-    return min(seconds, key=seconds.__getitem__)
 
 
 def _us(seconds: float) -> int:

@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from mfalcon.engine.job import Job
+from mfalcon.engine.job import ForgetJob, Job
 from mfalcon.errors import Overloaded, ShuttingDown
 
 
@@ -16,13 +16,18 @@ class Scheduler:
         self._changed = threading.Condition()
         self._closed = False
 
+    def check(self) -> None:
+        """Raise Overloaded when the queue is full, ShuttingDown after `close`."""
+        if self._closed:
+            raise ShuttingDown("the server is shutting down")
+        if len(self._jobs) >= self._queue_size:
+            raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
+
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises Overloaded when the queue is full, ShuttingDown after `close`."""
+        """Queue a job. Raises as `check` does; a job that erases is never too many."""
         with self._changed:
-            if self._closed:
-                raise ShuttingDown("the server is shutting down")
-            if len(self._jobs) >= self._queue_size:
-                raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
+            if self._closed or not isinstance(job, ForgetJob):
+                self.check()
             self._jobs.append(job)
             self._changed.notify()
 

@@ -1,105 +1,108 @@
-"""The event log, truth of the whole system: every user's acknowledged events, in order. In-process.
+"""A user's events at one moment, and how much of them a log keeps. Immutable: an append makes a longer history."""
 
-Lives on the event loop: each call is atomic because nothing in it awaits. Snapshots are views that stay as they are
-while the log grows.
-"""
-
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mfalcon.errors import InvalidInput, LengthMismatch
-from mfalcon.state.key import LINK_BYTES, chain, first_link
-from mfalcon.types import EVENT_DTYPE, Events, no_events
+from mfalcon.state.key import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, user_hash
+from mfalcon.types import Events, no_events
+from mfalcon.window import window_start
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A user's events at one moment, with the chained hash at every length.
+    """A user's history, whose events before `base` are trimmed, with its chained hash at any length from `base` on.
 
-    events: [n]. links: (n + 1) * LINK_BYTES bytes.
+    base: a multiple of CHAIN_BLOCK. events: [n - base]. links: the links at base, base + CHAIN_BLOCK, ...
+    generation: names one life of the user's log, from its first event to its deletion; empty for an empty history.
     """
 
     user_id: str
+    user: bytes
+    generation: bytes
+    base: int
     events: Events
-    links: memoryview
+    links: bytes
 
     def __len__(self) -> int:
-        return len(self.events)
+        """Events acknowledged, trimmed ones included."""
+        return self.base + len(self.events)
+
+    def since(self, first: int) -> Events:
+        """Events from position `first` on; first >= base."""
+        assert first >= self.base
+        return self.events[first - self.base :]
 
     def link(self, length: int) -> bytes:
-        """Chained hash of the first `length` events."""
-        return bytes(self.links[length * LINK_BYTES : (length + 1) * LINK_BYTES])
+        """Chained hash of the first `length` events, base <= length <= n."""
+        assert self.base <= length <= len(self)
+        block, rest = divmod(length - self.base, CHAIN_BLOCK)
+        link = self.links[block * LINK_BYTES : (block + 1) * LINK_BYTES]
+        return link_after(link, self.events[block * CHAIN_BLOCK :][:rest]) if rest else link
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the events and links."""
+        return self.events.nbytes + len(self.links)
+
+    def extended(self, events: Events) -> "History":
+        """This history and then these events."""
+        hashed = len(self.events) // CHAIN_BLOCK * CHAIN_BLOCK
+        longer = np.concatenate([self.events, events])
+        links = self.links + block_links(self.links[-LINK_BYTES:], longer[hashed:])
+        return replace(self, events=longer, links=links)
+
+    def trimmed(self, base: int) -> "History":
+        """Without the events before `base`, a multiple of CHAIN_BLOCK from the present base to the length."""
+        cut = base - self.base
+        links = self.links[cut // CHAIN_BLOCK * LINK_BYTES :]
+        return replace(self, base=base, events=self.events[cut:].copy(), links=links)
 
 
-def check_order(history: Events, events: Events, field: str) -> None:
+def no_history(user_id: str, generation: bytes = b"") -> History:
+    """The history of a user without events."""
+    user = user_hash(user_id)
+    return History(user_id, user, generation, 0, no_events(), user)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A history as it was at some moment since the call began; `stale` if the log could not be asked."""
+
+    history: History
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of a history a log keeps: what the model's window needs, and `slack` events more before it cuts.
+
+    slack: events; a cut rewrites the log, so it is made once per so many events.
+    """
+
+    max_history: int
+    window_chunk: int
+    slack: int
+
+    def keep(self, history: History) -> History:
+        """The history, cut if it is time: never behind the window's start."""
+        start = window_start(len(history), self.max_history, self.window_chunk)
+        needed = start // CHAIN_BLOCK * CHAIN_BLOCK
+        return history.trimmed(needed) if needed - history.base >= max(self.slack, 1) else history
+
+
+def check_order(history: History, events: Events, field: str) -> None:
     """Raise InvalidInput if the first new event is older than the last one of the history."""
-    if len(history) and len(events) and events["time_ms"][0] < history["time_ms"][-1]:
-        last = int(history["time_ms"][-1])
+    if len(history.events) and len(events) and events["time_ms"][0] < history.events["time_ms"][-1]:
+        last = int(history.events["time_ms"][-1])
         raise InvalidInput(
             f"{field}[0].time_ms", int(events["time_ms"][0]), f"at least {last}, the time of the last stored event"
         )
 
 
-class _UserLog:
-    """Arrays that double when full. A snapshot of the old array stays valid: nothing before `size` is ever
-    rewritten.
-    """
-
-    __slots__ = ("events", "links", "size")
-
-    def __init__(self, user_id: str) -> None:
-        self.size = 0
-        self.events = np.empty(16, dtype=EVENT_DTYPE)
-        self.links = np.empty(17 * LINK_BYTES, dtype=np.uint8)
-        self.links[:LINK_BYTES] = np.frombuffer(first_link(user_id), dtype=np.uint8)
-
-    def append(self, events: Events) -> None:
-        before, after = self.size, self.size + len(events)
-        if after > len(self.events):
-            capacity = max(after, 2 * len(self.events))
-            self.events = np.concatenate([self.events[:before], np.empty(capacity - before, dtype=EVENT_DTYPE)])
-            links = np.empty((capacity + 1) * LINK_BYTES, dtype=np.uint8)
-            links[: (before + 1) * LINK_BYTES] = self.links[: (before + 1) * LINK_BYTES]
-            self.links = links
-        last = self.links[before * LINK_BYTES : (before + 1) * LINK_BYTES].tobytes()
-        new = np.frombuffer(chain(last, events), dtype=np.uint8)
-        self.links[(before + 1) * LINK_BYTES : (after + 1) * LINK_BYTES] = new
-        self.events[before:after] = events
-        self.size = after
-
-
-class HistoryLog:
-    """All users' histories in memory."""
-
-    def __init__(self) -> None:
-        self._users: dict[str, _UserLog] = {}
-
-    def snapshot(self, user_id: str) -> History:
-        """The user's history now; empty for a user that is not known."""
-        log = self._users.get(user_id)
-        if log is None:
-            return History(user_id, no_events(), memoryview(first_link(user_id)))
-        links = log.links[: (log.size + 1) * LINK_BYTES]
-        return History(user_id, log.events[: log.size], links.data)
-
-    def append(self, user_id: str, events: Events, expected_len: int | None = None) -> int:
-        """Append all events or none; returns the new length.
-
-        Raises LengthMismatch if `expected_len` is given and is not the present length, InvalidInput if an event is
-        older than the log.
-        """
-        log = self._users.get(user_id) or _UserLog(user_id)
-        if expected_len is not None and expected_len != log.size:
-            raise LengthMismatch(expected_len, log.size)
-        check_order(log.events[: log.size], events, "events")
-        log.append(events)
-        self._users[user_id] = log
-        return log.size
-
-    def delete(self, user_id: str) -> None:
-        """Forget the user's events."""
-        self._users.pop(user_id, None)
-
-    def __len__(self) -> int:
-        return len(self._users)
+def check_append(history: History, events: Events, expected_len: int | None) -> None:
+    """Raise LengthMismatch if the history has another length than the caller knows, InvalidInput if time runs back."""
+    if expected_len is not None and expected_len != len(history):
+        raise LengthMismatch(expected_len, len(history))
+    check_order(history, events, "events")

@@ -30,42 +30,56 @@ class Entry(Generic[S]):
 
 
 class HostTier(Generic[S]):
-    """LRU by bytes. Owned by one thread."""
+    """LRU by bytes. Owned by one thread; `peek` may be called by any."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
-        self._entries: OrderedDict[str, Entry[S]] = OrderedDict()
+        self._entries: OrderedDict[bytes, Entry[S]] = OrderedDict()
         self.num_bytes = 0
         self.num_evicted = 0
 
-    def get(self, user_id: str) -> Entry[S] | None:
+    def get(self, user: bytes) -> Entry[S] | None:
         """The user's newest state, marked as used."""
-        entry = self._entries.get(user_id)
+        entry = self._entries.get(user)
         if entry is not None:
-            self._entries.move_to_end(user_id)
+            self._entries.move_to_end(user)
         return entry
 
-    def put(self, key: StateKey, state: S) -> None:
-        """Keep a state in place of the user's former one; evict others until the budget holds.
+    def peek(self, user: bytes) -> StateKey | None:
+        """What the user's state was made from, if there is one now."""
+        entry = self._entries.get(user)
+        return entry.key if entry is not None else None
 
-        A state larger than the whole budget is not kept.
+    def put(self, entry: Entry[S]) -> list[Entry[S]]:
+        """Keep a state in place of the user's former one; returns what had to go for it.
+
+        A state larger than the whole budget has to go itself.
         """
-        self.remove(key.user_id)
-        if state.num_bytes > self._budget:
-            self.num_evicted += 1
-            return
-        self._entries[key.user_id] = Entry(key, state)
-        self.num_bytes += state.num_bytes
+        user = entry.key.user
+        self.remove(user)
+        self._entries[user] = entry
+        self.num_bytes += entry.state.num_bytes
+        evicted = []
+        if entry.state.num_bytes > self._budget:
+            self.remove(user)
+            evicted.append(entry)
         while self.num_bytes > self._budget:
             _, oldest = self._entries.popitem(last=False)
             self.num_bytes -= oldest.state.num_bytes
-            self.num_evicted += 1
+            evicted.append(oldest)
+        self.num_evicted += len(evicted)
+        return evicted
 
-    def remove(self, user_id: str) -> None:
+    def remove(self, user: bytes) -> None:
         """Drop the user's state, if there is one."""
-        entry = self._entries.pop(user_id, None)
+        entry = self._entries.pop(user, None)
         if entry is not None:
             self.num_bytes -= entry.state.num_bytes
+
+    def clear(self) -> None:
+        """Drop every state."""
+        self._entries.clear()
+        self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -1,12 +1,47 @@
-"""The tiers of KV states as one. Today one tier, the host; the history decides what a state found in it is worth."""
+"""The tiers of KV states in this process as one; the history decides what a state found in them is worth.
 
+Lower tiers in other processes are asked before a job reaches the device (`engine/recall.py`): what they held comes in
+as `fetched`, and what is kept here is offered to them by `on_keep`.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
+from mfalcon.state.graves import Graves
 from mfalcon.state.history import History
-from mfalcon.state.host import HostTier, S
+from mfalcon.state.host import Entry, S
 from mfalcon.state.key import StateKey
 from mfalcon.types import CacheSource
+
+
+class Tier(Protocol[S]):
+    """A place for KV states, one per user. The device thread owns it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held."""
+        ...
+
+    def get(self, user: bytes) -> Entry[S] | None:
+        """The user's state, marked as used."""
+        ...
+
+    def peek(self, user: bytes) -> StateKey | None:
+        """What the user's state was made from; any thread may ask."""
+        ...
+
+    def put(self, entry: Entry[S]) -> list[Entry[S]]:
+        """Keep a state in place of the user's former one; returns what had to go for it."""
+        ...
+
+    def remove(self, user: bytes) -> None:
+        """Drop the user's state."""
+        ...
+
+    def clear(self) -> None:
+        """Drop every state."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,38 +54,92 @@ class Found(Generic[S]):
 
 
 class StateStore(Generic[S]):
-    """Finds the state that is an ancestor of a history, if there is one. Owned by the device thread."""
+    """Finds the state that is an ancestor of a history, if there is one. Owned by the device thread.
 
-    def __init__(self, fingerprint: str, budget_bytes: int) -> None:
+    tiers: the fastest first; what one evicts, the next one keeps. on_keep: told of each state kept, on the device
+    thread. graves: of whom nothing may be kept any more.
+    """
+
+    def __init__(
+        self,
+        fingerprint: str,
+        tiers: Sequence[tuple[CacheSource, Tier[S]]],
+        graves: Graves | None = None,
+        on_keep: Callable[[History, int, S], None] | None = None,
+    ) -> None:
         self._fingerprint = fingerprint
-        self._host: HostTier[S] = HostTier(budget_bytes)
+        self._tiers = tuple(tiers)
+        self._graves = graves or Graves()
+        self._on_keep = on_keep
 
-    def acquire(self, history: History, start: int) -> Found[S] | None:
-        """The state of a prefix of history[start:], verified by the chained hash; None on a miss.
+    def acquire(self, history: History, start: int, fetched: Entry[S] | None = None) -> Found[S] | None:
+        """The longest state of a prefix of history[start:], verified by the chained hash; None on a miss.
 
         A state that is no ancestor of the history, or whose window starts elsewhere, is a miss; the next `put`
-        replaces it.
+        replaces it. fetched: a state from another tier, kept here if it is the longer one.
         """
-        entry = self._host.get(history.user_id)
-        if entry is None:
+        best: tuple[CacheSource, Entry[S]] | None = None
+        for source, tier in self._tiers:
+            entry = tier.get(history.user)
+            if entry is not None and self._is_ancestor(entry.key, history, start) and _is_longer(entry, best):
+                best = source, entry
+        if fetched is not None and self._is_ancestor(fetched.key, history, start) and _is_longer(fetched, best):
+            best = CacheSource.REDIS, fetched
+        if best is None:
             return None
-        stop = entry.key.stop
-        if stop > len(history) or entry.key != self._key(history, start, stop):
-            return None
-        return Found(entry.state, stop, CacheSource.HOST)
+        source, entry = best
+        if source is not self._tiers[0][0]:
+            self._keep(history, entry)
+        return Found(entry.state, entry.key.stop, source)
+
+    def peek(self, history: History, start: int) -> int:
+        """Events of history[start:] that a state here covers, in any thread: a guess that `acquire` may not find."""
+        stops = (
+            key.stop
+            for _, tier in self._tiers
+            if (key := tier.peek(history.user)) is not None and self._is_ancestor(key, history, start)
+        )
+        return max(stops, default=start) - start
+
+    def holds(self, user: bytes) -> bool:
+        """Whether any tier has a state of the user, good or not; any thread may ask."""
+        return any(tier.peek(user) is not None for _, tier in self._tiers)
 
     def put(self, history: History, start: int, state: S) -> None:
-        """Keep the state of history[start:]."""
-        self._host.put(self._key(history, start, len(history)), state)
+        """Keep the state of history[start:], unless the user was forgotten since the history was read."""
+        self._keep(history, Entry(self.key(history, start, len(history)), state))
+        if self._on_keep is not None and history.generation not in self._graves:
+            self._on_keep(history, start, state)
 
-    def forget(self, user_id: str) -> None:
+    def forget(self, user: bytes) -> None:
         """Erase the user's state from every tier."""
-        self._host.remove(user_id)
+        for _, tier in self._tiers:
+            tier.remove(user)
+
+    def clear(self) -> None:
+        """Erase every state from every tier."""
+        for _, tier in self._tiers:
+            tier.clear()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes held by the host tier."""
-        return self._host.num_bytes
+        """Bytes held by all tiers."""
+        return sum(tier.num_bytes for _, tier in self._tiers)
 
-    def _key(self, history: History, start: int, stop: int) -> StateKey:
-        return StateKey(self._fingerprint, history.user_id, start, stop, history.link(stop))
+    def key(self, history: History, start: int, stop: int) -> StateKey:
+        """The key of the state of history[start:stop]."""
+        return StateKey(self._fingerprint, history.user, start, stop, history.link(stop))
+
+    def _is_ancestor(self, key: StateKey, history: History, start: int) -> bool:
+        return start <= key.stop <= len(history) and key == self.key(history, start, key.stop)
+
+    def _keep(self, history: History, entry: Entry[S]) -> None:
+        if history.generation in self._graves:
+            return
+        left = [entry]
+        for _, tier in self._tiers:
+            left = [evicted for arriving in left for evicted in tier.put(arriving)]
+
+
+def _is_longer(entry: Entry[S], best: tuple[CacheSource, Entry[S]] | None) -> bool:
+    return best is None or entry.key.stop > best[1].key.stop

@@ -11,6 +11,7 @@ import pytest
 import mfalcon.engine.engine
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.job import Job, RankJob
+from mfalcon.engine.recall import Recalled
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import (
     DeadlineExceeded,
@@ -20,10 +21,8 @@ from mfalcon.errors import (
     Overloaded,
     ShuttingDown,
 )
-from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
-from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
@@ -35,20 +34,7 @@ CONFIG = EngineConfig(threads=1, microbatch=16)
 
 
 @pytest.fixture
-def stores(monkeypatch: pytest.MonkeyPatch) -> list[StateStore[KVState]]:
-    """The stores of all engines that start in the test."""
-    made: list[StateStore[KVState]] = []
-
-    def make(fingerprint: str, budget_bytes: int) -> StateStore[KVState]:
-        made.append(StateStore(fingerprint, budget_bytes))
-        return made[-1]
-
-    monkeypatch.setattr(mfalcon.engine.engine, "StateStore", make)
-    return made
-
-
-@pytest.fixture
-async def engine(stores: list[StateStore[KVState]]) -> AsyncIterator[Engine]:
+async def engine() -> AsyncIterator[Engine]:
     engine = Engine(CHECKPOINT, CONFIG)
     engine.wait_ready(ANSWER_SECONDS)
     yield engine
@@ -201,10 +187,10 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
 async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Runner._encode
 
-    def fail_for_bob(self: Runner, log: object, seen: object) -> object:
-        if getattr(log, "user_id", "") == "bob":
+    def fail_for_bob(self: Runner, log: Recalled, seen: Events) -> object:
+        if log.history.user_id == "bob":
             raise RuntimeError("CUDA error: an illegal memory access")
-        return right(self, log, seen)  # type: ignore[arg-type]
+        return right(self, log, seen)
 
     monkeypatch.setattr(Runner, "_encode", fail_for_bob)
     works = [engine.rank(request("bob" if i % 3 == 1 else f"user-{i}"), None) for i in range(9)]
@@ -254,20 +240,18 @@ async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine:
     assert (await engine.rank(request(), None)).history_len == 0
 
 
-async def test_delete_forgets(engine: Engine, stores: list[StateStore[KVState]]) -> None:
+async def test_delete_forgets(engine: Engine) -> None:
     await engine.append_events("ann", random_events(20), None)
     await engine.rank(request(), None)
-    assert stores[0].num_bytes > 0
+    assert engine._store.num_bytes > 0
     await engine.delete_user("ann")
-    assert stores[0].num_bytes == 0
+    assert engine._store.num_bytes == 0
     result = await engine.rank(request(), None)
     assert result.cache == CacheInfo(CacheSource.NONE, 0, 0)
     assert_right(result, no_events(), request())
 
 
-async def test_work_in_flight_brings_nothing_back(
-    engine: Engine, stores: list[StateStore[KVState]], gate: Gate
-) -> None:
+async def test_work_in_flight_brings_nothing_back(engine: Engine, gate: Gate) -> None:
     history = random_events(20)
     await engine.append_events("ann", history, None)
     works = [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
@@ -280,20 +264,18 @@ async def test_work_in_flight_brings_nothing_back(
     assert not deleting.done()
     gate.open.set()
     await deleting
-    assert stores[0].num_bytes == 0
+    assert engine._store.num_bytes == 0
     for work in works:  # accepted before the deletion, answered with what they saw
         assert (await work).history_len == 20
-    assert stores[0].num_bytes == 0
+    assert engine._store.num_bytes == 0
     assert (await engine.rank(request(), None)).history_len == 0
 
 
-async def test_a_deletion_whose_caller_left_is_still_done(
-    engine: Engine, stores: list[StateStore[KVState]], gate: Gate
-) -> None:
+async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: Gate) -> None:
     """The history is gone at once; the state must not outlive it because the client hung up."""
     await engine.append_events("ann", random_events(20), None)
     await engine.prefill("ann", None)
-    assert stores[0].num_bytes > 0
+    assert engine._store.num_bytes > 0
     blocking = asyncio.create_task(engine.rank(request("bob"), None))
     await gate.wait_reached()
     deleting = asyncio.create_task(engine.delete_user("ann"))
@@ -303,7 +285,7 @@ async def test_a_deletion_whose_caller_left_is_still_done(
     gate.open.set()
     await blocking
     await engine.rank(request("bob"), None)
-    assert stores[0].num_bytes == 0
+    assert engine._store.num_bytes == 0
 
 
 async def test_shutdown_answers_everybody(gate: Gate) -> None:
@@ -362,7 +344,7 @@ def test_model_info() -> None:
 
 
 async def test_stress_every_request_is_answered_once_and_rightly(
-    engine: Engine, stores: list[StateStore[KVState]], monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """64 clients, 20 users, three seconds of rank, append, prefill and delete; each score against a cold forward."""
     num_clients, num_users, seconds = 64, 20, 3.0
@@ -376,23 +358,31 @@ async def test_stress_every_request_is_answered_once_and_rightly(
 
     jobs: list[Job] = []  # keeps them alive, so that no id is used twice
     monkeypatch.setattr(mfalcon.engine.engine, "_step", count)
-    truth: dict[str, Events] = {}
+    truth, leaving = dict[str, Events](), set[str]()
     checks: list[tuple[Events, RankRequest, RankResult]] = []
     stop, num_accepted = time.monotonic() + seconds, 0
+
+    async def delete(user_id: str) -> None:
+        leaving.add(user_id)
+        await engine.delete_user(user_id)
+        truth.pop(user_id, None)
+        leaving.remove(user_id)
 
     async def client(number: int) -> None:
         nonlocal num_accepted
         rng = np.random.default_rng(number)
         while time.monotonic() < stop:
             user_id = f"user-{rng.integers(num_users)}"
+            if user_id in leaving:  # until it is acknowledged, a deletion has happened or not
+                await asyncio.sleep(0)
+                continue
             known = truth.get(user_id, no_events())
             last = int(known["time_ms"][-1]) if len(known) else 10**12
             new = random_events(int(rng.integers(1, 6)), int(rng.integers(2**31)), last)
             num_accepted += 1
             match rng.integers(0, 20):
                 case 0:
-                    truth.pop(user_id, None)  # the log forgets in the same step of the loop
-                    await engine.delete_user(user_id)
+                    await delete(user_id)
                 case 1:
                     await engine.prefill(user_id, None)
                 case 2 | 3 | 4 | 5:
@@ -414,4 +404,4 @@ async def test_stress_every_request_is_answered_once_and_rightly(
     assert {result.cache.source for _, _, result in checks} == {CacheSource.NONE, CacheSource.HOST}
     for number in range(num_users):
         await engine.delete_user(f"user-{number}")
-    assert stores[0].num_bytes == 0
+    assert engine._store.num_bytes == 0

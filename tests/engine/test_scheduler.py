@@ -6,13 +6,14 @@ import time
 import pytest
 
 from mfalcon.engine.job import ForgetJob, Job, PrefillJob
+from mfalcon.engine.recall import Recalled
 from mfalcon.engine.scheduler import Scheduler
 from mfalcon.errors import Overloaded, ShuttingDown
-from mfalcon.state.history import HistoryLog
+from mfalcon.state.history import no_history
 
 
 def job(name: str = "ann") -> PrefillJob:
-    return PrefillJob(HistoryLog().snapshot(name), None)
+    return PrefillJob(Recalled(no_history(name)), None)
 
 
 def test_first_come_first_served() -> None:
@@ -36,11 +37,15 @@ def test_full() -> None:
     scheduler.submit(job())
 
 
-def test_a_flood_of_deletions_meets_the_bound_too() -> None:
+def test_a_job_that_erases_is_never_too_many() -> None:
+    """Its log is gone already; `check` refuses a deletion before that."""
     scheduler = Scheduler(1)
-    scheduler.submit(ForgetJob("ann"))
+    for user in (b"ann", b"bob"):
+        scheduler.submit(ForgetJob(user))
     with pytest.raises(Overloaded):
-        scheduler.submit(ForgetJob("bob"))
+        scheduler.check()
+    with pytest.raises(Overloaded):
+        scheduler.submit(job())
 
 
 def test_close_hands_back_what_is_queued_and_refuses_the_rest() -> None:
@@ -48,7 +53,7 @@ def test_close_hands_back_what_is_queued_and_refuses_the_rest() -> None:
     scheduler.submit(one)
     assert scheduler.close() == [one]
     assert scheduler.next_batch() == []
-    for late in (job(), ForgetJob("ann")):
+    for late in (job(), ForgetJob(b"ann")):
         with pytest.raises(ShuttingDown):
             scheduler.submit(late)
     assert scheduler.close() == []

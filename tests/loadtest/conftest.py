@@ -1,4 +1,4 @@
-"""The running server of tests/server, for the tools that are its clients."""
+"""The running server of tests/server, for the tools that are its clients, and real Redis for those that use it."""
 
 from collections.abc import AsyncIterator
 

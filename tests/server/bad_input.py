@@ -17,7 +17,8 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from mfalcon.engine.engine import Engine, EngineConfig
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
+from mfalcon.state.embedded_log import EmbeddedLog
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult, no_events
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
 from tests.small import small_checkpoint
@@ -422,10 +423,13 @@ class WatchedEngine(Engine):
 
     @property
     def num_users(self) -> int:
+        assert isinstance(self._log, EmbeddedLog)
         return len(self._log)
 
     def stored(self, user_id: str) -> Events:
-        return self._log.snapshot(user_id).events
+        assert isinstance(self._log, EmbeddedLog)
+        history = self._log._histories.get(user_id)
+        return no_events() if history is None else history.events
 
     async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
         self.num_ranks += 1

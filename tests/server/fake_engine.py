@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 
 from mfalcon.errors import LengthMismatch
-from mfalcon.state.history import check_order
+from mfalcon.state.history import check_order, no_history
 from mfalcon.types import (
     CacheInfo,
     CacheSource,
@@ -69,7 +69,7 @@ class FakeEngine:
         self.requests.append(request)
         self.deadlines.append(deadline)
         history = self._history(request.user_id)
-        check_order(history, request.recent_events, "recent_events")
+        check_order(no_history(request.user_id, b"fake").extended(history), request.recent_events, "recent_events")
         like = like_scores(request.candidates, len(history) + len(request.recent_events))
         unknown = (request.candidates < 1) | (request.candidates > NUM_KNOWN_ITEMS)
         return RankResult(
@@ -84,12 +84,17 @@ class FakeEngine:
             unknown=np.flatnonzero(unknown).astype(np.uint32),
         )
 
-    async def append_events(self, user_id: str, events: Events, expected_len: int | None) -> int:
+    async def start(self) -> None:
+        pass
+
+    async def append_events(
+        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
+    ) -> int:
         await self._pass_gate()
         history = self._history(user_id)
         if expected_len is not None and expected_len != len(history):
             raise LengthMismatch(expected_len, len(history))
-        check_order(history, events, "events")
+        check_order(no_history(user_id, b"fake").extended(history), events, "events")
         self.histories[user_id] = np.concatenate((history, events))
         return len(self.histories[user_id])
 
@@ -97,7 +102,7 @@ class FakeEngine:
         await self._pass_gate()
         return CacheInfo(CacheSource.NONE, 0, len(self._history(user_id)))
 
-    async def delete_user(self, user_id: str) -> None:
+    async def delete_user(self, user_id: str, deadline: float | None) -> None:
         await self._pass_gate()
         self.histories.pop(user_id, None)
 

@@ -33,8 +33,15 @@ def test_flags_over_environment_over_file_over_defaults(toml: Path, monkeypatch:
 
 
 def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_config(None, FLAGS | {"microbatch": 64, "model_name": "m"})
-    values = config.model_dump(mode="json")
+    optional = {
+        "model_name": "m",
+        "redis_url": "redis://:pw@h",
+        "redis_secret_file": "s",
+        "otlp_endpoint": "http://h:1",
+    }
+    config = load_config(None, {**FLAGS, "microbatch": 64, **optional})
+    values = config.model_dump(mode="json") | optional
+    assert None not in values.values()
     toml.write_text("\n".join(f"{name} = {value!r}" for name, value in values.items()))
     assert load_config(toml, {}).model_dump() == config.model_dump()
     toml.write_text("")
@@ -64,6 +71,9 @@ def test_settings_are_immutable() -> None:
         ({"max_user_id_bytes": 257}, "max_user_id_bytes: got 257, must be less than or equal to 256"),
         ({"max_candidates": 1_000_000}, "max_candidates: got 1000000, must be at most 524288"),
         ({"chekpoint": "x"}, "chekpoint: there is no such setting; did you mean checkpoint?"),
+        ({"event_log": "redis"}, "event_log: got redis, must be embedded or auto while redis_url is not given"),
+        ({"redis_secret_file": "s"}, "redis_secret_file: got a file, must not be given without redis_url"),
+        ({"redis_prefix": "a{b}"}, "redis_prefix: got 'a{b}'"),
         ({"grpc_port": -1, "http_port": -1}, "http_port: got -1"),
     ],
 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfalcon.state.host import HostTier
+from mfalcon.state.host import Entry, HostTier
 from mfalcon.state.key import StateKey
 
 BUDGET = 100
@@ -17,8 +17,8 @@ class Block:
     num_bytes: int
 
 
-def key(user_id: str, stop: int) -> StateKey:
-    return StateKey("f", user_id, 0, stop, b"")
+def entry_of(user_id: str, stop: int, size: int) -> Entry[Block]:
+    return Entry(StateKey("f", user_id.encode(), 0, stop, b""), Block(size))
 
 
 class Model:
@@ -28,15 +28,17 @@ class Model:
         self.entries: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self.evicted = 0
 
-    def put(self, user_id: str, stop: int, size: int) -> None:
+    def put(self, user_id: str, stop: int, size: int) -> list[str]:
         self.entries.pop(user_id, None)
         if size > BUDGET:
             self.evicted += 1
-            return
+            return [user_id]
         self.entries[user_id] = (stop, size)
+        evicted = []
         while self.num_bytes > BUDGET:
-            self.entries.popitem(last=False)
-            self.evicted += 1
+            evicted.append(self.entries.popitem(last=False)[0])
+        self.evicted += len(evicted)
+        return evicted
 
     @property
     def num_bytes(self) -> int:
@@ -57,25 +59,25 @@ def test_lru_by_bytes(plan: list[tuple[str, str, int]]) -> None:
     model = Model()
     for number, (what, user_id, size) in enumerate(plan):
         if what == "put":
-            tier.put(key(user_id, number), Block(size))
-            model.put(user_id, number, size)
+            evicted = [entry.key.user.decode() for entry in tier.put(entry_of(user_id, number, size))]
+            assert evicted == model.put(user_id, number, size)
         elif what == "get":
-            entry, expected = tier.get(user_id), model.entries.get(user_id)
+            entry, expected = tier.get(user_id.encode()), model.entries.get(user_id)
             assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
             if expected:
                 model.entries.move_to_end(user_id)
         else:
-            tier.remove(user_id)
+            tier.remove(user_id.encode())
             model.entries.pop(user_id, None)
         assert tier.num_bytes == model.num_bytes <= BUDGET
         assert len(tier) == len(model.entries)
         assert tier.num_evicted == model.evicted
     for user_id in "abcdef":
-        entry, expected = tier.get(user_id), model.entries.get(user_id)
+        entry, expected = tier.get(user_id.encode()), model.entries.get(user_id)
         assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
 
 
 def test_no_budget_keeps_nothing() -> None:
     tier: HostTier[Block] = HostTier(0)
-    tier.put(key("a", 1), Block(1))
+    assert len(tier.put(entry_of("a", 1, 1))) == 1
     assert len(tier) == tier.num_bytes == 0

@@ -1,0 +1,100 @@
+"""Several `mfalcon serve` processes on loopback, any of which can be killed and started again on its port."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from loadtest.redis_server import HOST, free_port
+from mfalcon.errors import EngineFailure
+
+_STOP_S = 30
+
+
+class Fleet:
+    """Servers of one checkpoint with the same flags; started on entry, killed on exit. For one thread at a time.
+
+    logs: a directory for what they write to standard error; nowhere if None.
+    """
+
+    def __init__(self, checkpoint: Path, num_servers: int, flags: tuple[str, ...], logs: Path | None = None) -> None:
+        self._command = [sys.executable, "-m", "mfalcon.cli", "serve", "--checkpoint", str(checkpoint)]
+        self._command += ["--http-port", "0", *flags]
+        self._logs = logs
+        # Ports that no outgoing connection is given: a server that was killed finds its own free again.
+        self._ports: list[int] = []
+        while len(self._ports) < num_servers:
+            port = free_port()
+            if port not in self._ports:
+                self._ports.append(port)
+        self._processes: list[subprocess.Popen[str]] = []
+        self._exited: list[str] = []
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """gRPC addresses of the servers; they stay while servers come and go."""
+        return tuple(f"{HOST}:{port}" for port in self._ports)
+
+    def __enter__(self) -> Self:
+        """Raises EngineFailure if a server does not start."""
+        try:
+            for number in range(len(self._ports)):
+                self._processes.append(self._spawn(number))
+            for process in self._processes:
+                _wait_ready(process)
+        except BaseException:
+            self._end_all()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._end_all()
+
+    def kill(self, number: int) -> None:
+        """End a server with SIGKILL."""
+        self._exited += self._exit_of(number)
+        _end(self._processes[number])
+
+    def start(self, number: int) -> None:
+        """Start a killed server on its port and wait until it is ready. Raises EngineFailure if it does not start."""
+        self._processes[number] = self._spawn(number)
+        _wait_ready(self._processes[number])
+
+    def exited(self) -> list[str]:
+        """The servers that ended by themselves, in words."""
+        return self._exited + [text for number in range(len(self._processes)) for text in self._exit_of(number)]
+
+    def _exit_of(self, number: int) -> list[str]:
+        code = self._processes[number].poll()
+        return [] if code is None else [f"the server on {self.targets[number]} exited with {code}"]
+
+    def _spawn(self, number: int) -> "subprocess.Popen[str]":
+        command = [*self._command, "--grpc-port", str(self._ports[number])]
+        if self._logs is None:
+            return _popen(command, subprocess.DEVNULL)
+        with (self._logs / f"server-{number}.log").open("a") as log:
+            return _popen(command, log)
+
+    def _end_all(self) -> None:
+        for process in self._processes:
+            _end(process)
+
+
+def _popen(command: list[str], stderr: IO[str] | int) -> "subprocess.Popen[str]":
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+
+
+def _wait_ready(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    if not process.stdout.readline().startswith("ready "):
+        raise EngineFailure(f"mfalcon serve did not start (exit code {process.wait(_STOP_S)})")
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.wait(_STOP_S)
+    if process.stdout is not None:
+        process.stdout.close()

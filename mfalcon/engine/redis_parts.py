@@ -1,0 +1,187 @@
+"""Everything of Redis that an engine owns, put together and kept alive: client, log, states, write-behind."""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mfalcon.errors import ConfigError, StorageUnavailable
+from mfalcon.kv import KVState
+from mfalcon.kv_codec import encode
+from mfalcon.models.base import Ranker
+from mfalcon.state.chunk import Layout, PayloadDtype
+from mfalcon.state.forgotten import Deletion, Forgotten
+from mfalcon.state.graves import Graves
+from mfalcon.state.history import Retention
+from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.redis_client import RedisClient, RedisSettings
+from mfalcon.state.redis_keys import Keys
+from mfalcon.state.redis_log import RedisLog
+from mfalcon.state.redis_states import RedisStates
+from mfalcon.state.redis_url import redacted
+from mfalcon.state.write_behind import WriteBehind
+
+_log = logging.getLogger(__name__)
+
+_UPKEEP_SECONDS = 0.5
+_DRAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class RedisOptions:
+    """holds_log: whether the event log is in Redis, or in this process. serve_stale: rank from the last verified copy
+    while the log in Redis cannot be asked. budget_bytes: of Redis' memory, past which no state is written; 0 for none.
+    """
+
+    client: RedisSettings
+    prefix: str = "mfalcon"
+    holds_log: bool = True
+    serve_stale: bool = False
+    log_cache_bytes: int = 256 << 20
+    state_dtype: PayloadDtype = PayloadDtype.BFLOAT16
+    ttl_s: float = 86_400.0
+    budget_bytes: int = 0
+    write_behind_bytes: int = 256 << 20
+    secret: bytes | None = None
+
+
+class RedisParts:
+    """Built before there is an event loop's work, started on it. on_deletion: another replica forgot a user, or None if
+    some deletions may have been missed.
+    """
+
+    def __init__(
+        self,
+        options: RedisOptions,
+        model: Ranker,
+        fingerprint: str,
+        retention: Retention,
+        graves: Graves,
+        metrics: StateMetrics,
+        on_deletion: Callable[[Deletion | None], None],
+    ) -> None:
+        self.options = options
+        self._metrics = metrics
+        self._on_deletion = on_deletion
+        self.client = RedisClient(options.client, metrics)
+        keys = Keys(options.prefix)
+        self.log: RedisLog | None = None
+        self.forgotten: Forgotten | None = None
+        if options.holds_log:
+            self.log = RedisLog(
+                self.client,
+                keys,
+                retention,
+                metrics,
+                cache_bytes=options.log_cache_bytes,
+                serve_stale=options.serve_stale,
+            )
+            self.forgotten = Forgotten(self.client, keys)
+        per_event = model.tokens_per_event
+        self.states = RedisStates(
+            self.client,
+            keys,
+            layout_of(model, fingerprint, options.state_dtype),
+            metrics,
+            ttl_s=options.ttl_s,
+            log_is_here=options.holds_log,
+            secret=options.secret,
+        )
+
+        def payload(state: KVState, first: int, stop: int) -> memoryview:
+            return encode(state, first * per_event, stop * per_event, options.state_dtype)
+
+        self.writes: WriteBehind[KVState] = WriteBehind(
+            self.states,
+            payload,
+            graves,
+            metrics,
+            budget_bytes=options.write_behind_bytes,
+            timeout_s=options.client.write_timeout_s,
+        )
+        self._kept_up_at = 0.0
+        self._is_safe: bool | None = None
+
+    async def start(self) -> None:
+        """Look at the server once, then probe and write in the background.
+
+        A Redis that is not there is no error: it is asked again until it is. ConfigError if it would evict the log.
+        """
+        try:
+            await self._check_server()
+        except StorageUnavailable as error:
+            _log.warning("%s: %s; going on without it", redacted(self.options.client.url), error)
+        self.writes.start()
+        self.client.start(self._keep_up)
+
+    async def forget(self, deletion: Deletion) -> None:
+        """Erase a user whose log has been erased: states here and in Redis; other replicas are told.
+
+        Raises StorageUnavailable.
+        """
+        await self.writes.forget(deletion.user)
+        await self.states.forget(deletion.user, self.options.client.write_timeout_s)
+        if self.forgotten is not None:
+            await self.forgotten.publish(deletion)
+
+    async def close(self) -> None:
+        """Write what waits, as far as that is quick, and close the connections."""
+        await self.writes.close(_DRAIN_SECONDS)
+        await self.client.close()
+
+    async def _keep_up(self) -> None:
+        """After an answered probe, twice a second: the server's settings once, its memory, deletions elsewhere."""
+        now = time.monotonic()
+        if now - self._kept_up_at < _UPKEEP_SECONDS:
+            return
+        self._kept_up_at = now
+        if self._is_safe is None:
+            try:
+                await self._check_server()
+            except ConfigError as error:
+                _log.error("%s", error)
+        if self.options.budget_bytes:
+            used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
+            self.writes.paused = sum(used) > self.options.budget_bytes
+        if self.forgotten is not None and self.log is not None:
+            deletions = await self.forgotten.poll()
+            if deletions is None:
+                self._on_deletion(None)
+                self.log.drop_all()
+            for deletion in deletions or ():
+                self.log.drop(deletion.user)
+                await self.writes.forget(deletion.user)
+                self._on_deletion(deletion)
+
+    async def _check_server(self) -> None:
+        """ConfigError if the event log is in a Redis that may evict it; a warning if a restart may lose it."""
+        if not self.options.holds_log:
+            self._is_safe = True
+            return
+        for memory in await self.client.info("memory"):
+            policy = str(memory["maxmemory_policy"])
+            if int(memory["maxmemory"]) and policy.startswith("allkeys-"):
+                self._is_safe = False
+                raise ConfigError(
+                    f"redis maxmemory-policy: got {policy}, which may evict the event log, must be volatile-lfu, "
+                    "another volatile-* or noeviction"
+                )
+        for persistence in await self.client.info("persistence"):
+            if not int(persistence["aof_enabled"]):
+                _log.warning("redis appendonly: got no; acknowledged events may be lost when Redis restarts")
+        self._is_safe = True
+
+
+def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype) -> Layout:
+    """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text."""
+    shape = model.kv_shape()
+    return Layout(
+        fingerprint=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest(),
+        tokens_per_event=model.tokens_per_event,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        qk_dim=shape.qk_dim,
+        v_dim=shape.v_dim,
+        dtype=dtype,
+    )

@@ -1,0 +1,214 @@
+"""What encoding, moving and waiting will cost, learned from what they have cost.
+
+A cost is speed * sum(shape[j] * feature[j]). The speed belongs to the moment: one number for all sizes, it follows a
+machine that drifts by 2-3x over minutes within a dozen observations. The shape, how sizes compare, belongs to the model
+and the machine and changes slowly. So one size seen today corrects every other, and a size not seen for an hour is not
+forgotten, which a plain exponentially weighted fit would do.
+"""
+
+import math
+import threading
+from dataclasses import dataclass
+from operator import mul
+
+_SPEED_GAIN = 0.15
+_CLIP = math.log(3)
+"""No observation counts as further than 3x from what was expected: 100x moves the speed by 3 ** 0.15 - 1 = 18%."""
+_SURPRISE = 0.3
+"""A residual (of the logarithm) beyond this speaks about the speed or an accident, less and less about the shape."""
+_LEARNING = 16
+"""The first observations find a prior that may be far off, so they may surprise more: the first 16 times as much."""
+_CELL_MEMORY = 32.0  # observations
+_SWEEPS = 5
+_RIDGE = 1e-3
+_LEAST = 1e-4
+"""Least share of its prior that a term keeps, so that no prediction is 0 and more work never costs less."""
+_FIRST_MARGIN = math.log(2)
+_MARGIN_STEP = 0.08
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected seconds, and the seconds that about 95 of 100 stay below."""
+
+    seconds: float
+    upper: float
+
+    def __add__(self, other: "Estimate") -> "Estimate":
+        """One after the other; the upper bounds add up, which is pessimistic."""
+        return Estimate(self.seconds + other.seconds, self.upper + other.upper)
+
+    def beside(self, other: "Estimate") -> "Estimate":
+        """Both at the same time: the later of the two."""
+        return Estimate(max(self.seconds, other.seconds), max(self.upper, other.upper))
+
+
+NOTHING = Estimate(0.0, 0.0)
+"""The cost of no work."""
+
+
+class _Cost:
+    """Speed and shape of one kind of work, fitted on relative error with non-negative coefficients.
+
+    Observations are averaged in cells of like size and every cell weighs about the same in the fit, so the sizes that
+    come most do not bend the rest. Until sizes differ, the prior says how the terms compare; its scale goes with the
+    first observation.
+
+    `observe` may be called from any thread: a lock orders the writers, whose sums span several statements. `predict`
+    takes no lock and never waits for a fit: what it reads is one immutable tuple, replaced as a whole.
+    """
+
+    def __init__(self, prior: tuple[float, ...], num_cells: int) -> None:
+        assert all(0 < term < math.inf for term in prior)
+        self._prior = prior
+        self._lock = threading.Lock()
+        self._log_speed = 0.0
+        self._margin = _FIRST_MARGIN
+        self._num_observed = 0
+        self._shape = [1.0] * len(prior)  # in units of the prior
+        nothing = (0.0,) * len(prior)
+        self._cells = [(0.0, nothing)] * num_cells  # weight, mean of (terms / seconds) at speed 1
+        # Normal equations of the fit over the cells; the ridge draws the shape to the prior.
+        self._gram = [[_RIDGE * (i == j) for j in range(len(prior))] for i in range(len(prior))]
+        self._moment = [_RIDGE] * len(prior)
+        self._published = (prior, math.exp(_FIRST_MARGIN))
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """Seconds per unit of each feature, at the present speed."""
+        return self._published[0]
+
+    def _predict(self, features: tuple[float, ...]) -> Estimate:
+        coefficients, margin = self._published
+        seconds = sum(map(mul, coefficients, features))
+        return Estimate(seconds, seconds * margin)
+
+    def _observe(self, features: tuple[float, ...], cell: int, seconds: float) -> None:
+        if not 0 < seconds < math.inf:  # a clock that stood still
+            return
+        with self._lock:
+            self._num_observed += 1
+            doubt = max(1.0, _LEARNING / self._num_observed)
+            residual = math.log(seconds / self._predict(features).seconds)
+            # Rises by 19 shares when exceeded and falls by 1 when not: at rest where 1 in 20 exceeds it.
+            self._margin = max(0.0, self._margin + _MARGIN_STEP * ((residual > self._margin) - 0.05))
+            residual = min(max(residual, -doubt * _CLIP), doubt * _CLIP)
+            step = residual * max(_SPEED_GAIN, 1 / self._num_observed)
+            self._log_speed += step
+            self._reshape(features, cell, residual - step, doubt * _SURPRISE)
+            speed = math.exp(self._log_speed)
+            coefficients = tuple(speed * share * term for share, term in zip(self._shape, self._prior, strict=True))
+            self._published = (coefficients, math.exp(self._margin))
+
+    def _reshape(self, features: tuple[float, ...], cell: int, residual: float, surprise: float) -> None:
+        """Average the observation into its cell; step to the least squares of (terms / seconds) @ shape - 1 there."""
+        trust = 1 / (1 + (residual / surprise) ** 2) ** 2
+        terms = tuple(map(mul, features, self._prior))
+        seconds = sum(map(mul, terms, self._shape)) * math.exp(residual)
+        old_weight, old = self._cells[cell]
+        weight = min(old_weight + trust, _CELL_MEMORY)
+        gain = trust / weight
+        new = tuple([mean + gain * (term / seconds - mean) for term, mean in zip(terms, old, strict=True)])
+        self._cells[cell] = weight, new
+        more, less = weight / (1 + weight), old_weight / (1 + old_weight)
+        for i, row in enumerate(self._gram):
+            plus, minus = more * new[i], less * old[i]
+            self._moment[i] += plus - minus
+            for j in range(len(row)):
+                row[j] += plus * new[j] - minus * old[j]
+        self._descend()
+
+    def _descend(self) -> None:
+        """Coordinate descent from the last solution: a few sweeps follow it, as one observation moves it little."""
+        shape, moment = self._shape, self._moment
+        for _ in range(_SWEEPS):
+            for i, row in enumerate(self._gram):
+                share = shape[i] + (moment[i] - sum(map(mul, row, shape))) / row[i]
+                shape[i] = share if share > _LEAST else _LEAST
+
+
+_NUM_LENGTHS = 18
+_NUM_PREFIXES = 10
+
+
+class EncodeCost(_Cost):
+    """Seconds of encoding `new` tokens after `prefix` tokens: a + b * new + d * prefix + c * new * (prefix + new / 2).
+
+    a is the call, b the linear layers, c the pairs of attention; d is what even one new token pays for the state before
+    it, which is read and often copied (without it one token after 3,000 is predicted a third too low). The default
+    prior is a model of 3 layers of width 256 on two CPU cores.
+    """
+
+    def __init__(
+        self,
+        call_seconds: float = 2e-3,
+        token_seconds: float = 3e-5,
+        prefix_seconds: float = 1e-6,
+        pair_seconds: float = 7e-8,
+    ) -> None:
+        super().__init__(
+            (call_seconds, token_seconds, prefix_seconds, pair_seconds), num_cells=_NUM_LENGTHS * _NUM_PREFIXES
+        )
+
+    def observe(self, prefix: int, new: int, seconds: float) -> None:
+        """Learn from one encoding. No tokens or no time: nothing to learn."""
+        if new > 0:
+            length = min(new.bit_length(), _NUM_LENGTHS) - 1
+            before = min((prefix.bit_length() + 1) // 2, _NUM_PREFIXES - 1)
+            self._observe(self._features(prefix, new), length * _NUM_PREFIXES + before, seconds)
+
+    def predict(self, prefix: int, new: int) -> Estimate:
+        """The cost of encoding `new` tokens after `prefix`; nothing for no tokens."""
+        return self._predict(self._features(prefix, new)) if new > 0 else NOTHING
+
+    @staticmethod
+    def _features(prefix: int, new: int) -> tuple[float, ...]:
+        return 1.0, float(new), float(prefix), new * (prefix + new / 2)
+
+
+class TransferCost(_Cost):
+    """Seconds of moving bytes out of a tier, or of decoding them: latency + bytes / bandwidth."""
+
+    def __init__(self, latency_seconds: float = 0.5e-3, bytes_per_second: float = 500e6) -> None:
+        super().__init__((latency_seconds, 1 / bytes_per_second), num_cells=48)
+
+    def observe(self, num_bytes: int, seconds: float) -> None:
+        """Learn from one transfer."""
+        self._observe((1.0, float(num_bytes)), min(num_bytes.bit_length(), 47), seconds)
+
+    def predict(self, num_bytes: int) -> Estimate:
+        """The cost of one transfer; of 0 bytes, the latency."""
+        return self._predict((1.0, float(num_bytes)))
+
+
+_STEP_GAIN = 0.02
+_STEP_CLIP = 15.0
+
+
+class QueueCost:
+    """Seconds that a job waits for the device behind others.
+
+    Unlike a cost of known size this needs the arithmetic mean of steps that differ by 50x (a hit beside a prefill), so
+    its memory is long (50 steps) and a step counts as at most 15 times the mean. Threads: as the other costs.
+    """
+
+    def __init__(self, step_seconds: float = 5e-3) -> None:
+        self._lock = threading.Lock()
+        self._num_observed = 0
+        self._published = (step_seconds, step_seconds**2)
+
+    def observe(self, seconds: float) -> None:
+        """Learn from what one job kept the device busy."""
+        if not 0 <= seconds < math.inf:
+            return
+        with self._lock:
+            mean, variance = self._published
+            self._num_observed += 1
+            gain = max(_STEP_GAIN, 1 / (1 + self._num_observed))  # the prior counts as one step
+            step = min(seconds, _STEP_CLIP * mean) - mean
+            self._published = (mean + gain * step, (1 - gain) * (variance + gain * step**2))
+
+    def predict(self, num_jobs: int) -> Estimate:
+        """The wait behind `num_jobs` jobs, the one on the device included."""
+        mean, variance = self._published
+        return Estimate(num_jobs * mean, num_jobs * mean + 1.65 * math.sqrt(num_jobs * variance))
