@@ -1,7 +1,8 @@
 """Redis as we use it: one round trip per call, bounded by the caller's time, never retried, refused while it is down.
 
-A call that times out is cancelled; redis-py (>= 4.5.5) then closes the connection, so no later call can read its
-reply. Lives on the event loop.
+A caller that gives up leaves its exchange behind: the exchange reads its reply to the end, or until the socket's own
+timeout, and only then frees its connection. Nobody else can read that reply, and nothing inside redis-py is ever
+cancelled: a cancel in the wrong place there keeps a connection for good. Lives on the event loop.
 """
 
 import asyncio
@@ -21,8 +22,8 @@ from redis.exceptions import (
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisClusterException,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import (
     ConnectionError as RedisConnectionError,
@@ -34,7 +35,7 @@ from redis.exceptions import (
 from mfalcon.errors import StorageUnavailable
 from mfalcon.state.breaker import Breaker
 from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.redis_url import AnyRedis, connect
+from mfalcon.state.redis_url import AnyRedis, connect, disconnect
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,10 @@ Command: TypeAlias = tuple[str | bytes | int, ...]
 Reply: TypeAlias = Any
 """What hiredis makes of RESP: bytes, int, None or a list of them."""
 
+ERRORS: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSError)
+"""What redis-py raises; TimeoutError is an OSError."""
+
+_SPARE_CONNECTIONS = 8
 FAILURES_TO_OPEN = 3
 PROBE_SECONDS = 0.2
 """Between two probes: an idle breaker opens after FAILURES_TO_OPEN of them and their timeouts, within 0.75 s."""
@@ -67,7 +72,11 @@ class RedisClient:
         self._metrics = metrics
         # The semaphore keeps us below the pools' limit: a full pool raises, we wait within the call's time.
         self._slots = asyncio.Semaphore(settings.max_connections)
-        self._redis: AnyRedis = connect(settings.url, settings.timeout_s, settings.max_connections + 8)
+        self._redis: AnyRedis = connect(
+            settings.url, settings.timeout_s, settings.write_timeout_s, settings.max_connections + _SPARE_CONNECTIONS
+        )
+        self._exchanges: set[asyncio.Task[list[Reply]]] = set()
+        self._pings: dict[str, asyncio.Future[object]] = {}
         self._breakers: dict[str, Breaker] = {}
         self._probe: asyncio.Task[None] | None = None
 
@@ -81,7 +90,10 @@ class RedisClient:
             self._probe.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._probe
-        await self._redis.aclose()
+        unfinished: set[asyncio.Future[Any]] = {*self._exchanges, *self._pings.values()}
+        if unfinished:
+            await asyncio.wait(unfinished)
+        await disconnect(self._redis)
 
     def available(self, key: str) -> bool:
         """False while the breaker of the key's node is open."""
@@ -100,10 +112,10 @@ class RedisClient:
         began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
-                replies = await self._send(commands)
+                replies = await self._begin(commands)
         except (TimeoutError, RedisTimeoutError) as error:
             raise self._failed(op, breaker, "timeout", f"no answer within {timeout_s * 1000:.0f} ms") from error
-        except (ResponseError, RedisError, OSError) as error:
+        except ERRORS as error:
             raise self._refused(op, breaker, error) from error
         breaker.succeeded()
         self._metrics.redis_seconds.labels(op).observe(time.monotonic() - began)
@@ -119,17 +131,30 @@ class RedisClient:
                 await client.initialize()
                 nodes = client.get_primaries()
                 return [await client.execute_command("INFO", section, target_nodes=node) for node in nodes]
-        except (TimeoutError, RedisError, OSError) as error:
+        except ERRORS as error:
             raise StorageUnavailable(f"Redis is unreachable: {error}") from error
 
-    async def _send(self, commands: Sequence[Command]) -> list[Reply]:
-        async with self._slots:
-            if len(commands) == 1:
-                return [await self._redis.execute_command(*commands[0])]
-            pipeline = self._redis.pipeline(transaction=False)
-            for command in commands:
-                pipeline.execute_command(*command)
-            return list(await pipeline.execute())
+    async def _begin(self, commands: Sequence[Command]) -> list[Reply]:
+        """Start an exchange and wait for it; it goes on when its caller does not."""
+        await self._slots.acquire()
+        exchange = asyncio.create_task(self._exchange(commands))
+        self._exchanges.add(exchange)
+        exchange.add_done_callback(self._ended)
+        return await asyncio.shield(exchange)
+
+    def _ended(self, exchange: "asyncio.Task[list[Reply]]") -> None:
+        self._exchanges.discard(exchange)
+        self._slots.release()
+        if not exchange.cancelled():
+            exchange.exception()  # its caller may be gone
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
+        if len(commands) == 1:
+            return [await self._redis.execute_command(*commands[0])]
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute())
 
     def _refused(self, op: str, breaker: Breaker, error: Exception) -> StorageUnavailable:
         """Count an error and decide whether the server as a whole is at fault, or this call alone."""
@@ -151,7 +176,7 @@ class RedisClient:
         if isinstance(self._redis, RedisCluster):
             try:
                 return self._redis.get_node_from_key(key).name  # type: ignore[union-attr]
-            except (RedisError, KeyError, AttributeError, IndexError):
+            except (RedisClusterException, AttributeError):
                 return ""  # the cluster's layout is not known yet
         return ""
 
@@ -193,13 +218,19 @@ class RedisClient:
         return all(await asyncio.gather(*(self._ping(node.name, ping(node)) for node in nodes)))
 
     async def _ping(self, node: str, ping: Callable[[], Awaitable[object]]) -> bool:
+        """Wait a little for an answer, to the last ping if it has none yet."""
         breaker = self._breaker(node)
-        try:
-            async with asyncio.timeout(self.settings.timeout_s):
-                await ping()
-        except (TimeoutError, RedisTimeoutError):
+        if node not in self._pings:
+            self._pings[node] = asyncio.ensure_future(ping())
+        pinging = self._pings[node]
+        done, _ = await asyncio.wait((pinging,), timeout=self.settings.timeout_s)
+        if not done:
             self._failed("probe", breaker, "timeout", "")
-        except (RedisError, OSError) as error:
+            return False
+        del self._pings[node]
+        try:
+            pinging.result()
+        except ERRORS as error:
             self._refused("probe", breaker, error)
         else:
             breaker.succeeded()

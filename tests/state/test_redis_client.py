@@ -1,0 +1,238 @@
+"""The client: every way to run Redis, cancels that leak nothing, a breaker that opens and closes by itself."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadtest.redis_server import RedisCluster, RedisSentinel, RedisServer
+from mfalcon.errors import ConfigError, StorageUnavailable
+from mfalcon.state.breaker import Breaker
+from mfalcon.state.history import Retention, no_history
+from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.redis_client import RedisClient, RedisSettings
+from mfalcon.state.redis_keys import Keys
+from mfalcon.state.redis_log import RedisLog
+from mfalcon.state.redis_url import connect, redacted
+from tests.redis_fixtures import OwnRedis
+from tests.small import random_events
+
+PATIENCE_S = 2.0  # a busy test machine is no frozen Redis
+KEYS = Keys("t")
+MakeClient = Callable[..., RedisClient]
+
+
+@pytest.fixture
+async def make_client() -> AsyncIterator[MakeClient]:
+    clients = []
+
+    def make(url: str, timeout_s: float = PATIENCE_S, max_connections: int = 32) -> RedisClient:
+        clients.append(RedisClient(RedisSettings(url, timeout_s, PATIENCE_S, max_connections), StateMetrics()))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+def key(user_id: str) -> str:
+    return KEYS.log(no_history(user_id).user)
+
+
+async def echo(client: RedisClient, user_id: str = "ann") -> None:
+    """Write and read back, one command and several."""
+    text = user_id.encode()
+    assert await client.call("test", key(user_id), [("SET", key(user_id), text)], PATIENCE_S) == [True]
+    (one,) = await client.call("test", key(user_id), [("GET", key(user_id))], PATIENCE_S)
+    many = await client.call("test", key(user_id), [("GET", key(user_id))] * 3, PATIENCE_S)
+    assert one == text and many == [text] * 3
+
+
+async def echo_at_last(client: RedisClient, user_id: str = "ann") -> None:
+    """Once the server, or what it is part of, is well again."""
+    for _ in range(100):
+        with contextlib.suppress(StorageUnavailable):
+            return await echo(client, user_id)
+        await asyncio.sleep(0.1)
+    await echo(client, user_id)
+
+
+async def test_a_unix_socket(own_redis: OwnRedis, make_client: MakeClient, tmp_path: Path) -> None:
+    own_redis(arguments=["--unixsocket", str(tmp_path / "s")])
+    await echo(make_client(f"unix://{tmp_path}/s"))
+
+
+async def test_tls(own_redis: OwnRedis, make_client: MakeClient) -> None:
+    await echo(make_client(own_redis(tls=True).url))
+
+
+async def test_an_acl_user(own_redis: OwnRedis, make_client: MakeClient) -> None:
+    server = own_redis()
+    server.command("ACL", "SETUSER", "ranker", "on", ">pw:/@", "~t:*", "+@all")
+    host = server.url.split("//")[1]
+    client = make_client(f"redis://ranker:pw%3A%2F%40@{host}")
+    await echo(client)
+    with pytest.raises(StorageUnavailable, match=r"refused \(permission\)"):
+        await client.call("test", key("ann"), [("GET", "elsewhere")], PATIENCE_S)
+    with pytest.raises(StorageUnavailable, match=r"unreachable \(auth\)"):
+        await echo(make_client(f"redis://ranker:wrong@{host}"))
+
+
+async def test_a_cluster_and_a_node_that_dies(redis_cluster: RedisCluster, make_client: MakeClient) -> None:
+    client = make_client(redis_cluster.url, 0.2)
+    users = [f"u{i}" for i in range(30)]
+    for user_id in users:
+        await echo(client, user_id)
+    client.start()
+    await asyncio.sleep(0.1)
+    nodes = {client._node(key(user_id)) for user_id in users}
+    assert len(nodes) == 3
+    dead = redis_cluster.servers[1]
+    dead.kill()
+    await asyncio.sleep(1.5)
+    fates = {}
+    for user_id in users:
+        began = time.monotonic()
+        try:
+            await echo(client, user_id)
+            fates[user_id] = True
+        except StorageUnavailable:
+            fates[user_id] = False
+        assert time.monotonic() - began < 1
+    of_the_dead = {user_id for user_id in users if str(dead.port) in client._node(key(user_id))}
+    assert of_the_dead and {user_id for user_id, fine in fates.items() if not fine} <= of_the_dead
+    assert any(fates.values())
+    assert not all(client.available(key(user_id)) for user_id in of_the_dead)
+    dead.start()
+    for user_id in users:
+        await echo_at_last(client, user_id)
+
+
+async def test_a_slot_that_moves(redis_cluster: RedisCluster, make_client: MakeClient) -> None:
+    client = make_client(redis_cluster.url)
+    await echo(client)
+    slot = redis_cluster.servers[0].command("CLUSTER", "KEYSLOT", key("ann"))
+    assert isinstance(slot, int)
+    owner = redis_cluster.owner(slot)
+    owner.command("DEL", key("ann"))
+    redis_cluster.move_slot(slot, next(server for server in redis_cluster.servers if server is not owner))
+    await echo(client)
+
+
+async def test_a_failover_of_sentinel(make_client: MakeClient) -> None:
+    with RedisSentinel() as sentinel:
+        client = make_client(sentinel.url)
+        await echo(client)
+        await asyncio.to_thread(sentinel.failover)
+        await echo_at_last(client)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("http://h", "got scheme 'http'"),
+        ("redis+sentinel://h:1", "must name the Sentinel service"),
+        ("redis+cluster://", "got no hosts"),
+        ("redis://h:x", "redis_url"),
+        ("redis://h?socket_read_size=many", "redis_url"),
+    ],
+)
+def test_bad_urls(url: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        connect(url, 1, 1, 1)
+
+
+def test_hiredis_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfalcon.state.redis_url.HIREDIS_AVAILABLE", False)
+    with pytest.raises(ConfigError, match="hiredis is not installed"):
+        connect("redis://h", 1, 1, 1)
+
+
+def test_no_credentials_in_logs() -> None:
+    assert redacted("rediss://me:secret@h:1/0?ssl_ca_certs=x") == "rediss://h:1/0"
+    assert redacted("redis+cluster://h:1,h:2") == "redis+cluster://h:1,h:2"
+
+
+async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
+    redis_server: RedisServer, make_client: MakeClient
+) -> None:
+    """Reads of many users' logs are given up at any moment of their life; every answer that comes is its own user's."""
+    client, limit = make_client(redis_server.url, max_connections=8), 8
+    log = RedisLog(client, KEYS, Retention(200, 64, 64), StateMetrics(), cache_bytes=0)
+    lengths = {f"u{i}": i + 1 for i in range(40)}
+    for user_id, length in lengths.items():
+        await log.append(user_id, random_events(length, length), 0, None)
+    rng = np.random.default_rng(0)
+    num_cancelled = num_answered = 0
+
+    async def ask(user_id: str) -> None:
+        nonlocal num_answered
+        history = (await log.read(user_id, PATIENCE_S)).history
+        assert history.user_id == user_id and len(history) == lengths[user_id]
+        assert history.events.tobytes() == random_events(lengths[user_id], lengths[user_id]).tobytes()
+        num_answered += 1
+
+    async def give_up() -> None:
+        nonlocal num_cancelled
+        while num_cancelled < 10_000:
+            task = asyncio.create_task(ask(f"u{rng.integers(40)}"))
+            for _ in range(rng.integers(0, 12)):
+                await asyncio.sleep(0)
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.random() * 0.002)
+            task.cancel()
+            outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+            assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+            num_cancelled += outcome is not None
+
+    await asyncio.gather(*(give_up() for _ in range(16)))
+    assert num_answered > 100
+    if client._exchanges:
+        await asyncio.wait(client._exchanges)
+    await asyncio.sleep(0)
+    assert client._slots._value == limit
+    pool = client._redis.connection_pool  # type: ignore[union-attr]
+    assert len(pool._in_use_connections) == 0
+    await asyncio.gather(*(ask(user_id) for user_id in lengths))
+    await asyncio.sleep(0.1)
+    connected = redis_server.text("CLIENT", "LIST").count("\n")
+    assert connected <= limit + 2
+
+
+async def test_a_frozen_server_opens_the_breaker_within_a_second_and_closes_it_again(
+    redis_server: RedisServer, make_client: MakeClient
+) -> None:
+    client = make_client(redis_server.url, 0.05)
+    client.start()
+    await echo(client)
+    redis_server.freeze()
+    began = time.monotonic()
+    while client.available(key("ann")):
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 1.5  # 0.75 s and what a busy machine adds
+    began = time.monotonic()
+    for _ in range(100):
+        with pytest.raises(StorageUnavailable, match="not tried"):
+            await client.call("test", key("ann"), [("PING",)], PATIENCE_S)
+    assert time.monotonic() - began < 0.5
+    redis_server.thaw()
+    while not client.available(key("ann")):
+        await asyncio.sleep(0.01)
+        assert time.monotonic() - began < 5
+    await echo(client)
+
+
+def test_the_breaker_counts_failures_in_a_row() -> None:
+    changes: list[bool] = []
+    breaker = Breaker(3, changes.append)
+    states = []
+    for answered in (False, False, True, False, False, False, False, True):
+        (breaker.succeeded if answered else breaker.failed)()
+        states.append(breaker.open)
+    assert states == [False, False, False, False, False, True, True, False]
+    assert changes == [True, False]
