@@ -10,9 +10,10 @@ import orjson
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry, make_asgi_app
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mfalcon.errors import (
@@ -136,7 +137,7 @@ def create_app(handler: Handler, max_body_bytes: int, registry: CollectorRegistr
     )
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler))
-    app.mount("/metrics", make_asgi_app(registry))
+    app.include_router(metrics_routes(registry))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     return app
 
@@ -156,6 +157,18 @@ def probe_routes(handler: Handler) -> APIRouter:
         if handler.ready:
             return json_response(bodies.dump({"status": "ready"}))
         return json_response(bodies.dump({"status": "not ready"}), status=503)
+
+    return router
+
+
+def metrics_routes(registry: CollectorRegistry) -> APIRouter:
+    """What Prometheus scrapes."""
+    router = APIRouter(tags=["probes"])
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters, gauges and histograms in Prometheus' text format."""
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -74,6 +74,7 @@ class Engine:
         self._graves = Graves()
         self._predictor = Predictor()
         self._host: HostTier[KVState] = HostTier(config.kv_budget_bytes)
+        self._evicted = 0
         model = checkpoint.model
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
         retention = Retention(model.config.max_history, model.config.window_chunk, config.log_slack)
@@ -206,6 +207,9 @@ class Engine:
         return await asyncio.wrap_future(future)
 
     def _count(self, cache: CacheInfo) -> None:
+        self._metrics.host_bytes.set(self._host.num_bytes)
+        self._metrics.host_evicted.inc(self._host.num_evicted - self._evicted)
+        self._evicted = self._host.num_evicted
         self._metrics.lookups.labels(cache.source.name.lower()).inc()
         self._metrics.tokens.labels("reused").inc(cache.reused_tokens)
         self._metrics.tokens.labels("encoded").inc(cache.encoded_tokens)
@@ -214,7 +218,7 @@ class Engine:
         model, redis = self._checkpoint.model, self._redis
         lower = None
         if redis is not None and model.prefix_stable:
-            lower = LowerTier(redis.states, redis.writes, model.kv_shape())
+            lower = LowerTier(redis.states, redis.writes, model.kv_shape(), redis.workers)
         return Recall(
             self._log,
             self._store,

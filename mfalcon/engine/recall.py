@@ -3,9 +3,9 @@ Redis if that is the cheaper way. The device thread never waits for a network.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,11 +78,12 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class LowerTier:
-    """Redis as a tier of states: reads, write-behind, and what a fetched payload becomes."""
+    """Redis as a tier of states: reads, write-behind, what a payload becomes, and the threads that make it that."""
 
     states: RedisStates
     writes: WriteBehind[KVState]
     shape: KVShape
+    workers: Executor
 
 
 class Recall:
@@ -111,6 +112,8 @@ class Recall:
         self._guess = guess
         self._coverage = Coverage()
         self._usual_events = 0.0
+        self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
+        self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry[KVState] | None]] = {}
 
     async def open(self, user_id: str, deadline: float | None) -> Recalled:
         """The user's history, verified, and perhaps a state of it. Raises StorageUnavailable without a history.
@@ -119,13 +122,9 @@ class Recall:
         state cannot delay the log.
         """
         began = time.monotonic()
-        guessed = self._guess_fetch(user_id, deadline)
-        try:
-            reading = await self._log.read(user_id, self._patience(deadline))
-            fetched, decision = await self._fetch(reading.history, deadline, guessed)
-        finally:
-            if guessed is not None and not guessed.done():
-                guessed.cancel()
+        self._guess_fetch(user_id, deadline)
+        reading = await self._log.read(user_id, self._patience(deadline))
+        fetched, decision = await self._fetch(reading.history, deadline)
         return Recalled(reading.history, reading.stale, fetched, decision, time.monotonic() - began)
 
     def _patience(self, deadline: float | None) -> float:
@@ -134,70 +133,95 @@ class Recall:
             return self._longest_wait_s
         return min(self._longest_wait_s, max(SHORTEST_WAIT_S, _WAIT_SHARE * (deadline - time.monotonic())))
 
-    def _guess_fetch(self, user_id: str, deadline: float | None) -> "asyncio.Task[tuple[list[Reply], float]] | None":
+    def _guess_fetch(self, user_id: str, deadline: float | None) -> None:
         """Begin to fetch before the history is known, if that is likely to be the decision."""
-        if self._lower is None or not self._guess:
-            return None
-        user, layout = user_hash(user_id), self._lower.states.layout
+        if self._lower is None or not self._guess or not self._usual_events:
+            return
+        user, states = user_hash(user_id), self._lower.states
         num_events = round(self._usual_events)
-        num_tokens = num_events * layout.tokens_per_event
-        if not num_events or self._store.holds(user) or not self._lower.states.available(user):
-            return None
-        if not self._predictor.expected_fetch_wins(num_tokens, layout.payload_bytes(num_events)):
-            return None
-        num_chunks = min(_MOST_GUESSED_CHUNKS, self._lower.states.num_chunks(2 * num_events))
-        return asyncio.create_task(self._ask(user, num_chunks, self._patience(deadline)))
+        num_tokens, num_bytes = num_events * states.layout.tokens_per_event, states.layout.payload_bytes(num_events)
+        if self._store.holds(user) or not states.available(user):
+            return
+        if self._predictor.expected_fetch_wins(num_tokens, num_bytes):
+            num_chunks = min(_MOST_GUESSED_CHUNKS, states.num_chunks(2 * num_events))
+            self._ask(user, num_chunks, self._patience(deadline))
 
-    async def _ask(self, user: bytes, num_chunks: int, timeout_s: float) -> tuple[list[Reply], float]:
-        """Chunks as they are, none if Redis cannot be asked, and the seconds it took."""
+    def _ask(self, user: bytes, num_chunks: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
+        """The user's first chunks as they are; requests of one user that come together share the answer."""
+        asking = self._asking.get(user)
+        if asking is None or asking.done():
+            asking = asyncio.create_task(self._read_chunks(user, num_chunks, timeout_s))
+            self._asking[user] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(user, None))
+        return asking
+
+    async def _read_chunks(self, user: bytes, num_chunks: int, timeout_s: float) -> list[Reply]:
+        """Chunks as they are; none if Redis cannot be asked."""
         assert self._lower is not None
         began = time.monotonic()
-        with contextlib.suppress(StorageUnavailable):
+        try:
             values = await self._lower.states.fetch(user, num_chunks, timeout_s)
-            seconds = time.monotonic() - began
-            self._predictor.fetch.observe(sum(len(value) for value in values if value is not None), seconds)
-            return values, seconds
-        return [], time.monotonic() - began
+        except StorageUnavailable:
+            return []
+        num_bytes = sum(len(value) for value in values if value is not None)
+        self._predictor.fetch.observe(num_bytes, time.monotonic() - began)
+        return values
 
-    async def _fetch(
-        self, history: History, deadline: float | None, guessed: "asyncio.Task[tuple[list[Reply], float]] | None"
-    ) -> tuple[Entry[KVState] | None, Decision | None]:
+    async def _fetch(self, history: History, deadline: float | None) -> tuple[Entry[KVState] | None, Decision | None]:
         """The decision, and what a fetch brought."""
         if self._lower is None:
             return None, None
-        states = self._lower.states
         start = max(self._window_start(len(history)), history.base)
         num_events, num_on_host = len(history) - start, self._store.peek(history, start)
         if num_events == num_on_host:
             return None, None
         self._usual_events = 0.9 * self._usual_events + 0.1 * num_events if self._usual_events else num_events
-        per_event, covered = states.layout.tokens_per_event, round(self._coverage.fraction * num_events)
-        decision = self._predictor.decide(
+        decision = self._decide(history.user, num_events, num_on_host, deadline)
+        self._metrics.decisions.labels(decision.choice, decision.reason).inc()
+        if decision.choice == "recompute":
+            return None, decision
+        key = history.user, history.link(len(history))
+        bringing = self._bringing.get(key)
+        if bringing is None:
+            bringing = asyncio.create_task(self._bring(history, start, self._patience(deadline)))
+            self._bringing[key] = bringing
+            bringing.add_done_callback(lambda _: self._bringing.pop(key, None))
+        return await asyncio.shield(bringing), decision
+
+    def _decide(self, user: bytes, num_events: int, num_on_host: int, deadline: float | None) -> Decision:
+        assert self._lower is not None
+        states, covered = self._lower.states, round(self._coverage.fraction * num_events)
+        per_event = states.layout.tokens_per_event
+        return self._predictor.decide(
             Situation(
                 history_tokens=num_events * per_event,
                 host_tokens=num_on_host * per_event,
-                redis_tokens=covered * per_event if states.available(history.user) else None,
+                redis_tokens=covered * per_event if states.available(user) else None,
                 fetch_bytes=states.layout.payload_bytes(covered),
                 queued_jobs=self._num_queued(),
                 time_left=None if deadline is None else deadline - time.monotonic(),
             )
         )
-        self._metrics.decisions.labels(decision.choice, decision.reason).inc()
-        if decision.choice == "recompute":
-            return None, decision
-        wanted = states.num_chunks(num_events)
-        if guessed is not None:
-            values, _ = await guessed
-        else:
-            values, _ = await self._ask(history.user, wanted, self._patience(deadline))
-        entry = await asyncio.to_thread(self._decode, values[:wanted], history, start) if values else None
+
+    async def _bring(self, history: History, start: int, timeout_s: float) -> Entry[KVState] | None:
+        """What Redis holds of history[start:], as a state; requests for the same history share one."""
+        assert self._lower is not None
+        lower = self._lower
+        wanted = lower.states.num_chunks(len(history) - start)
+        values = await asyncio.shield(self._ask(history.user, wanted, timeout_s))
+        if 0 < len(values) < wanted and values[-1] is not None:  # the guess asked for too little
+            values = await asyncio.shield(self._ask(history.user, wanted, timeout_s))
+        entry = None
+        if any(value is not None for value in values[:1]):
+            loop = asyncio.get_running_loop()
+            entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
         stop = entry.key.stop if entry is not None else start
-        self._coverage.observe((stop - start) / num_events)
+        self._coverage.observe((stop - start) / (len(history) - start))
         if entry is not None:
-            self._lower.writes.stored(history, start, stop)
+            lower.writes.stored(history, start, stop)
             if stop == len(history):
-                self._lower.writes.offer(history, start, entry.state)  # nothing to write: its chunks live on
-        return entry, decision
+                lower.writes.offer(history, start, entry.state)  # nothing to write: its chunks live on
+        return entry
 
     def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
         """A state from the good chunks, in a worker thread."""

@@ -4,7 +4,10 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+
+import torch
 
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.kv import KVState
@@ -65,6 +68,7 @@ class RedisParts:
         self._metrics = metrics
         self._on_deletion = on_deletion
         self.client = RedisClient(options.client, metrics)
+        self.workers = codec_workers()
         keys = Keys(options.prefix)
         self.log: RedisLog | None = None
         self.forgotten: Forgotten | None = None
@@ -97,6 +101,7 @@ class RedisParts:
             payload,
             graves,
             metrics,
+            self.workers,
             budget_bytes=options.write_behind_bytes,
             timeout_s=options.client.write_timeout_s,
         )
@@ -129,6 +134,7 @@ class RedisParts:
         """Write what waits, as far as that is quick, and close the connections."""
         await self.writes.close(_DRAIN_SECONDS)
         await self.client.close()
+        self.workers.shutdown()
 
     async def _keep_up(self) -> None:
         """After an answered probe, twice a second: the server's settings once, its memory, deletions elsewhere."""
@@ -145,14 +151,18 @@ class RedisParts:
             used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
             self.writes.paused = sum(used) > self.options.budget_bytes
         if self.forgotten is not None and self.log is not None:
-            deletions = await self.forgotten.poll()
-            if deletions is None:
-                self._on_deletion(None)
-                self.log.drop_all()
-            for deletion in deletions or ():
-                self.log.drop(deletion.user)
-                await self.writes.forget(deletion.user)
-                self._on_deletion(deletion)
+            await self._follow(self.forgotten, self.log)
+
+    async def _follow(self, forgotten: Forgotten, log: RedisLog) -> None:
+        """Forget here whom another replica has deleted."""
+        deletions = await forgotten.poll()
+        if deletions is None:
+            log.drop_all()
+            self._on_deletion(None)
+        for deletion in deletions or ():
+            log.drop(deletion.user)
+            self._on_deletion(deletion)
+            await self.writes.forget(deletion.user)
 
     async def _check_server(self) -> None:
         """ConfigError if the event log is in a Redis that may evict it; a warning if a restart may lose it."""
@@ -171,6 +181,11 @@ class RedisParts:
             if not int(persistence["aof_enabled"]):
                 _log.warning("redis appendonly: got no; acknowledged events may be lost when Redis restarts")
         self._is_safe = True
+
+
+def codec_workers() -> ThreadPoolExecutor:
+    """Threads that turn states into payloads and back. One torch thread each: the cores belong to the device thread."""
+    return ThreadPoolExecutor(2, "mfalcon-codec", torch.set_num_threads, (1,))
 
 
 def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype) -> Layout:

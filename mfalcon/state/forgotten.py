@@ -54,15 +54,16 @@ class Forgotten:
             self._last = f"{int(seconds) * 1000 + int(microseconds) // 1000}"
             self._followed_at = now
             return None if missed else []
-        command = ("XRANGE", self._key, f"({self._last}", "+", "COUNT", _PAGE)
-        entries = await self._call(command, self._client.settings.timeout_s)
-        self._followed_at = now
-        deletions = []
-        for entry_id, fields in entries:
-            self._last = entry_id.decode()
-            values = fields if isinstance(fields, dict) else dict(zip(fields[::2], fields[1::2], strict=True))
-            deletions.append(Deletion(values[b"user"], values[b"generation"]))
-        return deletions
+        deletions: list[Deletion] = []
+        while True:
+            command = ("XRANGE", self._key, f"({self._last}", "+", "COUNT", _PAGE)
+            entries = await self._call(command, self._client.settings.timeout_s)
+            for entry_id, fields in entries:
+                self._last = entry_id.decode()
+                deletions.append(Deletion(fields[b"user"], fields[b"generation"]))
+            if len(entries) < _PAGE:
+                self._followed_at = now
+                return deletions
 
     async def _call(self, command: Command, timeout_s: float) -> Reply:
         (reply,) = await self._client.call("forgotten", self._key, [command], timeout_s)

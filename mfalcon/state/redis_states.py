@@ -126,8 +126,7 @@ class RedisStates:
     async def forget(self, user: bytes, timeout_s: float) -> None:
         """Erase the user's chunks, of every model. Raises StorageUnavailable."""
         index, log = self._keys.index(user), self._keys.log(user)
-        (flat,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
-        written = dict(flat) if isinstance(flat, dict) else dict(zip(flat[::2], flat[1::2], strict=True))
+        (written,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
         names = [self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))]
         await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)
 

@@ -9,6 +9,7 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Generic
 
@@ -46,7 +47,7 @@ class _Stored:
 class WriteBehind(Generic[S]):
     """Writes what it is offered when it can. Lives on the event loop, but `offer` may be called by any thread.
 
-    encode: (state, first event, last event) of the window -> payload; runs in a worker thread. budget_bytes: of states
+    encode: (state, first event, last event) of the window -> payload; runs in one of `workers`. budget_bytes: of states
     that may wait.
     """
 
@@ -56,6 +57,7 @@ class WriteBehind(Generic[S]):
         encode: Callable[[S, int, int], memoryview],
         graves: Graves,
         metrics: StateMetrics,
+        workers: Executor,
         *,
         budget_bytes: int,
         timeout_s: float,
@@ -64,6 +66,7 @@ class WriteBehind(Generic[S]):
         self._encode = encode
         self._graves = graves
         self._metrics = metrics
+        self._workers = workers
         self._budget = budget_bytes
         self._timeout_s = timeout_s
         self._waiting: OrderedDict[bytes, _Waiting[S]] = OrderedDict()
@@ -177,7 +180,8 @@ class WriteBehind(Generic[S]):
                 if history.generation in self._graves:
                     return "forgotten"
                 first, stop = start + number * size, min(start + (number + 1) * size, len(history))
-                chunk = await asyncio.to_thread(self._chunk, waiting, first, stop)
+                running = asyncio.get_running_loop()
+                chunk = await running.run_in_executor(self._workers, self._chunk, waiting, first, stop)
                 if not await self._states.write(history, number, chunk, self._timeout_s):
                     self._stored.pop(history.user, None)
                     return "forgotten"

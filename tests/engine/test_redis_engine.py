@@ -518,3 +518,14 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
     assert choices == [1]
     assert value(engine._metrics, "mfalcon_state_lookups_total", source="host") == 1
     assert value(engine._metrics, "mfalcon_state_tokens_total", how="reused") == 20
+
+
+@pytest.mark.usefixtures("always_fetch")
+async def test_requests_that_come_together_fetch_once(replica: StartReplica) -> None:
+    one, two, events = await replica(), await replica(), random_events(20)
+    await one.append_events("ann", events, 0)
+    await rank(one, events)
+    await settle(one)
+    results = await asyncio.gather(*(rank(two, events) for _ in range(10)))
+    assert {result.cache.encoded_tokens for result in results} == {0}
+    assert value(two._metrics, "mfalcon_redis_seconds_count", op="chunks_read") == 1

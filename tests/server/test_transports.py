@@ -190,6 +190,7 @@ async def test_openapi_is_complete(running: Running) -> None:
         ("get", "/v1/model"),
         ("get", "/livez"),
         ("get", "/readyz"),
+        ("get", "/metrics"),
     }
     rank = schema["paths"]["/v1/rank"]["post"]
     assert rank["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankBody")
@@ -200,3 +201,9 @@ async def test_openapi_is_complete(running: Running) -> None:
         (example,) = schema["components"]["schemas"][name]["examples"]
         getattr(bodies, name).model_validate(example)
     assert (await running.http.get("/docs")).status_code == 200
+
+
+async def test_metrics_are_what_prometheus_reads(running: Running) -> None:
+    answer = await running.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
