@@ -195,8 +195,10 @@ class Engine:
         self._metrics.forgotten.labels("us").inc()
 
     def _forget_everywhere_here(self, deletion: Deletion | None) -> None:
-        """Another replica deleted a user, or (None) may have deleted any."""
+        """A user was deleted somewhere, or (None) any may have been; of ours we hear a second time."""
         if deletion is not None:
+            if deletion.generation in self._graves:
+                return
             self._graves.add(deletion.generation)
         with contextlib.suppress(ShuttingDown):
             self._scheduler.submit(ForgetJob(None if deletion is None else deletion.user))

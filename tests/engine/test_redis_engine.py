@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import mfalcon.engine.engine
-from loadtest.redis_server import RedisServer
+from loadtest.redis_server import RedisCluster, RedisServer
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError, LengthMismatch, StorageUnavailable
@@ -529,3 +529,31 @@ async def test_requests_that_come_together_fetch_once(replica: StartReplica) -> 
     results = await asyncio.gather(*(rank(two, events) for _ in range(10)))
     assert {result.cache.encoded_tokens for result in results} == {0}
     assert value(two._metrics, "mfalcon_redis_seconds_count", op="chunks_read") == 1
+
+
+@pytest.mark.usefixtures("always_fetch")
+async def test_replicas_on_a_cluster(replica: StartReplica, redis_cluster: RedisCluster) -> None:
+    one, two = await replica(url=redis_cluster.url), await replica(url=redis_cluster.url)
+    events, users = random_events(20), [f"u{i}" for i in range(12)]
+    for user_id in users:
+        await one.append_events(user_id, events, 0)
+        await rank(one, events, user_id)
+    await settle(one)
+    for user_id in users:
+        assert (await rank(two, events, user_id)).cache == CacheInfo(REDIS, 20, 0)
+    sizes = [server.command("DBSIZE") for server in redis_cluster.servers]
+    assert all(isinstance(size, int) and size > 0 for size in sizes)
+    for user_id in users:
+        await two.delete_user(user_id)
+    for server in redis_cluster.servers:
+        left = server.command("KEYS", "*{*")
+        assert left == []
+
+
+async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster: RedisCluster) -> None:
+    engine, events = await replica(url=redis_cluster.url, budget_bytes=1), random_events(20)
+    await asyncio.sleep(0.3)
+    await engine.append_events("ann", events, 0)
+    await rank(engine, events)
+    await settle(engine)
+    assert value(engine._metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1

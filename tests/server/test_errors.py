@@ -38,6 +38,7 @@ def test_both_tables_cover_what_an_engine_raises() -> None:
         (errors.Overloaded("the queue holds 8 requests, must be at most 8"), "RESOURCE_EXHAUSTED", 429),
         (errors.DeadlineExceeded("no time left"), "DEADLINE_EXCEEDED", 504),
         (errors.ShuttingDown("closing"), "UNAVAILABLE", 503),
+        (errors.StorageUnavailable("Redis is unreachable"), "UNAVAILABLE", 503),
         (errors.EngineFailure("the step failed"), "INTERNAL", 500),
         (errors.LengthMismatch(3, 4), "FAILED_PRECONDITION", 409),
     ],
