@@ -52,7 +52,8 @@ class Chaos:
         with channels(self._targets) as stubs:
             faults = _Work(lambda: self._faults.update(inject(lift) if inject else ()))
             senders = [_Work(partial(client.send, stubs, stop)) for client in self._clients]
-            time.sleep(options.seconds)
+            faults.join(stop)  # where a fault cannot be lifted, this ends the run at once
+            time.sleep(max(0.0, stop - time.monotonic()))
             lift.set()
             faults.join(stop + options.settle_s)
             _join_all(senders, stop + options.settle_s + _UNANSWERED_S)

@@ -51,14 +51,17 @@ class User:
 class Records:
     """What a client got. answers: one for each answered Rank, with the length that it should have seen.
 
-    lengths: the length that each says it has seen. sources: by tier. appends: by `Written`.
-    lost, unresolved: writes that went wrong, in words.
+    lengths: the length that each says it has seen. sources: by tier. stale: those that say they may be outdated.
+    appends: by `Written`. lost, unresolved: writes that went wrong, in words. calls: of the trace. last_calls: those
+    that ask for every user in the end, as fast as they are answered.
     """
 
     calls: CallLog = field(default_factory=CallLog)
+    last_calls: CallLog = field(default_factory=CallLog)
     answers: list[Answer] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     sources: Counter[str] = field(default_factory=Counter)
+    stale: int = 0
     appends: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     unresolved: list[str] = field(default_factory=list)
@@ -99,7 +102,7 @@ class ChaosClient:
         """Rank each user of the trace on each replica, again and again until it is answered."""
         candidates = self._rng.choice(self._item_ids, self._options.num_candidates)
         for number, stub in enumerate(stubs):
-            replica = Replicas([stub], self._rng, self._options.deadline_s, self.records.calls)
+            replica = Replicas([stub], self._rng, self._options.deadline_s, self.records.last_calls)
             for user in self._users:
                 keep_trying = self._patience(give_up)
                 while user.seen and not user.broken:
@@ -154,6 +157,7 @@ class ChaosClient:
         where = f"{user.name} on {target or self._targets[replicas.latest]} ({source})"
         records = self.records
         records.sources[source] += 1
+        records.stale += result.stale
         records.lengths.append(result.history_len)
         records.answers.append(Answer(where, user.life, user.life.size, now_ms, candidates, result.task_scores))
         return True

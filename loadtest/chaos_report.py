@@ -24,12 +24,14 @@ class ChaosReport:
     statuses: calls by "Method STATUS". sources: answered Ranks by tier. faults: by kind.
     appends: acknowledged ones by how: at once, repeated after an unknown outcome, or found written by one.
     checked: Rank answers that were compared; final: those from after the last fault, every user on every replica.
+    stale: answers that say they are, which no replica that refuses to be may give.
     wrong: answers of another length than was acknowledged, or with a score further than the bound from the oracle's.
     lost: users whose log lacks an event, or has one too many. unresolved: writes and last Ranks without an end.
     unanswered: calls that neither returned nor raised. unexpected: calls whose status no fault explains.
     late: calls that ended more than 50 ms after their deadline; latest_ms: the worst. stall_ms: the longest that a
     thread of the client's which only sleeps was held up, so what of that may be the machine's.
     exited: servers that ended by themselves. complaints: the first violations in words.
+    p50_ms, p99_ms, max_ms: of the trace's answered Ranks, without those that ask for every user in the end.
     """
 
     seconds: float
@@ -40,6 +42,7 @@ class ChaosReport:
     faults: dict[str, int]
     checked: int
     final: int
+    stale: int
     wrong: int
     worst_error: float
     lost: int
@@ -59,7 +62,14 @@ class ChaosReport:
     def holds(self) -> bool:
         """Every call answered in time, every score and every length right, no event lost or doubled."""
         return self.checked > 0 and not (
-            self.wrong or self.lost or self.unresolved or self.unanswered or self.unexpected or self.late or self.exited
+            self.stale
+            or self.wrong
+            or self.lost
+            or self.unresolved
+            or self.unanswered
+            or self.unexpected
+            or self.late
+            or self.exited
         )
 
 
@@ -78,24 +88,27 @@ def report(
     wrong = [complaint for record in records for complaint in _wrong(record, errors)]
     lost = [text for record in records for text in record.lost]
     unresolved = [text for record in records for text in record.unresolved]
-    calls = [call for record in records for call in record.calls.ended]
+    logs = [log for record in records for log in (record.calls, record.last_calls)]
+    calls = [call for log in logs for call in log.ended]
     overdue_s = [call.seconds - deadline_s for call in calls]
-    rank_ms = [call.seconds * 1e3 for call in calls if (call.method, call.status) == ("Rank", "OK")]
+    traced = (call for record in records for call in record.calls.ended)
+    rank_ms = [call.seconds * 1e3 for call in traced if (call.method, call.status) == ("Rank", "OK")]
     p50, p99, longest = np.percentile(rank_ms, [50, 99, 100]) if rank_ms else (0.0, 0.0, 0.0)
     return ChaosReport(
         seconds=seconds,
-        requests=sum(record.calls.sent for record in records),
+        requests=sum(log.sent for log in logs),
         statuses=dict(sorted(Counter(f"{call.method} {call.status}" for call in calls).items())),
         sources=dict(sum((record.sources for record in records), Counter[str]())),
         appends=dict(sum((record.appends for record in records), Counter[str]())),
         faults=dict(faults),
         checked=len(errors),
         final=num_final,
+        stale=sum(record.stale for record in records),
         wrong=len(wrong),
         worst_error=max(errors.values(), default=0.0),
         lost=len(lost),
         unresolved=len(unresolved),
-        unanswered=sum(record.calls.sent - len(record.calls.ended) for record in records),
+        unanswered=sum(log.sent - len(log.ended) for log in logs),
         unexpected=sum(call.status not in EXPECTED for call in calls),
         late=sum(overdue > LATE_S for overdue in overdue_s),
         latest_ms=max([0.0, *overdue_s]) * 1e3,

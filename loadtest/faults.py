@@ -1,7 +1,11 @@
-"""Faults in a seeded order: Redis is killed or frozen for a moment, a server is killed and comes back."""
+"""Faults in a seeded order: Redis is killed or frozen for a moment, a server is killed and comes back.
+
+Each round has one of every kind.
+"""
 
 import threading
 from collections import Counter
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +13,7 @@ import numpy as np
 from loadtest.fleet import Fleet
 
 MEAN_GAP_S = 10.0
+KINDS = ("kill_redis", "freeze_redis", "kill_server")
 
 
 class Redis(Protocol):
@@ -33,8 +38,9 @@ def inject(
     """Inject one fault after another until `stop`; every one is lifted before this returns. Counts them by kind."""
     rng = np.random.default_rng(seed)
     done: Counter[str] = Counter()
+    order = (KINDS[number] for _ in count() for number in rng.permutation(len(KINDS)))
     while not stop.wait(mean_gap_s * rng.uniform(0.5, 1.5)):
-        kind = str(rng.choice(["kill_redis", "freeze_redis", "kill_server"]))
+        kind = next(order)
         match kind:
             case "kill_redis":
                 redis.kill()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loadtest.bench_append import AppendResult
 from loadtest.bench_score import ScoreResult
+from loadtest.bench_state import StateResult
 from loadtest.machine import Machine
 
 
@@ -45,6 +46,37 @@ def plot_append(result: AppendResult, path: Path) -> None:
         prefill = [(cell.n, cell.prefill_ms.median_ms) for cell in cells if cell.k == cells[0].k]
         axes.loglog(*zip(*prefill, strict=True), "s-", label="prefill")
         axes.set(title=shape, xlabel="events in the state", ylabel="ms")
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_state(result: StateResult, path: Path) -> None:
+    """One panel for each shape and network: time over n of encoding and of fetching each payload, with the crossovers
+    (dotted). Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    panels = list(dict.fromkeys((cell.shape, cell.network) for cell in result.cells))
+    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+    for axes, (shape, network) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        cells = [cell for cell in result.cells if (cell.shape, cell.network, cell.tier) == (shape, network, "redis")]
+        payloads = list(dict.fromkeys(cell.payload for cell in cells))
+        for index, payload in enumerate(payloads):
+            fetched = [(cell.n, cell.fetch_ms.median_ms) for cell in cells if cell.payload == payload]
+            axes.loglog(*zip(*fetched, strict=True), "o-", color=f"C{index}", label=f"fetch {payload}")
+        encoded = [(cell.n, cell.recompute_ms.median_ms) for cell in cells if cell.payload == payloads[0]]
+        axes.loglog(*zip(*encoded, strict=True), "ks-", label="encode again")
+        acquired = [
+            (cell.n, cell.acquire_ms.median_ms)
+            for cell in result.cells
+            if (cell.shape, cell.network, cell.payload) == (shape, network, payloads[0]) and cell.acquire_ms
+        ]
+        axes.loglog(*zip(*acquired, strict=True), "k--", label="find on the host")
+        for at in result.crossovers:
+            if (at.shape, at.network) == (shape, network) and at.measured:
+                axes.axvline(at.measured, color=f"C{payloads.index(at.payload)}", linestyle=":")
+        axes.set(title=f"{shape}, {network}", xlabel="events in the state", ylabel="ms")
         axes.legend(fontsize="small")
     figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
     figure.savefig(path, format="png", dpi=120)

@@ -218,13 +218,15 @@ class RedisServer:
 
         Raises redis.RedisError: an error reply, nobody there, or no answer within a second (redis.TimeoutError).
         """
+        # A greeting costs a round trip; without one redis-py takes the session tickets of TLS for an unread reply.
+        greeting: dict[str, None] = {} if self._tls else {"driver_info": None}
         client = redis.Redis.from_url(
             self.url,
             socket_timeout=_COMMAND_S,
             socket_connect_timeout=_COMMAND_S,
             retry=Retry(NoBackoff(), 0),
             protocol=2,
-            driver_info=None,
+            **greeting,
         )
         client.response_callbacks.clear()
         execute: Callable[..., Reply] = client.execute_command
@@ -440,11 +442,28 @@ class _SentinelServer(RedisServer):
             config.write_text(f"port {self.port}\nbind {HOST}\ndir {self.directory}\n")
         return [str(config), "--sentinel"]
 
-    def monitor(self, name: str, master: RedisServer) -> None:
-        """Watch a master and whoever follows it, and give it up after a silent second."""
+    def monitor(self, name: str, master: RedisServer, replica: RedisServer) -> None:
+        """Watch a master, which it gives up after a silent second; returns once it could be replaced."""
         self.command("SENTINEL", "MONITOR", name, HOST, master.port, 1)
         self.command("SENTINEL", "SET", name, "down-after-milliseconds", 1000)
         self.command("SENTINEL", "SET", name, "failover-timeout", 5000)
+        _wait(lambda: self._knows(name, replica), "a replica that the sentinel has found")
+
+    def _knows(self, name: str, replica: RedisServer) -> bool:
+        """The sentinel has read from the replica itself that it follows; until then it would not choose it."""
+        known = self.command("SENTINEL", "REPLICAS", name)
+        assert isinstance(known, list)
+        return any(
+            isinstance(fields, list)
+            and _field(fields, b"port") == str(replica.port).encode()
+            and _field(fields, b"master-link-status") == b"ok"
+            for fields in known
+        )
+
+
+def _field(fields: list[Reply], name: bytes) -> Reply:
+    """Value of a name in a reply of names and values by turns."""
+    return fields[fields.index(name) + 1]
 
 
 class RedisSentinel:
@@ -465,7 +484,7 @@ class RedisSentinel:
         with ExitStack() as stack:
             master, replica = (stack.enter_context(server) for server in self.servers)
             _follow(replica, master)
-            stack.enter_context(self.sentinel).monitor(self.NAME, master)
+            stack.enter_context(self.sentinel).monitor(self.NAME, master, replica)
             self._entered = stack.pop_all()
         return self
 
@@ -498,7 +517,7 @@ class RedisSentinel:
         if _is_master(new):  # left over from the last failover: the sentinel would take ten seconds to see to it
             _follow(new, old)
             self.sentinel.command("SENTINEL", "REMOVE", self.NAME)
-            self.sentinel.monitor(self.NAME, old)
+            self.sentinel.monitor(self.NAME, old, new)
         _wait(self._begin_failover, "a replica that the sentinel accepts")
         _wait(lambda: self.master is new and _is_master(new), "another master")
 

@@ -1,9 +1,9 @@
-"""A trace played at full speed on an engine in this process: tiers that serve it, tokens encoded, times of Rank."""
+"""A trace played at full speed on engines in this process: tiers that serve it, tokens encoded, times of Rank."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,10 +13,14 @@ from mfalcon.engine.engine import Engine
 from mfalcon.errors import MFalconError
 from mfalcon.types import CacheSource, Events, RankRequest, no_events
 
+Route = Callable[[int], Engine]
+"""The engine that a user's next step goes to."""
+
 
 @dataclass(frozen=True, slots=True)
 class ReplayReport:
-    """What came back. The counts and tokens are functions of the trace and the engine's settings at concurrency 1.
+    """What came back. Counts and tokens are functions of the trace and the engine's settings at concurrency 1 and
+    without Redis, whose use depends on what it costs at the moment.
 
     errors: steps that failed, by the name of the error; they are in no other figure.
     sources: answered requests by the tier in which their state was found ("none" if in no tier).
@@ -54,16 +58,17 @@ class _Tally:
     histories: dict[int, Events] = field(default_factory=dict)
 
 
-async def replay(engine: Engine, steps: Iterable[Step], concurrency: int, prefix: str = "user") -> ReplayReport:
+async def replay(route: Route, steps: Iterable[Step], concurrency: int, prefix: str = "user") -> ReplayReport:
     """Play the steps: those of one user in order, at most `concurrency` of different users at once.
 
+    route: asked once for each step, in the order of the steps.
     The users are called `prefix`-0, `prefix`-1 and so on, and are left as the trace leaves them.
     """
     tally = _Tally()
     slots = asyncio.Semaphore(concurrency)
     latest: dict[int, asyncio.Task[None]] = {}
 
-    async def play(step: Step, before: "asyncio.Task[None] | None") -> None:
+    async def play(engine: Engine, step: Step, before: "asyncio.Task[None] | None") -> None:
         try:
             if before is not None:
                 await asyncio.wait([before])
@@ -78,7 +83,7 @@ async def replay(engine: Engine, steps: Iterable[Step], concurrency: int, prefix
     async with asyncio.TaskGroup() as group:
         for step in steps:
             await slots.acquire()
-            latest[step.user] = group.create_task(play(step, latest.get(step.user)))
+            latest[step.user] = group.create_task(play(route(step.user), step, latest.get(step.user)))
     return _report(tally, time.perf_counter() - began)
 
 

@@ -1,6 +1,7 @@
 """A loopback TCP proxy that makes the server behind it slow: late replies, few bytes per second, reset connections."""
 
 import asyncio
+import contextlib
 import socket
 import struct
 import threading
@@ -79,7 +80,8 @@ class SlowProxy:
 
     async def _drop(self) -> None:
         for task, writer in self._connections.items():
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            with contextlib.suppress(OSError):  # closed already: the client was quicker
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
@@ -100,12 +102,13 @@ class SlowProxy:
         except (OSError, asyncio.CancelledError):
             pass  # a server that is down, or `drop`
         finally:
+            sides = [side for side in (writer, server_writer) if side is not None]
+            for side in sides:
+                side.transport.abort()
             for pump in pumps:
                 pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-            for side in (writer, server_writer):
-                if side is not None:
-                    side.transport.abort()
+            # Sockets close a moment after `abort`: who calls `drop` finds them closed.
+            await asyncio.gather(*pumps, *(side.wait_closed() for side in sides), return_exceptions=True)
             del self._connections[task]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:

@@ -80,7 +80,7 @@ class ServerConfig(BaseSettings):
         default=256, ge=0, description="Memory for verified copies of histories in Redis, in MiB."
     )
     redis_timeout_ms: int = Field(
-        default=50,
+        default=40,
         ge=5,
         le=10_000,
         description="Longest wait for Redis while ranking, in ms; a request in a hurry waits less.",

@@ -15,6 +15,9 @@ from loadtest.bench_append import AppendOptions, AppendResult
 from loadtest.bench_score import ScoreOptions, ScoreResult
 from loadtest.overhead import OverheadOptions, OverheadResult
 from loadtest.shapes import DTYPES, SHAPES
+from mfalcon.cli import bench_state
+from mfalcon.cli.bench_faults import bench_faults
+from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cores import owned_cores
 
 app = typer.Typer(help="Time the kernels and the service.", no_args_is_help=True)
@@ -31,6 +34,12 @@ ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for al
 QuickOption = Annotated[bool, typer.Option("--quick", help="Shape S at n=1024 only: less than a minute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
+
+
+app.command("replay")(bench_replay)
+app.command("state")(bench_state.state)
+app.command("state-quality")(bench_state.quality)
+app.command("faults")(bench_faults)
 
 
 @app.callback()

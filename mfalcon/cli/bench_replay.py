@@ -1,41 +1,39 @@
-"""`mfalcon bench replay`: a trace of returning users on an engine in this process."""
+"""`mfalcon bench replay`: a trace of returning users on engines in this process, which may share a Redis."""
 
 import asyncio
 import dataclasses
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from loadtest.machine import commit, this_machine
 from loadtest.random_checkpoint import random_checkpoint
-from loadtest.replay_trace import ReplayReport, replay
+from loadtest.redis_server import RedisServer
+from loadtest.replay_trace import ReplayReport, Route, replay
 from loadtest.shapes import SHAPES, shape_named
 from loadtest.trace import Step, TraceOptions, trace
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.state.redis_client import RedisSettings
 
-BuildEngine = Callable[[Checkpoint, EngineConfig, str | None], Engine]
-"""Checkpoint, settings and the Redis URL if there is one -> an engine on the running event loop."""
+RouteName = Literal["random", "sticky"]
 
 _MICROBATCH = 64
 _READY_S = 300.0
 _DEFAULTS = TraceOptions()
-
-
-def build_engine(loaded: Checkpoint, config: EngineConfig, redis_url: str | None) -> Engine:
-    """An engine with the tiers of this process. Raises ConfigError if one on Redis is asked for."""
-    if redis_url is not None:
-        raise ConfigError(f"--redis-url: got {redis_url!r}, but this replay has no Redis tier")
-    return Engine(loaded, config)
 
 
 def bench_replay(
@@ -50,13 +48,24 @@ def bench_replay(
     path: Annotated[
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="This checkpoint instead of a random one.")
     ] = None,
-    redis_url: Annotated[str | None, typer.Option(help="Keep the event log and a tier of KV states in Redis.")] = None,
-    kv_budget_mb: Annotated[int, typer.Option(min=0, help="Memory for KV states in this process, in MiB.")] = 1_024,
+    own_redis: Annotated[
+        bool, typer.Option("--redis", help="Keep the event log and a tier of KV states in a Redis of its own.")
+    ] = False,
+    redis_url: Annotated[str | None, typer.Option(help="Or in this one; the users are deleted afterwards.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, max=64, help="Engines that share the Redis.")] = 1,
+    route: Annotated[
+        RouteName, typer.Option(help="Each step goes to a random replica, or each user has one of their own.")
+    ] = "random",
+    kv_budget_mb: Annotated[int, typer.Option(min=0, help="Memory of each replica for KV states, in MiB.")] = 1_024,
     concurrency: Annotated[int, typer.Option(min=1, help="Users served at once; 1 gives the same counts again.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Play a seeded trace of returning users at full speed: hit rates, tokens reused and encoded, times of Rank."""
+    if own_redis and redis_url is not None:
+        raise ConfigError("--redis: starts a Redis of its own, so it does not go with --redis-url")
+    if replicas > 1 and not (own_redis or redis_url):
+        raise ConfigError(f"--replicas: got {replicas}, but replicas share nothing without --redis or --redis-url")
     options = TraceOptions(
         num_users=users, num_requests=requests, num_candidates=candidates, max_history=history, seed=seed
     )
@@ -65,13 +74,22 @@ def bench_replay(
         steps = trace(options)
     else:
         loaded = checkpoint.load(path)
-        actions = len(loaded.model.config.actions)
-        steps = trace(dataclasses.replace(options, num_actions=actions), loaded.items.item_id)
+        options = dataclasses.replace(options, num_actions=len(loaded.model.config.actions))
+        steps = trace(options, loaded.items.item_id)
     config = EngineConfig(threads=threads or owned_cores(), microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_mb << 20)
     torch.set_num_threads(config.threads)
-    report = asyncio.run(run(loaded, config, redis_url, steps, concurrency, users))
+    machine = this_machine()
+    with ExitStack() as stack:
+        url = stack.enter_context(RedisServer()).url if own_redis else redis_url
+        config = dataclasses.replace(config, redis=None if url is None else RedisOptions(RedisSettings(url)))
+        report = asyncio.run(run(loaded, config, steps, concurrency, replicas, route, seed))
     if json_output:
-        print_json(dataclasses.asdict(report) | {"hit_rates": report.hit_rates})
+        served = {"served": loaded.model.config.name, "replicas": replicas, "route": route, "concurrency": concurrency}
+        served |= {"kv_budget_mb": kv_budget_mb, "redis": url is not None}
+        where = {"benchmark": "replay", "machine": dataclasses.asdict(machine), "commit": commit()}
+        # A trace without an end in time has an infinite one, which JSON cannot say.
+        drawn = {name: value for name, value in dataclasses.asdict(options).items() if name != "seconds"}
+        print_json(where | served | {"trace": drawn} | dataclasses.asdict(report) | {"hit_rates": report.hit_rates})
     else:
         _print(report)
 
@@ -79,24 +97,45 @@ def bench_replay(
 async def run(
     loaded: Checkpoint,
     config: EngineConfig,
-    redis_url: str | None,
     steps: Iterable[Step],
     concurrency: int,
-    users: int,
-    build: BuildEngine = build_engine,
+    replicas: int = 1,
+    route: RouteName = "random",
+    seed: int = 0,
 ) -> ReplayReport:
-    """Build an engine, play the steps with users of their own, forget them and close the engine."""
-    engine = build(loaded, config, redis_url)
+    """Build the engines, play the steps with users of their own, forget them and close the engines.
+
+    seed: of the random replicas.
+    """
     prefix = f"replay-{secrets.token_hex(4)}"
-    try:
-        await asyncio.to_thread(engine.wait_ready, _READY_S)
-        report = await replay(engine, steps, concurrency, prefix)
-        if redis_url is not None:  # it outlives us
-            for user in range(users):
-                await engine.delete_user(f"{prefix}-{user}")
+    seen: set[int] = set()
+    async with AsyncExitStack() as stack:
+        engines = []
+        for _ in range(replicas):
+            engine = Engine(loaded, config)
+            stack.push_async_callback(engine.close)
+            engines.append(engine)
+            # One after the other: each measures at its start what encoding costs here.
+            await asyncio.to_thread(engine.wait_ready, _READY_S)
+            await engine.start()
+        report = await replay(_route(engines, route, seed), _noted(steps, seen), concurrency, prefix)
+        if config.redis is not None:  # it may outlive us
+            for user in seen:
+                await engines[0].delete_user(f"{prefix}-{user}")
         return report
-    finally:
-        await engine.close()
+
+
+def _route(engines: list[Engine], route: RouteName, seed: int) -> Route:
+    if route == "sticky":
+        return lambda user: engines[user % len(engines)]
+    rng = np.random.default_rng(seed)
+    return lambda user: engines[int(rng.integers(len(engines)))]
+
+
+def _noted(steps: Iterable[Step], seen: set[int]) -> Iterator[Step]:
+    for step in steps:
+        seen.add(step.user)
+        yield step
 
 
 def _print(report: ReplayReport) -> None:

@@ -1,6 +1,7 @@
 """`mfalcon chaos`: replicas on one Redis of its own, faults, and every answer held against a cold oracle."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +17,7 @@ from loadtest.chaos_client import ChaosOptions
 from loadtest.chaos_report import ChaosReport
 from loadtest.faults import MEAN_GAP_S, inject
 from loadtest.fleet import Fleet
+from loadtest.machine import commit, this_machine
 from loadtest.redis_server import RedisServer
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
@@ -57,6 +59,7 @@ def chaos(
         deadline_s=deadline_ms / 1000,
         seed=seed,
     )
+    machine = this_machine()
     report = run(
         path,
         options,
@@ -67,7 +70,11 @@ def chaos(
         logs=logs,
     )
     if json_output:
-        print_json(dataclasses.asdict(report) | {"holds": report.holds})
+        where = {"benchmark": "chaos", "machine": dataclasses.asdict(machine), "commit": commit()}
+        faults = {"fault_gap_s": None if no_faults else fault_gap}
+        sent = {"served": path.name, "servers": servers, "kv_budget_mb": kv_budget_mb, "redis": not no_redis} | faults
+        sent |= dataclasses.asdict(options) | {"load_after": round(os.getloadavg()[0], 2)}
+        print_json(where | {"settings": sent} | dataclasses.asdict(report) | {"holds": report.holds})
     else:
         _print(report)
     if not report.holds:
@@ -90,8 +97,8 @@ def run(
     with ExitStack() as stack:
         store = stack.enter_context(RedisServer(append_only=True)) if redis else None
         if store is not None:
-            flags += ["--redis-url", store.url, *_REDIS_FLAGS]
-        fleet = stack.enter_context(Fleet(path, num_servers, tuple(flags), logs))
+            flags += ("--redis-url", store.url, *_REDIS_FLAGS)
+        fleet = stack.enter_context(Fleet(path, num_servers, flags, logs))
         faults: Inject | None = None
         if store is not None and fault_gap_s is not None:
             faults = partial(inject, store, fleet, options.seed, mean_gap_s=fault_gap_s)
@@ -111,8 +118,8 @@ def _print(report: ChaosReport) -> None:
         f"worst score error {report.worst_error:.1e}"
     )
     console.print(
-        f"lost or doubled {report.lost}, unresolved {report.unresolved}, unanswered {report.unanswered}, "
-        f"unexpected {report.unexpected}, replicas that ended {report.exited}"
+        f"stale {report.stale}, lost or doubled {report.lost}, unresolved {report.unresolved}, "
+        f"unanswered {report.unanswered}, unexpected {report.unexpected}, replicas that ended {report.exited}"
     )
     console.print(
         f"late {report.late}, at most {report.latest_ms:.0f} ms after the deadline "

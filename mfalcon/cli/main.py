@@ -6,7 +6,23 @@ import typer
 from rich.console import Console
 
 from mfalcon import __version__
-from mfalcon.cli import bench, data, demo, evaluate, load, loadtest, quality, rank, replay, serve, soak, train, verify
+from mfalcon.cli import (
+    bench,
+    chaos,
+    data,
+    demo,
+    evaluate,
+    inspect,
+    load,
+    loadtest,
+    quality,
+    rank,
+    replay,
+    serve,
+    soak,
+    train,
+    verify,
+)
 from mfalcon.cli.isolation import check_isolation
 from mfalcon.errors import MFalconError
 
@@ -20,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("serve")(serve.serve)
 app.command("load")(load.load)
@@ -29,6 +46,7 @@ app.command("quality")(quality.quality)
 app.command("demo")(demo.demo)
 app.command("loadtest")(loadtest.loadtest)
 app.command("soak")(soak.soak)
+app.command("chaos")(chaos.chaos)
 app.add_typer(bench.app, name="bench")
 
 

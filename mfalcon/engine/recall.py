@@ -26,8 +26,10 @@ from mfalcon.types import Events
 
 SHORTEST_WAIT_S = 0.005
 _WAIT_SHARE = 0.25
-"""Of the time that a request has left, for one call to Redis."""
+"""Of the time that a request has left, for Redis."""
 _MOST_GUESSED_CHUNKS = 64
+_LEARN_SECONDS = 1.0
+_NEARLY_ALL = 0.75
 
 
 class EventLog(Protocol):
@@ -62,18 +64,14 @@ class Recalled:
 
 
 class Coverage:
-    """How much of a wanted state Redis has been holding lately: a fraction that moves with each fetch.
+    """How much of a wanted state Redis has been holding lately: a fraction that moves with each fetch."""
 
-    Never below a floor, so that a Redis that was empty is asked again.
-    """
-
-    def __init__(self, floor: float = 0.25) -> None:
-        self._floor = floor
+    def __init__(self) -> None:
         self.fraction = 1.0
 
     def observe(self, fraction: float) -> None:
         """A fetch brought so much of what it asked for."""
-        self.fraction = max(self._floor, 0.8 * self.fraction + 0.2 * fraction)
+        self.fraction = 0.8 * self.fraction + 0.2 * fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +110,7 @@ class Recall:
         self._guess = guess
         self._coverage = Coverage()
         self._usual_events = 0.0
+        self._asked_at = 0.0
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
         self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry[KVState] | None]] = {}
 
@@ -122,18 +121,21 @@ class Recall:
         state cannot delay the log.
         """
         began = time.monotonic()
-        self._guess_fetch(user_id, deadline)
-        reading = await self._log.read(user_id, self._patience(deadline))
-        fetched, decision = await self._fetch(reading.history, deadline)
-        return Recalled(reading.history, reading.stale, fetched, decision, time.monotonic() - began)
+        patience = self._patience(deadline)
+        self._guess_fetch(user_id, patience)
+        reading = await self._log.read(user_id, patience)
+        if reading.stale:  # Redis has had its time
+            return Recalled(reading.history, stale=True, seconds=time.monotonic() - began)
+        fetched, decision = await self._fetch(reading.history, deadline, began + patience)
+        return Recalled(reading.history, False, fetched, decision, time.monotonic() - began)
 
     def _patience(self, deadline: float | None) -> float:
-        """Seconds that one call to Redis may take: a share of what the request has left, 5 ms at least."""
+        """Seconds that a request may wait for Redis: a share of what it has left, 5 ms at least."""
         if deadline is None:
             return self._longest_wait_s
         return min(self._longest_wait_s, max(SHORTEST_WAIT_S, _WAIT_SHARE * (deadline - time.monotonic())))
 
-    def _guess_fetch(self, user_id: str, deadline: float | None) -> None:
+    def _guess_fetch(self, user_id: str, patience: float) -> None:
         """Begin to fetch before the history is known, if that is likely to be the decision."""
         if self._lower is None or not self._guess or not self._usual_events:
             return
@@ -143,32 +145,37 @@ class Recall:
         if self._store.holds(user) or not states.available(user):
             return
         if self._predictor.expected_fetch_wins(num_tokens, num_bytes):
-            num_chunks = min(_MOST_GUESSED_CHUNKS, states.num_chunks(2 * num_events))
-            self._ask(user, num_chunks, self._patience(deadline))
+            most_events = _MOST_GUESSED_CHUNKS * states.layout.events_per_chunk
+            self._ask(user, min(2 * num_events, most_events), patience)
 
-    def _ask(self, user: bytes, num_chunks: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
-        """The user's first chunks as they are; requests of one user that come together share the answer."""
+    def _ask(self, user: bytes, num_events: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
+        """The user's chunks of so many events as they are; requests of one user that come together share the answer."""
         asking = self._asking.get(user)
         if asking is None or asking.done():
-            asking = asyncio.create_task(self._read_chunks(user, num_chunks, timeout_s))
+            asking = asyncio.create_task(self._read_chunks(user, num_events, timeout_s))
             self._asking[user] = asking
             asking.add_done_callback(lambda _: self._asking.pop(user, None))
         return asking
 
-    async def _read_chunks(self, user: bytes, num_chunks: int, timeout_s: float) -> list[Reply]:
+    async def _read_chunks(self, user: bytes, num_events: int, timeout_s: float) -> list[Reply]:
         """Chunks as they are; none if Redis cannot be asked."""
         assert self._lower is not None
-        began = time.monotonic()
+        self._asked_at = began = time.monotonic()
+        states = self._lower.states
         try:
-            values = await self._lower.states.fetch(user, num_chunks, timeout_s)
-        except StorageUnavailable:
+            values = await states.fetch(user, states.num_chunks(num_events), timeout_s)
+        except StorageUnavailable as error:
+            if error.may_be_done:  # it took at least this long
+                self._predictor.fetch.observe(states.layout.payload_bytes(num_events), time.monotonic() - began)
             return []
-        num_bytes = sum(len(value) for value in values if value is not None)
-        self._predictor.fetch.observe(num_bytes, time.monotonic() - began)
+        found = [len(value) for value in values if value is not None]
+        self._predictor.fetch.observe(sum(found), time.monotonic() - began)
         return values
 
-    async def _fetch(self, history: History, deadline: float | None) -> tuple[Entry[KVState] | None, Decision | None]:
-        """The decision, and what a fetch brought."""
+    async def _fetch(
+        self, history: History, deadline: float | None, until: float
+    ) -> tuple[Entry[KVState] | None, Decision | None]:
+        """The decision, and what a fetch brought. until: when waiting for Redis must end."""
         if self._lower is None:
             return None, None
         start = max(self._window_start(len(history)), history.base)
@@ -176,47 +183,68 @@ class Recall:
         if num_events == num_on_host:
             return None, None
         self._usual_events = 0.9 * self._usual_events + 0.1 * num_events if self._usual_events else num_events
-        decision = self._decide(history.user, num_events, num_on_host, deadline)
+        decision = self._decide(history.user, num_events, num_on_host, deadline, until)
         self._metrics.decisions.labels(decision.choice, decision.reason).inc()
         if decision.choice == "recompute":
+            if decision.reason != "only way":
+                self._learn(history.user, num_events)
             return None, decision
         key = history.user, history.link(len(history))
         bringing = self._bringing.get(key)
         if bringing is None:
-            bringing = asyncio.create_task(self._bring(history, start, self._patience(deadline)))
+            bringing = asyncio.create_task(self._bring(history, start, max(SHORTEST_WAIT_S, until - time.monotonic())))
             self._bringing[key] = bringing
             bringing.add_done_callback(lambda _: self._bringing.pop(key, None))
         return await asyncio.shield(bringing), decision
 
-    def _decide(self, user: bytes, num_events: int, num_on_host: int, deadline: float | None) -> Decision:
+    def _decide(self, user: bytes, num_events: int, num_on_host: int, deadline: float | None, until: float) -> Decision:
         assert self._lower is not None
-        states, covered = self._lower.states, round(self._coverage.fraction * num_events)
+        states, now = self._lower.states, time.monotonic()
+        if num_on_host > num_events * _NEARLY_ALL:
+            in_redis = num_on_host  # what is new to us is new to Redis, as a rule
+        else:
+            in_redis = round(self._coverage.fraction * num_events)
         per_event = states.layout.tokens_per_event
         return self._predictor.decide(
             Situation(
                 history_tokens=num_events * per_event,
                 host_tokens=num_on_host * per_event,
-                redis_tokens=covered * per_event if states.available(user) else None,
-                fetch_bytes=states.layout.payload_bytes(covered),
+                redis_tokens=in_redis * per_event if states.available(user) else None,
+                fetch_bytes=states.layout.payload_bytes(in_redis),
                 queued_jobs=self._num_queued(),
-                time_left=None if deadline is None else deadline - time.monotonic(),
+                time_left=None if deadline is None else deadline - now,
+                patience=max(SHORTEST_WAIT_S, until - now),
             )
         )
+
+    def _learn(self, user: bytes, num_events: int) -> None:
+        """Ask Redis beside a request that recomputes, now and then: what is never asked never looks cheap again."""
+        assert self._lower is not None
+        states = self._lower.states
+        if time.monotonic() - self._asked_at > _LEARN_SECONDS and states.available(user):
+            asking = self._ask(user, num_events, self._longest_wait_s)
+            asking.add_done_callback(self._learned)
+
+    def _learned(self, asking: "asyncio.Task[list[Reply]]") -> None:
+        if not asking.cancelled() and (values := asking.result()):
+            self._coverage.observe(sum(value is not None for value in values) / len(values))
 
     async def _bring(self, history: History, start: int, timeout_s: float) -> Entry[KVState] | None:
         """What Redis holds of history[start:], as a state; requests for the same history share one."""
         assert self._lower is not None
         lower = self._lower
-        wanted = lower.states.num_chunks(len(history) - start)
-        values = await asyncio.shield(self._ask(history.user, wanted, timeout_s))
+        num_events = len(history) - start
+        wanted = lower.states.num_chunks(num_events)
+        values = await asyncio.shield(self._ask(history.user, num_events, timeout_s))
         if 0 < len(values) < wanted and values[-1] is not None:  # the guess asked for too little
-            values = await asyncio.shield(self._ask(history.user, wanted, timeout_s))
+            values = await asyncio.shield(self._ask(history.user, num_events, timeout_s))
         entry = None
         if any(value is not None for value in values[:1]):
             loop = asyncio.get_running_loop()
             entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
         stop = entry.key.stop if entry is not None else start
-        self._coverage.observe((stop - start) / (len(history) - start))
+        if values:  # an answer
+            self._coverage.observe((stop - start) / num_events)
         if entry is not None:
             lower.writes.stored(history, start, stop)
             if stop == len(history):

@@ -20,11 +20,14 @@ from typing import Literal, TypeAlias
 import xxhash
 
 from mfalcon.errors import ConfigError
+from mfalcon.state.key import CHAIN_BLOCK
 
 HEADER_BYTES = 128
 FULL_CHUNK_BYTES = 512 * 1024
 """No payload of more than one event is larger."""
 
+_VALUE_OVERHEAD = 64
+"""What Redis adds to a string value, and some more."""
 _MAGIC = b"MFKV"
 _FORMAT = 1
 _KEYED = 1  # the flag of a checksum that is a MAC
@@ -107,13 +110,14 @@ class Layout:
 
     @property
     def events_per_chunk(self) -> int:
-        """Events of a full chunk: the largest power of two that fits 512 KiB, at least 1, so 256 to 512 KiB.
+        """Events of a full chunk: as many blocks of 32 as fit 512 KiB, header included; below that a power of two.
 
-        The small end of what Redis serves well (256 KB to 1 MB: beside larger values other clients wait), because an
-        append writes the last chunk of a state again.
+        So 256 to 512 KiB, the small end of what Redis serves well (256 KB to 1 MB: beside larger values other clients
+        wait), because an append writes the last chunk of a state again; and just below 512 KiB where that is possible,
+        because an allocator's size classes are that far apart (a chunk of 385 KiB takes 448).
         """
-        fits = FULL_CHUNK_BYTES // self.payload_bytes(1)
-        return 1 << max(0, fits.bit_length() - 1)
+        fits = (FULL_CHUNK_BYTES - HEADER_BYTES - _VALUE_OVERHEAD) // self.payload_bytes(1)
+        return fits // CHAIN_BLOCK * CHAIN_BLOCK if fits >= CHAIN_BLOCK else 1 << max(0, fits.bit_length() - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Literal
 from mfalcon.state.cost import Estimate
 
 Choice = Literal["fetch", "recompute"]
-Reason = Literal["cheaper", "meets deadline", "only way", "redis unavailable"]
+Reason = Literal["cheaper", "meets deadline", "only way", "takes too long", "redis unavailable"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """Which way to a KV state is the quicker one, for a request: the costs, put together as the request would pay them."""
 
+import math
 from dataclasses import dataclass, field
 
 from mfalcon.state.cost import EncodeCost, QueueCost, TransferCost
@@ -10,8 +11,8 @@ from mfalcon.state.decision import Decision, decide
 class Situation:
     """What a request finds. Tokens are counted from the start of the window.
 
-    redis_tokens: None when Redis cannot be asked. fetch_bytes: what the host lacks of them. time_left: seconds to the
-    deadline, None without one.
+    redis_tokens: None when Redis cannot be asked. fetch_bytes: what a fetch would move. time_left: seconds to the
+    deadline, None without one. patience: seconds that the request may wait for Redis.
     """
 
     history_tokens: int
@@ -20,6 +21,7 @@ class Situation:
     fetch_bytes: int
     queued_jobs: int = 0
     time_left: float | None = None
+    patience: float = math.inf
 
 
 def _decoding() -> TransferCost:
@@ -47,8 +49,11 @@ class Predictor:
             return decide(None, recompute, at.time_left, without_fetch="redis unavailable")
         if at.redis_tokens <= at.host_tokens:
             return decide(None, recompute, at.time_left)
+        transfer = self.fetch.predict(at.fetch_bytes)
+        if transfer.seconds > at.patience:
+            return decide(None, recompute, at.time_left, without_fetch="takes too long")
         fetch = (
-            wait.beside(self.fetch.predict(at.fetch_bytes))
+            wait.beside(transfer)
             + self.decode.predict(at.fetch_bytes)
             + self.encode.predict(at.redis_tokens, at.history_tokens - at.redis_tokens)
         )

@@ -59,7 +59,7 @@ class RedisSettings:
     """
 
     url: str
-    timeout_s: float = 0.05
+    timeout_s: float = 0.04
     write_timeout_s: float = 1.0
     max_connections: int = 32
 
@@ -145,8 +145,7 @@ class RedisClient:
     def _ended(self, exchange: "asyncio.Task[list[Reply]]") -> None:
         self._exchanges.discard(exchange)
         self._slots.release()
-        if not exchange.cancelled():
-            exchange.exception()  # its caller may be gone
+        _look_at(exchange)
 
     async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
         if len(commands) == 1:
@@ -157,14 +156,15 @@ class RedisClient:
         return list(await pipeline.execute())
 
     def _refused(self, op: str, breaker: Breaker, error: Exception) -> StorageUnavailable:
-        """Count an error and decide whether the server as a whole is at fault, or this call alone."""
-        for kind, reason in _DOWN.items():
-            if isinstance(error, kind):
-                return self._failed(op, breaker, reason, str(error))
-        breaker.succeeded()  # it answers: with a refusal
-        reason = next((reason for kind, reason in _REFUSED.items() if isinstance(error, kind)), "error")
-        self._metrics.redis_errors.labels(op, reason).inc()
-        return StorageUnavailable(f"Redis refused ({reason}): {error}")
+        """Count an error. A server that answers with a refusal, whatever it is, keeps nobody waiting."""
+        reason = next((reason for kind, reason in _REFUSED.items() if isinstance(error, kind)), None)
+        if reason is None and isinstance(error, RedisConnectionError | OSError):
+            return self._failed(op, breaker, "connection", str(error))
+        if "unauthenticated" in str(error):  # how a server without our password takes a large command
+            reason = "auth"
+        breaker.succeeded()
+        self._metrics.redis_errors.labels(op, reason or "error").inc()
+        return StorageUnavailable(f"Redis refused ({reason or 'error'}): {error}")
 
     def _failed(self, op: str, breaker: Breaker, reason: str, text: str) -> StorageUnavailable:
         breaker.failed()
@@ -222,6 +222,7 @@ class RedisClient:
         breaker = self._breaker(node)
         if node not in self._pings:
             self._pings[node] = asyncio.ensure_future(ping())
+            self._pings[node].add_done_callback(_look_at)
         pinging = self._pings[node]
         done, _ = await asyncio.wait((pinging,), timeout=self.settings.timeout_s)
         if not done:
@@ -237,19 +238,19 @@ class RedisClient:
         return not breaker.open
 
 
-_DOWN: dict[type[Exception], str] = {
-    BusyLoadingError: "loading",
-    AuthenticationError: "auth",
-    ClusterDownError: "clusterdown",
-    MovedError: "moved",
-    RedisTimeoutError: "timeout",
-    RedisConnectionError: "connection",
-    OSError: "connection",
-}
-"""Errors after which nothing can be had from this server, most special first."""
+def _look_at(future: "asyncio.Future[Any]") -> None:
+    """Take note of its error, if nobody else does."""
+    if not future.cancelled():
+        future.exception()
+
 
 _REFUSED: dict[type[Exception], str] = {
+    AuthenticationError: "auth",
+    BusyLoadingError: "loading",
+    ClusterDownError: "clusterdown",
+    MovedError: "moved",
+    NoPermissionError: "permission",
     OutOfMemoryError: "oom",
     ReadOnlyError: "readonly",
-    NoPermissionError: "permission",
 }
+"""Errors by which a server says that it did not do what it was asked."""

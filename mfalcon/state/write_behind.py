@@ -187,9 +187,9 @@ class WriteBehind(Generic[S]):
                     return "forgotten"
                 self.stored(history, start, stop)
             await self._states.touch(history.user, first_dirty, self._timeout_s)
-        except StorageUnavailable:
+        except StorageUnavailable as error:
             self._stored.pop(history.user, None)
-            return "unavailable"
+            return "unavailable" if error.may_be_done else "refused"
         return None
 
     def _chunk(self, waiting: _Waiting[S], first: int, stop: int) -> bytes:

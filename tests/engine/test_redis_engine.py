@@ -557,3 +557,42 @@ async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster:
     await rank(engine, events)
     await settle(engine)
     assert value(engine._metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
+
+
+async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Misses make recomputing look cheaper, but what is not asked is learnt of beside the requests."""
+    one, two, events = await replica(), await replica(), random_events(20)
+    monkeypatch.setattr("mfalcon.engine.recall._LEARN_SECONDS", 0.0)
+    recall = two._recall
+    for _ in range(20):
+        recall._coverage.observe(0)
+    for user in range(30):
+        await one.append_events(f"u{user}", events, 0)
+        await rank(one, events, f"u{user}")
+    await settle(one)
+    poor = recall._coverage.fraction
+    monkeypatch.setattr(Predictor, "decide", lambda *_: Decision("recompute", "cheaper", None, Estimate(1, 1)))
+    for user in range(30):
+        assert (await rank(two, events, f"u{user}")).cache.source is NONE  # no request waits for what is learnt
+        await asyncio.sleep(0.005)
+    assert poor < 0.05 and recall._coverage.fraction > 0.9
+    assert value(two._metrics, "mfalcon_redis_seconds_count", op="chunks_read") > 10
+
+
+async def test_a_fetch_that_timed_out_is_remembered_as_slow(
+    replica: StartReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, events = await replica(), random_events(20)
+    assert engine._redis is not None
+    await engine.append_events("ann", events, 0)
+
+    async def hang(*_: object) -> list[object]:
+        await asyncio.sleep(0.05)
+        raise StorageUnavailable("no answer", may_be_done=True)
+
+    monkeypatch.setattr(engine._redis.states, "fetch", hang)
+    before = engine._predictor.fetch.predict(1_000).seconds
+    for _ in range(10):
+        await asyncio.gather(engine._recall._ask(user_hash("ann"), 20, 0.05))
+    assert engine._predictor.fetch.predict(1_000).seconds > 5 * before
+    assert engine._recall._coverage.fraction == 1.0

@@ -169,7 +169,7 @@ def test_no_process_is_left_when_the_body_raises(fault: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks at /proc")
-def test_server_ends_with_a_parent_that_is_killed() -> None:
+def test_server_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, signal\n"
         "from loadtest.redis_server import RedisServer\n"
@@ -177,7 +177,10 @@ def test_server_ends_with_a_parent_that_is_killed() -> None:
         "    print(server.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    parent = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, timeout=WAIT_S, check=False)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # nobody is left to delete the server's directory
+    parent = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=WAIT_S, check=False
+    )
     assert parent.returncode == -signal.SIGKILL
     pid = int(parent.stdout)
     wait(lambda: not is_alive(pid))

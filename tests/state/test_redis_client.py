@@ -14,7 +14,7 @@ from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.state.breaker import Breaker
 from mfalcon.state.history import Retention, no_history
 from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.redis_client import RedisClient, RedisSettings
+from mfalcon.state.redis_client import Command, RedisClient, RedisSettings
 from mfalcon.state.redis_keys import Keys
 from mfalcon.state.redis_log import RedisLog
 from mfalcon.state.redis_url import connect, redacted
@@ -82,7 +82,7 @@ async def test_an_acl_user(own_redis: OwnRedis, make_client: MakeClient) -> None
     await echo(client)
     with pytest.raises(StorageUnavailable, match=r"refused \(permission\)"):
         await client.call("test", key("ann"), [("GET", "elsewhere")], PATIENCE_S)
-    with pytest.raises(StorageUnavailable, match=r"unreachable \(auth\)"):
+    with pytest.raises(StorageUnavailable, match=r"refused \(auth\)"):
         await echo(make_client(f"redis://ranker:wrong@{host}"))
 
 
@@ -240,3 +240,32 @@ def test_the_breaker_counts_failures_in_a_row() -> None:
         states.append(breaker.open)
     assert states == [False, False, False, False, False, True, True, False]
     assert changes == [True, False]
+
+
+async def test_a_server_that_wants_a_password_refuses_large_commands_too(
+    own_redis: OwnRedis, make_client: MakeClient
+) -> None:
+    server = own_redis(password="x")
+    client = make_client(f"redis://127.0.0.1:{server.port}")
+    commands: list[Command] = [("GET", "a"), ("EVAL", "return 1", 3, "a", "b", "c", *["x" * 20_000] * 6)] * 3
+    for command in commands:
+        with pytest.raises(StorageUnavailable, match=r"refused|unreachable"):
+            await client.call("test", "a", [command], PATIENCE_S)
+    counted = client._metrics.registry.get_sample_value("mfalcon_redis_errors_total", {"op": "test", "reason": "auth"})
+    assert counted is not None and counted >= 3
+
+
+async def test_a_slot_elsewhere_is_a_refusal(redis_cluster: RedisCluster, make_client: MakeClient) -> None:
+    """A plain URL that points at a node of a cluster."""
+    for server in redis_cluster.servers:
+        slot = server.command("CLUSTER", "KEYSLOT", key("ann"))
+        assert isinstance(slot, int)
+        if redis_cluster.owner(slot) is not server:
+            break
+    client = make_client(server.url)
+    client.start()
+    for _ in range(5):
+        with pytest.raises(StorageUnavailable, match=r"refused \(moved\)") as refused:
+            await client.call("test", key("ann"), [("SET", key("ann"), "x")], PATIENCE_S)
+        assert not refused.value.may_be_done
+    assert client.available(key("ann"))

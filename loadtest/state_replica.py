@@ -1,0 +1,182 @@
+"""A replica's way to a KV state, in parts that a benchmark can steer: the engine's own log, store, Redis tier, recall
+and runner, put together as `mfalcon/engine/engine.py` does, without its queue.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+
+from mfalcon.engine.job import PrefillJob
+from mfalcon.engine.recall import EventLog, LowerTier, Recall
+from mfalcon.engine.redis_parts import RedisOptions, RedisParts
+from mfalcon.engine.runner import Runner
+from mfalcon.engine.warmup import measure_encoding
+from mfalcon.kv import KVState
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.state.cost import NOTHING
+from mfalcon.state.decision import Choice, Decision
+from mfalcon.state.embedded_log import EmbeddedLog
+from mfalcon.state.graves import Graves
+from mfalcon.state.history import History, Retention
+from mfalcon.state.host import Entry, HostTier
+from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.predictor import Predictor, Situation
+from mfalcon.state.store import Found, StateStore
+from mfalcon.types import CacheInfo, CacheSource
+from mfalcon.window import window_start
+
+_HOST_BYTES = 4 << 30
+_LOG_SLACK = 1_024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Always(Predictor):
+    """Chooses one way; what it learns is used for nothing."""
+
+    choice: Choice = "recompute"
+
+    def decide(self, at: Situation) -> Decision:
+        return Decision(self.choice, "only way", NOTHING, NOTHING)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A state in hand. seconds: from the request's arrival to a state that can be scored against."""
+
+    seconds: float
+    cache: CacheInfo
+    decision: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    recall: Recall
+    runner: Runner
+
+
+class Device:
+    """The one thread that computes."""
+
+    def __init__(self, threads: int) -> None:
+        self._executor = ThreadPoolExecutor(1, "bench-device", initializer=torch.set_num_threads, initargs=(threads,))
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run on the device thread, in inference mode as the engine does."""
+
+        def inferring() -> T:
+            with torch.inference_mode():
+                return work()
+
+        return await asyncio.get_running_loop().run_in_executor(self._executor, inferring)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._executor.shutdown()
+
+
+class Replica:
+    """`async with Replica(...) as replica`. predictor: learns from the requests that it decides, as an engine's does.
+
+    probing: whether Redis is probed five times a second, as it is in service.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: RedisOptions, device: Device, *, probing: bool = True) -> None:
+        model = checkpoint.model
+        config, fingerprint = model.config, f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        retention, graves = Retention(config.max_history, config.window_chunk, _LOG_SLACK), Graves()
+        self.metrics = StateMetrics()
+        self.redis = RedisParts(options, model, fingerprint, retention, graves, self.metrics, lambda _: None)
+        self.log: EventLog = self.redis.log or EmbeddedLog(retention)
+        self.predictor = Predictor()
+        self._host: HostTier[KVState] = HostTier(_HOST_BYTES)
+        self._store: StateStore[KVState] = StateStore(
+            fingerprint, [(CacheSource.HOST, self._host)], graves, self.redis.writes.offer
+        )
+        self._checkpoint, self._device, self._probing = checkpoint, device, probing
+        self._free = self._way(self.predictor)
+        self._forced: dict[Choice, _Way] = {
+            "fetch": self._way(_Always(choice="fetch")),
+            "recompute": self._way(_Always(choice="recompute")),
+        }
+
+    async def __aenter__(self) -> Self:
+        if self._probing:
+            await self.redis.start()
+        else:
+            self.redis.writes.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.redis.close()
+
+    async def warm_up(self) -> None:
+        """What an engine measures before its first request."""
+        await self._device.run(lambda: measure_encoding(self._checkpoint.model, self.predictor.encode))
+
+    async def bring(self, user_id: str, way: Choice | None = None) -> Brought:
+        """The user's state, by a way or by the one that the predictor chooses; then wait until Redis has it too."""
+        chosen = self._free if way is None else self._forced[way]
+        began = time.perf_counter()
+        recalled = await chosen.recall.open(user_id, None)
+        cache = await self._device.run(lambda: chosen.runner.prefill(PrefillJob(recalled, None)))
+        seconds = time.perf_counter() - began
+        await asyncio.sleep(0)  # what was kept is offered to the write-behind from the device thread
+        await self.redis.writes.idle()
+        return Brought(seconds, cache, recalled.decision)
+
+    async def read(self, user_id: str) -> History:
+        """The user's history now."""
+        return (await self.log.read(user_id, self.redis.options.client.timeout_s)).history
+
+    async def hold(self, history: History, state: KVState | None) -> None:
+        """Make a state of the history's first events everything that the host tier has; None: nothing."""
+
+        def hold() -> None:
+            self._store.clear()
+            if state is not None:
+                stop = state.num_tokens // self._checkpoint.model.tokens_per_event
+                self._host.put(Entry(self._store.key(history, 0, stop), state))
+
+        await self._device.run(hold)
+
+    async def acquire(self, history: History) -> float:
+        """Seconds of finding the history's state on the host."""
+
+        def acquire() -> tuple[float, Found[KVState] | None]:
+            began = time.perf_counter()
+            found = self._store.acquire(history, 0)
+            return time.perf_counter() - began, found
+
+        seconds, found = await self._device.run(acquire)
+        assert found is not None and found.stop == len(history)
+        return seconds
+
+    def counted(self, name: str, **labels: str) -> float:
+        """A sample of the replica's metrics."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def _way(self, predictor: Predictor) -> _Way:
+        checkpoint = self._checkpoint
+        model, config = checkpoint.model, checkpoint.model.config
+        recall = Recall(
+            self.log,
+            self._store,
+            predictor,
+            self.metrics,
+            lambda length: window_start(length, config.max_history, config.window_chunk),
+            lambda: 0,
+            self.redis.options.client.timeout_s,
+            LowerTier(self.redis.states, self.redis.writes, model.kv_shape(), self.redis.workers),
+        )
+        # A microbatch matters to scoring alone.
+        return _Way(recall, Runner(model, checkpoint.items, self._store, 1, "bench", predictor))

@@ -1,0 +1,103 @@
+"""`mfalcon bench state` and `state-quality`: the time that a tier in Redis saves, the quality it costs."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console, RenderableType
+
+from loadtest import bench_state, plots, state_quality, state_tables
+from loadtest.bench_state import NETWORKS, StateOptions, StateResult
+from loadtest.shapes import DTYPES, SHAPES
+from loadtest.state_quality import QualityResult
+from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
+from mfalcon.cores import owned_cores
+from mfalcon.models import checkpoint
+from mfalcon.train.splits import TEST, Split, split
+from mfalcon.train.vocabulary import fit_to
+
+_PLAIN_WIDTH = 240
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Three lengths, no slow network: about a minute.")]
+PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")]
+
+
+def state(
+    shape: Annotated[
+        list[str] | None, typer.Option(help=f"Shape to measure ({', '.join(SHAPES)}); repeat for more.")
+    ] = None,
+    n: Annotated[list[int] | None, typer.Option("--n", min=4, max=8192, help="History length; repeatable.")] = None,
+    payload: Annotated[
+        list[str] | None, typer.Option(help="Type of the states in Redis: float32, bfloat16, int8; repeatable.")
+    ] = None,
+    network: Annotated[list[str] | None, typer.Option(help=f"To Redis: {', '.join(NETWORKS)}; repeatable.")] = None,
+    dtype: Annotated[str, typer.Option(help=f"What to compute in: {', '.join(DTYPES)}.")] = "float32",
+    learning: Annotated[int | None, typer.Option(min=0, help="Rounds in which the predictor only learns.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count.")] = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="A Redis that is there, in place of one of our own: no throttled networks.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+    plot: PlotOption = None,
+) -> None:
+    """A KV state from the host or from Redis against encoding it again, and how well the predictor chooses."""
+    base = bench_state.QUICK if quick else StateOptions()
+    options = replace(
+        base,
+        shapes=tuple(shape or base.shapes),
+        histories=tuple(sorted(set(n or base.histories))),
+        payloads=tuple(payload or base.payloads),
+        networks=tuple(network or (base.networks if redis_url is None else ("loopback",))),
+        dtype=dtype,
+        learning=base.learning if learning is None else learning,
+        rounds=base.rounds if rounds is None else rounds,
+        threads=threads or owned_cores(),
+        redis_url=redis_url,
+    )
+    result = bench_state.run(options, _progress)
+    if plot is not None:
+        plots.plot_state(result, plot)
+    _show(result, state_tables.state_tables(result), as_json)
+
+
+def quality(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    data: DataOption = "ml-100k",
+    columns: ColumnsOption = "",
+    items: ItemsOption = None,
+    item_columns: ItemColumnsOption = "",
+    like_at_least: LikeOption = None,
+    part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
+    as_json: JsonOption = False,
+) -> None:
+    """AUC of the test events scored from states that went through each payload; exit code 1 if it moves too far."""
+    torch.set_num_threads(owned_cores())
+    loaded = checkpoint.load(path)
+    dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
+    result = state_quality.measure(loaded, dataset, split(dataset, part) == TEST, _progress)
+    _show(result, state_tables.quality_tables(result), as_json)
+    if not all(bar.holds for bar in result.bars):
+        raise typer.Exit(1)
+
+
+def _progress(text: str) -> None:
+    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)
+
+
+def _show(result: StateResult | QualityResult, parts: Iterable[RenderableType], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(asdict(result), allow_nan=False))
+        return
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=_PLAIN_WIDTH)
+    for part in parts:
+        console.print(part, markup=False)

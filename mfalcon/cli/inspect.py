@@ -1,0 +1,246 @@
+"""`mfalcon inspect`: what a checkpoint is, and the memory that its users' states and logs take, here and in Redis."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.engine.redis_parts import layout_of
+from mfalcon.kv import KVShape
+from mfalcon.models import checkpoint
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.state.chunk import HEADER_BYTES, PayloadDtype
+from mfalcon.state.key import CHAIN_BLOCK
+from mfalcon.types import EVENT_DTYPE
+
+_PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
+_COMPUTE = {PayloadDtype.FLOAT32: torch.float32, PayloadDtype.BFLOAT16: torch.bfloat16}
+_NUM_USERS = (10_000, 100_000, 1_000_000, 10_000_000)
+_LOG_HEADER_BYTES = 64
+_LOG_SLACK = 1_024
+"""Events that a log keeps beyond the window before it is cut: the server's default."""
+
+_KEY_CHARS = len("mfalcon:{") + 32 + len("}:log")
+_CHUNK_KEY_CHARS = len("mfalcon:{") + 32 + len("}:kv:") + 16 + len(":9999")
+_BOOKKEEPING_BYTES = 128
+"""Of Redis for one key: its name's and value's headers and its places in the tables of keys and of expiry times."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateSize:
+    """Bytes of one user's KV state, by the type of its numbers. memory_*: None where a model cannot compute in it.
+
+    redis_window_bytes: chunks of a full window, with their headers, names and what the allocator rounds up.
+    """
+
+    dtype: str
+    memory_bytes_per_token: int | None
+    memory_bytes_per_event: int | None
+    memory_bytes_of_window: int | None
+    payload_bytes_per_event: int
+    events_per_chunk: int
+    chunks_of_window: int
+    redis_window_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogSize:
+    """Bytes of one user's event log as a value in Redis, which may hold twice as much ready for it to grow."""
+
+    bytes_of_window: int
+    most_events: int
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Population:
+    """Redis memory of so many users with full windows: states and, at their longest, logs."""
+
+    num_users: int
+    dtype: str
+    states_bytes: int
+    logs_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both."""
+        return self.states_bytes + self.logs_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Everything that `mfalcon inspect` knows."""
+
+    name: str
+    architecture: str
+    version: str
+    fingerprint: str
+    num_parameters: int
+    num_items: int
+    num_layers: int
+    num_heads: int
+    dim: int
+    qk_dim: int
+    v_dim: int
+    max_history: int
+    window_chunk: int
+    tokens_per_event: int
+    prefix_stable: bool
+    states: tuple[StateSize, ...]
+    log: LogSize
+    populations: tuple[Population, ...]
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Show a checkpoint's model and how much memory its users take."""
+    found = measure(checkpoint.load(path))
+    if json_output:
+        totals = [dataclasses.asdict(row) | {"total_bytes": row.total_bytes} for row in found.populations]
+        print_json(dataclasses.asdict(found) | {"populations": totals})
+        return
+    console = Console(highlight=False)
+    for table in (_model_table(found), _states_table(found), _users_table(found)):
+        console.print(table)
+    console.print(
+        f"A log of a full window is {_size(found.log.bytes_of_window)}; it is cut before {found.log.most_events:,} "
+        f"events, {_size(found.log.most_bytes)}; Redis may hold twice as much ready for one that grows.\n"
+        "Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
+    )
+
+
+def measure(loaded: Checkpoint) -> Inspection:
+    """Count it all from the shapes."""
+    model, config, shape = loaded.model, loaded.model.config, loaded.model.kv_shape()
+    states = tuple(_state_size(loaded, dtype) for dtype in _PAYLOADS)
+    log = _log_size(config.max_history)
+    return Inspection(
+        name=config.name,
+        architecture=config.architecture,
+        version=loaded.fingerprint[:12],
+        fingerprint=loaded.fingerprint,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        num_items=len(loaded.items.item_id),
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        dim=config.layer.dim,
+        qk_dim=shape.qk_dim,
+        v_dim=shape.v_dim,
+        max_history=config.max_history,
+        window_chunk=config.window_chunk,
+        tokens_per_event=model.tokens_per_event,
+        prefix_stable=model.prefix_stable,
+        states=states,
+        log=log,
+        populations=tuple(_population(users, state, log) for users in _NUM_USERS for state in states),
+    )
+
+
+def _state_size(loaded: Checkpoint, dtype: PayloadDtype) -> StateSize:
+    model, window = loaded.model, loaded.model.config.max_history
+    layout = layout_of(model, loaded.fingerprint, dtype)
+    per_token = _in_memory(model.kv_shape(), dtype)
+    per_event = None if per_token is None else per_token * model.tokens_per_event
+    chunks = -(-window // layout.events_per_chunk)
+    rest = window - (chunks - 1) * layout.events_per_chunk
+    return StateSize(
+        dtype=dtype.name.lower(),
+        memory_bytes_per_token=per_token,
+        memory_bytes_per_event=per_event,
+        memory_bytes_of_window=None if per_event is None else per_event * window,
+        payload_bytes_per_event=layout.payload_bytes(1),
+        events_per_chunk=layout.events_per_chunk,
+        chunks_of_window=chunks,
+        redis_window_bytes=sum(
+            value_bytes(layout.payload_bytes(events) + HEADER_BYTES, _CHUNK_KEY_CHARS)
+            for events in [*[layout.events_per_chunk] * (chunks - 1), rest]
+        ),
+    )
+
+
+def _in_memory(shape: KVShape, dtype: PayloadDtype) -> int | None:
+    compute = _COMPUTE.get(dtype)
+    return None if compute is None else dataclasses.replace(shape, dtype=compute).bytes_per_token()
+
+
+def _log_size(max_history: int) -> LogSize:
+    # A log begins less than a block before the window's start, and is cut when it begins `slack` events before that.
+    most = max_history + _LOG_SLACK + CHAIN_BLOCK
+    event = EVENT_DTYPE.itemsize
+    return LogSize(_LOG_HEADER_BYTES + event * max_history, most, _LOG_HEADER_BYTES + event * most)
+
+
+def _population(num_users: int, state: StateSize, log: LogSize) -> Population:
+    logs = num_users * value_bytes(log.most_bytes, _KEY_CHARS)
+    return Population(num_users, state.dtype, num_users * state.redis_window_bytes, logs)
+
+
+def value_bytes(num_bytes: int, key_chars: int) -> int:
+    """Memory of one key and its value in Redis."""
+    return allocated(num_bytes) + allocated(key_chars) + _BOOKKEEPING_BYTES
+
+
+def allocated(num_bytes: int) -> int:
+    """What jemalloc gives for so many bytes: four sizes to each doubling, so at most a quarter more."""
+    if num_bytes <= 128:
+        return -(-num_bytes // 16) * 16
+    step = 1 << ((num_bytes - 1).bit_length() - 3)
+    return -(-num_bytes // step) * step
+
+
+def _model_table(found: Inspection) -> Table:
+    table = Table(title=found.name, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in (
+        ("architecture", found.architecture),
+        ("version", f"{found.version} (fingerprint {found.fingerprint})"),
+        ("parameters", f"{found.num_parameters:,}"),
+        ("items", f"{found.num_items:,}"),
+        ("layers, heads", f"{found.num_layers}, {found.num_heads}"),
+        ("dim, qk, v", f"{found.dim}, {found.qk_dim}, {found.v_dim}"),
+        ("window", f"{found.max_history:,} events, moved by {found.window_chunk:,}"),
+        ("tokens per event", f"{found.tokens_per_event}"),
+        ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def _states_table(found: Inspection) -> Table:
+    table = Table(title="KV state of one user", title_justify="left")
+    for name in ("", "token", "event", "full window", "event in Redis", "chunks", "of events", "window in Redis"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=not name)
+    for row in found.states:
+        memory = (row.memory_bytes_per_token, row.memory_bytes_per_event, row.memory_bytes_of_window)
+        cells = ["-" if value is None else _size(value) for value in memory]
+        redis = (_size(row.payload_bytes_per_event), str(row.chunks_of_window), str(row.events_per_chunk))
+        table.add_row(row.dtype, *cells, *redis, _size(row.redis_window_bytes))
+    return table
+
+
+def _users_table(found: Inspection) -> Table:
+    table = Table(title="Redis memory: states of full windows and the longest logs", title_justify="left")
+    dtypes: Sequence[str] = [row.dtype for row in found.states]
+    for name in ("users", *dtypes, "of it logs"):
+        table.add_column(name, justify="right")
+    for users in _NUM_USERS:
+        rows = [row for row in found.populations if row.num_users == users]
+        table.add_row(f"{users:,}", *(_size(row.total_bytes) for row in rows), _size(rows[0].logs_bytes))
+    return table
+
+
+def _size(num_bytes: int) -> str:
+    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:,.0f} {units[0]}" if units[0] == "B" else f"{value:,.1f} {units[0]}"
