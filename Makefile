@@ -13,7 +13,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check serve quality bench loadtest proto clean
+.PHONY: help demo test check serve quality bench chaos loadtest proto clean
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -38,9 +38,15 @@ serve: .venv/.installed-data ## serve the checkpoint that the demo trained
 quality: .venv/.installed-data ## ranking quality on MovieLens-100K
 	$(BIN)/mfalcon quality
 
-bench: .venv/.installed-data ## time scoring and appending against what they replace and against the floor
+bench: .venv/.installed-test ## time scoring, appending, states in Redis and faults
 	$(BIN)/mfalcon bench score
 	$(BIN)/mfalcon bench append
+	$(BIN)/mfalcon bench state
+	$(BIN)/mfalcon bench faults --frozen
+
+chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
+	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
+	$(BIN)/python -m tests.state.mutations --count 100000
 
 loadtest: .venv/.installed-loadtest ## load a running server
 	$(BIN)/mfalcon loadtest
