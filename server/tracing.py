@@ -17,5 +17,7 @@ def trace_to(endpoint: str | None) -> None:
     except ImportError as error:
         raise ConfigError("otlp_endpoint: needs the extra: pip install -e '.[trace]'") from error
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: "mfalcon"}))
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=True)))
+    provider.add_span_processor(
+        BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, insecure=not endpoint.startswith("https:")))
+    )
     trace.set_tracer_provider(provider)

@@ -23,7 +23,7 @@ from mfalcon.types import EVENT_DTYPE
 _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
 _COMPUTE = {PayloadDtype.FLOAT32: torch.float32, PayloadDtype.BFLOAT16: torch.bfloat16}
 _NUM_USERS = (10_000, 100_000, 1_000_000, 10_000_000)
-_LOG_HEADER_BYTES = 64
+_LOG_HEADER_BYTES = 80
 _LOG_SLACK = 1_024
 """Events that a log keeps beyond the window before it is cut: the server's default."""
 

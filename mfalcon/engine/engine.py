@@ -167,8 +167,7 @@ class Engine:
         """Forget the history and every state; when this returns none is left here or in Redis, and no work in flight
         can restore one. A caller that leaves does not stop it.
 
-        Raises Overloaded or ShuttingDown, and then nothing was deleted; StorageUnavailable when it is to be asked
-        again.
+        Raises Overloaded, and then nothing was deleted; StorageUnavailable or ShuttingDown: ask again.
         """
         self._scheduler.check()
         deleting = asyncio.create_task(self._delete(user_id, deadline))
@@ -179,6 +178,7 @@ class Engine:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self._refuse_all(ShuttingDown("the server shut down before this request was reached"))
         await asyncio.to_thread(self._thread.join)
+        await self._recall.close()
         if self._redis is not None:
             await self._redis.close()
 

@@ -30,6 +30,7 @@ _WAIT_SHARE = 0.25
 _MOST_GUESSED_CHUNKS = 64
 _LEARN_SECONDS = 1.0
 _NEARLY_ALL = 0.75
+_LEAST_COVERAGE = 0.05
 
 
 class EventLog(Protocol):
@@ -71,7 +72,7 @@ class Coverage:
 
     def observe(self, fraction: float) -> None:
         """A fetch brought so much of what it asked for."""
-        self.fraction = 0.8 * self.fraction + 0.2 * fraction
+        self.fraction = max(_LEAST_COVERAGE, 0.8 * self.fraction + 0.2 * fraction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,11 @@ class Recall:
         """
         began = time.monotonic()
         patience = self._patience(deadline)
-        self._guess_fetch(user_id, patience)
+        guessed = self._guess_fetch(user_id, patience)
         reading = await self._log.read(user_id, patience)
         if reading.stale:  # Redis has had its time
             return Recalled(reading.history, stale=True, seconds=time.monotonic() - began)
-        fetched, decision = await self._fetch(reading.history, deadline, began + patience)
+        fetched, decision = await self._fetch(reading.history, deadline, began + patience, guessed)
         return Recalled(reading.history, False, fetched, decision, time.monotonic() - began)
 
     def _patience(self, deadline: float | None) -> float:
@@ -135,18 +136,19 @@ class Recall:
             return self._longest_wait_s
         return min(self._longest_wait_s, max(SHORTEST_WAIT_S, _WAIT_SHARE * (deadline - time.monotonic())))
 
-    def _guess_fetch(self, user_id: str, patience: float) -> None:
+    def _guess_fetch(self, user_id: str, patience: float) -> "asyncio.Task[list[Reply]] | None":
         """Begin to fetch before the history is known, if that is likely to be the decision."""
         if self._lower is None or not self._guess or not self._usual_events:
-            return
+            return None
         user, states = user_hash(user_id), self._lower.states
         num_events = round(self._usual_events)
         num_tokens, num_bytes = num_events * states.layout.tokens_per_event, states.layout.payload_bytes(num_events)
         if self._store.holds(user) or not states.available(user):
-            return
-        if self._predictor.expected_fetch_wins(num_tokens, num_bytes):
-            most_events = _MOST_GUESSED_CHUNKS * states.layout.events_per_chunk
-            self._ask(user, min(2 * num_events, most_events), patience)
+            return None
+        if not self._predictor.expected_fetch_wins(num_tokens, num_bytes):
+            return None
+        most_events = _MOST_GUESSED_CHUNKS * states.layout.events_per_chunk
+        return self._ask(user, min(2 * num_events, most_events), patience)
 
     def _ask(self, user: bytes, num_events: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
         """The user's chunks of so many events as they are; requests of one user that come together share the answer."""
@@ -156,6 +158,12 @@ class Recall:
             self._asking[user] = asking
             asking.add_done_callback(lambda _: self._asking.pop(user, None))
         return asking
+
+    async def close(self) -> None:
+        """Let what is being fetched come to its end."""
+        under_way = {*self._asking.values(), *self._bringing.values()}
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def _read_chunks(self, user: bytes, num_events: int, timeout_s: float) -> list[Reply]:
         """Chunks as they are; none if Redis cannot be asked."""
@@ -173,7 +181,7 @@ class Recall:
         return values
 
     async def _fetch(
-        self, history: History, deadline: float | None, until: float
+        self, history: History, deadline: float | None, until: float, guessed: "asyncio.Task[list[Reply]] | None"
     ) -> tuple[Entry[KVState] | None, Decision | None]:
         """The decision, and what a fetch brought. until: when waiting for Redis must end."""
         if self._lower is None:
@@ -186,16 +194,19 @@ class Recall:
         decision = self._decide(history.user, num_events, num_on_host, deadline, until)
         self._metrics.decisions.labels(decision.choice, decision.reason).inc()
         if decision.choice == "recompute":
-            if decision.reason != "only way":
+            if num_on_host <= num_events * _NEARLY_ALL:
                 self._learn(history.user, num_events)
             return None, decision
         key = history.user, history.link(len(history))
         bringing = self._bringing.get(key)
         if bringing is None:
-            bringing = asyncio.create_task(self._bring(history, start, max(SHORTEST_WAIT_S, until - time.monotonic())))
+            bringing = asyncio.create_task(self._bring(history, start, until, guessed))
             self._bringing[key] = bringing
             bringing.add_done_callback(lambda _: self._bringing.pop(key, None))
-        return await asyncio.shield(bringing), decision
+        decoding = self._predictor.decode.predict(self._lower.states.layout.payload_bytes(num_events))
+        left = _until(until) + 2 * decoding.upper
+        done, _ = await asyncio.wait((bringing,), timeout=left)  # it may be another request's, with more time
+        return bringing.result() if done else None, decision
 
     def _decide(self, user: bytes, num_events: int, num_on_host: int, deadline: float | None, until: float) -> Decision:
         assert self._lower is not None
@@ -213,7 +224,7 @@ class Recall:
                 fetch_bytes=states.layout.payload_bytes(in_redis),
                 queued_jobs=self._num_queued(),
                 time_left=None if deadline is None else deadline - now,
-                patience=max(SHORTEST_WAIT_S, until - now),
+                patience=_until(until),
             )
         )
 
@@ -229,15 +240,17 @@ class Recall:
         if not asking.cancelled() and (values := asking.result()):
             self._coverage.observe(sum(value is not None for value in values) / len(values))
 
-    async def _bring(self, history: History, start: int, timeout_s: float) -> Entry[KVState] | None:
+    async def _bring(
+        self, history: History, start: int, until: float, guessed: "asyncio.Task[list[Reply]] | None"
+    ) -> Entry[KVState] | None:
         """What Redis holds of history[start:], as a state; requests for the same history share one."""
         assert self._lower is not None
         lower = self._lower
         num_events = len(history) - start
         wanted = lower.states.num_chunks(num_events)
-        values = await asyncio.shield(self._ask(history.user, num_events, timeout_s))
+        values = await asyncio.shield(guessed or self._ask(history.user, num_events, _until(until)))
         if 0 < len(values) < wanted and values[-1] is not None:  # the guess asked for too little
-            values = await asyncio.shield(self._ask(history.user, num_events, timeout_s))
+            values = await asyncio.shield(self._ask(history.user, num_events, _until(until)))
         entry = None
         if any(value is not None for value in values[:1]):
             loop = asyncio.get_running_loop()
@@ -263,3 +276,8 @@ class Recall:
         num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
         self._predictor.decode.observe(num_bytes, time.monotonic() - began)
         return Entry(self._store.key(history, start, run.stop), state)
+
+
+def _until(until: float) -> float:
+    """Seconds left, 5 ms at least."""
+    return max(SHORTEST_WAIT_S, until - time.monotonic())

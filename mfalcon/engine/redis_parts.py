@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -46,7 +46,7 @@ class RedisOptions:
     ttl_s: float = 86_400.0
     budget_bytes: int = 0
     write_behind_bytes: int = 256 << 20
-    secret: bytes | None = None
+    secret: bytes | None = field(default=None, repr=False)
 
 
 class RedisParts:
@@ -88,6 +88,7 @@ class RedisParts:
             keys,
             layout_of(model, fingerprint, options.state_dtype),
             metrics,
+            max_events=model.config.max_history,
             ttl_s=options.ttl_s,
             log_is_here=options.holds_log,
             secret=options.secret,
@@ -142,16 +143,16 @@ class RedisParts:
         if now - self._kept_up_at < _UPKEEP_SECONDS:
             return
         self._kept_up_at = now
+        if self.forgotten is not None and self.log is not None:
+            await self._follow(self.forgotten, self.log)
+        if self.options.budget_bytes:
+            used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
+            self.writes.paused = sum(used) > self.options.budget_bytes
         if self._is_safe is None:
             try:
                 await self._check_server()
             except ConfigError as error:
                 _log.error("%s", error)
-        if self.options.budget_bytes:
-            used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
-            self.writes.paused = sum(used) > self.options.budget_bytes
-        if self.forgotten is not None and self.log is not None:
-            await self._follow(self.forgotten, self.log)
 
     async def _follow(self, forgotten: Forgotten, log: RedisLog) -> None:
         """Forget here whom another replica has deleted."""
@@ -162,7 +163,7 @@ class RedisParts:
         for deletion in deletions or ():
             log.drop(deletion.user)
             self._on_deletion(deletion)
-            await self.writes.forget(deletion.user)
+            self.writes.drop(deletion.user)
 
     async def _check_server(self) -> None:
         """ConfigError if the event log is in a Redis that may evict it; a warning if a restart may lose it."""
@@ -170,15 +171,15 @@ class RedisParts:
             self._is_safe = True
             return
         for memory in await self.client.info("memory"):
-            policy = str(memory["maxmemory_policy"])
-            if int(memory["maxmemory"]) and policy.startswith("allkeys-"):
+            policy = str(memory.get("maxmemory_policy", "unknown"))
+            if int(memory.get("maxmemory", 0)) and policy.startswith("allkeys-"):
                 self._is_safe = False
                 raise ConfigError(
                     f"redis maxmemory-policy: got {policy}, which may evict the event log, must be volatile-lfu, "
                     "another volatile-* or noeviction"
                 )
         for persistence in await self.client.info("persistence"):
-            if not int(persistence["aof_enabled"]):
+            if not int(persistence.get("aof_enabled", 1)):
                 _log.warning("redis appendonly: got no; acknowledged events may be lost when Redis restarts")
         self._is_safe = True
 

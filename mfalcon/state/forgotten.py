@@ -54,15 +54,16 @@ class Forgotten:
             self._last = f"{int(seconds) * 1000 + int(microseconds) // 1000}"
             self._followed_at = now
             return None if missed else []
-        deletions: list[Deletion] = []
+        deletions, last = [], self._last
         while True:
-            command = ("XRANGE", self._key, f"({self._last}", "+", "COUNT", _PAGE)
+            command = ("XRANGE", self._key, f"({last}", "+", "COUNT", _PAGE)
             entries = await self._call(command, self._client.settings.timeout_s)
             for entry_id, fields in entries:
-                self._last = entry_id.decode()
-                deletions.append(Deletion(fields[b"user"], fields[b"generation"]))
+                last = entry_id.decode()
+                if b"user" in fields and b"generation" in fields:
+                    deletions.append(Deletion(fields[b"user"], fields[b"generation"]))
             if len(entries) < _PAGE:
-                self._followed_at = now
+                self._last, self._followed_at = last, now
                 return deletions
 
     async def _call(self, command: Command, timeout_s: float) -> Reply:

@@ -9,6 +9,8 @@ from mfalcon.state.key import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, 
 from mfalcon.types import Events, no_events
 from mfalcon.window import window_start
 
+_OBJECT_BYTES = 350
+
 
 @dataclass(frozen=True, slots=True)
 class History:
@@ -43,8 +45,8 @@ class History:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the events and links."""
-        return self.events.nbytes + len(self.links)
+        """Memory of the events and links, and of the objects around them."""
+        return self.events.nbytes + len(self.links) + _OBJECT_BYTES
 
     def extended(self, events: Events) -> "History":
         """This history and then these events."""

@@ -1,9 +1,9 @@
 """The event log in Redis, shared by all replicas: an acknowledged event is in it in order, exactly once.
 
-One string per user: a header of 64 bytes, then 24 bytes an event from `base` on. The header names the log's generation,
-its length and the chained hash at both ends. An append is one script that compares the whole header with the one the
-writer knows and writes nothing if it differs: concurrent writers cannot interleave, and `expected_len` is checked
-atomically. A read brings the events that our verified copy lacks and proves them by the hash.
+One string per user: a header of 80 bytes, then 24 bytes an event from `base` on. The header names the user, the log's
+generation, its length and the chained hash at both ends. An append is one script that compares the whole header with
+the one the writer knows and writes nothing if it differs: concurrent writers cannot interleave, and `expected_len` is
+checked atomically. A read brings the events that our verified copy lacks and proves them by the hash.
 """
 
 import os
@@ -22,26 +22,32 @@ from mfalcon.state.redis_client import Command, RedisClient, Reply
 from mfalcon.state.redis_keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events
 
-_HEADER = struct.Struct("<4sHxxQQ16s16s8s")
+_HEADER = struct.Struct("<4sHxxQQ8s16s16s16s")
 _MAGIC, _FORMAT = b"MFLG", 1
 AS_KNOWN = -1
-assert _HEADER.size == 64
+_SHORTEST_WAIT_S = 0.005
+_NOTHING_DONE = "nothing was written"
+_MAY_BE_DONE = {
+    "log_append": "it may have been written all the same: ask again with expected_len",
+    "log_delete": "it may be erased all the same: ask again",
+}
+assert _HEADER.size == 80
 
 _READ = """
 local known, known_generation, known_len = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local header = redis.call('GETRANGE', KEYS[1], 0, 63)
+local header = redis.call('GETRANGE', KEYS[1], 0, 79)
 if header == known then return {header, -1, ''} end
-if #header ~= 64 then return {header, 0, ''} end
+if #header ~= 80 then return {header, 0, ''} end
 local base, len = struct.unpack('<I8I8', header, 9)
 local from = base
-if string.sub(header, 57, 64) == known_generation and known_len >= base and known_len <= len then from = known_len end
+if string.sub(header, 25, 32) == known_generation and known_len >= base and known_len <= len then from = known_len end
 if from == len then return {header, from, ''} end
-return {header, from, redis.call('GETRANGE', KEYS[1], 64 + (from - base) * 24, 63 + (len - base) * 24)}
+return {header, from, redis.call('GETRANGE', KEYS[1], 80 + (from - base) * 24, 79 + (len - base) * 24)}
 """
 """KEYS: log. ARGV: known header, its generation and length. Returns header, first event sent (-1: as known), events."""
 
 _APPEND = """
-if redis.call('GETRANGE', KEYS[1], 0, 63) == ARGV[1] then
+if redis.call('GETRANGE', KEYS[1], 0, 79) == ARGV[1] then
   if ARGV[6] == '0' then
     redis.call('SET', KEYS[1], ARGV[4] .. ARGV[5])
   else
@@ -57,8 +63,9 @@ gets what _READ gives.
 """
 
 _DELETE = """
-local generation = redis.call('GETRANGE', KEYS[1], 56, 63)
-if generation ~= '' and generation == ARGV[1] then redis.call('UNLINK', KEYS[1]) end
+local generation = redis.call('GETRANGE', KEYS[1], 24, 31)
+if #generation < 8 then generation = '' end
+if generation == ARGV[1] or generation == '' then redis.call('UNLINK', KEYS[1]) end
 return generation
 """
 """KEYS: log. ARGV: the generation to end. Returns the one that was found. A deletion that was held up on its way can so
@@ -72,28 +79,28 @@ class Header:
 
     base: int
     length: int
+    generation: bytes
     base_link: bytes
     link: bytes
-    generation: bytes
+    user: bytes
 
     @staticmethod
     def unpack(raw: bytes) -> "Header | None":
         """None if these bytes are no header."""
         if len(raw) != _HEADER.size:
             return None
-        magic, version, base, length, base_link, link, generation = _HEADER.unpack(raw)
-        if magic != _MAGIC or version != _FORMAT or base > length:
-            return None
-        return Header(base, length, base_link, link, generation)
+        magic, version, *rest = _HEADER.unpack(raw)
+        header = Header(*rest)
+        return header if magic == _MAGIC and version == _FORMAT and header.base <= header.length else None
 
 
 def header_of(history: History) -> bytes:
-    """The 64 bytes that head the log of a history; nothing for one that has no log."""
+    """The 80 bytes that head the log of a history; nothing for one that has no log."""
     if not history.generation:
         return b""
     length = len(history)
     base_link, link = history.links[:LINK_BYTES], history.link(length)
-    return _HEADER.pack(_MAGIC, _FORMAT, history.base, length, base_link, link, history.generation)
+    return _HEADER.pack(_MAGIC, _FORMAT, history.base, length, history.generation, base_link, link, history.user)
 
 
 class RedisLog:
@@ -150,7 +157,7 @@ class RedisLog:
             except (LengthMismatch, InvalidInput):
                 if is_fresh:
                     raise
-                known, is_fresh = await self._read(known, self._write_timeout(deadline)), True
+                known, is_fresh = await self._read_to_append(known, deadline), True
                 continue
             begun = known if known.generation else replace(known, generation=os.urandom(8))
             after = self._retention.keep(begun.extended(events))
@@ -163,7 +170,8 @@ class RedisLog:
                 return len(after)
             self._metrics.log_conflicts.inc()
             is_fresh = True
-            known = self._take(known, reply) or await self._read(no_history(user_id), self._write_timeout(deadline))
+            fresh = self._take(known, reply)
+            known = await self._read_to_append(no_history(user_id), deadline) if fresh is None else fresh
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:
         """Erase the user's log; returns the generation that ended, empty if there was none."""
@@ -189,28 +197,40 @@ class RedisLog:
 
     async def _read(self, known: History, timeout_s: float) -> History:
         """The history now, from what we know of it."""
+        until = time.monotonic() + timeout_s
         for attempt in (known, no_history(known.user_id)):
             command = ("EVAL", _READ, 1, self._keys.log(known.user), *_what_we_know(attempt))
-            (reply,) = await self._client.call("log_read", self._keys.log(known.user), [command], timeout_s)
+            left = max(_SHORTEST_WAIT_S, until - time.monotonic())
+            (reply,) = await self._client.call("log_read", self._keys.log(known.user), [command], left)
             history = self._take(attempt, reply)
             if history is not None:
                 return history
         self._metrics.log_damaged.inc()
         raise EngineFailure("the event log of this user is damaged: its events do not hash to its own link")
 
+    async def _read_to_append(self, known: History, deadline: float | None) -> History:
+        try:
+            return await self._read(known, self._write_timeout(deadline))
+        except StorageUnavailable as error:
+            raise StorageUnavailable(f"{error}; {_NOTHING_DONE}") from error
+
     def _take(self, known: History, reply: Reply) -> History | None:
         """The history that a reply proves; None if what we know is no ancestor of it, or nothing hashes right."""
         raw, first, content = reply
         if first == AS_KNOWN:
             self._metrics.log_reads.labels("unchanged").inc()
-            if known.generation:
-                self._copies.move_to_end(known.user) if known.user in self._copies else self._keep(known)
+            if known.user in self._copies:
+                self._copies.move_to_end(known.user)
             return known
         if not raw:
             self.drop(known.user)
             return no_history(known.user_id)
         header = Header.unpack(raw)
-        if header is None or len(content) != (header.length - first) * EVENT_DTYPE.itemsize:
+        if header is None or header.user != known.user:
+            return None
+        if (header.base == 0 and header.base_link != known.user) or len(content) != (
+            header.length - first
+        ) * EVENT_DTYPE.itemsize:
             return None
         events = np.frombuffer(content, dtype=EVENT_DTYPE)
         is_delta = header.generation == known.generation and first == len(known) and first > header.base
@@ -260,8 +280,7 @@ class RedisLog:
         try:
             (reply,) = await self._client.call(op, self._keys.log(known.user), [command], self._write_timeout(deadline))
         except StorageUnavailable as error:
-            unknown = "it may have been written all the same: ask again with expected_len"
-            outcome = unknown if error.may_be_done else "nothing was written"
+            outcome = _MAY_BE_DONE[op] if error.may_be_done else _NOTHING_DONE
             raise StorageUnavailable(f"{error}; {outcome}", may_be_done=error.may_be_done) from error
         return reply
 

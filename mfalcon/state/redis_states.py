@@ -15,7 +15,7 @@ from mfalcon.state.redis_client import Command, RedisClient, Reply
 from mfalcon.state.redis_keys import Keys
 
 _WRITE = """
-if ARGV[1] ~= '' and redis.call('GETRANGE', KEYS[1], 56, 63) ~= ARGV[1] then return 0 end
+if ARGV[1] ~= '' and redis.call('GETRANGE', KEYS[1], 24, 31) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
 local written = tonumber(redis.call('HGET', KEYS[3], ARGV[4]) or '0')
 if tonumber(ARGV[5]) > written then redis.call('HSET', KEYS[3], ARGV[4], ARGV[5]) end
@@ -36,7 +36,7 @@ class Run:
 
 
 class RedisStates:
-    """Reads and writes the chunks of one model.
+    """Reads and writes the chunks of one model. max_events: of a window.
 
     log_is_here: whether the event log is in the same Redis, so that writes can ask it. secret: of the chunks' MAC.
     """
@@ -48,6 +48,7 @@ class RedisStates:
         layout: Layout,
         metrics: StateMetrics,
         *,
+        max_events: int,
         ttl_s: float,
         log_is_here: bool,
         secret: bytes | None = None,
@@ -56,6 +57,7 @@ class RedisStates:
         self._client = client
         self._keys = keys
         self._metrics = metrics
+        self._most_chunks = -(-max_events // layout.events_per_chunk)
         self._ttl_ms = round(ttl_s * 1000)
         self._log_is_here = log_is_here
         self._secret = secret
@@ -121,13 +123,16 @@ class RedisStates:
         if num_chunks:
             names = (self._keys.chunk(user, self._model, i) for i in range(num_chunks))
             commands: list[Command] = [("PEXPIRE", name, self._ttl_ms) for name in names]
+            if not self._log_is_here:
+                commands.append(("PEXPIRE", self._keys.index(user), self._ttl_ms))
             await self._client.call("touch", self._keys.log(user), commands, timeout_s)
 
     async def forget(self, user: bytes, timeout_s: float) -> None:
         """Erase the user's chunks, of every model. Raises StorageUnavailable."""
         index, log = self._keys.index(user), self._keys.log(user)
         (written,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
-        names = [self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))]
+        names = {self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))}
+        names |= {self._keys.chunk(user, self._model, i) for i in range(self._most_chunks)}  # if the index was evicted
         await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)
 
 

@@ -4,12 +4,13 @@
     redis+sentinel://host:port,host:port/service[/db]      rediss+sentinel://
     redis+cluster://host:port,host:port                    rediss+cluster://
 
-Options of the query (ssl_ca_certs=..., say) are redis-py's. Credentials of a Sentinel URL are the master's.
+Options of the query are redis-py's ssl_..., db, username, password and client_name: times and pools are ours.
+Credentials of a Sentinel URL are the master's.
 """
 
 import re
-from typing import TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, TypeAlias
+from urllib.parse import parse_qs, urlsplit
 
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -24,6 +25,7 @@ from mfalcon.errors import ConfigError
 AnyRedis: TypeAlias = redis.asyncio.Redis | RedisCluster
 
 _MANY_HOSTS = re.compile(r"(?P<credentials>[^@]*@)?(?P<hosts>[^/?@]+)(?P<tail>.*)")
+_OPTIONS = ("db", "username", "password", "client_name")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 
@@ -36,20 +38,33 @@ def connect(url: str, connect_timeout_s: float, timeout_s: float, max_connection
     """
     if not HIREDIS_AVAILABLE:
         raise ConfigError("hiredis is not installed: redis-py's own parser is 4 to 10 times slower on KV states")
-    scheme, _, rest = url.partition("://")
-    if scheme not in SCHEMES:
-        raise ConfigError(f"redis_url: got scheme {scheme!r}, must be one of {', '.join(SCHEMES)}")
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in SCHEMES:  # what else it is may be a password
+        raise ConfigError(f"redis_url: must begin with one of {', '.join(f'{name}://' for name in SCHEMES)}")
     plain, _, kind = scheme.partition("+")
-    options = _options(connect_timeout_s, timeout_s)
+    common = _options(connect_timeout_s, timeout_s)
+    if kind == "cluster":
+        return _cluster(plain, rest, common, max_connections)
+    if kind == "sentinel":
+        return _sentinel(plain, rest, common, max_connections)
+    return redis.asyncio.Redis.from_pool(ConnectionPool(max_connections=max_connections, **(_parse(url) | common)))
+
+
+def _parse(url: str) -> dict[str, Any]:
+    """redis-py's reading of a plain URL, of which only what is the caller's to say. ConfigError without the URL."""
     try:
-        if kind == "cluster":
-            return _cluster(plain, rest, options, max_connections)
-        if kind == "sentinel":
-            return _sentinel(plain, rest, options, max_connections)
-        pool = ConnectionPool.from_url(url, max_connections=max_connections, **options)
-        return redis.asyncio.Redis.from_pool(pool)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"redis_url: {error}") from error
+        path, query = urlsplit(url).path.strip("/"), parse_qs(urlsplit(url).query)
+        given = dict(parse_url(url))
+    except ValueError:
+        raise ConfigError(
+            "redis_url: host and port cannot be read; percent-encode / # ? @ : in user and password"
+        ) from None
+    if not url.startswith("unix:") and path and not path.isdecimal():
+        raise ConfigError(f"redis_url: got database {path!r}, must be a number")
+    for name in query:
+        if not (name.startswith("ssl_") or name in _OPTIONS):
+            raise ConfigError(f"redis_url: got option {name!r}, must be ssl_... or one of {', '.join(_OPTIONS)}")
+    return given
 
 
 async def disconnect(client: AnyRedis) -> None:
@@ -66,7 +81,7 @@ def redacted(url: str) -> str:
     return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"
 
 
-def _options(connect_timeout_s: float, timeout_s: float) -> dict[str, object]:
+def _options(connect_timeout_s: float, timeout_s: float) -> dict[str, Any]:
     return {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": connect_timeout_s,
@@ -79,15 +94,21 @@ def _options(connect_timeout_s: float, timeout_s: float) -> dict[str, object]:
 def _hosts(rest: str) -> tuple[str, list[tuple[str, int]], str]:
     """`user:password@` or nothing, hosts and ports, and what follows them."""
     match = _MANY_HOSTS.fullmatch(rest)
-    parts = [urlsplit(f"//{host}") for host in match["hosts"].split(",")] if match else []
-    if match is None or not all(part.hostname for part in parts):
-        raise ValueError("got no hosts, must be host:port,host:port")
-    return match["credentials"] or "", [(str(part.hostname), part.port or 6379) for part in parts], match["tail"]
+    try:
+        parts = [urlsplit(f"//{host}") for host in match["hosts"].split(",")] if match else []
+        hosts = [(str(part.hostname), part.port or 6379) for part in parts if part.hostname]
+    except ValueError:
+        hosts = []
+    if match is None or not hosts or len(hosts) != len(parts):
+        raise ConfigError(
+            "redis_url: got no hosts, must be host:port,host:port; percent-encode / # ? @ : in a password"
+        )
+    return match["credentials"] or "", hosts, match["tail"]
 
 
-def _cluster(plain: str, rest: str, common: dict[str, object], max_connections: int) -> RedisCluster:
+def _cluster(plain: str, rest: str, common: dict[str, Any], max_connections: int) -> RedisCluster:
     credentials, hosts, tail = _hosts(rest)
-    given = dict(parse_url(f"{plain}://{credentials}{hosts[0][0]}:{hosts[0][1]}{tail}"))
+    given = _parse(f"{plain}://{credentials}{hosts[0][0]}:{hosts[0][1]}{tail}")
     if given.pop("connection_class", None) is SSLConnection:
         given["ssl"] = True
     for name in ("host", "port", "db"):
@@ -96,22 +117,22 @@ def _cluster(plain: str, rest: str, common: dict[str, object], max_connections: 
         startup_nodes=[ClusterNode(host, port) for host, port in hosts],
         require_full_coverage=False,
         max_connections=max_connections,
-        **(given | common),  # type: ignore[arg-type]
+        **(given | common),
     )
 
 
-def _sentinel(plain: str, rest: str, common: dict[str, object], max_connections: int) -> redis.asyncio.Redis:
+def _sentinel(plain: str, rest: str, common: dict[str, Any], max_connections: int) -> redis.asyncio.Redis:
     credentials, hosts, tail = _hosts(rest)
     path, _, query = tail.partition("?")
     service, _, db = path.strip("/").partition("/")
     if not service:
-        raise ValueError("must name the Sentinel service: redis+sentinel://host:port/service")
+        raise ConfigError("redis_url: must name the Sentinel service: redis+sentinel://host:port/service")
     first_host, first_port = hosts[0]
-    given = dict(parse_url(f"{plain}://{credentials}{first_host}:{first_port}/{db or 0}?{query}"))
+    given = _parse(f"{plain}://{credentials}{first_host}:{first_port}/{db or 0}?{query}")
     is_tls = given.pop("connection_class", None) is SSLConnection
     for name in ("host", "port"):
         given.pop(name, None)
-    sentinel = Sentinel(hosts, sentinel_kwargs=common, **common)  # type: ignore[no-untyped-call]
+    sentinel = Sentinel(hosts, sentinel_kwargs=common | ({"ssl": True} if is_tls else {}), **common)  # type: ignore[no-untyped-call]
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
         service, sentinel, ssl=is_tls, max_connections=max_connections, **(given | common)
     )

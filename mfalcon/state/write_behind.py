@@ -107,10 +107,14 @@ class WriteBehind(Generic[S]):
         """Note that Redis holds history[start:stop]; its chunks shall live on."""
         self._remember(history.user, _Stored(history.generation, start, stop, history.link(stop)))
 
-    async def forget(self, user: bytes) -> None:
-        """Drop what waits for a user and wait for what is being written."""
+    def drop(self, user: bytes) -> None:
+        """Drop what waits for a user."""
         self._take(user)
         self._stored.pop(user, None)
+
+    async def forget(self, user: bytes) -> None:
+        """Drop what waits for a user and wait for what is being written."""
+        self.drop(user)
         if self._writing is not None and self._writing[0] == user:
             await self._writing[1].wait()
 
@@ -173,8 +177,8 @@ class WriteBehind(Generic[S]):
         if not self._states.available(history.user):
             return "unavailable"
         size = self._states.layout.events_per_chunk
-        first_dirty = (self._stored_stop(history, start) - start) // size
-        num_chunks = self._states.num_chunks(len(history) - start)
+        num_chunks, stored = self._states.num_chunks(len(history) - start), self._stored_stop(history, start)
+        first_dirty = num_chunks if stored == len(history) else (stored - start) // size
         try:
             for number in range(first_dirty, num_chunks):
                 if history.generation in self._graves:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from loadtest.redis_server import RedisCluster, RedisSentinel, RedisServer
+from loadtest.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.state.breaker import Breaker
 from mfalcon.state.history import Retention, no_history
@@ -138,16 +139,102 @@ async def test_a_failover_of_sentinel(make_client: MakeClient) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("http://h", "got scheme 'http'"),
+        ("http://h", "must begin with one of redis://"),
+        (":hunter2@redis:6379", "must begin with one of redis://"),
         ("redis+sentinel://h:1", "must name the Sentinel service"),
         ("redis+cluster://", "got no hosts"),
-        ("redis://h:x", "redis_url"),
-        ("redis://h?socket_read_size=many", "redis_url"),
+        ("redis+cluster://h:x", "got no hosts"),
+        ("redis://:hunter2/xyz@h", "host and port cannot be read; percent-encode"),
+        ("redis://:hunter2#x@h", "host and port cannot be read; percent-encode"),
+        ("redis://h:6379/abc", "got database 'abc', must be a number"),
+        ("redis://h?nonsense=1", "got option 'nonsense', must be ssl_"),
+        ("redis://h?socket_timeout=60", "got option 'socket_timeout'"),
+        ("redis+cluster://h:1,h:2?decode_responses=True", "got option 'decode_responses'"),
+        ("redis+sentinel://h:1/m?max_connections=2", "got option 'max_connections'"),
     ],
 )
 def test_bad_urls(url: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=says) as refused:
         connect(url, 1, 1, 1)
+    assert "hunter2" not in str(refused.value)
+
+
+async def test_a_loop_that_was_held_up_sees_what_has_arrived(
+    redis_server: RedisServer, make_client: MakeClient
+) -> None:
+    client = make_client(redis_server.url, 0.04)
+    await echo(client)
+    calls = [asyncio.create_task(client.call("test", key("ann"), [("GET", key("ann"))], 0.04)) for _ in range(4)]
+    await asyncio.sleep(0.005)
+    time.sleep(0.08)  # noqa: ASYNC251 (that is the point)
+    assert await asyncio.gather(*calls) == [[b"ann"]] * 4
+    assert client.available(key("ann"))
+
+
+async def test_callers_in_a_hurry_open_no_breaker(redis_server: RedisServer, make_client: MakeClient) -> None:
+    client = make_client(redis_server.url, 0.04)
+    await echo(client)
+    for _ in range(6):
+        with contextlib.suppress(StorageUnavailable):
+            await client.call("test", key("ann"), [("GET", key("ann"))], 0.0001)
+    await echo(client)
+
+
+async def test_a_slow_server_keeps_its_breaker_open(redis_server: RedisServer, make_client: MakeClient) -> None:
+    """An answer to a probe that comes too late is not one."""
+    with SlowProxy(redis_server.port) as proxy:
+        client = make_client(proxy.url, 0.04)
+        client.start()
+        await echo(client)
+        proxy.delay_s = 0.15
+        await asyncio.sleep(2.5)
+        opened = client._metrics.registry.get_sample_value("mfalcon_redis_breaker_opened_total")
+        assert opened == 1 and not client.available(key("ann"))
+        proxy.delay_s = 0.0
+        for _ in range(100):
+            if client.available(key("ann")):
+                break
+            await asyncio.sleep(0.05)
+        await echo(client)
+
+
+async def test_large_values_that_crawl_leave_the_log_its_connections(
+    redis_server: RedisServer, make_client: MakeClient
+) -> None:
+    redis_server.command("SET", key("ann"), b"x" * 2_000_000)
+    redis_server.command("SET", key("bob"), b"small")
+    with SlowProxy(redis_server.port) as proxy:
+        client = make_client(proxy.url, max_connections=4)
+        proxy.bytes_per_second = 1_000_000
+        for _ in range(6):
+            with pytest.raises(StorageUnavailable):
+                await client.call("chunks_read", key("ann"), [("GET", key("ann"))], 0.02)
+        assert await client.call("log_read", key("bob"), [("GET", key("bob"))], 1) == [b"small"]
+        proxy.bytes_per_second = None
+
+
+async def test_an_upkeep_that_fails_does_not_end_the_probes(
+    redis_server: RedisServer, make_client: MakeClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, calls = make_client(redis_server.url), 0
+
+    async def fail() -> None:
+        nonlocal calls
+        calls += 1
+        raise KeyError("user")
+
+    client.start(fail)
+    await asyncio.sleep(0.7)
+    assert calls >= 2
+    assert "a probe of redis failed" in caplog.text
+
+
+async def test_dead_seeds_of_a_cluster_open_the_breaker(make_client: MakeClient) -> None:
+    client = make_client("redis+cluster://127.0.0.1:1,127.0.0.1:2", 0.5)
+    for _ in range(3):
+        with pytest.raises(StorageUnavailable, match="unreachable"):
+            await client.call("test", "a", [("GET", "a")], PATIENCE_S)
+    assert not client.available("a")
 
 
 def test_hiredis_is_required(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +252,7 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
     redis_server: RedisServer, make_client: MakeClient
 ) -> None:
     """Reads of many users' logs are given up at any moment of their life; every answer that comes is its own user's."""
-    client, limit = make_client(redis_server.url, max_connections=8), 8
+    client, limit = make_client(redis_server.url, max_connections=8), 4
     log = RedisLog(client, KEYS, Retention(200, 64, 64), StateMetrics(), cache_bytes=0)
     lengths = {f"u{i}": i + 1 for i in range(40)}
     for user_id, length in lengths.items():

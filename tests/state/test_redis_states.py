@@ -23,7 +23,7 @@ async def states() -> AsyncIterator[RedisStates]:
     """Asks no server."""
     metrics = StateMetrics()
     client = RedisClient(RedisSettings("redis://127.0.0.1:1"), metrics)
-    yield RedisStates(client, Keys("t"), LAYOUT, metrics, ttl_s=100, log_is_here=True)
+    yield RedisStates(client, Keys("t"), LAYOUT, metrics, max_events=10_000, ttl_s=100, log_is_here=True)
     await client.close()
 
 
