@@ -4,16 +4,18 @@
 # TORCH        version of torch to install; any of the range in pyproject.toml
 # TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
 #              PyTorch's index of CPU wheels saves most of the download.
+# SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check serve quality bench chaos loadtest proto clean
+.PHONY: help demo test check kernel sanitize serve quality bench chaos loadtest proto clean
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -31,6 +33,17 @@ test: .venv/.installed-test ## format check, lint, types, tests
 	$(BIN)/python -m pytest -q
 
 check: test ## the same as test
+
+kernel: .venv/.installed-test ## compile the fused CPU kernel, if there is a C++ compiler
+	$(BIN)/python -m kernels.cpu_build
+
+# The tests compile what is missing. Python is not instrumented, so both runtimes are loaded first; fresh memory is
+# filled with 0xff, which is NaN.
+sanitize: .venv/.installed-test ## run the fused kernel's tests under AddressSanitizer and UBSan (needs GCC)
+	$(BIN)/python -m kernels.cpu_build --require --sanitize $(SANITIZE) --policy portable_bf16
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
+	  MFALCON_SANITIZE=$(SANITIZE) $(BIN)/python -m pytest -q tests/kernels/test_fused.py
 
 serve: .venv/.installed-data ## serve the checkpoint that the demo trained
 	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr

@@ -1,0 +1,75 @@
+// The C interface of one policy. Included once by each of the .cpp files, after it has named its `Policy`.
+#pragma once
+#include <omp.h>
+
+#include "extend.h"
+#include "pack.h"
+#include "score.h"
+
+namespace mfalcon {
+
+template <class Body>
+std::int32_t guarded(Body body) {
+  try {
+    body();
+    return MF_OK;
+  } catch (const std::bad_alloc&) {
+    return MF_OUT_OF_MEMORY;
+  }
+}
+
+inline const Stack<Policy>& stack_of(const void* stack) { return *static_cast<const Stack<Policy>*>(stack); }
+
+}  // namespace mfalcon
+
+extern "C" {
+
+void mf_geometry(MfGeometry* geometry) {
+  using mfalcon::Policy;
+  *geometry = {MFALCON_ABI, sizeof(Policy::Element), Policy::kLanes, 64};
+}
+
+std::int32_t mf_stack_new(const MfConfig* config, const MfLayer* layers, const std::int64_t* thresholds,
+                          void** stack) {
+  return mfalcon::guarded([&] { *stack = new mfalcon::Stack<mfalcon::Policy>(*config, layers, thresholds); });
+}
+
+void mf_stack_free(void* stack) { delete static_cast<mfalcon::Stack<mfalcon::Policy>*>(stack); }
+
+std::int32_t mf_score(const void* stack, const MfCache* cache, std::int64_t num_tokens, std::int64_t time,
+                      const float* x, float* out, std::int64_t num_targets, std::int64_t microbatch,
+                      std::int64_t threads) {
+  return mfalcon::guarded([&] {
+    mfalcon::score(mfalcon::stack_of(stack), *cache, num_tokens, time, x, out, num_targets, microbatch, threads);
+  });
+}
+
+std::int32_t mf_extend(const void* stack, const MfCache* cache, std::int64_t num_tokens,
+                       const std::int64_t* query_times, const float* x, std::int64_t num_new, std::int64_t threads) {
+  return mfalcon::guarded(
+      [&] { mfalcon::extend(mfalcon::stack_of(stack), *cache, num_tokens, query_times, x, num_new, threads); });
+}
+
+std::int32_t mf_import(const void* stack, const MfCache* cache, std::int64_t layer, const float* k, const float* v,
+                       std::int64_t num_tokens) {
+  const auto& shape = mfalcon::stack_of(stack).shape;
+  return mfalcon::guarded([&] {
+    mfalcon::import_plain(shape, mfalcon::LayerCache<mfalcon::Policy>(shape, *cache, layer), k, v, num_tokens);
+  });
+}
+
+void mf_export(const void* stack, const MfCache* cache, std::int64_t layer, float* k, float* v,
+               std::int64_t num_tokens) {
+  const auto& shape = mfalcon::stack_of(stack).shape;
+  mfalcon::export_plain(shape, mfalcon::LayerCache<mfalcon::Policy>(shape, *cache, layer), k, v, num_tokens);
+}
+
+void mf_copy(const void* stack, const MfCache* from, const MfCache* to, std::int64_t num_tokens) {
+  const auto& shape = mfalcon::stack_of(stack).shape;
+  for (std::int64_t layer = 0; layer < shape.layers; layer++) {
+    using Cache = mfalcon::LayerCache<mfalcon::Policy>;
+    mfalcon::copy_tokens(shape, Cache(shape, *from, layer), Cache(shape, *to, layer), num_tokens);
+  }
+}
+
+}

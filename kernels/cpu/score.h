@@ -1,0 +1,127 @@
+// Score: targets of one request see the prefix and themselves. Microbatches are independent through all layers, so
+// each runs from end to end on one thread: one parallel region, no barrier inside.
+#pragma once
+#include <omp.h>
+
+#include "attention.h"
+
+namespace mfalcon {
+
+// One thread's memory for a microbatch.
+template <class P>
+struct ScoreSpace {
+  using Element = typename P::Element;
+  Index h_stride, a_stride;
+  Buffer<float> x, o, biases;
+  Buffer<Element> h, a, weights;
+
+  ScoreSpace(const Shape& s, Index rows)
+      : h_stride(row_stride(s.columns)),
+        a_stride(row_stride(std::max(s.padded_dim, s.out_depth))),
+        x(rows * s.padded_dim),
+        o(rows * s.v_width()),
+        biases(0),
+        h(rows * h_stride),
+        a(rows * a_stride),
+        weights(AttentionSpace<P>::kWeights) {}
+};
+
+// rab of the targets, one vector per layer and head: [layers, heads, stride]; and on themselves: [layers, heads].
+struct TargetBias {
+  Buffer<float> prefix, own;
+  Index stride;
+};
+
+template <class P>
+TargetBias target_bias(const Stack<P>& stack, const std::int64_t* times, Index tokens, std::int64_t time) {
+  const Shape& s = stack.shape;
+  if (s.num_positions == 0) return {Buffer<float>(0), Buffer<float>::zeros(s.layers * s.heads), 0};
+  std::vector<Run> runs;
+  append_runs(runs, stack.thresholds, time, times, tokens);
+  const Index columns = round_up(tokens, P::kLanes), stride = columns + P::kLanes;
+  TargetBias bias{Buffer<float>(s.layers * s.heads * stride), Buffer<float>(s.layers * s.heads), stride};
+  for (Index layer = 0; layer < s.layers; layer++) {
+    for (Index head = 0; head < s.heads; head++) {
+      const Index i = layer * s.heads + head;
+      const RelativeBias& weights = stack.layers[layer].bias;
+      bias_row<P>(weights, s, head, tokens, runs.data(), 0, columns, bias.prefix.get() + i * stride);
+      bias.own.get()[i] = own_bias<P>(weights, s, head);
+    }
+  }
+  return bias;
+}
+
+// The term of each target on itself; sets o.
+template <class P>
+void attend_self(const Shape& s, const typename P::Element* h, Index h_stride, Index rows, const float* own_bias,
+                 float* o) {
+  for (Index r = 0; r < rows; r++) {
+    const auto* row = h + r * h_stride;
+    for (Index head = 0; head < s.heads; head++) {
+      const auto *q = row + s.q0 + head * s.padded_qk, *k = row + s.k0 + head * s.padded_qk;
+      const auto* v = row + s.v0 + head * s.padded_v;
+      auto logit = P::zero();
+      for (Index i = 0; i < s.padded_qk; i += P::kLanes) {
+        logit = P::fma(P::load_elements(q + i), P::load_elements(k + i), logit);
+      }
+      const auto weight = silu<P>(P::set(P::sum(logit) + own_bias[head]));
+      float* out = o + r * s.v_width() + head * s.padded_v;
+      for (Index i = 0; i < s.padded_v; i += P::kLanes) P::store(out + i, P::mul(weight, P::load_elements(v + i)));
+    }
+  }
+}
+
+// x and out: [rows, dim].
+template <class P>
+void score_microbatch(const Stack<P>& stack, const MfCache& cache, Index tokens, const TargetBias& bias,
+                      const float* x, float* out, Index rows, const ScoreSpace<P>& space) {
+  const Shape& s = stack.shape;
+  float *hidden = space.x.get(), *o = space.o.get();
+  auto *h = space.h.get(), *a = space.a.get();
+  for (Index r = 0; r < rows; r++) {
+    float* row = hidden + r * s.padded_dim;
+    std::fill(std::copy_n(x + r * s.dim, s.dim, row), row + s.padded_dim, 0.0f);
+  }
+  for (Index layer = 0; layer < s.layers; layer++) {
+    const Layer<P>& weights = stack.layers[layer];
+    const LayerCache<P> kv(s, cache, layer);
+    norm_in<P>(s, weights, hidden, rows, a, space.a_stride);
+    project<P>(stack, layer, a, space.a_stride, rows, 0, s.columns, h, space.h_stride);
+    attend_self<P>(s, h, space.h_stride, rows, bias.own.get() + layer * s.heads, o);
+    for (Index head = 0; head < s.heads && tokens > 0; head++) {
+      attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv.keys(head), kv.values(head),
+                {tokens, 0}, s.num_positions ? bias.prefix.get() + (layer * s.heads + head) * bias.stride : nullptr,
+                nullptr, o + head * s.padded_v, s.v_width(), {space.weights.get(), nullptr});
+    }
+    gate<P>(s, weights, h, space.h_stride, o, rows, a, space.a_stride);
+    add_output<P>(stack, layer, a, space.a_stride, rows, 0, s.padded_dim, hidden);
+  }
+  for (Index r = 0; r < rows; r++) std::copy_n(hidden + r * s.padded_dim, s.dim, out + r * s.dim);
+}
+
+template <class P>
+void score(const Stack<P>& stack, const MfCache& cache, Index tokens, std::int64_t time, const float* x, float* out,
+           Index targets, Index microbatch, Index threads) {
+  const Shape& s = stack.shape;
+  if (targets == 0) return;
+  // Every thread gets a share, in whole tiles; no row's result depends on where it is cut.
+  const Index share = round_up((targets + threads - 1) / threads, kTileRows);
+  const Index rows = std::min({microbatch, share, targets});
+  const Index count = (targets + rows - 1) / rows;
+  const int used = static_cast<int>(std::min(threads, count));
+  const TargetBias bias = target_bias(stack, cache.times, tokens, time);
+  std::vector<ScoreSpace<P>> spaces;
+  for (int i = 0; i < used; i++) spaces.emplace_back(s, rows);
+#pragma omp parallel num_threads(used)
+  {
+    const ScoreSpace<P>& space = spaces[omp_get_thread_num()];
+#pragma omp for schedule(dynamic, 1) nowait
+    for (Index i = 0; i < count; i++) {
+      const Index first = i * rows;
+      score_microbatch(stack, cache, tokens, bias, x + first * s.dim, out + first * s.dim,
+                       std::min(rows, targets - first), space);
+    }
+  }
+}
+
+}  // namespace mfalcon

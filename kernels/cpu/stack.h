@@ -1,0 +1,151 @@
+// The weights of a stack in the layout of a policy, packed once; and where things lie in rows and caches.
+#pragma once
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "abi.h"
+#include "product.h"
+
+namespace mfalcon {
+
+inline Index round_up(Index x, Index step) { return (x + step - 1) / step * step; }
+
+// Memory aligned to a cache line; throws std::bad_alloc.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(Index size) : memory_(static_cast<T*>(std::aligned_alloc(64, round_up(size * sizeof(T) + 1, 64)))) {
+    if (!memory_) throw std::bad_alloc();
+  }
+  static Buffer zeros(Index size) {
+    Buffer buffer(size);
+    std::fill_n(buffer.get(), size, T{});
+    return buffer;
+  }
+  T* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// Sizes of a stack. A head is padded to whole vectors, so a row of projections is [u | q | v | k] of padded heads, and
+// all that the last layer of a prefix needs (v, k) stands together at the end.
+struct Shape {
+  Index layers, heads, dim, qk_dim, v_dim;
+  Index padded_dim, padded_qk, padded_v;
+  Index q0, v0, k0, columns;  // first column of each in a row of projections; u starts at 0
+  Index out_depth;            // of the output projection: one or three times v_width
+  Index num_positions, num_buckets;
+  bool activate_all, concat;
+  float attention_scale, logit_scale, norm_eps;
+
+  Shape(const MfConfig& c, Index lanes)
+      : layers(c.num_layers),
+        heads(c.num_heads),
+        dim(c.dim),
+        qk_dim(c.qk_dim),
+        v_dim(c.v_dim),
+        padded_dim(round_up(c.dim, lanes)),
+        padded_qk(round_up(c.qk_dim, lanes)),
+        padded_v(round_up(c.v_dim, lanes)),
+        q0(heads * padded_v),
+        v0(q0 + heads * padded_qk),
+        k0(v0 + heads * padded_v),
+        columns(k0 + heads * padded_qk),
+        out_depth((c.concat ? 3 : 1) * heads * padded_v),
+        num_positions(c.num_positions),
+        num_buckets(c.num_buckets),
+        activate_all(c.activate_all != 0),
+        concat(c.concat != 0),
+        attention_scale(static_cast<float>(1.0 / c.attention_norm)),
+        logit_scale(static_cast<float>(c.logit_scale)),
+        norm_eps(static_cast<float>(c.norm_eps)) {}
+
+  Index v_width() const { return heads * padded_v; }
+};
+
+// Affine LayerNorm over padded columns: `valid` is 1 on true columns and 0 on padding, as are weight and bias there.
+struct Norm {
+  Buffer<float> valid, weight, bias;
+  Index columns;
+  float count;
+};
+
+// rab of one layer. Distances run backwards, so that ascending keys read ascending memory; see bias.h.
+struct RelativeBias {
+  Buffer<float> position;  // [heads, position_stride]
+  Buffer<float> time;      // [heads, num_buckets + 1]
+  Index position_stride;
+};
+
+template <class P>
+struct Layer {
+  using Element = typename P::Element;
+  Norm norm_in, norm_out;
+  Buffer<Element> uvqk, output;
+  Buffer<float> uvqk_bias, output_bias;
+  RelativeBias bias;
+};
+
+template <class P>
+struct Stack {
+  Shape shape;
+  std::vector<std::int64_t> thresholds;
+  std::vector<Layer<P>> layers;
+
+  Stack(const MfConfig& config, const MfLayer* weights, const std::int64_t* bounds);
+
+  Panels<P> uvqk(Index layer) const { return {layers[layer].uvqk.get(), shape.padded_dim, shape.columns}; }
+  Panels<P> output(Index layer) const { return {layers[layer].output.get(), shape.out_depth, shape.padded_dim}; }
+};
+
+// The heads of one layer in a cache.
+template <class P>
+struct LayerCache {
+  using Element = typename P::Element;
+  Element *k, *v;
+  Index capacity, padded_qk, padded_v;
+
+  LayerCache(const Shape& shape, const MfCache& cache, Index layer)
+      : k(static_cast<Element*>(cache.k) + layer * shape.heads * cache.capacity * shape.padded_qk),
+        v(static_cast<Element*>(cache.v) + layer * shape.heads * cache.capacity * shape.padded_v),
+        capacity(cache.capacity),
+        padded_qk(shape.padded_qk),
+        padded_v(shape.padded_v) {}
+
+  // Keys are columns, so that logits are a product; tokens of values are rows.
+  Panels<P> keys(Index head) const { return {k + head * capacity * padded_qk, padded_qk, capacity}; }
+  Panels<P> values(Index head) const { return {v + head * capacity * padded_v, capacity, padded_v}; }
+  Element* key(Index head, Index token, Index i) const {
+    return k + head * capacity * padded_qk + panel_offset<P>(padded_qk, capacity, i, token);
+  }
+  Element* value(Index head, Index token, Index i) const {
+    return v + head * capacity * padded_v + panel_offset<P>(capacity, padded_v, token, i);
+  }
+  // Elements [first, last) of one token's key: kStep of them side by side, the next a panel's width on.
+  void put_key(Index head, Index token, Index first, Index last, const Element* from) const {
+    Element* at = key(head, token, first);
+    for (Index i = first; i < last; i += P::kStep, at += Panels<P>::kPanel * P::kStep) {
+      for (int step = 0; step < P::kStep; step++) at[step] = *from++;
+    }
+  }
+  // Elements [first, last) of one token's value, whole vectors. A step of several tokens is read at once: its later
+  // tokens are zero until they come.
+  void put_value(Index head, Index token, Index first, Index last, const Element* from) const {
+    const int place = static_cast<int>(token % P::kStep);
+    for (Index i = first; i < last; i += P::kLanes) {
+      Element* at = value(head, token, i);
+      for (int lane = 0; lane < P::kLanes; lane++, at += P::kStep) {
+        *at = *from++;
+        for (int later = 1; place + later < P::kStep; later++) at[later] = 0;
+      }
+    }
+  }
+};
+
+}  // namespace mfalcon
