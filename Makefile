@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check kernel sanitize serve quality bench chaos loadtest proto clean
+.PHONY: help demo test check thorough kernel sanitize serve quality bench chaos loadtest proto clean
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -33,6 +33,9 @@ test: .venv/.installed-test ## format check, lint, types, tests
 	$(BIN)/python -m pytest -q
 
 check: test ## the same as test
+
+thorough: .venv/.installed-test ## the tests that take minutes, of what the others sample
+	$(BIN)/python -m pytest -q -m thorough
 
 kernel: .venv/.installed-test ## compile the fused CPU kernel, if there is a C++ compiler
 	$(BIN)/python -m kernels.cpu_build

@@ -54,7 +54,7 @@ def test_nothing_compiled_is_nothing_available(monkeypatch: pytest.MonkeyPatch, 
         fused.load()
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", cpu_build.POLICIES)
 def test_every_policy_compiles(name: str) -> None:
     """Also those that this processor cannot run."""

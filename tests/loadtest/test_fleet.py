@@ -19,7 +19,7 @@ from mfalcon.models import checkpoint
 
 ROOT = Path(loadtest.__file__).parents[1]
 FLAGS = ("--threads", "1", "--microbatch", "16")
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 WAIT_S = 20.0
 """Far above what anything here takes; a test that waits this long has failed."""

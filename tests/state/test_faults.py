@@ -18,7 +18,11 @@ def fault_row(fault: Fault, setup: Setup) -> Row:
 
 
 @pytest.mark.parametrize(
-    ("fault", "setup"), [pytest.param(fault, setup, id=f"{fault.name}, {setup}") for fault, setup in cases()]
+    ("fault", "setup"),
+    [
+        pytest.param(fault, setup, id=f"{fault.name}, {setup}", marks=pytest.mark.thorough if setup == "stale" else ())
+        for fault, setup in cases()
+    ],
 )
 def test_every_rank_is_answered_and_a_counter_moves(fault: Fault, setup: Setup) -> None:
     row = fault_row(fault, setup)
