@@ -50,6 +50,8 @@ BULK = frozenset({"chunks_read", "chunk_write"})
 _SPARE = 8
 """Connections beside the calls': probes, INFO."""
 _PASSES = 10
+_FAIR_SHARE = 0.8
+"""Of the time that a server is given, for its silence to count against it."""
 FAILURES_TO_OPEN = 3
 PROBE_SECONDS = 0.2
 """Between two probes: an idle breaker opens after FAILURES_TO_OPEN of them and their timeouts, within 0.75 s."""
@@ -110,7 +112,7 @@ class RedisClient:
         """Send commands of one key's slot together and read their replies; one that Redis refuses fails the call.
 
         Raises StorageUnavailable when the breaker is open, the time is up, the connection breaks or Redis refuses. A
-        caller in a greater hurry than `settings.timeout_s` says nothing about the server: the breaker is left alone.
+        caller in a greater hurry than `settings.timeout_s` proves nothing about the server: its breaker is left alone.
         """
         breaker = self._breaker(self._node(key))
         if breaker.open:
@@ -126,7 +128,7 @@ class RedisClient:
         exchange = self._begin(self._exchange(commands))
         exchange.add_done_callback(lambda _: slots.release())
         if not await _done_within(exchange, timeout_s - (time.monotonic() - began)):
-            if timeout_s >= self.settings.timeout_s:
+            if timeout_s >= _FAIR_SHARE * self.settings.timeout_s:
                 breaker.failed()
             raise self._unanswered(op, "timeout", f"no answer within {timeout_s * 1000:.0f} ms")
         try:
