@@ -88,7 +88,7 @@ class ServerConfig(BaseSettings):
     redis_write_timeout_ms: int = Field(
         default=1_000, ge=5, le=60_000, description="Longest wait for Redis while appending or deleting, in ms."
     )
-    redis_connections: AtLeastOne = Field(default=32, description="Most connections to Redis (to each cluster node).")
+    redis_connections: AtLeastOne = Field(default=32, description="Most calls to Redis at once, all nodes together.")
     redis_state_dtype: Literal["bfloat16", "int8", "float32", "float64"] = Field(
         default="bfloat16", description="Type of the KV states in Redis; the type of dtype keeps scores exact."
     )

@@ -217,6 +217,8 @@ class RedisClient:
             try:
                 if await self._probe_nodes() and on_alive is not None:
                     await on_alive()
+            except StorageUnavailable as error:
+                _log.debug("after a probe: %s", error)
             except Exception:  # noqa: BLE001 (the task's edge: without it an open breaker would stay open)
                 _log.exception("a probe of redis failed")
             await asyncio.sleep(PROBE_SECONDS)

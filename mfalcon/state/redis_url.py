@@ -132,7 +132,8 @@ def _sentinel(plain: str, rest: str, common: dict[str, Any], max_connections: in
     is_tls = given.pop("connection_class", None) is SSLConnection
     for name in ("host", "port"):
         given.pop(name, None)
-    sentinel = Sentinel(hosts, sentinel_kwargs=common | ({"ssl": True} if is_tls else {}), **common)  # type: ignore[no-untyped-call]
+    tls = {"ssl": True} | {name: value for name, value in given.items() if name.startswith("ssl_")} if is_tls else {}
+    sentinel = Sentinel(hosts, sentinel_kwargs=common | tls, **common)  # type: ignore[no-untyped-call]
     pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
         service, sentinel, ssl=is_tls, max_connections=max_connections, **(given | common)
     )
