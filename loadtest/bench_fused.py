@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+from collections.abc import Callable
 
 import torch
 
@@ -22,6 +23,12 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.models.fused import fused_stack
 
 _EAGER_MICROBATCH = 128
+Action = Callable[[int], object]
+"""What is timed; it is given its round."""
+
+
+def _ignoring_round(function: Callable[..., object], *arguments: object) -> Action:
+    return lambda _: function(*arguments)
 
 
 def main() -> None:
@@ -54,7 +61,7 @@ def _cells(shape: Shape, kernel: fused.Kernel, threads: int, peaks: Peaks, optio
     older, newest = events_between(events, 0, n), events_between(events, n, n + 1)
     x, times = model.prefix_tokens(events), model.token_times(events)
     state, packed = prefill(model, older), stack.extend(stack.empty(n + 64), x[:n], times[:n], threads)
-    cells: list[tuple[str, Work, dict[str, object]]] = []
+    cells: list[tuple[str, Work, dict[str, Action]]] = []
     for m in options.candidates:
         targets = random_targets(m, 2)
         tokens = model.target_tokens(targets)
@@ -63,8 +70,8 @@ def _cells(shape: Shape, kernel: fused.Kernel, threads: int, peaks: Peaks, optio
                 f"score m={m}",
                 score_work(shape, n, m),
                 {
-                    "eager": lambda _, t=targets: score(model, state, t, REQUEST_TIME_MS, _EAGER_MICROBATCH),
-                    "fused": lambda _, t=tokens: stack.score(packed, t, REQUEST_TIME_MS, threads, options.microbatch),
+                    "eager": _ignoring_round(score, model, state, targets, REQUEST_TIME_MS, _EAGER_MICROBATCH),
+                    "fused": _ignoring_round(stack.score, packed, tokens, REQUEST_TIME_MS, threads, options.microbatch),
                 },
             )
         )
@@ -93,8 +100,8 @@ def _cells(shape: Shape, kernel: fused.Kernel, threads: int, peaks: Peaks, optio
         if options.no_eager:
             del actions["eager"]
         for action in actions.values():
-            action(0)  # type: ignore[operator]
-        samples = take_turns(actions, options.seconds, 3, 400)  # type: ignore[arg-type]
+            action(0)
+        samples = take_turns(actions, options.seconds, 3, 400)
         peaks = faster(peaks, probe(0.4))
         floor = work.seconds(peaks.float32_flops, peaks.silus) * 1e3
         compute = work.flops / peaks.float32_flops * 1e3

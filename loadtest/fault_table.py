@@ -335,7 +335,7 @@ def counters(metrics: StateMetrics) -> Counter[str]:
             if sample.name.endswith("_total"):
                 name = sample.name.removeprefix("mfalcon_").removesuffix("_total")
                 labels = ",".join(sample.labels.values())
-                counts[f"{name}{{{labels}}}" if labels else name] = sample.value  # type: ignore[assignment]
+                counts[f"{name}{{{labels}}}" if labels else name] = round(sample.value)
     return counts
 
 

@@ -194,9 +194,10 @@ class RedisClient:
         """The node that owns the key; one name for all where there is no cluster."""
         if isinstance(self._redis, RedisCluster):
             try:
-                return self._redis.get_node_from_key(key).name  # type: ignore[union-attr]
-            except (RedisClusterException, AttributeError):
+                node = self._redis.get_node_from_key(key)
+            except RedisClusterException:
                 return ""  # the cluster's layout is not known yet
+            return node.name if node is not None else ""
         return ""
 
     def _breaker(self, node: str) -> Breaker:
