@@ -1,6 +1,17 @@
 # CPU image of the server: non-root, and its root file system may be read-only. Build and run:
 #   docker build -t mfalcon .
 #   docker run --read-only -p 50051:50051 -p 8080:8080 -v "$PWD/checkpoints/ml-100k-dfgr:/checkpoint:ro" mfalcon
+
+# The fused kernel in every form that an x86 server may run; a server loads the one that its processor has.
+FROM python:3.11-slim AS kernel
+# (hadolint wants a version; the distribution's g++ is the one that fits its libgomp below.)
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+WORKDIR /app
+COPY kernels/__init__.py kernels/cpu_build.py kernels/
+COPY kernels/cpu kernels/cpu
+RUN python -m kernels.cpu_build --require
+
 FROM python:3.11-slim
 
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -19,7 +30,10 @@ COPY LICENSE hatch_build.py pyproject.toml ./
 COPY mfalcon/__init__.py mfalcon/
 RUN pip install -e . \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mfalcon
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY kernels kernels
+COPY --from=kernel /app/kernels/cpu/build kernels/cpu/build
 COPY loadtest loadtest
 COPY mfalcon mfalcon
 COPY proto proto

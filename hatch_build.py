@@ -1,5 +1,10 @@
-"""Build hook of hatchling: an editable install is the only build of mfalcon that is allowed."""
+"""Build hook of hatchling: an editable install is the only build of mfalcon that is allowed, and it compiles the fused
+kernel for this processor where there is a C++ compiler.
+"""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
@@ -23,3 +28,6 @@ class EditableOnly(BuildHookInterface[Any]):
         """Called before anything is built; `version` is "editable" or "standard"."""
         if version != "editable":
             self.app.abort(REFUSAL)
+        if (Path(self.root) / "kernels" / "cpu_build.py").exists():  # an image installs before it has the code
+            # Without a compiler, or with one that fails, the server runs all the same, slower, and says so.
+            subprocess.run([sys.executable, "-m", "kernels.cpu_build", "--fit"], cwd=self.root, check=False)

@@ -7,11 +7,13 @@ hash of the sources and flags it was made from, so a stale one is never loaded a
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,19 @@ def library_path(policy: Policy, sanitize: str = "") -> Path:
     return BUILD / f"{policy.name}{variant}-{digest.hexdigest()[:16]}.so"
 
 
+def cpu_flags() -> frozenset[str]:
+    """Names of /proc/cpuinfo; none on other processors than x86."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if _is_x86() else []
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def find_compiler() -> str | None:
     """The first C++ compiler on the path."""
     return next((found for name in _COMPILERS if (found := shutil.which(name))), None)
@@ -109,6 +124,7 @@ def compile_policy(compiler: str, policy: Policy, sanitize: str = "") -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile every policy that the compiler knows; 1 if one fails that this processor could run, or is required."""
     parser = argparse.ArgumentParser(prog="python -m kernels.cpu_build", description=__doc__)
+    parser.add_argument("--fit", action="store_true", help="only those that this processor would choose")
     parser.add_argument("--policy", action="append", choices=list(POLICIES), help="only this one; may be repeated")
     parser.add_argument("--require", action="store_true", help="fail if there is no compiler or a policy fails")
     parser.add_argument("--sanitize", default="", metavar="KINDS", help="instrument, as in address,undefined")
@@ -117,15 +133,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if compiler is None:
         print(f"no C++ compiler found (looked for {', '.join(_COMPILERS)}): the server will use the torch kernels")
         return 1 if options.require else 0
+    names = options.policy or [name for name in POLICIES if _is_wanted(name, fit=options.fit)]
     failed = False
-    for name in options.policy or POLICIES:
+    with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as compilers:
+        compiling = [
+            (name, compilers.submit(compile_policy, compiler, POLICIES[name], options.sanitize)) for name in names
+        ]
+    for name, compiled in compiling:
         try:
-            path = compile_policy(compiler, POLICIES[name], options.sanitize)
-            print(f"{name}: {path.relative_to(SOURCES.parent.parent)}")
+            print(f"{name}: {compiled.result().relative_to(SOURCES.parent.parent)}")
         except subprocess.CalledProcessError as error:
             failed = True
             print(f"{name}: {compiler} failed\n{error.stderr}", file=sys.stderr)
     return 1 if failed and options.require else 0
+
+
+def _is_wanted(name: str, *, fit: bool) -> bool:
+    """Whether to compile a policy: all that this architecture knows, or only those that `auto` may choose here."""
+    flags = POLICIES[name].cpu_flags
+    if fit:
+        return bool(flags) and flags <= cpu_flags()
+    return not flags or _is_x86()
 
 
 if __name__ == "__main__":

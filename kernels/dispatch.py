@@ -1,15 +1,12 @@
 """The one public function of each op: checks its arguments, then calls the backend of the tensors' device.
 
-Today every device runs the reference. A faster backend registers here, behind the same signature.
+Today every device runs the reference op by op; whole stacks have faster backends (`kernels.choice`).
 """
 
 from torch import Tensor
 
 from kernels import reference
 from kernels.bias import RelativeBias
-
-BACKEND = "reference"
-"""Name of the backend in use, as `GetModel` reports it."""
 
 
 def prefix_attention(

@@ -1,27 +1,27 @@
 """The fused CPU kernel: prefill, append and score of a whole stack of layers as one call each.
 
 The second height of the seam (ARCHITECTURE.md). `load` gives a compiled policy, `FusedStack` packs a stack's weights
-for it, `PackedKV` is a KV state in its layout. The C++ is in `kernels/cpu/`, compiled by `kernels.cpu_build`.
+for it and calls it over pages. The C++ is in `kernels/cpu/`, compiled by `kernels.cpu_build`.
 """
 
 from kernels import cpu_build
 from kernels.fused_check import deviation
 from kernels.fused_library import FusedUnavailable, Kernel, available
-from kernels.fused_stack import FusedStack, LayerWeights, PackedBuffer, PackedKV, StackConfig
+from kernels.fused_stack import PAGE_TOKENS, FusedStack
+from kernels.stack import LayerWeights, StackConfig
 
 __all__ = [
+    "PAGE_TOKENS",
     "FusedStack",
     "FusedUnavailable",
     "Kernel",
     "LayerWeights",
-    "PackedBuffer",
-    "PackedKV",
     "StackConfig",
     "available",
     "load",
 ]
 
-SELF_CHECK_BOUND = {"float32": 2e-5, "bfloat16": 5e-2}
+SELF_CHECK_BOUND = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 5e-2}
 """Worst difference from `kernels.reference`, relative to the largest output. float32: sums in another order; bfloat16:
 8 bits, over two layers."""
 
@@ -40,7 +40,13 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
             "compile with: python -m kernels.cpu_build"
         )
     kernel = Kernel(cpu_build.POLICIES[policy], cpu_build.library_path(cpu_build.POLICIES[policy], sanitize))
-    worst = max(deviation(kernel, concat) for concat in (False, True))
-    if not worst <= SELF_CHECK_BOUND[kernel.policy.element]:
-        raise FusedUnavailable(f"fused kernel {policy}: differs from the reference by {worst:.1e} in its self-check")
+    for int8 in (False, True):
+        bound = SELF_CHECK_BOUND["int8" if int8 else kernel.policy.element]
+        for concat in (False, True):
+            worst = deviation(kernel, concat, int8)
+            if not worst <= bound:
+                of_pages = " over int8 pages" if int8 else ""
+                raise FusedUnavailable(
+                    f"fused kernel {policy}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
+                )
     return kernel

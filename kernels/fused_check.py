@@ -9,10 +9,11 @@ from torch.nn import functional
 from kernels import reference
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.fused_library import Kernel
-from kernels.fused_stack import FusedStack, LayerWeights, StackConfig
+from kernels.fused_stack import FusedStack
+from kernels.stack import LayerWeights, StackConfig
 
 
-def deviation(kernel: Kernel, concat: bool) -> float:
+def deviation(kernel: Kernel, concat: bool, int8: bool) -> float:
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score."""
     generator = torch.Generator().manual_seed(0)
 
@@ -37,12 +38,16 @@ def deviation(kernel: Kernel, concat: bool) -> float:
     x, targets = randn(n, 21), randn(m, 21)
     times = torch.randint(0, 10**6, (n,), generator=generator).cumsum(0)
     now = int(times[-1]) + 12_345
-    stack = FusedStack(kernel, config, layers)
-    state = stack.extend(stack.extend(stack.empty(), x[:70], times[:70]), x[70:], times[70:])
+    stack = FusedStack(kernel, config, layers, 64, int8)
+    memory = torch.empty(2, stack.page_bytes, dtype=torch.uint8).fill_(255)
+    memory.view(torch.int64)[0, :64], memory.view(torch.int64)[1, : n - 64] = times[:64], times[64:]
+    pages = memory.data_ptr() + stack.page_bytes * torch.arange(2)
+    stack.extend(pages, 0, x[:70])
+    stack.extend(pages, 70, x[70:])
     expected_layers, expected = _reference(config, layers, x, times, targets, now)
-    pairs = [(stack.score(state, targets, now), expected)]
-    for got, wanted in zip(stack.to_plain(state), expected_layers, strict=True):
-        pairs += zip(got, wanted, strict=True)
+    pairs = [(stack.score(pages, n, targets, now), expected)]
+    for layer, wanted in enumerate(expected_layers):
+        pairs += zip(stack.read(pages, layer, 0, n), wanted, strict=True)
     worst = torch.stack([(got - wanted).abs().max() / wanted.abs().max() for got, wanted in pairs])
     return float(worst.max())
 

@@ -4,7 +4,6 @@ The structures mirror `kernels/cpu/abi.h`.
 """
 
 import ctypes
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from kernels import cpu_build
 
-_ABI = 1
+_ABI = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -25,7 +24,7 @@ class CConfig(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_layers", "num_heads", "dim", "qk_dim", "v_dim", "num_positions")),
-        *((name, ctypes.c_int64) for name in ("num_buckets", "activate_all", "concat")),
+        *((name, ctypes.c_int64) for name in ("num_buckets", "page_tokens", "int8", "activate_all", "concat")),
         *((name, ctypes.c_double) for name in ("attention_norm", "logit_scale", "norm_eps")),
     )
 
@@ -42,19 +41,10 @@ class CLayer(ctypes.Structure):
     )
 
 
-class CCache(ctypes.Structure):
-    """MfCache."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("k", "v", "times")),
-        ("capacity", ctypes.c_int64),
-    )
-
-
 class CGeometry(ctypes.Structure):
     """MfGeometry."""
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("abi", "element_bytes", "dim_step", "capacity_step"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("abi", "element_bytes", "page_step"))
 
 
 class Kernel:
@@ -73,15 +63,15 @@ class Kernel:
         self.extend = _function(
             library, "mf_extend", result, pointer, pointer, number, pointer, pointer, number, number
         )
-        self.import_plain = _function(library, "mf_import", result, pointer, pointer, number, pointer, pointer, number)
-        self.export_plain = _function(library, "mf_export", None, pointer, pointer, number, pointer, pointer, number)
-        self.copy = _function(library, "mf_copy", None, pointer, pointer, pointer, number)
+        tokens_of_layer = (pointer, pointer, number, number, pointer, pointer, number)
+        self.read = _function(library, "mf_read", None, *tokens_of_layer)
+        self.write = _function(library, "mf_write", result, *tokens_of_layer)
+        self.page_bytes = _function(library, "mf_page_bytes", number, pointer)
         geometry = CGeometry()
         _function(library, "mf_geometry", None, pointer)(ctypes.byref(geometry))
         if geometry.abi != _ABI or geometry.element_bytes != self.dtype.itemsize:
             raise FusedUnavailable(f"{path.name}: interface {geometry.abi}, this Python speaks {_ABI}")
-        self.dim_step: int = geometry.dim_step
-        self.capacity_step: int = geometry.capacity_step
+        self.page_step: int = geometry.page_step
 
 
 def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> Callable[..., int]:
@@ -93,20 +83,9 @@ def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: 
 
 def available(sanitize: str = "") -> list[str]:
     """Policies that are compiled and that this processor can run, the fastest first."""
-    flags = cpu_flags()
+    flags = cpu_build.cpu_flags()
     return [
         name
         for name, policy in cpu_build.POLICIES.items()
         if policy.cpu_flags <= flags and cpu_build.library_path(policy, sanitize).exists()
     ]
-
-
-def cpu_flags() -> frozenset[str]:
-    """Names of /proc/cpuinfo; none on other processors than x86."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return frozenset()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())

@@ -1,109 +1,58 @@
-"""A stack of layers for the fused CPU kernel: weights packed once, KV states in its layout, a call per phase."""
+"""A stack of layers for the fused CPU kernel: weights packed once, KV states in pages, a call per phase."""
 
 import ctypes
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.bias import RelativeBias
-from kernels.fused_library import CCache, CConfig, CLayer, Kernel
+from kernels.fused_library import CConfig, CLayer, Kernel
+from kernels.stack import LayerWeights, StackConfig
 
-_GROWTH = 64
-"""Spare tokens of a cache that grows: one copy per so many appended ones."""
-
-
-@dataclass(frozen=True, slots=True)
-class StackConfig:
-    """What every layer of a stack shares. activate_all: SiLU on v, q and k, not on u alone.
-
-    concat: output([u, av, u * LN(av)]) instead of output(u * LN(av)).
-    """
-
-    num_heads: int
-    dim: int
-    qk_dim: int
-    v_dim: int
-    attention_norm: float
-    logit_scale: float
-    norm_eps: float
-    activate_all: bool
-    concat: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """Weights of one layer. Absent ones are None; a norm is (weight, bias).
-
-    uvqk: [2 * num_heads * (v_dim + qk_dim), dim], rows u, v, q, k, heads outer.
-    output: [dim, num_heads * v_dim], or three times as many columns with concat.
-    """
-
-    uvqk: Tensor
-    output: Tensor
-    uvqk_bias: Tensor | None = None
-    output_bias: Tensor | None = None
-    norm_in: tuple[Tensor, Tensor] | None = None
-    norm_out: tuple[Tensor, Tensor] | None = None
-    bias: RelativeBias | None = None
-
-
-class PackedBuffer:
-    """Memory of one or more states of the same lineage; tokens up to `filled` belong to some state.
-
-    k: flat [layers, heads, capacity, padded qk_dim]. v: likewise. times: int64 [capacity].
-    """
-
-    __slots__ = ("capacity", "filled", "k", "times", "v")
-
-    def __init__(self, capacity: int, k_size: int, v_size: int, dtype: torch.dtype) -> None:
-        self.capacity = capacity
-        self.filled = 0
-        self.k = torch.empty(k_size * capacity, dtype=dtype)
-        self.v = torch.empty(v_size * capacity, dtype=dtype)
-        self.times = torch.empty(capacity, dtype=torch.int64)
-
-    @property
-    def num_bytes(self) -> int:
-        """All of it, spare capacity included."""
-        return sum(t.numel() * t.element_size() for t in (self.k, self.v, self.times))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedKV:
-    """A KV state in a policy's layout: the first `num_tokens` tokens of a buffer. Immutable to who holds one."""
-
-    buffer: PackedBuffer
-    num_tokens: int
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory that the state keeps alive."""
-        return self.buffer.num_bytes
-
-    @property
-    def times(self) -> Tensor:
-        """Event time of every token, int64 [num_tokens], milliseconds."""
-        return self.buffer.times[: self.num_tokens]
+PAGE_TOKENS = 128
+"""Tokens of a page, unless told otherwise: on AVX2 within 2% of the time with 256, where 64 takes up to 4% more."""
 
 
 class FusedStack:
-    """The weights of a stack, packed once for one kernel. Safe to use from several threads.
+    """The weights of a stack, packed once for one kernel. Safe to use from several threads: it never changes.
 
-    float32 in and out; K, V and the operands of products are in the kernel's dtype, the residual in float32.
+    float32 in and out; the operands of products are in the kernel's dtype, the residual in float32.
+
+    A KV state is its number of tokens and an int64 tensor of the addresses of its pages: token t is in page
+    t // page_tokens. A page is memory of `page_bytes` bytes, aligned to 64, of all layers and heads:
+    int64 times[page_tokens], milliseconds; then per layer and head K and V in the kernel's order, in its dtype or in
+    int8; in int8 also their float32 scales, [page_tokens] of K and of V. What lies beyond the tokens of a state may be
+    anything. Who owns pages keeps them alive during a call, and lets no other call write the tokens that it reads.
+
+    int8: a token's K (and V) of one head is its largest magnitude / 127 and codes of -127 to 127. All attend to what
+    stands in the pages; only a target's own K and V are exact.
     """
 
-    def __init__(self, kernel: Kernel, config: StackConfig, layers: Sequence[LayerWeights]) -> None:
-        """Raises ValueError for weights that do not fit the configuration."""
+    def __init__(
+        self,
+        kernel: Kernel,
+        config: StackConfig,
+        layers: Sequence[LayerWeights],
+        page_tokens: int = PAGE_TOKENS,
+        int8: bool = False,
+    ) -> None:
+        """Raises ValueError for weights that do not fit the configuration, and for a page that the kernel cannot cut.
+
+        page_tokens: a multiple of 64.
+        """
         self.kernel = kernel
         self.config = config
         self.num_layers = len(layers)
+        self.page_tokens = page_tokens
+        self.int8 = int8
         _require(self.num_layers > 0, "a stack has at least one layer")
         sizes = (config.num_heads, config.dim, config.qk_dim, config.v_dim)
         _require(min(sizes) > 0, f"num_heads, dim, qk_dim, v_dim: {sizes}, all must be positive")
         _require(config.attention_norm > 0, f"attention_norm: {config.attention_norm}, must be positive")
+        step = kernel.page_step
+        whole = page_tokens > 0 and page_tokens % step == 0
+        _require(whole, f"page_tokens: {page_tokens}, must be a positive multiple of {step}")
         alive: list[Tensor] = []
         packed = (CLayer * self.num_layers)(*(_layer(config, layer, alive) for layer in layers))
         num_positions, thresholds = _shared_bias(layers)
@@ -116,6 +65,8 @@ class FusedStack:
             v_dim=config.v_dim,
             num_positions=num_positions,
             num_buckets=len(thresholds),
+            page_tokens=page_tokens,
+            int8=int(int8),
             activate_all=int(config.activate_all),
             concat=int(config.concat),
             attention_norm=config.attention_norm,
@@ -125,52 +76,52 @@ class FusedStack:
         handle = ctypes.c_void_p()
         _done(kernel.stack_new(ctypes.byref(shared), packed, thresholds.data_ptr(), ctypes.byref(handle)))
         self._handle = handle
+        self.page_bytes: int = kernel.page_bytes(handle)
         weakref.finalize(self, kernel.stack_free, handle)
 
-    def empty(self, capacity: int = 0) -> PackedKV:
-        """The state of an empty history, with room for tokens to come."""
-        return PackedKV(self._buffer(capacity), 0)
-
     def extend(
-        self, state: PackedKV, x: Tensor, times: Tensor, threads: int = 1, query_times: Tensor | None = None
-    ) -> PackedKV:
-        """Prefill (of an empty state) and append: tokens x [num_new, dim] at times int64 [num_new].
+        self, pages: Tensor, num_tokens: int, x: Tensor, threads: int = 1, query_times: Tensor | None = None
+    ) -> None:
+        """Prefill (num_tokens 0) and append: tokens x [num_new, dim] enter a state behind its first num_tokens.
 
-        The given state stays as it is; the new one shares its memory if it was the newest and there is room.
-        query_times: what the new tokens' own bias reads, if not their times (golden/README.md, variant research).
+        pages: int64 [num_pages] addresses, enough for all tokens. The new tokens' times stand in them already.
+        query_times: what the new tokens' own bias reads, int64 [num_new], if not their times (golden/README.md, variant
+        research). Raises ValueError.
         """
         x, num_new = self._hidden(x), len(x)
-        times = _tensor("times", times, torch.int64, (num_new,))
-        query_times = times if query_times is None else _tensor("query_times", query_times, torch.int64, (num_new,))
+        pages = self._pages(pages, num_tokens, num_new)
+        if query_times is not None:
+            query_times = _tensor("query_times", query_times, torch.int64, (num_new,))
         _require(threads > 0, f"threads: {threads}, must be positive")
-        longer = self._longer(state, num_new)
-        longer.buffer.times[state.num_tokens : longer.num_tokens] = times
         _done(
             self.kernel.extend(
                 self._handle,
-                ctypes.byref(_cache(longer.buffer)),
-                state.num_tokens,
-                query_times.data_ptr(),
+                pages.data_ptr(),
+                num_tokens,
+                None if query_times is None else query_times.data_ptr(),
                 x.data_ptr(),
                 num_new,
                 threads,
             )
         )
-        return longer
 
-    def score(self, state: PackedKV, x: Tensor, time_ms: int, threads: int = 1, microbatch: int = 96) -> Tensor:
+    def score(
+        self, pages: Tensor, num_tokens: int, x: Tensor, time_ms: int, threads: int = 1, microbatch: int = 96
+    ) -> Tensor:
         """Targets x [num_targets, dim] of one request time through all layers -> [num_targets, dim].
 
-        microbatch: most targets that a thread takes through the layers at once; no result depends on it.
+        They see the num_tokens of a state in pages, int64 [num_pages] addresses. microbatch: most targets that a thread
+        takes through the layers at once; no result depends on it. Raises ValueError.
         """
         x = self._hidden(x)
+        pages = self._pages(pages, num_tokens, 0)
         _require(threads > 0 and microbatch > 0, f"threads {threads}, microbatch {microbatch}: must be positive")
         out = torch.empty_like(x)
         _done(
             self.kernel.score(
                 self._handle,
-                ctypes.byref(_cache(state.buffer)),
-                state.num_tokens,
+                pages.data_ptr(),
+                num_tokens,
                 time_ms,
                 x.data_ptr(),
                 out.data_ptr(),
@@ -181,50 +132,41 @@ class FusedStack:
         )
         return out
 
-    def to_plain(self, state: PackedKV) -> list[tuple[Tensor, Tensor]]:
-        """Per layer K [num_heads, num_tokens, qk_dim] and V [num_heads, num_tokens, v_dim], float32."""
-        config, n = self.config, state.num_tokens
-        layers = []
-        for layer in range(self.num_layers):
-            k, v = torch.empty(config.num_heads, n, config.qk_dim), torch.empty(config.num_heads, n, config.v_dim)
-            cache = ctypes.byref(_cache(state.buffer))
-            self.kernel.export_plain(self._handle, cache, layer, k.data_ptr(), v.data_ptr(), n)
-            layers.append((k, v))
-        return layers
+    def read(self, pages: Tensor, layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Tokens first to stop - 1 of a layer: K [num_heads, stop - first, qk_dim] and V [.., v_dim], float32.
 
-    def from_plain(self, layers: Sequence[tuple[Tensor, Tensor]], times: Tensor, capacity: int = 0) -> PackedKV:
-        """The inverse of `to_plain`. times: int64 [num_tokens]."""
-        config, n = self.config, len(times)
-        _require(len(layers) == self.num_layers, f"{len(layers)} layers of keys and values for {self.num_layers}")
-        state = self._longer(self.empty(max(capacity, n)), n)
-        state.buffer.times[:n] = _tensor("times", times, torch.int64, (n,))
-        cache = ctypes.byref(_cache(state.buffer))
-        for layer, (plain_k, plain_v) in enumerate(layers):
-            k = _tensor("k", plain_k, torch.float32, (config.num_heads, n, config.qk_dim))
-            v = _tensor("v", plain_v, torch.float32, (config.num_heads, n, config.v_dim))
-            _done(self.kernel.import_plain(self._handle, cache, layer, k.data_ptr(), v.data_ptr(), n))
-        return state
+        Raises ValueError.
+        """
+        pages, config, num_tokens = self._pages(pages, first, stop - first), self.config, stop - first
+        self._check_layer(layer)
+        k = torch.empty(config.num_heads, num_tokens, config.qk_dim)
+        v = torch.empty(config.num_heads, num_tokens, config.v_dim)
+        self.kernel.read(self._handle, pages.data_ptr(), layer, first, k.data_ptr(), v.data_ptr(), num_tokens)
+        return k, v
+
+    def write(self, pages: Tensor, layer: int, first: int, k: Tensor, v: Tensor) -> None:
+        """The inverse of `read`, from token `first` on; rounded to what pages hold. Raises ValueError."""
+        config, num_tokens = self.config, k.shape[1] if k.ndim == 3 else 0
+        k = _tensor("k", k, torch.float32, (config.num_heads, num_tokens, config.qk_dim))
+        v = _tensor("v", v, torch.float32, (config.num_heads, num_tokens, config.v_dim))
+        pages = self._pages(pages, first, num_tokens)
+        self._check_layer(layer)
+        _done(self.kernel.write(self._handle, pages.data_ptr(), layer, first, k.data_ptr(), v.data_ptr(), num_tokens))
 
     def _hidden(self, x: Tensor) -> Tensor:
         return _tensor("x", x, torch.float32, (x.shape[0] if x.ndim else 0, self.config.dim))
 
-    def _buffer(self, capacity: int) -> PackedBuffer:
-        per_token = self.num_layers * self.config.num_heads
-        step, dim_step = self.kernel.capacity_step, self.kernel.dim_step
-        k_size, v_size = (-(-dim // dim_step) * dim_step for dim in (self.config.qk_dim, self.config.v_dim))
-        capacity = max(1, -(-capacity // step)) * step
-        return PackedBuffer(capacity, per_token * k_size, per_token * v_size, self.kernel.dtype)
+    def _pages(self, pages: Tensor, num_tokens: int, num_new: int) -> Tensor:
+        """Addresses of pages that hold num_new tokens behind num_tokens."""
+        pages = _tensor("pages", pages, torch.int64, (pages.numel(),))
+        _require(num_tokens >= 0 and num_new >= 0, f"tokens: {num_new} behind {num_tokens}, must not be negative")
+        needed = num_tokens + num_new
+        enough = needed <= len(pages) * self.page_tokens
+        _require(enough, f"pages: {len(pages)} of {self.page_tokens} tokens, too few for {needed}")
+        return pages
 
-    def _longer(self, state: PackedKV, num_new: int) -> PackedKV:
-        """A state of more tokens, those still to be written."""
-        buffer, num_tokens = state.buffer, state.num_tokens + num_new
-        if buffer.filled != state.num_tokens or num_tokens > buffer.capacity:
-            buffer = self._buffer(num_tokens + _GROWTH if state.num_tokens else num_tokens)
-            old, new = ctypes.byref(_cache(state.buffer)), ctypes.byref(_cache(buffer))
-            self.kernel.copy(self._handle, old, new, state.num_tokens)
-            buffer.times[: state.num_tokens] = state.times
-        buffer.filled = num_tokens
-        return PackedKV(buffer, num_tokens)
+    def _check_layer(self, layer: int) -> None:
+        _require(0 <= layer < self.num_layers, f"layer: {layer}, must be one of {self.num_layers}")
 
 
 def _layer(config: StackConfig, weights: LayerWeights, alive: list[Tensor]) -> CLayer:
@@ -290,7 +232,3 @@ def _require(holds: bool, message: str) -> None:
 def _done(result: int) -> None:
     if result:
         raise MemoryError("the fused kernel ran out of memory")
-
-
-def _cache(buffer: PackedBuffer) -> CCache:
-    return CCache(k=buffer.k.data_ptr(), v=buffer.v.data_ptr(), times=buffer.times.data_ptr(), capacity=buffer.capacity)

@@ -73,8 +73,10 @@ def target_attention(
     own = (q * k).sum(-1, keepdim=True) * logit_scale  # [m, H, 1]
     if own_bias is not None:
         own = own + own_bias.unsqueeze(-1)
-    logits = torch.bmm(q.transpose(0, 1) * logit_scale, prefix_k.transpose(1, 2))  # [H, m, n]
-    if prefix_bias is not None:
-        logits += prefix_bias.unsqueeze(1)
+    keys = prefix_k.transpose(1, 2)
+    if prefix_bias is None:
+        logits = torch.bmm(q.transpose(0, 1) * logit_scale, keys)  # [H, m, n]
+    else:
+        logits = torch.baddbmm(prefix_bias.unsqueeze(1), q.transpose(0, 1), keys, alpha=logit_scale)
     prefix = torch.bmm(functional.silu(logits, inplace=True), prefix_v).transpose(0, 1)  # [m, H, v_dim]
     return torch.addcmul(prefix, functional.silu(own), v).div_(norm)

@@ -1,10 +1,16 @@
-"""Append against prefill: what a few new events cost when the state is kept, and when it is not."""
+"""Prefill of a history and append of a few events to its state, on every backend, against the counted floor."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
+from kernels.choice import REFERENCE
+from loadtest.bench_score import PEAK_SECONDS, backends_here, worst_difference
+from loadtest.busy import Neighbour, neighbour
 from loadtest.floor import append_work, prefill_work
 from loadtest.machine import Machine, commit, this_machine
 from loadtest.peaks import Peaks, faster, probe
@@ -18,57 +24,51 @@ from loadtest.shapes import (
     random_targets,
     shape_named,
 )
-from loadtest.timing import Spread, spread, take_turns
+from loadtest.timing import Action, Cell, Samples, measured, spread, take_turns
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens, Ranker
+from mfalcon.models.served import ServedModel, serve
 
 NOTES = (
-    "append_ms: the usual case in serving: the state is the tip of its buffer, and the new events are written behind "
-    "it in the same memory",
-    "copying_ms: the same append where the state must be copied first: its buffer is full (once in 32 events) or "
-    "somebody else has already appended to it",
-    "prefill_ms: encoding the whole history, the new events included, from nothing",
-    "speedup = prefill_ms / append_ms; work_ratio is the same in counted FLOPs",
-    "floor_ms: counted FLOPs and SiLUs of the append at the best peaks probed in this run; floor_fraction = "
-    "floor_ms / median append_ms; in tables also / its minimum, which neighbours on the machine disturb less",
+    "prefill: ms of encoding n events into a new state (k = n)",
+    "append: ms of appending k events to a state of n that is the newest of its lineage, the usual case in serving; "
+    "the events of its last page that is not full are appended anew before each run, outside the clock",
+    "fork_ms: the same append where the state is not the newest of its lineage, so that its last page is copied "
+    "first; to a state of n - 1 where n fills its pages and there would be nothing to copy",
+    "instead_ms: the prefill of n in the same run and backend, what an append replaces (its own k events left out); "
+    "speedup = instead_ms / ms, and work_ratio is the same in counted FLOPs",
+    "floor_ms: counted FLOPs and SiLUs at the best peaks probed in this run, with the same threads; fraction = "
+    "floor_ms / ms; in tables also over the fastest run, which neighbours on the machine disturb less",
+    "peaks: of torch's and oneDNN's products, and of SiLU in the fused kernel's code; where no compiler is found, of "
+    "torch's SiLU (silus_by), which is slower, so that fractions of a fused kernel may exceed 1",
+    "busy_ms: the same beside a process that keeps one core busy, in turns with the quiet runs; busy_ratio = "
+    "busy_ms / ms",
+    "competitors take turns, so that neighbours slow all alike: each finds the caches as the one before it left them",
+    "worst_difference: of the scores against this state from those of the reference backend against its own",
+    "m: no candidates are scored",
 )
 
-_PEAK_SECONDS = 1.0
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 25
+_NUM_TARGETS = 8
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 100
 
 
 @dataclass(frozen=True, slots=True)
 class AppendOptions:
-    """What to measure. `seconds` is the time to spend on repeating a cell."""
+    """What to measure; see ScoreOptions."""
 
     shapes: tuple[str, ...] = ("S", "B")
     histories: tuple[int, ...] = (256, 1024, 4096)
     events: tuple[int, ...] = (1, 10, 100)
+    backends: tuple[str, ...] = ()
     dtype: str = "float32"
-    seconds: float = 5.0
+    seconds: float = 2.0
+    busy: bool = False
     seed: int = 0
 
 
-QUICK = AppendOptions(("S",), (1024,), seconds=2.0)
+QUICK = AppendOptions(("S",), (1024,), seconds=1.0)
 """Less than a minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class AppendCell:
-    """One shape, history length n and number of new events k; see NOTES."""
-
-    shape: str
-    n: int
-    k: int
-    append_ms: Spread
-    copying_ms: Spread
-    prefill_ms: Spread
-    floor_ms: float
-    floor_fraction: float
-    speedup: float
-    work_ratio: float
-    worst_difference: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,85 +81,137 @@ class AppendResult:
     dtype: str
     notes: tuple[str, ...]
     peaks: Peaks
-    cells: tuple[AppendCell, ...]
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _What:
+    """What is timed: a prefill (k = n), an append of k events to the newest state, or a fork."""
+
+    backend: str
+    phase: str
+    k: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """A cell before the peaks of the whole run are known."""
+    """One history length before the peaks of the whole run are known."""
 
     shape: Shape
     n: int
-    k: int
-    samples: dict[str, list[float]]
-    worst_difference: float
+    samples: dict[_What, Samples]
+    worst: dict[_What, float]
+
+
+class _Lineage:
+    """A history in one backend: its states, and the ways to make them longer."""
+
+    def __init__(self, served: ServedModel, events: EventTokens, n: int) -> None:
+        """events: at least one more than n."""
+        self.served = served
+        self._events = events
+        self._n = n
+        full = n - n % served.pool.layout.page_tokens
+        self._full_pages = self._prefill(full)
+        self._fork_at = n if n > full else n - 1
+        self._older = self._prefill(self._fork_at)
+        self._newer = self._append(self._older, self._fork_at, 1)  # so that its last page is no longer its to write on
+
+    def run(self, what: _What) -> Callable[[], KVState]:
+        """Prepare one run."""
+        if what.phase == "prefill":
+            return partial(self._prefill, self._n)
+        if what.phase == "append":
+            return partial(self._append, self._newest(), self._n, what.k)
+        return partial(self._append, self._older, self._fork_at, what.k)
+
+    def _newest(self) -> KVState:
+        """A state of n that nobody has made longer."""
+        return self._append(self._full_pages, self._full_pages.num_tokens, self._n - self._full_pages.num_tokens)
+
+    def _prefill(self, n: int) -> KVState:
+        return prefill(self.served, events_between(self._events, 0, n))
+
+    def _append(self, state: KVState, n: int, k: int) -> KVState:
+        return append(self.served, state, events_between(self._events, n, n + k)) if k else state
 
 
 def run(options: AppendOptions, progress: Callable[[str], None]) -> AppendResult:
-    """Measure every cell. `progress` is told what comes next. Raises ConfigError for an unknown shape or dtype."""
+    """Measure every cell. `progress` is told what comes next.
+
+    Raises ConfigError for an unknown shape or dtype, and for a backend that cannot run here.
+    """
     shapes, dtype = [shape_named(name) for name in options.shapes], dtype_named(options.dtype)
-    machine = this_machine()
+    machine, backends = this_machine(), backends_here(options.backends, dtype)
+    progress(f"backends: {', '.join(backends)}")
     progress(f"peaks with {machine.threads} threads")
-    peaks = probe(2 * _PEAK_SECONDS)
+    peaks = probe(2 * PEAK_SECONDS)
+    progress(peaks.described)
     timed: list[_Timed] = []
-    with torch.inference_mode():
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        busy = stack.enter_context(neighbour()) if options.busy else None
         for shape in shapes:
             model = random_model(shape, dtype, options.seed)
             for n in options.histories:
-                for k in options.events:
-                    progress(f"{shape.name} n={n} k={k}")
-                    events = random_events(n + k, options.seed + 1)
-                    timed.append(_time(shape, model, events, n, options.seconds))
-                peaks = faster(peaks, probe(_PEAK_SECONDS))
-    cells = tuple(_cell(cell, peaks, dtype) for cell in timed)
+                progress(f"{shape.name} n={n}")
+                timed.append(_time(shape, model, n, backends, options, busy))
+                peaks = faster(peaks, probe(PEAK_SECONDS))
+    cells = tuple(cell for at in timed for cell in _cells(at, peaks, options))
     return AppendResult("append", machine, commit(), options.dtype, NOTES, peaks, cells)
 
 
-def _time(shape: Shape, model: Ranker, events: EventTokens, n: int, seconds: float) -> _Timed:
-    k = len(events.rows) - n
-    delta = events_between(events, n, n + k)
-    whole = prefill(model, events)  # its buffer has room for the appended events
-    buffer = prefill(model, events).buffer
-
-    def append_to_tip(_: int) -> KVState:
-        # Nobody holds a longer state of this buffer, so its tip may go back to n for the next round.
-        buffer.filled = n
-        return append(model, KVState(buffer, n), delta)
-
-    def append_to_older(_: int) -> KVState:
-        buffer.filled = n + k
-        return append(model, KVState(buffer, n), delta)
-
-    longer = append_to_tip(0)
-    assert longer.buffer is buffer
-    copied = append_to_older(0)
-    assert copied.buffer is not buffer
-    targets = random_targets(8, 0)
-    scores = [score(model, state, targets, REQUEST_TIME_MS, 8).double() for state in (whole, longer, copied)]
-    worst = max(float((scores[0] - other).abs().max()) for other in scores[1:])
-    actions: dict[str, Callable[[int], object]] = {
-        "prefill": lambda _: prefill(model, events),
-        "append": append_to_tip,
-        "copying": append_to_older,
-    }
-    return _Timed(shape, n, k, take_turns(actions, seconds, _MIN_ROUNDS, _MAX_ROUNDS), worst)
+def _time(
+    shape: Shape, model: Ranker, n: int, backends: Sequence[str], options: AppendOptions, busy: Neighbour | None
+) -> _Timed:
+    events = random_events(n + max(options.events), options.seed + 1)
+    served = [serve(model, name) for name in backends]
+    lineages = {each.stack.name: _Lineage(each, events, n) for each in served}
+    expected = lineages.get(REFERENCE) or _Lineage(serve(model, REFERENCE), events, n)
+    ways = [("prefill", n), *((phase, k) for k in options.events for phase in ("append", "fork"))]
+    truth = {way: _scores(expected, _What(REFERENCE, *way)) for way in ways}
+    actions: dict[_What, Action] = {}
+    worst: dict[_What, float] = {}
+    for name, lineage in lineages.items():
+        for way in ways:
+            what = _What(name, *way)
+            actions[what] = partial(lineage.run, what)
+            worst[what] = worst_difference(_scores(lineage, what), truth[way])  # also the warm-up
+    return _Timed(shape, n, take_turns(actions, options.seconds, _MIN_ROUNDS, _MAX_ROUNDS, busy), worst)
 
 
-def _cell(timed: _Timed, peaks: Peaks, dtype: torch.dtype) -> AppendCell:
-    shape, n, k = timed.shape, timed.n, timed.k
-    work = append_work(shape, n, k)
-    appended, encoded = spread(timed.samples["append"]), spread(timed.samples["prefill"])
-    floor_ms = work.seconds(peaks.flops(dtype), peaks.silus) * 1e3
-    return AppendCell(
-        shape=shape.name,
-        n=n,
-        k=k,
-        append_ms=appended,
-        copying_ms=spread(timed.samples["copying"]),
-        prefill_ms=encoded,
-        floor_ms=floor_ms,
-        floor_fraction=floor_ms / appended.median_ms,
-        speedup=encoded.median_ms / appended.median_ms,
-        work_ratio=prefill_work(shape, n + k).flops / work.flops,
-        worst_difference=timed.worst_difference,
-    )
+def _scores(lineage: _Lineage, what: _What) -> Tensor:
+    state, targets = lineage.run(what)(), random_targets(_NUM_TARGETS, 0)
+    return score(lineage.served, state, targets, REQUEST_TIME_MS, _NUM_TARGETS)
+
+
+def _cells(timed: _Timed, peaks: Peaks, options: AppendOptions) -> Iterator[Cell]:
+    shape, n = timed.shape, timed.n
+    rates = (peaks.flops(dtype_named(options.dtype)), peaks.silus)
+    whole = prefill_work(shape, n)
+    for what, samples in timed.samples.items():
+        if what.phase == "fork":
+            continue
+        instead_ms = work_ratio = fork_ms = None
+        work, worst = whole, timed.worst[what]
+        if what.phase == "append":
+            fork = _What(what.backend, "fork", what.k)
+            work = append_work(shape, n, what.k)
+            instead_ms = spread(timed.samples[_What(what.backend, "prefill", n)].quiet).median_ms
+            work_ratio = whole.flops / work.flops
+            fork_ms = spread(timed.samples[fork].quiet).median_ms
+            worst = max(worst, timed.worst[fork])
+        yield measured(
+            what.phase,
+            shape.name,
+            n,
+            samples,
+            work.seconds(*rates) * 1e3,
+            k=what.k,
+            dtype=options.dtype,
+            backend=what.backend,
+            instead_ms=instead_ms,
+            work_ratio=work_ratio,
+            fork_ms=fork_ms,
+            worst_difference=worst,
+        )

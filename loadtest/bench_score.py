@@ -1,15 +1,19 @@
-"""Cached scoring against its competitors: one forward per candidate, one masked forward, and the counted floor."""
+"""Scoring candidates against a cached state: every backend side by side, the counted floor, and what it replaces."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from loadtest.floor import masked_work, prefill_work, score_work, sum_work
+from kernels.choice import ONEDNN, REFERENCE, runnable
+from loadtest.busy import Neighbour, neighbour
+from loadtest.floor import prefill_work, score_work, sum_work
 from loadtest.machine import Machine, commit, this_machine
 from loadtest.peaks import Peaks, faster, probe
+from loadtest.peer import dense_forward, refusal
 from loadtest.shapes import (
     REQUEST_TIME_MS,
     Shape,
@@ -19,97 +23,99 @@ from loadtest.shapes import (
     random_targets,
     shape_named,
 )
-from loadtest.timing import Spread, spread, take_turns
+from loadtest.timing import Cell, Samples, Spread, always, measured, spread, take_turns
 from mfalcon.algorithm import prefill, score
-from mfalcon.kv import KVState
-from mfalcon.laws import masked_forward
-from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.models.base import Ranker, Targets
+from mfalcon.models.served import ServedModel, serve
+
+UNBATCHED, PEER = "unbatched", "peer"
+"""Beside the backends: the reference with all candidates in one microbatch, and the dense forward of loadtest.peer."""
 
 NOTES = (
-    "prefill_ms: encode the history; a request whose state is cached does not pay it",
-    "cached_ms: score all m candidates against the cached state, at the best microbatch of this n",
-    "per_candidate_ms: one forward over [history, candidate] in the same kernels (prefill, then score one candidate), "
-    "measured on a few candidates; per_candidate_total_ms is its median times m: scaled, not measured",
-    "masked_ms: one dense forward over [history, candidates] under a mask (mfalcon.laws.masked_forward)",
-    "work ratios: how many times the FLOPs of cached scoring the competitor does, counted from the shapes",
-    "floor_ms: counted FLOPs and SiLUs of cached scoring at the best peaks probed in this run; floor_fraction = "
-    "floor_ms / median cached_ms; in tables also / its minimum, which neighbours on the machine disturb less",
+    "ms: scoring all m candidates against a state of n events that is cached, at the microbatch that was fastest for "
+    "this backend and n in the same run; median, and fastest and slowest run (ms_spread)",
+    "floor_ms: counted FLOPs and SiLUs of scoring at the best peaks probed in this run, with the same threads; "
+    "fraction = floor_ms / ms; in tables also over the fastest run, which neighbours on the machine disturb less",
+    "peaks: of torch's and oneDNN's products, and of SiLU in the fused kernel's code; where no compiler is found, of "
+    "torch's SiLU (silus_by), which is slower, so that fractions of a fused kernel may exceed 1",
+    "unbatched: the reference backend with all candidates in one microbatch",
+    "peer: one dense forward over [history, candidates] in plain torch, as public implementations do it; it encodes "
+    "the history each time, and its fraction is of the same floor",
+    "instead_ms: one forward over [history, candidate] for each candidate in the same backend (prefill, then score "
+    "one), measured a few times and multiplied by m: scaled, not measured; speedup = instead_ms / ms, and work_ratio "
+    "is the same in counted FLOPs",
+    "busy_ms: the same beside a process that keeps one core busy, in turns with the quiet runs; busy_ratio = "
+    "busy_ms / ms",
+    "competitors take turns, so that neighbours slow all alike: each finds the caches as the one before it left them",
+    "worst_difference: of the scores from those of the reference backend",
 )
 
-_SWEEP_TARGETS, _CHOICE_TARGETS = 1024, 256
-"""Targets of the sweep that is published (one history length for each shape), and of a choice for another length."""
-_PEAK_SECONDS = 1.0
-_MIN_ROUNDS, _MAX_ROUNDS = 3, 15
+TORCH_MICROBATCHES, FUSED_MICROBATCHES = (64, 128, 256, 512), (48, 96, 192)
+PEAK_SECONDS = 1.0
+_SWEEP_TARGETS = 512
+"""Most candidates of a microbatch's trial."""
+_MIN_ROUNDS, _MAX_ROUNDS = 3, 100
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
     """What to measure.
 
-    `seconds` is the time to spend on repeating a cell. A masked forward that needs more than `masked_gib` of memory is
-    skipped, one that takes more than `masked_seconds` runs once.
+    backends: names of kernels.choice or UNBATCHED; none: all that run here, without the portable ones. microbatches:
+    to try with every backend; none: those that suit it. seconds: to spend on repeating each cell. busy: also beside a
+    busy process. peer: also loadtest.peer, where it needs at most masked_gib.
     """
 
     shapes: tuple[str, ...] = ("S", "B")
     histories: tuple[int, ...] = (256, 1024, 4096)
     candidates: tuple[int, ...] = (64, 512, 2048)
-    microbatches: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    backends: tuple[str, ...] = ()
+    microbatches: tuple[int, ...] = ()
     dtype: str = "float32"
-    seconds: float = 5.0
+    seconds: float = 2.0
+    busy: bool = False
+    peer: bool = False
     masked_gib: float = 1.0
-    masked_seconds: float = 30.0
     seed: int = 0
 
 
-QUICK = ScoreOptions(("S",), (1024,), (64, 512), (64, 128, 256, 512), seconds=2.0)
+QUICK = ScoreOptions(("S",), (1024,), (64, 512), seconds=1.0)
 """Less than a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepPoint:
-    """Cached scoring at one microbatch."""
+    """Scoring at one microbatch."""
 
     microbatch: int
-    cached_ms: Spread
+    ms: Spread
 
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Microbatches at one history length, in turns; the fastest median is used for its cells."""
+    """Microbatches of one backend at one history length, in turns with the other backends'."""
 
     shape: str
     n: int
     m: int
+    backend: str
     points: tuple[SweepPoint, ...]
 
     @property
     def best(self) -> int:
         """Microbatch of the fastest median."""
-        return min(self.points, key=lambda point: point.cached_ms.median_ms).microbatch
+        return min(self.points, key=lambda point: point.ms.median_ms).microbatch
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreCell:
-    """One shape, history length n and number of candidates m; see NOTES. Masked figures are None where skipped."""
+class Skipped:
+    """A cell that was not measured, and why."""
 
     shape: str
     n: int
     m: int
-    microbatch: int
-    prefill_ms: Spread
-    cached_ms: Spread
-    per_candidate_ms: Spread
-    per_candidate_total_ms: float
-    masked_ms: Spread | None
-    masked_skipped: str | None
-    floor_ms: float
-    floor_fraction: float
-    speedup_per_candidate: float
-    work_ratio_per_candidate: float
-    speedup_masked: float | None
-    speedup_masked_with_prefill: float | None
-    work_ratio_masked: float
-    worst_difference: float
+    backend: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,137 +129,172 @@ class ScoreResult:
     notes: tuple[str, ...]
     peaks: Peaks
     sweeps: tuple[Sweep, ...]
-    cells: tuple[ScoreCell, ...]
+    cells: tuple[Cell, ...]
+    skipped: tuple[Skipped, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
     """A cell before the peaks of the whole run are known."""
 
-    shape: Shape
     n: int
     m: int
-    microbatch: int
-    samples: dict[str, list[float]]
-    masked: list[float]
-    masked_skipped: str | None
+    backend: str
+    microbatch: int | None
+    samples: Samples
+    forward: Samples | None
     worst_difference: float
 
 
 def run(options: ScoreOptions, progress: Callable[[str], None]) -> ScoreResult:
-    """Measure every cell. `progress` is told what comes next. Raises ConfigError for an unknown shape or dtype."""
+    """Measure every cell. `progress` is told what comes next.
+
+    Raises ConfigError for an unknown shape or dtype, and for a backend that cannot run here.
+    """
     shapes, dtype = [shape_named(name) for name in options.shapes], dtype_named(options.dtype)
-    machine = this_machine()
+    machine, backends = this_machine(), backends_here(options.backends, dtype)
+    if not options.backends:
+        backends.append(UNBATCHED)
+    progress(f"backends: {', '.join(backends)}")
     progress(f"peaks with {machine.threads} threads")
-    peaks = probe(2 * _PEAK_SECONDS)
+    peaks = probe(2 * PEAK_SECONDS)
+    progress(peaks.described)
     sweeps: list[Sweep] = []
-    timed: list[_Timed] = []
-    with torch.inference_mode():
+    skipped: list[Skipped] = []
+    timed: list[tuple[Shape, _Timed]] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode())
+        busy = stack.enter_context(neighbour()) if options.busy else None
         for shape in shapes:
             model = random_model(shape, dtype, options.seed)
             for n in options.histories:
-                events = random_events(n, options.seed + 1)
-                state = prefill(model, events)
+                bench = _AtLength(shape, model, n, backends, options, busy)
                 progress(f"{shape.name} n={n}: microbatches")
-                most = _SWEEP_TARGETS if n == _middle(options.histories) else _CHOICE_TARGETS
-                sweeps.append(_sweep(shape, model, state, min(max(options.candidates), most), options))
+                sweeps += bench.sweep()
+                progress(f"{shape.name} n={n}: one forward per candidate")
+                bench.time_forwards()
                 for m in options.candidates:
                     progress(f"{shape.name} n={n} m={m}")
-                    timed.append(_time(shape, model, events, state, m, sweeps[-1].best, options))
+                    timed += [(shape, cell) for cell in bench.cells(m)]
+                    skipped += bench.refused(m)
                 # A shared machine shows its peak only now and then: the floor divides by the best that was seen.
-                peaks = faster(peaks, probe(_PEAK_SECONDS))
-    cells = tuple(_cell(cell, peaks, dtype) for cell in timed)
-    return ScoreResult("score", machine, commit(), options.dtype, NOTES, peaks, tuple(sweeps), cells)
+                peaks = faster(peaks, probe(PEAK_SECONDS))
+    cells = tuple(_cell(shape, cell, peaks, options) for shape, cell in timed)
+    return ScoreResult("score", machine, commit(), options.dtype, NOTES, peaks, tuple(sweeps), cells, tuple(skipped))
 
 
-def _middle(histories: tuple[int, ...]) -> int:
-    return sorted(histories)[len(histories) // 2]
+def backends_here(asked: Sequence[str], dtype: torch.dtype) -> list[str]:
+    """The backends that were asked for, or all that run here without the portable ones, which are for tests."""
+    if asked:
+        return list(dict.fromkeys(asked))
+    return [choice.name for choice in runnable(torch.device("cpu"), dtype) if not choice.name.startswith("portable")]
 
 
-def _sweep(shape: Shape, model: Ranker, state: KVState, m: int, options: ScoreOptions) -> Sweep:
-    sizes = sorted({min(size, m) for size in options.microbatches})
-    targets = random_targets(m, options.seed + 2)
-    actions = {str(size): _scoring(model, state, targets, size) for size in sizes}
-    for action in actions.values():
-        action(0)
-    samples = take_turns(actions, options.seconds, _MIN_ROUNDS, _MAX_ROUNDS)
-    points = tuple(SweepPoint(size, spread(samples[str(size)])) for size in sizes)
-    return Sweep(shape.name, state.num_tokens, m, points)
+def worst_difference(scores: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference."""
+    return float((scores.double() - expected.double()).abs().max())
 
 
-def _time(
-    shape: Shape, model: Ranker, events: EventTokens, state: KVState, m: int, microbatch: int, options: ScoreOptions
-) -> _Timed:
-    n = state.num_tokens
-    targets = random_targets(m, options.seed + 2)
-    cached = score(model, state, targets, REQUEST_TIME_MS, microbatch)  # also the warm-up
-    worst = _difference(cached[:1], score(model, prefill(model, events), _only(targets, 0), REQUEST_TIME_MS, 1))
+class _AtLength:
+    """One shape and history length: a state of every backend, and what is timed on them."""
 
-    actions: dict[str, Callable[[int], object]] = {
-        "prefill": lambda _: prefill(model, events),
-        "cached": _scoring(model, state, targets, microbatch),
-        "one": lambda index: score(model, state, _only(targets, index % m), REQUEST_TIME_MS, 1),
-    }
-    skipped, first = _refusal(shape, n, m, options.masked_gib), 0.0
-    if skipped is None:
-        start = time.perf_counter()
-        worst = max(worst, _difference(cached, masked_forward(model, events, targets, REQUEST_TIME_MS)))
-        first = time.perf_counter() - start
-        if first <= options.masked_seconds:
-            actions["masked"] = lambda _: masked_forward(model, events, targets, REQUEST_TIME_MS)
-    samples = take_turns(actions, options.seconds, _MIN_ROUNDS, _MAX_ROUNDS)
-    # Where a repetition would take too long, the first run is the only sample, and says so by its number.
-    masked = samples.get("masked", [] if skipped else [first])
-    return _Timed(shape, n, m, microbatch, samples, masked, skipped, worst)
+    def __init__(
+        self,
+        shape: Shape,
+        model: Ranker,
+        n: int,
+        backends: Sequence[str],
+        options: ScoreOptions,
+        busy: Neighbour | None,
+    ) -> None:
+        self._shape, self._model, self._n, self._options, self._busy = shape, model, n, options, busy
+        self._events = random_events(n, options.seed + 1)
+        served = [serve(model, name) for name in backends if name != UNBATCHED]
+        self._unbatched = UNBATCHED in backends
+        self._served = {each.stack.name: each for each in served}
+        self._reference = self._served.get(REFERENCE) or serve(model, REFERENCE)
+        self._states = {name: prefill(each, self._events) for name, each in self._served.items()}
+        self._reference_state = self._states.get(REFERENCE) or prefill(self._reference, self._events)
+        self._best: dict[str, int] = {}
+        self._forwards: dict[str, Samples] = {}
+
+    def sweep(self) -> list[Sweep]:
+        """Try the microbatches of every backend."""
+        m = min(max(self._options.candidates), _SWEEP_TARGETS)
+        targets = self._targets(m)
+        sizes = {name: self._sizes(served, m) for name, served in self._served.items()}
+        actions = {(name, size): always(self._scoring(name, targets, size)) for name in sizes for size in sizes[name]}
+        for action in actions.values():
+            action()()
+        samples = take_turns(actions, self._options.seconds / 2, _MIN_ROUNDS, _MAX_ROUNDS)
+        found = []
+        for name, of_backend in sizes.items():
+            points = tuple(SweepPoint(size, spread(samples[name, size].quiet)) for size in of_backend)
+            found.append(Sweep(self._shape.name, self._n, m, name, points))
+            self._best[name] = found[-1].best
+        return found
+
+    def time_forwards(self) -> None:
+        """Time a prefill and the score of one candidate."""
+
+        def forward(served: ServedModel, targets: Targets) -> Tensor:
+            return score(served, prefill(served, self._events), targets, REQUEST_TIME_MS, 1)
+
+        one = self._targets(1)
+        actions = {name: always(partial(forward, served, one)) for name, served in self._served.items()}
+        self._forwards = take_turns(actions, self._options.seconds / 2, _MIN_ROUNDS, _MAX_ROUNDS)
+
+    def cells(self, m: int) -> Iterator[_Timed]:
+        """Time every competitor at a number of candidates."""
+        targets = self._targets(m)
+        runs = {name: self._scoring(name, targets, self._best[name]) for name in self._served}
+        expected = self._of_reference(targets, m)
+        if self._unbatched:
+            runs[UNBATCHED] = partial(self._of_reference, targets, m)
+        if self._options.peer and not self.refused(m):
+            runs[PEER] = partial(dense_forward, self._model, self._events, targets, REQUEST_TIME_MS)
+        worst = {name: worst_difference(run(), expected) for name, run in runs.items()}  # also the warm-up
+        actions = {name: always(run) for name, run in runs.items()}
+        samples = take_turns(actions, self._options.seconds, _MIN_ROUNDS, _MAX_ROUNDS, self._busy)
+        microbatches = {**self._best, UNBATCHED: m}
+        for name in runs:
+            forward = self._forwards.get(REFERENCE if name == UNBATCHED else name)
+            yield _Timed(self._n, m, name, microbatches.get(name), samples[name], forward, worst[name])
+
+    def refused(self, m: int) -> list[Skipped]:
+        """The peer, where it needs too much memory."""
+        reason = refusal(self._shape, self._n, m, self._options.masked_gib) if self._options.peer else None
+        return [Skipped(self._shape.name, self._n, m, PEER, reason)] if reason else []
+
+    def _targets(self, m: int) -> Targets:
+        return random_targets(m, self._options.seed + 2)
+
+    def _sizes(self, served: ServedModel, m: int) -> list[int]:
+        suited = TORCH_MICROBATCHES if served.stack.name in (REFERENCE, ONEDNN) else FUSED_MICROBATCHES
+        return sorted({min(size, m) for size in self._options.microbatches or suited})
+
+    def _scoring(self, name: str, targets: Targets, microbatch: int) -> Callable[[], Tensor]:
+        return partial(score, self._served[name], self._states[name], targets, REQUEST_TIME_MS, microbatch)
+
+    def _of_reference(self, targets: Targets, microbatch: int) -> Tensor:
+        return score(self._reference, self._reference_state, targets, REQUEST_TIME_MS, microbatch)
 
 
-def _cell(timed: _Timed, peaks: Peaks, dtype: torch.dtype) -> ScoreCell:
-    shape, n, m = timed.shape, timed.n, timed.m
-    encode, cached = spread(timed.samples["prefill"]), spread(timed.samples["cached"])
-    # A forward of its own is what a candidate costs without reuse: a prefill and a score, of the same round.
-    per_candidate = spread([a + b for a, b in zip(timed.samples["prefill"], timed.samples["one"], strict=True)])
-    masked = spread(timed.masked) if timed.masked else None
+def _cell(shape: Shape, timed: _Timed, peaks: Peaks, options: ScoreOptions) -> Cell:
+    n, m = timed.n, timed.m
     work = score_work(shape, n, m)
     alone = sum_work(prefill_work(shape, n), score_work(shape, n, 1))
-    floor_ms = work.seconds(peaks.flops(dtype), peaks.silus) * 1e3
-    total_ms = per_candidate.median_ms * m
-    return ScoreCell(
-        shape=shape.name,
-        n=n,
+    return measured(
+        "score",
+        shape.name,
+        n,
+        timed.samples,
+        work.seconds(peaks.flops(dtype_named(options.dtype)), peaks.silus) * 1e3,
         m=m,
+        dtype=options.dtype,
+        backend=timed.backend,
         microbatch=timed.microbatch,
-        prefill_ms=encode,
-        cached_ms=cached,
-        per_candidate_ms=per_candidate,
-        per_candidate_total_ms=total_ms,
-        masked_ms=masked,
-        masked_skipped=timed.masked_skipped,
-        floor_ms=floor_ms,
-        floor_fraction=floor_ms / cached.median_ms,
-        speedup_per_candidate=total_ms / cached.median_ms,
-        work_ratio_per_candidate=m * alone.flops / work.flops,
-        speedup_masked=masked.median_ms / cached.median_ms if masked else None,
-        speedup_masked_with_prefill=masked.median_ms / (encode.median_ms + cached.median_ms) if masked else None,
-        work_ratio_masked=masked_work(shape, n, m).flops / work.flops,
+        instead_ms=None if timed.forward is None else spread(timed.forward.quiet).median_ms * m,
+        work_ratio=None if timed.forward is None else m * alone.flops / work.flops,
         worst_difference=timed.worst_difference,
     )
-
-
-def _scoring(model: Ranker, state: KVState, targets: Targets, microbatch: int) -> Callable[[int], object]:
-    return lambda _: score(model, state, targets, REQUEST_TIME_MS, microbatch)
-
-
-def _only(targets: Targets, index: int) -> Targets:
-    return Targets(targets.rows[index : index + 1], targets.context)
-
-
-def _refusal(shape: Shape, n: int, m: int, limit_gib: float) -> str | None:
-    """Why a masked forward is not tried, None if it is."""
-    # By head: scores, weights and two gathered biases of 4 bytes, and their sum; once: distance and bucket of 8 bytes.
-    bytes_per_pair = shape.num_heads * 5 * 4 + 3 * 8
-    gib = (n + m) ** 2 * bytes_per_pair / 2**30
-    return f"its mask and scores would need {gib:.1f} GiB, the limit is {limit_gib:g}" if gib > limit_gib else None
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    return float((a.double() - b.double()).abs().max())

@@ -25,6 +25,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.kv import KVState
 from mfalcon.models.base import event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import serve
 from mfalcon.state.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.state.history import History
 from mfalcon.state.redis_client import RedisSettings
@@ -277,6 +278,7 @@ class _Bench:
         progress: Callable[[str], None],
     ) -> None:
         self._shape, self._checkpoint, self._options = shape, checkpoint, options
+        self._served = serve(checkpoint.model)
         self._device, self._progress = device, progress
         self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
         self._replicas: dict[tuple[str, str], Replica] = {}
@@ -291,7 +293,8 @@ class _Bench:
             for payload in options.payloads:
                 self._progress(f"{self._shape.name}: a replica with {payload} over {network}")
                 redis = _redis_options(url, self._prefix, payload, holds_log=False)
-                replica = await entered.enter_async_context(Replica(self._checkpoint, redis, self._device))
+                replica = Replica(self._checkpoint, redis, self._device, served=self._served)
+                await entered.enter_async_context(replica)
                 self._replicas[network, payload] = replica
                 await replica.warm_up()
                 for n in options.histories:
@@ -323,7 +326,7 @@ class _Bench:
         checkpoint, events = self._checkpoint, random_history(n, self._options.seed)
         tokens = event_tokens(events, checkpoint.items, torch.device("cpu"))
         behind = event_tokens(events[: n - n // _BEHIND], checkpoint.items, torch.device("cpu"))
-        return prefill(checkpoint.model, tokens), prefill(checkpoint.model, behind)
+        return prefill(self._served, tokens), prefill(self._served, behind)
 
     def cells(self) -> list[StateCell]:
         """What the samples say."""

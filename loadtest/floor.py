@@ -54,17 +54,6 @@ def prefill_work(shape: Shape, num_prefix: int) -> Work:
     return append_work(shape, 0, num_prefix)
 
 
-def masked_work(shape: Shape, num_prefix: int, num_targets: int) -> Work:
-    """One dense forward over [history, targets] under a mask, which computes what it masks. Not a floor: what it
-    does.
-    """
-    d, size = shape.dim, num_prefix + num_targets
-    return Work(
-        flops=shape.num_layers * (size * 10 * d * d + 4 * d * size * size),
-        silus=shape.num_layers * (size * 4 * d + shape.num_heads * size * size),
-    )
-
-
 def sum_work(a: Work, b: Work) -> Work:
     """One after the other."""
     return Work(a.flops + b.flops, a.silus + b.silus)

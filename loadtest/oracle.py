@@ -11,6 +11,7 @@ import torch
 from mfalcon.algorithm import prefill, score
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import reference
 from mfalcon.types import Events, Floats, Ids, no_events
 from mfalcon.window import window_start
 
@@ -65,18 +66,18 @@ def _life_errors(checkpoint: Checkpoint, answers: Sequence[Answer]) -> dict[Answ
     """Answers of one life; those that saw the same events share one prefill."""
     model, items = checkpoint.model, checkpoint.items
     config, cpu = model.config, torch.device("cpu")
-    history, errors = answers[0].life.events(), {}
+    served, history, errors = reference(model), answers[0].life.events(), {}
     by_length: dict[int, list[Answer]] = defaultdict(list)
     for answer in answers:
         by_length[answer.length].append(answer)
     with torch.inference_mode():
         for length, same in by_length.items():
             start = window_start(length, config.max_history, config.window_chunk)
-            state = prefill(model, event_tokens(history[start:length], items, cpu))
+            state = prefill(served, event_tokens(history[start:length], items, cpu))
             for answer in same:
                 codes = torch.from_numpy(context_codes(config.context_features, {}, answer.request_time_ms))
                 targets = Targets(torch.from_numpy(items.rows(answer.candidates)), codes)
-                cold = score(model, state, targets, answer.request_time_ms, _MICROBATCH).float().numpy().T
+                cold = score(served, state, targets, answer.request_time_ms, _MICROBATCH).float().numpy().T
                 errors[answer] = _gap(cold, answer.task_scores)
     return errors
 

@@ -18,6 +18,7 @@ from mfalcon.algorithm import prefill, score
 from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import reference
 from mfalcon.types import EVENT_DTYPE, Events, Floats, Ids, no_events
 from mfalcon.window import window_start
 from proto import ranking_pb2 as pb
@@ -218,8 +219,9 @@ class Soak:
         codes = torch.from_numpy(context_codes(config.context_features, {}, NOW_MS)).to(device)
         targets = Targets(torch.from_numpy(items.rows(answer.candidates)).to(device), codes)
         with torch.inference_mode():
-            state = prefill(model, event_tokens(history[start:], items, device))
-            cold = score(model, state, targets, NOW_MS, _MICROBATCH).float().cpu().numpy().T
+            served = reference(model)
+            state = prefill(served, event_tokens(history[start:], items, device))
+            cold = score(served, state, targets, NOW_MS, _MICROBATCH).float().cpu().numpy().T
         gap = np.abs(cold - answer.task_scores).max()
         return float(gap) if np.isfinite(gap) else float("inf")
 

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from loadtest.bench_state import Bar
 from loadtest.machine import Machine, commit, this_machine
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.kv import KVState, empty_state
+from mfalcon.kv import KVState
 from mfalcon.kv_codec import decode, encode
-from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
+from mfalcon.models.base import EventTokens, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import reference
 from mfalcon.state.chunk import PayloadDtype
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import report
@@ -118,7 +119,7 @@ def round_trip(state: KVState, dtype: PayloadDtype) -> KVState:
     if not state.num_tokens:
         return state
     payload = encode(state, 0, state.num_tokens, dtype)
-    return decode([(payload, state.num_tokens)], state.buffer.shape, dtype)
+    return decode([(payload, state.num_tokens)], state.pool, dtype)
 
 
 class _Scorer:
@@ -128,6 +129,7 @@ class _Scorer:
         self, checkpoint: Checkpoint, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
     ) -> None:
         self.checkpoint, self.dataset, self.visibility = checkpoint, dataset, visibility
+        self._served = reference(checkpoint.model)
         config = checkpoint.model.config
         self._windows = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
         self._columns = Columns(dataset, config.tasks)
@@ -142,32 +144,31 @@ class _Scorer:
                 groups = list(_groups(window, self.dataset.events))
                 states = self._once if how == "once" else self._chained
                 for group, state in zip(groups, states(window, groups, through), strict=True):
-                    found[group.positions] = self._score(model, state, group)
+                    found[group.positions] = self._score(state, group)
         return found[self.positions]
 
     def _once(self, window: Window, groups: list[_Group], through: Callable[[KVState], KVState]) -> Iterator[KVState]:
         model = self.checkpoint.model
-        state = through(prefill(model, self._tokens(window.prefix)))
+        state = through(prefill(self._served, self._tokens(window.prefix)))
         for group in groups:
-            yield KVState(state.buffer, group.visible * model.tokens_per_event)
+            yield KVState(state.pool, state.run, group.visible * model.tokens_per_event)
 
     def _chained(
         self, window: Window, groups: list[_Group], through: Callable[[KVState], KVState]
     ) -> Iterator[KVState]:
-        model = self.checkpoint.model
-        state = empty_state(model.kv_shape())
+        state = self._served.empty_state()
         for seen, visible in pairwise([0, *(group.visible for group in groups)]):
             if visible > seen:
-                state = through(append(model, state, self._tokens(window.prefix[seen:visible])))
+                state = through(append(self._served, state, self._tokens(window.prefix[seen:visible])))
             yield state
 
     def _tokens(self, positions: Ids) -> EventTokens:
         return event_tokens(self.dataset.events[positions], self.dataset.items, torch.device("cpu"))
 
-    def _score(self, model: Ranker, state: KVState, group: _Group) -> Floats:
+    def _score(self, state: KVState, group: _Group) -> Floats:
         context = self._columns.context[int(group.positions[0])]
         targets = Targets(self._columns.rows[torch.from_numpy(group.positions)], context)
-        out: Floats = score(model, state, targets, group.time_ms, len(group.positions)).float().numpy()
+        out: Floats = score(self._served, state, targets, group.time_ms, len(group.positions)).float().numpy()
         return out
 
 

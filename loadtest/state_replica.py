@@ -19,6 +19,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding
 from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import ServedModel, serve
 from mfalcon.state.cost import NOTHING
 from mfalcon.state.decision import Choice, Decision
 from mfalcon.state.embedded_log import EmbeddedLog
@@ -85,11 +86,21 @@ class Device:
 class Replica:
     """`async with Replica(...) as replica`. predictor: learns from the requests that it decides, as an engine's does.
 
-    probing: whether Redis is probed five times a second, as it is in service.
+    served: the checkpoint's model, which replicas may share. probing: whether Redis is probed five times a second, as
+    it is in service.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: RedisOptions, device: Device, *, probing: bool = True) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: RedisOptions,
+        device: Device,
+        *,
+        served: ServedModel | None = None,
+        probing: bool = True,
+    ) -> None:
         model = checkpoint.model
+        self.served = served or serve(model)
         config, fingerprint = model.config, f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
         retention, graves = Retention(config.max_history, config.window_chunk, _LOG_SLACK), Graves()
         self.metrics = StateMetrics()
@@ -121,7 +132,7 @@ class Replica:
 
     async def warm_up(self) -> None:
         """What an engine measures before its first request."""
-        await self._device.run(lambda: measure_encoding(self._checkpoint.model, self.predictor.encode))
+        await self._device.run(lambda: measure_encoding(self.served, self.predictor.encode))
 
     async def bring(self, user_id: str, way: Choice | None = None) -> Brought:
         """The user's state, by a way or by the one that the predictor chooses; then wait until Redis has it too."""
@@ -167,7 +178,7 @@ class Replica:
 
     def _way(self, predictor: Predictor) -> _Way:
         checkpoint = self._checkpoint
-        model, config = checkpoint.model, checkpoint.model.config
+        config = checkpoint.model.config
         recall = Recall(
             self.log,
             self._store,
@@ -176,7 +187,7 @@ class Replica:
             lambda length: window_start(length, config.max_history, config.window_chunk),
             lambda: 0,
             self.redis.options.client.timeout_s,
-            LowerTier(self.redis.states, self.redis.writes, model.kv_shape(), self.redis.workers),
+            LowerTier(self.redis.states, self.redis.writes, self.served.pool, self.redis.workers),
         )
         # A microbatch matters to scoring alone.
-        return _Way(recall, Runner(model, checkpoint.items, self._store, 1, "bench", predictor))
+        return _Way(recall, Runner(self.served, checkpoint.items, self._store, 1, "bench", predictor))

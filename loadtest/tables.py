@@ -1,87 +1,125 @@
-"""The benchmarks' results as tables for people."""
+"""The benchmarks' results as tables for people: `python -m loadtest.tables RESULT.json` prints Markdown."""
 
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+from pydantic import BaseModel, TypeAdapter
 from rich.console import RenderableType
 from rich.table import Table
 
 from loadtest.bench_append import AppendResult
-from loadtest.bench_score import ScoreResult
+from loadtest.bench_score import PEER, UNBATCHED, ScoreResult
 from loadtest.machine import Machine
 from loadtest.overhead import OverheadResult
-from loadtest.timing import Spread
+from loadtest.timing import Cell, Spread
 
-_SCORE_COLUMNS = (
-    *("shape", "n", "m", "b_m", "prefill", "per candidate*", "masked", "cached", "floor", "of floor"),
-    *("vs per cand.", "(work)", "vs masked", "(work)", "diff"),
-)
-_NAMES = ("", "shape", "network", "payload", "tier", "visibility", "states")
+_NAMES = ("", "shape", "network", "payload", "tier", "visibility", "states", "backend")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A titled table of text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def score_tables(result: ScoreResult) -> Iterator[RenderableType]:
     """What was measured where, the cells, the microbatch sweeps, and what each column means."""
-    yield headline(result.machine, result.commit)
-    peaks = result.peaks
-    yield (
-        f"{result.dtype}; peaks: float32 {peaks.float32_flops / 1e9:.0f} GFLOP/s ({peaks.float32_by}), "
-        f"bfloat16 {peaks.bfloat16_flops / 1e9:.0f} ({peaks.bfloat16_by}), SiLU {peaks.silus / 1e9:.2f} G/s"
-    )
-    yield "\nScoring m candidates on a history of n, ms: median (min-max)"
-    cells = plain_table(_SCORE_COLUMNS)
-    for cell in result.cells:
-        cells.add_row(
-            cell.shape,
-            str(cell.n),
-            str(cell.m),
-            str(cell.microbatch),
-            ms(cell.prefill_ms),
-            f"{cell.per_candidate_total_ms:,.0f}",
-            ms(cell.masked_ms) if cell.masked_ms else "skipped",
-            ms(cell.cached_ms),
-            f"{cell.floor_ms:.2f}",
-            f"{cell.floor_fraction:.0%} ({cell.floor_ms / cell.cached_ms.min_ms:.0%})",
-            f"{cell.speedup_per_candidate:.0f}x",
-            f"{cell.work_ratio_per_candidate:.0f}x",
-            f"{cell.speedup_masked:.1f}x" if cell.speedup_masked else "-",
-            f"{cell.work_ratio_masked:.1f}x",
-            f"{cell.worst_difference:.0e}",
-        )
-    yield cells
-    yield "* one forward per candidate: measured on a few candidates, scaled by m"
-    for cell in result.cells:
-        if cell.masked_skipped:
-            yield f"  masked forward of {cell.shape} n={cell.n} m={cell.m} skipped: {cell.masked_skipped}"
-    for sweep in result.sweeps:
-        yield f"\nMicrobatches of {sweep.shape}, n={sweep.n}, m={sweep.m}: cached scoring, ms"
-        table = plain_table([str(point.microbatch) for point in sweep.points])
-        table.add_row(*(ms(point.cached_ms) for point in sweep.points))
-        yield table
-    yield from notes(result.notes)
+    yield from _shown(result, score_grids(result))
 
 
 def append_tables(result: AppendResult) -> Iterator[RenderableType]:
     """What was measured where, the cells, and what each column means."""
-    yield headline(result.machine, result.commit)
-    yield f"\nAppending k events to a state of n, {result.dtype}, ms: median (min-max)"
-    cells = plain_table(
-        ("shape", "n", "k", "prefill", "append", "copying", "floor", "of floor", "vs prefill", "(work)", "diff"),
+    yield from _shown(result, append_grids(result))
+
+
+def score_grids(result: ScoreResult) -> list[Grid]:
+    """The cells, the microbatch sweeps, and what was skipped."""
+    columns = (
+        *("shape", "n", "m", "backend", "b_m", "ms", "floor", "of floor (best)", "busy", "busy / quiet"),
+        *("vs unbatched", "vs peer", "vs per candidate*", "(work)", "diff"),
     )
-    for cell in result.cells:
-        cells.add_row(
-            cell.shape,
-            str(cell.n),
-            str(cell.k),
-            ms(cell.prefill_ms),
-            ms(cell.append_ms),
-            ms(cell.copying_ms),
-            f"{cell.floor_ms:.2f}",
-            f"{cell.floor_fraction:.0%} ({cell.floor_ms / cell.append_ms.min_ms:.0%})",
-            f"{cell.speedup:.1f}x",
-            f"{cell.work_ratio:.1f}x",
+    of = {(cell.shape, cell.n, cell.m, cell.backend): cell for cell in result.cells}
+    rows = tuple(
+        (
+            *(cell.shape, str(cell.n), str(cell.m), cell.backend, str(cell.microbatch or "-")),
+            *_times(cell),
+            _times_faster(cell, of.get((cell.shape, cell.n, cell.m, UNBATCHED))),
+            _times_faster(cell, of.get((cell.shape, cell.n, cell.m, PEER))),
+            _ratio(cell.speedup),
+            _ratio(cell.work_ratio),
             f"{cell.worst_difference:.0e}",
         )
-    yield cells
-    yield from notes(result.notes)
+        for cell in result.cells
+    )
+    title = f"Scoring m candidates on a history of n, {result.dtype}, ms: median (min-max)"
+    grids = [Grid(f"{title}; * scaled, not measured", columns, rows)]
+    points = tuple(
+        (sweep.shape, str(sweep.n), str(sweep.m), sweep.backend, str(point.microbatch), ms(point.ms))
+        for sweep in result.sweeps
+        for point in sweep.points
+    )
+    grids.append(Grid("Scoring by microbatch, ms", ("shape", "n", "m", "backend", "b_m", "ms"), points))
+    skipped = tuple((at.shape, str(at.n), str(at.m), at.backend, at.reason) for at in result.skipped)
+    if skipped:
+        grids.append(Grid("Skipped", ("shape", "n", "m", "backend", ""), skipped))
+    return grids
+
+
+def append_grids(result: AppendResult) -> list[Grid]:
+    """The prefills, and the appends."""
+    columns = ("shape", "n", "backend", "ms", "floor", "of floor (best)", "busy", "busy / quiet", "diff")
+    prefills = tuple(
+        (cell.shape, str(cell.n), cell.backend, *_times(cell), f"{cell.worst_difference:.0e}")
+        for cell in result.cells
+        if cell.phase == "prefill"
+    )
+    appends = tuple(
+        (
+            *(cell.shape, str(cell.n), str(cell.k), cell.backend),
+            *_times(cell),
+            *(_number(cell.fork_ms), _ratio(cell.speedup), _ratio(cell.work_ratio), f"{cell.worst_difference:.0e}"),
+        )
+        for cell in result.cells
+        if cell.phase == "append"
+    )
+    return [
+        Grid(f"Prefill of n events, {result.dtype}, ms: median (min-max)", columns, prefills),
+        Grid(
+            f"Append of k events to a state of n, {result.dtype}, ms: median (min-max)",
+            (*columns[:2], "k", *columns[2:-1], "fork", "vs prefill", "(work)", "diff"),
+            appends,
+        ),
+    ]
+
+
+def markdown(result: ScoreResult | AppendResult) -> str:
+    """Where it was measured, and every table, as GitHub renders them."""
+    parts = [headline(result.machine, result.commit), f"{result.dtype}; peaks: {result.peaks.described}"]
+    for grid in score_grids(result) if isinstance(result, ScoreResult) else append_grids(result):
+        lines = [grid.columns, ("---",) * len(grid.columns), *grid.rows]
+        parts += [grid.title, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def load(path: Path) -> ScoreResult | AppendResult:
+    """A result that `mfalcon bench score --json` or `bench append --json` wrote."""
+    text = path.read_bytes()
+    kind = _Kind.model_validate_json(text)
+    if kind.benchmark == "score":
+        return TypeAdapter(ScoreResult).validate_json(text)
+    return TypeAdapter(AppendResult).validate_json(text)
+
+
+def main() -> None:
+    """Print Markdown tables of each result."""
+    for name in sys.argv[1:]:
+        print(markdown(load(Path(name))))
 
 
 def overhead_tables(result: OverheadResult) -> Iterator[RenderableType]:
@@ -127,3 +165,52 @@ def ms(value: Spread) -> str:
     digits = 2 if value.median_ms < 10 else 0
     once = " once" if value.num_samples == 1 else f" ({value.min_ms:,.{digits}f}-{value.max_ms:,.{digits}f})"
     return f"{value.median_ms:,.{digits}f}{once}"
+
+
+class _Kind(BaseModel):
+    benchmark: Literal["score", "append"]
+
+
+def _shown(result: ScoreResult | AppendResult, grids: Sequence[Grid]) -> Iterator[RenderableType]:
+    yield headline(result.machine, result.commit)
+    yield f"{result.dtype}; peaks: {result.peaks.described}"
+    for grid in grids:
+        yield f"\n{grid.title}"
+        table = plain_table(grid.columns)
+        for row in grid.rows:
+            table.add_row(*row)
+        yield table
+    yield from notes(result.notes)
+
+
+def _times(cell: Cell) -> tuple[str, ...]:
+    """What every cell has: time, floor, fraction, and both beside the busy process."""
+    quiet = Spread(cell.ms, *cell.ms_spread, cell.num_samples)
+    best = cell.floor_ms / cell.ms_spread[0]
+    return (
+        ms(quiet),
+        f"{cell.floor_ms:.3g}" if cell.floor_ms < 100 else f"{cell.floor_ms:,.0f}",
+        f"{_percent(cell.fraction)} ({_percent(best)})",
+        _number(cell.busy_ms),
+        "-" if cell.busy_ratio is None else f"{cell.busy_ratio:.2f}",
+    )
+
+
+def _times_faster(cell: Cell, other: Cell | None) -> str:
+    return "-" if other is None or other is cell else f"{other.ms / cell.ms:.2f}x"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}" if value >= 0.1 else f"{value:.1%}"
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f}x" if value < 100 else f"{value:,.0f}x"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    main()

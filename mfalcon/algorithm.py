@@ -4,35 +4,31 @@ Source: HSTU paper (arXiv 2402.17152), section 3.4 and Algorithm 1. The paper's 
 attention mask is `TargetAttention`, in which a target sees the prefix and itself.
 """
 
-import torch
 from torch import Tensor
 
-from mfalcon.attention import PrefixAttention, TargetAttention
-from mfalcon.kv import KVState, empty_state
-from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.kv import KVState
+from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.served import ServedModel
 
 
-def prefill(model: Ranker, events: EventTokens) -> KVState:
+def prefill(served: ServedModel, events: EventTokens) -> KVState:
     """Encode a history [num_events] into a new KV state."""
-    return append(model, empty_state(model.kv_shape()), events)
+    return append(served, served.empty_state(), events)
 
 
-def append(model: Ranker, state: KVState, delta: EventTokens) -> KVState:
-    """Encode the events newer than a state [num_events]; the given state stays as it is."""
+def append(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
+    """Encode the events newer than a state [num_events]; the given state stays as it is. Raises PoolFull."""
+    model = served.model
     longer = state.extend(model.token_times(delta))
-    model.stack.encode(model.prefix_tokens(delta), PrefixAttention(longer))
+    served.stack.encode(longer, model.prefix_tokens(delta))
     return longer
 
 
-def score(model: Ranker, state: KVState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:
+def score(served: ServedModel, state: KVState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:
     """Score candidates at one request time against a state: [num_targets] -> scores [num_targets, num_tasks].
 
     targets.context is one row of codes, shared by all candidates of the request: [num_features].
     """
-    attend = TargetAttention(state, time_ms)
-    scores = []
-    for rows in targets.rows.split(microbatch):
-        chunk = Targets(rows, targets.context)
-        hidden = model.stack(model.target_tokens(chunk), attend)
-        scores.append(model.heads.scores(model.predict(hidden, chunk)))
-    return torch.cat(scores)
+    model = served.model
+    hidden = served.stack.hidden(state, model.target_tokens(targets), time_ms, microbatch)
+    return model.heads.scores(model.predict(hidden, targets))

@@ -68,60 +68,41 @@ class PrefixAttention:
 
     def __init__(self, state: KVState) -> None:
         self._state = state
+        self._times = state.times
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
         self.keep(layer, k, v)
-        state = self._state
-        return prefix_attention(
-            q,
-            state.k(layer),
-            state.v(layer),
-            state.times,
-            form.bias,
-            logit_scale=form.logit_scale,
-            norm=form.norm,
-        )
+        all_k, all_v = self._state.read(layer)
+        return prefix_attention(q, all_k, all_v, self._times, form.bias, logit_scale=form.logit_scale, norm=form.norm)
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Keep`."""
-        self._state.write(layer, k, v)
+        self._state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
 
 
 class TargetAttention:
     """Score: targets of one request attend to a state and to themselves; nothing is written.
 
-    The bias is one vector per layer, computed for the first microbatch and used for all.
+    What a layer reads of the state, and its bias (one vector), are gathered for the first microbatch and used for all.
     """
 
     def __init__(self, state: KVState, time_ms: int) -> None:
         self._state = state
         self._time_ms = time_ms
-        self._bias: dict[int, tuple[Tensor, Tensor]] = {}
+        self._prefix: dict[int, tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
-        prefix_bias, own_bias = self._bias_of(layer, form.bias)
-        return target_attention(
-            q,
-            k,
-            v,
-            self._state.k(layer),
-            self._state.v(layer),
-            prefix_bias,
-            own_bias,
-            logit_scale=form.logit_scale,
-            norm=form.norm,
-        )
+        if layer not in self._prefix:
+            self._prefix[layer] = (*self._state.read(layer), *self._bias_of(form.bias))
+        return target_attention(q, k, v, *self._prefix[layer], logit_scale=form.logit_scale, norm=form.norm)
 
-    def _bias_of(self, layer: int, bias: RelativeBias | None) -> tuple[Tensor | None, Tensor | None]:
+    def _bias_of(self, bias: RelativeBias | None) -> tuple[Tensor | None, Tensor | None]:
         if bias is None:
             return None, None
-        if layer not in self._bias:
-            n, times = self._state.num_tokens, self._state.times
-            positions = torch.arange(n, device=times.device)
-            self._bias[layer] = (bias.vector(n, positions, self._time_ms, times), bias.own())
-        return self._bias[layer]
+        n, times = self._state.num_tokens, self._state.times
+        return bias.vector(n, torch.arange(n, device=times.device), self._time_ms, times), bias.own()
 
 
 class BatchPrefixAttention:

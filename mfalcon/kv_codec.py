@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from mfalcon.kv import KVBuffer, KVShape, KVState
+from mfalcon.kv import KVPool, KVShape, KVState
 from mfalcon.state.chunk import PayloadDtype
 
 _CODES = {
@@ -45,13 +45,14 @@ def encode(state: KVState, first: int, stop: int, dtype: PayloadDtype) -> memory
     it: 1/253 of that magnitude, and 2**-25 more where it is below 8e-3. Magnitudes above 8.3e6 saturate.
     """
     assert 0 <= first < stop <= state.num_tokens
-    buffer, num_tokens = state.buffer, stop - first
+    shape, num_tokens = state.pool.layout.shape, stop - first
     with torch.inference_mode():
-        size = sum(_sizes(buffer.shape, num_tokens, dtype))
-        payload = torch.empty(size, dtype=torch.uint8, device=buffer.shape.device)
-        blocks = _blocks(payload, buffer.shape, num_tokens, dtype)
-        blocks.times.copy_(buffer.times[first:stop])
-        sources = [source[:, first:stop] for source in (*buffer.k, *buffer.v)]
+        size = sum(_sizes(shape, num_tokens, dtype))
+        payload = torch.empty(size, dtype=torch.uint8, device=shape.device)
+        blocks = _blocks(payload, shape, num_tokens, dtype)
+        blocks.times.copy_(state.times[first:stop])
+        layers = [state.read(layer, first, stop) for layer in range(shape.num_layers)]
+        sources = [k for k, _ in layers] + [v for _, v in layers]
         if dtype is PayloadDtype.INT8:
             _quantise(sources, blocks)
         else:
@@ -60,29 +61,33 @@ def encode(state: KVState, first: int, stop: int, dtype: PayloadDtype) -> memory
         return payload.cpu().numpy().data
 
 
-def decode(
-    payloads: Sequence[tuple[memoryview, int]], shape: KVShape, dtype: PayloadDtype, capacity: int = 0
-) -> KVState:
-    """A new state from consecutive payloads, each with its number of tokens, with room for `capacity` tokens or more.
+def decode(payloads: Sequence[tuple[memoryview, int]], pool: KVPool, dtype: PayloadDtype) -> KVState:
+    """A new state from consecutive payloads, each with its number of tokens; leaves the pool's reserve free. Raises
+    PoolFull.
 
-    Payloads for a CUDA shape travel as they are, through pinned memory, and are decoded there.
+    Payloads for a CUDA pool travel as they are, through pinned memory, and are decoded there.
     """
-    num_tokens = sum(count for _, count in payloads)
+    shape = pool.layout.shape
     with torch.inference_mode():
-        buffer = KVBuffer(shape, max(num_tokens, capacity))
-        stop = 0
-        for payload, count in payloads:
-            first, stop = stop, stop + count
-            blocks = _blocks(_tensor(payload, shape.device), shape, count, dtype)
-            buffer.times[first:stop].copy_(blocks.times)
-            scales = blocks.scales.float().unsqueeze(-1)
-            for index, (whole, codes) in enumerate(zip((*buffer.k, *buffer.v), blocks.codes, strict=True)):
-                target = whole[:, first:stop]
-                target.copy_(codes)  # int8 codes are exact in every compute dtype
-                if dtype is PayloadDtype.INT8:
-                    target.mul_(scales[index])
-    buffer.filled = num_tokens
-    return KVState(buffer, num_tokens)
+        blocks = [_blocks(_tensor(payload, shape.device), shape, count, dtype) for payload, count in payloads]
+        state = pool.empty()
+        if blocks:
+            state = state.extend(torch.cat([block.times for block in blocks]), pool.reserved)
+        pages, first = state.pages, 0
+        for block, (_, count) in zip(blocks, payloads, strict=True):
+            for layer in range(shape.num_layers):
+                k, v = (_numbers(block, index, shape.dtype) for index in (layer, shape.num_layers + layer))
+                pool.layout.write(pages, layer, first, k, v)
+            first += count
+    return state
+
+
+def _numbers(blocks: _Blocks, index: int, dtype: torch.dtype) -> Tensor:
+    """Codes as numbers; int8 codes are exact in every compute dtype."""
+    codes = blocks.codes[index]
+    if codes.dtype != torch.int8:
+        return codes
+    return codes.to(dtype).mul_(blocks.scales[index].unsqueeze(-1))
 
 
 def _sizes(shape: KVShape, num_tokens: int, dtype: PayloadDtype) -> list[int]:

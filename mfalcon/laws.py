@@ -25,6 +25,7 @@ from mfalcon.errors import DeadlineExceeded
 from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import ServedModel, serve
 from mfalcon.state.history import no_history
 from mfalcon.state.host import HostTier
 from mfalcon.state.store import StateStore
@@ -33,6 +34,8 @@ from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
 one unit in the last place of a hidden value (0.4%) may flip between two orders and pass through the heads."""
+INT8_BOUND = 2e-2
+"""The same with KV pages of 8-bit codes: a key or value is off by up to 0.4% of its head's largest."""
 
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
@@ -65,12 +68,26 @@ class Case:
     time_ms: int
 
 
-def check(checkpoint: Checkpoint, seed: int = 0) -> Iterator[LawResult]:
-    """Measure every law on a loaded checkpoint, in its dtype and on its device."""
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is held against the laws: a checkpoint on a backend. int8: with KV pages of 8-bit codes."""
+
+    checkpoint: Checkpoint
+    served: ServedModel
+    int8: bool
+
+
+def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", *, int8: bool = False) -> Iterator[LawResult]:
+    """Measure every law on a loaded checkpoint, in its dtype, on its device and on a backend. int8: with KV pages of
+    8-bit codes.
+
+    Raises ConfigError if the backend cannot run here.
+    """
     model = checkpoint.model
-    bound = BOUNDS[model.items.id.weight.dtype]
+    subject = Subject(checkpoint, serve(model, backend, int8=int8), int8)
+    bound = max(BOUNDS[model.items.id.weight.dtype], INT8_BOUND if int8 else 0.0)
     cases = [random_case(checkpoint, length, seed + length) for length in _lengths(model)]
-    laws: tuple[tuple[int, str, Callable[[Checkpoint, Case], float]], ...] = (
+    laws: tuple[tuple[int, str, Callable[[Subject, Case], float]], ...] = (
         (1, "cached scores = one forward per candidate", per_candidate_error),
         (1, "cached scores = one masked forward", masked_error),
         (2, "microbatch, order, duplicates and removals move no score", candidate_set_error),
@@ -82,9 +99,9 @@ def check(checkpoint: Checkpoint, seed: int = 0) -> Iterator[LawResult]:
         for law, statement, error in laws:
             if law in (3, 5) and not model.prefix_stable:
                 continue
-            yield LawResult(law, statement, max(error(checkpoint, case) for case in cases), bound)
+            yield LawResult(law, statement, max(error(subject, case) for case in cases), bound)
     yield LawResult(
-        6, "every request is answered once, rightly or with an explicit error", engine_error(checkpoint, cases), bound
+        6, "every request is answered once, rightly or with an explicit error", engine_error(subject, cases), bound
     )
 
 
@@ -106,57 +123,58 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     return Case(history, candidates, context, now + _MINUTE_MS)
 
 
-def per_candidate_error(checkpoint: Checkpoint, case: Case) -> float:
+def per_candidate_error(subject: Subject, case: Case) -> float:
     """Law 1: against one causal forward over [history, candidate] for each candidate."""
-    model, events, targets = _inputs(checkpoint, case)
-    cached = _score(model, events, targets, case)
+    served, events, targets = _inputs(subject, case)
+    cached = _score(served, events, targets, case)
     forward = [
-        masked_forward(model, events, Targets(targets.rows[i : i + 1], targets.context), case.time_ms)
+        masked_forward(served.model, events, Targets(targets.rows[i : i + 1], targets.context), case.time_ms)
         for i in range(len(targets.rows))
     ]
     return _worst(cached, torch.cat(forward))
 
 
-def masked_error(checkpoint: Checkpoint, case: Case) -> float:
+def masked_error(subject: Subject, case: Case) -> float:
     """Law 1: against one forward over [history, candidates] under a mask."""
-    model, events, targets = _inputs(checkpoint, case)
-    return _worst(_score(model, events, targets, case), masked_forward(model, events, targets, case.time_ms))
+    served, events, targets = _inputs(subject, case)
+    return _worst(_score(served, events, targets, case), masked_forward(served.model, events, targets, case.time_ms))
 
 
-def candidate_set_error(checkpoint: Checkpoint, case: Case) -> float:
+def candidate_set_error(subject: Subject, case: Case) -> float:
     """Law 2: other microbatches, another order, duplicated and removed candidates."""
-    model, events, targets = _inputs(checkpoint, case)
-    state = prefill(model, events)
+    served, events, targets = _inputs(subject, case)
+    state = prefill(served, events)
     generator = torch.Generator().manual_seed(len(case.history))
     m = len(targets.rows)
-    base = score(model, state, targets, case.time_ms, m)
+    base = score(served, state, targets, case.time_ms, m)
     shuffled = torch.randperm(m, generator=generator)
     chosen = (shuffled, torch.randint(0, m, (2 * m,), generator=generator), shuffled[: m // 3], shuffled[:1])
-    worst = max(_worst(base, score(model, state, targets, case.time_ms, size)) for size in (1, 7, 64))
+    worst = max(_worst(base, score(served, state, targets, case.time_ms, size)) for size in (1, 7, 64))
     for index in chosen:
         subset = Targets(targets.rows[index.to(targets.rows.device)], targets.context)
-        worst = max(worst, _worst(base[index], score(model, state, subset, case.time_ms, 16)))
+        worst = max(worst, _worst(base[index], score(served, state, subset, case.time_ms, 16)))
     return worst
 
 
-def append_error(checkpoint: Checkpoint, case: Case) -> float:
+def append_error(subject: Subject, case: Case) -> float:
     """Law 3: the same history in one piece, in two, and event by event at the end."""
-    model, events, targets = _inputs(checkpoint, case)
-    whole = _score(model, events, targets, case)
+    served, events, targets = _inputs(subject, case)
+    whole = _score(served, events, targets, case)
     n, worst = len(case.history), 0.0
     for cuts in ((n // 2,), (n // 3, n // 3, n // 2), tuple(range(max(0, n - 3), n))):
         bounds = (*cuts, n)
-        state = prefill(model, _part(events, 0, bounds[0]))
+        state = prefill(served, _part(events, 0, bounds[0]))
         for start, stop in pairwise(bounds):
-            state = append(model, state, _part(events, start, stop))
-        worst = max(worst, _worst(whole, score(model, state, targets, case.time_ms, 64)))
+            state = append(served, state, _part(events, start, stop))
+        worst = max(worst, _worst(whole, score(served, state, targets, case.time_ms, 64)))
     return worst
 
 
-def batch_error(checkpoint: Checkpoint, case: Case) -> float:
+def batch_error(subject: Subject, case: Case) -> float:
     """Law 4: the request alone, and in one padded batch with a longer and a shorter one."""
-    model, events, targets = _inputs(checkpoint, case)
-    alone = _score(model, events, targets, case)
+    served, events, targets = _inputs(subject, case)
+    model, checkpoint = served.model, subject.checkpoint
+    alone = _score(served, events, targets, case)
     mates = [random_case(checkpoint, length, 99 + length) for length in (len(case.history) + 13, 5)]
     rows = [events, *(event_tokens(mate.history, checkpoint.items, _device(model)) for mate in mates)]
     lengths = torch.tensor([len(row.rows) for row in rows])
@@ -172,15 +190,15 @@ def batch_error(checkpoint: Checkpoint, case: Case) -> float:
     return _worst(alone, model.heads.scores(model.predict(hidden, many))[0])
 
 
-def freshness_error(checkpoint: Checkpoint, case: Case) -> float:
+def freshness_error(subject: Subject, case: Case) -> float:
     """Law 5: one warm runner meets histories that replaced the one it encoded; a cold runner gives the truth."""
-    n, worst = len(case.history), 0.0
+    checkpoint, n, worst = subject.checkpoint, len(case.history), 0.0
     edited = case.history.copy()
     if n:
         edited["item_id"][n // 2] = checkpoint.items.item_id[0] if n % 2 else checkpoint.items.item_id[-1]
         edited["actions"][n // 2] ^= 1
     longer = random_case(checkpoint, checkpoint.model.config.max_history + 3, 7).history
-    warm = _runner(checkpoint)
+    warm = _runner(subject)
     for history in (
         case.history,
         edited,
@@ -192,18 +210,21 @@ def freshness_error(checkpoint: Checkpoint, case: Case) -> float:
         edited,
     ):
         job = _job(checkpoint, case, history)
-        worst = max(worst, _worst(_task_scores(warm, job), _task_scores(_runner(checkpoint), job)))
+        worst = max(worst, _worst(_task_scores(warm, job), _task_scores(_runner(subject), job)))
     return worst
 
 
-def engine_error(checkpoint: Checkpoint, cases: list[Case]) -> float:
+def engine_error(subject: Subject, cases: list[Case]) -> float:
     """Law 6: concurrent requests, some already late; infinity if one is answered with what it should not be."""
-    truth = [_task_scores(_runner(checkpoint), _job(checkpoint, case, case.history)) for case in cases]
-    return asyncio.run(_ask(checkpoint, cases, truth))
+    checkpoint = subject.checkpoint
+    truth = [_task_scores(_runner(subject), _job(checkpoint, case, case.history)) for case in cases]
+    return asyncio.run(_ask(subject, cases, truth))
 
 
-async def _ask(checkpoint: Checkpoint, cases: list[Case], truth: list[Tensor]) -> float:
-    engine = Engine(checkpoint, EngineConfig(threads=torch.get_num_threads(), microbatch=64))
+async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
+    checkpoint, backend = subject.checkpoint, subject.served.stack.name
+    threads = torch.get_num_threads()
+    engine = Engine(checkpoint, EngineConfig(threads, microbatch=64, backend=backend, int8_pages=subject.int8))
 
     async def one(index: int, late: bool) -> float:
         request = _request(checkpoint, cases[index], f"user-{index}")
@@ -251,15 +272,15 @@ def _device(model: Ranker) -> torch.device:
     return model.items.id.weight.device
 
 
-def _inputs(checkpoint: Checkpoint, case: Case) -> tuple[Ranker, EventTokens, Targets]:
-    model = checkpoint.model
-    events = event_tokens(case.history, checkpoint.items, _device(model))
-    rows = torch.from_numpy(checkpoint.items.rows(case.candidates)).to(_device(model))
-    return model, events, Targets(rows, case.context)
+def _inputs(subject: Subject, case: Case) -> tuple[ServedModel, EventTokens, Targets]:
+    items, device = subject.checkpoint.items, _device(subject.served.model)
+    events = event_tokens(case.history, items, device)
+    rows = torch.from_numpy(items.rows(case.candidates)).to(device)
+    return subject.served, events, Targets(rows, case.context)
 
 
-def _score(model: Ranker, events: EventTokens, targets: Targets, case: Case) -> Tensor:
-    return score(model, prefill(model, events), targets, case.time_ms, 32)
+def _score(served: ServedModel, events: EventTokens, targets: Targets, case: Case) -> Tensor:
+    return score(served, prefill(served, events), targets, case.time_ms, 32)
 
 
 def _part(events: EventTokens, start: int, stop: int) -> EventTokens:
@@ -270,9 +291,9 @@ def _pad(rows: list[Tensor]) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def _runner(checkpoint: Checkpoint) -> Runner:
+def _runner(subject: Subject) -> Runner:
     store = StateStore[KVState]("laws", [(CacheSource.HOST, HostTier(1 << 30))])
-    return Runner(checkpoint.model, checkpoint.items, store, 64, "laws")
+    return Runner(subject.served, subject.checkpoint.items, store, 64, "laws")
 
 
 def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:

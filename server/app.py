@@ -193,6 +193,8 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
         EngineConfig(
             threads=config.threads or owned_cores(),
             name=config.model_name,
+            backend=config.backend,
+            int8_pages=config.kv_dtype == "int8",
             microbatch=None if config.microbatch == "auto" else config.microbatch,
             kv_budget_bytes=config.kv_budget_mb << 20,
             queue_size=config.queue_size,

@@ -49,6 +49,20 @@ class ServerConfig(BaseSettings):
 
     device: Literal["cpu"] = Field(default="cpu", description="Device that computes.")
     dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="Type that it computes in.")
+    backend: Literal[
+        "auto",
+        "reference",
+        "onednn",
+        "fused",
+        "avx512_bf16",
+        "avx512_f32",
+        "avx2_f32",
+        "portable_f32",
+        "portable_bf16",
+    ] = Field(default="auto", description="What computes; auto is the fastest that passes its self-check here.")
+    kv_dtype: Literal["auto", "int8"] = Field(
+        default="auto", description="Type of the KV states in this process: that of dtype, or 8-bit codes."
+    )
     threads: int = Field(default=0, ge=0, description="Threads that compute; 0 is one for each core that we own.")
     microbatch: Literal["auto"] | AtLeastOne = Field(
         default="auto", description="Candidates scored in one forward; auto measures the best size once, at start."

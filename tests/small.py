@@ -13,6 +13,7 @@ from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, Rel
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build
+from mfalcon.models.served import reference
 from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
 from mfalcon.window import window_start
 
@@ -140,6 +141,6 @@ def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -
     codes = context_codes(config.context_features, request.context, request.request_time_ms)
     rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
     with torch.inference_mode():
-        state = prefill(checkpoint.model, tokens(checkpoint, window))
+        state = prefill(reference(checkpoint.model), tokens(checkpoint, window))
         targets = Targets(rows, torch.from_numpy(codes))
-        return score(checkpoint.model, state, targets, request.request_time_ms, max(1, len(rows))).T.double()
+        return score(reference(checkpoint.model), state, targets, request.request_time_ms, max(1, len(rows))).T.double()

@@ -19,6 +19,7 @@ from mfalcon.laws import masked_forward
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
+from mfalcon.models.served import reference
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 BOUND = 1e-12  # float64: sums in another order, values of order 10
@@ -31,7 +32,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def cached(checkpoint: Checkpoint, events: EventTokens, targets: Targets, microbatch: int = 16) -> Tensor:
-    return score(checkpoint.model, prefill(checkpoint.model, events), targets, NOW_MS, microbatch)
+    return score(reference(checkpoint.model), prefill(reference(checkpoint.model), events), targets, NOW_MS, microbatch)
 
 
 def part(events: EventTokens, start: int, stop: int) -> EventTokens:
@@ -84,15 +85,21 @@ def test_law_3_append_is_prefill(checkpoint: Checkpoint, length: int, data: st.D
     assert checkpoint.model.prefix_stable
     events = tokens(checkpoint, random_events(length, length))
     cuts = sorted(data.draw(st.lists(st.integers(0, length), max_size=6)))
-    whole, state = prefill(checkpoint.model, events), prefill(checkpoint.model, part(events, 0, 0))
+    whole, state = (
+        prefill(reference(checkpoint.model), events),
+        prefill(reference(checkpoint.model), part(events, 0, 0)),
+    )
     for start, stop in pairwise((0, *cuts, length)):
-        state = append(checkpoint.model, state, part(events, start, stop))
+        state = append(reference(checkpoint.model), state, part(events, start, stop))
     assert state.num_tokens == whole.num_tokens == length * checkpoint.model.tokens_per_event
     for layer in range(checkpoint.model.config.num_layers):
-        assert_close(state.k(layer), whole.k(layer))
-        assert_close(state.v(layer), whole.v(layer))
+        for mine, others in zip(state.read(layer), whole.read(layer), strict=True):
+            assert_close(mine, others)
     targets = Targets(some_rows(13), CONTEXT)
-    assert_close(score(checkpoint.model, state, targets, NOW_MS, 5), score(checkpoint.model, whole, targets, NOW_MS, 5))
+    assert_close(
+        score(reference(checkpoint.model), state, targets, NOW_MS, 5),
+        score(reference(checkpoint.model), whole, targets, NOW_MS, 5),
+    )
 
 
 @settings(max_examples=25)
@@ -148,14 +155,14 @@ def test_every_part_of_the_request_moves_the_score(name: str) -> None:
     later = history.copy()
     later["time_ms"][10:] += 5 * 10**9
     assert moved(cached(checkpoint, tokens(checkpoint, later), targets))
-    state = prefill(model, tokens(checkpoint, history))
-    assert moved(score(model, state, targets, NOW_MS + 10**11, 16))
-    assert moved(score(model, state, replace(targets, context=torch.tensor([0, -1])), NOW_MS, 16))
+    state = prefill(reference(model), tokens(checkpoint, history))
+    assert moved(score(reference(model), state, targets, NOW_MS + 10**11, 16))
+    assert moved(score(reference(model), state, replace(targets, context=torch.tensor([0, -1])), NOW_MS, 16))
 
 
 def copies(state: KVState) -> list[Tensor]:
-    layers = range(state.buffer.shape.num_layers)
-    return [t.clone() for layer in layers for t in (state.k(layer), state.v(layer))] + [state.times.clone()]
+    layers = range(state.pool.layout.shape.num_layers)
+    return [t.clone() for layer in layers for t in state.read(layer)] + [state.times.clone()]
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -163,18 +170,18 @@ def test_a_held_state_never_changes(name: str) -> None:
     checkpoint = CHECKPOINTS[name]
     model = checkpoint.model
     first, second, third = (tokens(checkpoint, random_events(n, n)) for n in (50, 3, 90))
-    state = prefill(model, first)
+    state = prefill(reference(model), first)
     before = copies(state)
-    tip = append(model, state, second)
+    tip = append(reference(model), state, second)
     tip_before = copies(tip)
-    fork = append(model, state, third)
-    append(model, tip, third)
-    score(model, tip, Targets(some_rows(40), CONTEXT), NOW_MS, 7)
+    fork = append(reference(model), state, third)
+    append(reference(model), tip, third)
+    score(reference(model), tip, Targets(some_rows(40), CONTEXT), NOW_MS, 7)
     assert all(torch.equal(a, b) for a, b in zip(before, copies(state), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(tip_before, copies(tip), strict=True))
     targets = Targets(some_rows(9), CONTEXT)
     both = EventTokens(*(torch.cat(pair) for pair in zip(columns(first), columns(third), strict=True)))
-    assert_close(score(model, fork, targets, NOW_MS, 9), cached(checkpoint, both, targets))
+    assert_close(score(reference(model), fork, targets, NOW_MS, 9), cached(checkpoint, both, targets))
 
 
 @pytest.mark.parametrize("name", architectures())
@@ -182,6 +189,6 @@ def test_events_of_one_column_stride(name: str) -> None:
     """A history of one event is a view of the log in numpy; the state must not alias it."""
     checkpoint = CHECKPOINTS[name]
     events = random_events(1)
-    state = prefill(checkpoint.model, tokens(checkpoint, events))
+    state = prefill(reference(checkpoint.model), tokens(checkpoint, events))
     events["time_ms"] = np.int64(0)
     assert int(state.times[0]) > 0

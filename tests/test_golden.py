@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.reference import masked_attention
 from mfalcon.attention import AttentionForm, FullAttention, PrefixAttention, TargetAttention
-from mfalcon.kv import KVShape, KVState, empty_state
+from mfalcon.kv import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import RelativeBiasWeights, Stack
 
@@ -97,7 +97,7 @@ def target_mask(n: int, m: int) -> Tensor:
 
 
 def empty(dtype: torch.dtype = torch.float64) -> KVState:
-    return empty_state(KVShape(LAYERS, HEADS, HEAD_DIM, HEAD_DIM, dtype, CPU))
+    return KVPool(PlainLayout(KVShape(LAYERS, HEADS, HEAD_DIM, HEAD_DIM, dtype, CPU))).empty()
 
 
 def test_research_in_one_masked_forward(golden: Vectors, research: Stack) -> None:
@@ -133,7 +133,7 @@ class ShiftedPrefix:
         return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        self._state.write(layer, k, v)
+        self._state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
 
 
 @pytest.mark.parametrize("microbatch", [1, 4, 11])

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.kv import KVShape, KVState, empty_state
+from mfalcon.kv import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.kv_codec import decode, encode
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
+from mfalcon.models.served import reference
 from mfalcon.state.chunk import ChunkHeader, Layout, PayloadDtype, pack, unpack
+from mfalcon.state.pages import PoolFull
 from tests.small import CPU, NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 SHAPE = KVShape(num_layers=2, num_heads=3, qk_dim=5, v_dim=7, dtype=torch.float32, device=CPU)
@@ -32,6 +34,10 @@ INT8_ERROR = 0.5 / 127 * (1 + 2**-10)
 """Of the largest magnitude of the token's head: half a scale, rounded up by at most a unit of float16's 11 bits."""
 
 
+def pool_of(shape: KVShape) -> KVPool:
+    return KVPool(PlainLayout(shape))
+
+
 def random_state(num_tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> KVState:
     """Magnitudes from 1e-2 to 1e2, by token and head."""
     generator = torch.Generator().manual_seed(seed)
@@ -43,31 +49,31 @@ def random_state(num_tokens: int, dtype: torch.dtype = torch.float32, seed: int 
 
     with torch.inference_mode():
         times = torch.randint(-(2**62), 2**62, (num_tokens,), generator=generator)
-        state = empty_state(replace(SHAPE, dtype=dtype)).extend(times)
+        state = pool_of(replace(SHAPE, dtype=dtype)).empty().extend(times)
         for layer in range(SHAPE.num_layers):
-            state.write(layer, block(SHAPE.qk_dim), block(SHAPE.v_dim))
+            state.write(layer, block(SHAPE.qk_dim).transpose(0, 1), block(SHAPE.v_dim).transpose(0, 1))
     return state
 
 
 def filled_state(numbers: Tensor) -> KVState:
     """One token: these numbers are the keys of every head in layer 0, the rest is 1."""
     with torch.inference_mode():
-        state = empty_state(replace(SHAPE, dtype=numbers.dtype)).extend(torch.zeros(1, dtype=torch.int64))
-        ones = torch.ones(1, SHAPE.num_heads, SHAPE.v_dim)
+        state = pool_of(replace(SHAPE, dtype=numbers.dtype)).empty().extend(torch.zeros(1, dtype=torch.int64))
+        ones = torch.ones(SHAPE.num_heads, 1, SHAPE.v_dim)
         for layer in range(SHAPE.num_layers):
             state.write(layer, ones[..., : SHAPE.qk_dim], ones)
-        state.write(0, numbers.expand(1, SHAPE.num_heads, SHAPE.qk_dim), ones)
+        state.write(0, numbers.expand(SHAPE.num_heads, 1, SHAPE.qk_dim), ones)
     return state
 
 
 def there_and_back(state: KVState, dtype: PayloadDtype) -> KVState:
     payload = encode(state, 0, state.num_tokens, dtype)
-    return decode([(payload, state.num_tokens)], state.buffer.shape, dtype)
+    return decode([(payload, state.num_tokens)], state.pool, dtype)
 
 
 def blocks(state: KVState) -> list[Tensor]:
-    layers = range(state.buffer.shape.num_layers)
-    return [*(state.k(layer) for layer in layers), *(state.v(layer) for layer in layers)]
+    layers = [state.read(layer) for layer in range(state.pool.layout.shape.num_layers)]
+    return [*(k for k, _ in layers), *(v for _, v in layers)]
 
 
 def assert_same(state: KVState, other: KVState) -> None:
@@ -99,13 +105,13 @@ def test_round_trip_through_chunks(
     compute: torch.dtype, dtype: PayloadDtype, tokens_per_event: int, num_events: int
 ) -> None:
     state = random_state(num_events * tokens_per_event, compute)
-    shape = state.buffer.shape
+    shape = state.pool.layout.shape
     layout = Layout(bytes(16), tokens_per_event, shape.num_layers, shape.num_heads, shape.qk_dim, shape.v_dim, dtype)
     payload = encode(state, 0, state.num_tokens, dtype)
     assert payload.nbytes == layout.payload_bytes(num_events)
     value = pack(ChunkHeader(layout, bytes(16), bytes(16), 0, 0, num_events), payload, None)
     _, found = unpack(value, layout, bytes(16), None)
-    back = decode([(found, state.num_tokens)], shape, dtype)
+    back = decode([(found, state.num_tokens)], state.pool, dtype)
     assert back.num_tokens == state.num_tokens
     assert torch.equal(back.times, state.times)
     rounding = BFLOAT16_ERROR if compute == torch.bfloat16 else 0  # of the decoded number itself
@@ -124,11 +130,11 @@ def test_cuts_change_nothing(dtype: PayloadDtype) -> None:
     state = random_state(77)
     cuts = [0, 1, 2, 32, 63, 77]
     parts = [(encode(state, a, b, dtype), b - a) for a, b in pairwise(cuts)]
-    assert_same(decode(parts, SHAPE, dtype), there_and_back(state, dtype))
+    assert_same(decode(parts, state.pool, dtype), there_and_back(state, dtype))
 
 
 def test_no_payload_is_an_empty_state() -> None:
-    state = decode([], SHAPE, PayloadDtype.INT8)
+    state = decode([], pool_of(SHAPE), PayloadDtype.INT8)
     assert state.num_tokens == state.num_bytes == 0
 
 
@@ -137,12 +143,15 @@ def test_the_state_s_own_dtype_keeps_every_bit(compute: torch.dtype) -> None:
     special = torch.tensor([-0.0, float("inf"), float("nan"), torch.finfo(compute).tiny / 2, -1], dtype=compute)
     state = filled_state(special)
     back = there_and_back(state, LOSSLESS[compute])
-    assert back.k(0).contiguous().view(torch.uint8).tolist() == state.k(0).contiguous().view(torch.uint8).tolist()
+    assert (
+        back.read(0)[0].contiguous().view(torch.uint8).tolist()
+        == state.read(0)[0].contiguous().view(torch.uint8).tolist()
+    )
 
 
 def test_bfloat16_rounds_to_nearest_even() -> None:
     state = filled_state(torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8, 1.0]))
-    assert there_and_back(state, PayloadDtype.BFLOAT16).k(0)[0, 0].tolist() == [
+    assert there_and_back(state, PayloadDtype.BFLOAT16).read(0)[0][0, 0].tolist() == [
         1.0,
         1 + 4 * 2**-8,
         1 + 2 * 2**-8,
@@ -188,31 +197,27 @@ def test_int8_of_tiny_numbers_errs_by_half_of_float16_s_smallest(largest: float,
     numbers = largest * torch.tensor([1.0, -0.7, 0.5, 0.3, 0.0], dtype=torch.float64)
     state = filled_state(numbers.to(compute))
     back = there_and_back(state, PayloadDtype.INT8)
-    error = (back.k(0).double() - state.k(0).double()).abs().max().item()
+    error = (back.read(0)[0].double() - state.read(0)[0].double()).abs().max().item()
     rounding = BFLOAT16_ERROR * largest if compute == torch.bfloat16 else 0
     assert error <= 0.5 * (largest / 127 + 2**-24) * (1 + 1e-6) + rounding
 
 
 def test_int8_at_its_limits() -> None:
     zeros = there_and_back(filled_state(torch.zeros(5)), PayloadDtype.INT8)
-    assert zeros.k(0).tolist() == torch.zeros(3, 1, 5).tolist()
+    assert zeros.read(0)[0].tolist() == torch.zeros(3, 1, 5).tolist()
     huge = there_and_back(filled_state(torch.tensor([1e30, -1e30, 8e6, 0.0, float("inf")])), PayloadDtype.INT8)
-    assert huge.k(0)[0, 0].tolist() == [65504 * 127, -65504 * 127, 65504 * 122, 0, 65504 * 127]
+    assert huge.read(0)[0][0, 0].tolist() == [65504 * 127, -65504 * 127, 65504 * 122, 0, 65504 * 127]
     lost = there_and_back(filled_state(torch.tensor([1.0, float("nan"), 0, 0, 0])), PayloadDtype.INT8)
-    assert lost.k(0).isnan().all()  # no number that looks like one
+    assert lost.read(0)[0].isnan().all()  # no number that looks like one
     assert all(not block.isnan().any() for block in blocks(lost)[1:])
 
 
-def test_room_to_append_without_a_copy() -> None:
+def test_a_full_pool_is_no_place_for_what_is_brought_ahead() -> None:
     state = random_state(63)
     payload = encode(state, 0, 63, PayloadDtype.FLOAT32)
-    roomy = decode([(payload, 63)], SHAPE, PayloadDtype.FLOAT32, capacity=200)
-    assert_same(roomy, state)
-    assert roomy.buffer.capacity >= 200
-    with torch.inference_mode():
-        assert roomy.extend(torch.zeros(137, dtype=torch.int64)).buffer is roomy.buffer
-        second = roomy.extend(torch.zeros(1, dtype=torch.int64))
-    assert second.buffer is not roomy.buffer  # the first extension holds the tokens behind
+    with pytest.raises(PoolFull, match=r"2 pages.* 1 more"):
+        decode([(payload, 63)], KVPool(PlainLayout(SHAPE), num_pages=2, reserved=2), PayloadDtype.FLOAT32)
+    assert_same(decode([(payload, 63)], KVPool(PlainLayout(SHAPE), 2, reserved=1), PayloadDtype.FLOAT32), state)
 
 
 def test_tokens_written_behind_a_state_are_not_its_own() -> None:
@@ -221,7 +226,7 @@ def test_tokens_written_behind_a_state_are_not_its_own() -> None:
     with torch.inference_mode():
         longer = state.extend(torch.zeros(3, dtype=torch.int64))
         longer.write(0, torch.full((3, 3, 5), torch.nan), torch.full((3, 3, 7), torch.nan))
-    assert longer.buffer is state.buffer
+    assert longer.run.pages == state.run.pages
     assert encode(state, 32, 60, PayloadDtype.FLOAT32) == before
 
 
@@ -230,13 +235,13 @@ def test_payloads_at_odd_addresses() -> None:
     for dtype in PayloadDtype:
         payload = encode(state, 0, 63, dtype)
         odd = memoryview(b"1" + bytes(payload))[1:]
-        assert_same(decode([(odd, 63)], SHAPE, dtype), decode([(payload, 63)], SHAPE, dtype))
+        assert_same(decode([(odd, 63)], state.pool, dtype), decode([(payload, 63)], state.pool, dtype))
 
 
 def scores(checkpoint: Checkpoint, state: KVState) -> Tensor:
     """[num_targets, num_tasks]."""
     with torch.inference_mode():
-        return score(checkpoint.model, state, Targets(some_rows(63), torch.tensor([1, 5])), NOW_MS, 63)
+        return score(reference(checkpoint.model), state, Targets(some_rows(63), torch.tensor([1, 5])), NOW_MS, 63)
 
 
 SCORE_ERRORS = {
@@ -252,7 +257,7 @@ def test_scores_on_a_decoded_state(architecture: str, seed: int) -> None:
     config = small_config(architecture, max_history=77)
     checkpoint = small_checkpoint(architecture, torch.float32, seed, config)
     with torch.inference_mode():
-        state = prefill(checkpoint.model, tokens(checkpoint, random_events(77, seed)))
+        state = prefill(reference(checkpoint.model), tokens(checkpoint, random_events(77, seed)))
     expected = scores(checkpoint, state)
     assert torch.equal(scores(checkpoint, there_and_back(state, PayloadDtype.FLOAT32)), expected)
     for dtype, bound in SCORE_ERRORS.items():
@@ -266,13 +271,13 @@ def test_another_thread_decodes_what_this_one_extends(architecture: str) -> None
     checkpoint = small_checkpoint(architecture, torch.float32)
     events = random_events(24)
     with torch.inference_mode():
-        whole = prefill(checkpoint.model, tokens(checkpoint, events))
-        state = prefill(checkpoint.model, tokens(checkpoint, events[:21]))
+        whole = prefill(reference(checkpoint.model), tokens(checkpoint, events))
+        state = prefill(reference(checkpoint.model), tokens(checkpoint, events[:21]))
     with ThreadPoolExecutor(1) as worker:
         back = worker.submit(there_and_back, state, PayloadDtype.FLOAT32).result()
     with torch.inference_mode():
-        longer = append(checkpoint.model, back, tokens(checkpoint, events[21:]))
-        expected = append(checkpoint.model, state, tokens(checkpoint, events[21:]))
+        longer = append(reference(checkpoint.model), back, tokens(checkpoint, events[21:]))
+        expected = append(reference(checkpoint.model), state, tokens(checkpoint, events[21:]))
     assert_same(longer, expected)
     assert torch.allclose(scores(checkpoint, longer), scores(checkpoint, whole), atol=1e-5)
 
@@ -281,7 +286,7 @@ def test_another_thread_decodes_what_this_one_extends(architecture: str) -> None
 @pytest.mark.parametrize("dtype", PayloadDtype)
 def test_the_device_makes_the_same_bytes_and_states(dtype: PayloadDtype) -> None:
     state = random_state(77)
-    device = replace(SHAPE, device=torch.device("cuda"))
+    device = pool_of(replace(SHAPE, device=torch.device("cuda")))
     exact = PayloadDtype.FLOAT32
     there = decode([(encode(state, 0, 77, exact), 77)], device, exact)
     payload = encode(there, 0, 77, dtype)

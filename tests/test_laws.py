@@ -10,6 +10,7 @@ import mfalcon.attention
 import mfalcon.engine.engine
 from kernels import dispatch
 from kernels.bias import RelativeBias
+from kernels.choice import REFERENCE, choose, runnable
 from mfalcon import laws
 from mfalcon.attention import AttentionForm, BatchPrefixAttention
 from mfalcon.engine.job import Job, PrefillJob, RankJob
@@ -210,3 +211,24 @@ def _target_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **f
         logit_scale=form["logit_scale"],
         norm=form["norm"],
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", architectures())
+def test_every_backend_holds_the_laws(architecture: str, dtype: torch.dtype) -> None:
+    """Odd sizes, d_qk != d_v, rab; the slow portable policies too, whose tiles have the form of AVX-512's."""
+    config = small_config(architecture, max_history=77, window_chunk=63)
+    found = [choice.name for choice in runnable(torch.device("cpu"), dtype) if choice.name != REFERENCE]
+    for backend in found:
+        for result in laws.check(small_checkpoint(architecture, dtype, config=config), backend=backend):
+            assert result.holds, (backend, result)
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_int8_pages_hold_the_laws_within_their_bound(architecture: str) -> None:
+    if choose("auto", torch.device("cpu"), torch.float32).kernel is None:
+        pytest.skip("no compiled kernel")
+    config = small_config(architecture, max_history=77, window_chunk=63)
+    results = list(laws.check(small_checkpoint(architecture, torch.float32, config=config), int8=True))
+    assert all(result.holds for result in results), results
+    assert any(result.worst > 1e-5 for result in results)  # or the pages were not int8

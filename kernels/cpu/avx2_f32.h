@@ -23,6 +23,16 @@ struct Avx2F32 {
   static Vector load_elements(const Element* p) { return _mm256_loadu_ps(p); }
   static void store_elements(Element* p, Vector x) { _mm256_storeu_ps(p, x); }
 
+  // int8 codes of whole numbers up to 127 in magnitude after rounding to nearest; NaN becomes 0.
+  static void store_codes(std::int8_t* p, Vector x) {
+    const __m256i codes = _mm256_cvtps_epi32(_mm256_and_ps(x, _mm256_cmp_ps(x, x, _CMP_ORD_Q)));
+    const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(halves, halves));
+  }
+  static Vector load_codes(const std::int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+
   static Vector add(Vector a, Vector b) { return _mm256_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
@@ -30,6 +40,8 @@ struct Avx2F32 {
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   // x between the bounds; NaN stays NaN (min and max return their second argument then).
   static Vector clamp(Vector x, float low, float high) { return _mm256_max_ps(set(low), _mm256_min_ps(set(high), x)); }
+  // The larger of a and the magnitude of b; either if b is NaN.
+  static Vector max_abs(Vector a, Vector b) { return _mm256_max_ps(a, _mm256_andnot_ps(set(-0.0f), b)); }
   // x * 2^n, n in the low 9 bits of each lane of `bits`.
   static Vector scale(Vector x, Vector bits) {
     const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);

@@ -18,12 +18,21 @@ struct Avx512 {
   static Vector load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Vector x) { _mm512_storeu_ps(p, x); }
 
+  static void store_codes(std::int8_t* p, Vector x) {
+    const __m512i codes = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(codes));
+  }
+  static Vector load_codes(const std::int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+
   static Vector add(Vector a, Vector b) { return _mm512_add_ps(a, b); }
   static Vector sub(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
   static Vector mul(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
   static Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector clamp(Vector x, float low, float high) { return _mm512_max_ps(set(low), _mm512_min_ps(set(high), x)); }
+  static Vector max_abs(Vector a, Vector b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static Vector scale(Vector x, Vector bits) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), n));

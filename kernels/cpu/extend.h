@@ -1,6 +1,6 @@
-// Prefill and append: new tokens enter a cache and see all before them and themselves. Rows depend on earlier rows'
-// keys and values, so every layer has three steps with a barrier after each. A step is a grid of tasks: blocks of rows,
-// and, where these are too few for the threads, parts of the columns.
+// Prefill and append: new tokens enter a state and see all before them and themselves. Rows depend on earlier rows'
+// keys and values, so every layer has three steps with a barrier after each, and one more that quantises in int8. A
+// step is a grid of tasks: blocks of rows, and, where these are too few for the threads, parts of the columns.
 #pragma once
 #include <omp.h>
 
@@ -36,48 +36,61 @@ struct BlockRuns {
   std::vector<Index> first;
 };
 
+// One thread's own memory.
+template <class P>
+struct ExtendOwn {
+  Buffer<typename P::Element> a;
+  Buffer<float> attended;
+  Buffer<std::int8_t> codes;
+  AttentionSpace<P> attention;
+
+  ExtendOwn(const Stack<P>& stack, Index a_size)
+      : a(a_size),
+        attended(stack.shape.v_width()),
+        codes(std::max(stack.shape.padded_qk, stack.shape.padded_v)),
+        attention(stack, stack.shape.num_positions > 0) {}
+};
+
 // What the threads share of a layer, and each thread's own.
 template <class P>
 struct ExtendSpace {
   using Element = typename P::Element;
-  Index h_stride, a_stride, a_size;
-  Buffer<float> x, o, biases;
-  Buffer<Element> h, a, weights;
-  std::vector<BlockRuns> runs;
+  Index h_stride, a_stride;
+  Buffer<float> x, o;
+  Buffer<Element> h;
+  std::vector<ExtendOwn<P>> own;
 
-  ExtendSpace(const Shape& s, const Grid& grid, Index threads)
+  ExtendSpace(const Stack<P>& stack, const Grid& grid, Index threads) : ExtendSpace(stack.shape, grid) {
+    own.reserve(threads);
+    for (Index i = 0; i < threads; i++) own.emplace_back(stack, grid.block * a_stride);
+  }
+
+ private:
+  ExtendSpace(const Shape& s, const Grid& grid)
       : h_stride(row_stride(s.columns)),
         a_stride(row_stride(std::max(s.padded_dim, s.out_depth))),
-        a_size(round_up(grid.block * a_stride, 64)),
         x(grid.rows * s.padded_dim),
         o(grid.rows * s.v_width()),
-        biases(threads * AttentionSpace<P>::kBiases),
-        h(grid.rows * h_stride),
-        a(threads * a_size),
-        weights(threads * AttentionSpace<P>::kWeights),
-        runs(s.num_positions ? grid.blocks : 0) {}
-
-  Element* own_a(int thread) const { return a.get() + thread * a_size; }
-  AttentionSpace<P> attention(int thread) const {
-    return {weights.get() + thread * AttentionSpace<P>::kWeights, biases.get() + thread * AttentionSpace<P>::kBiases};
-  }
+        h(grid.rows * h_stride) {}
 };
 
-// Columns [first, last) of projected rows that are keys or values, into the cache from token `token` on.
+// Columns [first, last) of projected rows that are keys or values, into the pages from token `token` on.
 template <class P>
-void keep(const Shape& s, const LayerCache<P>& kv, const typename P::Element* h, Index h_stride, Index rows,
+void keep(const Stack<P>& stack, MfPages pages, Index layer, const typename P::Element* h, Index h_stride, Index rows,
           Index token, Index first, Index last) {
+  const Shape& s = stack.shape;
   const auto each_head = [&](Index begin, Index width, auto put) {  // of the heads that stand from column `begin` on
     for (Index head = 0; head < s.heads; head++) {
       const Index from = std::max(first, begin + head * width), to = std::min(last, begin + (head + 1) * width);
       if (from >= to) continue;
+      const HeadPages<P> kv(stack, pages, layer, head);
       for (Index r = 0; r < rows; r++) {
-        put(head, token + r, from - begin - head * width, to - begin - head * width, h + r * h_stride + from);
+        put(kv, token + r, from - begin - head * width, to - begin - head * width, h + r * h_stride + from);
       }
     }
   };
-  each_head(s.v0, s.padded_v, [&](auto... run) { kv.put_value(run...); });
-  each_head(s.k0, s.padded_qk, [&](auto... run) { kv.put_key(run...); });
+  each_head(s.v0, s.padded_v, [](const HeadPages<P>& kv, auto... run) { kv.put_value(run...); });
+  each_head(s.k0, s.padded_qk, [](const HeadPages<P>& kv, auto... run) { kv.put_key(run...); });
 }
 
 // The runs of a block's rows. Answers false when memory ends: nothing may be thrown out of a parallel region.
@@ -96,18 +109,21 @@ inline bool find_runs(const std::vector<std::int64_t>& thresholds, const std::in
 
 // Throws std::bad_alloc.
 template <class P>
-void extend(const Stack<P>& stack, const MfCache& cache, Index tokens, const std::int64_t* query_times, const float* x,
+void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64_t* query_times, const float* x,
             Index num_new, Index threads) {
   const Shape& s = stack.shape;
   if (num_new == 0) return;
   const Grid grid(num_new, threads);
-  const ExtendSpace<P> space(s, grid, threads);
-  auto& all_runs = const_cast<std::vector<BlockRuns>&>(space.runs);
+  const ExtendSpace<P> space(stack, grid, threads);
+  const bool biased = s.num_positions > 0;
+  std::vector<BlockRuns> runs(biased ? grid.blocks : 0);
+  const auto times = gather_times(stack.layout, pages, biased ? tokens + num_new : 0);
+  if (!query_times) query_times = times.data() + (biased ? tokens : 0);
   std::atomic<bool> failed = false;
 #pragma omp parallel num_threads(static_cast<int>(threads))
   {
-    const int thread = omp_get_thread_num();
-    auto* a = space.own_a(thread);
+    const ExtendOwn<P>& own = space.own[omp_get_thread_num()];
+    auto* a = own.a.get();
 #pragma omp for schedule(dynamic, 1)
     for (Index i = 0; i < grid.blocks; i++) {
       const Index first = grid.first(i);
@@ -115,14 +131,13 @@ void extend(const Stack<P>& stack, const MfCache& cache, Index tokens, const std
         float* row = space.x.get() + r * s.padded_dim;
         std::fill(std::copy_n(x + r * s.dim, s.dim, row), row + s.padded_dim, 0.0f);
       }
-      if (s.num_positions && s.layers > 1 &&
-          !find_runs(stack.thresholds, query_times + first, cache.times, tokens + first, grid.size(i), all_runs[i])) {
+      if (biased && s.layers > 1 &&
+          !find_runs(stack.thresholds, query_times + first, times.data(), tokens + first, grid.size(i), runs[i])) {
         failed = true;
       }
     }
     for (Index layer = 0; layer < s.layers && !failed; layer++) {
       const Layer<P>& weights = stack.layers[layer];
-      const LayerCache<P> kv(s, cache, layer);
       const bool last = layer == s.layers - 1;
       const Index from = last ? s.v0 / Panels<P>::kPanel * Panels<P>::kPanel : 0;
 #pragma omp for schedule(dynamic, 1)
@@ -133,7 +148,18 @@ void extend(const Stack<P>& stack, const MfCache& cache, Index tokens, const std
         auto* h = space.h.get() + first * space.h_stride;
         norm_in<P>(s, weights, space.x.get() + first * s.padded_dim, rows, a, space.a_stride);
         project<P>(stack, layer, a, space.a_stride, rows, begin, end, h, space.h_stride);
-        keep<P>(s, kv, h, space.h_stride, rows, tokens + first, begin, end);
+        if (!stack.layout.int8) keep<P>(stack, pages, layer, h, space.h_stride, rows, tokens + first, begin, end);
+      }
+      if (stack.layout.int8) {
+#pragma omp for schedule(dynamic, 1)
+        for (Index task = 0; task < grid.blocks * s.heads; task++) {
+          const Index i = task / s.heads, head = task % s.heads;
+          const HeadPages<P> kv(stack, pages, layer, head);
+          for (Index r = grid.first(i); r < grid.first(i) + grid.size(i); r++) {
+            const auto* row = space.h.get() + r * space.h_stride;
+            kv.put(tokens + r, row + s.k0 + head * s.padded_qk, row + s.v0 + head * s.padded_v, own.codes.get());
+          }
+        }
       }
       if (last) break;
 #pragma omp for schedule(dynamic, 1)
@@ -144,18 +170,18 @@ void extend(const Stack<P>& stack, const MfCache& cache, Index tokens, const std
         float* o = space.o.get() + first * s.v_width() + head * s.padded_v;
         for (Index r = 0; r < rows; r++) std::fill_n(o + r * s.v_width(), s.padded_v, 0.0f);
         PrefixBias bias{};
-        if (s.num_positions) {
-          bias = {&weights.bias, space.runs[i].runs.data(), space.runs[i].first.data(), tokens + first};
-        }
-        attend<P>(s, head, q, space.h_stride, rows, kv.keys(head), kv.values(head), {tokens + first + 1, 1}, nullptr,
-                  s.num_positions ? &bias : nullptr, o, s.v_width(), space.attention(thread));
+        if (biased) bias = {&weights.bias, runs[i].runs.data(), runs[i].first.data(), tokens + first};
+        attend<P>(s, head, q, space.h_stride, rows, HeadPages<P>(stack, pages, layer, head), {tokens + first + 1, 1},
+                  nullptr, biased ? &bias : nullptr, o, s.v_width(), own.attention);
       }
 #pragma omp for schedule(dynamic, 1)
-      for (Index i = 0; i < grid.blocks; i++) {
-        const Index first = grid.first(i), rows = grid.size(i);
+      for (Index task = 0; task < grid.blocks * grid.parts; task++) {
+        const Index i = task / grid.parts, part = task % grid.parts, first = grid.first(i), rows = grid.size(i);
+        const Index begin = Grid::cut(s.padded_dim, Panels<P>::kPanel, part, grid.parts);
+        const Index end = Grid::cut(s.padded_dim, Panels<P>::kPanel, part + 1, grid.parts);
         gate<P>(s, weights, space.h.get() + first * space.h_stride, space.h_stride,
-                space.o.get() + first * s.v_width(), rows, a, space.a_stride);
-        add_output<P>(stack, layer, a, space.a_stride, rows, 0, s.padded_dim, space.x.get() + first * s.padded_dim);
+                space.o.get() + first * s.v_width(), rows, a, space.a_stride, own.attended.get());
+        add_output<P>(stack, layer, a, space.a_stride, rows, begin, end, space.x.get() + first * s.padded_dim);
       }
     }
   }

@@ -26,7 +26,7 @@ extern "C" {
 
 void mf_geometry(MfGeometry* geometry) {
   using mfalcon::Policy;
-  *geometry = {MFALCON_ABI, sizeof(Policy::Element), Policy::kLanes, 64};
+  *geometry = {MFALCON_ABI, sizeof(Policy::Element), mfalcon::kPageStep};
 }
 
 std::int32_t mf_stack_new(const MfConfig* config, const MfLayer* layers, const std::int64_t* thresholds,
@@ -36,40 +36,30 @@ std::int32_t mf_stack_new(const MfConfig* config, const MfLayer* layers, const s
 
 void mf_stack_free(void* stack) { delete static_cast<mfalcon::Stack<mfalcon::Policy>*>(stack); }
 
-std::int32_t mf_score(const void* stack, const MfCache* cache, std::int64_t num_tokens, std::int64_t time,
-                      const float* x, float* out, std::int64_t num_targets, std::int64_t microbatch,
-                      std::int64_t threads) {
+std::int64_t mf_page_bytes(const void* stack) { return mfalcon::stack_of(stack).layout.bytes; }
+
+std::int32_t mf_score(const void* stack, MfPages pages, std::int64_t num_tokens, std::int64_t time, const float* x,
+                      float* out, std::int64_t num_targets, std::int64_t microbatch, std::int64_t threads) {
   return mfalcon::guarded([&] {
-    mfalcon::score(mfalcon::stack_of(stack), *cache, num_tokens, time, x, out, num_targets, microbatch, threads);
+    mfalcon::score(mfalcon::stack_of(stack), pages, num_tokens, time, x, out, num_targets, microbatch, threads);
   });
 }
 
-std::int32_t mf_extend(const void* stack, const MfCache* cache, std::int64_t num_tokens,
-                       const std::int64_t* query_times, const float* x, std::int64_t num_new, std::int64_t threads) {
+std::int32_t mf_extend(const void* stack, MfPages pages, std::int64_t num_tokens, const std::int64_t* query_times,
+                       const float* x, std::int64_t num_new, std::int64_t threads) {
   return mfalcon::guarded(
-      [&] { mfalcon::extend(mfalcon::stack_of(stack), *cache, num_tokens, query_times, x, num_new, threads); });
+      [&] { mfalcon::extend(mfalcon::stack_of(stack), pages, num_tokens, query_times, x, num_new, threads); });
 }
 
-std::int32_t mf_import(const void* stack, const MfCache* cache, std::int64_t layer, const float* k, const float* v,
-                       std::int64_t num_tokens) {
-  const auto& shape = mfalcon::stack_of(stack).shape;
-  return mfalcon::guarded([&] {
-    mfalcon::import_plain(shape, mfalcon::LayerCache<mfalcon::Policy>(shape, *cache, layer), k, v, num_tokens);
-  });
+std::int32_t mf_write(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, const float* k,
+                      const float* v, std::int64_t num_tokens) {
+  return mfalcon::guarded(
+      [&] { mfalcon::write_plain(mfalcon::stack_of(stack), pages, layer, first, k, v, num_tokens); });
 }
 
-void mf_export(const void* stack, const MfCache* cache, std::int64_t layer, float* k, float* v,
-               std::int64_t num_tokens) {
-  const auto& shape = mfalcon::stack_of(stack).shape;
-  mfalcon::export_plain(shape, mfalcon::LayerCache<mfalcon::Policy>(shape, *cache, layer), k, v, num_tokens);
-}
-
-void mf_copy(const void* stack, const MfCache* from, const MfCache* to, std::int64_t num_tokens) {
-  const auto& shape = mfalcon::stack_of(stack).shape;
-  for (std::int64_t layer = 0; layer < shape.layers; layer++) {
-    using Cache = mfalcon::LayerCache<mfalcon::Policy>;
-    mfalcon::copy_tokens(shape, Cache(shape, *from, layer), Cache(shape, *to, layer), num_tokens);
-  }
+void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, float* k, float* v,
+             std::int64_t num_tokens) {
+  mfalcon::read_plain(mfalcon::stack_of(stack), pages, layer, first, k, v, num_tokens);
 }
 
 }

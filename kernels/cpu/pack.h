@@ -1,4 +1,4 @@
-// From plain weights and plain keys and values to the packed ones, and back.
+// From plain weights to the packed ones.
 #pragma once
 #include <utility>
 
@@ -6,21 +6,6 @@
 #include "stack.h"
 
 namespace mfalcon {
-
-template <class P>
-inline typename P::Element to_element(float x) {
-  typename P::Element lanes[P::kLanes];
-  P::store_elements(lanes, P::set(x));
-  return lanes[0];
-}
-
-template <class P>
-inline float from_element(typename P::Element x) {
-  typename P::Element elements[P::kLanes] = {x};
-  float lanes[P::kLanes];
-  P::store(lanes, P::load_elements(elements));
-  return lanes[0];
-}
 
 // A padded column's place in an unpadded row of heads, -1 on padding.
 inline Index plain_column(Index column, Index padded, Index dim) {
@@ -96,57 +81,11 @@ Layer<P> packed_layer(const Shape& s, const MfLayer& w) {
 
 template <class P>
 Stack<P>::Stack(const MfConfig& config, const MfLayer* weights, const std::int64_t* bounds)
-    : shape(config, P::kLanes), thresholds(bounds, bounds + config.num_buckets) {
+    : shape(config, P::kLanes),
+      layout(shape, config.page_tokens, config.int8 != 0, sizeof(typename P::Element)),
+      thresholds(bounds, bounds + config.num_buckets) {
   layers.reserve(config.num_layers);
   for (Index i = 0; i < config.num_layers; i++) layers.push_back(packed_layer<P>(shape, weights[i]));
-}
-
-template <class P>
-void import_plain(const Shape& s, const LayerCache<P>& cache, const float* k, const float* v, Index tokens) {
-  std::vector<typename P::Element> row(std::max(s.padded_qk, s.padded_v));
-  const auto padded = [&](const float* from, Index dim) {
-    std::fill(row.begin(), row.end(), typename P::Element{});
-    for (Index i = 0; i < dim; i++) row[i] = to_element<P>(from[i]);
-    return row.data();
-  };
-  for (Index head = 0; head < s.heads; head++) {
-    for (Index t = 0; t < tokens; t++) {
-      cache.put_key(head, t, 0, s.padded_qk, padded(k + (head * tokens + t) * s.qk_dim, s.qk_dim));
-      cache.put_value(head, t, 0, s.padded_v, padded(v + (head * tokens + t) * s.v_dim, s.v_dim));
-    }
-  }
-}
-
-template <class P>
-void export_plain(const Shape& s, const LayerCache<P>& cache, float* k, float* v, Index tokens) {
-  for (Index head = 0; head < s.heads; head++) {
-    for (Index t = 0; t < tokens; t++) {
-      float* to_k = k + (head * tokens + t) * s.qk_dim;
-      float* to_v = v + (head * tokens + t) * s.v_dim;
-      for (Index i = 0; i < s.qk_dim; i++) to_k[i] = from_element<P>(*cache.key(head, t, i));
-      for (Index i = 0; i < s.v_dim; i++) to_v[i] = from_element<P>(*cache.value(head, t, i));
-    }
-  }
-}
-
-// Both layouts are the same within a panel of keys and within a panel of values, but for the capacity between them.
-template <class P>
-void copy_tokens(const Shape& s, const LayerCache<P>& from, const LayerCache<P>& to, Index tokens) {
-  const Index keys = round_up(tokens, Panels<P>::kPanel), rows = round_up(tokens, P::kStep);
-  for (Index head = 0; head < s.heads; head++) {
-    std::copy_n(from.keys(head).data, keys * s.padded_qk, to.k + head * to.capacity * s.padded_qk);
-    for (Index column = 0; column < s.padded_v; column += Panels<P>::kPanel) {
-      const Index width = from.values(head).width(column);
-      std::copy_n(from.value(head, 0, column), rows * width, to.value(head, 0, column));
-    }
-  }
-  if constexpr (P::kStep > 1) {  // an older state must not bring along tokens that are not its own
-    for (Index t = tokens; t < rows; t++) {
-      for (Index head = 0; head < s.heads; head++) {
-        for (Index i = 0; i < s.padded_v; i++) *to.value(head, t, i) = 0;
-      }
-    }
-  }
 }
 
 }  // namespace mfalcon

@@ -2,6 +2,7 @@
 // AVX-512's (four vectors a panel, two elements a step in bfloat16), so any machine can test what that runs.
 #pragma once
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -55,6 +56,16 @@ struct Portable {
     }
   }
 
+  static void store_codes(std::int8_t* p, Vector x) {
+    for (int lane = 0; lane < kLanes; lane++) {
+      p[lane] = x[lane] == x[lane] ? static_cast<std::int8_t>(std::lrint(x[lane])) : std::int8_t{0};
+    }
+  }
+  static Vector load_codes(const std::int8_t* p) {
+    return Vector{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                  static_cast<float>(p[3])};
+  }
+
   static Vector add(Vector a, Vector b) { return a + b; }
   static Vector sub(Vector a, Vector b) { return a - b; }
   static Vector mul(Vector a, Vector b) { return a * b; }
@@ -63,6 +74,10 @@ struct Portable {
   static Vector clamp(Vector x, float low, float high) {
     x = x > set(high) ? set(high) : x;
     return x < set(low) ? set(low) : x;
+  }
+  static Vector max_abs(Vector a, Vector b) {
+    b = std::bit_cast<Vector>(std::bit_cast<Bits>(b) & 0x7fffffffu);
+    return b > a ? b : a;
   }
   static Vector scale(Vector x, Vector bits) {
     return std::bit_cast<Vector>(std::bit_cast<Bits>(x) + (std::bit_cast<Bits>(bits) << 23));

@@ -51,18 +51,17 @@ inline void project(const Stack<P>& stack, Index layer, const typename P::Elemen
       });
 }
 
-// Sums over keys o [rows, v_width] and u -> the rows of the output projection. o is divided by the attention norm.
+// Sums over keys o [rows, v_width] and u -> the rows of the output projection. attended: room for a row.
 template <class P>
-inline void gate(const Shape& s, const Layer<P>& layer, const typename P::Element* h, Index h_stride, float* o,
-                 Index rows, typename P::Element* a, Index a_stride) {
+inline void gate(const Shape& s, const Layer<P>& layer, const typename P::Element* h, Index h_stride, const float* o,
+                 Index rows, typename P::Element* a, Index a_stride, float* attended) {
   const Index width = s.v_width();
   const auto scale = P::set(s.attention_scale);
   for (Index r = 0; r < rows; r++) {
     const auto* u = h + r * h_stride;
-    float* attended = o + r * width;
     auto* row = a + r * a_stride;
     for (Index i = 0; i < width; i += P::kLanes) {
-      const auto x = P::mul(P::load(attended + i), scale);
+      const auto x = P::mul(P::load(o + r * width + i), scale);
       P::store(attended + i, x);
       if (s.concat) {
         P::store_elements(row + i, P::load_elements(u + i));

@@ -12,18 +12,22 @@ template <class P>
 struct ScoreSpace {
   using Element = typename P::Element;
   Index h_stride, a_stride;
-  Buffer<float> x, o, biases;
-  Buffer<Element> h, a, weights;
+  Buffer<float> x, o, attended;
+  Buffer<Element> h, a;
+  AttentionSpace<P> attention;
 
-  ScoreSpace(const Shape& s, Index rows)
+  ScoreSpace(const Stack<P>& stack, Index rows) : ScoreSpace(stack, stack.shape, rows) {}
+
+ private:
+  ScoreSpace(const Stack<P>& stack, const Shape& s, Index rows)
       : h_stride(row_stride(s.columns)),
         a_stride(row_stride(std::max(s.padded_dim, s.out_depth))),
         x(rows * s.padded_dim),
         o(rows * s.v_width()),
-        biases(0),
+        attended(s.v_width()),
         h(rows * h_stride),
         a(rows * a_stride),
-        weights(AttentionSpace<P>::kWeights) {}
+        attention(stack, false) {}
 };
 
 // rab of the targets, one vector per layer and head: [layers, heads, stride]; and on themselves: [layers, heads].
@@ -73,8 +77,8 @@ void attend_self(const Shape& s, const typename P::Element* h, Index h_stride, I
 
 // x and out: [rows, dim].
 template <class P>
-void score_microbatch(const Stack<P>& stack, const MfCache& cache, Index tokens, const TargetBias& bias,
-                      const float* x, float* out, Index rows, const ScoreSpace<P>& space) {
+void score_microbatch(const Stack<P>& stack, MfPages pages, Index tokens, const TargetBias& bias, const float* x,
+                      float* out, Index rows, const ScoreSpace<P>& space) {
   const Shape& s = stack.shape;
   float *hidden = space.x.get(), *o = space.o.get();
   auto *h = space.h.get(), *a = space.a.get();
@@ -84,23 +88,23 @@ void score_microbatch(const Stack<P>& stack, const MfCache& cache, Index tokens,
   }
   for (Index layer = 0; layer < s.layers; layer++) {
     const Layer<P>& weights = stack.layers[layer];
-    const LayerCache<P> kv(s, cache, layer);
     norm_in<P>(s, weights, hidden, rows, a, space.a_stride);
     project<P>(stack, layer, a, space.a_stride, rows, 0, s.columns, h, space.h_stride);
     attend_self<P>(s, h, space.h_stride, rows, bias.own.get() + layer * s.heads, o);
     for (Index head = 0; head < s.heads && tokens > 0; head++) {
-      attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv.keys(head), kv.values(head),
-                {tokens, 0}, s.num_positions ? bias.prefix.get() + (layer * s.heads + head) * bias.stride : nullptr,
-                nullptr, o + head * s.padded_v, s.v_width(), {space.weights.get(), nullptr});
+      const HeadPages<P> kv(stack, pages, layer, head);
+      const float* of_head = s.num_positions ? bias.prefix.get() + (layer * s.heads + head) * bias.stride : nullptr;
+      attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv, {tokens, 0}, of_head, nullptr,
+                o + head * s.padded_v, s.v_width(), space.attention);
     }
-    gate<P>(s, weights, h, space.h_stride, o, rows, a, space.a_stride);
+    gate<P>(s, weights, h, space.h_stride, o, rows, a, space.a_stride, space.attended.get());
     add_output<P>(stack, layer, a, space.a_stride, rows, 0, s.padded_dim, hidden);
   }
   for (Index r = 0; r < rows; r++) std::copy_n(hidden + r * s.padded_dim, s.dim, out + r * s.dim);
 }
 
 template <class P>
-void score(const Stack<P>& stack, const MfCache& cache, Index tokens, std::int64_t time, const float* x, float* out,
+void score(const Stack<P>& stack, MfPages pages, Index tokens, std::int64_t time, const float* x, float* out,
            Index targets, Index microbatch, Index threads) {
   const Shape& s = stack.shape;
   if (targets == 0) return;
@@ -109,16 +113,16 @@ void score(const Stack<P>& stack, const MfCache& cache, Index tokens, std::int64
   const Index rows = std::min({microbatch, share, targets});
   const Index count = (targets + rows - 1) / rows;
   const int used = static_cast<int>(std::min(threads, count));
-  const TargetBias bias = target_bias(stack, cache.times, tokens, time);
+  const TargetBias bias = target_bias(stack, gather_times(stack.layout, pages, tokens).data(), tokens, time);
   std::vector<ScoreSpace<P>> spaces;
-  for (int i = 0; i < used; i++) spaces.emplace_back(s, rows);
+  for (int i = 0; i < used; i++) spaces.emplace_back(stack, rows);
 #pragma omp parallel num_threads(used)
   {
     const ScoreSpace<P>& space = spaces[omp_get_thread_num()];
 #pragma omp for schedule(dynamic, 1) nowait
     for (Index i = 0; i < count; i++) {
       const Index first = i * rows;
-      score_microbatch(stack, cache, tokens, bias, x + first * s.dim, out + first * s.dim,
+      score_microbatch(stack, pages, tokens, bias, x + first * s.dim, out + first * s.dim,
                        std::min(rows, targets - first), space);
     }
   }

@@ -1,4 +1,4 @@
-// The weights of a stack in the layout of a policy, packed once; and where things lie in rows and caches.
+// The weights of a stack in the layout of a policy, packed once; and where things lie in rows and pages.
 #pragma once
 #include <cstdlib>
 #include <memory>
@@ -11,6 +11,21 @@
 namespace mfalcon {
 
 inline Index round_up(Index x, Index step) { return (x + step - 1) / step * step; }
+
+template <class P>
+inline typename P::Element to_element(float x) {
+  typename P::Element lanes[P::kLanes];
+  P::store_elements(lanes, P::set(x));
+  return lanes[0];
+}
+
+template <class P>
+inline float from_element(typename P::Element x) {
+  typename P::Element elements[P::kLanes] = {x};
+  float lanes[P::kLanes];
+  P::store(lanes, P::load_elements(elements));
+  return lanes[0];
+}
 
 // Memory aligned to a cache line; throws std::bad_alloc.
 template <class T>
@@ -69,6 +84,28 @@ struct Shape {
   Index v_width() const { return heads * padded_v; }
 };
 
+// Where things lie in a page, in bytes; see MfPages.
+struct PageLayout {
+  Index tokens, heads;
+  bool int8;
+  Index values_at, key_scales_at, value_scales_at, head_bytes;  // within a head, which begins with its keys
+  Index bytes;
+
+  PageLayout(const Shape& s, Index page_tokens, bool in_int8, Index element_bytes)
+      : tokens(page_tokens),
+        heads(s.heads),
+        int8(in_int8),
+        values_at(tokens * s.padded_qk * (int8 ? 1 : element_bytes)),
+        key_scales_at(values_at + tokens * s.padded_v * (int8 ? 1 : element_bytes)),
+        value_scales_at(key_scales_at + (int8 ? tokens * Index{sizeof(float)} : 0)),
+        head_bytes(value_scales_at + (int8 ? tokens * Index{sizeof(float)} : 0)),
+        bytes(head_at(s.layers, 0)) {}
+
+  Index head_at(Index layer, Index head) const {
+    return tokens * Index{sizeof(std::int64_t)} + (layer * heads + head) * head_bytes;
+  }
+};
+
 // Affine LayerNorm over padded columns: `valid` is 1 on true columns and 0 on padding, as are weight and bias there.
 struct Norm {
   Buffer<float> valid, weight, bias;
@@ -95,6 +132,7 @@ struct Layer {
 template <class P>
 struct Stack {
   Shape shape;
+  PageLayout layout;
   std::vector<std::int64_t> thresholds;
   std::vector<Layer<P>> layers;
 
@@ -102,50 +140,6 @@ struct Stack {
 
   Panels<P> uvqk(Index layer) const { return {layers[layer].uvqk.get(), shape.padded_dim, shape.columns}; }
   Panels<P> output(Index layer) const { return {layers[layer].output.get(), shape.out_depth, shape.padded_dim}; }
-};
-
-// The heads of one layer in a cache.
-template <class P>
-struct LayerCache {
-  using Element = typename P::Element;
-  Element *k, *v;
-  Index capacity, padded_qk, padded_v;
-
-  LayerCache(const Shape& shape, const MfCache& cache, Index layer)
-      : k(static_cast<Element*>(cache.k) + layer * shape.heads * cache.capacity * shape.padded_qk),
-        v(static_cast<Element*>(cache.v) + layer * shape.heads * cache.capacity * shape.padded_v),
-        capacity(cache.capacity),
-        padded_qk(shape.padded_qk),
-        padded_v(shape.padded_v) {}
-
-  // Keys are columns, so that logits are a product; tokens of values are rows.
-  Panels<P> keys(Index head) const { return {k + head * capacity * padded_qk, padded_qk, capacity}; }
-  Panels<P> values(Index head) const { return {v + head * capacity * padded_v, capacity, padded_v}; }
-  Element* key(Index head, Index token, Index i) const {
-    return k + head * capacity * padded_qk + panel_offset<P>(padded_qk, capacity, i, token);
-  }
-  Element* value(Index head, Index token, Index i) const {
-    return v + head * capacity * padded_v + panel_offset<P>(capacity, padded_v, token, i);
-  }
-  // Elements [first, last) of one token's key: kStep of them side by side, the next a panel's width on.
-  void put_key(Index head, Index token, Index first, Index last, const Element* from) const {
-    Element* at = key(head, token, first);
-    for (Index i = first; i < last; i += P::kStep, at += Panels<P>::kPanel * P::kStep) {
-      for (int step = 0; step < P::kStep; step++) at[step] = *from++;
-    }
-  }
-  // Elements [first, last) of one token's value, whole vectors. A step of several tokens is read at once: its later
-  // tokens are zero until they come.
-  void put_value(Index head, Index token, Index first, Index last, const Element* from) const {
-    const int place = static_cast<int>(token % P::kStep);
-    for (Index i = first; i < last; i += P::kLanes) {
-      Element* at = value(head, token, i);
-      for (int lane = 0; lane < P::kLanes; lane++, at += P::kStep) {
-        *at = *from++;
-        for (int later = 1; place + later < P::kStep; later++) at[later] = 0;
-      }
-    }
-  }
 };
 
 }  // namespace mfalcon

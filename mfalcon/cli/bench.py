@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console, RenderableType
 
+from kernels.choice import NAMES
 from loadtest import bench_append, bench_score, overhead, plots, tables
 from loadtest.bench_append import AppendOptions, AppendResult
 from loadtest.bench_score import ScoreOptions, ScoreResult
@@ -18,24 +19,29 @@ from loadtest.shapes import DTYPES, SHAPES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_replay import bench_replay
+from mfalcon.cli.bench_serve import bench_serve
 from mfalcon.cores import owned_cores
 
 app = typer.Typer(help="Time the kernels and the service.", no_args_is_help=True)
 
 _SHAPE_HELP = f"Shape to measure ({', '.join(SHAPES)}); repeat for more."
+_BACKEND_HELP = f"Backend to measure ({', '.join(NAMES)}); repeat for more. If not given: all that run here."
 _PLAIN_WIDTH = 200
 """Columns of a table that is not printed to a terminal: nothing is cut."""
 
 ShapeOption = Annotated[list[str] | None, typer.Option("--shape", help=_SHAPE_HELP)]
 HistoryOption = Annotated[list[int] | None, typer.Option("--n", min=1, max=8192, help="History length; repeatable.")]
+BackendOption = Annotated[list[str] | None, typer.Option("--backend", help=_BACKEND_HELP)]
 DtypeOption = Annotated[str, typer.Option(help=f"What to compute in: {', '.join(DTYPES)}.")]
 SecondsOption = Annotated[float | None, typer.Option(min=0, help="Time to spend on repeating each cell.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")]
+BusyOption = Annotated[bool, typer.Option("--busy", help="Measure each cell beside a busy process too.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Shape S at n=1024 only: less than a minute.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
 
 
+app.command("serve")(bench_serve)
 app.command("replay")(bench_replay)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
@@ -52,27 +58,33 @@ def score(
     shape: ShapeOption = None,
     n: HistoryOption = None,
     m: Annotated[list[int] | None, typer.Option("--m", min=1, help="Number of candidates; repeatable.")] = None,
+    backend: BackendOption = None,
     microbatch: Annotated[list[int] | None, typer.Option(min=1, help="Microbatch to try; repeatable.")] = None,
     dtype: DtypeOption = "float32",
     seconds: SecondsOption = None,
+    busy: BusyOption = False,
+    peer: Annotated[bool, typer.Option("--peer", help="Also one dense masked forward in plain torch.")] = False,
     masked_gib: Annotated[
-        float, typer.Option(min=0, help="Skip masked forwards that need more memory than this.")
+        float, typer.Option(min=0, help="Skip the peer where it needs more memory than this.")
     ] = ScoreOptions().masked_gib,
     threads: ThreadsOption = 0,
     quick: QuickOption = False,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Cached scoring against one forward per candidate, one masked forward and the counted floor."""
+    """Cached scoring on every backend, against the counted floor, one forward per candidate and a dense forward."""
     base = bench_score.QUICK if quick else ScoreOptions()
     options = replace(
         base,
         shapes=tuple(shape or base.shapes),
         histories=tuple(n or base.histories),
         candidates=tuple(m or base.candidates),
+        backends=tuple(backend or base.backends),
         microbatches=tuple(microbatch or base.microbatches),
         dtype=dtype,
         seconds=base.seconds if seconds is None else seconds,
+        busy=busy,
+        peer=peer,
         masked_gib=masked_gib,
     )
     torch.set_num_threads(threads or owned_cores())
@@ -87,22 +99,26 @@ def append(
     shape: ShapeOption = None,
     n: HistoryOption = None,
     k: Annotated[list[int] | None, typer.Option("--k", min=1, help="Number of new events; repeatable.")] = None,
+    backend: BackendOption = None,
     dtype: DtypeOption = "float32",
     seconds: SecondsOption = None,
+    busy: BusyOption = False,
     threads: ThreadsOption = 0,
     quick: QuickOption = False,
     as_json: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
-    """Append of new events to a KV state against a prefill of the whole history."""
+    """Prefill, and append of new events to a KV state, on every backend and against the counted floor."""
     base = bench_append.QUICK if quick else AppendOptions()
     options = replace(
         base,
         shapes=tuple(shape or base.shapes),
         histories=tuple(n or base.histories),
         events=tuple(k or base.events),
+        backends=tuple(backend or base.backends),
         dtype=dtype,
         seconds=base.seconds if seconds is None else seconds,
+        busy=busy,
     )
     torch.set_num_threads(threads or owned_cores())
     result = bench_append.run(options, _progress)

@@ -20,6 +20,7 @@ from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import serve
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events, RankResult
@@ -95,15 +96,16 @@ def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: 
     window = history[window_start(len(history), config.max_history, config.window_chunk) :]
     codes = torch.from_numpy(context_codes(config.context_features, context, now))
     rows = torch.from_numpy(items.rows(items.item_id))
+    served = serve(model)
     with torch.inference_mode():
         events = event_tokens(window, items, torch.device("cpu"))
         truth = masked_forward(model, events, Targets(rows, codes), now).numpy().T
         began = time.perf_counter()
         for row in rows[:_SAMPLED_CANDIDATES]:
-            score(model, prefill(model, events), Targets(row.view(1), codes), now, 1)
+            score(served, prefill(served, events), Targets(row.view(1), codes), now, 1)
         per_candidate = (time.perf_counter() - began) / _SAMPLED_CANDIDATES
         began = time.perf_counter()
-        score(model, prefill(model, events), Targets(rows, codes), now, _MICROBATCH)
+        score(served, prefill(served, events), Targets(rows, codes), now, _MICROBATCH)
         mfalcon = time.perf_counter() - began
     worst = float(np.abs(truth - cached.task_scores).max())
     naive = per_candidate * len(rows)

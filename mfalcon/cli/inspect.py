@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kernels.choice import AUTO, choose
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.kv import KVShape
@@ -75,6 +76,15 @@ class Population:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendHere:
+    """What would compute on this machine in a dtype, and why not what is better."""
+
+    dtype: str
+    backend: str
+    passed_over: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Inspection:
     """Everything that `mfalcon inspect` knows."""
 
@@ -93,6 +103,7 @@ class Inspection:
     window_chunk: int
     tokens_per_event: int
     prefix_stable: bool
+    backends: tuple[BackendHere, ...]
     states: tuple[StateSize, ...]
     log: LogSize
     populations: tuple[Population, ...]
@@ -139,10 +150,16 @@ def measure(loaded: Checkpoint) -> Inspection:
         window_chunk=config.window_chunk,
         tokens_per_event=model.tokens_per_event,
         prefix_stable=model.prefix_stable,
+        backends=tuple(_backend_here(dtype) for dtype in (torch.float32, torch.bfloat16)),
         states=states,
         log=log,
         populations=tuple(_population(users, state, log) for users in _NUM_USERS for state in states),
     )
+
+
+def _backend_here(dtype: torch.dtype) -> BackendHere:
+    choice = choose(AUTO, torch.device("cpu"), dtype)
+    return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.passed_over)
 
 
 def _state_size(loaded: Checkpoint, dtype: PayloadDtype) -> StateSize:
@@ -211,6 +228,10 @@ def _model_table(found: Inspection) -> Table:
         ("window", f"{found.max_history:,} events, moved by {found.window_chunk:,}"),
         ("tokens per event", f"{found.tokens_per_event}"),
         ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
+        *(
+            (f"{here.dtype} computed by", "; ".join((here.backend, *(f"not {why}" for why in here.passed_over))))
+            for here in found.backends
+        ),
     ):
         table.add_row(name, value)
     return table

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from kernels.choice import AUTO, NAMES
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
@@ -28,6 +29,8 @@ def verify(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Types to verify in; all of them if not given.")] = None,
     device: Annotated[str, typer.Option(help="Device to verify on: cpu, cuda or cuda:N.")] = "cpu",
+    backend: Annotated[str, typer.Option(help=f"What computes: {', '.join(NAMES)}.")] = AUTO,
+    int8: Annotated[bool, typer.Option("--int8", help="With KV pages of 8-bit codes (fused backends).")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random requests.", min=0)] = 0,
     json_output: JsonOption = False,
 ) -> None:
@@ -35,9 +38,9 @@ def verify(
     torch.set_num_threads(owned_cores())
     _check_device(device)
     results: dict[str, list[LawResult]] = {}
-    for kind in dtype or list(Dtype):
+    for kind in dtype or ([Dtype.FLOAT32] if int8 else list(Dtype)):
         loaded = checkpoint.load(path, getattr(torch, kind.value), device)
-        results[kind.value] = list(check(loaded, seed))
+        results[kind.value] = list(check(loaded, seed, backend, int8=int8))
     holds = all(result.holds for rows in results.values() for result in rows)
     if json_output:
         rows = [

@@ -10,21 +10,24 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
 from opentelemetry import trace
 
-from kernels.dispatch import BACKEND
+from kernels.choice import AUTO
 from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
+from mfalcon.engine.lanes import Lanes, take_cores
 from mfalcon.engine.recall import EventLog, LowerTier, Recall, Recalled
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
-from mfalcon.engine.warmup import measure_encoding, measure_microbatch
+from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown, StorageUnavailable
 from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import PoolBudget, ServedModel, serve
 from mfalcon.state.embedded_log import EmbeddedLog
 from mfalcon.state.forgotten import Deletion
 from mfalcon.state.graves import Graves
@@ -46,7 +49,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """threads: torch threads of the device thread. name: of the served model, its checkpoint's if None.
+    """threads: cores of the device thread. name: of the served model, its checkpoint's if None. backend: what computes
+    (kernels.choice). int8_pages: keep KV states in 8-bit codes.
 
     microbatch: targets per forward, None to measure the best size at start. log_slack: events that a log keeps beyond
     the model's window before it is cut. redis: None keeps everything in this process.
@@ -54,6 +58,8 @@ class EngineConfig:
 
     threads: int
     name: str | None = None
+    backend: str = AUTO
+    int8_pages: bool = False
     microbatch: int | None = None
     kv_budget_bytes: int = 1 << 30
     queue_size: int = 256
@@ -68,15 +74,22 @@ class Engine:
     def __init__(self, checkpoint: Checkpoint, config: EngineConfig, metrics: StateMetrics | None = None) -> None:
         self._checkpoint = checkpoint
         self._config = config
-        self._info = _model_info(checkpoint, config)
+        self._served = served = _serve(checkpoint, config)
+        self._info = _model_info(checkpoint, config, served)
         self._metrics = metrics or StateMetrics()
+        self._metrics.pool_pages.set(served.pool.accounts.num_pages)
+        shape = served.pool.layout.shape
+        self._metrics.backend.labels(served.stack.name, str(shape.device), str(shape.dtype).removeprefix("torch.")).set(
+            1
+        )
         self._scheduler = Scheduler(config.queue_size)
         self._graves = Graves()
         self._predictor = Predictor()
         self._host: HostTier[KVState] = HostTier(config.kv_budget_bytes)
+        served.pool.accounts.make_room_with(self._host.make_room)
         self._evicted = 0
         model = checkpoint.model
-        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}" + ":int8" * config.int8_pages
         retention = Retention(model.config.max_history, model.config.window_chunk, config.log_slack)
         self._redis = (
             RedisParts(
@@ -210,6 +223,7 @@ class Engine:
 
     def _count(self, cache: CacheInfo) -> None:
         self._metrics.host_bytes.set(self._host.num_bytes)
+        self._metrics.pool_free_pages.set(self._served.pool.accounts.num_free)
         self._metrics.host_evicted.inc(self._host.num_evicted - self._evicted)
         self._evicted = self._host.num_evicted
         self._metrics.lookups.labels(cache.source.name.lower()).inc()
@@ -220,7 +234,7 @@ class Engine:
         model, redis = self._checkpoint.model, self._redis
         lower = None
         if redis is not None and model.prefix_stable:
-            lower = LowerTier(redis.states, redis.writes, model.kv_shape(), redis.workers)
+            lower = LowerTier(redis.states, redis.writes, self._served.pool, redis.workers)
         return Recall(
             self._log,
             self._store,
@@ -234,21 +248,23 @@ class Engine:
         )
 
     def _run(self) -> None:
-        torch.set_num_threads(self._config.threads)
+        take_cores(self._config.threads)
+        lanes = Lanes(self._config.threads)
         with torch.inference_mode():
             try:
-                runner = self._start()
+                runner = self._start(lanes)
             except Exception as error:  # noqa: BLE001 (the thread's edge: `wait_ready` and the queue must be answered)
                 self._failure = error
                 self._refuse_all(EngineFailure(f"the device thread could not start: {error}"))
                 return
             finally:
                 self._started.set()
-            while batch := self._scheduler.next_batch():
-                for job in batch:
-                    began = time.monotonic()
-                    _step(runner, job)
-                    self._predictor.queue.observe(time.monotonic() - began)
+            while batch := self._scheduler.next_batch(lanes.num_lanes, runner.is_small):
+                began = time.monotonic()
+                lanes.run(partial(_step, runner), batch)
+                for _ in batch:
+                    self._predictor.queue.observe((time.monotonic() - began) / len(batch))
+        lanes.close()
 
     def _refuse_all(self, error: MFalconError) -> None:
         """Accept nothing more and answer what is queued with an error."""
@@ -256,13 +272,23 @@ class Engine:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(error)
 
-    def _start(self) -> Runner:
-        model = self._checkpoint.model
-        microbatch = self._config.microbatch or measure_microbatch(model)
-        _log.info("microbatch %d, %d threads, backend %s", microbatch, self._config.threads, BACKEND)
+    def _start(self, lanes: Lanes) -> Runner:
+        served = self._served
+        microbatch = self._config.microbatch or measure_microbatch(served)
+        small = measure_side_by_side(served, lanes, microbatch) if lanes.num_lanes > 1 else 0
+        _log.info(
+            "backend %s, %d threads, microbatch %d, side by side up to %d candidates, pool of %d MiB; passed over: %s",
+            served.stack.name,
+            self._config.threads,
+            microbatch,
+            small,
+            served.pool.num_bytes >> 20,
+            "; ".join(served.passed_over) or "none",
+        )
         if self._redis is not None:
-            measure_encoding(model, self._predictor.encode)
-        return Runner(model, self._checkpoint.items, self._store, microbatch, self.model.version, self._predictor)
+            measure_encoding(served, self._predictor.encode)
+        version = self.model.version
+        return Runner(served, self._checkpoint.items, self._store, microbatch, version, self._predictor, small)
 
 
 def _explained(result: RankResult, recalled: Recalled) -> dict[str, str | int | bool]:
@@ -306,8 +332,24 @@ def _step(runner: Runner, job: Job) -> None:
         job.future.set_exception(failure)
 
 
-def _model_info(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
-    model, ranker, shape = checkpoint.model, checkpoint.model.config, checkpoint.model.kv_shape()
+def _serve(checkpoint: Checkpoint, config: EngineConfig) -> ServedModel:
+    """The model with a pool for the states that are kept or wait to be written, and for what each thread works on: the
+    state of a full window, and the one that replaces it.
+    """
+    waiting = config.redis.write_behind_bytes if config.redis is not None else 0
+    model = checkpoint.model
+    budget = PoolBudget(config.kv_budget_bytes + waiting, 2 * config.threads, model.config.max_history)
+    return serve(model, config.backend, budget, int8=config.int8_pages)
+
+
+def _computed_by(served: ServedModel) -> tuple[str, str, str]:
+    """Device, dtype and backend."""
+    shape = served.pool.layout.shape
+    return str(shape.device), str(shape.dtype).removeprefix("torch."), served.stack.name
+
+
+def _model_info(checkpoint: Checkpoint, config: EngineConfig, served: ServedModel) -> ModelInfo:
+    model, ranker = checkpoint.model, checkpoint.model.config
     return ModelInfo(
         name=config.name or ranker.name,
         version=checkpoint.fingerprint[:_VERSION_CHARS],
@@ -320,5 +362,5 @@ def _model_info(checkpoint: Checkpoint, config: EngineConfig) -> ModelInfo:
         max_history=ranker.max_history,
         max_candidates=config.max_candidates,
         prefix_stable=model.prefix_stable,
-        backend=f"{shape.device} {shape.dtype} {BACKEND}".replace("torch.", ""),
+        backend=" ".join((*_computed_by(served), *(["int8 pages"] if config.int8_pages else []))),
     )

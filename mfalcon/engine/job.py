@@ -22,6 +22,11 @@ class RankJob:
     accepted: float = field(default_factory=time.monotonic)
     queued: float = field(default_factory=time.monotonic)
 
+    @property
+    def user(self) -> bytes:
+        """Whose it is."""
+        return self.recalled.history.user
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillJob:
@@ -30,6 +35,11 @@ class PrefillJob:
     recalled: Recalled
     deadline: float | None
     future: "Future[CacheInfo]" = field(default_factory=Future)
+
+    @property
+    def user(self) -> bytes:
+        """Whose it is."""
+        return self.recalled.history.user
 
 
 @dataclass(frozen=True, slots=True, eq=False)

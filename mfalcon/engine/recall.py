@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mfalcon.errors import StorageUnavailable
-from mfalcon.kv import KVShape, KVState
+from mfalcon.kv import KVPool, KVState
 from mfalcon.kv_codec import decode
 from mfalcon.state.decision import Decision
 from mfalcon.state.history import History, Reading
 from mfalcon.state.host import Entry
 from mfalcon.state.key import user_hash
 from mfalcon.state.metrics import StateMetrics
+from mfalcon.state.pages import PoolFull
 from mfalcon.state.predictor import Predictor, Situation
 from mfalcon.state.redis_client import Reply
 from mfalcon.state.redis_states import RedisStates
@@ -81,7 +82,7 @@ class LowerTier:
 
     states: RedisStates
     writes: WriteBehind[KVState]
-    shape: KVShape
+    pool: KVPool
     workers: Executor
 
 
@@ -265,14 +266,16 @@ class Recall:
         return entry
 
     def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
-        """A state from the good chunks, in a worker thread."""
+        """A state from the good chunks, in a worker thread; none while memory is short."""
         assert self._lower is not None
         began = time.monotonic()
         run = self._lower.states.verify(values, history, start)
         if not run.payloads:
             return None
-        capacity = (len(history) - start) * self._lower.states.layout.tokens_per_event
-        state = decode(run.payloads, self._lower.shape, self._lower.states.layout.dtype, capacity)
+        try:
+            state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
+        except PoolFull:
+            return None
         num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
         self._predictor.decode.observe(num_bytes, time.monotonic() - began)
         return Entry(self._store.key(history, start, run.stop), state)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import torch
-
+from mfalcon.engine.lanes import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.kv import KVState
 from mfalcon.kv_codec import encode
@@ -186,7 +185,7 @@ class RedisParts:
 
 def codec_workers() -> ThreadPoolExecutor:
     """Threads that turn states into payloads and back. One torch thread each: the cores belong to the device thread."""
-    return ThreadPoolExecutor(2, "mfalcon-codec", torch.set_num_threads, (1,))
+    return ThreadPoolExecutor(2, "mfalcon-codec", take_cores, (1,))
 
 
 def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype) -> Layout:

@@ -1,4 +1,4 @@
-"""Runs one job on the device: finds or makes the KV state, scores, blends, sorts. For the device thread alone."""
+"""Runs one job on the device: finds or makes the KV state, scores, blends, sorts. Lanes may run several at once."""
 
 import time
 from dataclasses import dataclass
@@ -7,17 +7,21 @@ import numpy as np
 import torch
 
 from mfalcon.algorithm import append, score
-from mfalcon.engine.job import PrefillJob, RankJob
+from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.engine.recall import Recalled
 from mfalcon.errors import DeadlineExceeded, EngineFailure
-from mfalcon.kv import KVState, empty_state
-from mfalcon.models.base import Ranker, Targets, context_codes, event_tokens
+from mfalcon.kv import KVState
+from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
+from mfalcon.models.served import ServedModel
 from mfalcon.state.predictor import Predictor
 from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, CacheSource, Events, Positions, RankResult, Timings, no_events
 from mfalcon.window import window_start
+
+_SMALL_EVENTS = 32
+"""New events of a request that is still small: fewer than one tile of rows for each core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +39,22 @@ class Runner:
 
     def __init__(
         self,
-        model: Ranker,
+        served: ServedModel,
         items: ItemTable,
         store: StateStore[KVState],
         microbatch: int,
         version: str,
         predictor: Predictor | None = None,
+        small_candidates: int = 0,
     ) -> None:
-        self._model = model
+        self._served = served
+        self._model = model = served.model
         self._items = items
         self._store = store
         self._microbatch = microbatch
         self._version = version
         self._predictor = predictor or Predictor()
+        self._small_candidates = small_candidates
         self._device = model.items.id.weight.device
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
@@ -64,7 +71,8 @@ class Runner:
         rows = self._items.rows(request.candidates)
         codes = context_codes(self._model.config.context_features, request.context, request.request_time_ms)
         targets = Targets(torch.from_numpy(rows).to(self._device), torch.from_numpy(codes).to(self._device))
-        out = score(self._model, encoded.state, targets, request.request_time_ms, self._microbatch)
+        with encoded.state.pinned():
+            out = score(self._served, encoded.state, targets, request.request_time_ms, self._microbatch)
         by_task = np.ascontiguousarray(out.to("cpu", torch.float64).numpy().T)
         with np.errstate(over="ignore"):
             scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
@@ -96,6 +104,15 @@ class Runner:
         """Bring a user's state up to date."""
         return self._encode(job.recalled, no_events()).cache
 
+    def is_small(self, job: Job) -> bool:
+        """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""
+        if not isinstance(job, RankJob) or len(job.request.candidates) > self._small_candidates:
+            return False
+        log = job.recalled.history
+        start = self._window_start(len(log), log.base)
+        new = len(log) - start - self._store.peek(log, start) + len(job.request.recent_events)
+        return new <= _SMALL_EVENTS
+
     def forget(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
         if user is None:
@@ -115,7 +132,7 @@ class Runner:
         shared = self._model.prefix_stable and start == self._window_start(len(log), log.base)
         found = self._store.acquire(log, start, recalled.fetched) if shared else None
         looked_up = time.monotonic()
-        state = found.state if found else empty_state(self._model.kv_shape())
+        state = found.state if found else self._served.empty_state()
         reused = state.num_tokens
         if shared:
             stop = found.stop if found else start
@@ -139,7 +156,8 @@ class Runner:
         if not len(events):
             return state
         began = time.monotonic()
-        longer = append(self._model, state, event_tokens(events, self._items, self._device))
+        with state.pinned():
+            longer = append(self._served, state, event_tokens(events, self._items, self._device))
         new = longer.num_tokens - state.num_tokens
         self._predictor.encode.observe(state.num_tokens, new, time.monotonic() - began)
         return longer

@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Callable
 
 from mfalcon.engine.job import ForgetJob, Job
 from mfalcon.errors import Overloaded, ShuttingDown
@@ -31,12 +32,25 @@ class Scheduler:
             self._jobs.append(job)
             self._changed.notify()
 
-    def next_batch(self) -> list[Job]:
-        """Wait for work; an empty list means closed."""
+    def next_batch(self, most: int = 1, is_small: Callable[[Job], bool] = lambda _: False) -> list[Job]:
+        """Wait for work; an empty list means closed.
+
+        The oldest job, and if it is small, up to `most` in all of the small ones right behind it, each of another user:
+        a user's jobs stay in order, and so does a job that erases.
+        """
         with self._changed:
             while not self._jobs and not self._closed:
                 self._changed.wait()
-            return [self._jobs.popleft()] if self._jobs else []
+            if not self._jobs:
+                return []
+            batch = [self._jobs.popleft()]
+            users = {batch[0].user}
+            while len(batch) < most and self._jobs and all(map(is_small, (batch[0], self._jobs[0]))):
+                if self._jobs[0].user in users:
+                    break
+                batch.append(self._jobs.popleft())
+                users.add(batch[-1].user)
+            return batch
 
     def close(self) -> list[Job]:
         """Accept nothing more; returns what was still queued, for the caller to answer."""

@@ -2,6 +2,7 @@
 anything with a size.
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -10,11 +11,16 @@ from mfalcon.state.key import StateKey
 
 
 class Sized(Protocol):
-    """A value that knows its size in bytes."""
+    """A value that knows its size in bytes and whether it is in use."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes that the value keeps alive."""
+        ...
+
+    @property
+    def pins(self) -> int:
+        """How many have it in flight: above 0 it is not dropped to make room."""
         ...
 
 
@@ -30,20 +36,22 @@ class Entry(Generic[S]):
 
 
 class HostTier(Generic[S]):
-    """LRU by bytes. Owned by one thread; `peek` may be called by any."""
+    """LRU by bytes. Any thread may call any method."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
+        self._lock = threading.RLock()
         self._entries: OrderedDict[bytes, Entry[S]] = OrderedDict()
         self.num_bytes = 0
         self.num_evicted = 0
 
     def get(self, user: bytes) -> Entry[S] | None:
         """The user's newest state, marked as used."""
-        entry = self._entries.get(user)
-        if entry is not None:
-            self._entries.move_to_end(user)
-        return entry
+        with self._lock:
+            entry = self._entries.get(user)
+            if entry is not None:
+                self._entries.move_to_end(user)
+            return entry
 
     def peek(self, user: bytes) -> StateKey | None:
         """What the user's state was made from, if there is one now."""
@@ -55,31 +63,46 @@ class HostTier(Generic[S]):
 
         A state larger than the whole budget has to go itself.
         """
-        user = entry.key.user
-        self.remove(user)
-        self._entries[user] = entry
-        self.num_bytes += entry.state.num_bytes
-        evicted = []
-        if entry.state.num_bytes > self._budget:
+        with self._lock:
+            user = entry.key.user
             self.remove(user)
-            evicted.append(entry)
-        while self.num_bytes > self._budget:
-            _, oldest = self._entries.popitem(last=False)
-            self.num_bytes -= oldest.state.num_bytes
-            evicted.append(oldest)
-        self.num_evicted += len(evicted)
-        return evicted
+            self._entries[user] = entry
+            self.num_bytes += entry.state.num_bytes
+            evicted = []
+            if entry.state.num_bytes > self._budget:
+                self.remove(user)
+                evicted.append(entry)
+            while self.num_bytes > self._budget:
+                evicted.append(self._drop(next(iter(self._entries))))
+            self.num_evicted += len(evicted)
+            return evicted
+
+    def make_room(self) -> bool:
+        """Drop the least recently used state that nobody has in flight; False if there is none."""
+        with self._lock:
+            user = next((user for user, entry in self._entries.items() if not entry.state.pins), None)
+            if user is None:
+                return False
+            self._drop(user)
+            self.num_evicted += 1
+            return True
 
     def remove(self, user: bytes) -> None:
         """Drop the user's state, if there is one."""
-        entry = self._entries.pop(user, None)
-        if entry is not None:
-            self.num_bytes -= entry.state.num_bytes
+        with self._lock:
+            if user in self._entries:
+                self._drop(user)
 
     def clear(self) -> None:
         """Drop every state."""
-        self._entries.clear()
-        self.num_bytes = 0
+        with self._lock:
+            self._entries.clear()
+            self.num_bytes = 0
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def _drop(self, user: bytes) -> Entry[S]:
+        entry = self._entries.pop(user)
+        self.num_bytes -= entry.state.num_bytes
+        return entry

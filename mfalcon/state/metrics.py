@@ -20,6 +20,11 @@ class StateMetrics:
         self.decisions = Counter(
             "mfalcon_state_decisions", "Fetch or recompute, and why.", ["choice", "reason"], registry=r
         )
+        self.backend = Gauge(
+            "mfalcon_backend", "1 for the backend that computes.", ["device", "dtype", "backend"], registry=r
+        )
+        self.pool_pages = Gauge("mfalcon_pool_pages", "Pages for KV states in this process.", registry=r)
+        self.pool_free_pages = Gauge("mfalcon_pool_free_pages", "Pages that nobody holds.", registry=r)
         self.host_bytes = Gauge("mfalcon_host_bytes", "Bytes of KV states in the host tier.", registry=r)
         self.host_evicted = Counter("mfalcon_host_evicted", "KV states evicted from the host tier.", registry=r)
         self.rejected = Counter(

@@ -14,6 +14,7 @@ from mfalcon.errors import EngineFailure
 from mfalcon.kv import KVState
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
+from mfalcon.models.served import reference
 from mfalcon.state.history import no_history
 from mfalcon.state.host import HostTier
 from mfalcon.state.store import StateStore
@@ -38,7 +39,7 @@ def test_best_first_is_sorted(scores: list[float], top_k: int) -> None:
 
 def runner_of(checkpoint: Checkpoint, budget: int = 1 << 20) -> tuple[Runner, StateStore[KVState]]:
     store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, HostTier(budget))])
-    return Runner(checkpoint.model, checkpoint.items, store, 5, "v"), store
+    return Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v"), store
 
 
 def rank_job(events: Events, request: RankRequest) -> RankJob:
@@ -190,4 +191,4 @@ def test_timings_add_up() -> None:
 @pytest.mark.parametrize("architecture", architectures())
 def test_the_measured_microbatch_is_one_of_the_sizes(architecture: str) -> None:
     with torch.inference_mode():
-        assert measure_microbatch(small_checkpoint(architecture).model, (16, 32)) in (16, 32)
+        assert measure_microbatch(reference(small_checkpoint(architecture).model), (16, 32)) in (16, 32)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import cpu_build, fused, fused_library
+from kernels import cpu_build, fused
 
 POLICY = cpu_build.POLICIES["portable_f32"]
 
@@ -58,6 +58,6 @@ def test_nothing_compiled_is_nothing_available(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("name", cpu_build.POLICIES)
 def test_every_policy_compiles(name: str) -> None:
     """Also those that this processor cannot run."""
-    if name.startswith(("avx", "sse")) and not fused_library.cpu_flags():
+    if name.startswith(("avx", "sse")) and not cpu_build.cpu_flags():
         pytest.skip("not an x86 processor")
     assert cpu_build.compile_policy(compiler(), cpu_build.POLICIES[name]).exists()

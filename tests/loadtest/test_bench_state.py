@@ -21,6 +21,7 @@ from mfalcon.cli import bench_state as command
 from mfalcon.errors import ConfigError
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures, build
+from mfalcon.models.served import reference
 from mfalcon.state.chunk import PayloadDtype
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.recipes import model_config
@@ -146,12 +147,12 @@ def test_spearman_ranks_ties_alike() -> None:
 
 def test_a_round_trip_is_exact_at_the_models_own_type() -> None:
     checkpoint = small_checkpoint()
-    state = prefill(checkpoint.model, tokens(checkpoint, random_events(9)))
+    state = prefill(reference(checkpoint.model), tokens(checkpoint, random_events(9)))
     back, coarse = round_trip(state, PayloadDtype.FLOAT64), round_trip(state, PayloadDtype.INT8)
-    for layer in range(state.buffer.shape.num_layers):
-        assert (back.k(layer) == state.k(layer)).all()
+    for layer in range(state.pool.layout.shape.num_layers):
+        assert (back.read(layer)[0] == state.read(layer)[0]).all()
         # Half a step of 1/127 of a head's largest number, which is below 20 here.
-        assert 0 < (coarse.v(layer) - state.v(layer)).abs().max() < 20 / 127
+        assert 0 < (coarse.read(layer)[1] - state.read(layer)[1]).abs().max() < 20 / 127
 
 
 @pytest.mark.parametrize("architecture", architectures())

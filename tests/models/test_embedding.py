@@ -13,6 +13,7 @@ from mfalcon.models.base import MISSING, Targets, context_codes
 from mfalcon.models.config import ContextFeature
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding
 from mfalcon.models.registry import architectures
+from mfalcon.models.served import reference
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, small_items, some_rows, tokens
 
 FEATURES = (ContextFeature(name="surface", num_values=3), ContextFeature(name="hour", num_values=24, derive="hour_utc"))
@@ -79,9 +80,9 @@ def test_a_model_without_context_runs_in_every_dtype(architecture: str, dtype: t
     """A user's own events may have no context at all."""
     config = small_config(architecture).model_copy(update={"context_features": ()})
     checkpoint = small_checkpoint(architecture, dtype, config=config)
-    state = prefill(checkpoint.model, tokens(checkpoint, random_events(9)))
+    state = prefill(reference(checkpoint.model), tokens(checkpoint, random_events(9)))
     targets = Targets(some_rows(5), torch.empty(0, dtype=torch.int64))
-    assert torch.isfinite(score(checkpoint.model, state, targets, NOW_MS, 4)).all()
+    assert torch.isfinite(score(reference(checkpoint.model), state, targets, NOW_MS, 4)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

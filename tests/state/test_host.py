@@ -15,6 +15,7 @@ BUDGET = 100
 @dataclass(frozen=True, slots=True)
 class Block:
     num_bytes: int
+    pins: int = 0
 
 
 def entry_of(user_id: str, stop: int, size: int) -> Entry[Block]:
@@ -81,3 +82,14 @@ def test_no_budget_keeps_nothing() -> None:
     tier: HostTier[Block] = HostTier(0)
     assert len(tier.put(entry_of("a", 1, 1))) == 1
     assert len(tier) == tier.num_bytes == 0
+
+
+def test_room_is_made_by_the_least_recently_used_that_is_not_in_flight() -> None:
+    tier: HostTier[Block] = HostTier(BUDGET)
+    for user_id, pins in (("a", 1), ("b", 0), ("c", 0)):
+        tier.put(Entry(StateKey("f", user_id.encode(), 0, 1, b""), Block(10, pins)))
+    tier.get(b"b")
+    assert tier.make_room() and tier.peek(b"c") is None
+    assert tier.make_room() and tier.peek(b"b") is None
+    assert not tier.make_room() and tier.peek(b"a") is not None
+    assert (tier.num_bytes, tier.num_evicted) == (10, 2)

@@ -21,6 +21,7 @@ class State:
     """Stands for a KV state."""
 
     num_bytes: int = 10
+    pins: int = 0
 
 
 def history(events: Events, user_id: str = "ann") -> History:

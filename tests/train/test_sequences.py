@@ -12,6 +12,7 @@ from mfalcon.algorithm import prefill, score
 from mfalcon.models.base import Ranker, Targets, event_tokens
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures, build
+from mfalcon.models.served import reference
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import (
@@ -155,10 +156,10 @@ def test_online_equals_offline(architecture: str, visibility: Visibility, with_v
             visible = visible_by_hand(DATASET, target, visibility)
             history = visible[window_start(len(visible), config.max_history, config.window_chunk) :]
             event = DATASET.events[target : target + 1]
-            state = prefill(model, event_tokens(DATASET.events[history], DATASET.items, CPU))
+            state = prefill(reference(model), event_tokens(DATASET.events[history], DATASET.items, CPU))
             rows = torch.from_numpy(DATASET.items.rows(np.ascontiguousarray(event["item_id"])))
             targets = Targets(rows, torch.from_numpy(context[target]))
-            online = score(model, state, targets, int(event["time_ms"][0]), 1)
+            online = score(reference(model), state, targets, int(event["time_ms"][0]), 1)
             worst = max(worst, float((online[0] - offline[row, column]).abs().max()))
             count += 1
     assert count == sum(len(window.targets) for window in items) > 50

@@ -1,0 +1,114 @@
+"""The fused CPU kernel (`kernels.fused`) and oneDNN (`kernels.onednn`) as backends of a stack."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kernels.fused import FusedStack, Kernel
+from kernels.onednn import OneDnnStack
+from kernels.stack import LayerWeights, StackConfig
+from mfalcon.kv import PAGE_TOKENS, KVShape, KVState, PlainLayout
+from mfalcon.models.layer import HSTULayer, Stack
+
+
+class FusedLayout:
+    """Pages in the order that a compiled kernel reads; see kernels/cpu/abi.h."""
+
+    def __init__(self, stack: FusedStack, shape: KVShape) -> None:
+        self.shape = shape
+        self.page_tokens = stack.page_tokens
+        self.page_bytes = stack.page_bytes
+        self._stack = stack
+
+    def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See `Layout`."""
+        return self._stack.read(_addresses(pages), layer, first, stop)
+
+    def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
+        """See `Layout`."""
+        self._stack.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())
+
+
+class FusedBackend:
+    """All layers of a phase as one call of compiled code."""
+
+    def __init__(self, kernel: Kernel, stack: Stack, shape: KVShape, *, int8: bool = False) -> None:
+        self.name = kernel.policy.name
+        self._stack = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
+        self.layout = FusedLayout(self._stack, shape)
+
+    def encode(self, state: KVState, x: Tensor) -> None:
+        """See `StackBackend`."""
+        self._stack.extend(state.addresses, state.num_tokens - len(x), x.float(), torch.get_num_threads())
+
+    def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
+        """See `StackBackend`."""
+        threads = torch.get_num_threads()
+        return self._stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
+
+
+class OneDnnBackend:
+    """The stack as linears of oneDNN with a fused SiLU: where there is no compiler."""
+
+    name = "onednn"
+
+    def __init__(self, stack: Stack, shape: KVShape) -> None:
+        self._stack = OneDnnStack(stack_config(stack), layer_weights(stack), shape.dtype)
+        self.layout = PlainLayout(shape)
+
+    def encode(self, state: KVState, x: Tensor) -> None:
+        """See `StackBackend`."""
+
+        def keep(layer: int, k: Tensor, v: Tensor) -> None:
+            state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
+
+        self._stack.extend(state.read, keep, state.times, x.float())
+
+    def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
+        """See `StackBackend`."""
+        return self._stack.score(state.read, state.times, x.float(), time_ms, microbatch)
+
+
+def stack_config(stack: Stack) -> StackConfig:
+    """What the layers of a stack share, as the kernels take it."""
+    config = _layers(stack)[0].config
+    return StackConfig(
+        num_heads=config.num_heads,
+        dim=config.dim,
+        qk_dim=config.qk_dim,
+        v_dim=config.v_dim,
+        attention_norm=config.attention_norm,
+        logit_scale=config.logit_scale if config.logit_scale is not None else config.qk_dim**-0.5,
+        norm_eps=config.norm_eps,
+        activate_all=config.activation == "uvqk",
+        concat=config.output == "concat",
+    )
+
+
+def layer_weights(stack: Stack) -> list[LayerWeights]:
+    """The weights of a stack, as the kernels take them."""
+    return [
+        LayerWeights(
+            uvqk=layer.uvqk.weight,
+            output=layer.output.weight,
+            uvqk_bias=layer.uvqk.bias,
+            output_bias=layer.output.bias,
+            norm_in=_affine(layer.norm_in),
+            norm_out=_affine(layer.norm_out),
+            bias=layer.bias() if layer.bias else None,
+        )
+        for layer in _layers(stack)
+    ]
+
+
+def _layers(stack: Stack) -> list[HSTULayer]:
+    return [layer for layer in stack.layers if isinstance(layer, HSTULayer)]
+
+
+def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor] | None:
+    return (norm.weight, norm.bias) if norm.elementwise_affine else None
+
+
+def _addresses(pages: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([page.data_ptr() for page in pages], dtype=torch.int64)
