@@ -15,7 +15,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize serve quality bench chaos loadtest proto clean
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench chaos loadtest proto clean
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
@@ -47,6 +47,12 @@ sanitize: .venv/.installed-test ## run the fused kernel's tests under AddressSan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
 	  MFALCON_SANITIZE=$(SANITIZE) $(BIN)/python -m pytest -q tests/kernels/test_fused.py
+
+# Threads of Python that call the kernel at once, each on one core: OpenMP's own barriers would be false alarms.
+races: .venv/.installed-test ## run the fused kernel's tests of several threads under ThreadSanitizer (needs GCC)
+	$(BIN)/python -m kernels.cpu_build --require --sanitize thread --fit
+	LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1:exitcode=66 OMP_NUM_THREADS=1 \
+	  MFALCON_SANITIZE=thread $(BIN)/python -m pytest -q tests/kernels/test_fused.py -k several_threads
 
 serve: .venv/.installed-data ## serve the checkpoint that the demo trained
 	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr
