@@ -12,6 +12,7 @@ from typing import Literal, Self, TypeAlias
 
 import numpy as np
 
+from kernels.choice import REFERENCE
 from loadtest.oracle import BOUND, Answer, Life, score_errors
 from loadtest.random_checkpoint import random_checkpoint
 from loadtest.redis_server import RedisCluster, RedisServer
@@ -257,7 +258,10 @@ async def engine(
     checkpoint: Checkpoint, redis: RedisOptions | None, kv_budget_bytes: int, metrics: StateMetrics | None = None
 ) -> AsyncIterator[Engine]:
     """An engine of this process, warm and started."""
-    config = EngineConfig(threads=1, microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_bytes, redis=redis)
+    # The reference encodes so slowly that fetching wins: a fault of Redis must have something to hit.
+    config = EngineConfig(
+        threads=1, backend=REFERENCE, microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_bytes, redis=redis
+    )
     made = Engine(checkpoint, config, metrics)
     try:
         await asyncio.to_thread(made.wait_ready, _WAIT_S)

@@ -121,7 +121,8 @@ class RedisClient:
         began = time.monotonic()
         slots = self._bulk_slots if op in BULK else self._slots
         try:
-            await asyncio.wait_for(slots.acquire(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation that comes with the slot
+                await slots.acquire()
         except TimeoutError as error:
             self._metrics.redis_errors.labels(op, "busy").inc()
             raise StorageUnavailable("all connections to Redis are busy") from error

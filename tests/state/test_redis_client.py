@@ -356,3 +356,22 @@ async def test_a_slot_elsewhere_is_a_refusal(redis_cluster: RedisCluster, make_c
             await client.call("test", key("ann"), [("SET", key("ann"), "x")], PATIENCE_S)
         assert not refused.value.may_be_done
     assert client.available(key("ann"))
+
+
+@pytest.mark.parametrize("passes", range(6))
+async def test_a_cancellation_is_never_lost(redis_server: RedisServer, make_client: MakeClient, passes: int) -> None:
+    """Whenever it comes: a task that outlives its cancellation would keep `close` waiting for ever."""
+    client = make_client(redis_server.url)
+    await echo(client)
+
+    async def for_ever() -> None:
+        while True:
+            await client.call("test", key("ann"), [("PING",)], PATIENCE_S)
+
+    task = asyncio.create_task(for_ever())
+    for _ in range(passes):
+        await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait((task,), timeout=1)
+    task.cancel()
+    assert done
