@@ -24,7 +24,7 @@ from mfalcon.kv import KVState
 from mfalcon.kv_codec import decode, encode
 from mfalcon.models.base import EventTokens, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import reference
+from mfalcon.models.served import ServedModel, reference
 from mfalcon.state.chunk import PayloadDtype
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import report
@@ -92,7 +92,7 @@ def measure(
     rows: list[QualityRow] = []
     for visibility in visibilities:
         progress(f"{visibility}: exact states")
-        scorer = _Scorer(checkpoint, dataset, is_target, visibility)
+        scorer = Scorer(checkpoint, dataset, is_target, visibility)
         exact = scorer.scores(lambda state: state, "once")
         for name in payloads:
             dtype = PayloadDtype.from_name(name)
@@ -122,14 +122,19 @@ def round_trip(state: KVState, dtype: PayloadDtype) -> KVState:
     return decode([(payload, state.num_tokens)], state.pool, dtype)
 
 
-class _Scorer:
-    """The chosen events under one visibility, request by request."""
+class Scorer:
+    """The chosen events under one visibility, request by request. served: the reference if not given."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
+        self,
+        checkpoint: Checkpoint,
+        dataset: Dataset,
+        is_target: NDArray[np.bool_],
+        visibility: Visibility,
+        served: ServedModel | None = None,
     ) -> None:
         self.checkpoint, self.dataset, self.visibility = checkpoint, dataset, visibility
-        self._served = reference(checkpoint.model)
+        self._served = served or reference(checkpoint.model)
         config = checkpoint.model.config
         self._windows = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
         self._columns = Columns(dataset, config.tasks)
@@ -182,7 +187,7 @@ def _groups(window: Window, events: Events) -> Iterator[_Group]:
         yield _Group(int(window.visible[row]), int(times[row]), chosen)
 
 
-def _row(scorer: _Scorer, payload: str, how: How, exact: Floats, scores: Floats) -> QualityRow:
+def _row(scorer: Scorer, payload: str, how: How, exact: Floats, scores: Floats) -> QualityRow:
     model, dataset, visibility = scorer.checkpoint.model, scorer.dataset, scorer.visibility
     right = report(model, dataset, scorer.positions, exact, visibility)
     found = report(model, dataset, scorer.positions, scores, visibility)

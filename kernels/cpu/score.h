@@ -108,10 +108,11 @@ void score(const Stack<P>& stack, MfPages pages, Index tokens, std::int64_t time
            Index targets, Index microbatch, Index threads) {
   const Shape& s = stack.shape;
   if (targets == 0) return;
-  // Every thread gets a share, in whole tiles; no row's result depends on where it is cut.
-  const Index share = round_up((targets + threads - 1) / threads, kTileRows);
-  const Index rows = std::min({microbatch, share, targets});
-  const Index count = (targets + rows - 1) / rows;
+  // Microbatches in whole tiles, alike to a tile, as many as fill whole rounds of the threads. No row's result depends
+  // on where it is cut.
+  const Index tiles = (targets + kTileRows - 1) / kTileRows, most = std::max<Index>(1, microbatch / kTileRows);
+  const Index count = std::min(tiles, round_up((tiles + most - 1) / most, threads));
+  const Index rows = std::min(targets, (tiles + count - 1) / count * kTileRows);
   const int used = static_cast<int>(std::min(threads, count));
   const TargetBias bias = target_bias(stack, gather_times(stack.layout, pages, tokens).data(), tokens, time);
   std::vector<ScoreSpace<P>> spaces;
@@ -121,9 +122,9 @@ void score(const Stack<P>& stack, MfPages pages, Index tokens, std::int64_t time
     const ScoreSpace<P>& space = spaces[omp_get_thread_num()];
 #pragma omp for schedule(dynamic, 1) nowait
     for (Index i = 0; i < count; i++) {
-      const Index first = i * rows;
+      const Index first = tiles * i / count * kTileRows;
       score_microbatch(stack, pages, tokens, bias, x + first * s.dim, out + first * s.dim,
-                       std::min(rows, targets - first), space);
+                       std::min(tiles * (i + 1) / count * kTileRows, targets) - first, space);
     }
   }
 }

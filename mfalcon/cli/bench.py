@@ -17,6 +17,7 @@ from loadtest.bench_score import ScoreOptions, ScoreResult
 from loadtest.overhead import OverheadOptions, OverheadResult
 from loadtest.shapes import DTYPES, SHAPES
 from mfalcon.cli import bench_state
+from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_serve import bench_serve
@@ -42,6 +43,7 @@ PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (nee
 
 
 app.command("serve")(bench_serve)
+app.command("backend-quality")(bench_backend_quality)
 app.command("replay")(bench_replay)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
