@@ -11,6 +11,9 @@ from kernels.stack import LayerWeights, StackConfig
 from mfalcon.kv import PAGE_TOKENS, KVShape, KVState, PlainLayout
 from mfalcon.models.layer import HSTULayer, Stack
 
+_FLOPS_OF_A_CORE = 75_000_000
+"""Below twice this a second core made an encoding slower (docs/LOG.md)."""
+
 
 class FusedLayout:
     """Pages in the order that a compiled kernel reads; see kernels/cpu/abi.h."""
@@ -40,7 +43,9 @@ class FusedBackend:
 
     def encode(self, state: KVState, x: Tensor) -> None:
         """See `StackBackend`."""
-        self._stack.extend(state.addresses, state.num_tokens - len(x), x.float(), torch.get_num_threads())
+        before = state.num_tokens - len(x)
+        threads = min(torch.get_num_threads(), _cores_worth(self._stack, before, len(x)))
+        self._stack.extend(state.addresses, before, x.float(), threads)
 
     def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
         """See `StackBackend`."""
@@ -68,6 +73,15 @@ class OneDnnBackend:
     def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
         """See `StackBackend`."""
         return self._stack.score(state.read, state.times, x.float(), time_ms, microbatch)
+
+
+def _cores_worth(stack: FusedStack, num_tokens: int, num_new: int) -> int:
+    """Cores that encoding is worth: each waits at three barriers a layer."""
+    config = stack.config
+    columns = config.num_heads * (config.qk_dim + config.v_dim)
+    keys = num_tokens + num_new // 2
+    per_token = 2 * config.dim * (2 * columns + config.num_heads * config.v_dim) + 2 * columns * keys
+    return max(1, stack.num_layers * num_new * per_token // _FLOPS_OF_A_CORE)
 
 
 def stack_config(stack: Stack) -> StackConfig:
