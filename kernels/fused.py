@@ -5,7 +5,7 @@ for it and calls it over pages. The C++ is in `kernels/cpu/`, compiled by `kerne
 """
 
 from kernels import cpu_build
-from kernels.fused_check import deviation
+from kernels.fused_check import LARGE, SMALL, deviation
 from kernels.fused_library import FusedUnavailable, Kernel, available
 from kernels.fused_stack import PAGE_TOKENS, FusedStack
 from kernels.stack import LayerWeights, StackConfig
@@ -35,15 +35,17 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
     if policy is None:
         policy = next((name for name in names if cpu_build.POLICIES[name].element == "float32"), None)
     if policy is None or policy not in names:
-        raise FusedUnavailable(
-            f"fused kernel {policy or ''}: compiled and fit for this processor are {names or 'none'}; "
-            "compile with: python -m kernels.cpu_build"
-        )
-    kernel = Kernel(cpu_build.POLICIES[policy], cpu_build.library_path(cpu_build.POLICIES[policy], sanitize))
+        lacking = sorted(cpu_build.POLICIES[policy].cpu_flags - cpu_build.cpu_flags()) if policy else []
+        why = f"this processor lacks {', '.join(lacking)}" if lacking else "not compiled (python -m kernels.cpu_build)"
+        raise FusedUnavailable(f"fused kernel {policy or 'of float32'}: {why}")
+    try:
+        kernel = Kernel(cpu_build.POLICIES[policy], cpu_build.library_path(cpu_build.POLICIES[policy], sanitize))
+    except (OSError, AttributeError) as error:
+        raise FusedUnavailable(f"fused kernel {policy}: cannot be loaded: {error}") from error
     for int8 in (False, True):
         bound = SELF_CHECK_BOUND["int8" if int8 else kernel.policy.element]
-        for concat in (False, True):
-            worst = deviation(kernel, concat, int8)
+        for concat, size in ((False, SMALL), (True, SMALL), (False, LARGE)):
+            worst = deviation(kernel, size, concat=concat, int8=int8)
             if not worst <= bound:
                 of_pages = " over int8 pages" if int8 else ""
                 raise FusedUnavailable(

@@ -1,6 +1,7 @@
 """A small random stack in the fused kernel and in the reference ops: what a library must pass before it is used."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,7 +14,23 @@ from kernels.fused_stack import FusedStack
 from kernels.stack import LayerWeights, StackConfig
 
 
-def deviation(kernel: Kernel, concat: bool, int8: bool) -> float:
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of what is computed: prefix tokens, the first ones of them as a prefill, targets, tokens of a page, threads."""
+
+    num_tokens: int
+    prefill: int
+    num_targets: int
+    page_tokens: int
+    threads: int
+
+
+SMALL = Size(77, 70, 13, 64, 1)
+LARGE = Size(1_100, 1_050, 200, 128, 2)
+"""More than two blocks of keys of every policy, over several pages, by two threads."""
+
+
+def deviation(kernel: Kernel, size: Size, *, concat: bool, int8: bool) -> float:
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score."""
     generator = torch.Generator().manual_seed(0)
 
@@ -34,18 +51,20 @@ def deviation(kernel: Kernel, concat: bool, int8: bool) -> float:
         )
         for _ in range(2)
     ]
-    n, m = 77, 13
+    n, m, page = size.num_tokens, size.num_targets, size.page_tokens
     x, targets = randn(n, 21), randn(m, 21)
     times = torch.randint(0, 10**6, (n,), generator=generator).cumsum(0)
     now = int(times[-1]) + 12_345
-    stack = FusedStack(kernel, config, layers, 64, int8)
-    memory = torch.empty(2, stack.page_bytes, dtype=torch.uint8).fill_(255)
-    memory.view(torch.int64)[0, :64], memory.view(torch.int64)[1, : n - 64] = times[:64], times[64:]
-    pages = memory.data_ptr() + stack.page_bytes * torch.arange(2)
-    stack.extend(pages, 0, x[:70])
-    stack.extend(pages, 70, x[70:])
+    stack = FusedStack(kernel, config, layers, page, int8)
+    num_pages = -(-n // page)
+    memory = torch.empty(num_pages, stack.page_bytes, dtype=torch.uint8).fill_(255)
+    for index, of_page in enumerate(times.split(page)):
+        memory.view(torch.int64)[index, : len(of_page)] = of_page
+    pages = memory.data_ptr() + stack.page_bytes * torch.arange(num_pages)
+    stack.extend(pages, 0, x[: size.prefill], size.threads)
+    stack.extend(pages, size.prefill, x[size.prefill :], size.threads)
     expected_layers, expected = _reference(config, layers, x, times, targets, now)
-    pairs = [(stack.score(pages, n, targets, now), expected)]
+    pairs = [(stack.score(pages, n, targets, now, size.threads), expected)]
     for layer, wanted in enumerate(expected_layers):
         pairs += zip(stack.read(pages, layer, 0, n), wanted, strict=True)
     worst = torch.stack([(got - wanted).abs().max() / wanted.abs().max() for got, wanted in pairs])

@@ -77,7 +77,7 @@ class FusedStack:
         _done(kernel.stack_new(ctypes.byref(shared), packed, thresholds.data_ptr(), ctypes.byref(handle)))
         self._handle = handle
         self.page_bytes: int = kernel.page_bytes(handle)
-        weakref.finalize(self, kernel.stack_free, handle)
+        weakref.finalize(self, kernel.stack_free, handle).atexit = False  # a thread may compute to the very end
 
     def extend(
         self, pages: Tensor, num_tokens: int, x: Tensor, threads: int = 1, query_times: Tensor | None = None

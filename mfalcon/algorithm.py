@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.cores import cores_for
 from mfalcon.models.served import ServedModel
 
 
@@ -19,8 +20,10 @@ def prefill(served: ServedModel, events: EventTokens) -> KVState:
 def append(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
     """Encode the events newer than a state [num_events]; the given state stays as it is. Raises PoolFull."""
     model = served.model
-    longer = state.extend(model.token_times(delta))
-    served.stack.encode(longer, model.prefix_tokens(delta))
+    with cores_for(delta.rows.numel() * model.config.layer.dim):
+        longer = state.extend(model.token_times(delta))
+        tokens = model.prefix_tokens(delta)
+    served.stack.encode(longer, tokens)
     return longer
 
 
@@ -30,5 +33,9 @@ def score(served: ServedModel, state: KVState, targets: Targets, time_ms: int, m
     targets.context is one row of codes, shared by all candidates of the request: [num_features].
     """
     model = served.model
-    hidden = served.stack.hidden(state, model.target_tokens(targets), time_ms, microbatch)
-    return model.heads.scores(model.predict(hidden, targets))
+    num_numbers = targets.rows.numel() * model.config.layer.dim
+    with cores_for(num_numbers):
+        tokens = model.target_tokens(targets)
+    hidden = served.stack.hidden(state, tokens, time_ms, microbatch)
+    with cores_for(num_numbers):
+        return model.heads.scores(model.predict(hidden, targets))

@@ -205,6 +205,9 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
         metrics,
     )
     engine.wait_ready()
+    # To whoever starts it: a kernel that was not compiled would otherwise only be slow.
+    passed_over = "".join(f"; not by {why}" for why in engine.passed_over)
+    print(f"computed by {engine.model.backend}{passed_over}", file=sys.stderr, flush=True)
     return engine
 
 

@@ -19,7 +19,7 @@ def build(hook: str, out: Path) -> subprocess.CompletedProcess[str]:
     """Call a PEP 517 hook of the build backend in a process of its own, as pip does."""
     code = f"import sys; from hatchling import build; build.{hook}(sys.argv[1])"
     return subprocess.run(
-        [sys.executable, "-c", code, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, str(out)], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -67,7 +67,7 @@ def isolation_with_first_on_path(path: Path) -> subprocess.CompletedProcess[str]
         "try: check_isolation()\n"
         "except ConfigError as error: print(error)\n"
     )
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kernels.choice import AUTO, NAMES
+from kernels.choice import AUTO, FUSED, NAMES, ONEDNN, choose
+from kernels.cpu_build import POLICIES
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
@@ -38,14 +39,17 @@ def verify(
     torch.set_num_threads(owned_cores())
     _check_device(device)
     results: dict[str, list[LawResult]] = {}
-    for kind in dtype or ([Dtype.FLOAT32] if int8 else list(Dtype)):
+    names: dict[str, str] = {}
+    for kind in dtype or _computed_by(backend, int8=int8):
         loaded = checkpoint.load(path, getattr(torch, kind.value), device)
         results[kind.value] = list(check(loaded, seed, backend, int8=int8))
+        names[kind.value] = choose(backend, torch.device(device), getattr(torch, kind.value)).name
     holds = all(result.holds for rows in results.values() for result in rows)
     if json_output:
         rows = [
             {
                 "dtype": kind,
+                "backend": names[kind],
                 "law": r.law,
                 "statement": r.statement,
                 "worst": r.worst,
@@ -57,9 +61,16 @@ def verify(
         ]
         print_json({"checkpoint": str(path), "device": device, "holds": holds, "laws": rows})
     else:
-        Console(highlight=False).print(_table(f"{path} on {device}", results))
+        Console(highlight=False).print(_table(f"{path} on {device}", results, names))
     if not holds:
         raise typer.Exit(1)
+
+
+def _computed_by(backend: str, *, int8: bool) -> list[Dtype]:
+    """Types to verify in if none is given: all, or those that the backend was made for."""
+    if backend in POLICIES:
+        return [Dtype(POLICIES[backend].element)]
+    return [Dtype.FLOAT32] if int8 or backend in (FUSED, ONEDNN) else list(Dtype)
 
 
 def _check_device(device: str) -> None:
@@ -74,15 +85,15 @@ def _check_device(device: str) -> None:
         raise ConfigError(f"--device: got {device!r}, but torch finds {found} CUDA devices here")
 
 
-def _table(title: str, results: dict[str, list[LawResult]]) -> Table:
+def _table(title: str, results: dict[str, list[LawResult]], names: dict[str, str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("law", justify="right")
     table.add_column("statement")
-    for name in ("dtype", "worst error", "bound", ""):
+    for name in ("dtype", "backend", "worst error", "bound", ""):
         table.add_column(name, justify="right", no_wrap=True)
     for kind, laws in results.items():
         for r in laws:
             verdict = "[green]holds[/green]" if r.holds else "[red]BROKEN[/red]"
-            table.add_row(str(r.law), r.statement, kind, f"{r.worst:.1e}", f"{r.bound:.0e}", verdict)
+            table.add_row(str(r.law), r.statement, kind, names[kind], f"{r.worst:.1e}", f"{r.bound:.0e}", verdict)
         table.add_section()
     return table

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,11 @@ class Engine:
         return self._info
 
     @property
+    def passed_over(self) -> tuple[str, ...]:
+        """Backends that would be better and cannot run here, with the reason."""
+        return self._served.passed_over
+
+    @property
     def ready(self) -> bool:
         """True once the model is warm and until the engine closes."""
         return self._started.is_set() and self._failure is None and not self._scheduler.closed
@@ -147,7 +153,10 @@ class Engine:
             recalled = await self._recall.open(request.user_id, deadline)
             check_order(recalled.history, request.recent_events, "recent_events")
             job = RankJob(request, recalled, deadline, accepted=accepted)
-            result = await self._answer(job, job.future)
+            try:
+                result = await self._answer(job, job.future)
+            finally:
+                del job  # see `_answer`
             self._count(result.cache)
             if span.is_recording():
                 span.set_attributes(_explained(result, recalled))
@@ -172,7 +181,10 @@ class Engine:
         if recalled.stale:
             raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
         job = PrefillJob(recalled, deadline)
-        cache = await self._answer(job, job.future)
+        try:
+            cache = await self._answer(job, job.future)
+        finally:
+            del job  # see `_answer`
         self._count(cache)
         return cache
 
@@ -218,8 +230,11 @@ class Engine:
         self._metrics.forgotten.labels("replica" if deletion else "gap").inc()
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
-        self._scheduler.submit(job)
-        return await asyncio.wrap_future(future)
+        try:
+            self._scheduler.submit(job)
+            return await asyncio.wrap_future(future)
+        finally:
+            del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
 
     def _count(self, cache: CacheInfo) -> None:
         self._metrics.host_bytes.set(self._host.num_bytes)
@@ -261,16 +276,22 @@ class Engine:
                 self._started.set()
             while batch := self._scheduler.next_batch(lanes.num_lanes, runner.is_small):
                 began = time.monotonic()
-                lanes.run(partial(_step, runner), batch)
+                try:
+                    lanes.run(partial(_step, runner), batch)
+                except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
+                    _log.exception("the device thread ended")
+                    self._failure = error
+                    _refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
+                    self._refuse_all(EngineFailure("the device thread ended"))
+                    break
                 for _ in batch:
                     self._predictor.queue.observe((time.monotonic() - began) / len(batch))
+                del batch  # what its jobs hold is not kept while waiting for the next
         lanes.close()
 
     def _refuse_all(self, error: MFalconError) -> None:
         """Accept nothing more and answer what is queued with an error."""
-        for job in self._scheduler.close():
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(error)
+        _refuse(self._scheduler.close(), error)
 
     def _start(self, lanes: Lanes) -> Runner:
         served = self._served
@@ -324,21 +345,35 @@ def _step(runner: Runner, job: Job) -> None:
                 runner.forget(job.user)
                 job.future.set_result(None)
     except MFalconError as error:
-        job.future.set_exception(error)
+        job.future.set_exception(_without_frames(error))
     except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
         _log.exception("a step failed")
         failure = EngineFailure("the engine failed on this request; the server's log has the cause")
-        failure.__cause__ = error
+        failure.__cause__ = _without_frames(error)
         job.future.set_exception(failure)
 
 
+def _refuse(jobs: Iterable[Job], error: MFalconError) -> None:
+    """Answer those that have no answer yet."""
+    for job in jobs:
+        if not job.future.done() and (job.future.running() or job.future.set_running_or_notify_cancel()):
+            job.future.set_exception(error)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error and what led to it without tracebacks: their frames hold KV states and the job that holds the error."""
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error
+
+
 def _serve(checkpoint: Checkpoint, config: EngineConfig) -> ServedModel:
-    """The model with a pool for the states that are kept or wait to be written, and for what each thread works on: the
-    state of a full window, and the one that replaces it.
-    """
+    """The model with a pool for the states that are kept or wait to be written, and for what is in flight."""
     waiting = config.redis.write_behind_bytes if config.redis is not None else 0
     model = checkpoint.model
-    budget = PoolBudget(config.kv_budget_bytes + waiting, 2 * config.threads, model.config.max_history)
+    budget = PoolBudget(config.kv_budget_bytes + waiting, config.threads, model.config.max_history)
     return serve(model, config.backend, budget, int8=config.int8_pages)
 
 

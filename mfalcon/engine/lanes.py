@@ -31,9 +31,10 @@ class Lanes:
         self._threads = ThreadPoolExecutor(num_lanes, "mfalcon-lane", take_cores, (1,))
 
     def run(self, work: Callable[[T], None], items: Sequence[T]) -> None:
-        """Do the work of every item, side by side; one item alone has all cores. `work` must not raise."""
-        if len(items) == 1:
-            work(items[0])
+        """Do the work of every item: side by side if there is one for each lane, else one by one on all cores."""
+        if len(items) < self.num_lanes or self.num_lanes == 1:
+            for item in items:
+                work(item)
             return
         done: list[Future[None]] = [self._threads.submit(_inference, work, item) for item in items]
         wait(done)

@@ -255,7 +255,11 @@ class Recall:
         entry = None
         if any(value is not None for value in values[:1]):
             loop = asyncio.get_running_loop()
-            entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
+            try:
+                entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
+            except PoolFull:
+                self._metrics.no_room.inc()
+                return None  # which says nothing of what Redis holds
         stop = entry.key.stop if entry is not None else start
         if values:  # an answer
             self._coverage.observe((stop - start) / num_events)
@@ -266,16 +270,13 @@ class Recall:
         return entry
 
     def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
-        """A state from the good chunks, in a worker thread; none while memory is short."""
+        """A state from the good chunks, in a worker thread. Raises PoolFull."""
         assert self._lower is not None
         began = time.monotonic()
         run = self._lower.states.verify(values, history, start)
         if not run.payloads:
             return None
-        try:
-            state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
-        except PoolFull:
-            return None
+        state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
         num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
         self._predictor.decode.observe(num_bytes, time.monotonic() - began)
         return Entry(self._store.key(history, start, run.stop), state)

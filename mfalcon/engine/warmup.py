@@ -13,7 +13,7 @@ from mfalcon.state.cost import EncodeCost
 _LONG_SECONDS = 0.2
 
 
-def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (64, 128, 256, 512)) -> int:
+def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 192, 512)) -> int:
     """The fastest microbatch for this model on this machine, timed once on a full window of zeros."""
     model = served.model
     config = model.config

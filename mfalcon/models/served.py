@@ -26,19 +26,28 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class PoolBudget:
-    """Memory of a pool: for states that are kept, and beside them for `in_flight` histories of the longest kind, in
-    events.
-    """
+    """Memory of a pool: for states that are kept, and for what is in flight beside them. longest_history: in events."""
 
     kept_bytes: int
-    in_flight: int
+    threads: int
     longest_history: int
 
     def pool(self, layout: Layout, tokens_per_event: int) -> KVPool:
-        """A pool of so much memory."""
+        """A pool of so much memory. Raises ConfigError if there is not so much.
+
+        In flight are a state that is being made, one that it replaces and one that is being written elsewhere, of full
+        windows; and of each thread that has a small request a few pages.
+        """
         longest = -(-self.longest_history * tokens_per_event // layout.page_tokens) + 1
-        reserved = self.in_flight * longest
-        return KVPool(layout, self.kept_bytes // layout.page_bytes + reserved, reserved)
+        reserved = 3 * longest + 4 * self.threads
+        num_pages = self.kept_bytes // layout.page_bytes + reserved
+        try:
+            return KVPool(layout, num_pages, reserved)
+        except (RuntimeError, MemoryError) as error:
+            raise ConfigError(
+                f"kv_budget_mb: {num_pages * layout.page_bytes >> 20} MiB of pages ({reserved} of {num_pages} for "
+                f"requests in flight) cannot be allocated: {error}"
+            ) from error
 
 
 def serve(model: Ranker, backend: str = AUTO, budget: PoolBudget | None = None, *, int8: bool = False) -> ServedModel:
@@ -52,9 +61,8 @@ def serve(model: Ranker, backend: str = AUTO, budget: PoolBudget | None = None, 
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
     if int8 and choice.kernel is None:
-        raise ConfigError(
-            f"kv_dtype: got int8, must be auto with backend {choice.name}: the fused kernel alone reads int8"
-        )
+        why = "; ".join(choice.passed_over) or f"backend is {choice.name}"
+        raise ConfigError(f"kv_dtype: got int8, must be auto where no fused kernel computes ({why})")
     stack = _backend(choice, model, int8=int8)
     pool = budget.pool(stack.layout, model.tokens_per_event) if budget else KVPool(stack.layout)
     return ServedModel(model, stack, pool, choice.passed_over)

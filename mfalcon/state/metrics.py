@@ -25,6 +25,9 @@ class StateMetrics:
         )
         self.pool_pages = Gauge("mfalcon_pool_pages", "Pages for KV states in this process.", registry=r)
         self.pool_free_pages = Gauge("mfalcon_pool_free_pages", "Pages that nobody holds.", registry=r)
+        self.no_room = Counter(
+            "mfalcon_fetches_without_room", "KV states from Redis for which no pages were free.", registry=r
+        )
         self.host_bytes = Gauge("mfalcon_host_bytes", "Bytes of KV states in the host tier.", registry=r)
         self.host_evicted = Counter("mfalcon_host_evicted", "KV states evicted from the host tier.", registry=r)
         self.rejected = Counter(

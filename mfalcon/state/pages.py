@@ -83,7 +83,8 @@ class PageAccounts:
         """A run for num_new tokens behind the first num_tokens of a run, which stays as it is.
 
         The newest run of a lineage lends its last page: the rest of that page is written in place, once. leaving: pages
-        that must stay free for others. Raises PoolFull, and then nothing has changed.
+        that must stay free for others. Raises PoolFull; what others were asked to drop is dropped then all the same,
+        unless even all of it were too little.
         """
         made_room = True
         while True:
@@ -92,7 +93,8 @@ class PageAccounts:
                 missing = self._missing(run, num_tokens, num_new, leaving)
                 if missing <= 0:
                     return self._grow(run, num_tokens, num_new)
-            if not made_room:
+                held = self._num_pages - len(self._free)
+            if not made_room or missing > held:
                 raise PoolFull(
                     f"the memory for KV states ({self._num_pages} pages) is in use, {missing} more pages are needed; "
                     "try again later"

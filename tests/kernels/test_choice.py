@@ -1,5 +1,7 @@
 """Which backend computes: the fastest that is right, with reasons for the others; one that is asked for, or none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -97,3 +99,19 @@ def test_the_reference_is_always_there(device: torch.device, dtype: torch.dtype)
 
 def test_every_policy_has_a_name() -> None:
     assert {*cpu_build.POLICIES, AUTO, REFERENCE, ONEDNN, "fused"} == set(NAMES)
+
+
+def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As where libgomp is missing, or a tree was carried to an older system."""
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    monkeypatch.setattr(cpu_build, "library_path", lambda *_: broken)
+    found = choose(AUTO, CPU, torch.float32)
+    assert found.kernel is None
+    assert any("cannot be loaded" in why for why in found.passed_over)
+
+
+def test_a_policy_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_build, "cpu_flags", frozenset)
+    with pytest.raises(BackendUnavailable, match=r"avx2_f32: this processor lacks avx2, fma"):
+        choose("avx2_f32", CPU, torch.float32)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,8 @@ def test_it_works_when_told_and_is_gone_afterwards() -> None:
             while cpu_ticks(busy.pid) < before + 2:
                 pass
         rests = cpu_ticks(busy.pid)
-        with busy.working():
-            pass
-        assert cpu_ticks(busy.pid) >= rests
+        time.sleep(0.3)
+        assert cpu_ticks(busy.pid) <= rests + 1  # of thirty
     assert not is_running(busy.pid)
 
 

@@ -1,6 +1,7 @@
 """The accounts of a pool: free and held pages are all pages after every step, and a page has one writer at a time."""
 
-import threading
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -131,16 +132,18 @@ def test_many_threads_share_a_pool() -> None:
     root = accounts.grow(accounts.empty(), 0, 1).run
     tips = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         tips.append(accounts.grow(root, 1, 1))
-        for number in range(300):
+        for number in range(2_000):
             run = accounts.grow(accounts.empty(), 0, 1 + number % 9).run
             accounts.grow(run, 1 + number % 9, 3)
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(work, range(6)))
+    finally:
+        sys.setswitchinterval(interval)
     accounts.check_integrity([root, *(tip.run for tip in tips)])
     assert sum(tip.copy is None for tip in tips) == 1

@@ -1,0 +1,152 @@
+"""An engine whose pool is small: requests side by side share it, and nothing that failed keeps a page."""
+
+import asyncio
+import gc
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+import mfalcon.engine.engine
+from kernels.choice import choose
+from mfalcon.algorithm import append
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.lanes import Lanes
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+from mfalcon.kv import KVState
+from mfalcon.models.base import EventTokens
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.served import ServedModel
+from mfalcon.types import Events, RankRequest, RankResult, no_events
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
+
+CHECKPOINT = small_checkpoint()
+ITEMS = CHECKPOINT.items.item_id[:5].tolist()
+
+
+@pytest.fixture
+def many_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when a garbage collection happens to run: an idle server would refuse requests until then."""
+    seconds = [0.05]
+
+    def slow(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
+        longer = append(served, state, delta)
+        time.sleep(seconds[0])
+        return longer
+
+    monkeypatch.setattr("mfalcon.engine.runner.append", slow)
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
+    engine.wait_ready()
+    accounts = engine._served.pool.accounts
+    for number in range(12):
+        await engine.append_events(f"user-{number}", random_events(24), None)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(12):
+            with pytest.raises(DeadlineExceeded):
+                await engine.rank(rank_request(f"user-{number}", ITEMS), time.monotonic() + 0.02)
+        seconds[0] = 0.0
+        await engine.rank(rank_request("user-0", ITEMS), None)
+        assert accounts.num_free == accounts.num_pages
+    finally:
+        gc.enable()
+        await engine.close()
+
+
+async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16))
+    engine.wait_ready()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Lanes, "run", broken)
+    asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
+    answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    assert all(isinstance(answer, MFalconError) for answer in answers)
+    assert isinstance(answers[0], EngineFailure)
+    assert not engine.ready
+    await engine.close()
+
+
+def worst_error(checkpoint: Checkpoint, answers: list[tuple[Events, RankRequest, RankResult]]) -> float:
+    """Of a hundred answers drawn at random, against the same window encoded from nothing."""
+    worst = 0.0
+    for index in np.random.default_rng(0).permutation(len(answers))[:100]:
+        known, asked, result = answers[index]
+        worst = max(worst, float(np.abs(result.task_scores - cold_scores(checkpoint, known, asked).numpy()).max()))
+    return worst
+
+
+@pytest.mark.usefixtures("many_switches")
+@pytest.mark.parametrize("budget", [0, 300_000])
+@pytest.mark.parametrize("int8", [False, True])
+async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, budget: int, int8: bool) -> None:
+    """Four lanes, 48 clients, 24 users: rank, append, prefill and delete; scores against a cold forward."""
+    if int8 and choose("auto", torch.device("cpu"), torch.float32).kernel is None:
+        pytest.skip("no compiled kernel")
+    monkeypatch.setattr(mfalcon.engine.engine, "measure_side_by_side", lambda *_: 10**6)
+    sizes: set[int] = set()
+    right = Lanes.run
+
+    def counted(lanes: Lanes, work: object, items: list[object]) -> None:
+        sizes.add(len(items))
+        right(lanes, work, items)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Lanes, "run", counted)
+    checkpoint = small_checkpoint("dfgr", torch.float32, config=small_config("dfgr", max_history=300, window_chunk=64))
+    items = checkpoint.items.item_id
+    engine = Engine(checkpoint, EngineConfig(threads=4, microbatch=16, kv_budget_bytes=budget, int8_pages=int8))
+    engine.wait_ready()
+    truth: dict[str, Events] = {}
+    answers: list[tuple[Events, RankRequest, RankResult]] = []
+    leaving: set[str] = set()
+    stop = time.monotonic() + 1.5
+
+    async def client(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        while time.monotonic() < stop:
+            user = f"user-{rng.integers(0, 24)}"
+            if user in leaving:
+                await asyncio.sleep(0)
+                continue
+            known = truth.get(user, no_events())
+            last = int(known["time_ms"][-1]) if len(known) else 10**12
+            new = random_events(int(rng.integers(1, 9)), int(rng.integers(2**31)), last)
+            match int(rng.integers(0, 40)):
+                case 0:
+                    leaving.add(user)
+                    await engine.delete_user(user)
+                    truth.pop(user, None)
+                    leaving.remove(user)
+                case 1:
+                    await engine.prefill(user, None)
+                case number if number < 12:
+                    truth[user] = np.concatenate([known, new])
+                    await engine.append_events(user, new, len(known))
+                    await asyncio.sleep(0)
+                case number:
+                    asked = rank_request(
+                        user, rng.choice(items, int(rng.integers(1, 40))).tolist(), recent=new if number < 22 else None
+                    )
+                    answers.append((known, asked, await engine.rank(asked, None)))
+
+    await asyncio.gather(*(client(seed) for seed in range(48)))
+    assert 4 in sizes
+    assert worst_error(checkpoint, answers) <= (0.05 if int8 else 1e-5)
+    for number in range(24):
+        await engine.delete_user(f"user-{number}")
+    accounts = engine._served.pool.accounts
+    assert accounts.num_free == accounts.num_pages
+    await engine.close()
