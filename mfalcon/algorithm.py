@@ -18,7 +18,7 @@ def prefill(served: ServedModel, events: EventTokens) -> KVState:
 
 
 def append(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
-    """Encode the events newer than a state [num_events]; the given state stays as it is. Raises PoolFull."""
+    """Encode the events newer than a state [num_events]; the given state stays as it is. Raises Overloaded."""
     model = served.model
     with cores_for(delta.rows.numel() * model.config.layer.dim):
         longer = state.extend(model.token_times(delta))

@@ -4,7 +4,7 @@ MFalconError
 ├── InvalidInput        a caller's value is outside its limit (names field, value and limit)
 ├── UnknownModel        the request names a model that is not served
 ├── LengthMismatch      `expected_len` is not the length of the user's history; nothing was written
-├── Overloaded          the bounded queue is full
+├── Overloaded          the bounded queue is full, or all memory for KV states is in use
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── ShuttingDown        the server is draining
 ├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
@@ -50,7 +50,7 @@ class LengthMismatch(MFalconError):
 
 
 class Overloaded(MFalconError):
-    """The bounded queue is full; the request was not accepted."""
+    """The bounded queue is full and the request was not accepted, or all memory for KV states is in use."""
 
 
 class DeadlineExceeded(MFalconError):

@@ -215,7 +215,7 @@ class KVState:
     def extend(self, times: Tensor, leaving: int = 0) -> "KVState":
         """A state that is longer by tokens of these times, their keys and values still to be written.
 
-        times: int64 [num_new]. leaving: pages that must stay free. Raises PoolFull.
+        times: int64 [num_new]. leaving: pages that must stay free. Raises Overloaded.
         """
         num_new, size = len(times), self.pool.layout.page_tokens
         if not num_new:

@@ -63,7 +63,7 @@ def encode(state: KVState, first: int, stop: int, dtype: PayloadDtype) -> memory
 
 def decode(payloads: Sequence[tuple[memoryview, int]], pool: KVPool, dtype: PayloadDtype) -> KVState:
     """A new state from consecutive payloads, each with its number of tokens; leaves the pool's reserve free. Raises
-    PoolFull.
+    Overloaded.
 
     Payloads for a CUDA pool travel as they are, through pinned memory, and are decoded there.
     """

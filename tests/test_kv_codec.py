@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
+from mfalcon.errors import Overloaded
 from mfalcon.kv import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.kv_codec import decode, encode
 from mfalcon.models.base import Targets
@@ -17,7 +18,6 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
 from mfalcon.models.served import reference
 from mfalcon.state.chunk import ChunkHeader, Layout, PayloadDtype, pack, unpack
-from mfalcon.state.pages import PoolFull
 from tests.small import CPU, NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 SHAPE = KVShape(num_layers=2, num_heads=3, qk_dim=5, v_dim=7, dtype=torch.float32, device=CPU)
@@ -215,7 +215,7 @@ def test_int8_at_its_limits() -> None:
 def test_a_full_pool_is_no_place_for_what_is_brought_ahead() -> None:
     state = random_state(63)
     payload = encode(state, 0, 63, PayloadDtype.FLOAT32)
-    with pytest.raises(PoolFull, match=r"2 pages.* 1 more"):
+    with pytest.raises(Overloaded, match=r"2 pages.* 1 more"):
         decode([(payload, 63)], KVPool(PlainLayout(SHAPE), num_pages=2, reserved=2), PayloadDtype.FLOAT32)
     assert_same(decode([(payload, 63)], KVPool(PlainLayout(SHAPE), 2, reserved=1), PayloadDtype.FLOAT32), state)
 

@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
-from mfalcon.errors import StorageUnavailable
+from mfalcon.errors import Overloaded, StorageUnavailable
 from mfalcon.kv import KVPool, KVState
 from mfalcon.kv_codec import decode
 from mfalcon.state.decision import Decision
@@ -17,7 +17,6 @@ from mfalcon.state.history import History, Reading
 from mfalcon.state.host import Entry
 from mfalcon.state.key import user_hash
 from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.pages import PoolFull
 from mfalcon.state.predictor import Predictor, Situation
 from mfalcon.state.redis_client import Reply
 from mfalcon.state.redis_states import RedisStates
@@ -257,7 +256,7 @@ class Recall:
             loop = asyncio.get_running_loop()
             try:
                 entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
-            except PoolFull:
+            except Overloaded:
                 self._metrics.no_room.inc()
                 return None  # which says nothing of what Redis holds
         stop = entry.key.stop if entry is not None else start
@@ -270,7 +269,7 @@ class Recall:
         return entry
 
     def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
-        """A state from the good chunks, in a worker thread. Raises PoolFull."""
+        """A state from the good chunks, in a worker thread. Raises Overloaded."""
         assert self._lower is not None
         began = time.monotonic()
         run = self._lower.states.verify(values, history, start)

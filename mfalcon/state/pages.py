@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from mfalcon.errors import Overloaded
 
 
-class PoolFull(Overloaded):
-    """No page is free, and what holds them is in use: try again later."""
-
-
 class PageRun:
     """The pages of one KV state. They are held until nobody has the run any more; no page is ever freed by hand."""
 
@@ -83,7 +79,7 @@ class PageAccounts:
         """A run for num_new tokens behind the first num_tokens of a run, which stays as it is.
 
         The newest run of a lineage lends its last page: the rest of that page is written in place, once. leaving: pages
-        that must stay free for others. Raises PoolFull; what others were asked to drop is dropped then all the same,
+        that must stay free for others. Raises Overloaded; what others were asked to drop is dropped then all the same,
         unless even all of it were too little.
         """
         made_room = True
@@ -95,7 +91,7 @@ class PageAccounts:
                     return self._grow(run, num_tokens, num_new)
                 held = self._num_pages - len(self._free)
             if not made_room or missing > held:
-                raise PoolFull(
+                raise Overloaded(
                     f"the memory for KV states ({self._num_pages} pages) is in use, {missing} more pages are needed; "
                     "try again later"
                 )

@@ -15,7 +15,7 @@ from kernels.choice import choose
 from mfalcon.algorithm import append
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.lanes import Lanes
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
@@ -62,6 +62,21 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
     finally:
         gc.enable()
         await engine.close()
+
+
+async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
+    """Of the very type that the transports have a row for."""
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
+    engine.wait_ready()
+    await engine.append_events("ann", random_events(20), None)
+    pool = engine._served.pool
+    held = pool.empty().extend(torch.zeros(pool.accounts.num_pages * pool.layout.page_tokens, dtype=torch.int64))
+    with pytest.raises(Overloaded, match="in use") as refused:
+        await engine.rank(rank_request("ann", ITEMS), None)
+    assert type(refused.value) is Overloaded
+    del held
+    assert len((await engine.rank(rank_request("ann", ITEMS), None)).scores) == len(ITEMS)
+    await engine.close()
 
 
 async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mfalcon.state.pages import PageAccounts, PageRun, PoolFull
+from mfalcon.errors import Overloaded
+from mfalcon.state.pages import PageAccounts, PageRun
 
 SIZE = 4
 NUM_PAGES = 9
@@ -53,7 +54,7 @@ class Pool(RuleBasedStateMachine):
         parent = self.drawn(number)
         try:
             growth = self.accounts.grow(parent.run, len(parent.tokens), num_new, leaving)
-        except PoolFull:
+        except Overloaded:
             # Everything that may be dropped is gone, and what is left could not hold even the new tokens alone.
             assert all(state.run.pins for state in self.kept)
             assert -(-(len(parent.tokens) % SIZE + num_new) // SIZE) + leaving > self.accounts.num_free
@@ -119,7 +120,7 @@ def test_integrity_sees_a_lost_and_a_doubled_page() -> None:
 def test_a_pool_that_is_in_use_refuses_and_says_so() -> None:
     accounts = PageAccounts(2, SIZE)
     run = accounts.grow(accounts.empty(), 0, 2 * SIZE).run
-    with pytest.raises(PoolFull, match=r"2 pages\) is in use, 1 more"):
+    with pytest.raises(Overloaded, match=r"2 pages\) is in use, 1 more"):
         accounts.grow(run, 2 * SIZE, 1)
     accounts.check_integrity([run])
     del run
