@@ -4,24 +4,26 @@
 # TORCH        version of torch to install; any of the range in pyproject.toml
 # TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
 #              PyTorch's index of CPU wheels saves most of the download.
+# MINUTES      of `make bench-gpu`, after its tests
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+MINUTES ?= 45
 SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench chaos loadtest proto clean
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu chaos loadtest proto clean
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.installed-data ## train a small ranker on MovieLens-100K, serve it, rank with it
 	$(BIN)/mfalcon demo
@@ -65,6 +67,14 @@ bench: .venv/.installed-test ## time scoring, appending, states in Redis and fau
 	$(BIN)/mfalcon bench append
 	$(BIN)/mfalcon bench state
 	$(BIN)/mfalcon bench faults --frozen
+
+gpu: .venv/.installed-test .venv/.installed-gpu ## tests and laws on this machine's CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+	$(BIN)/python -m loadtest.gpu_laws --save build/gpu-checkpoint
+	$(BIN)/mfalcon verify build/gpu-checkpoint --device cuda --dtype float32 --dtype bfloat16
+
+bench-gpu: gpu ## the same, then tune, kernels, stacks and a profile; results in loadtest/results
+	$(BIN)/python -m loadtest.gpu_all --out loadtest/results --minutes $(MINUTES) --skip laws --skip tests
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from kernels import cpu_build, fused, onednn
+from kernels.gpu import check as gpu_check
 
-REFERENCE, ONEDNN, FUSED, AUTO = "reference", "onednn", "fused", "auto"
-NAMES = (AUTO, REFERENCE, ONEDNN, FUSED, *cpu_build.POLICIES)
+REFERENCE, ONEDNN, FUSED, TRITON, AUTO = "reference", "onednn", "fused", "triton", "auto"
+NAMES = (AUTO, REFERENCE, ONEDNN, FUSED, TRITON, *cpu_build.POLICIES)
 """What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name."""
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -37,13 +38,18 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> Choice:
     if asked not in NAMES:
         raise BackendUnavailable(f"backend: got {asked!r}, must be one of {', '.join(NAMES)}")
     passed_over: list[str] = []
-    for name in _candidates(asked, dtype):
+    for name in _candidates(asked, device, dtype):
         if asked == AUTO and name == ONEDNN and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
             passed_over.append("onednn: no faster than torch without AVX-512")  # docs/LOG.md
             continue
         try:
             return Choice(name, _loaded(name, device, dtype), tuple(passed_over))
-        except (fused.FusedUnavailable, onednn.OneDnnUnavailable, BackendUnavailable) as error:
+        except (
+            fused.FusedUnavailable,
+            onednn.OneDnnUnavailable,
+            gpu_check.GpuUnavailable,
+            BackendUnavailable,
+        ) as error:
             passed_over.append(str(error))
     if asked != AUTO:
         reasons = "; ".join(passed_over) or f"no compiled kernel computes in {dtype}"
@@ -54,7 +60,8 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> Choice:
 def runnable(device: torch.device, dtype: torch.dtype) -> list[Choice]:
     """Every backend that can run here, the preferred one first."""
     found = []
-    for name in (*_policies(dtype, slow=True), ONEDNN, REFERENCE):
+    on_cpu = (*_policies(dtype, slow=True), ONEDNN)
+    for name in (*((TRITON,) if device.type == "cuda" else on_cpu), REFERENCE):
         try:
             found.append(choose(name, device, dtype))
         except BackendUnavailable:
@@ -62,7 +69,9 @@ def runnable(device: torch.device, dtype: torch.dtype) -> list[Choice]:
     return found
 
 
-def _candidates(asked: str, dtype: torch.dtype) -> list[str]:
+def _candidates(asked: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    if asked == AUTO and device.type == "cuda":
+        return [TRITON, REFERENCE]
     if asked == AUTO:
         return [*_policies(dtype), ONEDNN, REFERENCE]
     return _policies(dtype) if asked == FUSED else [asked]
@@ -79,6 +88,9 @@ def _policies(dtype: torch.dtype, *, slow: bool = False) -> list[str]:
 
 def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> fused.Kernel | None:
     if name == REFERENCE:
+        return None
+    if name == TRITON:
+        gpu_check.check(device, dtype)
         return None
     if device.type != "cpu":
         raise BackendUnavailable(f"{name}: computes on the CPU, not on {device}")

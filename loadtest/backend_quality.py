@@ -110,7 +110,7 @@ def _backends(path: Path) -> Iterator[tuple[str, str, Checkpoint, ServedModel]]:
         for choice in choices:
             yield text, choice.name, loaded, serve(loaded.model, choice.name)
         if choices[0].kernel is not None:
-            yield text, f"{choices[0].name}, int8", loaded, serve(loaded.model, choices[0].name, int8=True)
+            yield text, f"{choices[0].name}, int8", loaded, serve(loaded.model, choices[0].name, kv_dtype="int8")
 
 
 def _find(

@@ -4,12 +4,27 @@ Source: HSTU paper (arXiv 2402.17152), section 3.4 and Algorithm 1. The paper's 
 attention mask is `TargetAttention`, in which a target sees the prefix and itself.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
 
 from mfalcon.kv import KVState
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.cores import cores_for
 from mfalcon.models.served import ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """One request: its user's KV state, its candidates, its time. targets.context is one row of codes, shared by all
+    candidates: [num_features].
+    """
+
+    state: KVState
+    targets: Targets
+    time_ms: int
 
 
 def prefill(served: ServedModel, events: EventTokens) -> KVState:
@@ -19,23 +34,51 @@ def prefill(served: ServedModel, events: EventTokens) -> KVState:
 
 def append(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
     """Encode the events newer than a state [num_events]; the given state stays as it is. Raises Overloaded."""
-    model = served.model
+    return append_all(served, [state], [delta])[0]
+
+
+def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[EventTokens]) -> list[KVState]:
+    """`append` for several users at once."""
+    model, delta = served.model, _joined(deltas)
     with cores_for(delta.rows.numel() * model.config.layer.dim):
-        longer = state.extend(model.token_times(delta))
+        times = [model.token_times(delta) for delta in deltas]
+        longer = [state.extend(new) for state, new in zip(states, times, strict=True)]
         tokens = model.prefix_tokens(delta)
-    served.stack.encode(longer, tokens)
+    served.stack.encode(longer, tokens, [len(new) for new in times])
     return longer
 
 
 def score(served: ServedModel, state: KVState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:
     """Score candidates at one request time against a state: [num_targets] -> scores [num_targets, num_tasks].
 
-    targets.context is one row of codes, shared by all candidates of the request: [num_features].
+    targets: as of a `Scoring`.
     """
+    return score_all(served, [Scoring(state, targets, time_ms)], microbatch)
+
+
+def score_all(served: ServedModel, requests: Sequence[Scoring], microbatch: int) -> Tensor:
+    """`score` for several users at once: scores [num_targets, num_tasks] of all of them, in their order."""
     model = served.model
-    num_numbers = targets.rows.numel() * model.config.layer.dim
+    sizes = [len(request.targets.rows) for request in requests]
+    targets = _side_by_side([request.targets for request in requests], sizes)
+    num_numbers = sum(sizes) * model.config.layer.dim
     with cores_for(num_numbers):
         tokens = model.target_tokens(targets)
-    hidden = served.stack.hidden(state, tokens, time_ms, microbatch)
+    states, times = [request.state for request in requests], [request.time_ms for request in requests]
+    hidden = served.stack.hidden(states, tokens, sizes, times, microbatch)
     with cores_for(num_numbers):
         return model.heads.scores(model.predict(hidden, targets))
+
+
+def _joined(deltas: Sequence[EventTokens]) -> EventTokens:
+    if len(deltas) == 1:
+        return deltas[0]
+    return EventTokens(*(torch.cat([getattr(delta, name) for delta in deltas]) for name in EventTokens.__slots__))
+
+
+def _side_by_side(requests: Sequence[Targets], sizes: Sequence[int]) -> Targets:
+    """Each candidate with the context of its own request."""
+    if len(requests) == 1:
+        return requests[0]
+    contexts = [targets.context.expand(size, -1) for targets, size in zip(requests, sizes, strict=True)]
+    return Targets(torch.cat([targets.rows for targets in requests]), torch.cat(contexts))

@@ -31,11 +31,15 @@ from mfalcon.state.host import HostTier
 from mfalcon.state.store import StateStore
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
 
-BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}
+BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
-one unit in the last place of a hidden value (0.4%) may flip between two orders and pass through the heads."""
-INT8_BOUND = 2e-2
-"""The same with KV pages of 8-bit codes: a key or value is off by up to 0.4% of its head's largest."""
+one unit in the last place of a hidden value (0.4%; float16 .05%) may flip between two orders and pass through the
+heads.
+"""
+CODES_BOUNDS = {"int8": 2e-2, "fp8": 1e-1}
+"""The same with KV pages of 8-bit codes: a key or value is off by up to 0.4% of its head's largest, in float8 by up to
+6% of itself.
+"""
 
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
@@ -70,22 +74,22 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is held against the laws: a checkpoint on a backend. int8: with KV pages of 8-bit codes."""
+    """What is held against the laws: a checkpoint on a backend. kv_dtype: of its pages."""
 
     checkpoint: Checkpoint
     served: ServedModel
-    int8: bool
+    kv_dtype: str
 
 
-def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", *, int8: bool = False) -> Iterator[LawResult]:
-    """Measure every law on a loaded checkpoint, in its dtype, on its device and on a backend. int8: with KV pages of
-    8-bit codes.
+def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", kv_dtype: str = "auto") -> Iterator[LawResult]:
+    """Measure every law on a loaded checkpoint, in its dtype, on its device and on a backend. kv_dtype: of its pages
+    (models.served.KV_DTYPES).
 
     Raises ConfigError if the backend cannot run here.
     """
     model = checkpoint.model
-    subject = Subject(checkpoint, serve(model, backend, int8=int8), int8)
-    bound = max(BOUNDS[model.items.id.weight.dtype], INT8_BOUND if int8 else 0.0)
+    subject = Subject(checkpoint, serve(model, backend, kv_dtype=kv_dtype), kv_dtype)
+    bound = max(BOUNDS[model.items.id.weight.dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
     cases = [random_case(checkpoint, length, seed + length) for length in _lengths(model)]
     laws: tuple[tuple[int, str, Callable[[Subject, Case], float]], ...] = (
         (1, "cached scores = one forward per candidate", per_candidate_error),
@@ -224,7 +228,7 @@ def engine_error(subject: Subject, cases: list[Case]) -> float:
 async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
     checkpoint, backend = subject.checkpoint, subject.served.stack.name
     threads = torch.get_num_threads()
-    engine = Engine(checkpoint, EngineConfig(threads, microbatch=64, backend=backend, int8_pages=subject.int8))
+    engine = Engine(checkpoint, EngineConfig(threads, microbatch=64, backend=backend, kv_dtype=subject.kv_dtype))
 
     async def one(index: int, late: bool) -> float:
         request = _request(checkpoint, cases[index], f"user-{index}")

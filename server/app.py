@@ -22,6 +22,7 @@ from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
+from mfalcon.models.served import device_named, use_device
 from mfalcon.state.chunk import PayloadDtype
 from mfalcon.state.metrics import StateMetrics
 from mfalcon.state.redis_client import RedisSettings
@@ -34,7 +35,12 @@ from server.limits import Limits
 from server.tracing import trace_to
 
 MIN_SECRET_BYTES = 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
@@ -187,16 +193,19 @@ def say(line: str) -> None:
 
 def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     """Load the checkpoint and start a warm engine on it."""
-    loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], config.device)
+    device = device_named(config.device)
+    use_device(device)
+    loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], str(device))
     engine = Engine(
         loaded,
         EngineConfig(
             threads=config.threads or owned_cores(),
             name=config.model_name,
             backend=config.backend,
-            int8_pages=config.kv_dtype == "int8",
+            kv_dtype=config.kv_dtype,
             microbatch=None if config.microbatch == "auto" else config.microbatch,
             kv_budget_bytes=config.kv_budget_mb << 20,
+            device_budget_bytes=config.device_budget_mb << 20,
             queue_size=config.queue_size,
             max_candidates=config.max_candidates,
             log_slack=config.log_slack_events,

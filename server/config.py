@@ -47,20 +47,25 @@ class ServerConfig(BaseSettings):
     http_host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
     http_port: Port = Field(default=8_080, description="Port of HTTP; 0 takes any free one.")
 
-    device: Literal["cpu"] = Field(default="cpu", description="Device that computes.")
-    dtype: Literal["float32", "bfloat16", "float64"] = Field(default="float32", description="Type that it computes in.")
+    device: str = Field(
+        default="cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="Device that computes: cpu, cuda or cuda:N."
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+        default="float32", description="Type that it computes in."
+    )
     backend: Literal[
         "auto",
         "reference",
         "onednn",
         "fused",
+        "triton",
         "avx512_bf16",
         "avx512_f32",
         "avx2_f32",
         "portable_f32",
         "portable_bf16",
     ] = Field(default="auto", description="What computes; auto is the fastest that passes its self-check here.")
-    kv_dtype: Literal["auto", "int8"] = Field(
+    kv_dtype: Literal["auto", "int8", "fp8"] = Field(
         default="auto", description="Type of the KV states in this process: that of dtype, or 8-bit codes."
     )
     threads: int = Field(default=0, ge=0, description="Threads that compute; 0 is one for each core that we own.")
@@ -68,7 +73,10 @@ class ServerConfig(BaseSettings):
         default="auto", description="Candidates scored in one forward; auto measures the best size once, at start."
     )
     kv_budget_mb: int = Field(
-        default=1_024, ge=0, description="Memory for KV states in this process, in MiB; the least recently used go."
+        default=1_024, ge=0, description="Host memory for KV states, in MiB; the least recently used go."
+    )
+    device_budget_mb: int = Field(
+        default=0, ge=0, description="Memory of the GPU for KV states, in MiB; 0 takes most of what is free at start."
     )
 
     redis_url: SecretStr | None = Field(
@@ -199,6 +207,8 @@ def complaints(error: ValidationError) -> list[str]:
             case "value_error", _:
                 sentences.append(str(details["ctx"]["error"]))
             # pydantic complains once for each member of the union.
+            case "string_pattern_mismatch", ("device",):
+                sentences.append(f"device: got {details['input']!r}, must be cpu, cuda or cuda:N")
             case _, ("microbatch", *_):
                 sentences.append(f"microbatch: got {details['input']!r}, must be auto or a number of at least 1")
             case _, path:

@@ -15,7 +15,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kernels": ("kernels",),
     "words": ("mfalcon", "mfalcon.types", "mfalcon.errors", "mfalcon.window", "mfalcon.cores"),
     "state": ("mfalcon.state",),
-    "kv": ("mfalcon.kv", "mfalcon.kv_codec"),
+    "kv": ("mfalcon.kv", "mfalcon.kv_codec", "mfalcon.kv_copy"),
     "attention": ("mfalcon.attention",),
     "config": ("mfalcon.models.config",),
     "models": ("mfalcon.models",),
@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kernels": (),
     "words": (),
     "state": ("words",),
-    "kv": ("words", "state"),
+    "kv": ("kernels", "words", "state"),
     "attention": ("kernels", "words", "kv"),
     "config": ("words",),
     "models": ("kernels", "words", "kv", "attention", "config"),
@@ -57,7 +57,16 @@ FREE_OF_TORCH = ("words", "state", "config", "client", "server")
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "triton")
 """Packages of the extras: what needs them may be imported where it is used."""
 
-NEEDS_OPTIONAL = ("mfalcon.train.frames", "mfalcon.train.table", "mfalcon.train.table_items")
+NEEDS_OPTIONAL = (
+    "kernels.gpu",
+    "loadtest.bench_kernels",
+    "loadtest.gpu_stacks",
+    "loadtest.gpu_tune",
+    "mfalcon.models.gpu",
+    "mfalcon.train.frames",
+    "mfalcon.train.table",
+    "mfalcon.train.table_items",
+)
 """Our own modules that import an optional package at their top."""
 
 

@@ -19,14 +19,17 @@ from loadtest.shapes import DTYPES, SHAPES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_faults import bench_faults
+from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_serve import bench_serve
 from mfalcon.cores import owned_cores
+from mfalcon.errors import ConfigError
 
 app = typer.Typer(help="Time the kernels and the service.", no_args_is_help=True)
 
 _SHAPE_HELP = f"Shape to measure ({', '.join(SHAPES)}); repeat for more."
 _BACKEND_HELP = f"Backend to measure ({', '.join(NAMES)}); repeat for more. If not given: all that run here."
+_DEVICE_HELP = "cpu, or cuda for whole stacks in Triton's kernels (then --shape is dlrm-v3 or nvidia)."
 _PLAIN_WIDTH = 200
 """Columns of a table that is not printed to a terminal: nothing is cut."""
 
@@ -48,6 +51,7 @@ app.command("replay")(bench_replay)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
+app.command("kernels")(bench_kernels)
 
 
 @app.callback()
@@ -73,8 +77,14 @@ def score(
     quick: QuickOption = False,
     as_json: JsonOption = False,
     plot: PlotOption = None,
+    device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "cpu",
 ) -> None:
     """Cached scoring on every backend, against the counted floor, one forward per candidate and a dense forward."""
+    if device != "cpu":
+        if n or m or backend or microbatch or busy or peer or plot is not None or dtype != "float32":
+            raise ConfigError("--device: only --shape, --seconds, --quick and --json go with it")
+        score_on_device(device, shape or [], seconds, quick=quick, json_output=as_json)
+        return
     base = bench_score.QUICK if quick else ScoreOptions()
     options = replace(
         base,

@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kernels.choice import AUTO, FUSED, NAMES, ONEDNN, choose
+from kernels.choice import AUTO, FUSED, NAMES, ONEDNN, TRITON, choose
 from kernels.cpu_build import POLICIES
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
-from mfalcon.errors import ConfigError
 from mfalcon.laws import LawResult, check
 from mfalcon.models import checkpoint
+from mfalcon.models.served import KV_DTYPES, device_named, use_device
 
 
 class Dtype(StrEnum):
@@ -24,6 +24,10 @@ class Dtype(StrEnum):
     FLOAT64 = "float64"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+_ALL = [Dtype.FLOAT64, Dtype.FLOAT32, Dtype.BFLOAT16]
 
 
 def verify(
@@ -31,19 +35,20 @@ def verify(
     dtype: Annotated[list[Dtype] | None, typer.Option(help="Types to verify in; all of them if not given.")] = None,
     device: Annotated[str, typer.Option(help="Device to verify on: cpu, cuda or cuda:N.")] = "cpu",
     backend: Annotated[str, typer.Option(help=f"What computes: {', '.join(NAMES)}.")] = AUTO,
-    int8: Annotated[bool, typer.Option("--int8", help="With KV pages of 8-bit codes (fused backends).")] = False,
+    kv_dtype: Annotated[str, typer.Option(help=f"Type of the KV pages: {', '.join(KV_DTYPES)}.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the random requests.", min=0)] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Measure laws 1 to 6 on a checkpoint; exit code 1 if one is broken."""
     torch.set_num_threads(owned_cores())
-    _check_device(device)
+    chosen = device_named(device, "--device")
+    use_device(chosen)
     results: dict[str, list[LawResult]] = {}
     names: dict[str, str] = {}
-    for kind in dtype or _computed_by(backend, int8=int8):
-        loaded = checkpoint.load(path, getattr(torch, kind.value), device)
-        results[kind.value] = list(check(loaded, seed, backend, int8=int8))
-        names[kind.value] = choose(backend, torch.device(device), getattr(torch, kind.value)).name
+    for kind in dtype or _computed_by(backend, kv_dtype, chosen):
+        loaded = checkpoint.load(path, getattr(torch, kind.value), str(chosen))
+        results[kind.value] = list(check(loaded, seed, backend, kv_dtype))
+        names[kind.value] = choose(backend, chosen, getattr(torch, kind.value)).name
     holds = all(result.holds for rows in results.values() for result in rows)
     if json_output:
         rows = [
@@ -66,23 +71,13 @@ def verify(
         raise typer.Exit(1)
 
 
-def _computed_by(backend: str, *, int8: bool) -> list[Dtype]:
+def _computed_by(backend: str, kv_dtype: str, device: torch.device) -> list[Dtype]:
     """Types to verify in if none is given: all, or those that the backend was made for."""
     if backend in POLICIES:
         return [Dtype(POLICIES[backend].element)]
-    return [Dtype.FLOAT32] if int8 or backend in (FUSED, ONEDNN) else list(Dtype)
-
-
-def _check_device(device: str) -> None:
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"--device: got {device!r}, must be cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"--device: got {device!r}, must be cpu, cuda or cuda:N")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if chosen.type == "cuda" and (chosen.index or 0) >= found:
-        raise ConfigError(f"--device: got {device!r}, but torch finds {found} CUDA devices here")
+    if backend == TRITON or (backend == AUTO and device.type == "cuda"):
+        return [Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16]
+    return [Dtype.FLOAT32] if kv_dtype != "auto" or backend in (FUSED, ONEDNN) else _ALL
 
 
 def _table(title: str, results: dict[str, list[LawResult]], names: dict[str, str]) -> Table:

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from opentelemetry import trace
+from prometheus_client import Counter as PrometheusCounter
 
 from kernels.choice import AUTO
 from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
@@ -24,26 +25,28 @@ from mfalcon.engine.recall import EventLog, LowerTier, Recall, Recalled
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
+from mfalcon.engine.step import refuse, step, step_together
+from mfalcon.engine.tiers import Tiers
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, ShuttingDown, StorageUnavailable
-from mfalcon.kv import KVState
+from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown, StorageUnavailable
+from mfalcon.models.backend import DEVICE_MICROBATCH
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import PoolBudget, ServedModel, serve
+from mfalcon.models.served import PoolBudget, ServedModel, serve, use_device
 from mfalcon.state.embedded_log import EmbeddedLog
 from mfalcon.state.forgotten import Deletion
 from mfalcon.state.graves import Graves
 from mfalcon.state.history import Retention, check_order
-from mfalcon.state.host import HostTier
 from mfalcon.state.key import user_hash
 from mfalcon.state.metrics import StateMetrics
 from mfalcon.state.predictor import Predictor
-from mfalcon.state.store import StateStore
-from mfalcon.types import CacheInfo, CacheSource, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import CacheInfo, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
 from mfalcon.window import window_start
 
 _log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("mfalcon")
 _VERSION_CHARS = 12
+_MOST_TOGETHER = 32
+"""Users of one computation on a device."""
 
 T = TypeVar("T")
 
@@ -51,18 +54,20 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """threads: cores of the device thread. name: of the served model, its checkpoint's if None. backend: what computes
-    (kernels.choice). int8_pages: keep KV states in 8-bit codes.
+    (kernels.choice). kv_dtype: of the pages of KV states (models.served.KV_DTYPES).
 
-    microbatch: targets per forward, None to measure the best size at start. log_slack: events that a log keeps beyond
-    the model's window before it is cut. redis: None keeps everything in this process.
+    microbatch: targets per forward, None to measure the best size at start. kv_budget_bytes: of the states in host
+    memory; device_budget_bytes: of those on a GPU, 0 for most of what is free there. log_slack: events that a log keeps
+    beyond the model's window before it is cut. redis: None keeps everything in this process.
     """
 
     threads: int
     name: str | None = None
     backend: str = AUTO
-    int8_pages: bool = False
+    kv_dtype: str = "auto"
     microbatch: int | None = None
     kv_budget_bytes: int = 1 << 30
+    device_budget_bytes: int = 0
     queue_size: int = 256
     max_candidates: int = 16_384
     log_slack: int = 1_024
@@ -86,11 +91,10 @@ class Engine:
         self._scheduler = Scheduler(config.queue_size)
         self._graves = Graves()
         self._predictor = Predictor()
-        self._host: HostTier[KVState] = HostTier(config.kv_budget_bytes)
-        served.pool.accounts.make_room_with(self._host.make_room)
-        self._evicted = 0
         model = checkpoint.model
-        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}" + ":int8" * config.int8_pages
+        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        if config.kv_dtype != "auto":
+            fingerprint += f":{config.kv_dtype}"
         retention = Retention(model.config.max_history, model.config.window_chunk, config.log_slack)
         self._redis = (
             RedisParts(
@@ -101,13 +105,10 @@ class Engine:
         )
         log_here = self._redis.log if self._redis is not None else None
         self._log: EventLog = log_here or EmbeddedLog(retention)
-        shares = self._redis is not None and model.prefix_stable
-        self._store: StateStore[KVState] = StateStore(
-            fingerprint,
-            [(CacheSource.HOST, self._host)],
-            self._graves,
-            self._redis.writes.offer if self._redis is not None and shares else None,
-        )
+        shared = [self._redis.writes.offer] if self._redis is not None and model.prefix_stable else []
+        self._tiers = Tiers(served, fingerprint, config.kv_budget_bytes, self._graves, shared)
+        self._store = self._tiers.store
+        self._counts = Counter[str]()
         self._recall = self._make_recall()
         self._started = threading.Event()
         self._failure: Exception | None = None
@@ -204,6 +205,7 @@ class Engine:
         self._refuse_all(ShuttingDown("the server shut down before this request was reached"))
         await asyncio.to_thread(self._thread.join)
         await self._recall.close()
+        await asyncio.to_thread(self._tiers.close)
         if self._redis is not None:
             await self._redis.close()
 
@@ -237,19 +239,30 @@ class Engine:
             del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
 
     def _count(self, cache: CacheInfo) -> None:
-        self._metrics.host_bytes.set(self._host.num_bytes)
-        self._metrics.pool_free_pages.set(self._served.pool.accounts.num_free)
-        self._metrics.host_evicted.inc(self._host.num_evicted - self._evicted)
-        self._evicted = self._host.num_evicted
+        tiers, metrics = self._tiers, self._metrics
+        metrics.host_bytes.set(tiers.host.num_bytes)
+        metrics.device_bytes.set(tiers.num_device_bytes)
+        metrics.pool_free_pages.set(self._served.pool.accounts.num_free)
+        self._count_up(metrics.host_evicted, "host evicted", tiers.host.num_evicted)
+        if tiers.device is not None and tiers.demotion is not None:
+            self._count_up(metrics.device_evicted, "device evicted", tiers.device.num_evicted)
+            self._count_up(metrics.demoted, "demoted", tiers.demotion.num_demoted)
+            self._count_up(metrics.not_demoted, "not demoted", tiers.demotion.num_dropped)
         self._metrics.lookups.labels(cache.source.name.lower()).inc()
         self._metrics.tokens.labels("reused").inc(cache.reused_tokens)
         self._metrics.tokens.labels("encoded").inc(cache.encoded_tokens)
+
+    def _count_up(self, metric: PrometheusCounter, name: str, total: int) -> None:
+        """Bring a metric to a total that is counted elsewhere."""
+        metric.inc(total - self._counts[name])
+        self._counts[name] = total
 
     def _make_recall(self) -> Recall:
         model, redis = self._checkpoint.model, self._redis
         lower = None
         if redis is not None and model.prefix_stable:
-            lower = LowerTier(redis.states, redis.writes, self._served.pool, redis.workers)
+            pool = self._served.host or self._served.pool
+            lower = LowerTier(redis.states, redis.writes, pool, redis.workers)
         return Recall(
             self._log,
             self._store,
@@ -264,6 +277,7 @@ class Engine:
 
     def _run(self) -> None:
         take_cores(self._config.threads)
+        use_device(self._served.pool.layout.shape.device)
         lanes = Lanes(self._config.threads)
         with torch.inference_mode():
             try:
@@ -274,14 +288,14 @@ class Engine:
                 return
             finally:
                 self._started.set()
-            while batch := self._scheduler.next_batch(lanes.num_lanes, runner.is_small):
+            while batch := self._next_batch(runner, lanes):
                 began = time.monotonic()
                 try:
-                    lanes.run(partial(_step, runner), batch)
+                    self._do(runner, lanes, batch)
                 except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
                     _log.exception("the device thread ended")
                     self._failure = error
-                    _refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
+                    refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
                     self._refuse_all(EngineFailure("the device thread ended"))
                     break
                 for _ in batch:
@@ -289,14 +303,31 @@ class Engine:
                 del batch  # what its jobs hold is not kept while waiting for the next
         lanes.close()
 
+    def _next_batch(self, runner: Runner, lanes: Lanes) -> list[Job]:
+        """What is done at once: users together where that is one computation, else small requests side by side."""
+        if self._served.stack.together:
+            return self._scheduler.next_batch(_MOST_TOGETHER, runner.is_rank)
+        return self._scheduler.next_batch(lanes.num_lanes, runner.is_small)
+
+    def _do(self, runner: Runner, lanes: Lanes, batch: list[Job]) -> None:
+        if self._served.stack.together:
+            step_together(runner, batch)
+        else:
+            lanes.run(partial(step, runner), batch)
+
     def _refuse_all(self, error: MFalconError) -> None:
         """Accept nothing more and answer what is queued with an error."""
-        _refuse(self._scheduler.close(), error)
+        refuse(self._scheduler.close(), error)
 
     def _start(self, lanes: Lanes) -> Runner:
         served = self._served
-        microbatch = self._config.microbatch or measure_microbatch(served)
-        small = measure_side_by_side(served, lanes, microbatch) if lanes.num_lanes > 1 else 0
+        small = 0
+        if served.stack.together:
+            microbatch = self._config.microbatch or DEVICE_MICROBATCH
+            served.stack.prepare(served.pool, microbatch)
+        else:
+            microbatch = self._config.microbatch or measure_microbatch(served)
+            small = measure_side_by_side(served, lanes, microbatch) if lanes.num_lanes > 1 else 0
         _log.info(
             "backend %s, %d threads, microbatch %d, side by side up to %d candidates, pool of %d MiB; passed over: %s",
             served.stack.name,
@@ -329,52 +360,14 @@ def _explained(result: RankResult, recalled: Recalled) -> dict[str, str | int | 
     }
 
 
-def _step(runner: Runner, job: Job) -> None:
-    """Run one job and answer it; whatever goes wrong is answered to this request alone."""
-    if not job.future.set_running_or_notify_cancel():
-        return
-    try:
-        if job.deadline is not None and time.monotonic() > job.deadline:
-            raise DeadlineExceeded("the deadline passed while the request was queued")
-        match job:
-            case RankJob():
-                job.future.set_result(runner.rank(job))
-            case PrefillJob():
-                job.future.set_result(runner.prefill(job))
-            case ForgetJob():
-                runner.forget(job.user)
-                job.future.set_result(None)
-    except MFalconError as error:
-        job.future.set_exception(_without_frames(error))
-    except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
-        _log.exception("a step failed")
-        failure = EngineFailure("the engine failed on this request; the server's log has the cause")
-        failure.__cause__ = _without_frames(error)
-        job.future.set_exception(failure)
-
-
-def _refuse(jobs: Iterable[Job], error: MFalconError) -> None:
-    """Answer those that have no answer yet."""
-    for job in jobs:
-        if not job.future.done() and (job.future.running() or job.future.set_running_or_notify_cancel()):
-            job.future.set_exception(error)
-
-
-def _without_frames(error: BaseException) -> BaseException:
-    """The error and what led to it without tracebacks: their frames hold KV states and the job that holds the error."""
-    chain: BaseException | None = error
-    while chain is not None:
-        chain.__traceback__ = None
-        chain = chain.__cause__ or chain.__context__
-    return error
-
-
 def _serve(checkpoint: Checkpoint, config: EngineConfig) -> ServedModel:
     """The model with a pool for the states that are kept or wait to be written, and for what is in flight."""
     waiting = config.redis.write_behind_bytes if config.redis is not None else 0
     model = checkpoint.model
-    budget = PoolBudget(config.kv_budget_bytes + waiting, config.threads, model.config.max_history)
-    return serve(model, config.backend, budget, int8=config.int8_pages)
+    budget = PoolBudget(
+        config.kv_budget_bytes + waiting, config.threads, model.config.max_history, config.device_budget_bytes
+    )
+    return serve(model, config.backend, budget, config.kv_dtype)
 
 
 def _computed_by(served: ServedModel) -> tuple[str, str, str]:
@@ -397,5 +390,5 @@ def _model_info(checkpoint: Checkpoint, config: EngineConfig, served: ServedMode
         max_history=ranker.max_history,
         max_candidates=config.max_candidates,
         prefix_stable=model.prefix_stable,
-        backend=" ".join((*_computed_by(served), *(["int8 pages"] if config.int8_pages else []))),
+        backend=" ".join((*_computed_by(served), *([f"{config.kv_dtype} pages"] if config.kv_dtype != "auto" else []))),
     )

@@ -1,23 +1,29 @@
-"""Runs one job on the device: finds or makes the KV state, scores, blends, sorts. Lanes may run several at once."""
+"""Runs jobs on the device: finds or makes the KV states, scores, blends, sorts. Lanes may run several at once; a batch
+of ranks of different users is one computation.
+"""
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from mfalcon.algorithm import append, score
+from mfalcon.algorithm import Scoring, append_all, score_all
+from mfalcon.engine.clock import Moment, clock_of
 from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.engine.recall import Recalled
-from mfalcon.errors import DeadlineExceeded, EngineFailure
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.kv import KVState
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.models.served import ServedModel
+from mfalcon.state.history import History
 from mfalcon.state.predictor import Predictor
 from mfalcon.state.store import StateStore
-from mfalcon.types import CacheInfo, CacheSource, Events, Positions, RankResult, Timings, no_events
+from mfalcon.types import CacheInfo, CacheSource, Events, Ids, Positions, RankResult, Timings, no_events
 from mfalcon.window import window_start
 
 _SMALL_EVENTS = 32
@@ -25,13 +31,47 @@ _SMALL_EVENTS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
-    """The KV state that a request scores against, and what it took to get it."""
+class Need:
+    """The way of one request to the KV state that it scores against.
+
+    state: what is reused of it. history_events: what is missing of the acknowledged history; recent: what only this
+    request knows. keep: (history, start) to keep the state of the history under, if it may be.
+    """
 
     state: KVState
-    cache: CacheInfo
+    source: CacheSource
+    history_events: Events
+    recent: Events
+    keep: tuple[History, int] | None
     state_s: float
-    encode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The KV states that requests score against, and the work that it took to get them."""
+
+    states: Sequence[KVState]
+    work: Sequence["_Work"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One encoding, of one or many users. sizes: tokens before, and new ones, of each."""
+
+    sizes: Sequence[tuple[int, int]]
+    began: Moment
+    ended: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranking:
+    """A request on its way, and when the device thread took it."""
+
+    job: RankJob
+    rows: Ids
+    need: Need
+    state: KVState
+    began: float
 
 
 class Runner:
@@ -56,53 +96,54 @@ class Runner:
         self._predictor = predictor or Predictor()
         self._small_candidates = small_candidates
         self._device = model.items.id.weight.device
+        self._clock = clock_of(self._device)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
 
     def rank(self, job: RankJob) -> RankResult:
         """Score the candidates of a request. Raises DeadlineExceeded between encoding and scoring if it is too late."""
+        [answer] = self.rank_all([job])
+        if isinstance(answer, MFalconError):
+            raise answer
+        return answer
+
+    def rank_all(self, jobs: Sequence[RankJob]) -> list[RankResult | MFalconError]:
+        """`rank` for several users at once: each one's answer or its own error. Raises what is wrong with any of them
+        before it was known whose it is.
+        """
+        with ExitStack() as pins:
+            return self._rank_all(jobs, pins)
+
+    def _rank_all(self, jobs: Sequence[RankJob], pins: ExitStack) -> list[RankResult | MFalconError]:
         began = time.monotonic()
-        request = job.request
-        recalled = job.recalled
-        encoded = self._encode(recalled, request.recent_events)
-        if job.deadline is not None and time.monotonic() > job.deadline:
-            raise DeadlineExceeded("the deadline passed while the history was being encoded")
+        needs = [self._need(job.recalled, job.request.recent_events) for job in jobs]
+        encoded = self._encode(needs, pins)
+        answers: dict[int, RankResult | MFalconError] = {}
+        going: dict[int, _Ranking] = {}
+        for index, (job, need, state) in enumerate(zip(jobs, needs, encoded.states, strict=True)):
+            if job.deadline is not None and time.monotonic() > job.deadline:
+                answers[index] = DeadlineExceeded("the deadline passed while the history was being encoded")
+            else:
+                going[index] = _Ranking(job, self._items.rows(job.request.candidates), need, state, began)
         scoring = time.monotonic()
-        rows = self._items.rows(request.candidates)
-        codes = context_codes(self._model.config.context_features, request.context, request.request_time_ms)
-        targets = Targets(torch.from_numpy(rows).to(self._device), torch.from_numpy(codes).to(self._device))
-        with encoded.state.pinned():
-            out = score(self._served, encoded.state, targets, request.request_time_ms, self._microbatch)
-        by_task = np.ascontiguousarray(out.to("cpu", torch.float64).numpy().T)
-        with np.errstate(over="ignore"):
-            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
-        if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
-            raise EngineFailure("the model gave a score that is not a finite number")
-        top = best_first(scores, request.top_k)
-        ended = time.monotonic()
-        timings = Timings(
-            queue_us=_us(began - job.queued),
-            state_us=_us(recalled.seconds + encoded.state_s),
-            encode_us=_us(encoded.encode_s),
-            score_us=_us(ended - scoring),
-            total_us=_us(ended - job.accepted),
-        )
-        return RankResult(
-            scores=scores,
-            tasks=self._tasks,
-            task_scores=task_scores,
-            top=top,
-            model_version=self._version,
-            cache=encoded.cache,
-            timings=timings,
-            history_len=len(recalled.history),
-            stale=recalled.stale,
-            unknown=np.flatnonzero(rows == UNKNOWN_ROW).astype(np.uint32),
-        )
+        by_task = self._score(list(going.values()))
+        encode_s = self._observe(encoded.work)
+        for (index, ranking), scores in zip(going.items(), by_task, strict=True):
+            answers[index] = self._result(ranking, scores, encode_s, time.monotonic() - scoring)
+        return [answers[index] for index in range(len(jobs))]
 
     def prefill(self, job: PrefillJob) -> CacheInfo:
         """Bring a user's state up to date."""
-        return self._encode(job.recalled, no_events()).cache
+        need = self._need(job.recalled, no_events())
+        with ExitStack() as pins:
+            encoded = self._encode([need], pins)
+        self._observe(encoded.work)
+        return _cache_info(need, encoded.states[0])
+
+    @staticmethod
+    def is_rank(job: Job) -> bool:
+        """Whether a job may be computed together with others."""
+        return isinstance(job, RankJob)
 
     def is_small(self, job: Job) -> bool:
         """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""
@@ -120,9 +161,9 @@ class Runner:
         else:
             self._store.forget(user)
 
-    def _encode(self, recalled: Recalled, recent: Events) -> Encoded:
-        """The state of the window of history and recent events. The history's part is kept in the store, the rest is
-        not.
+    def _need(self, recalled: Recalled, recent: Events) -> Need:
+        """What there is of the window of history and recent events, and what is missing. The history's part will be
+        kept in the store, the rest not.
 
         If the recent events move the window's start, the history's state is of no use to this request and left alone.
         """
@@ -130,37 +171,117 @@ class Runner:
         log = recalled.history
         start = self._window_start(len(log) + len(recent), log.base)
         shared = self._model.prefix_stable and start == self._window_start(len(log), log.base)
-        found = self._store.acquire(log, start, recalled.fetched) if shared else None
-        looked_up = time.monotonic()
-        state = found.state if found else self._served.empty_state()
-        reused = state.num_tokens
-        if shared:
-            stop = found.stop if found else start
-            if stop < len(log):
-                state = self._append(state, log.since(stop))
-                self._store.put(log, start, state)
-            state = self._append(state, recent)
-        else:
+        if not shared:
             kept = log.since(start) if start < len(log) else no_events()
-            state = self._append(state, np.concatenate([kept, recent[max(0, start - len(log)) :]]))
-        source = found.source if found else CacheSource.NONE
-        cache = CacheInfo(source, reused, state.num_tokens - reused)
-        return Encoded(state, cache, looked_up - began, time.monotonic() - looked_up)
+            left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
+            empty = self._served.empty_state()
+            return Need(empty, CacheSource.NONE, no_events(), left, None, time.monotonic() - began)
+        found = self._store.acquire(log, start, recalled.fetched)
+        stop = found.stop if found else start
+        missing = log.since(stop) if stop < len(log) else no_events()
+        state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
+        return Need(state, source, missing, recent, (log, start), time.monotonic() - began)
+
+    def _encode(self, needs: Sequence[Need], pins: ExitStack) -> Encoded:
+        """The states that are needed: first all histories, which are kept, then all that is recent.
+
+        pins: hold all of them, so that making room for one user does not drop the state of another.
+        """
+        states = [need.state for need in needs]
+        for state in states:
+            pins.enter_context(state.pinned())
+        states, history_work = self._append(states, [need.history_events for need in needs])
+        for need, state in zip(needs, states, strict=True):
+            pins.enter_context(state.pinned())
+            if need.keep is not None and len(need.history_events):
+                self._store.put(*need.keep, state)
+        states, recent_work = self._append(states, [need.recent for need in needs])
+        return Encoded(states, [*history_work, *recent_work])
+
+    def _append(self, states: Sequence[KVState], events: Sequence[Events]) -> tuple[list[KVState], list[_Work]]:
+        """Each state with its new events; those without any stay as they are."""
+        longer = list(states)
+        growing = [index for index, new in enumerate(events) if len(new)]
+        if not growing:
+            return longer, []
+        began = self._clock.now()
+        deltas = [event_tokens(events[index], self._items, self._device) for index in growing]
+        grown = append_all(self._served, [states[index] for index in growing], deltas)
+        sizes = []
+        for index, state in zip(growing, grown, strict=True):
+            sizes.append((states[index].num_tokens, state.num_tokens - states[index].num_tokens))
+            longer[index] = state
+        return longer, [_Work(sizes, began, self._clock.now())]
+
+    def _observe(self, work: Sequence[_Work]) -> float:
+        """Learn what encoding costs; of several users at once each has its share by what was expected of it. Returns
+        the seconds of all of it.
+        """
+        total, cost = 0.0, self._predictor.encode
+        for done in work:
+            seconds = self._clock.seconds(done.began, done.ended)
+            expected = [cost.predict(*size).seconds for size in done.sizes]
+            for size, share in zip(done.sizes, expected, strict=True):
+                cost.observe(*size, seconds * share / sum(expected))
+            total += seconds
+        return total
+
+    def _score(self, rankings: Sequence[_Ranking]) -> list[np.ndarray]:
+        """Scores of each request, float64 [num_tasks, num_candidates]."""
+        if not rankings:
+            return []
+        features = self._model.config.context_features
+        requests = []
+        for ranking in rankings:
+            request = ranking.job.request
+            codes = context_codes(features, request.context, request.request_time_ms)
+            targets = Targets(self._to_device(ranking.rows), self._to_device(codes))
+            requests.append(Scoring(ranking.state, targets, request.request_time_ms))
+        out = score_all(self._served, requests, self._microbatch).to("cpu", torch.float64).numpy()
+        ends = np.cumsum([len(ranking.rows) for ranking in rankings])[:-1]
+        return [np.ascontiguousarray(part.T) for part in np.split(out, ends)]
+
+    def _result(
+        self, ranking: _Ranking, by_task: np.ndarray, encode_s: float, score_s: float
+    ) -> RankResult | EngineFailure:
+        job, recalled, need = ranking.job, ranking.job.recalled, ranking.need
+        with np.errstate(over="ignore"):
+            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
+        if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
+            return EngineFailure("the model gave a score that is not a finite number")
+        top = best_first(scores, job.request.top_k)
+        timings = Timings(
+            queue_us=_us(ranking.began - job.queued),
+            state_us=_us(recalled.seconds + need.state_s),
+            encode_us=_us(encode_s),
+            score_us=_us(score_s),
+            total_us=_us(time.monotonic() - job.accepted),
+        )
+        return RankResult(
+            scores=scores,
+            tasks=self._tasks,
+            task_scores=task_scores,
+            top=top,
+            model_version=self._version,
+            cache=_cache_info(need, ranking.state),
+            timings=timings,
+            history_len=len(recalled.history),
+            stale=recalled.stale,
+            unknown=np.flatnonzero(ranking.rows == UNKNOWN_ROW).astype(np.uint32),
+        )
+
+    def _to_device(self, numbers: Ids) -> torch.Tensor:
+        return torch.from_numpy(numbers).to(self._device)
 
     def _window_start(self, history_len: int, base: int) -> int:
         """The window rule; a log that was cut for a model with a shorter window begins where it begins."""
         config = self._model.config
         return max(base, window_start(history_len, config.max_history, config.window_chunk))
 
-    def _append(self, state: KVState, events: Events) -> KVState:
-        if not len(events):
-            return state
-        began = time.monotonic()
-        with state.pinned():
-            longer = append(self._served, state, event_tokens(events, self._items, self._device))
-        new = longer.num_tokens - state.num_tokens
-        self._predictor.encode.observe(state.num_tokens, new, time.monotonic() - began)
-        return longer
+
+def _cache_info(need: Need, state: KVState) -> CacheInfo:
+    reused = need.state.num_tokens
+    return CacheInfo(need.source, reused, state.num_tokens - reused)
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:

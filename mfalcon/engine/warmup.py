@@ -5,6 +5,7 @@ import time
 import torch
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.engine.clock import clock_of
 from mfalcon.engine.lanes import Lanes
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.served import ServedModel
@@ -73,10 +74,12 @@ def measure_encoding(served: ServedModel, cost: EncodeCost, sizes: tuple[int, ..
     """
     model = served.model
     device, limit = model.items.id.weight.device, model.config.max_history
+    clock = clock_of(device)
     for size in sorted({min(size, limit) for size in sizes}):
         events = EventTokens(*(torch.zeros(size, dtype=torch.int64, device=device),) * 4)
         for run in range(2 if size >= 1_024 else 4):
-            began = time.perf_counter()
+            began = clock.now()
             state = prefill(served, events)
+            seconds = clock.seconds(began, clock.now())
             if run:
-                cost.observe(0, state.num_tokens, time.perf_counter() - began)
+                cost.observe(0, state.num_tokens, seconds)

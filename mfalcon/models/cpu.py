@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.fused import FusedStack, Kernel
 from kernels.onednn import OneDnnStack
-from kernels.stack import LayerWeights, StackConfig
 from mfalcon.kv import PAGE_TOKENS, KVShape, KVState, PlainLayout
-from mfalcon.models.layer import HSTULayer, Stack
+from mfalcon.models.backend import OneByOne
+from mfalcon.models.layer import Stack
+from mfalcon.models.weights import layer_weights, stack_config
 
 _FLOPS_OF_A_CORE = 75_000_000
 """Below twice this a second core made an encoding slower (docs/LOG.md)."""
@@ -33,7 +34,7 @@ class FusedLayout:
         self._stack.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())
 
 
-class FusedBackend:
+class FusedBackend(OneByOne):
     """All layers of a phase as one call of compiled code."""
 
     def __init__(self, kernel: Kernel, stack: Stack, shape: KVShape, *, int8: bool = False) -> None:
@@ -41,19 +42,19 @@ class FusedBackend:
         self._stack = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
         self.layout = FusedLayout(self._stack, shape)
 
-    def encode(self, state: KVState, x: Tensor) -> None:
-        """See `StackBackend`."""
+    def encode_one(self, state: KVState, x: Tensor) -> None:
+        """See `OneByOne`."""
         before = state.num_tokens - len(x)
         threads = min(torch.get_num_threads(), _cores_worth(self._stack, before, len(x)))
         self._stack.extend(state.addresses, before, x.float(), threads)
 
-    def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
-        """See `StackBackend`."""
+    def hidden_one(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
+        """See `OneByOne`."""
         threads = torch.get_num_threads()
         return self._stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
 
 
-class OneDnnBackend:
+class OneDnnBackend(OneByOne):
     """The stack as linears of oneDNN with a fused SiLU: where there is no compiler."""
 
     name = "onednn"
@@ -62,16 +63,16 @@ class OneDnnBackend:
         self._stack = OneDnnStack(stack_config(stack), layer_weights(stack), shape.dtype)
         self.layout = PlainLayout(shape)
 
-    def encode(self, state: KVState, x: Tensor) -> None:
-        """See `StackBackend`."""
+    def encode_one(self, state: KVState, x: Tensor) -> None:
+        """See `OneByOne`."""
 
         def keep(layer: int, k: Tensor, v: Tensor) -> None:
             state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
 
         self._stack.extend(state.read, keep, state.times, x.float())
 
-    def hidden(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
-        """See `StackBackend`."""
+    def hidden_one(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
+        """See `OneByOne`."""
         return self._stack.score(state.read, state.times, x.float(), time_ms, microbatch)
 
 
@@ -82,46 +83,6 @@ def _cores_worth(stack: FusedStack, num_tokens: int, num_new: int) -> int:
     keys = num_tokens + num_new // 2
     per_token = 2 * config.dim * (2 * columns + config.num_heads * config.v_dim) + 2 * columns * keys
     return max(1, stack.num_layers * num_new * per_token // _FLOPS_OF_A_CORE)
-
-
-def stack_config(stack: Stack) -> StackConfig:
-    """What the layers of a stack share, as the kernels take it."""
-    config = _layers(stack)[0].config
-    return StackConfig(
-        num_heads=config.num_heads,
-        dim=config.dim,
-        qk_dim=config.qk_dim,
-        v_dim=config.v_dim,
-        attention_norm=config.attention_norm,
-        logit_scale=config.logit_scale if config.logit_scale is not None else config.qk_dim**-0.5,
-        norm_eps=config.norm_eps,
-        activate_all=config.activation == "uvqk",
-        concat=config.output == "concat",
-    )
-
-
-def layer_weights(stack: Stack) -> list[LayerWeights]:
-    """The weights of a stack, as the kernels take them."""
-    return [
-        LayerWeights(
-            uvqk=layer.uvqk.weight,
-            output=layer.output.weight,
-            uvqk_bias=layer.uvqk.bias,
-            output_bias=layer.output.bias,
-            norm_in=_affine(layer.norm_in),
-            norm_out=_affine(layer.norm_out),
-            bias=layer.bias() if layer.bias else None,
-        )
-        for layer in _layers(stack)
-    ]
-
-
-def _layers(stack: Stack) -> list[HSTULayer]:
-    return [layer for layer in stack.layers if isinstance(layer, HSTULayer)]
-
-
-def _affine(norm: nn.LayerNorm) -> tuple[Tensor, Tensor] | None:
-    return (norm.weight, norm.bias) if norm.elementwise_affine else None
 
 
 def _addresses(pages: Sequence[Tensor]) -> Tensor:

@@ -30,6 +30,12 @@ class StateMetrics:
         )
         self.host_bytes = Gauge("mfalcon_host_bytes", "Bytes of KV states in the host tier.", registry=r)
         self.host_evicted = Counter("mfalcon_host_evicted", "KV states evicted from the host tier.", registry=r)
+        self.device_bytes = Gauge("mfalcon_device_bytes", "Bytes of KV states on the GPU.", registry=r)
+        self.device_evicted = Counter("mfalcon_device_evicted", "KV states evicted from the GPU.", registry=r)
+        self.demoted = Counter("mfalcon_demoted", "KV states copied from the GPU to host memory.", registry=r)
+        self.not_demoted = Counter(
+            "mfalcon_not_demoted", "KV states that were not copied from the GPU: no room, or no time.", registry=r
+        )
         self.rejected = Counter(
             "mfalcon_chunks_rejected", "Chunks read from Redis that were not used, by reason.", ["reason"], registry=r
         )

@@ -12,7 +12,7 @@ import torch
 
 import mfalcon.engine.engine
 from kernels.choice import choose
-from mfalcon.algorithm import append
+from mfalcon.algorithm import append_all
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.lanes import Lanes
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
@@ -35,16 +35,17 @@ def many_switches() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.usefixtures("here")
 async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not when a garbage collection happens to run: an idle server would refuse requests until then."""
     seconds = [0.05]
 
-    def slow(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
-        longer = append(served, state, delta)
+    def slow(served: ServedModel, states: list[KVState], deltas: list[EventTokens]) -> list[KVState]:
+        longer = append_all(served, states, deltas)
         time.sleep(seconds[0])
         return longer
 
-    monkeypatch.setattr("mfalcon.engine.runner.append", slow)
+    monkeypatch.setattr("mfalcon.engine.runner.append_all", slow)
     engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
     engine.wait_ready()
     accounts = engine._served.pool.accounts
@@ -58,12 +59,15 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
                 await engine.rank(rank_request(f"user-{number}", ITEMS), time.monotonic() + 0.02)
         seconds[0] = 0.0
         await engine.rank(rank_request("user-0", ITEMS), None)
+        for number in range(12):
+            await engine.delete_user(f"user-{number}")
         assert accounts.num_free == accounts.num_pages
     finally:
         gc.enable()
         await engine.close()
 
 
+@pytest.mark.usefixtures("here")
 async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
     """Of the very type that the transports have a row for."""
     engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
@@ -122,7 +126,9 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
     monkeypatch.setattr(Lanes, "run", counted)
     checkpoint = small_checkpoint("dfgr", torch.float32, config=small_config("dfgr", max_history=300, window_chunk=64))
     items = checkpoint.items.item_id
-    engine = Engine(checkpoint, EngineConfig(threads=4, microbatch=16, kv_budget_bytes=budget, int8_pages=int8))
+    engine = Engine(
+        checkpoint, EngineConfig(threads=4, microbatch=16, kv_budget_bytes=budget, kv_dtype="int8" if int8 else "auto")
+    )
     engine.wait_ready()
     truth: dict[str, Events] = {}
     answers: list[tuple[Events, RankRequest, RankResult]] = []

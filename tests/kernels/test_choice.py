@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import choice, cpu_build, fused, onednn
-from kernels.choice import AUTO, NAMES, ONEDNN, REFERENCE, BackendUnavailable, choose, runnable
+from kernels.choice import AUTO, NAMES, ONEDNN, REFERENCE, TRITON, BackendUnavailable, choose, runnable
 from kernels.fused import FusedUnavailable
 from kernels.onednn import OneDnnUnavailable
 
@@ -98,7 +98,7 @@ def test_the_reference_is_always_there(device: torch.device, dtype: torch.dtype)
 
 
 def test_every_policy_has_a_name() -> None:
-    assert {*cpu_build.POLICIES, AUTO, REFERENCE, ONEDNN, "fused"} == set(NAMES)
+    assert {*cpu_build.POLICIES, AUTO, REFERENCE, ONEDNN, TRITON, "fused"} == set(NAMES)
 
 
 def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfalcon.errors import Overloaded
 from mfalcon.state.graves import Graves
 from mfalcon.state.history import History, no_history
 from mfalcon.state.host import Entry, HostTier
-from mfalcon.state.key import user_hash
+from mfalcon.state.key import StateKey, user_hash
 from mfalcon.state.store import Found, StateStore
 from mfalcon.types import CacheSource, Events
 from tests.small import random_events
@@ -169,3 +170,96 @@ def test_graves_forget_the_oldest() -> None:
     for life in (b"", b"1", b"2", b"3"):
         graves.add(life)
     assert [life in graves for life in (b"", b"1", b"2", b"3")] == [False, False, True, True]
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """Stands for a state on the device; number is what it was made of."""
+
+    number: int
+    num_bytes: int = 10
+    pins: int = 0
+
+
+class Device:
+    """A store with a device's tier in front, whose states are of another kind."""
+
+    def __init__(self, device_budget: int = 100) -> None:
+        self.gpu: HostTier[State | Brought] = HostTier(device_budget)
+        self.host: HostTier[State | Brought] = HostTier(1000)
+        self.brought: list[int] = []
+        self.full = False
+        self.store: StateStore[State | Brought] = StateStore(
+            "f", [(CacheSource.GPU, self.gpu), (CacheSource.HOST, self.host)], bring=self.bring
+        )
+
+    def bring(self, state: State | Brought) -> State | Brought:
+        assert isinstance(state, State)
+        if self.full:
+            raise Overloaded("no pages")
+        self.brought.append(state.num_bytes)
+        return Brought(state.num_bytes)
+
+    def holds(self, tier: HostTier[State | Brought], stop: int, state: State | Brought) -> None:
+        tier.put(Entry(self.store.key(history(EVENTS[:stop]), 0, stop), state))
+
+    def acquire(self, length: int, fetched: Entry[State | Brought] | None = None) -> Found[State | Brought] | None:
+        return self.store.acquire(history(EVENTS[:length]), 0, fetched)
+
+    def entry(self, stop: int, number: int) -> Entry[State | Brought]:
+        return Entry(self.store.key(history(EVENTS[:stop]), 0, stop), State(number))
+
+
+def test_what_is_found_below_is_brought_up_once() -> None:
+    device = Device()
+    device.holds(device.host, 20, State(7))
+    assert device.acquire(25) == Found(Brought(7), 20, CacheSource.HOST)
+    assert device.acquire(25) == Found(Brought(7), 20, CacheSource.GPU)
+    assert device.acquire(25, device.entry(23, 9)) == Found(Brought(9), 23, CacheSource.REDIS)
+    assert device.acquire(25) == Found(Brought(9), 23, CacheSource.GPU)
+    assert device.brought == [7, 9]
+    assert device.host.peek(user_hash("ann")) == device.store.key(history(EVENTS[:20]), 0, 20)
+
+
+@pytest.mark.parametrize("fetched", [None, 12])
+def test_nothing_is_brought_in_vain(fetched: int | None) -> None:
+    device = Device()
+    device.holds(device.host, 14, State(7))
+    device.holds(device.gpu, 14, Brought(1))
+    found = device.acquire(25, None if fetched is None else device.entry(fetched, 9))
+    assert found == Found(Brought(1), 14, CacheSource.GPU)
+    device.holds(device.gpu, 26, Brought(2))  # of a longer history, so no ancestor
+    assert device.acquire(25) == Found(Brought(7), 14, CacheSource.HOST)
+    assert device.brought == [7]
+
+
+def test_without_room_to_bring_the_next_best_counts_and_else_it_is_a_miss() -> None:
+    device = Device()
+    device.full = True
+    device.holds(device.host, 20, State(7))
+    assert device.acquire(25) is None
+    device.holds(device.gpu, 10, Brought(1))
+    assert device.acquire(25, device.entry(23, 9)) == Found(Brought(1), 10, CacheSource.GPU)
+    assert device.host.peek(user_hash("ann")) is not None
+    device.full = False
+    assert device.acquire(25) == Found(Brought(7), 20, CacheSource.HOST)
+
+
+def test_a_state_that_is_dropped_between_the_look_and_the_grasp_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device()
+    device.holds(device.host, 20, State(7))
+    device.holds(device.gpu, 10, Brought(1))
+    monkeypatch.setattr(HostTier, "get", lambda tier, user: None if tier is device.host else device.gpu._entries[user])
+    assert device.acquire(25) == Found(Brought(1), 10, CacheSource.GPU)
+    other = Entry(StateKey("f", user_hash("ann"), 0, 20, b"edited"), State(8))
+    monkeypatch.setattr(HostTier, "get", lambda tier, user: other if tier is device.host else None)
+    assert device.acquire(25) is None
+    assert not device.brought
+
+
+def test_what_a_device_evicts_is_not_passed_on_as_it_is() -> None:
+    device = Device(device_budget=10)
+    for user_id in ("ann", "bob"):
+        device.store.put(history(EVENTS[:20], user_id), 0, Brought(1))
+    assert len(device.gpu) == 1 and len(device.host) == 0
+    assert device.store.holds(user_hash("bob")) and not device.store.holds(user_hash("ann"))

@@ -1,0 +1,130 @@
+"""Block sizes, warps and pipeline depth of the kernels: stored ahead by device name, else by rule; never tuned in a
+request.
+
+A stored file, `tuned/<device name>.json`, maps "op/bytes/head_dim/tile_rows" (attention) and
+"linear/bytes/rows/columns" to a config; `mfalcon bench kernels --tune` writes it. The rules fit each architecture's
+shared memory without spills (`kernels.gpu.aot` holds them to that).
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import torch
+
+TUNED = Path(__file__).parent / "tuned"
+SHARED_KIB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99}
+"""Shared memory of a program by architecture (CUDA C programming guide, compute capabilities)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """name: as the driver says. architecture: compute capability, 90 for 9.0. num_sms: its multiprocessors."""
+
+    name: str
+    architecture: int
+    num_sms: int
+
+
+INTERPRETER: Final = Device("interpreter", 90, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """block_n: keys of a tile."""
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinearConfig:
+    """Block of rows, of columns and of what is summed over."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+
+
+@cache
+def device(which: torch.device) -> Device:
+    """A CUDA device."""
+    properties = torch.cuda.get_device_properties(which)
+    return Device(properties.name, 10 * properties.major + properties.minor, properties.multi_processor_count)
+
+
+@cache
+def attention(op: str, where: Device, num_bytes: int, head_dim: int, tile_rows: int) -> AttentionConfig:
+    """For numbers of so many bytes, padded heads and tiles of so many rows."""
+    stored = _stored(where.name).get(f"{op}/{num_bytes}/{head_dim}/{tile_rows}")
+    if stored is not None:
+        return AttentionConfig(**stored)
+    return attention_rule(op, where.architecture, num_bytes, head_dim, tile_rows)
+
+
+@cache
+def linear(where: Device, num_bytes: int, num_rows: int, num_out: int) -> LinearConfig:
+    """For numbers of so many bytes; rows in classes of powers of two."""
+    rows = 1 << (num_rows - 1).bit_length()
+    stored = _stored(where.name).get(f"linear/{num_bytes}/{rows}/{num_out}")
+    return linear_rule(where.architecture, num_bytes, rows) if stored is None else LinearConfig(**stored)
+
+
+def most_tile_rows(num_bytes: int, head_dim: int) -> int:
+    """Rows of the largest tile whose sums stay in registers, for padded heads."""
+    if num_bytes > 2:
+        return 64 if head_dim <= 128 else 16
+    return 128 if head_dim <= 128 else 64
+
+
+def attention_rule(op: str, architecture: int, num_bytes: int, head_dim: int, tile_rows: int) -> AttentionConfig:
+    """Where nothing was measured. op: "prefix_attention_bias" for `prefix_attention` with a bias, else its name."""
+    if num_bytes > 2:  # products without tensor cores: what counts is registers
+        num_warps = (4 if head_dim <= 128 else 8) if tile_rows < 64 else (8 if head_dim <= 64 else 16)
+        return AttentionConfig(32 if op == "prefix_attention_bias" and head_dim <= 64 else 16, num_warps, 2)
+    num_warps = 4
+    if tile_rows < 64:
+        block_n = 32 if head_dim > 128 else 64
+    elif op == "prefix_attention_bias":  # places in two tables for every element
+        block_n, num_warps = 16 if tile_rows > 64 and head_dim > 64 else 32, 8
+    elif head_dim > 128:
+        block_n, num_warps = 64 if architecture >= 90 else 32, 8
+    elif tile_rows > 64:
+        block_n, num_warps = 64, 8
+    else:
+        block_n = 32 if architecture < 90 and head_dim > 64 else 64
+    programs = 2 if head_dim <= 128 and tile_rows <= 64 else 1
+    shared = 1024 * ((SHARED_KIB.get(architecture, 99) + 1) // programs - 1)
+    return AttentionConfig(block_n, num_warps, _stages(architecture, num_bytes, head_dim, tile_rows, block_n, shared))
+
+
+def _stages(architecture: int, num_bytes: int, head_dim: int, tile_rows: int, block_n: int, shared: int) -> int:
+    """Deepest pipeline, of 2 to 4 stages, in so many bytes of shared memory beside the queries. wgmma reads its
+    operands there; mma.sync takes them out of a stage before that is filled anew, and the weights may pass through.
+    """
+    wgmma = architecture >= 90 and tile_rows >= 64
+    fixed = num_bytes * tile_rows * (head_dim if wgmma else head_dim + block_n)
+    fits = (shared - fixed) // (2 * num_bytes * block_n * head_dim)
+    return max(2, min(4, fits if wgmma else fits + 1))
+
+
+def linear_rule(architecture: int, num_bytes: int, num_rows: int) -> LinearConfig:
+    """Where nothing was measured."""
+    if num_bytes > 2:
+        return LinearConfig(32, 64, 32, 4, 2)
+    if num_rows <= 64:
+        return LinearConfig(16 if num_rows <= 16 else 64, 64, 64, 4, 4)
+    if num_rows <= 1024:  # rather more programs than larger ones
+        return LinearConfig(64, 128, 64, 4, 3)
+    return LinearConfig(128, 128, 64, 8, 3)
+
+
+@cache
+def _stored(name: str) -> dict[str, dict[str, int]]:
+    path = TUNED / f"{name.replace(' ', '_')}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}

@@ -1,0 +1,111 @@
+"""The newest tokens' keys and values onto their users' pages, as numbers or in codes."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gpu.launch import PACKED, codes_of, padded, pointers
+from kernels.gpu.tile import encoded
+from kernels.paged import MAX_CODE, Batch, PagedKV
+
+
+@triton.jit
+def _store(
+    x_at, mask, column, OUT, SCALES, out_at, scale_at, alive, DIM: tl.constexpr, CODES: tl.constexpr,
+    MAX: tl.constexpr,
+):  # fmt: skip
+    x = tl.load(x_at, mask=mask, other=0.0)
+    if CODES:
+        wide = x.to(tl.float32)
+        scale = tl.div_rn(tl.max(tl.abs(wide), 1), MAX)  # as IEEE divides: codes are the reference's
+        codes = tl.clamp(tl.div_rn(wide, tl.where(scale > 0, scale, 1.0)[:, None]), -MAX, MAX)
+        tl.store(OUT + out_at[:, None] + column[None, :], encoded(codes, CODES), mask=mask)
+        tl.store(SCALES + scale_at, scale, mask=alive)
+    else:
+        tl.store(OUT + out_at[:, None] + column[None, :], x, mask=mask)
+
+
+@triton.jit(do_not_specialize_on_alignment=PACKED)
+def kv_write_kernel(
+    K,
+    V,
+    PREFIX_K,
+    PREFIX_V,
+    K_SCALES,
+    V_SCALES,
+    ROW_OFFSETS,
+    PREFIX_LENS,
+    PAGE_OFFSETS,
+    PAGES,
+    TILES,
+    k_row,
+    v_row,
+    k_page,
+    v_page,
+    scale_page,
+    QK_DIM: tl.constexpr,
+    V_DIM: tl.constexpr,
+    QK_PAD: tl.constexpr,
+    V_PAD: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    CODES: tl.constexpr,
+    MAX: tl.constexpr,
+):
+    """Grid: tiles, heads."""
+    head = tl.program_id(1)
+    user = tl.load(TILES + 2 * tl.program_id(0))
+    if user >= 0:
+        row = tl.load(TILES + 2 * tl.program_id(0) + 1) + tl.arange(0, BLOCK_M)
+        first_row = tl.load(ROW_OFFSETS + user)
+        rows = tl.load(ROW_OFFSETS + user + 1) - first_row
+        alive = row < rows
+        at = (first_row + row).to(tl.int64)
+        position = tl.load(PREFIX_LENS + user) - rows + row
+        pages = PAGES + tl.load(PAGE_OFFSETS + user)
+        page = tl.load(pages + position // PAGE, mask=alive, other=0).to(tl.int64)
+        slot = head * PAGE + position % PAGE
+        scale_at = page * scale_page + slot
+        column = tl.arange(0, QK_PAD)
+        mask = alive[:, None] & (column < QK_DIM)[None, :]
+        _store(
+            K + (at * k_row + head * QK_DIM)[:, None] + column[None, :], mask, column, PREFIX_K, K_SCALES,
+            page * k_page + slot * QK_DIM, scale_at, alive, QK_DIM, CODES, MAX,
+        )  # fmt: skip
+        column = tl.arange(0, V_PAD)
+        mask = alive[:, None] & (column < V_DIM)[None, :]
+        _store(
+            V + (at * v_row + head * V_DIM)[:, None] + column[None, :], mask, column, PREFIX_V, V_SCALES,
+            page * v_page + slot * V_DIM, scale_at, alive, V_DIM, CODES, MAX,
+        )  # fmt: skip
+
+
+def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch) -> None:
+    """See `kernels.paged_reference.kv_write`."""
+    if not len(batch.tiles):
+        return
+    _, num_heads, qk_dim = k.shape
+    kv_write_kernel[(len(batch.tiles), num_heads)](
+        k,
+        v,
+        *pointers(kv),
+        batch.row_offsets,
+        batch.prefix_lens,
+        batch.page_offsets,
+        batch.pages,
+        batch.tiles,
+        k.stride(0),
+        v.stride(0),
+        kv.k.stride(0),
+        kv.v.stride(0),
+        0 if kv.k_scales is None else kv.k_scales.stride(0),
+        QK_DIM=qk_dim,
+        V_DIM=v.shape[2],
+        QK_PAD=padded(qk_dim),
+        V_PAD=padded(v.shape[2]),
+        PAGE=kv.page_tokens,
+        BLOCK_M=batch.tile_rows,
+        CODES=codes_of(kv),
+        MAX=MAX_CODE.get(kv.k.dtype, 0.0),
+        num_warps=8 if batch.tile_rows * padded(max(qk_dim, v.shape[2])) > 8192 else 4,
+    )

@@ -1,0 +1,85 @@
+"""One step of the device thread: do jobs and answer each of them, whatever goes wrong."""
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+
+_log = logging.getLogger(__name__)
+
+
+def step(runner: Runner, job: Job) -> None:
+    """Do one job and answer it; an error is this request's alone."""
+    if _begun(job):
+        _do(runner, job)
+
+
+def step_together(runner: Runner, jobs: Sequence[Job]) -> None:
+    """Do jobs of different users as one computation. If that fails each is done on its own: an error is one's alone."""
+    begun = [job for job in jobs if _begun(job)]
+    ranks = [job for job in begun if isinstance(job, RankJob)]
+    if len(ranks) < len(begun) or len(ranks) == 1:
+        for job in begun:
+            _do(runner, job)
+        return
+    try:
+        answers = runner.rank_all(ranks)
+    except Exception as error:  # noqa: BLE001 (each is answered below; what is wrong with one shows there)
+        _log.debug("a batch of %d failed and is done one by one: %s", len(ranks), error)
+        _without_frames(error)
+        for job in ranks:
+            _do(runner, job)
+        return
+    for job, answer in zip(ranks, answers, strict=True):
+        if isinstance(answer, MFalconError):
+            job.future.set_exception(_without_frames(answer))
+        else:
+            job.future.set_result(answer)
+
+
+def refuse(jobs: Iterable[Job], error: MFalconError) -> None:
+    """Answer those that have no answer yet."""
+    for job in jobs:
+        if not job.future.done() and (job.future.running() or job.future.set_running_or_notify_cancel()):
+            job.future.set_exception(error)
+
+
+def _begun(job: Job) -> bool:
+    """Whether there is anything to do: somebody waits, and not too late."""
+    if not job.future.set_running_or_notify_cancel():
+        return False
+    if job.deadline is not None and time.monotonic() > job.deadline:
+        job.future.set_exception(DeadlineExceeded("the deadline passed while the request was queued"))
+        return False
+    return True
+
+
+def _do(runner: Runner, job: Job) -> None:
+    try:
+        match job:
+            case RankJob():
+                job.future.set_result(runner.rank(job))
+            case PrefillJob():
+                job.future.set_result(runner.prefill(job))
+            case ForgetJob():
+                runner.forget(job.user)
+                job.future.set_result(None)
+    except MFalconError as error:
+        job.future.set_exception(_without_frames(error))
+    except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
+        _log.exception("a step failed")
+        failure = EngineFailure("the engine failed on this request; the server's log has the cause")
+        failure.__cause__ = _without_frames(error)
+        job.future.set_exception(failure)
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error and what led to it without tracebacks: their frames hold KV states and the job that holds the error."""
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error

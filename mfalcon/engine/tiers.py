@@ -1,0 +1,92 @@
+"""The tiers of KV states in this process, put together: the host's alone, or a device's pool in front of it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mfalcon.kv import KVState
+from mfalcon.kv_copy import Copier, CudaCopier, Mark, ThreadCopier
+from mfalcon.models.served import ServedModel
+from mfalcon.state.demotion import Demotion
+from mfalcon.state.graves import Graves
+from mfalcon.state.history import History
+from mfalcon.state.host import HostTier
+from mfalcon.state.store import StateStore
+from mfalcon.types import CacheSource
+
+_MAX_WAITING = 64
+"""States that wait to be copied to the host, and keep their pages on the device meanwhile."""
+
+OnKeep = Callable[[History, int, KVState], None]
+
+
+class Tiers:
+    """What holds states, from the memory they are computed in down to the host's.
+
+    on_keep: told of each state that is kept.
+    """
+
+    def __init__(
+        self, served: ServedModel, fingerprint: str, budget_bytes: int, graves: Graves, on_keep: Sequence[OnKeep] = ()
+    ) -> None:
+        """budget_bytes: of the host's tier."""
+        self.host: HostTier[KVState] = HostTier(budget_bytes)
+        self.device: HostTier[KVState] | None = None
+        self.demotion: Demotion[KVState, Mark] | None = None
+        self._served = served
+        self._copier: Copier | None = None
+        self._on_keep = tuple(on_keep)
+        if served.host is None:
+            served.pool.accounts.make_room_with(self.host.make_room)
+            self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], graves, self._kept)
+            return
+        kept_pages = served.pool.accounts.num_pages - served.pool.reserved
+        device: HostTier[KVState] = HostTier(kept_pages * served.pool.layout.page_bytes)
+        self.device = device
+        self._copier = copier = _copier(served.pool.layout.shape.device)
+        host_pool = served.host
+        host_pool.accounts.make_room_with(self.host.make_room)
+
+        def demote(state: KVState, mark: Mark, older: KVState | None) -> KVState:
+            return copier.demote(state, host_pool, mark, older)
+
+        self.demotion = Demotion(fingerprint, self.host, copier.mark, demote, graves, max_waiting=_MAX_WAITING)
+        demotion = self.demotion
+        served.pool.accounts.make_room_with(lambda: device.make_room() or demotion.make_room())
+        self.store = StateStore(
+            fingerprint,
+            [(CacheSource.GPU, device), (CacheSource.HOST, self.host)],
+            graves,
+            self._kept,
+            lambda state: copier.promote(state, served.pool),
+            self._forgotten,
+        )
+
+    @property
+    def num_device_bytes(self) -> int:
+        """Bytes of states on the device."""
+        return 0 if self.device is None else self.device.num_bytes
+
+    def close(self) -> None:
+        """End what copies."""
+        if self.demotion is not None:
+            self.demotion.close()
+        if self._copier is not None:
+            self._copier.close()
+
+    def _kept(self, history: History, start: int, state: KVState) -> None:
+        if self.demotion is not None:
+            self.demotion.offer(history, start, state)
+        for told in self._on_keep:
+            told(history, start, state)
+
+    def _forgotten(self, user: bytes | None) -> None:
+        assert self.demotion is not None
+        if user is None:
+            self.demotion.clear()
+        else:
+            self.demotion.forget(user)
+
+
+def _copier(device: torch.device) -> Copier:
+    return CudaCopier(device) if device.type == "cuda" else ThreadCopier()

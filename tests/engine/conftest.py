@@ -1,0 +1,74 @@
+"""The engine's tests run twice: on the CPU's backend, and on Triton's in its interpreter as if the CPU were a GPU, with
+a device pool in front of the host's.
+"""
+
+import threading
+
+import numpy as np
+import pytest
+
+import mfalcon.engine.engine
+from kernels.choice import AUTO, TRITON
+from mfalcon.models.base import Ranker
+from mfalcon.models.served import PoolBudget, ServedModel, serve
+from mfalcon.types import CacheSource
+from tests.device import needs_interpreter
+
+DEVICES = ("cpu", pytest.param("triton", marks=needs_interpreter))
+
+
+QUICK = (
+    "test_what_one_replica_encoded_another_fetches[triton-dfgr]",
+    "test_deletion_reaches_every_tier_and_replica[triton]",
+    "test_lost_and_spoilt_chunks_shorten_the_state[triton]",
+    "test_signed_states[triton]",
+)
+"""Of the tests with Redis in the interpreter, those that always run; `make thorough` runs all: minutes."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before the markers are looked at."""
+    for item in items:
+        if "test_redis_engine" in item.nodeid and "triton" in item.name and item.name not in QUICK:
+            item.add_marker(pytest.mark.thorough)
+
+
+@pytest.fixture(params=DEVICES)
+def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> CacheSource:
+    """Engines of this test compute on a device; the tier that their states are found in."""
+    if request.param == "cpu":
+        return CacheSource.HOST
+    compute_on_triton(monkeypatch)
+    return CacheSource.GPU
+
+
+def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have engines compute in Triton's interpreter, in small shapes."""
+    one_at_a_time(monkeypatch)
+    monkeypatch.setattr(mfalcon.engine.engine, "serve", _serve_on_triton)
+    monkeypatch.setattr(mfalcon.engine.engine, "DEVICE_MICROBATCH", 32)
+    monkeypatch.setattr(mfalcon.engine.engine, "measure_encoding", _nothing)  # seconds each
+    monkeypatch.setattr("mfalcon.models.gpu._SHAPE_PAGES", 8)
+    monkeypatch.setattr("mfalcon.models.gpu._SHAPE_USERS", 4)
+
+
+def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter changes triton.language while a kernel runs: engines that live at once must take turns."""
+    from triton.runtime.interpreter import GridExecutor  # noqa: PLC0415 (triton is an extra)
+
+    right, turn = GridExecutor.__call__, threading.Lock()
+
+    def call(self: GridExecutor, *args: object, **options: object) -> None:
+        with turn, np.errstate(all="ignore"):  # rows that only fill up a shape hold anything
+            right(self, *args, **options)
+
+    monkeypatch.setattr(GridExecutor, "__call__", call)
+
+
+def _nothing(*_: object) -> None:
+    """The interpreter's speed tells nothing."""
+
+
+def _serve_on_triton(model: Ranker, backend: str, budget: PoolBudget, kv_dtype: str) -> ServedModel:
+    return serve(model, TRITON if backend == AUTO else backend, budget, kv_dtype)

@@ -1,0 +1,182 @@
+"""On a CUDA device: what Triton's interpreter cannot show. Laws, Meta's outputs, graphs, copies that overlap, SiLU's
+tanh, payloads through pinned memory.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kernels.gpu.tile import silu
+from loadtest.gpu_worlds import BOUNDS, DLRM_V3, NVIDIA, Scenario, World
+from mfalcon.kv import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
+from mfalcon.kv_codec import decode, encode
+from mfalcon.kv_copy import CudaCopier
+from mfalcon.laws import check
+from mfalcon.models.backend import StackBackend
+from mfalcon.models.config import LayerConfig
+from mfalcon.models.gpu import TritonBackend
+from mfalcon.models.layer import Stack
+from mfalcon.state.chunk import PayloadDtype
+from tests.small import small_checkpoint
+
+CUDA = torch.device("cuda")
+LAYERS, DIM, HEADS, HEAD_DIM, NORM = 2, 48, 3, 16, 64  # of tests/golden
+V3_BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+"""Of the largest output: other sums; 8 bits through two layers."""
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["dfgr", "hstu"])
+def test_laws(architecture: str, dtype: torch.dtype, kv_dtype: str) -> None:
+    checkpoint = small_checkpoint(architecture, torch.float32)
+    checkpoint.model.to(CUDA)
+    checkpoint.model.cast(dtype)
+    broken = [law for law in check(checkpoint, backend="triton", kv_dtype=kv_dtype) if not law.holds]
+    assert not broken
+
+
+@pytest.mark.parametrize("cuts", [(37,), (1, 37), (20, 21, 37)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_v3_layers_give_meta_s_outputs(dtype: torch.dtype, cuts: tuple[int, ...]) -> None:
+    golden = load_file(Path(__file__).parents[1] / "golden" / "meta_hstu.safetensors")
+    config = LayerConfig(
+        dim=DIM,
+        num_heads=HEADS,
+        qk_dim=HEAD_DIM,
+        v_dim=HEAD_DIM,
+        attention_norm=NORM,
+        activation="u",
+        output="concat",
+        output_bias=False,
+    )
+    stack = Stack(config, LAYERS).double().requires_grad_(False)
+    names = {
+        "norm_in.weight": "input_norm_weight",
+        "norm_in.bias": "input_norm_bias",
+        "norm_out.weight": "output_norm_weight",
+        "norm_out.bias": "output_norm_bias",
+        "uvqk.bias": "uvqk_beta",
+    }
+    for index, layer in enumerate(stack.layers):
+        of_layer = f"v3.layer{index}."
+        for ours, theirs in names.items():
+            layer.get_parameter(ours).copy_(golden[of_layer + theirs])
+        layer.get_parameter("uvqk.weight").copy_(golden[of_layer + "uvqk_weight"].T)
+        layer.get_parameter("output.weight").copy_(golden[of_layer + "output_weight"].T)
+    stack.to(CUDA, dtype)
+    history, candidates = (golden[f"v3.{name}"].to(CUDA, dtype) for name in ("history", "candidates"))
+    with torch.inference_mode():
+        backend = TritonBackend(stack, KVShape(LAYERS, HEADS, HEAD_DIM, HEAD_DIM, dtype, CUDA))
+        state, start = KVPool(backend.layout, 2).empty(), 0
+        for stop in cuts:
+            state = state.extend(torch.zeros(stop - start, dtype=torch.int64, device=CUDA))
+            backend.encode([state], history[start:stop], [stop - start])
+            start = stop
+        out = backend.hidden([state], candidates, [len(candidates)], [0], 4).cpu().double()
+    expected = golden["v3.candidate_outputs"].double()
+    assert float((out - expected).abs().max() / expected.abs().max()) <= V3_BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("spec", [DLRM_V3, NVIDIA], ids=lambda spec: spec.name)
+def test_a_replayed_graph_is_its_launches(spec: object) -> None:
+    """At the real width, users of odd lengths, several times: what a replay leaves behind must not matter."""
+    assert spec is DLRM_V3 or spec is NVIDIA
+    world = World(Scenario("odd", spec, (1, 63, 777, 2001), 77), CUDA, torch.bfloat16)
+    with torch.inference_mode():
+        world.encode()
+        eager = world.score(256)
+        world.backend.prepare(world.pool, 256)
+        for _ in range(3):
+            replayed = world.score(256)
+            assert world.wrong(replayed, eager, world.targets) <= BOUNDS[torch.bfloat16]
+            assert torch.equal(replayed, world.score(256))
+
+
+@pytest.mark.parametrize("codes", [None, torch.int8, torch.float8_e4m3fn])
+def test_a_state_is_scored_while_it_arrives_behind_a_slow_stream(codes: torch.dtype | None) -> None:
+    """Promoted, scored at once, appended to and demoted: as if it had never left."""
+    spec = replace(NVIDIA, num_layers=3, dim=64, num_heads=2, head_dim=32)
+    world = World(Scenario("copied", spec, (777,), 77), CUDA, torch.float32)
+    shape = world.backend.layout.shape
+    backend = TritonBackend(world.stack, shape, codes)
+    device = KVPool(backend.layout, 32)
+    host = KVPool(PlainLayout(replace(shape, device=torch.device("cpu")), PAGE_TOKENS, codes), 32, pinned=True)
+    copier = CudaCopier(CUDA)
+    with torch.inference_mode():
+        times = torch.arange(777, device=CUDA)
+        state = device.empty().extend(times[:700])
+        backend.encode([state], world.tokens[:700], [700])
+        with ThreadPoolExecutor(1) as worker:
+            below = worker.submit(copier.demote, state, host, copier.mark()).result()
+        expected = _scores(backend, state, world)
+        for _ in range(10):
+            torch.cuda._sleep(20_000_000)
+            there = copier.promote(below, device)
+            torch.cuda._sleep(1_000_000)
+            assert torch.equal(_scores(backend, there, world), expected)
+            longer = there.extend(times[700:])
+            backend.encode([longer], world.tokens[700:], [77])
+            with ThreadPoolExecutor(1) as worker:
+                back = worker.submit(copier.demote, longer, host, copier.mark(), below).result()
+            again = copier.promote(back, device)
+            assert torch.equal(_scores(backend, again, world), _scores(backend, longer, world))
+            del there, longer, again, back
+            copier.idle()
+    copier.close()
+
+
+def _scores(backend: StackBackend, state: KVState, world: World) -> Tensor:
+    return backend.hidden([state], world.targets, [len(world.targets)], [10**12], 64)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _silu_kernel(X, OUT, num, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(OUT + at, silu(tl.load(X + at, mask=at < num, other=0.0), True), mask=at < num)
+
+
+def test_silu_by_tanh_is_as_exact_as_it_says() -> None:
+    """Within 2**-12 of |x|, beside float64; NaN stays NaN, and what is large is itself or nothing."""
+    x = torch.cat([torch.linspace(-40, 40, 1 << 20), torch.randn(1 << 20), torch.tensor([0.0, 1e30, -1e30])]).to(CUDA)
+    out = torch.full_like(x, float("nan"))
+    _silu_kernel[(triton.cdiv(len(x), 1024),)](x, out, len(x), BLOCK=1024)
+    exact = torch.nn.functional.silu(x.double())
+    off = (out.double() - exact).abs()
+    assert bool((off <= 2.0**-12 * x.double().abs() + 1e-30).all())
+    nan = torch.tensor([float("nan")], device=CUDA)
+    _silu_kernel[(1,)](nan, nan, 1, BLOCK=1024)
+    assert bool(nan.isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [PayloadDtype.BFLOAT16, PayloadDtype.INT8])
+def test_payloads_through_pinned_memory_behind_a_slow_stream(dtype: PayloadDtype) -> None:
+    """Many at once, while the device is busy: no payload is taken for another's, and scores are a host's."""
+    shape = KVShape(2, 2, 16, 16, torch.bfloat16, CUDA)
+    device, host = KVPool(PlainLayout(shape), 256), KVPool(PlainLayout(replace(shape, device=torch.device("cpu"))))
+    payloads = []
+    with torch.inference_mode():
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            state = host.empty().extend(torch.arange(300) + seed)
+            for layer in range(2):
+                k, v = (torch.randn(2, 300, 16, generator=generator).bfloat16() for _ in range(2))
+                state.write(layer, k, v)
+            payloads.append((encode(state, 0, 300, dtype), 300))
+        torch.cuda._sleep(50_000_000)
+        states = [decode([payload], device, dtype) for payload in payloads]
+        torch.cuda._sleep(50_000_000)
+        for there, payload in zip(states, payloads, strict=True):
+            here = decode([payload], host, dtype)
+            assert torch.equal(there.times.cpu(), here.times)
+            for layer in range(2):
+                assert all(torch.equal(a.cpu(), b) for a, b in zip(there.read(layer), here.read(layer), strict=True))

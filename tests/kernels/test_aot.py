@@ -1,0 +1,85 @@
+"""Every GPU kernel compiles for every architecture, without spills and within limits; no GPU is needed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="no triton for this platform")
+
+from kernels.gpu import aot, configs
+from kernels.gpu.aot import Figures
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_every_kernel_keeps_its_limits(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.gpu.aot"],
+        check=False,
+        cwd=ROOT,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interpreting_process_refuses() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.gpu.aot"],
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "TRITON_INTERPRET" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("found", "limits", "told"),
+    [
+        ({"90 a": Figures(64, 0, 1024)}, {"90 a": Figures(64, 0, 1024)}, []),
+        ({"90 a": Figures(60, 0, 512)}, {"90 a": Figures(64, 0, 1024)}, []),
+        ({"90 a": Figures(65, 0, 0)}, {"90 a": Figures(64, 0, 0)}, ["90 a: registers 65 > 64"]),
+        ({"90 a": Figures(64, 8, 0)}, {"90 a": Figures(64, 0, 0)}, ["90 a: spilled 8 > 0"]),
+        ({"90 a": Figures(64, 0, 9)}, {"90 a": Figures(64, 0, 8)}, ["90 a: shared 9 > 8"]),
+        ({"90 a": Figures(64, 0, 0)}, {}, ["90 a: not in limits.json"]),
+        ({}, {"90 a": Figures(64, 0, 0)}, ["90 a: in limits.json, but no case"]),
+        (
+            {"89 a": Figures(64, 0, 101377)},
+            {"89 a": Figures(64, 0, 101377)},
+            ["89 a: shared 101377 > 101376, all that the architecture has"],
+        ),
+    ],
+    ids=["equal", "below", "registers", "spilled", "shared", "missing", "stale", "more than there is"],
+)
+def test_the_gate_sees(found: dict[str, Figures], limits: dict[str, Figures], told: list[str]) -> None:
+    assert aot.failures(found, limits) == told
+
+
+def test_registers_are_granted_as_they_are_given_out() -> None:
+    assert aot.granted(Figures(65, 0, 1)) == Figures(72, 0, 1)
+    assert aot.granted(Figures(64, 0, 1)) == Figures(64, 0, 1)
+
+
+def test_limits_cover_all_cases_and_grant_no_spill() -> None:
+    """But float32, whose products are without tensor cores: ptxas puts some words aside to hold more programs."""
+    limits = aot.read_limits()
+    assert {case.key for architecture in aot.ARCHITECTURES for case in aot.cases(architecture)} == limits.keys()
+    assert {key: limit for key, limit in limits.items() if limit.spilled > (32 if "float32" in key else 0)} == {}
+
+
+@pytest.mark.parametrize("architecture", [80, 89, 90])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_two_tiles_of_sixty_four_fit_one_multiprocessor(architecture: int, head_dim: int) -> None:
+    config = configs.attention_rule("target_attention", architecture, 2, head_dim, 64)
+    shared = aot.read_limits()[f"{architecture} target_attention bfloat16 {head_dim}x{head_dim} rows64"].shared
+    assert config.num_stages >= 2
+    assert 2 * (shared + 1024) <= 1024 * (configs.SHARED_KIB[architecture] + 1)

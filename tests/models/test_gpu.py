@@ -1,0 +1,130 @@
+"""The Triton backend in the interpreter: how it cuts batches, what it replays, and states that are still arriving."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from kernels.gpu.graphs import Graph
+from kernels.gpu.self_check import deviation
+from mfalcon.algorithm import Scoring, append_all, prefill, score, score_all
+from mfalcon.kv import KVState
+from mfalcon.kv_copy import ThreadCopier
+from mfalcon.models import gpu
+from mfalcon.models.base import Targets
+from mfalcon.models.gpu import TritonBackend, _groups, _microbatches, _Part
+from mfalcon.models.served import PoolBudget, ServedModel, reference, serve
+from tests.device import DEVICE, needs_interpreter
+from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
+
+CHECKPOINT = small_checkpoint("dfgr", torch.float32)
+BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24, device_bytes=2 << 20)
+BOUND = 1e-5
+pytestmark = needs_interpreter
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """Rows that only fill up a shape hold anything: the interpreter complains, a GPU does not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deviation(DEVICE, torch.float32, concat=False) <= 2e-5
+    monkeypatch.setattr("kernels.gpu.stack.target_bias", lambda *_: None)
+    assert deviation(DEVICE, torch.float32, concat=True) > 1e-2
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 12))
+def test_groups_keep_order_and_size(sizes: list[int], most: int) -> None:
+    parts = list(_groups(sizes, most))
+    assert [size for part in parts for size in sizes[part]] == sizes
+    for part in parts:
+        assert sum(sizes[part]) <= most or part.stop - part.start == 1
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 7))
+def test_microbatches_hold_every_target_once(sizes: list[int], most: int) -> None:
+    state = serve(CHECKPOINT.model, "triton", BUDGET).empty_state()
+    users = [_Part(state, size, number) for number, size in enumerate(sizes)]
+    rows = [part.time_ms for parts in _microbatches(users, most) for part in parts for _ in range(part.num_rows)]
+    assert rows == [number for number, size in enumerate(sizes) for _ in range(size)]
+    batches = [sum(part.num_rows for part in parts) for parts in _microbatches(users, most)]
+    assert all(size == most for size in batches[:-1]) and all(0 < size <= most for size in batches)
+
+
+def targets(num_targets: int, seed: int) -> Targets:
+    return Targets(some_rows(num_targets, seed), torch.tensor([1, 12]))
+
+
+def states_of(served: ServedModel, lengths: Sequence[int]) -> list[KVState]:
+    return [prefill(served, tokens(CHECKPOINT, random_events(n, seed=n))) for n in lengths]
+
+
+def requests(states: Sequence[KVState], sizes: Sequence[int]) -> list[Scoring]:
+    return [Scoring(state, targets(m, m), NOW_MS + m) for state, m in zip(states, sizes, strict=True)]
+
+
+@torch.inference_mode()
+def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded together and scored together, replayed or not, against the reference one by one."""
+    monkeypatch.setattr(gpu, "_SHAPE_PAGES", 6)
+    lengths, sizes = (7, 24, 1), (5, 9, 3)
+    oracle, served = reference(CHECKPOINT.model), serve(CHECKPOINT.model, "triton", BUDGET)
+    expected = score_all(oracle, requests(states_of(oracle, lengths), sizes), 64)
+    deltas = [tokens(CHECKPOINT, random_events(n, seed=n)) for n in lengths]
+    monkeypatch.setattr(gpu, "_MOST_ROWS", 25)  # two computations
+    states = append_all(served, [served.empty_state()] * 3, deltas)
+    assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
+    replayed: list[int] = []
+    right = Graph.__call__
+
+    def counted(self: Graph, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        replayed.append(len(x))
+        return right(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "__call__", counted)
+    served.stack.prepare(served.pool, 8)
+    for _ in range(2):  # what a replay leaves behind is nothing to the next
+        assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
+    assert replayed == [8, 8, 1] * 2
+    empty = requests([served.empty_state()], [4])
+    assert (
+        score_all(served, empty, 8) - score_all(oracle, requests([oracle.empty_state()], [4]), 8)
+    ).abs().max() <= BOUND
+
+
+@torch.inference_mode()
+def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    served.stack.prepare(served.pool, 8)
+    backend = served.stack
+    assert isinstance(backend, TritonBackend)
+    one, two = states_of(served, (5, 6))
+    assert backend._graph([one], 8) is not None
+    assert backend._graph([one], 9) is None
+    assert backend._graph([one, two], 2) is None
+
+
+@torch.inference_mode()
+def test_a_state_that_is_arriving_is_waited_for_layer_by_layer_and_never_replayed() -> None:
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    assert served.host is not None
+    [state] = states_of(served, (20,))
+    expected = score(served, state, targets(5, 5), NOW_MS, 8)
+    served.stack.prepare(served.pool, 8)
+    copier = ThreadCopier(delay_s=0.05)
+    down = copier.demote(state, served.host, copier.mark())
+    for page in state.pages:
+        page.fill_(255)
+    up = copier.promote(down, served.pool)
+    assert up.arriving
+    assert torch.equal(score(served, up, targets(5, 5), NOW_MS, 8), expected)
+    copier.close()
