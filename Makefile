@@ -22,17 +22,25 @@ SHELL := /bin/bash
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
+# Every Triton kernel for every architecture, held to its limits, on what the tests leave of the cores: minutes. There is
+# no Triton but on Linux.
+define kernels_compile
+mkdir -p build; if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	  nice $(BIN)/python -m kernels.gpu.aot >build/kernels.log 2>&1; fi
+endef
+
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: .venv/.installed-data ## train a small ranker on MovieLens-100K, serve it, rank with it
 	$(BIN)/mfalcon demo
 
-test: .venv/.installed-test ## format check, lint, types, tests
+test: .venv/.installed-test ## format check, lint, types, tests, every Triton kernel compiled
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(kernels_compile) & compiling=$$!; passed=0; $(BIN)/python -m pytest -q || passed=1; \
+	  wait $$compiling || { cat build/kernels.log; passed=1; }; exit $$passed
 
 check: test ## the same as test
 

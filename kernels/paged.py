@@ -132,6 +132,12 @@ def batch(
     return unpacked(packed, sizes, tile_rows, splits)
 
 
+def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Numbers on a device, without waiting for it."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def _lengths(sizes: BatchSizes) -> list[int]:
     users, pages = sizes.num_users, sizes.num_pages
     return [users + 1, users, users + 1, pages, pages, 2 * sizes.num_tiles]

@@ -306,7 +306,10 @@ class _Held:
 
     def _run(self) -> None:
         while (held := self._queue.get()) is not None:
-            held[0].synchronize()
+            try:
+                held[0].synchronize()
+            except RuntimeError:  # the device is lost: the device thread says so
+                _log.exception("a copy to the device failed")
             del held
             self._queue.task_done()
 

@@ -206,9 +206,9 @@ def complaints(error: ValidationError) -> list[str]:
                 sentences.append(f"{name}: there is no such setting{did_you_mean(name)}")
             case "value_error", _:
                 sentences.append(str(details["ctx"]["error"]))
-            # pydantic complains once for each member of the union.
             case "string_pattern_mismatch", ("device",):
                 sentences.append(f"device: got {details['input']!r}, must be cpu, cuda or cuda:N")
+            # pydantic complains once for each member of the union.
             case _, ("microbatch", *_):
                 sentences.append(f"microbatch: got {details['input']!r}, must be auto or a number of at least 1")
             case _, path:

@@ -120,23 +120,25 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
             key += (" bias" if bias else "") + (f" {_name(codes)}" if codes else "")
             yield Case(key, architecture, partial(op, dtype, *dims, rows, bias, codes), instructions)
 
+    target, prefix = (_target_attention,), (_prefix_attention,)
     for dim in (64, 128, 256):
-        for rows in (16, 64, 128):
-            if rows <= configs.most_tile_rows(2, dim):
-                yield from attention(torch.bfloat16, (dim, dim), rows)
-        yield from attention(torch.bfloat16, (dim, dim), 64, bias=True, ops=(_prefix_attention,))
-    yield from attention(torch.bfloat16, (128, 128), 64, bias=True, ops=(_target_attention,))
-    yield from attention(torch.bfloat16, (128, 128), 128, bias=True, ops=(_prefix_attention,))
-    for codes in (torch.int8, torch.float8_e4m3fn):
-        yield from attention(torch.bfloat16, (128, 128), 64, codes=codes)
+        yield from attention(torch.bfloat16, (dim, dim), 64)
+    yield from attention(torch.bfloat16, (128, 128), 16)
+    yield from attention(torch.bfloat16, (128, 128), 128)
+    yield from attention(torch.bfloat16, (128, 128), 64, bias=True)
+    yield from attention(torch.bfloat16, (128, 128), 64, codes=torch.int8, ops=target)
+    yield from attention(torch.bfloat16, (128, 128), 64, codes=torch.float8_e4m3fn, ops=prefix)
     yield from attention(torch.float16, (64, 64), 64)
     yield from attention(torch.float32, (64, 64), 64)
     if architecture == 89:  # the instructions of 8.0, in less shared memory
         return
+    for dim, rows in ((64, 16), (64, 128), (256, 16)):
+        yield from attention(torch.bfloat16, (dim, dim), rows)
+    for dim, rows in ((64, 16), (64, 64), (128, 128), (256, 64)):
+        yield from attention(torch.bfloat16, (dim, dim), rows, bias=True, ops=prefix)
     yield from attention(torch.bfloat16, (48, 80), 64)
-    yield from attention(torch.bfloat16, (64, 64), 16, bias=True)
     yield from attention(torch.bfloat16, (64, 64), 16, codes=torch.int8)
-    yield from attention(torch.float16, (128, 128), 64, bias=True)
+    yield from attention(torch.float16, (64, 64), 64, bias=True)
     if architecture == 90:  # ptxas takes 15 s for it on 8.0
         yield from attention(torch.float32, (64, 64), 64, bias=True)
     yield from attention(torch.float32, (128, 128), 64)
@@ -154,9 +156,8 @@ def _linear_cases(architecture: int) -> Iterator[Case]:
         key = f"{architecture} linear {_name(dtype)} rows{rows} in{num_in} {epilogue}"
         return Case(key, architecture, partial(_linear, dtype, rows, num_in, epilogue), instructions)
 
-    for rows in (16, 64, 512, 2048):
-        for epilogue in ("silu", "residual"):
-            yield projection(torch.bfloat16, rows, 512, epilogue)
+    for rows, epilogue in ((16, "silu"), (64, "residual"), (512, "silu"), (2048, "residual"), (2048, "silu")):
+        yield projection(torch.bfloat16, rows, 512, epilogue)
     yield projection(torch.bfloat16, 2048, 80, "residual")
     yield projection(torch.float16, 2048, 512, "silu")
     yield projection(torch.float32, 16, 512, "residual")

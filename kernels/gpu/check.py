@@ -35,6 +35,9 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     if dtype not in BOUNDS:
         raise GpuUnavailable(f"triton: computes in float32, bfloat16 and float16, not in {dtype}")
     for concat in (False, True):
-        worst = deviation(device, dtype, concat=concat)
+        try:
+            worst = deviation(device, dtype, concat=concat)
+        except Exception as error:
+            raise GpuUnavailable(f"triton: its self-check in {dtype} failed: {error}") from error
         if not worst <= BOUNDS[dtype]:
             raise GpuUnavailable(f"triton: differs from the reference by {worst:.1e} in its self-check in {dtype}")

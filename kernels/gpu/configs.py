@@ -67,10 +67,13 @@ def attention(op: str, where: Device, num_bytes: int, head_dim: int, tile_rows: 
     return attention_rule(op, where.architecture, num_bytes, head_dim, tile_rows)
 
 
-@cache
 def linear(where: Device, num_bytes: int, num_rows: int, num_out: int) -> LinearConfig:
     """For numbers of so many bytes; rows in classes of powers of two."""
-    rows = 1 << (num_rows - 1).bit_length()
+    return _linear(where, num_bytes, 1 << (num_rows - 1).bit_length(), num_out)
+
+
+@cache
+def _linear(where: Device, num_bytes: int, rows: int, num_out: int) -> LinearConfig:
     stored = _stored(where.name).get(f"linear/{num_bytes}/{rows}/{num_out}")
     return linear_rule(where.architecture, num_bytes, rows) if stored is None else LinearConfig(**stored)
 

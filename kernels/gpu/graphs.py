@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.paged import Batch, BatchSizes, pack, unpacked
+from kernels.paged import Batch, BatchSizes, pack, sent, unpacked
 
 Run: TypeAlias = Callable[[Tensor, Batch, Tensor], Tensor]
 """Rows x [num_rows, dim], their batch and its users' times -> [num_rows, dim]."""
@@ -54,12 +54,6 @@ class Graph:
         self._packed.copy_(sent(packed, x.device))
         self._times.copy_(sent(padded, x.device))
         return self._again()[: len(x)]
-
-
-def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
-    """Numbers on a device, without waiting for it."""
-    tensor = torch.from_numpy(numbers)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:

@@ -14,7 +14,7 @@ from kernels.paged import Batch, PagedKV
 PACKED = ("ROW_OFFSETS", "PREFIX_LENS", "PAGE_OFFSETS", "PAGES", "PAGE_USERS", "TILES", "REQUEST_TIMES")
 """Arguments that may lie anywhere in one packed tensor, and
 """
-VARYING = ("num_rows", "bias_head")
+VARYING = ("num_rows", "num_splits", "bias_head")
 """arguments that change with every batch: no kernel is specialised on either, as that would compile in a request."""
 _LEAST_DOT = 16
 """The least extent of a product's operands."""

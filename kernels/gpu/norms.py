@@ -57,7 +57,7 @@ def norm_gate_kernel(
     OUT,
     u_row,
     num_rows,
-    SPLITS: tl.constexpr,
+    num_splits,
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     DIM: tl.constexpr,
@@ -66,12 +66,12 @@ def norm_gate_kernel(
     CONCAT: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Grid: blocks of rows. PARTS: [SPLITS, num_rows, DIM]."""
+    """Grid: blocks of rows. PARTS: [num_splits, num_rows, DIM]."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, PAD)
     mask = (row < num_rows)[:, None] & (column < DIM)[None, :]
     attended = tl.zeros([ROWS, PAD], dtype=ACC)
-    for split in range(SPLITS):
+    for split in range(num_splits):
         at = (split * num_rows.to(tl.int64) + row) * DIM
         attended += tl.load(PARTS + at[:, None] + column[None, :], mask=mask, other=0.0).to(ACC)
     # As it would be if attention gave numbers of this type.
@@ -128,7 +128,7 @@ def norm_gate(
             out,
             u.stride(0),
             num_rows,
-            SPLITS=len(parts),
+            len(parts),
             ROWS=rows,
             EPS=eps,
             DIM=dim,

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -82,6 +82,7 @@ class Engine:
         self._config = config
         self._served = served = _serve(checkpoint, config)
         self._info = _model_info(checkpoint, config, served)
+        self._device = served.pool.layout.shape.device
         self._metrics = metrics or StateMetrics()
         self._metrics.pool_pages.set(served.pool.accounts.num_pages)
         shape = served.pool.layout.shape
@@ -98,7 +99,13 @@ class Engine:
         retention = Retention(model.config.max_history, model.config.window_chunk, config.log_slack)
         self._redis = (
             RedisParts(
-                config.redis, model, fingerprint, retention, self._graves, self._metrics, self._forget_everywhere_here
+                _redis_options(config.redis, served),
+                model,
+                fingerprint,
+                retention,
+                self._graves,
+                self._metrics,
+                self._forget_everywhere_here,
             )
             if config.redis is not None
             else None
@@ -106,7 +113,8 @@ class Engine:
         log_here = self._redis.log if self._redis is not None else None
         self._log: EventLog = log_here or EmbeddedLog(retention)
         shared = [self._redis.writes.offer] if self._redis is not None and model.prefix_stable else []
-        self._tiers = Tiers(served, fingerprint, config.kv_budget_bytes, self._graves, shared)
+        waiting = self._redis.options.write_behind_bytes if self._redis is not None else 0
+        self._tiers = Tiers(served, fingerprint, config.kv_budget_bytes, self._graves, shared, waiting)
         self._store = self._tiers.store
         self._counts = Counter[str]()
         self._recall = self._make_recall()
@@ -277,8 +285,8 @@ class Engine:
 
     def _run(self) -> None:
         take_cores(self._config.threads)
-        use_device(self._served.pool.layout.shape.device)
-        lanes = Lanes(self._config.threads)
+        use_device(self._device)
+        lanes = Lanes(1 if self._device.type == "cuda" else self._config.threads)
         with torch.inference_mode():
             try:
                 runner = self._start(lanes)
@@ -322,7 +330,7 @@ class Engine:
     def _start(self, lanes: Lanes) -> Runner:
         served = self._served
         small = 0
-        if served.stack.together:
+        if served.stack.together or self._device.type == "cuda":
             microbatch = self._config.microbatch or DEVICE_MICROBATCH
             served.stack.prepare(served.pool, microbatch)
         else:
@@ -368,6 +376,13 @@ def _serve(checkpoint: Checkpoint, config: EngineConfig) -> ServedModel:
         config.kv_budget_bytes + waiting, config.threads, model.config.max_history, config.device_budget_bytes
     )
     return serve(model, config.backend, budget, config.kv_dtype)
+
+
+def _redis_options(options: RedisOptions, served: ServedModel) -> RedisOptions:
+    """States that wait to be written keep their pages: on a device, of a quarter of its pool at most."""
+    if served.host is None:
+        return options
+    return replace(options, write_behind_bytes=min(options.write_behind_bytes, served.pool.num_bytes // 4))
 
 
 def _computed_by(served: ServedModel) -> tuple[str, str, str]:

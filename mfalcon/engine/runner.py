@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.paged import sent
 from mfalcon.algorithm import Scoring, append_all, score_all
 from mfalcon.engine.clock import Moment, clock_of
 from mfalcon.engine.job import Job, PrefillJob, RankJob
@@ -116,8 +117,9 @@ class Runner:
 
     def _rank_all(self, jobs: Sequence[RankJob], pins: ExitStack) -> list[RankResult | MFalconError]:
         began = time.monotonic()
-        needs = [self._need(job.recalled, job.request.recent_events) for job in jobs]
+        needs = [self._need(job.recalled, job.request.recent_events, pins) for job in jobs]
         encoded = self._encode(needs, pins)
+        encode_s = self._observe(encoded.work)  # waits for it: until then nobody knows who is too late
         answers: dict[int, RankResult | MFalconError] = {}
         going: dict[int, _Ranking] = {}
         for index, (job, need, state) in enumerate(zip(jobs, needs, encoded.states, strict=True)):
@@ -127,18 +129,22 @@ class Runner:
                 going[index] = _Ranking(job, self._items.rows(job.request.candidates), need, state, began)
         scoring = time.monotonic()
         by_task = self._score(list(going.values()))
-        encode_s = self._observe(encoded.work)
         for (index, ranking), scores in zip(going.items(), by_task, strict=True):
             answers[index] = self._result(ranking, scores, encode_s, time.monotonic() - scoring)
         return [answers[index] for index in range(len(jobs))]
 
     def prefill(self, job: PrefillJob) -> CacheInfo:
         """Bring a user's state up to date."""
-        need = self._need(job.recalled, no_events())
         with ExitStack() as pins:
+            need = self._need(job.recalled, no_events(), pins)
             encoded = self._encode([need], pins)
         self._observe(encoded.work)
         return _cache_info(need, encoded.states[0])
+
+    def check_device(self) -> None:
+        """Raises if the device is lost: after an error in a kernel CUDA refuses everything, for good."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     @staticmethod
     def is_rank(job: Job) -> bool:
@@ -161,11 +167,12 @@ class Runner:
         else:
             self._store.forget(user)
 
-    def _need(self, recalled: Recalled, recent: Events) -> Need:
+    def _need(self, recalled: Recalled, recent: Events, pins: ExitStack) -> Need:
         """What there is of the window of history and recent events, and what is missing. The history's part will be
         kept in the store, the rest not.
 
         If the recent events move the window's start, the history's state is of no use to this request and left alone.
+        pins: hold what was found, so that making room for one user does not drop the state of another.
         """
         began = time.monotonic()
         log = recalled.history
@@ -180,16 +187,12 @@ class Runner:
         stop = found.stop if found else start
         missing = log.since(stop) if stop < len(log) else no_events()
         state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
+        pins.enter_context(state.pinned())
         return Need(state, source, missing, recent, (log, start), time.monotonic() - began)
 
     def _encode(self, needs: Sequence[Need], pins: ExitStack) -> Encoded:
-        """The states that are needed: first all histories, which are kept, then all that is recent.
-
-        pins: hold all of them, so that making room for one user does not drop the state of another.
-        """
+        """The states that are needed: first all histories, which are kept, then all that is recent. pins: hold them."""
         states = [need.state for need in needs]
-        for state in states:
-            pins.enter_context(state.pinned())
         states, history_work = self._append(states, [need.history_events for need in needs])
         for need, state in zip(needs, states, strict=True):
             pins.enter_context(state.pinned())
@@ -271,7 +274,7 @@ class Runner:
         )
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
-        return torch.from_numpy(numbers).to(self._device)
+        return sent(numbers, self._device)
 
     def _window_start(self, history_len: int, base: int) -> int:
         """The window rule; a log that was cut for a model with a shorter window begins where it begins."""

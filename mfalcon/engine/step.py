@@ -6,32 +6,37 @@ from collections.abc import Iterable, Sequence
 
 from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
 from mfalcon.engine.runner import Runner
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 
 _log = logging.getLogger(__name__)
 
 
 def step(runner: Runner, job: Job) -> None:
-    """Do one job and answer it; an error is this request's alone."""
+    """Do one job and answer it; an error is this request's alone. Raises what a device says that is lost for good."""
     if _begun(job):
         _do(runner, job)
 
 
 def step_together(runner: Runner, jobs: Sequence[Job]) -> None:
-    """Do jobs of different users as one computation. If that fails each is done on its own: an error is one's alone."""
+    """Do jobs of different users as one computation. If that fails each is done on its own: an error is one's alone.
+
+    Raises as `step` does.
+    """
     begun = [job for job in jobs if _begun(job)]
     ranks = [job for job in begun if isinstance(job, RankJob)]
-    if len(ranks) < len(begun) or len(ranks) == 1:
+    if len(ranks) < len(begun) or len(ranks) < 2:
         for job in begun:
             _do(runner, job)
         return
     try:
         answers = runner.rank_all(ranks)
     except Exception as error:  # noqa: BLE001 (each is answered below; what is wrong with one shows there)
-        _log.debug("a batch of %d failed and is done one by one: %s", len(ranks), error)
+        if not isinstance(error, Overloaded):
+            _log.warning("a batch of %d failed and is done one by one", len(ranks), exc_info=True)
         _without_frames(error)
         for job in ranks:
-            _do(runner, job)
+            if not _is_late(job):
+                _do(runner, job)
         return
     for job, answer in zip(ranks, answers, strict=True):
         if isinstance(answer, MFalconError):
@@ -51,9 +56,14 @@ def _begun(job: Job) -> bool:
     """Whether there is anything to do: somebody waits, and not too late."""
     if not job.future.set_running_or_notify_cancel():
         return False
-    if job.deadline is not None and time.monotonic() > job.deadline:
-        job.future.set_exception(DeadlineExceeded("the deadline passed while the request was queued"))
+    return not _is_late(job)
+
+
+def _is_late(job: Job) -> bool:
+    """Whether its deadline has passed; then it is answered."""
+    if job.deadline is None or time.monotonic() <= job.deadline:
         return False
+    job.future.set_exception(DeadlineExceeded("the deadline passed while the request was queued"))
     return True
 
 
@@ -74,6 +84,7 @@ def _do(runner: Runner, job: Job) -> None:
         failure = EngineFailure("the engine failed on this request; the server's log has the cause")
         failure.__cause__ = _without_frames(error)
         job.future.set_exception(failure)
+        runner.check_device()
 
 
 def _without_frames(error: BaseException) -> BaseException:

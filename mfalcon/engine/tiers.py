@@ -27,9 +27,17 @@ class Tiers:
     """
 
     def __init__(
-        self, served: ServedModel, fingerprint: str, budget_bytes: int, graves: Graves, on_keep: Sequence[OnKeep] = ()
+        self,
+        served: ServedModel,
+        fingerprint: str,
+        budget_bytes: int,
+        graves: Graves,
+        on_keep: Sequence[OnKeep] = (),
+        waiting_bytes: int = 0,
     ) -> None:
-        """budget_bytes: of the host's tier."""
+        """budget_bytes: of the host's tier. waiting_bytes: most that those who are told hold, of the device's pool if
+        there is one.
+        """
         self.host: HostTier[KVState] = HostTier(budget_bytes)
         self.device: HostTier[KVState] | None = None
         self.demotion: Demotion[KVState, Mark] | None = None
@@ -41,7 +49,7 @@ class Tiers:
             self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], graves, self._kept)
             return
         kept_pages = served.pool.accounts.num_pages - served.pool.reserved
-        device: HostTier[KVState] = HostTier(kept_pages * served.pool.layout.page_bytes)
+        device: HostTier[KVState] = HostTier(max(0, kept_pages * served.pool.layout.page_bytes - waiting_bytes))
         self.device = device
         self._copier = copier = _copier(served.pool.layout.shape.device)
         host_pool = served.host
@@ -52,7 +60,7 @@ class Tiers:
 
         self.demotion = Demotion(fingerprint, self.host, copier.mark, demote, graves, max_waiting=_MAX_WAITING)
         demotion = self.demotion
-        served.pool.accounts.make_room_with(lambda: device.make_room() or demotion.make_room())
+        served.pool.accounts.make_room_with(lambda: device.make_room(demotion.holds) or demotion.make_room())
         self.store = StateStore(
             fingerprint,
             [(CacheSource.GPU, device), (CacheSource.HOST, self.host)],

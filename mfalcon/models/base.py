@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernels.paged import sent
 from mfalcon.kv import KVShape
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
@@ -98,7 +99,7 @@ def event_tokens(events: Events, items: ItemTable, device: torch.device) -> Even
         events["value"].astype(np.float64),
         np.ascontiguousarray(events["time_ms"]),
     )
-    return EventTokens(*(torch.from_numpy(column).to(device) for column in columns))
+    return EventTokens(*(sent(column, device) for column in columns))
 
 
 def context_codes(features: tuple[ContextFeature, ...], context: Mapping[str, int], time_ms: int) -> Ids:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gpu.graphs import Graph, Limits, sent
+from kernels.gpu.graphs import Graph, Limits
 from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.gpu.stack import GpuStack
-from kernels.paged import Batch, PagedKV, pack, sizes_of, unpacked
+from kernels.paged import Batch, PagedKV, pack, sent, sizes_of, unpacked
 from mfalcon.kv import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.layer import Stack
 from mfalcon.models.weights import layer_weights, stack_config
@@ -77,7 +77,7 @@ class TritonBackend:
         return out
 
     def prepare(self, pool: KVPool, microbatch: int) -> None:
-        """Record a graph for every power of two of targets up to a microbatch; compile the kernels of encoding."""
+        """Record a graph for a microbatch of targets, for half of it, and so on; compile what is launched without."""
         kv, like = self._pages_of(pool), torch.empty(0, dtype=pool.layout.shape.dtype, device=pool.layout.shape.device)
 
         def run(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
@@ -91,11 +91,19 @@ class TritonBackend:
             tile_rows = self._tile_rows(num_rows)
             splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, like.device)
             self._graphs.append(Graph(run, limits, tile_rows, splits, self._dim, like))
-        if like.device.type != "cuda":
-            return  # nothing is compiled
-        for num_new in (1, 17, 65):  # every size of a tile
-            state = pool.empty().extend(torch.zeros(num_new, dtype=torch.int64, device=like.device))
-            self.encode([state], like.new_zeros(num_new, self._dim), [num_new])
+        if like.device.type == "cuda":
+            self._compile(pool, microbatch)
+
+    def _compile(self, pool: KVPool, microbatch: int) -> None:
+        """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own."""
+        shape, size = self.layout.shape, self.layout.page_tokens
+        most = min(_MOST_ROWS, pool.accounts.num_pages // 2 * size)
+        for num_rows in (1 << power for power in range(most.bit_length())):
+            x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
+            state = pool.empty().extend(torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
+            self._encode([state], x, [num_rows])
+            if num_rows <= microbatch:
+                self._launch(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
 
     def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
         if len(x):
@@ -108,6 +116,10 @@ class TritonBackend:
         graph = self._graph(states, len(x))
         if graph is not None:
             return graph(x, num_rows, [state.num_tokens for state in states], _pages(states), times)
+        return self._launch(x, states, num_rows, times)
+
+    def _launch(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
+        """A score kernel by kernel."""
         kv = self._pages_of(states[0].pool)
         batch = self._batch(states, num_rows, len(x), x.device)
         return self._stack.score(x, kv, batch, sent(times, x.device), _arrival(states))

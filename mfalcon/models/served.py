@@ -114,7 +114,7 @@ def device_named(name: str, setting: str = "device") -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device.type == "cuda" and (device.index or 0) >= found:
         raise ConfigError(f"{setting}: got {name!r}, but torch finds {found} CUDA devices here")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def use_device(device: torch.device) -> None:

@@ -98,6 +98,10 @@ class Demotion(Generic[S, M]):
             self._waiting.clear()
             self._void = True
 
+    def holds(self, user: bytes) -> bool:
+        """Whether a state of the user waits or is being copied; any thread may ask."""
+        return user in self._waiting or self._copying == user
+
     def make_room(self) -> bool:
         """Drop what has waited longest, whose memory on the device is needed; False if nothing waits."""
         with self._changed:

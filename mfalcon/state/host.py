@@ -4,6 +4,7 @@ anything with a size.
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -77,10 +78,14 @@ class HostTier(Generic[S]):
             self.num_evicted += len(evicted)
             return evicted
 
-    def make_room(self) -> bool:
-        """Drop the least recently used state that nobody has in flight; False if there is none."""
+    def make_room(self, is_held: Callable[[bytes], bool] = lambda _: False) -> bool:
+        """Drop the least recently used state that nobody has in flight; False if there is none.
+
+        is_held: whether somebody else holds a user's state, so that dropping it here would free nothing.
+        """
         with self._lock:
-            user = next((user for user, entry in self._entries.items() if not entry.state.pins), None)
+            users = (user for user, entry in self._entries.items() if not entry.state.pins and not is_held(user))
+            user = next(users, None)
             if user is None:
                 return False
             self._drop(user)

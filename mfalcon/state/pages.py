@@ -1,7 +1,7 @@
 """Who holds which page of a pool: free list, reference counts, pins. No memory and no torch: pages are numbers.
 
 A run is the pages of one KV state, in token order. Runs of one lineage share pages; a page goes back to the free list
-when the last run that holds it is gone. The GPU's pool will keep its accounts here as well.
+when the last run that holds it is gone.
 """
 
 import threading

@@ -104,10 +104,13 @@ class StateStore(Generic[S]):
             if entry is None or (entry.key != key and not self._is_ancestor(entry.key, history, start)):
                 continue  # dropped since, or replaced
             if source is not self._tiers[0][0]:
-                entry = self._brought(entry)
-                if entry is None:
+                brought = self._brought(entry)
+                if brought is None:
                     continue
-                self._keep(history, entry)
+                self._keep(history, brought)
+                if place is None and brought is not entry and history.generation not in self._graves:
+                    self._tiers[1][1].put(entry)  # as it came: dropping it above costs nothing
+                entry = brought
             return Found(entry.state, entry.key.stop, source)
         return None
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -189,10 +190,10 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
 async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Runner._need
 
-    def fail_for_bob(self: Runner, log: Recalled, seen: Events) -> object:
+    def fail_for_bob(self: Runner, log: Recalled, seen: Events, pins: ExitStack) -> object:
         if log.history.user_id == "bob":
             raise RuntimeError("CUDA error: an illegal memory access")
-        return right(self, log, seen)
+        return right(self, log, seen, pins)
 
     monkeypatch.setattr(Runner, "_need", fail_for_bob)
     works = [engine.rank(request("bob" if i % 3 == 1 else f"user-{i}"), None) for i in range(9)]

@@ -11,7 +11,7 @@ import pytest
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.runner import Runner
-from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kv import PlainLayout
 from mfalcon.models.served import KV_DTYPES
 from mfalcon.types import CacheSource, Events, RankRequest, RankResult
@@ -99,6 +99,23 @@ async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch:
     monkeypatch.setattr(Runner, "_to_device", refuse)
     answers = await asyncio.gather(*(engine.rank(request(i), None) for i in range(4)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [RankResult, RankResult, EngineFailure, RankResult]
+    await engine.close()
+
+
+async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error in a kernel CUDA refuses everything: a balancer must send the users elsewhere."""
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine.wait_ready(ANSWER_SECONDS)
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(Runner, "_to_device", lost)
+    monkeypatch.setattr(Runner, "check_device", lost)
+    works = [engine.rank(request(number), None) for number in range(4)]
+    answers = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), ANSWER_SECONDS)
+    assert all(isinstance(answer, EngineFailure | ShuttingDown) for answer in answers)
+    assert not engine.ready
     await engine.close()
 
 

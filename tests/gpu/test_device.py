@@ -120,9 +120,9 @@ def test_a_state_is_scored_while_it_arrives_behind_a_slow_stream(codes: torch.dt
             below = worker.submit(copier.demote, state, host, copier.mark()).result()
         expected = _scores(backend, state, world)
         for _ in range(10):
-            torch.cuda._sleep(20_000_000)
+            with torch.cuda.stream(copier._to_device):
+                torch.cuda._sleep(20_000_000)  # so that what does not wait reads what has not come
             there = copier.promote(below, device)
-            torch.cuda._sleep(1_000_000)
             assert torch.equal(_scores(backend, there, world), expected)
             longer = there.extend(times[700:])
             backend.encode([longer], world.tokens[700:], [77])

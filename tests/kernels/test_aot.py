@@ -15,8 +15,9 @@ from kernels.gpu.aot import Figures
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_every_kernel_keeps_its_limits(tmp_path: Path) -> None:
+    """`make test` runs it as a process of its own, beside the tests."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, "-m", "kernels.gpu.aot"],

@@ -1,6 +1,8 @@
 """The Triton backend in the interpreter: how it cuts batches, what it replays, and states that are still arriving."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,11 +14,11 @@ pytest.importorskip("triton")
 
 from kernels.gpu.graphs import Graph
 from kernels.gpu.self_check import deviation
-from mfalcon.algorithm import Scoring, append_all, prefill, score, score_all
+from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score_all
 from mfalcon.kv import KVState
 from mfalcon.kv_copy import ThreadCopier
 from mfalcon.models import gpu
-from mfalcon.models.base import Targets
+from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.gpu import TritonBackend, _groups, _microbatches, _Part
 from mfalcon.models.served import PoolBudget, ServedModel, reference, serve
 from tests.device import DEVICE, needs_interpreter
@@ -101,6 +103,20 @@ def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 @torch.inference_mode()
+def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of encoding and of scoring, and nothing stays behind on the pages."""
+    monkeypatch.setattr(gpu, "_MOST_ROWS", 4)
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    backend, encoded, scored = served.stack, [], []
+    assert isinstance(backend, TritonBackend)
+    monkeypatch.setattr(backend._stack, "extend", lambda x, *_: encoded.append(len(x)))
+    monkeypatch.setattr(backend._stack, "score", lambda x, *_: scored.append(len(x)))
+    backend._compile(served.pool, 2)
+    assert (encoded, scored) == ([1, 2, 4], [1, 2])
+    assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+
+
+@torch.inference_mode()
 def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
     served = serve(CHECKPOINT.model, "triton", BUDGET)
@@ -113,18 +129,86 @@ def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert backend._graph([one, two], 2) is None
 
 
-@torch.inference_mode()
-def test_a_state_that_is_arriving_is_waited_for_layer_by_layer_and_never_replayed() -> None:
-    served = serve(CHECKPOINT.model, "triton", BUDGET)
+def arriving(served: ServedModel, state: KVState) -> tuple[KVState, threading.Event, ThreadCopier]:
+    """A copy of a state that went down to the host and comes up when the event is set; its pages are NaN until then."""
     assert served.host is not None
+    gate = threading.Event()
+    copier = ThreadCopier(before_part=lambda part: None if part == 0 else assert_set(gate))
+    down = copier.demote(state, served.host, copier.mark())
+    up = copier.promote(down, served.pool)
+    for page in up.pages:
+        page[served.stack.layout.page_tokens * 8 :].fill_(255)
+    return up, gate, copier
+
+
+def assert_set(gate: threading.Event) -> None:
+    assert gate.wait(60)
+
+
+def waits_for(gate: threading.Event, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What the work gives; it is not done before the gate opens."""
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), np.errstate(all="ignore"):
+            return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(run)
+        with pytest.raises(TimeoutError):
+            done.result(1.0)
+        gate.set()
+        return done.result(60)
+
+
+@torch.inference_mode()
+def test_a_score_waits_for_pages_that_arrive_and_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
     [state] = states_of(served, (20,))
     expected = score(served, state, targets(5, 5), NOW_MS, 8)
     served.stack.prepare(served.pool, 8)
-    copier = ThreadCopier(delay_s=0.05)
-    down = copier.demote(state, served.host, copier.mark())
-    for page in state.pages:
-        page.fill_(255)
-    up = copier.promote(down, served.pool)
-    assert up.arriving
-    assert torch.equal(score(served, up, targets(5, 5), NOW_MS, 8), expected)
+
+    def replayed(*_: object) -> None:
+        raise AssertionError("a replay waits for nothing")
+
+    monkeypatch.setattr(Graph, "__call__", replayed)
+    up, gate, copier = arriving(served, state)
+    assert torch.equal(waits_for(gate, lambda: score(served, up, targets(5, 5), NOW_MS, 8)), expected)
+    copier.close()
+
+
+def twenty_and_four() -> tuple[ServedModel, KVState, EventTokens, torch.Tensor]:
+    """A state of 20 events, four more, and scores with all of them, which were never on the same pages."""
+    events = random_events(24, seed=3)
+    served, elsewhere = (serve(CHECKPOINT.model, "triton", BUDGET) for _ in range(2))
+    first, rest = (tokens(CHECKPOINT, part) for part in (events[:20], events[20:]))
+    longer = append(elsewhere, prefill(elsewhere, first), rest)
+    return served, prefill(served, first), rest, score(elsewhere, longer, targets(5, 5), NOW_MS, 8)
+
+
+@torch.inference_mode()
+def test_an_append_waits_for_pages_that_arrive() -> None:
+    """What it writes on the last page is not overwritten by the copy, and what it reads is there."""
+    served, first, rest, expected = twenty_and_four()
+    up, gate, copier = arriving(served, first)
+    longer = waits_for(gate, lambda: score(served, append(served, up, rest), targets(5, 5), NOW_MS, 8))
+    assert torch.equal(longer, expected)
+    copier.close()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["score", "extend"])
+def test_without_the_wait_both_are_wrong(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    """Or the tests above would show nothing."""
+    served, first, rest, expected = twenty_and_four()
+    monkeypatch.setattr(gpu, "_arrival", lambda _: lambda layer: None)
+    up, gate, copier = arriving(served, first)
+    if phase == "score":
+        found = score(served, up, targets(5, 5), NOW_MS, 8)
+        gate.set()
+    else:
+        longer = append(served, up, rest)
+        gate.set()
+        copier.idle()
+        found = score(served, longer, targets(5, 5), NOW_MS, 8)
+    assert not torch.allclose(found, expected, atol=1e-3)
     copier.close()

@@ -36,6 +36,15 @@ def test_a_device_that_is_not_here_is_named(name: str) -> None:
         device_named(name)
 
 
+def test_a_device_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one torch refuses to compute there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_named("cuda") == torch.device("cuda", 0)
+    assert device_named("cuda:1") == torch.device("cuda", 1)
+    assert device_named("cpu") == torch.device("cpu")
+
+
 def test_without_a_device_there_is_one_pool() -> None:
     served = serve(MODEL, "auto", BUDGET)
     assert served.host is None and not served.stack.together

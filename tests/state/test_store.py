@@ -218,7 +218,7 @@ def test_what_is_found_below_is_brought_up_once() -> None:
     assert device.acquire(25, device.entry(23, 9)) == Found(Brought(9), 23, CacheSource.REDIS)
     assert device.acquire(25) == Found(Brought(9), 23, CacheSource.GPU)
     assert device.brought == [7, 9]
-    assert device.host.peek(user_hash("ann")) == device.store.key(history(EVENTS[:20]), 0, 20)
+    assert device.host.get(user_hash("ann")) == device.entry(23, 9)  # what was fetched is host memory: it is kept there
 
 
 @pytest.mark.parametrize("fetched", [None, 12])
@@ -255,6 +255,15 @@ def test_a_state_that_is_dropped_between_the_look_and_the_grasp_is_none(monkeypa
     monkeypatch.setattr(HostTier, "get", lambda tier, user: other if tier is device.host else None)
     assert device.acquire(25) is None
     assert not device.brought
+
+
+def test_room_is_made_of_what_nobody_else_holds() -> None:
+    device = Device()
+    for user_id in ("ann", "bob", "eve"):
+        device.store.put(history(EVENTS[:20], user_id), 0, Brought(1))
+    assert device.gpu.make_room(lambda user: user == user_hash("ann"))
+    assert device.gpu.peek(user_hash("ann")) is not None and device.gpu.peek(user_hash("bob")) is None
+    assert not device.gpu.make_room(lambda _: True)
 
 
 def test_what_a_device_evicts_is_not_passed_on_as_it_is() -> None:
