@@ -172,7 +172,8 @@ def test_a_score_waits_for_pages_that_arrive_and_replays_nothing(monkeypatch: py
 
     monkeypatch.setattr(Graph, "__call__", replayed)
     up, gate, copier = arriving(served, state)
-    assert torch.equal(waits_for(gate, lambda: score(served, up, targets(5, 5), NOW_MS, 8)), expected)
+    found = waits_for(gate, lambda: score(served, up, targets(5, 5), NOW_MS, 8))
+    assert (found - expected).abs().max() <= BOUND
     copier.close()
 
 
@@ -191,7 +192,7 @@ def test_an_append_waits_for_pages_that_arrive() -> None:
     served, first, rest, expected = twenty_and_four()
     up, gate, copier = arriving(served, first)
     longer = waits_for(gate, lambda: score(served, append(served, up, rest), targets(5, 5), NOW_MS, 8))
-    assert torch.equal(longer, expected)
+    assert (longer - expected).abs().max() <= BOUND
     copier.close()
 
 
