@@ -66,7 +66,7 @@ def assert_close(got: Tensor, expected: Tensor, w: World, dtype: torch.dtype, la
 
 
 def assert_same(got: Tensor, expected: Tensor, dtype: torch.dtype, largest_sum: float) -> None:
-    """To the bit on a device. In the interpreter to rounding: the sums of numpy's products depend on where in memory its
+    """To the bit on a device. In the interpreter to rounding: sums of numpy's products depend on where in memory their
     operands happen to stand.
     """
     if INTERPRETED and got.numel():
