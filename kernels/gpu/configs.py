@@ -88,6 +88,8 @@ def most_tile_rows(num_bytes: int, head_dim: int) -> int:
 def attention_rule(op: str, architecture: int, num_bytes: int, head_dim: int, tile_rows: int) -> AttentionConfig:
     """Where nothing was measured. op: "prefix_attention_bias" for `prefix_attention` with a bias, else its name."""
     if num_bytes > 2:  # products without tensor cores: what counts is registers
+        if tile_rows < 64 and head_dim <= 64:
+            return AttentionConfig(32, 4, 1)  # with two stages ptxas spills on 9.0
         num_warps = (4 if head_dim <= 128 else 8) if tile_rows < 64 else (8 if head_dim <= 64 else 16)
         return AttentionConfig(32 if op == "prefix_attention_bias" and head_dim <= 64 else 16, num_warps, 2)
     num_warps = 4
