@@ -20,7 +20,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.kv import KVState
 from mfalcon.laws import LawResult
 from mfalcon.models.registry import architectures
-from mfalcon.models.served import KV_DTYPES, serve
+from mfalcon.models.served import serve
 from mfalcon.state.history import History
 from mfalcon.state.host import Entry
 from mfalcon.state.store import Found, StateStore
@@ -238,15 +238,6 @@ def test_triton_holds_laws_1_and_3(architecture: str) -> None:
     with torch.inference_mode():
         assert laws.masked_error(subject, case) <= 1e-12
         assert laws.append_error(subject, case) <= 1e-12
-
-
-@pytest.mark.thorough
-@needs_interpreter
-@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_triton_holds_all_laws(dtype: torch.dtype, kv_dtype: str) -> None:
-    results = list(laws.check(small_checkpoint("dfgr", dtype), backend=TRITON, kv_dtype=kv_dtype))
-    assert all(result.holds for result in results), results
 
 
 @pytest.mark.parametrize("architecture", architectures())
