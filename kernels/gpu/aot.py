@@ -12,8 +12,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import astuple, dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -67,7 +68,7 @@ class Case:
 
     key: str
     architecture: int
-    call: partial[None]
+    call: Callable[[], object]
     instructions: tuple[str, ...] = ()
 
 
@@ -296,6 +297,36 @@ def compiled(case: Case) -> Compiled:
     return Compiled(case.key, _figures(built.asm["cubin"], built.metadata.shared), lacks)
 
 
+def all_compiled(wanted: Sequence[Case]) -> tuple[list[Compiled], list[str]]:
+    """Several at a time. Where a process dies, what was left is compiled again one by one: the second are the keys of
+    those whose process died again.
+    """
+    done: dict[str, Compiled] = {}
+    with _pool(_PROCESSES) as pool:
+        futures = {pool.submit(compiled, case): case.key for case in wanted}
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is None:
+                done[futures[future]] = future.result()
+            elif not isinstance(error, BrokenProcessPool):
+                pool.shutdown(cancel_futures=True)
+                raise RuntimeError(f"{futures[future]}: does not compile") from error
+    lost = []
+    for case in wanted:
+        if case.key not in done:
+            print(f"{case.key}: again, as a compiler died", file=sys.stderr)
+            try:
+                with _pool(1) as pool:
+                    done[case.key] = pool.submit(compiled, case).result()
+            except BrokenProcessPool:
+                lost.append(case.key)
+    return list(done.values()), lost
+
+
+def _pool(num_processes: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
+
+
 def _figures(cubin: bytes, shared: int) -> Figures:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -352,12 +383,12 @@ def main() -> int:
         print("triton interprets kernels here: unset TRITON_INTERPRET to compile them", file=sys.stderr)
         return 1
     wanted = [case for architecture in arguments.architecture for case in cases(architecture)]
-    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(compiled, wanted))
+    results, lost = all_compiled(wanted)
     found = {result.key: result.figures for result in results}
     if arguments.json:
         print(json.dumps({key: astuple(figures) for key, figures in found.items()}, indent=0))
-    wrong = [f"{result.key}: no {name} in its PTX" for result in results for name in result.lacks]
+    wrong = [f"{key}: its compiler died" for key in lost]
+    wrong += [f"{result.key}: no {name} in its PTX" for result in results for name in result.lacks]
     known = read_limits() if LIMITS.is_file() else {}
     own = {key: limit for key, limit in known.items() if int(key.split()[0]) in arguments.architecture}
     if arguments.write:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,12 @@ def test_an_interpreting_process_refuses() -> None:
 )
 def test_the_gate_sees(found: dict[str, Figures], limits: dict[str, Figures], told: list[str]) -> None:
     assert aot.failures(found, limits) == told
+
+
+def test_a_compiler_that_dies_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    case = aot.Case("90 a", 90, partial(os._exit, 9))
+    assert aot.all_compiled([case]) == ([], ["90 a"])
+    assert capfd.readouterr().err == "90 a: again, as a compiler died\n"
 
 
 def test_registers_are_granted_as_they_are_given_out() -> None:
