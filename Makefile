@@ -86,7 +86,7 @@ bench-gpu: gpu ## the same, then tune, kernels, stacks and a profile; results in
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
-	$(BIN)/python -m tests.state.mutations --count 100000
+	$(BIN)/python -m tests.kvcache.mutations --count 100000
 
 loadtest: .venv/.installed-loadtest ## load a running server
 	$(BIN)/mfalcon loadtest

@@ -1,6 +1,6 @@
 """The one public function of each op: checks its arguments, then calls the backend of the tensors' device.
 
-Today every device runs the reference op by op; whole stacks have faster backends (`kernels.choice`).
+Today every device runs the reference op by op; whole stacks have faster backends (`mfalcon.backends.choice`).
 """
 
 from torch import Tensor

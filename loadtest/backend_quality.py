@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kernels.choice import REFERENCE, runnable
 from loadtest.machine import Machine, commit, this_machine
 from loadtest.state_quality import Scorer, spearman
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.choice import REFERENCE, runnable
+from mfalcon.backends.select import ServedModel, serve
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import ServedModel, serve
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import report
 from mfalcon.types import Floats

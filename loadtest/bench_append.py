@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.choice import REFERENCE
 from loadtest.bench_score import PEAK_SECONDS, backends_here, worst_difference
 from loadtest.busy import Neighbour, neighbour
 from loadtest.floor import append_work, prefill_work
@@ -26,9 +25,10 @@ from loadtest.shapes import (
 )
 from loadtest.timing import Action, Cell, Samples, measured, spread, take_turns
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.kv import KVState
+from mfalcon.backends.choice import REFERENCE
+from mfalcon.backends.select import ServedModel, serve
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens, Ranker
-from mfalcon.models.served import ServedModel, serve
 
 NOTES = (
     "prefill: ms of encoding n events into a new state (k = n)",

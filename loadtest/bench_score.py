@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kernels.choice import ONEDNN, REFERENCE, runnable
 from loadtest.busy import Neighbour, neighbour
 from loadtest.floor import prefill_work, score_work, sum_work
 from loadtest.machine import Machine, commit, this_machine
@@ -25,8 +24,9 @@ from loadtest.shapes import (
 )
 from loadtest.timing import Cell, Samples, Spread, always, measured, spread, take_turns
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.choice import ONEDNN, REFERENCE, runnable
+from mfalcon.backends.select import ServedModel, serve
 from mfalcon.models.base import Ranker, Targets
-from mfalcon.models.served import ServedModel, serve
 
 UNBATCHED, PEER = "unbatched", "peer"
 """Beside the backends: the reference with all candidates in one microbatch, and the dense forward of loadtest.peer."""
@@ -61,9 +61,9 @@ _MIN_ROUNDS, _MAX_ROUNDS = 3, 100
 class ScoreOptions:
     """What to measure.
 
-    backends: names of kernels.choice or UNBATCHED; none: all that run here, without the portable ones. microbatches:
-    to try with every backend; none: those that suit it. seconds: to spend on repeating each cell. busy: also beside a
-    busy process. peer: also loadtest.peer, where it needs at most masked_gib.
+    backends: names of mfalcon.backends.choice or UNBATCHED; none: all that run here, without the portable ones.
+    microbatches: to try with every backend; none: those that suit it. seconds: to spend on repeating each cell. busy:
+    also beside a busy process. peer: also loadtest.peer, where it needs at most masked_gib.
     """
 
     shapes: tuple[str, ...] = ("S", "B")

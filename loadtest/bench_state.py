@@ -20,15 +20,15 @@ from loadtest.slow_proxy import SlowProxy
 from loadtest.state_replica import Brought, Device, Replica
 from loadtest.timing import Spread, spread
 from mfalcon.algorithm import prefill
+from mfalcon.backends.select import serve
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError
-from mfalcon.kv import KVState
+from mfalcon.history.history import History
+from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import serve
-from mfalcon.state.chunk import HEADER_BYTES, PayloadDtype
-from mfalcon.state.history import History
-from mfalcon.state.redis_client import RedisSettings
+from mfalcon.redis.client import RedisSettings
 from mfalcon.types import EVENT_DTYPE, Events
 
 NOTES = (
@@ -362,7 +362,7 @@ class _Bench:
         """Leave nothing in Redis."""
         replica = next(iter(self._replicas.values()))
         for n in self._options.histories:
-            await replica.redis.states.forget((await replica.read(_user(n))).user, _PATIENCE_S)
+            await replica.redis.states.delete((await replica.read(_user(n))).user, _PATIENCE_S)
 
 
 async def _take_turn(

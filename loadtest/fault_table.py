@@ -19,10 +19,10 @@ from loadtest.fault_world import random_events as new_events
 from loadtest.machine import Machine, commit, this_machine
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import MFalconError, StorageUnavailable
+from mfalcon.history.chain import user_hash
+from mfalcon.kvcache.chunk import Layout, pack, unpack
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.chunk import Layout, pack, unpack
-from mfalcon.state.key import user_hash
-from mfalcon.state.metrics import StateMetrics
 
 LATE_S = 0.1
 """Past its deadline an answer is on its way: a busy machine holds a thread up for so long."""

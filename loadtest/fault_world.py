@@ -12,21 +12,21 @@ from typing import Literal, Self, TypeAlias
 
 import numpy as np
 
-from kernels.choice import REFERENCE
 from loadtest.oracle import BOUND, Answer, Life, score_errors
 from loadtest.random_checkpoint import random_checkpoint
 from loadtest.redis_server import RedisCluster, RedisServer
 from loadtest.shapes import Shape
 from loadtest.slow_proxy import SlowProxy
+from mfalcon.backends.choice import REFERENCE
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
+from mfalcon.history.chain import user_hash
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.chunk import PayloadDtype
-from mfalcon.state.key import user_hash
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.redis_client import RedisSettings
-from mfalcon.state.redis_keys import Keys
+from mfalcon.redis.client import RedisSettings
+from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
 
 Setup: TypeAlias = Literal["states", "refuse", "stale"]

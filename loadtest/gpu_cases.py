@@ -15,7 +15,7 @@ from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.paged import Batch, PagedKV, batch
 from kernels.paged_reference import gather, quantised
 from loadtest.gpu_timing import relative_error
-from mfalcon.kv import PAGE_TOKENS, KVPool, KVShape, PlainLayout
+from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, PlainLayout
 
 TARGET, PREFIX = "target_attention", "prefix_attention"
 CODES = {"none": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
@@ -147,7 +147,7 @@ def inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     order = torch.randperm(num_pages, generator=torch.Generator().manual_seed(seed)).tolist()
     pages = [order[user * pages_each : (user + 1) * pages_each] for user in range(case.batch)]
     num_rows = case.batch * case.m
-    rows = num_rows if case.op == TARGET else case.m  # as mfalcon.models.gpu does
+    rows = num_rows if case.op == TARGET else case.m  # as mfalcon.backends.triton does
     tile_rows = tile_rows_for(rows, dtype.itemsize, case.head_dim)
     num_tiles = case.batch * -(-case.m // tile_rows)
     splits = num_splits(num_tiles * case.num_heads, case.n, device)

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from loadtest.gpu_timing import relative_error
 from loadtest.peer import DenseAttention
-from mfalcon.kv import PAGE_TOKENS, KVPool, KVShape, KVState
-from mfalcon.models.backend import ReferenceBackend, StackBackend
+from mfalcon.backends.base import ReferenceBackend, StackBackend
+from mfalcon.backends.triton import TritonBackend
+from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState
 from mfalcon.models.config import LayerConfig
-from mfalcon.models.gpu import TritonBackend
 from mfalcon.models.layer import Stack
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 5e-2}

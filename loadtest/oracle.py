@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import reference
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import reference
 from mfalcon.types import Events, Floats, Ids, no_events
 from mfalcon.window import window_start
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import reference
 from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import reference
 from mfalcon.types import EVENT_DTYPE, Events, Floats, Ids, no_events
 from mfalcon.window import window_start
 from proto import ranking_pb2 as pb

@@ -1,5 +1,5 @@
 """What payloads narrower than the model's numbers do to a ranking: the test events of a data set, scored against states
-that went through `mfalcon/kv_codec.py` as they do on their way through Redis.
+that went through `mfalcon/kvcache/codec.py` as they do on their way through Redis.
 
 Two ways. once: the user's state is encoded and decoded once, after it was computed exactly; a prefix of it is the state
 of an earlier moment, because tokens are encoded one by one. chained: the state goes through the payload at every step
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from loadtest.bench_state import Bar
 from loadtest.machine import Machine, commit, this_machine
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.kv import KVState
-from mfalcon.kv_codec import decode, encode
+from mfalcon.backends.select import ServedModel, reference
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.codec import decode, encode
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import ServedModel, reference
-from mfalcon.state.chunk import PayloadDtype
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import report
 from mfalcon.train.sequences import Columns, Visibility, Window, windows

@@ -12,23 +12,23 @@ from typing import Self, TypeVar
 
 import torch
 
+from mfalcon.backends.select import ServedModel, serve
 from mfalcon.engine.job import PrefillJob
-from mfalcon.engine.recall import EventLog, LowerTier, Recall
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding
-from mfalcon.kv import KVState
+from mfalcon.history.history import History, Retention
+from mfalcon.history.local_log import LocalLog
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.cache import Found, StateStore
+from mfalcon.kvcache.cost import NOTHING
+from mfalcon.kvcache.decision import Choice, Decision
+from mfalcon.kvcache.fetch import EventLog, Fetcher, LowerTier
+from mfalcon.kvcache.planner import Predictor, Situation
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.tier import Entry, LruTier
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import ServedModel, serve
-from mfalcon.state.cost import NOTHING
-from mfalcon.state.decision import Choice, Decision
-from mfalcon.state.embedded_log import EmbeddedLog
-from mfalcon.state.graves import Graves
-from mfalcon.state.history import History, Retention
-from mfalcon.state.host import Entry, HostTier
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.predictor import Predictor, Situation
-from mfalcon.state.store import Found, StateStore
 from mfalcon.types import CacheInfo, CacheSource
 from mfalcon.window import window_start
 
@@ -59,7 +59,7 @@ class Brought:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    recall: Recall
+    recall: Fetcher
     runner: Runner
 
 
@@ -102,14 +102,14 @@ class Replica:
         model = checkpoint.model
         self.served = served or serve(model)
         config, fingerprint = model.config, f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
-        retention, graves = Retention(config.max_history, config.window_chunk, _LOG_SLACK), Graves()
+        retention, tombstones = Retention(config.max_history, config.window_chunk, _LOG_SLACK), Tombstones()
         self.metrics = StateMetrics()
-        self.redis = RedisParts(options, model, fingerprint, retention, graves, self.metrics, lambda _: None)
-        self.log: EventLog = self.redis.log or EmbeddedLog(retention)
+        self.redis = RedisParts(options, model, fingerprint, retention, tombstones, self.metrics, lambda _: None)
+        self.log: EventLog = self.redis.log or LocalLog(retention)
         self.predictor = Predictor()
-        self._host: HostTier[KVState] = HostTier(_HOST_BYTES)
+        self._host: LruTier[KVState] = LruTier(_HOST_BYTES)
         self._store: StateStore[KVState] = StateStore(
-            fingerprint, [(CacheSource.HOST, self._host)], graves, self.redis.writes.offer
+            fingerprint, [(CacheSource.HOST, self._host)], tombstones, self.redis.writes.offer
         )
         self._checkpoint, self._device, self._probing = checkpoint, device, probing
         self._free = self._way(self.predictor)
@@ -138,12 +138,12 @@ class Replica:
         """The user's state, by a way or by the one that the predictor chooses; then wait until Redis has it too."""
         chosen = self._free if way is None else self._forced[way]
         began = time.perf_counter()
-        recalled = await chosen.recall.open(user_id, None)
-        cache = await self._device.run(lambda: chosen.runner.prefill(PrefillJob(recalled, None)))
+        fetched_history = await chosen.recall.open(user_id, None)
+        cache = await self._device.run(lambda: chosen.runner.prefill(PrefillJob(fetched_history, None)))
         seconds = time.perf_counter() - began
         await asyncio.sleep(0)  # what was kept is offered to the write-behind from the device thread
         await self.redis.writes.idle()
-        return Brought(seconds, cache, recalled.decision)
+        return Brought(seconds, cache, fetched_history.decision)
 
     async def read(self, user_id: str) -> History:
         """The user's history now."""
@@ -179,7 +179,7 @@ class Replica:
     def _way(self, predictor: Predictor) -> _Way:
         checkpoint = self._checkpoint
         config = checkpoint.model.config
-        recall = Recall(
+        recall = Fetcher(
             self.log,
             self._store,
             predictor,

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mfalcon.kv import KVState
+from mfalcon.backends.select import ServedModel
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.cores import cores_for
-from mfalcon.models.served import ServedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.bias import RelativeBias
 from kernels.dispatch import prefix_attention, target_attention
 from kernels.reference import masked_attention
-from mfalcon.kv import KVState
+from mfalcon.kvcache.state import KVState
 
 
 @dataclass(frozen=True, slots=True)

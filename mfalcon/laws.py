@@ -17,18 +17,18 @@ from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
+from mfalcon.backends.select import ServedModel, serve
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.job import RankJob
-from mfalcon.engine.recall import Recalled
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
-from mfalcon.kv import KVState
+from mfalcon.history.history import no_history
+from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.fetch import Fetched
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.tier import LruTier
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import ServedModel, serve
-from mfalcon.state.history import no_history
-from mfalcon.state.host import HostTier
-from mfalcon.state.store import StateStore
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -296,7 +296,7 @@ def _pad(rows: list[Tensor]) -> Tensor:
 
 
 def _runner(subject: Subject) -> Runner:
-    store = StateStore[KVState]("laws", [(CacheSource.HOST, HostTier(1 << 30))])
+    store = StateStore[KVState]("laws", [(CacheSource.HOST, LruTier(1 << 30))])
     return Runner(subject.served, subject.checkpoint.items, store, 64, "laws")
 
 
@@ -309,7 +309,7 @@ def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
 
 def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:
     history = no_history("user", b"laws").extended(events)
-    return RankJob(_request(checkpoint, case, "user"), Recalled(history), None)
+    return RankJob(_request(checkpoint, case, "user"), Fetched(history), None)
 
 
 def _task_scores(runner: Runner, job: RankJob) -> Tensor:

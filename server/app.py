@@ -17,15 +17,15 @@ import torch
 import uvicorn
 from prometheus_client import CollectorRegistry
 
+from mfalcon.backends.select import device_named, use_device
 from mfalcon.cores import owned_cores
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.metrics import StateMetrics
 from mfalcon.models import checkpoint
-from mfalcon.models.served import device_named, use_device
-from mfalcon.state.chunk import PayloadDtype
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.redis_client import RedisSettings
+from mfalcon.redis.client import RedisSettings
 from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc_api import GrpcServer
@@ -215,8 +215,8 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     )
     engine.wait_ready()
     # To whoever starts it: a kernel that was not compiled would otherwise only be slow.
-    passed_over = "".join(f"; not by {why}" for why in engine.passed_over)
-    print(f"computed by {engine.model.backend}{passed_over}", file=sys.stderr, flush=True)
+    unavailable = "".join(f"; not by {why}" for why in engine.unavailable)
+    print(f"computed by {engine.model.backend}{unavailable}", file=sys.stderr, flush=True)
     return engine
 
 

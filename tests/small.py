@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import reference
 from mfalcon.models.base import EventTokens, Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build
-from mfalcon.models.served import reference
 from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
 from mfalcon.window import window_start
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention
-from mfalcon.kv import KVState
+from mfalcon.backends.select import reference
+from mfalcon.kvcache.state import KVState
 from mfalcon.laws import masked_forward
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
-from mfalcon.models.served import reference
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 BOUND = 1e-12  # float64: sums in another order, values of order 10

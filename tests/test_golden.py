@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.reference import masked_attention
 from mfalcon.attention import AttentionForm, FullAttention, PrefixAttention, TargetAttention
-from mfalcon.kv import KVPool, KVShape, KVState, PlainLayout
+from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import RelativeBiasWeights, Stack
 

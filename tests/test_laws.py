@@ -9,21 +9,21 @@ from torch import Tensor
 import mfalcon.attention
 import mfalcon.engine.engine
 import mfalcon.engine.step
-import mfalcon.state.store
+import mfalcon.kvcache.cache
 from kernels import dispatch
 from kernels.bias import RelativeBias
-from kernels.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon import laws
 from mfalcon.attention import AttentionForm, BatchPrefixAttention
+from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
+from mfalcon.backends.select import serve
 from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.engine.runner import Runner
-from mfalcon.kv import KVState
+from mfalcon.history.history import History
+from mfalcon.kvcache.cache import Found, StateStore
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
 from mfalcon.models.registry import architectures
-from mfalcon.models.served import serve
-from mfalcon.state.history import History
-from mfalcon.state.host import Entry
-from mfalcon.state.store import Found, StateStore
 from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter
 from tests.small import small_checkpoint, small_config
@@ -139,12 +139,12 @@ def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = mfalcon.state.store.state_key
+    right = mfalcon.kvcache.cache.state_key
 
     def without_start(fingerprint: str, history: History, start: int, stop: int) -> object:
         return right(fingerprint, history, 0, stop)
 
-    monkeypatch.setattr(mfalcon.state.store, "state_key", without_start)
+    monkeypatch.setattr(mfalcon.kvcache.cache, "state_key", without_start)
     assert_breaks(5)
 
 
@@ -193,7 +193,7 @@ def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch
 def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(number: int, runner: Runner, job: Job) -> bool:
         if isinstance(job, RankJob) and job.deadline is not None:
-            job.future.set_result(runner.rank(RankJob(job.request, job.recalled, None)))
+            job.future.set_result(runner.rank(RankJob(job.request, job.fetched_history, None)))
             return False
         return True
 

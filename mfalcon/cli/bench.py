@@ -10,12 +10,12 @@ import torch
 import typer
 from rich.console import Console, RenderableType
 
-from kernels.choice import NAMES
 from loadtest import bench_append, bench_score, overhead, plots, tables
 from loadtest.bench_append import AppendOptions, AppendResult
 from loadtest.bench_score import ScoreOptions, ScoreResult
 from loadtest.overhead import OverheadOptions, OverheadResult
 from loadtest.shapes import DTYPES, SHAPES
+from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_faults import bench_faults

@@ -27,7 +27,7 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.redis_client import RedisSettings
+from mfalcon.redis.client import RedisSettings
 
 RouteName = Literal["random", "sticky"]
 

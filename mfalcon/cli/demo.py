@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import serve
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.process import serving
 from mfalcon.cli.rank import cost_line, top_table
@@ -20,7 +21,6 @@ from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import serve
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events, RankResult

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kernels.choice import AUTO, choose
+from mfalcon.backends.choice import AUTO, choose
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.engine.redis_parts import layout_of
-from mfalcon.kv import KVShape
+from mfalcon.history.chain import CHAIN_BLOCK
+from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
+from mfalcon.kvcache.state import KVShape
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.state.chunk import HEADER_BYTES, PayloadDtype
-from mfalcon.state.key import CHAIN_BLOCK
 from mfalcon.types import EVENT_DTYPE
 
 _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
@@ -81,7 +81,7 @@ class BackendHere:
 
     dtype: str
     backend: str
-    passed_over: tuple[str, ...]
+    unavailable: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def measure(loaded: Checkpoint) -> Inspection:
 
 def _backend_here(dtype: torch.dtype) -> BackendHere:
     choice = choose(AUTO, torch.device("cpu"), dtype)
-    return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.passed_over)
+    return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.unavailable)
 
 
 def _state_size(loaded: Checkpoint, dtype: PayloadDtype) -> StateSize:
@@ -229,7 +229,7 @@ def _model_table(found: Inspection) -> Table:
         ("tokens per event", f"{found.tokens_per_event}"),
         ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
         *(
-            (f"{here.dtype} computed by", "; ".join((here.backend, *(f"not {why}" for why in here.passed_over))))
+            (f"{here.dtype} computed by", "; ".join((here.backend, *(f"not {why}" for why in here.unavailable))))
             for here in found.backends
         ),
     ):

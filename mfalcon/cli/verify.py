@@ -9,13 +9,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kernels.choice import AUTO, FUSED, NAMES, ONEDNN, TRITON, choose
 from kernels.cpu_build import POLICIES
+from mfalcon.backends.choice import AUTO, FUSED, NAMES, ONEDNN, TRITON, choose
+from mfalcon.backends.select import KV_DTYPES, device_named, use_device
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.laws import LawResult, check
 from mfalcon.models import checkpoint
-from mfalcon.models.served import KV_DTYPES, device_named, use_device
 
 
 class Dtype(StrEnum):

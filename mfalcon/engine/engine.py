@@ -18,27 +18,27 @@ import torch
 from opentelemetry import trace
 from prometheus_client import Counter as PrometheusCounter
 
-from kernels.choice import AUTO
-from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
-from mfalcon.engine.lanes import Lanes, take_cores
-from mfalcon.engine.recall import EventLog, LowerTier, Recall, Recalled
+from mfalcon.backends.base import DEVICE_MICROBATCH
+from mfalcon.backends.choice import AUTO
+from mfalcon.backends.select import PoolBudget, ServedModel, serve, use_device
+from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
-from mfalcon.engine.step import refuse, step, step_together
+from mfalcon.engine.step import refuse, step, step_batch
 from mfalcon.engine.tiers import Tiers
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
+from mfalcon.engine.workers import WorkerPool, take_cores
 from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown, StorageUnavailable
-from mfalcon.models.backend import DEVICE_MICROBATCH
+from mfalcon.history.chain import user_hash
+from mfalcon.history.deletions import Deletion
+from mfalcon.history.history import Retention, check_order
+from mfalcon.history.local_log import LocalLog
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.fetch import EventLog, Fetched, Fetcher, LowerTier
+from mfalcon.kvcache.planner import Predictor
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import PoolBudget, ServedModel, serve, use_device
-from mfalcon.state.embedded_log import EmbeddedLog
-from mfalcon.state.forgotten import Deletion
-from mfalcon.state.graves import Graves
-from mfalcon.state.history import Retention, check_order
-from mfalcon.state.key import user_hash
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.predictor import Predictor
 from mfalcon.types import CacheInfo, ContextFeatureInfo, Events, ModelInfo, RankRequest, RankResult
 from mfalcon.window import window_start
 
@@ -54,7 +54,7 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """threads: cores of the device thread. name: of the served model, its checkpoint's if None. backend: what computes
-    (kernels.choice). kv_dtype: of the pages of KV states (models.served.KV_DTYPES).
+    (mfalcon.backends.choice). kv_dtype: of the pages of KV states (models.served.KV_DTYPES).
 
     microbatch: targets per forward, None to measure the best size at start. kv_budget_bytes: of the states in host
     memory; device_budget_bytes: of those on a GPU, 0 for most of what is free there. log_slack: events that a log keeps
@@ -90,7 +90,7 @@ class Engine:
             1
         )
         self._scheduler = Scheduler(config.queue_size)
-        self._graves = Graves()
+        self._tombstones = Tombstones()
         self._predictor = Predictor()
         model = checkpoint.model
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
@@ -103,7 +103,7 @@ class Engine:
                 model,
                 fingerprint,
                 retention,
-                self._graves,
+                self._tombstones,
                 self._metrics,
                 self._forget_everywhere_here,
             )
@@ -111,13 +111,13 @@ class Engine:
             else None
         )
         log_here = self._redis.log if self._redis is not None else None
-        self._log: EventLog = log_here or EmbeddedLog(retention)
+        self._log: EventLog = log_here or LocalLog(retention)
         shared = [self._redis.writes.offer] if self._redis is not None and model.prefix_stable else []
         waiting = self._redis.options.write_behind_bytes if self._redis is not None else 0
-        self._tiers = Tiers(served, fingerprint, config.kv_budget_bytes, self._graves, shared, waiting)
+        self._tiers = Tiers(served, fingerprint, config.kv_budget_bytes, self._tombstones, shared, waiting)
         self._store = self._tiers.store
         self._counts = Counter[str]()
-        self._recall = self._make_recall()
+        self._fetcher = self._make_recall()
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="mfalcon-device", daemon=True)
@@ -129,9 +129,9 @@ class Engine:
         return self._info
 
     @property
-    def passed_over(self) -> tuple[str, ...]:
+    def unavailable(self) -> tuple[str, ...]:
         """Backends that would be better and cannot run here, with the reason."""
-        return self._served.passed_over
+        return self._served.unavailable
 
     @property
     def ready(self) -> bool:
@@ -159,16 +159,16 @@ class Engine:
         accepted = time.monotonic()
         self._scheduler.check()
         with _tracer.start_as_current_span("rank") as span:
-            recalled = await self._recall.open(request.user_id, deadline)
-            check_order(recalled.history, request.recent_events, "recent_events")
-            job = RankJob(request, recalled, deadline, accepted=accepted)
+            fetched_history = await self._fetcher.open(request.user_id, deadline)
+            check_order(fetched_history.history, request.recent_events, "recent_events")
+            job = RankJob(request, fetched_history, deadline, accepted=accepted)
             try:
                 result = await self._answer(job, job.future)
             finally:
                 del job  # see `_answer`
             self._count(result.cache)
             if span.is_recording():
-                span.set_attributes(_explained(result, recalled))
+                span.set_attributes(_explained(result, fetched_history))
         return result
 
     async def append_events(
@@ -186,10 +186,10 @@ class Engine:
     async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
         """Encode the user's history ahead of a request. Raises as `rank` does."""
         self._scheduler.check()
-        recalled = await self._recall.open(user_id, deadline)
-        if recalled.stale:
+        fetched_history = await self._fetcher.open(user_id, deadline)
+        if fetched_history.stale:
             raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
-        job = PrefillJob(recalled, deadline)
+        job = PrefillJob(fetched_history, deadline)
         try:
             cache = await self._answer(job, job.future)
         finally:
@@ -212,7 +212,7 @@ class Engine:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self._refuse_all(ShuttingDown("the server shut down before this request was reached"))
         await asyncio.to_thread(self._thread.join)
-        await self._recall.close()
+        await self._fetcher.close()
         await asyncio.to_thread(self._tiers.close)
         if self._redis is not None:
             await self._redis.close()
@@ -221,23 +221,23 @@ class Engine:
         """The log first: from then on nothing that was made of it is kept anywhere."""
         user = user_hash(user_id)
         generation = await self._log.delete(user_id, deadline)
-        self._graves.add(generation)
-        job = ForgetJob(user)
+        self._tombstones.add(generation)
+        job = DeleteJob(user)
         self._scheduler.submit(job)
         if self._redis is not None:
-            await self._redis.forget(Deletion(user, generation))
+            await self._redis.delete(Deletion(user, generation))
         await asyncio.wrap_future(job.future)
-        self._metrics.forgotten.labels("us").inc()
+        self._metrics.deleted.labels("us").inc()
 
     def _forget_everywhere_here(self, deletion: Deletion | None) -> None:
         """A user was deleted somewhere, or (None) any may have been; of ours we hear a second time."""
         if deletion is not None:
-            if deletion.generation in self._graves:
+            if deletion.generation in self._tombstones:
                 return
-            self._graves.add(deletion.generation)
+            self._tombstones.add(deletion.generation)
         with contextlib.suppress(ShuttingDown):
-            self._scheduler.submit(ForgetJob(None if deletion is None else deletion.user))
-        self._metrics.forgotten.labels("replica" if deletion else "gap").inc()
+            self._scheduler.submit(DeleteJob(None if deletion is None else deletion.user))
+        self._metrics.deleted.labels("replica" if deletion else "gap").inc()
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
         try:
@@ -265,13 +265,13 @@ class Engine:
         metric.inc(total - self._counts[name])
         self._counts[name] = total
 
-    def _make_recall(self) -> Recall:
+    def _make_recall(self) -> Fetcher:
         model, redis = self._checkpoint.model, self._redis
         lower = None
         if redis is not None and model.prefix_stable:
             pool = self._served.host or self._served.pool
             lower = LowerTier(redis.states, redis.writes, pool, redis.workers)
-        return Recall(
+        return Fetcher(
             self._log,
             self._store,
             self._predictor,
@@ -286,7 +286,7 @@ class Engine:
     def _run(self) -> None:
         take_cores(self._config.threads)
         use_device(self._device)
-        lanes = Lanes(1 if self._device.type == "cuda" else self._config.threads)
+        lanes = WorkerPool(1 if self._device.type == "cuda" else self._config.threads)
         with torch.inference_mode():
             try:
                 runner = self._start(lanes)
@@ -311,15 +311,15 @@ class Engine:
                 del batch  # what its jobs hold is not kept while waiting for the next
         lanes.close()
 
-    def _next_batch(self, runner: Runner, lanes: Lanes) -> list[Job]:
+    def _next_batch(self, runner: Runner, lanes: WorkerPool) -> list[Job]:
         """What is done at once: users together where that is one computation, else small requests side by side."""
-        if self._served.stack.together:
+        if self._served.stack.batched:
             return self._scheduler.next_batch(_MOST_TOGETHER, runner.is_rank)
-        return self._scheduler.next_batch(lanes.num_lanes, runner.is_small)
+        return self._scheduler.next_batch(lanes.num_workers, runner.is_small)
 
-    def _do(self, runner: Runner, lanes: Lanes, batch: list[Job]) -> None:
-        if self._served.stack.together:
-            step_together(runner, batch)
+    def _do(self, runner: Runner, lanes: WorkerPool, batch: list[Job]) -> None:
+        if self._served.stack.batched:
+            step_batch(runner, batch)
         else:
             lanes.run(partial(step, runner), batch)
 
@@ -327,15 +327,15 @@ class Engine:
         """Accept nothing more and answer what is queued with an error."""
         refuse(self._scheduler.close(), error)
 
-    def _start(self, lanes: Lanes) -> Runner:
+    def _start(self, lanes: WorkerPool) -> Runner:
         served = self._served
         small = 0
-        if served.stack.together or self._device.type == "cuda":
+        if served.stack.batched or self._device.type == "cuda":
             microbatch = self._config.microbatch or DEVICE_MICROBATCH
             served.stack.prepare(served.pool, microbatch)
         else:
             microbatch = self._config.microbatch or measure_microbatch(served)
-            small = measure_side_by_side(served, lanes, microbatch) if lanes.num_lanes > 1 else 0
+            small = measure_side_by_side(served, lanes, microbatch) if lanes.num_workers > 1 else 0
         _log.info(
             "backend %s, %d threads, microbatch %d, side by side up to %d candidates, pool of %d MiB; passed over: %s",
             served.stack.name,
@@ -343,7 +343,7 @@ class Engine:
             microbatch,
             small,
             served.pool.num_bytes >> 20,
-            "; ".join(served.passed_over) or "none",
+            "; ".join(served.unavailable) or "none",
         )
         if self._redis is not None:
             measure_encoding(served, self._predictor.encode)
@@ -351,13 +351,15 @@ class Engine:
         return Runner(served, self._checkpoint.items, self._store, microbatch, version, self._predictor, small)
 
 
-def _explained(result: RankResult, recalled: Recalled) -> dict[str, str | int | bool]:
+def _explained(result: RankResult, fetched_history: Fetched) -> dict[str, str | int | bool]:
     """What a trace tells of a request; never its user."""
     return {
         "mfalcon.candidates": len(result.scores),
         "mfalcon.history_len": result.history_len,
         "mfalcon.stale": result.stale,
-        "mfalcon.state.decision": recalled.decision.explain() if recalled.decision else "nothing to decide",
+        "mfalcon.state.decision": fetched_history.decision.explain()
+        if fetched_history.decision
+        else "nothing to decide",
         "mfalcon.state.source": result.cache.source.name.lower(),
         "mfalcon.state.reused_tokens": result.cache.reused_tokens,
         "mfalcon.state.encoded_tokens": result.cache.encoded_tokens,

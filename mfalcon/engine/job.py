@@ -5,18 +5,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from mfalcon.engine.recall import Recalled
+from mfalcon.kvcache.fetch import Fetched
 from mfalcon.types import CacheInfo, RankRequest, RankResult
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RankJob:
-    """Rank candidates. recalled: the acknowledged history, before the request's own recent events, and what was found
-    of it. accepted: when the engine was asked.
+    """Rank candidates. fetched_history: the acknowledged history, before the request's own recent events, and what was
+    found of it. accepted: when the engine was asked.
     """
 
     request: RankRequest
-    recalled: Recalled
+    fetched_history: Fetched
     deadline: float | None
     future: "Future[RankResult]" = field(default_factory=Future)
     accepted: float = field(default_factory=time.monotonic)
@@ -25,25 +25,25 @@ class RankJob:
     @property
     def user(self) -> bytes:
         """Whose it is."""
-        return self.recalled.history.user
+        return self.fetched_history.history.user
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillJob:
     """Bring the user's KV state up to the acknowledged history."""
 
-    recalled: Recalled
+    fetched_history: Fetched
     deadline: float | None
     future: "Future[CacheInfo]" = field(default_factory=Future)
 
     @property
     def user(self) -> bytes:
         """Whose it is."""
-        return self.recalled.history.user
+        return self.fetched_history.history.user
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ForgetJob:
+class DeleteJob:
     """Erase every state of a user, or of all users if that is None. Runs after all work queued before it."""
 
     user: bytes | None
@@ -51,4 +51,4 @@ class ForgetJob:
     future: "Future[None]" = field(default_factory=Future)
 
 
-Job: TypeAlias = RankJob | PrefillJob | ForgetJob
+Job: TypeAlias = RankJob | PrefillJob | DeleteJob

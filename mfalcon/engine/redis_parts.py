@@ -7,22 +7,22 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from mfalcon.engine.lanes import take_cores
+from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
-from mfalcon.kv import KVState
-from mfalcon.kv_codec import encode
+from mfalcon.history.deletions import Deletion, Deletions
+from mfalcon.history.history import Retention
+from mfalcon.history.redis_log import RedisLog
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.chunk import Layout, PayloadDtype
+from mfalcon.kvcache.codec import encode
+from mfalcon.kvcache.remote import RedisStates
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.write_behind import WriteBehind
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.base import Ranker
-from mfalcon.state.chunk import Layout, PayloadDtype
-from mfalcon.state.forgotten import Deletion, Forgotten
-from mfalcon.state.graves import Graves
-from mfalcon.state.history import Retention
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.redis_client import RedisClient, RedisSettings
-from mfalcon.state.redis_keys import Keys
-from mfalcon.state.redis_log import RedisLog
-from mfalcon.state.redis_states import RedisStates
-from mfalcon.state.redis_url import redacted
-from mfalcon.state.write_behind import WriteBehind
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.keys import Keys
+from mfalcon.redis.url import redacted
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class RedisParts:
         model: Ranker,
         fingerprint: str,
         retention: Retention,
-        graves: Graves,
+        tombstones: Tombstones,
         metrics: StateMetrics,
         on_deletion: Callable[[Deletion | None], None],
     ) -> None:
@@ -70,7 +70,7 @@ class RedisParts:
         self.workers = codec_workers()
         keys = Keys(options.prefix)
         self.log: RedisLog | None = None
-        self.forgotten: Forgotten | None = None
+        self.deletions: Deletions | None = None
         if options.holds_log:
             self.log = RedisLog(
                 self.client,
@@ -80,7 +80,7 @@ class RedisParts:
                 cache_bytes=options.log_cache_bytes,
                 serve_stale=options.serve_stale,
             )
-            self.forgotten = Forgotten(self.client, keys)
+            self.deletions = Deletions(self.client, keys)
         per_event = model.tokens_per_event
         self.states = RedisStates(
             self.client,
@@ -99,7 +99,7 @@ class RedisParts:
         self.writes: WriteBehind[KVState] = WriteBehind(
             self.states,
             payload,
-            graves,
+            tombstones,
             metrics,
             self.workers,
             budget_bytes=options.write_behind_bytes,
@@ -120,15 +120,15 @@ class RedisParts:
         self.writes.start()
         self.client.start(self._keep_up)
 
-    async def forget(self, deletion: Deletion) -> None:
+    async def delete(self, deletion: Deletion) -> None:
         """Erase a user whose log has been erased: states here and in Redis; other replicas are told.
 
         Raises StorageUnavailable.
         """
-        await self.writes.forget(deletion.user)
-        await self.states.forget(deletion.user, self.options.client.write_timeout_s)
-        if self.forgotten is not None:
-            await self.forgotten.publish(deletion)
+        await self.writes.delete(deletion.user)
+        await self.states.delete(deletion.user, self.options.client.write_timeout_s)
+        if self.deletions is not None:
+            await self.deletions.publish(deletion)
 
     async def close(self) -> None:
         """Write what waits, as far as that is quick, and close the connections."""
@@ -142,8 +142,8 @@ class RedisParts:
         if now - self._kept_up_at < _UPKEEP_SECONDS:
             return
         self._kept_up_at = now
-        if self.forgotten is not None and self.log is not None:
-            await self._follow(self.forgotten, self.log)
+        if self.deletions is not None and self.log is not None:
+            await self._follow(self.deletions, self.log)
         if self.options.budget_bytes:
             used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
             self.writes.paused = sum(used) > self.options.budget_bytes
@@ -153,9 +153,9 @@ class RedisParts:
             except ConfigError as error:
                 _log.error("%s", error)
 
-    async def _follow(self, forgotten: Forgotten, log: RedisLog) -> None:
+    async def _follow(self, stream: Deletions, log: RedisLog) -> None:
         """Forget here whom another replica has deleted."""
-        deletions = await forgotten.poll()
+        deletions = await stream.poll()
         if deletions is None:
             log.drop_all()
             self._on_deletion(None)

@@ -1,5 +1,5 @@
-"""Runs jobs on the device: finds or makes the KV states, scores, blends, sorts. Lanes may run several at once; a batch
-of ranks of different users is one computation.
+"""Runs jobs on the device: finds or makes the KV states, scores, blends, sorts. Several may run at once; a batch of
+ranks of different users is one computation.
 """
 
 import time
@@ -12,18 +12,18 @@ import torch
 
 from kernels.paged import sent
 from mfalcon.algorithm import Scoring, append_all, score_all
+from mfalcon.backends.select import ServedModel
 from mfalcon.engine.clock import Moment, clock_of
 from mfalcon.engine.job import Job, PrefillJob, RankJob
-from mfalcon.engine.recall import Recalled
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
-from mfalcon.kv import KVState
+from mfalcon.history.history import History
+from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.fetch import Fetched
+from mfalcon.kvcache.planner import Predictor
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.models.served import ServedModel
-from mfalcon.state.history import History
-from mfalcon.state.predictor import Predictor
-from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, CacheSource, Events, Ids, Positions, RankResult, Timings, no_events
 from mfalcon.window import window_start
 
@@ -117,7 +117,7 @@ class Runner:
 
     def _rank_all(self, jobs: Sequence[RankJob], pins: ExitStack) -> list[RankResult | MFalconError]:
         began = time.monotonic()
-        needs = [self._need(job.recalled, job.request.recent_events, pins) for job in jobs]
+        needs = [self._need(job.fetched_history, job.request.recent_events, pins) for job in jobs]
         encoded = self._encode(needs, pins)
         encode_s = self._observe(encoded.work)  # waits for it: until then nobody knows who is too late
         answers: dict[int, RankResult | MFalconError] = {}
@@ -136,7 +136,7 @@ class Runner:
     def prefill(self, job: PrefillJob) -> CacheInfo:
         """Bring a user's state up to date."""
         with ExitStack() as pins:
-            need = self._need(job.recalled, no_events(), pins)
+            need = self._need(job.fetched_history, no_events(), pins)
             encoded = self._encode([need], pins)
         self._observe(encoded.work)
         return _cache_info(need, encoded.states[0])
@@ -155,19 +155,19 @@ class Runner:
         """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""
         if not isinstance(job, RankJob) or len(job.request.candidates) > self._small_candidates:
             return False
-        log = job.recalled.history
+        log = job.fetched_history.history
         start = self._window_start(len(log), log.base)
         new = len(log) - start - self._store.peek(log, start) + len(job.request.recent_events)
         return new <= _SMALL_EVENTS
 
-    def forget(self, user: bytes | None) -> None:
+    def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
         if user is None:
             self._store.clear()
         else:
-            self._store.forget(user)
+            self._store.delete(user)
 
-    def _need(self, recalled: Recalled, recent: Events, pins: ExitStack) -> Need:
+    def _need(self, fetched_history: Fetched, recent: Events, pins: ExitStack) -> Need:
         """What there is of the window of history and recent events, and what is missing. The history's part will be
         kept in the store, the rest not.
 
@@ -175,7 +175,7 @@ class Runner:
         pins: hold what was found, so that making room for one user does not drop the state of another.
         """
         began = time.monotonic()
-        log = recalled.history
+        log = fetched_history.history
         start = self._window_start(len(log) + len(recent), log.base)
         shared = self._model.prefix_stable and start == self._window_start(len(log), log.base)
         if not shared:
@@ -183,7 +183,7 @@ class Runner:
             left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
             empty = self._served.empty_state()
             return Need(empty, CacheSource.NONE, no_events(), left, None, time.monotonic() - began)
-        found = self._store.acquire(log, start, recalled.fetched)
+        found = self._store.acquire(log, start, fetched_history.fetched)
         stop = found.stop if found else start
         missing = log.since(stop) if stop < len(log) else no_events()
         state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
@@ -247,7 +247,7 @@ class Runner:
     def _result(
         self, ranking: _Ranking, by_task: np.ndarray, encode_s: float, score_s: float
     ) -> RankResult | EngineFailure:
-        job, recalled, need = ranking.job, ranking.job.recalled, ranking.need
+        job, fetched_history, need = ranking.job, ranking.job.fetched_history, ranking.need
         with np.errstate(over="ignore"):
             scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
         if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
@@ -255,7 +255,7 @@ class Runner:
         top = best_first(scores, job.request.top_k)
         timings = Timings(
             queue_us=_us(ranking.began - job.queued),
-            state_us=_us(recalled.seconds + need.state_s),
+            state_us=_us(fetched_history.seconds + need.state_s),
             encode_us=_us(encode_s),
             score_us=_us(score_s),
             total_us=_us(time.monotonic() - job.accepted),
@@ -268,8 +268,8 @@ class Runner:
             model_version=self._version,
             cache=_cache_info(need, ranking.state),
             timings=timings,
-            history_len=len(recalled.history),
-            stale=recalled.stale,
+            history_len=len(fetched_history.history),
+            stale=fetched_history.stale,
             unknown=np.flatnonzero(ranking.rows == UNKNOWN_ROW).astype(np.uint32),
         )
 

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from mfalcon.engine.job import ForgetJob, Job
+from mfalcon.engine.job import DeleteJob, Job
 from mfalcon.errors import Overloaded, ShuttingDown
 
 
@@ -27,7 +27,7 @@ class Scheduler:
     def submit(self, job: Job) -> None:
         """Queue a job. Raises as `check` does; a job that erases is never too many."""
         with self._changed:
-            if self._closed or not isinstance(job, ForgetJob):
+            if self._closed or not isinstance(job, DeleteJob):
                 self.check()
             self._jobs.append(job)
             self._changed.notify()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from mfalcon.engine.job import ForgetJob, Job, PrefillJob, RankJob
+from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 
@@ -17,7 +17,7 @@ def step(runner: Runner, job: Job) -> None:
         _do(runner, job)
 
 
-def step_together(runner: Runner, jobs: Sequence[Job]) -> None:
+def step_batch(runner: Runner, jobs: Sequence[Job]) -> None:
     """Do jobs of different users as one computation. If that fails each is done on its own: an error is one's alone.
 
     Raises as `step` does.
@@ -74,8 +74,8 @@ def _do(runner: Runner, job: Job) -> None:
                 job.future.set_result(runner.rank(job))
             case PrefillJob():
                 job.future.set_result(runner.prefill(job))
-            case ForgetJob():
-                runner.forget(job.user)
+            case DeleteJob():
+                runner.delete(job.user)
                 job.future.set_result(None)
     except MFalconError as error:
         job.future.set_exception(_without_frames(error))

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from mfalcon.kv import KVState
-from mfalcon.kv_copy import Copier, CudaCopier, Mark, ThreadCopier
-from mfalcon.models.served import ServedModel
-from mfalcon.state.demotion import Demotion
-from mfalcon.state.graves import Graves
-from mfalcon.state.history import History
-from mfalcon.state.host import HostTier
-from mfalcon.state.store import StateStore
+from mfalcon.backends.select import ServedModel
+from mfalcon.history.history import History
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.copy import Copier, CudaCopier, Mark, ThreadCopier
+from mfalcon.kvcache.offload import Offload
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.tier import LruTier
 from mfalcon.types import CacheSource
 
 _MAX_WAITING = 64
@@ -31,25 +31,25 @@ class Tiers:
         served: ServedModel,
         fingerprint: str,
         budget_bytes: int,
-        graves: Graves,
+        tombstones: Tombstones,
         on_keep: Sequence[OnKeep] = (),
         waiting_bytes: int = 0,
     ) -> None:
         """budget_bytes: of the host's tier. waiting_bytes: most that those who are told hold, of the device's pool if
         there is one.
         """
-        self.host: HostTier[KVState] = HostTier(budget_bytes)
-        self.device: HostTier[KVState] | None = None
-        self.demotion: Demotion[KVState, Mark] | None = None
+        self.host: LruTier[KVState] = LruTier(budget_bytes)
+        self.device: LruTier[KVState] | None = None
+        self.demotion: Offload[KVState, Mark] | None = None
         self._served = served
         self._copier: Copier | None = None
         self._on_keep = tuple(on_keep)
         if served.host is None:
             served.pool.accounts.make_room_with(self.host.make_room)
-            self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], graves, self._kept)
+            self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], tombstones, self._kept)
             return
         kept_pages = served.pool.accounts.num_pages - served.pool.reserved
-        device: HostTier[KVState] = HostTier(max(0, kept_pages * served.pool.layout.page_bytes - waiting_bytes))
+        device: LruTier[KVState] = LruTier(max(0, kept_pages * served.pool.layout.page_bytes - waiting_bytes))
         self.device = device
         self._copier = copier = _copier(served.pool.layout.shape.device)
         host_pool = served.host
@@ -58,16 +58,16 @@ class Tiers:
         def demote(state: KVState, mark: Mark, older: KVState | None) -> KVState:
             return copier.demote(state, host_pool, mark, older)
 
-        self.demotion = Demotion(fingerprint, self.host, copier.mark, demote, graves, max_waiting=_MAX_WAITING)
+        self.demotion = Offload(fingerprint, self.host, copier.mark, demote, tombstones, max_waiting=_MAX_WAITING)
         demotion = self.demotion
         served.pool.accounts.make_room_with(lambda: device.make_room(demotion.holds) or demotion.make_room())
         self.store = StateStore(
             fingerprint,
             [(CacheSource.GPU, device), (CacheSource.HOST, self.host)],
-            graves,
+            tombstones,
             self._kept,
             lambda state: copier.promote(state, served.pool),
-            self._forgotten,
+            self._deleted,
         )
 
     @property
@@ -88,12 +88,12 @@ class Tiers:
         for told in self._on_keep:
             told(history, start, state)
 
-    def _forgotten(self, user: bytes | None) -> None:
+    def _deleted(self, user: bytes | None) -> None:
         assert self.demotion is not None
         if user is None:
             self.demotion.clear()
         else:
-            self.demotion.forget(user)
+            self.demotion.delete(user)
 
 
 def _copier(device: torch.device) -> Copier:

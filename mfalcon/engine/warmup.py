@@ -5,11 +5,11 @@ import time
 import torch
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import ServedModel
 from mfalcon.engine.clock import clock_of
-from mfalcon.engine.lanes import Lanes
+from mfalcon.engine.workers import WorkerPool
+from mfalcon.kvcache.cost import EncodeCost
 from mfalcon.models.base import EventTokens, Targets
-from mfalcon.models.served import ServedModel
-from mfalcon.state.cost import EncodeCost
 
 _LONG_SECONDS = 0.2
 
@@ -36,7 +36,7 @@ def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 19
 
 
 def measure_side_by_side(
-    served: ServedModel, lanes: Lanes, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
+    served: ServedModel, lanes: WorkerPool, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
 ) -> int:
     """Most candidates of a request that is better scored on one core, beside as many others as there are lanes, than
     on all cores, one after the other. 0 if none is. Stops where a size takes long or is not 5% faster.
@@ -54,10 +54,10 @@ def measure_side_by_side(
         apart = together = float("inf")
         for _ in range(3):
             began = time.perf_counter()
-            for item in range(lanes.num_lanes):
+            for item in range(lanes.num_workers):
                 one(item)
             between = time.perf_counter()
-            lanes.run(one, range(lanes.num_lanes))
+            lanes.run(one, range(lanes.num_workers))
             apart, together = min(apart, between - began), min(together, time.perf_counter() - between)
         if together > 0.95 * apart:
             break

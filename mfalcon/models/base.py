@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.paged import sent
-from mfalcon.kv import KVShape
+from mfalcon.kvcache.state import KVShape
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
 from mfalcon.models.heads import TaskHeads

@@ -13,15 +13,15 @@ from loadtest.redis_server import RedisServer
 from loadtest.shapes import SHAPES
 from loadtest.state_replica import Device, Replica
 from mfalcon.algorithm import prefill
+from mfalcon.backends.select import reference
 from mfalcon.cli import inspect
 from mfalcon.engine.redis_parts import RedisOptions
-from mfalcon.kv import PAGE_TOKENS
-from mfalcon.kv_codec import encode
+from mfalcon.history.history import Retention, no_history
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.codec import encode
+from mfalcon.kvcache.state import PAGE_TOKENS
 from mfalcon.models import checkpoint
-from mfalcon.models.served import reference
-from mfalcon.state.chunk import PayloadDtype
-from mfalcon.state.history import Retention, no_history
-from mfalcon.state.redis_client import RedisSettings
+from mfalcon.redis.client import RedisSettings
 from tests.small import random_events, small_checkpoint, tokens
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import mfalcon.engine.engine
-from kernels.choice import AUTO, TRITON
+from mfalcon.backends.choice import AUTO, TRITON
+from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.models.base import Ranker
-from mfalcon.models.served import PoolBudget, ServedModel, serve
 from mfalcon.types import CacheSource
 from tests.device import needs_interpreter
 
@@ -49,8 +49,8 @@ def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mfalcon.engine.engine, "serve", _serve_on_triton)
     monkeypatch.setattr(mfalcon.engine.engine, "DEVICE_MICROBATCH", 32)
     monkeypatch.setattr(mfalcon.engine.engine, "measure_encoding", _nothing)  # seconds each
-    monkeypatch.setattr("mfalcon.models.gpu._SHAPE_PAGES", 8)
-    monkeypatch.setattr("mfalcon.models.gpu._SHAPE_USERS", 4)
+    monkeypatch.setattr("mfalcon.backends.triton._SHAPE_PAGES", 8)
+    monkeypatch.setattr("mfalcon.backends.triton._SHAPE_USERS", 4)
 
 
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

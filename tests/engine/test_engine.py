@@ -12,7 +12,6 @@ import pytest
 import mfalcon.engine.step
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.job import Job, RankJob
-from mfalcon.engine.recall import Recalled
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import (
     DeadlineExceeded,
@@ -23,6 +22,7 @@ from mfalcon.errors import (
     Overloaded,
     ShuttingDown,
 )
+from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
@@ -190,7 +190,7 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
 async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Runner._need
 
-    def fail_for_bob(self: Runner, log: Recalled, seen: Events, pins: ExitStack) -> object:
+    def fail_for_bob(self: Runner, log: Fetched, seen: Events, pins: ExitStack) -> object:
         if log.history.user_id == "bob":
             raise RuntimeError("CUDA error: an illegal memory access")
         return right(self, log, seen, pins)

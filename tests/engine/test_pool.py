@@ -11,15 +11,15 @@ import pytest
 import torch
 
 import mfalcon.engine.engine
-from kernels.choice import choose
 from mfalcon.algorithm import append_all
+from mfalcon.backends.choice import choose
+from mfalcon.backends.select import ServedModel
 from mfalcon.engine.engine import Engine, EngineConfig
-from mfalcon.engine.lanes import Lanes
+from mfalcon.engine.workers import WorkerPool
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
-from mfalcon.kv import KVState
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.served import ServedModel
 from mfalcon.types import Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -90,7 +90,7 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Lanes, "run", broken)
+    monkeypatch.setattr(WorkerPool, "run", broken)
     asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
     answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
     assert all(isinstance(answer, MFalconError) for answer in answers)
@@ -117,13 +117,13 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
         pytest.skip("no compiled kernel")
     monkeypatch.setattr(mfalcon.engine.engine, "measure_side_by_side", lambda *_: 10**6)
     sizes: set[int] = set()
-    right = Lanes.run
+    right = WorkerPool.run
 
-    def counted(lanes: Lanes, work: object, items: list[object]) -> None:
+    def counted(lanes: WorkerPool, work: object, items: list[object]) -> None:
         sizes.add(len(items))
         right(lanes, work, items)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Lanes, "run", counted)
+    monkeypatch.setattr(WorkerPool, "run", counted)
     checkpoint = small_checkpoint("dfgr", torch.float32, config=small_config("dfgr", max_history=300, window_chunk=64))
     items = checkpoint.items.item_id
     engine = Engine(

@@ -19,16 +19,16 @@ from loadtest.redis_server import RedisCluster, RedisServer
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError, LengthMismatch, StorageUnavailable
+from mfalcon.history.chain import user_hash
+from mfalcon.history.deletions import Deletion, Deletions
+from mfalcon.kvcache import chunk
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.cost import Estimate
+from mfalcon.kvcache.decision import Decision
+from mfalcon.kvcache.planner import Predictor, Situation
+from mfalcon.metrics import StateMetrics
 from mfalcon.models.registry import architectures
-from mfalcon.state import chunk
-from mfalcon.state.chunk import PayloadDtype
-from mfalcon.state.cost import Estimate
-from mfalcon.state.decision import Decision
-from mfalcon.state.forgotten import Deletion, Forgotten
-from mfalcon.state.key import user_hash
-from mfalcon.state.metrics import StateMetrics
-from mfalcon.state.predictor import Predictor, Situation
-from mfalcon.state.redis_client import RedisSettings
+from mfalcon.redis.client import RedisSettings
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.redis_fixtures import OwnRedis
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
@@ -213,8 +213,8 @@ async def test_a_write_in_flight_undoes_no_deletion(
     await one.append_events("ann", events, 0)  # the same events, another life
     go_on.set()
     await settle(two)
-    assert value(two._metrics, "mfalcon_write_behind_dropped_total", reason="forgotten") == 1
-    assert keys(redis_server) - {"t:forgotten"} == {":log"}
+    assert value(two._metrics, "mfalcon_write_behind_dropped_total", reason="deleted") == 1
+    assert keys(redis_server) - {"t:deletions"} == {":log"}
     await rank(two, events)
 
 
@@ -509,10 +509,10 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
     for _ in range(2):
         await rank(engine, events)
     first, second = (dict(span.attributes or {}) for span in exporter.get_finished_spans())
-    decision = str(first["mfalcon.state.decision"])
+    decision = str(first["mfalcon.kvcache.decision"])
     assert decision.endswith((": cheaper", ": only way", ": meets deadline")) and " ms (<= " in decision
     assert (first["mfalcon.state.source"], second["mfalcon.state.source"]) == ("none", here.name.lower())
-    assert second["mfalcon.state.decision"] == "nothing to decide"
+    assert second["mfalcon.kvcache.decision"] == "nothing to decide"
     assert not any("ann" in str(item) for item in first.values())
     choices = [
         sample.value
@@ -567,8 +567,8 @@ async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster:
 async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Misses make recomputing look cheaper, but what is not asked is learnt of beside the requests."""
     one, two, events = await replica(), await replica(), random_events(20)
-    monkeypatch.setattr("mfalcon.engine.recall._LEARN_SECONDS", 0.0)
-    recall = two._recall
+    monkeypatch.setattr("mfalcon.kvcache.fetch._LEARN_SECONDS", 0.0)
+    recall = two._fetcher
     for _ in range(20):
         recall._coverage.observe(0)
     for user in range(12):
@@ -598,9 +598,9 @@ async def test_a_fetch_that_timed_out_is_remembered_as_slow(
     monkeypatch.setattr(engine._redis.states, "fetch", hang)
     before = engine._predictor.fetch.predict(1_000).seconds
     for _ in range(10):
-        await asyncio.gather(engine._recall._ask(user_hash("ann"), 20, 0.05))
+        await asyncio.gather(engine._fetcher._ask(user_hash("ann"), 20, 0.05))
     assert engine._predictor.fetch.predict(1_000).seconds > 5 * before
-    assert engine._recall._coverage.fraction == 1.0
+    assert engine._fetcher._coverage.fraction == 1.0
 
 
 @pytest.mark.usefixtures("always_fetch")
@@ -643,14 +643,14 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
     replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await replica()
-    assert engine._redis is not None and engine._redis.forgotten is not None
-    forgotten = Forgotten(engine._redis.client, engine._redis.states._keys)
-    monkeypatch.setattr("mfalcon.state.forgotten._PAGE", 2)
-    assert await forgotten.poll() == []
-    redis_server.command("XADD", "t:forgotten", "*", "something", "else")
+    assert engine._redis is not None and engine._redis.deletions is not None
+    deletions = Deletions(engine._redis.client, engine._redis.states._keys)
+    monkeypatch.setattr("mfalcon.history.deletions._PAGE", 2)
+    assert await deletions.poll() == []
+    redis_server.command("XADD", "t:deletions", "*", "something", "else")
     for number in range(3):
-        await forgotten.publish(Deletion(bytes([number]), b"life"))
-    right, calls = forgotten._client.call, 0
+        await deletions.publish(Deletion(bytes([number]), b"life"))
+    right, calls = deletions._client.call, 0
 
     async def fail_once(*arguments: object) -> object:
         nonlocal calls
@@ -659,7 +659,7 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
             raise StorageUnavailable("no answer")
         return await right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(forgotten._client, "call", fail_once)
+    monkeypatch.setattr(deletions._client, "call", fail_once)
     with pytest.raises(StorageUnavailable):
-        await forgotten.poll()
-    assert [deletion.user for deletion in await forgotten.poll() or ()] == [b"\0", b"\1", b"\2"]
+        await deletions.poll()
+    assert [deletion.user for deletion in await deletions.poll() or ()] == [b"\0", b"\1", b"\2"]

@@ -6,18 +6,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfalcon.backends.select import reference
 from mfalcon.engine.job import PrefillJob, RankJob
-from mfalcon.engine.recall import Recalled
 from mfalcon.engine.runner import Runner, best_first
 from mfalcon.engine.warmup import measure_microbatch
 from mfalcon.errors import EngineFailure
-from mfalcon.kv import KVState
+from mfalcon.history.history import no_history
+from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.fetch import Fetched
+from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.tier import LruTier
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
-from mfalcon.models.served import reference
-from mfalcon.state.history import no_history
-from mfalcon.state.host import HostTier
-from mfalcon.state.store import StateStore
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -38,13 +38,13 @@ def test_best_first_is_sorted(scores: list[float], top_k: int) -> None:
 
 
 def runner_of(checkpoint: Checkpoint, budget: int = 1 << 20) -> tuple[Runner, StateStore[KVState]]:
-    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, HostTier(budget))])
+    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(budget))])
     return Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v"), store
 
 
 def rank_job(events: Events, request: RankRequest) -> RankJob:
     history = no_history(request.user_id, b"life").extended(events)
-    return RankJob(request, Recalled(history), None)
+    return RankJob(request, Fetched(history), None)
 
 
 def assert_right(checkpoint: Checkpoint, runner: Runner, events: Events, request: RankRequest) -> CacheInfo:
@@ -147,7 +147,7 @@ def test_prefill_then_rank_is_a_hit() -> None:
     runner, _ = runner_of(checkpoint)
     job = rank_job(random_events(9), rank_request("ann", ITEMS[:3].tolist()))
     with torch.inference_mode():
-        assert runner.prefill(PrefillJob(job.recalled, None)) == CacheInfo(CacheSource.NONE, 0, 9)
+        assert runner.prefill(PrefillJob(job.fetched_history, None)) == CacheInfo(CacheSource.NONE, 0, 9)
         assert runner.rank(job).cache == CacheInfo(CacheSource.HOST, 9, 0)
 
 

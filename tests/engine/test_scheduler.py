@@ -5,15 +5,15 @@ import time
 
 import pytest
 
-from mfalcon.engine.job import ForgetJob, Job, PrefillJob
-from mfalcon.engine.recall import Recalled
+from mfalcon.engine.job import DeleteJob, Job, PrefillJob
 from mfalcon.engine.scheduler import Scheduler
 from mfalcon.errors import Overloaded, ShuttingDown
-from mfalcon.state.history import no_history
+from mfalcon.history.history import no_history
+from mfalcon.kvcache.fetch import Fetched
 
 
 def job(name: str = "ann") -> PrefillJob:
-    return PrefillJob(Recalled(no_history(name)), None)
+    return PrefillJob(Fetched(no_history(name)), None)
 
 
 def test_first_come_first_served() -> None:
@@ -41,7 +41,7 @@ def test_a_job_that_erases_is_never_too_many() -> None:
     """Its log is gone already; `check` refuses a deletion before that."""
     scheduler = Scheduler(1)
     for user in (b"ann", b"bob"):
-        scheduler.submit(ForgetJob(user))
+        scheduler.submit(DeleteJob(user))
     with pytest.raises(Overloaded):
         scheduler.check()
     with pytest.raises(Overloaded):
@@ -53,7 +53,7 @@ def test_close_hands_back_what_is_queued_and_refuses_the_rest() -> None:
     scheduler.submit(one)
     assert scheduler.close() == [one]
     assert scheduler.next_batch() == []
-    for late in (job(), ForgetJob(b"ann")):
+    for late in (job(), DeleteJob(b"ann")):
         with pytest.raises(ShuttingDown):
             scheduler.submit(late)
     assert scheduler.close() == []

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from kernels.gpu.tile import silu
 from loadtest.gpu_worlds import BOUNDS, DLRM_V3, NVIDIA, Scenario, World
-from mfalcon.kv import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
-from mfalcon.kv_codec import decode, encode
-from mfalcon.kv_copy import CudaCopier
+from mfalcon.backends.base import StackBackend
+from mfalcon.backends.triton import TritonBackend
+from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.codec import decode, encode
+from mfalcon.kvcache.copy import CudaCopier
+from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.laws import check
-from mfalcon.models.backend import StackBackend
 from mfalcon.models.config import LayerConfig
-from mfalcon.models.gpu import TritonBackend
 from mfalcon.models.layer import Stack
-from mfalcon.state.chunk import PayloadDtype
 from tests.small import small_checkpoint
 
 CUDA = torch.device("cuda")

@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels import paged_reference
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.paged import Batch, BatchSizes, PagedKV, pack, sizes_of, unpacked
-from mfalcon.kv import KVShape, PlainLayout
+from mfalcon.kvcache.state import KVShape, PlainLayout
 from tests.device import DEVICE, INTERPRETED, dtypes, rounding
 
 KINDS = [(dtype, None) for dtype in dtypes()] + [

@@ -23,9 +23,9 @@ from kernels.bias import RelativeBias, time_thresholds
 from kernels.fused import FusedStack, FusedUnavailable, Kernel, LayerWeights, StackConfig
 from kernels.reference import masked_attention, target_attention
 from mfalcon.attention import AttentionForm, FullAttention
+from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import Stack
-from mfalcon.models.weights import layer_weights, stack_config
 from tests.test_golden import golden, research, target_mask, v3
 
 __all__ = ["golden", "research", "v3"]

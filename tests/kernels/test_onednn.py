@@ -13,9 +13,9 @@ from torch import Tensor
 from kernels import onednn
 from kernels.onednn import OneDnnStack, OneDnnUnavailable
 from mfalcon.attention import AttentionForm, FullAttention
+from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import Stack
-from mfalcon.models.weights import layer_weights, stack_config
 from tests.test_golden import golden, research, target_mask, v3
 
 __all__ = ["golden", "research", "v3"]

@@ -13,7 +13,6 @@ import torch
 from typer.testing import CliRunner, Result
 
 from kernels import cpu_build
-from kernels.choice import runnable
 from loadtest import bench_append, bench_score, peaks, tables
 from loadtest.bench_append import AppendOptions
 from loadtest.bench_score import ScoreOptions, Sweep, SweepPoint, backends_here
@@ -22,6 +21,7 @@ from loadtest.floor import append_work, prefill_work, score_work
 from loadtest.peaks import Peaks, faster, probe
 from loadtest.shapes import SHAPES
 from loadtest.timing import Samples, Spread, always, measured, spread, take_turns
+from mfalcon.backends.choice import runnable
 from mfalcon.cli import bench
 from mfalcon.errors import ConfigError
 

@@ -17,12 +17,12 @@ from loadtest import bench_state, state_quality, state_tables
 from loadtest.bench_state import Bar, StateOptions, StateResult, bars, crossover, regret
 from loadtest.state_quality import round_trip, spearman
 from mfalcon.algorithm import prefill
+from mfalcon.backends.select import reference
 from mfalcon.cli import bench_state as command
 from mfalcon.errors import ConfigError
+from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures, build
-from mfalcon.models.served import reference
-from mfalcon.state.chunk import PayloadDtype
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import Visibility

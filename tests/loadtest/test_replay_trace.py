@@ -18,10 +18,10 @@ from loadtest.trace import Append, Rank, TraceOptions, trace
 from mfalcon.cli import bench
 from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.errors import ConfigError
+from mfalcon.kvcache.cost import Estimate
+from mfalcon.kvcache.decision import Decision
+from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.models import checkpoint
-from mfalcon.state.cost import Estimate
-from mfalcon.state.decision import Decision
-from mfalcon.state.predictor import Predictor, Situation
 
 OPTIONS = TraceOptions(
     num_users=12, num_requests=80, num_items=40, max_history=40, delete_share=0.05, edit_share=0.05, seed=3
@@ -106,7 +106,7 @@ def served_keys(server: RedisServer) -> set[bytes]:
     """What replicas keep in Redis of their users; the stream of deletions goes by itself."""
     keys = server.command("KEYS", "*")
     assert isinstance(keys, list)
-    return {key for key in keys if isinstance(key, bytes) and b"forgotten" not in key}
+    return {key for key in keys if isinstance(key, bytes) and b"deletions" not in key}
 
 
 @pytest.mark.parametrize("saved", [False, True])

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import reference
 from mfalcon.models.base import MISSING, Targets, context_codes
 from mfalcon.models.config import ContextFeature
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding
 from mfalcon.models.registry import architectures
-from mfalcon.models.served import reference
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, small_items, some_rows, tokens
 
 FEATURES = (ContextFeature(name="surface", num_values=3), ContextFeature(name="hour", num_values=24, derive="hour_utc"))

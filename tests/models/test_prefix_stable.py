@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from mfalcon.algorithm import prefill
+from mfalcon.backends.select import reference
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.hstu import HSTU
 from mfalcon.models.registry import architecture, architectures
-from mfalcon.models.served import reference
 from tests.small import random_events, small_checkpoint, small_config, tokens
 
 BOUND = 1e-12

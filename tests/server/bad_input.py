@@ -17,7 +17,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
 from mfalcon.engine.engine import Engine, EngineConfig
-from mfalcon.state.embedded_log import EmbeddedLog
+from mfalcon.history.local_log import LocalLog
 from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult, no_events
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
@@ -423,11 +423,11 @@ class WatchedEngine(Engine):
 
     @property
     def num_users(self) -> int:
-        assert isinstance(self._log, EmbeddedLog)
+        assert isinstance(self._log, LocalLog)
         return len(self._log)
 
     def stored(self, user_id: str) -> Events:
-        assert isinstance(self._log, EmbeddedLog)
+        assert isinstance(self._log, LocalLog)
         history = self._log._histories.get(user_id)
         return no_events() if history is None else history.events
 

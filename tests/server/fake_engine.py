@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 
 from mfalcon.errors import LengthMismatch
-from mfalcon.state.history import check_order, no_history
+from mfalcon.history.history import check_order, no_history
 from mfalcon.types import (
     CacheInfo,
     CacheSource,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mfalcon.errors import ConfigError
-from mfalcon.state.chunk import PayloadDtype
+from mfalcon.kvcache.chunk import PayloadDtype
 from server.app import read_secret, redis_options
 from server.config import load_config
 from server.tracing import trace_to

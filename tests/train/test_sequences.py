@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mfalcon.algorithm import prefill, score
+from mfalcon.backends.select import reference
 from mfalcon.models.base import Ranker, Targets, event_tokens
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures, build
-from mfalcon.models.served import reference
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import (

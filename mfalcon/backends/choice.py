@@ -1,0 +1,104 @@
+"""Which backend computes a stack of layers here: by device, dtype and a self-check, or the one that is asked for.
+
+Nothing falls back silently: a choice says what was passed over and why, and a backend that was asked for by name is
+that one or an error.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from kernels import cpu_build, fused, onednn
+from kernels.gpu import check as gpu_check
+
+REFERENCE, ONEDNN, FUSED, TRITON, AUTO = "reference", "onednn", "fused", "triton", "auto"
+NAMES = (AUTO, REFERENCE, ONEDNN, FUSED, TRITON, *cpu_build.POLICIES)
+"""What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name."""
+
+_ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_SLOW = frozenset({"portable_f32", "portable_bf16"})
+"""Policies that are taken only by name: they run anywhere, and no faster than torch."""
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for cannot run here; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend by name, its compiled kernel if it is a fused one, and the better ones that were passed over."""
+
+    name: str
+    kernel: fused.Kernel | None = None
+    unavailable: tuple[str, ...] = ()
+
+
+def choose(asked: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend for stacks of this dtype on this device. Raises BackendUnavailable, never for AUTO or REFERENCE."""
+    if asked not in NAMES:
+        raise BackendUnavailable(f"backend: got {asked!r}, must be one of {', '.join(NAMES)}")
+    unavailable: list[str] = []
+    for name in _candidates(asked, device, dtype):
+        if asked == AUTO and name == ONEDNN and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+            unavailable.append("onednn: no faster than torch without AVX-512")  # docs/LOG.md
+            continue
+        try:
+            return Choice(name, _loaded(name, device, dtype), tuple(unavailable))
+        except (
+            fused.FusedUnavailable,
+            onednn.OneDnnUnavailable,
+            gpu_check.GpuUnavailable,
+            BackendUnavailable,
+        ) as error:
+            unavailable.append(str(error))
+    if asked != AUTO:
+        reasons = "; ".join(unavailable) or f"no compiled kernel computes in {dtype}"
+        raise BackendUnavailable(f"backend {asked}: {reasons}")
+    return Choice(REFERENCE, None, tuple(unavailable))
+
+
+def runnable(device: torch.device, dtype: torch.dtype) -> list[Choice]:
+    """Every backend that can run here, the preferred one first."""
+    found = []
+    on_cpu = (*_policies(dtype, slow=True), ONEDNN)
+    for name in (*((TRITON,) if device.type == "cuda" else on_cpu), REFERENCE):
+        try:
+            found.append(choose(name, device, dtype))
+        except BackendUnavailable:
+            continue
+    return found
+
+
+def _candidates(asked: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    if asked == AUTO and device.type == "cuda":
+        return [TRITON, REFERENCE]
+    if asked == AUTO:
+        return [*_policies(dtype), ONEDNN, REFERENCE]
+    return _policies(dtype) if asked == FUSED else [asked]
+
+
+def _policies(dtype: torch.dtype, *, slow: bool = False) -> list[str]:
+    """The fastest first."""
+    return [
+        name
+        for name, policy in cpu_build.POLICIES.items()
+        if policy.element == _ELEMENTS.get(dtype) and (slow or name not in _SLOW)
+    ]
+
+
+def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> fused.Kernel | None:
+    if name == REFERENCE:
+        return None
+    if name == TRITON:
+        gpu_check.check(device, dtype)
+        return None
+    if device.type != "cpu":
+        raise BackendUnavailable(f"{name}: computes on the CPU, not on {device}")
+    if dtype not in _ELEMENTS:
+        raise BackendUnavailable(f"{name}: computes in {' or '.join(_ELEMENTS.values())}, not in {dtype}")
+    if name == ONEDNN:
+        onednn.check(dtype)
+        return None
+    if cpu_build.POLICIES[name].element != _ELEMENTS[dtype]:
+        raise BackendUnavailable(f"{name}: computes in {cpu_build.POLICIES[name].element}, not in {dtype}")
+    return fused.load(name)

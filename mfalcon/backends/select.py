@@ -1,0 +1,168 @@
+"""A model that is ready to serve: its backend, and the pages on which its KV states live."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+from mfalcon.backends.base import ReferenceBackend, StackBackend
+from mfalcon.backends.choice import AUTO, ONEDNN, REFERENCE, TRITON, BackendUnavailable, Choice, choose
+from mfalcon.backends.fused import FusedBackend, OneDnnBackend
+from mfalcon.errors import ConfigError
+from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
+from mfalcon.models.base import Ranker
+
+KV_DTYPES: Final = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+"""Types of K and V on pages by name: that of the computation, or 8-bit codes."""
+_DEVICE_SHARE = 0.8
+"""Of a device's free memory that is the pool's if nothing else is said; the rest is for activations and graphs."""
+_SIMULATED_BYTES = 64 << 20
+"""Of a device that is the CPU: the kernels' interpreter."""
+_OFFLINE_WINDOWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model, what computes its stack, and where its states live. unavailable: backends that cannot run here, why.
+
+    host: pages in host memory for states that leave the pool of a device; None where the pool is the host's.
+    """
+
+    model: Ranker
+    stack: StackBackend
+    pool: KVPool
+    unavailable: tuple[str, ...] = ()
+    host: KVPool | None = None
+
+    def empty_state(self) -> KVState:
+        """The state of an empty history."""
+        return self.pool.empty()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBudget:
+    """Memory of a pool: for states that are kept, and for what is in flight beside them. longest_history: in events.
+
+    device_bytes: of the pool of a device, 0 for most of what is free there; kept_bytes are the host's then.
+    """
+
+    kept_bytes: int
+    threads: int
+    longest_history: int
+    device_bytes: int = 0
+
+    def pool(self, layout: Layout, tokens_per_event: int, *, pinned: bool = False) -> KVPool:
+        """A pool of so much memory. Raises ConfigError if there is not so much.
+
+        In flight are a state that is being made, one that it replaces and one that is being written elsewhere, of full
+        windows; and of each thread that has a small request a few pages.
+        """
+        reserved = 3 * self._longest(layout, tokens_per_event) + 4 * self.threads
+        return _allocated("kv_budget_mb", layout, self.kept_bytes // layout.page_bytes + reserved, reserved, pinned)
+
+    def device_pool(self, layout: Layout, tokens_per_event: int) -> KVPool:
+        """A pool on a device. Raises ConfigError if it could not hold three full windows."""
+        free = self.device_bytes or _free_bytes(layout.shape.device)
+        num_pages, needed = free // layout.page_bytes, 3 * self._longest(layout, tokens_per_event)
+        if num_pages < needed:
+            raise ConfigError(
+                f"device_budget_mb: got {free >> 20} MiB, must be at least {-(-needed * layout.page_bytes >> 20)} for "
+                "three full windows"
+            )
+        return _allocated("device_budget_mb", layout, num_pages, needed, False)
+
+    def _longest(self, layout: Layout, tokens_per_event: int) -> int:
+        """Pages of a full window, the last one begun."""
+        return -(-self.longest_history * tokens_per_event // layout.page_tokens) + 1
+
+
+def serve(model: Ranker, backend: str = AUTO, budget: PoolBudget | None = None, kv_dtype: str = "auto") -> ServedModel:
+    """Make a model ready. Without a budget its pool grows as it must, or on a device holds some full windows.
+
+    kv_dtype: of its pages (KV_DTYPES). Raises ConfigError for a backend that cannot run here, or that has no such
+    pages.
+    """
+    shape = model.kv_shape()
+    if kv_dtype not in KV_DTYPES:
+        raise ConfigError(f"kv_dtype: got {kv_dtype!r}, must be one of {', '.join(KV_DTYPES)}")
+    try:
+        choice = choose(backend, shape.device, shape.dtype)
+    except BackendUnavailable as error:
+        raise ConfigError(str(error)) from error
+    if choice.name == TRITON:
+        return _on_device(model, choice, budget, kv_dtype)
+    if kv_dtype == "fp8":
+        raise ConfigError(
+            f"kv_dtype: got fp8, must be auto or int8 where triton does not compute (it is {choice.name})"
+        )
+    if kv_dtype == "int8" and choice.kernel is None:
+        why = "; ".join(choice.unavailable) or f"backend is {choice.name}"
+        raise ConfigError(f"kv_dtype: got int8, must be auto where no fused kernel computes ({why})")
+    stack = _backend(choice, model, int8=kv_dtype == "int8")
+    pool = budget.pool(stack.layout, model.tokens_per_event) if budget else KVPool(stack.layout)
+    return ServedModel(model, stack, pool, choice.unavailable)
+
+
+def device_named(name: str, setting: str = "device") -> torch.device:
+    """A device of this machine. Raises ConfigError for one that it lacks; setting: who asked for it."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"{setting}: got {name!r}, must be cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"{setting}: got {name!r}, must be cpu, cuda or cuda:N")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ConfigError(f"{setting}: got {name!r}, but torch finds {found} CUDA devices here")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def use_device(device: torch.device) -> None:
+    """Have the calling thread launch its kernels on a device: Triton asks the thread, not the tensors."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def reference(model: Ranker) -> ServedModel:
+    """The model on the reference backend: the oracle of every other one."""
+    return serve(model, REFERENCE)
+
+
+def _backend(choice: Choice, model: Ranker, *, int8: bool) -> StackBackend:
+    if choice.kernel is not None:
+        return FusedBackend(choice.kernel, model.stack, model.kv_shape(), int8=int8)
+    if choice.name == ONEDNN:
+        return OneDnnBackend(model.stack, model.kv_shape())
+    return ReferenceBackend(model.stack, model.kv_shape())
+
+
+def _on_device(model: Ranker, choice: Choice, budget: PoolBudget | None, kv_dtype: str) -> ServedModel:
+    """In Triton: a pool on the device, and one in host memory of the same pages."""
+    from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
+
+    shape, per_event = model.kv_shape(), model.tokens_per_event
+    stack = TritonBackend(model.stack, shape, KV_DTYPES[kv_dtype])
+    if budget is None:
+        longest = -(-model.config.max_history * per_event // stack.layout.page_tokens) + 1
+        return ServedModel(model, stack, KVPool(stack.layout, _OFFLINE_WINDOWS * longest), choice.unavailable)
+    pool = budget.device_pool(stack.layout, per_event)
+    of_host = PlainLayout(replace(shape, device=torch.device("cpu")), stack.layout.page_tokens, stack.layout.codes)
+    host = budget.pool(of_host, per_event, pinned=shape.device.type == "cuda")
+    return ServedModel(model, stack, pool, choice.unavailable, host)
+
+
+def _allocated(setting: str, layout: Layout, num_pages: int, reserved: int, pinned: bool) -> KVPool:
+    try:
+        return KVPool(layout, num_pages, reserved, pinned=pinned)
+    except (RuntimeError, MemoryError) as error:
+        raise ConfigError(
+            f"{setting}: {num_pages * layout.page_bytes >> 20} MiB of pages ({reserved} of {num_pages} for requests in "
+            f"flight) cannot be allocated: {error}"
+        ) from error
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What a pool may take of a device."""
+    if device.type != "cuda":
+        return _SIMULATED_BYTES
+    return int(_DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])

@@ -1,0 +1,197 @@
+"""The Triton kernels (`kernels.gpu`) as the backend of a stack: many users in one go, over one pool of pages."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.gpu.graphs import Graph, Limits
+from kernels.gpu.launch import num_splits, tile_rows_for
+from kernels.gpu.stack import GpuStack
+from kernels.paged import Batch, PagedKV, pack, sent, sizes_of, unpacked
+from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
+from mfalcon.models.layer import Stack
+
+_LEAST_SHAPE = 256
+_MOST_ROWS = 65_536
+"""New tokens that pass through the layers at once, unless one user has more: 256 MB of uvqk at a width of 512."""
+_SHAPE_USERS = 32
+_SHAPE_PAGES = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some targets of one user."""
+
+    state: KVState
+    num_rows: int
+    time_ms: int
+
+
+class TritonBackend:
+    """A stack on a device. The pages of one pool are all it reads and writes; one thread may use it at a time."""
+
+    name = "triton"
+    batched = True
+
+    def __init__(self, stack: Stack, shape: KVShape, codes: torch.dtype | None = None) -> None:
+        """codes: of K and V on the pages, None for the compute dtype."""
+        config = stack_config(stack)
+        self._stack = GpuStack(config, layer_weights(stack))
+        self._dim, self._num_heads = config.dim, config.num_heads
+        self._tile_rows = partial(
+            tile_rows_for, num_bytes=shape.dtype.itemsize, head_dim=max(config.qk_dim, config.v_dim)
+        )
+        self.layout = PlainLayout(shape, PAGE_TOKENS, codes)
+        self._pool: KVPool | None = None
+        self._kv: list[PagedKV] = []
+        self._graphs: list[Graph] = []
+
+    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+        """See `StackBackend`."""
+        first = 0
+        for part in _groups(num_new, _MOST_ROWS):
+            stop = first + sum(num_new[part])
+            self._encode(states[part], x[first:stop], num_new[part])
+            first = stop
+
+    def hidden(
+        self,
+        states: Sequence[KVState],
+        x: Tensor,
+        num_targets: Sequence[int],
+        times_ms: Sequence[int],
+        microbatch: int,
+    ) -> Tensor:
+        """See `StackBackend`. A microbatch may hold targets of several users."""
+        users = [_Part(*user) for user in zip(states, num_targets, times_ms, strict=True)]
+        out, first = torch.empty_like(x), 0
+        for parts in _microbatches(users, microbatch):
+            num_rows = sum(part.num_rows for part in parts)
+            out[first : first + num_rows] = self._score(x[first : first + num_rows], parts)
+            first += num_rows
+        return out
+
+    def prepare(self, pool: KVPool, microbatch: int) -> None:
+        """Record a graph for a microbatch of targets, for half of it, and so on; compile what is launched without."""
+        kv, like = self._pages_of(pool), torch.empty(0, dtype=pool.layout.shape.dtype, device=pool.layout.shape.device)
+
+        def run(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
+            return self._stack.score(x, kv, batch, times, lambda _: None)
+
+        sizes = [microbatch]
+        while sizes[-1] > _LEAST_SHAPE:
+            sizes.append(sizes[-1] // 2)
+        for num_rows in reversed(sizes):
+            limits = Limits(num_rows, min(_SHAPE_USERS, num_rows), min(_SHAPE_PAGES, pool.accounts.num_pages))
+            tile_rows = self._tile_rows(num_rows)
+            splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, like.device)
+            self._graphs.append(Graph(run, limits, tile_rows, splits, self._dim, like))
+        if like.device.type == "cuda":
+            self._compile(pool, microbatch)
+
+    def _compile(self, pool: KVPool, microbatch: int) -> None:
+        """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own."""
+        shape, size = self.layout.shape, self.layout.page_tokens
+        most = min(_MOST_ROWS, pool.accounts.num_pages // 2 * size)
+        for num_rows in (1 << power for power in range(most.bit_length())):
+            x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
+            state = pool.empty().extend(torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
+            self._encode([state], x, [num_rows])
+            if num_rows <= microbatch:
+                self._launch(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
+
+    def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+        if len(x):
+            kv = self._pages_of(states[0].pool)
+            self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states))
+
+    def _score(self, x: Tensor, parts: Sequence[_Part]) -> Tensor:
+        states, num_rows = [part.state for part in parts], [part.num_rows for part in parts]
+        times = np.array([part.time_ms for part in parts], dtype=np.int64)
+        graph = self._graph(states, len(x))
+        if graph is not None:
+            return graph(x, num_rows, [state.num_tokens for state in states], _pages(states), times)
+        return self._launch(x, states, num_rows, times)
+
+    def _launch(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
+        """A score kernel by kernel."""
+        kv = self._pages_of(states[0].pool)
+        batch = self._batch(states, num_rows, len(x), x.device)
+        return self._stack.score(x, kv, batch, sent(times, x.device), _arrival(states))
+
+    def _graph(self, states: Sequence[KVState], num_rows: int) -> Graph | None:
+        """The smallest recorded shape that holds them; none while pages are arriving: a replay waits for nothing."""
+        if states[0].pool is not self._pool or any(state.arriving for state in states):
+            return None
+        num_pages = sum(len(state.run.pages) for state in states)
+        for graph in self._graphs:
+            limits = graph.limits
+            if num_rows <= limits.num_rows and len(states) <= limits.num_users and num_pages <= limits.num_pages:
+                return graph
+        return None
+
+    def _batch(self, states: Sequence[KVState], num_rows: Sequence[int], most: int, device: torch.device) -> Batch:
+        """most: rows that decide on the size of a tile."""
+        pages, tile_rows = _pages(states), self._tile_rows(most)
+        sizes = sizes_of(num_rows, pages, tile_rows)
+        longest = max(state.num_tokens for state in states)
+        packed = pack(num_rows, [state.num_tokens for state in states], pages, tile_rows, sizes)
+        splits = num_splits(sizes.num_tiles * self._num_heads, longest, device)
+        return unpacked(sent(packed, device), sizes, tile_rows, splits)
+
+    def _pages_of(self, pool: KVPool) -> list[PagedKV]:
+        """The pool's pages as the kernels read them, by layer."""
+        if self._pool is not pool:
+            times = self.layout.times(pool.slab)
+            blocks = (self.layout.blocks(pool.slab, layer) for layer in range(self.layout.shape.num_layers))
+            self._kv = [PagedKV(k, v, times, k_scales, v_scales) for k, v, k_scales, v_scales in blocks]
+            self._pool, self._graphs = pool, []
+        return self._kv
+
+
+def _pages(states: Sequence[KVState]) -> list[tuple[int, ...]]:
+    return [state.run.pages for state in states]
+
+
+def _arrival(states: Sequence[KVState]) -> Callable[[int], None]:
+    """Waits for a layer of those that are still being copied."""
+    arriving = [state for state in states if state.arriving]
+
+    def arrived(layer: int) -> None:
+        for state in arriving:
+            state.wait(layer)
+
+    return arrived
+
+
+def _groups(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut a sequence into parts whose sizes sum up to `most` at most, or that are one item."""
+    start = total = 0
+    for index, size in enumerate(sizes):
+        if index > start and total + size > most:
+            yield slice(start, index)
+            start, total = index, 0
+        total += size
+    yield slice(start, len(sizes))
+
+
+def _microbatches(users: Sequence[_Part], size: int) -> Iterator[list[_Part]]:
+    """The rows of all users in their order, cut into parts of `size` rows."""
+    parts: list[_Part] = []
+    room = size
+    for user in users:
+        left = user.num_rows
+        while left:
+            taken = min(left, room)
+            parts.append(replace(user, num_rows=taken))
+            left, room = left - taken, room - taken
+            if not room:
+                yield parts
+                parts, room = [], size
+    if parts:
+        yield parts

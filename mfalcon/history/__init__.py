@@ -1,0 +1,1 @@
+"""The truth: every user's events in order. No torch."""

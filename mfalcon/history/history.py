@@ -1,0 +1,110 @@
+"""A user's events at one moment, and how much of them a log keeps. Immutable: an append makes a longer history."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mfalcon.errors import InvalidInput, LengthMismatch
+from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, user_hash
+from mfalcon.types import Events, no_events
+from mfalcon.window import window_start
+
+_OBJECT_BYTES = 350
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """A user's history, whose events before `base` are trimmed, with its chained hash at any length from `base` on.
+
+    base: a multiple of CHAIN_BLOCK. events: [n - base]. links: the links at base, base + CHAIN_BLOCK, ...
+    generation: names one life of the user's log, from its first event to its deletion; empty for an empty history.
+    """
+
+    user_id: str
+    user: bytes
+    generation: bytes
+    base: int
+    events: Events
+    links: bytes
+
+    def __len__(self) -> int:
+        """Events acknowledged, trimmed ones included."""
+        return self.base + len(self.events)
+
+    def since(self, first: int) -> Events:
+        """Events from position `first` on; first >= base."""
+        assert first >= self.base
+        return self.events[first - self.base :]
+
+    def link(self, length: int) -> bytes:
+        """Chained hash of the first `length` events, base <= length <= n."""
+        assert self.base <= length <= len(self)
+        block, rest = divmod(length - self.base, CHAIN_BLOCK)
+        link = self.links[block * LINK_BYTES : (block + 1) * LINK_BYTES]
+        return link_after(link, self.events[block * CHAIN_BLOCK :][:rest]) if rest else link
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the events and links, and of the objects around them."""
+        return self.events.nbytes + len(self.links) + _OBJECT_BYTES
+
+    def extended(self, events: Events) -> "History":
+        """This history and then these events."""
+        hashed = len(self.events) // CHAIN_BLOCK * CHAIN_BLOCK
+        longer = np.concatenate([self.events, events])
+        links = self.links + block_links(self.links[-LINK_BYTES:], longer[hashed:])
+        return replace(self, events=longer, links=links)
+
+    def trimmed(self, base: int) -> "History":
+        """Without the events before `base`, a multiple of CHAIN_BLOCK from the present base to the length."""
+        cut = base - self.base
+        links = self.links[cut // CHAIN_BLOCK * LINK_BYTES :]
+        return replace(self, base=base, events=self.events[cut:].copy(), links=links)
+
+
+def no_history(user_id: str, generation: bytes = b"") -> History:
+    """The history of a user without events."""
+    user = user_hash(user_id)
+    return History(user_id, user, generation, 0, no_events(), user)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A history as it was at some moment since the call began; `stale` if the log could not be asked."""
+
+    history: History
+    stale: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How much of a history a log keeps: what the model's window needs, and `slack` events more before it cuts.
+
+    slack: events; a cut rewrites the log, so it is made once per so many events.
+    """
+
+    max_history: int
+    window_chunk: int
+    slack: int
+
+    def keep(self, history: History) -> History:
+        """The history, cut if it is time: never behind the window's start."""
+        start = window_start(len(history), self.max_history, self.window_chunk)
+        needed = start // CHAIN_BLOCK * CHAIN_BLOCK
+        return history.trimmed(needed) if needed - history.base >= max(self.slack, 1) else history
+
+
+def check_order(history: History, events: Events, field: str) -> None:
+    """Raise InvalidInput if the first new event is older than the last one of the history."""
+    if len(history.events) and len(events) and events["time_ms"][0] < history.events["time_ms"][-1]:
+        last = int(history.events["time_ms"][-1])
+        raise InvalidInput(
+            f"{field}[0].time_ms", int(events["time_ms"][0]), f"at least {last}, the time of the last stored event"
+        )
+
+
+def check_append(history: History, events: Events, expected_len: int | None) -> None:
+    """Raise LengthMismatch if the history has another length than the caller knows, InvalidInput if time runs back."""
+    if expected_len is not None and expected_len != len(history):
+        raise LengthMismatch(expected_len, len(history))
+    check_order(history, events, "events")

@@ -1,0 +1,44 @@
+"""The embedded event log: every user's acknowledged events, in this process's memory.
+
+Lives on the event loop: each call is atomic because nothing in it awaits.
+"""
+
+import itertools
+from dataclasses import replace
+
+from mfalcon.history.history import History, Reading, Retention, check_append, no_history
+from mfalcon.types import Events
+
+
+class LocalLog:
+    """All users' histories."""
+
+    def __init__(self, retention: Retention) -> None:
+        self._retention = retention
+        self._histories: dict[str, History] = {}
+        self._generations = itertools.count(1)
+
+    async def read(self, user_id: str, timeout_s: float) -> Reading:
+        """The user's history now; empty for a user that is not known."""
+        return Reading(self._histories.get(user_id) or no_history(user_id), stale=False)
+
+    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+        """Append all events or none; returns the new length.
+
+        Raises LengthMismatch if `expected_len` is given and is not the present length, InvalidInput if an event is
+        older than the log.
+        """
+        history = self._histories.get(user_id) or no_history(user_id)
+        check_append(history, events, expected_len)
+        if not history.generation:
+            history = replace(history, generation=next(self._generations).to_bytes(8, "little"))
+        self._histories[user_id] = longer = self._retention.keep(history.extended(events))
+        return len(longer)
+
+    async def delete(self, user_id: str, deadline: float | None) -> bytes:
+        """Forget the user's events; returns the generation that ended, empty if there was none."""
+        history = self._histories.pop(user_id, None)
+        return history.generation if history else b""
+
+    def __len__(self) -> int:
+        return len(self._histories)

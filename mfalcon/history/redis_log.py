@@ -1,0 +1,289 @@
+"""The event log in Redis, shared by all replicas: an acknowledged event is in it in order, exactly once.
+
+One string per user: a header of 80 bytes, then 24 bytes an event from `base` on. The header names the user, the log's
+generation, its length and the chained hash at both ends. An append is one script that compares the whole header with
+the one the writer knows and writes nothing if it differs: concurrent writers cannot interleave, and `expected_len` is
+checked atomically. A read brings the events that our verified copy lacks and proves them by the hash.
+"""
+
+import os
+import struct
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
+from mfalcon.history.chain import LINK_BYTES
+from mfalcon.history.history import History, Reading, Retention, check_append, no_history
+from mfalcon.metrics import StateMetrics
+from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.keys import Keys
+from mfalcon.types import EVENT_DTYPE, Events
+
+_HEADER = struct.Struct("<4sHxxQQ8s16s16s16s")
+_MAGIC, _FORMAT = b"MFLG", 1
+AS_KNOWN = -1
+_SHORTEST_WAIT_S = 0.005
+_NOTHING_DONE = "nothing was written"
+_MAY_BE_DONE = {
+    "log_append": "it may have been written all the same: ask again with expected_len",
+    "log_delete": "it may be erased all the same: ask again",
+}
+assert _HEADER.size == 80
+
+_READ = """
+local known, known_generation, known_len = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local header = redis.call('GETRANGE', KEYS[1], 0, 79)
+if header == known then return {header, -1, ''} end
+if #header ~= 80 then return {header, 0, ''} end
+local base, len = struct.unpack('<I8I8', header, 9)
+local from = base
+if string.sub(header, 25, 32) == known_generation and known_len >= base and known_len <= len then from = known_len end
+if from == len then return {header, from, ''} end
+return {header, from, redis.call('GETRANGE', KEYS[1], 80 + (from - base) * 24, 79 + (len - base) * 24)}
+"""
+"""KEYS: log. ARGV: known header, its generation and length. Returns header, first event sent (-1: as known), events."""
+
+_APPEND = """
+if redis.call('GETRANGE', KEYS[1], 0, 79) == ARGV[1] then
+  if ARGV[6] == '0' then
+    redis.call('SET', KEYS[1], ARGV[4] .. ARGV[5])
+  else
+    redis.call('SETRANGE', KEYS[1], ARGV[6], ARGV[5])
+    redis.call('SETRANGE', KEYS[1], 0, ARGV[4])
+  end
+  return {ARGV[4], -1, ''}
+end
+"""
+"""ARGV, besides _READ's: the header after, events, and the offset to write them at, 0 if they are the whole log. The
+header is written last: what lies behind the length it states is not part of the log. A writer who finds another header
+gets what _READ gives.
+"""
+
+_DELETE = """
+local generation = redis.call('GETRANGE', KEYS[1], 24, 31)
+if #generation < 8 then generation = '' end
+if generation == ARGV[1] or generation == '' then redis.call('UNLINK', KEYS[1]) end
+return generation
+"""
+"""KEYS: log. ARGV: the generation to end. Returns the one that was found. A deletion that was held up on its way can so
+not end a life that began after it was given up and repeated.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The head of a user's log. generation: 8 random bytes, one life of the log."""
+
+    base: int
+    length: int
+    generation: bytes
+    base_link: bytes
+    link: bytes
+    user: bytes
+
+    @staticmethod
+    def unpack(raw: bytes) -> "Header | None":
+        """None if these bytes are no header."""
+        if len(raw) != _HEADER.size:
+            return None
+        magic, version, *rest = _HEADER.unpack(raw)
+        header = Header(*rest)
+        return header if magic == _MAGIC and version == _FORMAT and header.base <= header.length else None
+
+
+def header_of(history: History) -> bytes:
+    """The 80 bytes that head the log of a history; nothing for one that has no log."""
+    if not history.generation:
+        return b""
+    length = len(history)
+    base_link, link = history.links[:LINK_BYTES], history.link(length)
+    return _HEADER.pack(_MAGIC, _FORMAT, history.base, length, history.generation, base_link, link, history.user)
+
+
+class RedisLog:
+    """All users' histories, with verified copies of those in use. Lives on the event loop.
+
+    cache_bytes: memory for the copies; the least recently used go. serve_stale: whether a copy may stand in for a
+    Redis that cannot be asked.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        keys: Keys,
+        retention: Retention,
+        metrics: StateMetrics,
+        *,
+        cache_bytes: int = 256 << 20,
+        serve_stale: bool = False,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._retention = retention
+        self._metrics = metrics
+        self._cache_bytes = cache_bytes
+        self._serve_stale = serve_stale
+        self._copies: OrderedDict[bytes, History] = OrderedDict()
+        self._num_bytes = 0
+
+    async def read(self, user_id: str, timeout_s: float) -> Reading:
+        """The user's history, verified, within two round trips; mostly one.
+
+        Raises StorageUnavailable when Redis cannot be asked and no copy may be served, EngineFailure when the log is
+        damaged.
+        """
+        known = self._known(user_id)
+        try:
+            return Reading(await self._read(known, timeout_s), stale=False)
+        except StorageUnavailable:
+            if not (self._serve_stale and known.generation):
+                raise
+            self._metrics.log_reads.labels("stale").inc()
+            return Reading(known, stale=True)
+
+    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+        """Acknowledge events: when this returns they are in the log. deadline: time.monotonic() seconds.
+
+        Raises LengthMismatch or InvalidInput, and then nothing was written; StorageUnavailable says whether it may
+        have been.
+        """
+        known, is_fresh = self._known(user_id), False
+        while True:
+            try:
+                check_append(known, events, expected_len)
+            except (LengthMismatch, InvalidInput):
+                if is_fresh:
+                    raise
+                known, is_fresh = await self._read_to_append(known, deadline), True
+                continue
+            begun = known if known.generation else replace(known, generation=os.urandom(8))
+            after = self._retention.keep(begun.extended(events))
+            command = self._append_command(known, after, events)
+            reply = await self._write("log_append", known, command, deadline)
+            if reply[1] == AS_KNOWN:
+                if after.base != known.base:
+                    self._metrics.log_trims.inc()
+                self._keep(after)
+                return len(after)
+            self._metrics.log_conflicts.inc()
+            is_fresh = True
+            fresh = self._take(known, reply)
+            known = await self._read_to_append(no_history(user_id), deadline) if fresh is None else fresh
+
+    async def delete(self, user_id: str, deadline: float | None) -> bytes:
+        """Erase the user's log; returns the generation that ended, empty if there was none."""
+        known, ended = no_history(user_id), b""
+        while True:
+            command = ("EVAL", _DELETE, 1, self._keys.log(known.user), ended)
+            found: bytes = await self._write("log_delete", known, command, deadline)
+            if found in (ended, b""):
+                self.drop(known.user)
+                return ended
+            ended = found
+
+    def drop(self, user: bytes) -> None:
+        """Forget our copy of a user's history."""
+        copy = self._copies.pop(user, None)
+        if copy is not None:
+            self._num_bytes -= copy.num_bytes
+
+    def drop_all(self) -> None:
+        """Forget every copy."""
+        self._copies.clear()
+        self._num_bytes = 0
+
+    async def _read(self, known: History, timeout_s: float) -> History:
+        """The history now, from what we know of it."""
+        until = time.monotonic() + timeout_s
+        for attempt in (known, no_history(known.user_id)):
+            command = ("EVAL", _READ, 1, self._keys.log(known.user), *_what_we_know(attempt))
+            left = max(_SHORTEST_WAIT_S, until - time.monotonic())
+            (reply,) = await self._client.call("log_read", self._keys.log(known.user), [command], left)
+            history = self._take(attempt, reply)
+            if history is not None:
+                return history
+        self._metrics.log_damaged.inc()
+        raise EngineFailure("the event log of this user is damaged: its events do not hash to its own link")
+
+    async def _read_to_append(self, known: History, deadline: float | None) -> History:
+        try:
+            return await self._read(known, self._write_timeout(deadline))
+        except StorageUnavailable as error:
+            raise StorageUnavailable(f"{error}; {_NOTHING_DONE}") from error
+
+    def _take(self, known: History, reply: Reply) -> History | None:
+        """The history that a reply proves; None if what we know is no ancestor of it, or nothing hashes right."""
+        raw, first, content = reply
+        if first == AS_KNOWN:
+            self._metrics.log_reads.labels("unchanged").inc()
+            if known.user in self._copies:
+                self._copies.move_to_end(known.user)
+            return known
+        if not raw:
+            self.drop(known.user)
+            return no_history(known.user_id)
+        header = Header.unpack(raw)
+        if header is None or header.user != known.user:
+            return None
+        if (header.base == 0 and header.base_link != known.user) or len(content) != (
+            header.length - first
+        ) * EVENT_DTYPE.itemsize:
+            return None
+        events = np.frombuffer(content, dtype=EVENT_DTYPE)
+        is_delta = header.generation == known.generation and first == len(known) and first > header.base
+        begun = (
+            known
+            if is_delta
+            else replace(no_history(known.user_id, header.generation), base=header.base, links=header.base_link)
+        )
+        history = begun.extended(events)
+        if header.base > history.base:
+            history = history.trimmed(header.base)
+        if header_of(history) != raw:
+            return None
+        self._metrics.log_reads.labels("delta" if is_delta else "full").inc()
+        self._keep(history)
+        return history
+
+    def _known(self, user_id: str) -> History:
+        history = no_history(user_id)
+        return self._copies.get(history.user, history)
+
+    def _keep(self, history: History) -> None:
+        self.drop(history.user)
+        self._copies[history.user] = history
+        self._num_bytes += history.num_bytes
+        while self._num_bytes > self._cache_bytes:
+            _, oldest = self._copies.popitem(last=False)
+            self._num_bytes -= oldest.num_bytes
+
+    def _append_command(self, known: History, after: History, events: Events) -> Command:
+        is_whole = after.base != known.base or not known.generation
+        offset = 0 if is_whole else _HEADER.size + len(known.events) * EVENT_DTYPE.itemsize
+        content = (after.events if is_whole else events).tobytes()
+        key = self._keys.log(known.user)
+        return ("EVAL", _APPEND + _READ, 1, key, *_what_we_know(known), header_of(after), content, offset)
+
+    def _write_timeout(self, deadline: float | None) -> float:
+        longest = self._client.settings.write_timeout_s
+        if deadline is None:
+            return longest
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline passed before the events could be written; nothing was written")
+        return min(longest, left)
+
+    async def _write(self, op: str, known: History, command: Command, deadline: float | None) -> Reply:
+        try:
+            (reply,) = await self._client.call(op, self._keys.log(known.user), [command], self._write_timeout(deadline))
+        except StorageUnavailable as error:
+            outcome = _MAY_BE_DONE[op] if error.may_be_done else _NOTHING_DONE
+            raise StorageUnavailable(f"{error}; {outcome}", may_be_done=error.may_be_done) from error
+        return reply
+
+
+def _what_we_know(history: History) -> tuple[bytes, bytes, int]:
+    return header_of(history), history.generation, len(history)

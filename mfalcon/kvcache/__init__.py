@@ -1,0 +1,1 @@
+"""The KV states of one model: tiers, pages, fetch or recompute."""

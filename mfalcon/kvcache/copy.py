@@ -1,0 +1,321 @@
+"""KV states from the host's pool to the device's and back, beside the computation.
+
+A promotion returns at once: its state is used while its pages still arrive, times first, then layer by layer. A
+demotion is whole when it returns, and copies what an older state in the host's pool lacks. Both copy pages as they are,
+so the two pools have the same pages. What is being copied is held until it is there, so its pages are nobody else's.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mfalcon.errors import EngineFailure
+from mfalcon.kvcache.state import KVPool, KVState, PlainLayout
+
+_log = logging.getLogger(__name__)
+
+
+class Mark(Protocol):
+    """A moment of what a thread has computed."""
+
+    def wait(self) -> None:
+        """Have what the calling thread computes next wait until that moment has come."""
+        ...
+
+
+class Copier(Protocol):
+    """Copies states between two pools, by whatever the device has for it."""
+
+    def promote(self, state: KVState, pool: KVPool) -> KVState:
+        """The same tokens on pages of a device's pool, still arriving. On the device thread. Raises Overloaded."""
+        ...
+
+    def mark(self) -> Mark:
+        """The moment at which all that the calling thread has computed so far stands in memory."""
+        ...
+
+    def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
+        """The same tokens on pages of the host's pool; not on the device thread.
+
+        mark: of the device thread, when the state was made. onto: an older state of that pool of the first of these
+        tokens; it stays as it is, and only the tokens behind it are copied. Raises Overloaded; leaves the pool's
+        reserve free.
+        """
+        ...
+
+    def idle(self) -> None:
+        """Return when nothing is on its way any more and its pages are let go."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is on its way and end."""
+        ...
+
+
+class CudaCopier:
+    """Copy engines of a CUDA device: a stream each way beside the computation's. The host's pool should be pinned.
+
+    Not while a CUDA graph is captured: events are asked and waited for.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._to_device, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._held = _Held()
+
+    def promote(self, state: KVState, pool: KVPool) -> KVState:
+        """See `Copier`. Waits on the device for what the calling thread has queued: it may still read pages that have
+        just become free.
+        """
+        transfer = _transfer(state, pool.empty().grown(state.num_tokens), 0)
+        self._to_device.wait_stream(torch.cuda.current_stream(self._device))
+        events = []
+        with torch.inference_mode(), torch.cuda.stream(self._to_device):
+            try:
+                for part in range(transfer.num_parts):
+                    transfer.copy(part)
+                    events.append(_recorded())
+            finally:
+                self._held.hold(_recorded(), transfer)
+        return replace(transfer.target, arrival=_StreamArrival(events))
+
+    def mark(self) -> Mark:
+        """See `Copier`."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
+        """See `Copier`."""
+        older = onto or pool.empty()
+        transfer = _transfer(state, _longer(older, state, pool), older.num_tokens)
+        with torch.inference_mode(), torch.cuda.stream(self._to_host):
+            mark.wait()
+            try:
+                for part in range(transfer.num_parts):
+                    transfer.copy(part)
+            finally:
+                _recorded().synchronize()
+            transfer.finish()
+        return transfer.target
+
+    def idle(self) -> None:
+        """See `Copier`."""
+        self._held.idle()
+
+    def close(self) -> None:
+        """See `Copier`."""
+        self._held.close()
+
+
+class ThreadCopier:
+    """A thread in place of a copy engine, where both pools are the CPU's: for tests, and to try what a GPU will do.
+
+    delay_s: seconds before each part that is promoted. before_part: called there, in the copying thread.
+    """
+
+    def __init__(self, delay_s: float = 0.0, before_part: Callable[[int], None] | None = None) -> None:
+        self._delay_s = delay_s
+        self._before_part = before_part
+        self._thread = ThreadPoolExecutor(1, "mfalcon-copies")
+
+    def promote(self, state: KVState, pool: KVPool) -> KVState:
+        """See `Copier`."""
+        transfer = _transfer(state, pool.empty().grown(state.num_tokens), 0)
+        arrival = _ThreadArrival(transfer.num_parts)
+        self._thread.submit(self._copy, transfer, arrival)
+        return replace(transfer.target, arrival=arrival)
+
+    def mark(self) -> Mark:
+        """See `Copier`; what a CPU has computed is there."""
+        return _Now()
+
+    def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
+        """See `Copier`."""
+        older = onto or pool.empty()
+        transfer = _transfer(state, _longer(older, state, pool), older.num_tokens)
+        mark.wait()
+        with torch.inference_mode():
+            for part in range(transfer.num_parts):
+                transfer.copy(part)
+            transfer.finish()
+        return transfer.target
+
+    def idle(self) -> None:
+        """See `Copier`."""
+        self._thread.submit(int).result()
+
+    def close(self) -> None:
+        """See `Copier`."""
+        self._thread.shutdown()
+
+    def _copy(self, transfer: "_Transfer", arrival: "_ThreadArrival") -> None:
+        try:
+            with torch.inference_mode():
+                for part in range(transfer.num_parts):
+                    if self._delay_s:
+                        time.sleep(self._delay_s)
+                    if self._before_part is not None:
+                        self._before_part(part)
+                    transfer.copy(part)
+                    arrival.came(part)
+        except Exception as error:  # noqa: BLE001 (the thread's edge: who waits must be answered)
+            _log.exception("a state could not be copied")
+            arrival.failed(f"a state could not be copied: {error}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    """What is copied where. pages: (from, to), uint8 [page_bytes] each.
+
+    partial: a page of which only the token slots [first, stop) are copied, because the others are an older state's:
+    (where all of it is put meanwhile, the page, first, stop).
+    """
+
+    source: KVState
+    target: KVState
+    layout: PlainLayout
+    pages: Sequence[tuple[Tensor, Tensor]]
+    partial: tuple[Tensor, Tensor, int, int] | None
+
+    @property
+    def num_parts(self) -> int:
+        """Times, and each layer."""
+        return 1 + self.layout.shape.num_layers
+
+    def copy(self, part: int) -> None:
+        """Copy a part of every page once it is there."""
+        if self.source.arrival is not None:
+            self.source.arrival.wait(part)
+        where = self.layout.layer_bytes(part - 1) if part else slice(8 * self.layout.page_tokens)
+        for source, target in self.pages:
+            target[where].copy_(source[where], non_blocking=True)
+
+    def finish(self) -> None:
+        """Copy what goes in part, once all else is there: memory of the host both."""
+        if self.partial is None:
+            return
+        source, target, first, stop = self.partial
+        self.layout.times(target)[first:stop] = self.layout.times(source)[first:stop]
+        for layer in range(self.layout.shape.num_layers):
+            for old, new in zip(self.layout.blocks(source, layer), self.layout.blocks(target, layer), strict=True):
+                if old is not None and new is not None:
+                    new[:, first:stop] = old[:, first:stop]
+
+
+def _longer(older: KVState, state: KVState, pool: KVPool) -> KVState:
+    assert older.pool is pool and older.num_tokens <= state.num_tokens
+    return older.grown(state.num_tokens - older.num_tokens, pool.reserved)
+
+
+def _transfer(source: KVState, target: KVState, first: int) -> _Transfer:
+    """Of the tokens from `first` on; what is in front of them stands in the target."""
+    layout = _common_layout(source.pool, target.pool)
+    full, slot = divmod(first, layout.page_tokens)
+    pages, partial = list(zip(source.pages, target.pages, strict=True))[full:], None
+    if slot and first < target.num_tokens:
+        staging = torch.empty(layout.page_bytes, dtype=torch.uint8, pin_memory=target.pool.pinned)
+        stop = min(target.num_tokens - full * layout.page_tokens, layout.page_tokens)
+        (taken, shared), *rest = pages
+        pages, partial = [(taken, staging), *rest], (staging, shared, slot, stop)
+    return _Transfer(source, target, layout, pages if first < target.num_tokens else [], partial)
+
+
+def _common_layout(one: KVPool, other: KVPool) -> PlainLayout:
+    layout, others = one.layout, other.layout
+    assert isinstance(layout, PlainLayout) and isinstance(others, PlainLayout)
+    same_shape = replace(layout.shape, device=others.shape.device) == others.shape
+    assert same_shape and layout.page_tokens == others.page_tokens and layout.codes == others.codes
+    return layout
+
+
+class _Now:
+    def wait(self) -> None:
+        pass
+
+
+class _ThreadArrival:
+    """Parts that another thread copies."""
+
+    def __init__(self, num_parts: int) -> None:
+        self._came = [threading.Event() for _ in range(num_parts)]
+        self._failure: str | None = None
+
+    def wait(self, part: int) -> None:
+        self._came[part].wait()
+        if self._failure is not None:
+            raise EngineFailure(self._failure)
+
+    @property
+    def done(self) -> bool:
+        return self._came[-1].is_set() and self._failure is None
+
+    def came(self, part: int) -> None:
+        self._came[part].set()
+
+    def failed(self, failure: str) -> None:
+        self._failure = failure
+        for event in self._came:
+            event.set()
+
+
+class _StreamArrival:
+    """Parts that a stream copies, an event behind each."""
+
+    def __init__(self, events: Sequence[torch.cuda.Event]) -> None:
+        self._events = events
+
+    def wait(self, part: int) -> None:
+        events = self._events
+        if not self.done:
+            events[part].wait()
+
+    @property
+    def done(self) -> bool:
+        events = self._events
+        if events and events[-1].query():
+            self._events = ()
+        return not self._events
+
+
+class _Held:
+    """Keeps what a stream copies until an event behind it: a thread waits, and lets go as soon as it may."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[tuple[torch.cuda.Event, _Transfer] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._run, name="mfalcon-copies", daemon=True)
+        self._thread.start()
+
+    def hold(self, event: torch.cuda.Event, transfer: _Transfer) -> None:
+        self._queue.put((event, transfer))
+
+    def idle(self) -> None:
+        self._queue.join()
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (held := self._queue.get()) is not None:
+            try:
+                held[0].synchronize()
+            except RuntimeError:  # the device is lost: the device thread says so
+                _log.exception("a copy to the device failed")
+            del held
+            self._queue.task_done()
+
+
+def _recorded() -> torch.cuda.Event:
+    """An event behind what the current stream has queued; who waits for it on the CPU sleeps."""
+    event = torch.cuda.Event(blocking=True)
+    event.record()
+    return event

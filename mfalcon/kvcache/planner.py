@@ -1,0 +1,85 @@
+"""Which way to a KV state is the quicker one, for a request: the costs, put together as the request would pay them."""
+
+import math
+from dataclasses import dataclass, field
+
+from mfalcon.kvcache.cost import EncodeCost, QueueCost, TransferCost
+from mfalcon.kvcache.decision import Decision, decide
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a request finds. Tokens are counted from the start of the window.
+
+    redis_tokens: None when Redis cannot be asked. fetch_bytes: what a fetch would move. time_left: seconds to the
+    deadline, None without one. patience: seconds that the request may wait for Redis.
+    """
+
+    history_tokens: int
+    host_tokens: int
+    redis_tokens: int | None
+    fetch_bytes: int
+    queued_jobs: int = 0
+    time_left: float | None = None
+    patience: float = math.inf
+
+
+def _decoding() -> TransferCost:
+    return TransferCost(latency_seconds=0.1e-3, bytes_per_second=2e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """Owns the costs; whoever does the work tells them how long it took.
+
+    Threads: the device thread and workers observe while the event loop predicts; each cost sees to that itself. Two
+    costs read in one decision may be an observation apart, which is as good.
+    """
+
+    encode: EncodeCost = field(default_factory=EncodeCost)
+    fetch: TransferCost = field(default_factory=TransferCost)
+    decode: TransferCost = field(default_factory=_decoding)
+    queue: QueueCost = field(default_factory=QueueCost)
+
+    def decide(self, at: Situation) -> Decision:
+        """Bytes travel while the request waits for the device; they are decoded, and the rest encoded, after both."""
+        wait = self.queue.predict(at.queued_jobs)
+        recompute = wait + self.encode.predict(at.host_tokens, at.history_tokens - at.host_tokens)
+        if at.redis_tokens is None:
+            return decide(None, recompute, at.time_left, without_fetch="redis unavailable")
+        if at.redis_tokens <= at.host_tokens:
+            return decide(None, recompute, at.time_left)
+        transfer = self.fetch.predict(at.fetch_bytes)
+        if transfer.seconds > at.patience:
+            return decide(None, recompute, at.time_left, without_fetch="takes too long")
+        fetch = (
+            wait.beside(transfer)
+            + self.decode.predict(at.fetch_bytes)
+            + self.encode.predict(at.redis_tokens, at.history_tokens - at.redis_tokens)
+        )
+        return decide(fetch, recompute, at.time_left)
+
+    def expected_fetch_wins(self, num_tokens: int, num_bytes: int) -> bool:
+        """Whether to fetch a state of `num_tokens` tokens, all other things equal: to start before more is known."""
+        fetch = self.fetch.predict(num_bytes).seconds + self.decode.predict(num_bytes).seconds
+        return fetch < self.encode.predict(0, num_tokens).seconds
+
+    def crossover(self, bytes_per_token: float, limit: int = 65_536) -> int | None:
+        """The number of tokens from which fetching beats recomputing, up to a limit; None if it does not there.
+
+        Powers of two are tried downward from the limit until one loses; the answer lies between it and the last that
+        won, found by bisection.
+        """
+
+        def wins(num_tokens: int) -> bool:
+            return self.expected_fetch_wins(num_tokens, round(num_tokens * bytes_per_token))
+
+        if not wins(limit):
+            return None
+        won, lost = limit, 1 << (limit.bit_length() - 1)
+        while lost and wins(lost):
+            won, lost = lost, lost // 2
+        while won - lost > 1:
+            middle = (won + lost) // 2
+            won, lost = (middle, lost) if wins(middle) else (won, middle)
+        return won

@@ -1,0 +1,144 @@
+"""The Redis tier: a KV state as chunks under one hash tag. Lives on the event loop; knows bytes, not tensors.
+
+A chunk is used only if it is whole and its hash is that of the history at its end, so chunks need no table of contents:
+the state is the longest run of good ones from the first. A missing, torn or foreign chunk only shortens it.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mfalcon.history.history import History
+from mfalcon.kvcache.chunk import ChunkHeader, ChunkRejected, Layout, pack, unpack
+from mfalcon.metrics import StateMetrics
+from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.keys import Keys
+
+_WRITE = """
+if ARGV[1] ~= '' and redis.call('GETRANGE', KEYS[1], 24, 31) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[2], ARGV[2], 'PX', ARGV[3])
+local written = tonumber(redis.call('HGET', KEYS[3], ARGV[4]) or '0')
+if tonumber(ARGV[5]) > written then redis.call('HSET', KEYS[3], ARGV[4], ARGV[5]) end
+if ARGV[1] == '' then redis.call('PEXPIRE', KEYS[3], ARGV[3]) end
+return 1
+"""
+"""KEYS: log, chunk, index. ARGV: the log's generation ('' for a log that is not here), chunk, ms to live, model, number
+of chunks. Returns 0, and writes nothing, if the log has ended: a deletion cannot be undone by a write in flight.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Good chunks from the first on: payloads with their numbers of tokens, and the event where they stop."""
+
+    payloads: tuple[tuple[memoryview, int], ...]
+    stop: int
+
+
+class RedisStates:
+    """Reads and writes the chunks of one model. max_events: of a window.
+
+    log_is_here: whether the event log is in the same Redis, so that writes can ask it. secret: of the chunks' MAC.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        keys: Keys,
+        layout: Layout,
+        metrics: StateMetrics,
+        *,
+        max_events: int,
+        ttl_s: float,
+        log_is_here: bool,
+        secret: bytes | None = None,
+    ) -> None:
+        self.layout = layout
+        self._client = client
+        self._keys = keys
+        self._metrics = metrics
+        self._most_chunks = -(-max_events // layout.events_per_chunk)
+        self._ttl_ms = round(ttl_s * 1000)
+        self._log_is_here = log_is_here
+        self._secret = secret
+        # dtype and all dimensions are in the name: models of one checkpoint at two dtypes do not overwrite each other.
+        self._model = hashlib.blake2b(repr(layout).encode(), digest_size=8).hexdigest()
+
+    def available(self, user: bytes) -> bool:
+        """False while the user's node is not tried."""
+        return self._client.available(self._keys.log(user))
+
+    def num_chunks(self, num_events: int) -> int:
+        """Chunks of so many events."""
+        return -(-num_events // self.layout.events_per_chunk)
+
+    async def fetch(self, user: bytes, num_chunks: int, timeout_s: float) -> list[Reply]:
+        """The first chunks as they are, None for a missing one. Raises StorageUnavailable."""
+        # One GET each, in one pipeline: a single MGET of megabytes would make other clients of the server wait.
+        commands: list[Command] = [("GET", self._keys.chunk(user, self._model, i)) for i in range(num_chunks)]
+        return await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
+
+    def verify(self, values: Sequence[Reply], history: History, start: int) -> Run:
+        """The run of good chunks for history[start:]. Any thread may call it."""
+        payloads: list[tuple[memoryview, int]] = []
+        stop = start
+        for value in values:
+            if value is None:
+                break
+            try:
+                header, payload = unpack(value, self.layout, history.user, self._secret)
+                _check(header, history, start, stop)
+            except ChunkRejected as error:
+                self._metrics.rejected.labels(error.reason).inc()
+                break
+            payloads.append((payload, (header.stop - header.first) * self.layout.tokens_per_event))
+            self._metrics.chunks.labels("read").inc()
+            self._metrics.chunk_bytes.labels("read").inc(len(value))
+            stop = header.stop
+            if stop - header.first < self.layout.events_per_chunk:
+                break
+        return Run(tuple(payloads), stop)
+
+    def pack(self, history: History, start: int, first: int, stop: int, payload: memoryview) -> bytes:
+        """The chunk of history[first:stop] in the window that begins at `start`. Any thread may call it."""
+        header = ChunkHeader(self.layout, history.user, history.link(stop), start, first, stop)
+        return pack(header, payload, self._secret)
+
+    async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:
+        """Write one chunk; False if the user's log has ended. Raises StorageUnavailable."""
+        log = self._keys.log(history.user)
+        command = (
+            *("EVAL", _WRITE, 3, log, self._keys.chunk(history.user, self._model, number)),
+            *(self._keys.index(history.user), history.generation if self._log_is_here else b""),
+            *(chunk, self._ttl_ms, self._model, number + 1),
+        )
+        (written,) = await self._client.call("chunk_write", log, [command], timeout_s)
+        if written:
+            self._metrics.chunks.labels("written").inc()
+            self._metrics.chunk_bytes.labels("written").inc(len(chunk))
+        return bool(written)
+
+    async def touch(self, user: bytes, num_chunks: int, timeout_s: float) -> None:
+        """Let the first chunks live on. Raises StorageUnavailable."""
+        if num_chunks:
+            names = (self._keys.chunk(user, self._model, i) for i in range(num_chunks))
+            commands: list[Command] = [("PEXPIRE", name, self._ttl_ms) for name in names]
+            if not self._log_is_here:
+                commands.append(("PEXPIRE", self._keys.index(user), self._ttl_ms))
+            await self._client.call("touch", self._keys.log(user), commands, timeout_s)
+
+    async def delete(self, user: bytes, timeout_s: float) -> None:
+        """Erase the user's chunks, of every model. Raises StorageUnavailable."""
+        index, log = self._keys.index(user), self._keys.log(user)
+        (written,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
+        names = {self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))}
+        names |= {self._keys.chunk(user, self._model, i) for i in range(self._most_chunks)}  # if the index was evicted
+        await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)
+
+
+def _check(header: ChunkHeader, history: History, start: int, first: int) -> None:
+    """Raise ChunkRejected unless the chunk is the next one of history[start:]."""
+    if header.start != start or header.first != first or header.stop > len(history):
+        raise ChunkRejected("history")
+    if header.link != history.link(header.stop):
+        raise ChunkRejected("history")

@@ -1,0 +1,342 @@
+"""KV states: keys and values of one prefix in all layers, on pages of a pool. Immutable to everybody who holds one.
+
+Appending to the newest state of a lineage writes behind it on its last page (O(delta)), appending to an older one
+copies that one page. Either way no state that somebody holds ever changes. How a page lies inside is its layout's
+business. A state's pages may still be on their way from another pool (`Arrival`, mfalcon/kvcache/copy.py): what
+reads or writes them waits for the part that it needs.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.paged_reference import numbers, quantised
+from mfalcon.kvcache.block_pool import BlockPool, PageRun, pinned
+
+PAGE_TOKENS = 128
+"""Tokens of a page. A state wastes half a page on average; pages of 64 cost 3 to 5% of a score at 4,096 tokens."""
+_ALIGNMENT = 64
+_SLAB_PAGES = 32
+"""Pages by which a pool without a limit grows."""
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What a state of a model needs per token."""
+
+    num_layers: int
+    num_heads: int
+    qk_dim: int
+    v_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def bytes_per_token(self) -> int:
+        """K and V of all layers, and the token's time."""
+        return self.num_layers * self.num_heads * (self.qk_dim + self.v_dim) * self.dtype.itemsize + 8
+
+
+class Layout(Protocol):
+    """How keys and values lie on pages. Every page begins with its tokens' times, int64 [page_tokens]."""
+
+    @property
+    def shape(self) -> KVShape:
+        """Of the keys and values as `read` gives them."""
+        ...
+
+    @property
+    def page_tokens(self) -> int:
+        """Tokens of a page."""
+        ...
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page, a multiple of 64."""
+        ...
+
+    def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """K [num_heads, stop - first, qk_dim] and V [num_heads, stop - first, v_dim] of the tokens [first, stop).
+
+        pages: uint8 [page_bytes] each, those of the whole state.
+        """
+        ...
+
+    def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
+        """The inverse of `read`, for the tokens from `first` on."""
+        ...
+
+
+class PlainLayout:
+    """What torch and the kernels on pages read: per layer K [num_heads, page_tokens, qk_dim], then V likewise, in the
+    compute dtype.
+
+    codes: int8 or float8_e4m3fn to keep both in 8-bit codes; behind them stand float32 scales [num_heads, page_tokens]
+    of K, then of V (`kernels.paged.MAX_CODE`). Every block begins at a multiple of 64 bytes.
+    """
+
+    def __init__(self, shape: KVShape, page_tokens: int = PAGE_TOKENS, codes: torch.dtype | None = None) -> None:
+        self.shape = shape
+        self.page_tokens = page_tokens
+        self.codes = codes
+        self._dtype = codes or shape.dtype
+        rows = shape.num_heads * page_tokens
+        sizes = [rows * dim * self._dtype.itemsize for dim in (shape.qk_dim, shape.v_dim)]
+        sizes += [4 * rows] * 2 if codes is not None else []
+        *self._offsets, self._layer_bytes = accumulate(map(_aligned, sizes), initial=0)
+        self._first = _aligned(8 * page_tokens)
+        self.page_bytes = self._first + shape.num_layers * self._layer_bytes
+
+    def layer_bytes(self, layer: int) -> slice:
+        """The bytes of a page that are a layer's; the times are in front of all layers."""
+        start = self._first + layer * self._layer_bytes
+        return slice(start, start + self._layer_bytes)
+
+    def times(self, slab: Tensor) -> Tensor:
+        """Event times on pages, uint8 [..., page_bytes]: a view, int64 [..., page_tokens]."""
+        return _times(slab, self.page_tokens)
+
+    def blocks(self, slab: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Views of a layer on pages, uint8 [..., page_bytes]: K and V [..., num_heads, page_tokens, head_dim] in the
+        compute dtype or in codes, and of codes their scales [..., num_heads, page_tokens], else None.
+        """
+        start, shape, size = self.layer_bytes(layer).start, self.shape, (self.shape.num_heads, self.page_tokens)
+        k = _block(slab, start + self._offsets[0], self._dtype, *size, shape.qk_dim)
+        v = _block(slab, start + self._offsets[1], self._dtype, *size, shape.v_dim)
+        if self.codes is None:
+            return k, v, None, None
+        k_scales, v_scales = (_block(slab, start + offset, torch.float32, *size) for offset in self._offsets[2:])
+        return k, v, k_scales, v_scales
+
+    def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
+        """See `Layout`; a copy, but a view of one page without codes."""
+        shape = self.shape
+        if first >= stop:
+            none = torch.empty(shape.num_heads, 0, 1, dtype=shape.dtype, device=shape.device)
+            return none.expand(-1, -1, shape.qk_dim), none.expand(-1, -1, shape.v_dim)
+        parts = []
+        for index, begin, end in self._rows(first, stop):
+            k, v, k_scales, v_scales = self.blocks(pages[index], layer)
+            rows = slice(begin, end)
+            parts.append((_numbers(k, k_scales, rows, shape.dtype), _numbers(v, v_scales, rows, shape.dtype)))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat([k for k, _ in parts], 1), torch.cat([v for _, v in parts], 1)
+
+    def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
+        """See `Layout`."""
+        sources: tuple[Tensor, ...] = (k.detach(), v.detach())
+        if self.codes is not None:
+            (k_codes, k_scales), (v_codes, v_scales) = (quantised(x, self.codes) for x in sources)
+            sources = (k_codes, v_codes, k_scales, v_scales)
+        at = 0
+        for index, begin, end in self._rows(first, first + k.shape[1]):
+            to = at + end - begin
+            blocks = [block for block in self.blocks(pages[index], layer) if block is not None]
+            for block, source in zip(blocks, sources, strict=True):
+                block[:, begin:end] = source[:, at:to]
+            at = to
+
+    def _rows(self, first: int, stop: int) -> list[tuple[int, int, int]]:
+        """Each page that has some of the tokens, and which of its rows those are: index, begin, end."""
+        size = self.page_tokens
+        return [
+            (index, max(first - index * size, 0), min(stop - index * size, size))
+            for index in range(first // size, -(-stop // size))
+        ]
+
+
+class KVPool:
+    """Pages of one layout, allocated at once. num_pages None: as many as it takes, for work offline and for tests.
+
+    pinned: page-locked, so that a CUDA device copies from and to it while others compute.
+    """
+
+    def __init__(
+        self, layout: Layout, num_pages: int | None = None, reserved: int = 0, *, pinned: bool = False
+    ) -> None:
+        self.layout = layout
+        self.reserved = reserved
+        """Pages for work in flight: a state that is brought here ahead of its request leaves them free."""
+        self.pinned = pinned
+        self._fixed: Tensor | None = None
+        self._pages: list[Tensor] = []
+        self._addresses: list[int] = []
+        more = None
+        if num_pages is None:
+            more = self._add_slab
+        else:
+            self._fixed = self._add(num_pages)
+        self.accounts = BlockPool(num_pages or 0, layout.page_tokens, more)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all pages. Memory that was never written does not count for the operating system."""
+        return self.accounts.num_pages * self.layout.page_bytes
+
+    @property
+    def slab(self) -> Tensor:
+        """Every page of a pool of fixed size, uint8 [num_pages, page_bytes]: what kernels index."""
+        assert self._fixed is not None, "a pool that grows has no one slab"
+        return self._fixed
+
+    def empty(self) -> "KVState":
+        """The state of an empty history."""
+        return KVState(self, self.accounts.empty(), 0)
+
+    def page(self, index: int) -> Tensor:
+        """uint8 [page_bytes], a view."""
+        return self._pages[index]
+
+    def addresses(self, indices: Sequence[int]) -> Tensor:
+        """Of pages, int64 [len(indices)]."""
+        return torch.tensor([self._addresses[index] for index in indices], dtype=torch.int64)
+
+    def _add_slab(self) -> int:
+        self._add(_SLAB_PAGES)
+        return _SLAB_PAGES
+
+    def _add(self, num_pages: int) -> Tensor:
+        size, device = self.layout.page_bytes, self.layout.shape.device
+        memory = torch.empty(num_pages * size + _ALIGNMENT, dtype=torch.uint8, device=device, pin_memory=self.pinned)
+        slab = memory[-memory.data_ptr() % _ALIGNMENT :][: num_pages * size].view(num_pages, size)
+        self._pages += slab.unbind()
+        self._addresses += range(slab.data_ptr(), slab.data_ptr() + num_pages * size, size)
+        return slab
+
+
+class Arrival(Protocol):
+    """The copy that brings a state's pages: part 0 their times, part 1 + layer what a layer has on them.
+
+    Parts come in order: who has waited for one has waited for all before it.
+    """
+
+    def wait(self, part: int) -> None:
+        """Have what the calling thread computes next wait for a part. Raises EngineFailure if it will never come."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether all parts are there."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KVState:
+    """The first `num_tokens` tokens of a run of pages. arrival: of pages that are still being copied."""
+
+    pool: KVPool
+    run: PageRun
+    num_tokens: int
+    arrival: Arrival | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the pages that the state holds, shared ones included."""
+        return len(self.run.pages) * self.pool.layout.page_bytes
+
+    @property
+    def pins(self) -> int:
+        """How many have it in flight."""
+        return self.run.pins
+
+    def pinned(self) -> AbstractContextManager[None]:
+        """While in flight: nobody who makes room drops it."""
+        return pinned(self.run)
+
+    def wait(self, layer: int) -> None:
+        """Have what the calling thread computes next wait until the times and the layers up to this one are here: for
+        kernels that find pages by their index. `read`, `write`, `times`, `extend` and `addresses` wait by themselves.
+        """
+        self._wait(1 + layer)
+
+    @property
+    def arriving(self) -> bool:
+        """Whether some of its pages are not here yet."""
+        return self.arrival is not None and not self.arrival.done
+
+    @property
+    def pages(self) -> list[Tensor]:
+        """Every page, uint8 [page_bytes] each; see `wait`."""
+        return [self.pool.page(index) for index in self.run.pages]
+
+    @property
+    def addresses(self) -> Tensor:
+        """Of every page, int64 [num_pages]: what a kernel of ours reads, once all layers are here."""
+        self._wait(self.pool.layout.shape.num_layers)
+        return self.pool.addresses(self.run.pages)
+
+    @property
+    def times(self) -> Tensor:
+        """Event time of every token, int64 [num_tokens], milliseconds; a copy."""
+        size, device = self.pool.layout.page_tokens, self.pool.layout.shape.device
+        if not self.num_tokens:
+            return torch.empty(0, dtype=torch.int64, device=device)
+        self._wait(0)
+        return torch.cat([_times(page, size) for page in self.pages])[: self.num_tokens]
+
+    def read(self, layer: int, first: int = 0, stop: int | None = None) -> tuple[Tensor, Tensor]:
+        """Keys [num_heads, num, qk_dim] and values [num_heads, num, v_dim] of the tokens [first, stop), all if not
+        given.
+        """
+        self.wait(layer)
+        return self.pool.layout.read(self.pages, layer, first, self.num_tokens if stop is None else stop)
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Store the newest tokens' keys [num_heads, num_new, qk_dim] and values [num_heads, num_new, v_dim]."""
+        self.wait(layer)
+        self.pool.layout.write(self.pages, layer, self.num_tokens - k.shape[1], k, v)
+
+    def extend(self, times: Tensor, leaving: int = 0) -> "KVState":
+        """A state that is longer by tokens of these times, their keys and values still to be written.
+
+        times: int64 [num_new]. leaving: pages that must stay free. Raises Overloaded.
+        """
+        longer, size = self.grown(len(times), leaving), self.pool.layout.page_tokens
+        first, stop = self.num_tokens, longer.num_tokens
+        if first < stop:
+            self._wait(0)
+        for index in range(first // size, -(-stop // size)):
+            begin, end = max(first, index * size), min(stop, (index + 1) * size)
+            page = _times(self.pool.page(longer.run.pages[index]), size)
+            page[begin - index * size : end - index * size] = times[begin - first : end - first]
+        return longer
+
+    def grown(self, num_new: int, leaving: int = 0) -> "KVState":
+        """A state that is longer by tokens of which nothing is written yet, not even times; see `extend`."""
+        if not num_new:
+            return self
+        arrival = self.arrival if self.arriving else None
+        growth = self.pool.accounts.grow(self.run, self.num_tokens, num_new, leaving)
+        if growth.copy is not None:
+            self._wait(self.pool.layout.shape.num_layers)
+            old, new = growth.copy
+            self.pool.page(new).copy_(self.pool.page(old))
+        return KVState(self.pool, growth.run, self.num_tokens + num_new, arrival)
+
+    def _wait(self, part: int) -> None:
+        if self.arrival is not None:
+            self.arrival.wait(part)
+
+
+def _times(pages: Tensor, page_tokens: int) -> Tensor:
+    return _block(pages, 0, torch.int64, page_tokens)
+
+
+def _block(pages: Tensor, start: int, dtype: torch.dtype, *size: int) -> Tensor:
+    """Numbers that lie on each page, uint8 [..., page_bytes], from a byte on: a view [..., *size]."""
+    block = pages.narrow(-1, start, math.prod(size) * dtype.itemsize).view(dtype)
+    return block.view(*pages.shape[:-1], *size)
+
+
+def _numbers(block: Tensor, scales: Tensor | None, rows: slice, dtype: torch.dtype) -> Tensor:
+    return numbers(block[:, rows], None if scales is None else scales[:, rows], dtype)
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,218 @@
+"""Offload to Redis behind the requests' backs: bounded, droppable, counted, never awaited by a request.
+
+Keeps the newest state of a user while it waits. Only the chunks that Redis lacks are written: of a state that grew by
+an event, the last one.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Generic
+
+from mfalcon.errors import StorageUnavailable
+from mfalcon.history.history import History
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.remote import RedisStates
+from mfalcon.kvcache.tier import S
+from mfalcon.metrics import StateMetrics
+
+_log = logging.getLogger(__name__)
+
+_REMEMBERED_USERS = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[S]):
+    """The state of history[start:]."""
+
+    history: History
+    start: int
+    state: S
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Redis holds good chunks of [start, stop) of the history that hashes to link at stop."""
+
+    generation: bytes
+    start: int
+    stop: int
+    link: bytes
+
+
+class WriteBehind(Generic[S]):
+    """Writes what it is offered when it can. Lives on the event loop, but `offer` may be called by any thread.
+
+    encode: (state, first event, last event) of the window -> payload; runs in one of `workers`. budget_bytes: of states
+    that may wait.
+    """
+
+    def __init__(
+        self,
+        states: RedisStates,
+        encode: Callable[[S, int, int], memoryview],
+        tombstones: Tombstones,
+        metrics: StateMetrics,
+        workers: Executor,
+        *,
+        budget_bytes: int,
+        timeout_s: float,
+    ) -> None:
+        self._states = states
+        self._encode = encode
+        self._tombstones = tombstones
+        self._metrics = metrics
+        self._workers = workers
+        self._budget = budget_bytes
+        self._timeout_s = timeout_s
+        self._waiting: OrderedDict[bytes, _Waiting[S]] = OrderedDict()
+        self._num_bytes = 0
+        self._stored: OrderedDict[bytes, _Stored] = OrderedDict()
+        self._writing: tuple[bytes, asyncio.Event] | None = None
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.paused = False
+        """True while Redis is over its byte budget: nothing is written."""
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._run(), name="write-behind")
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Write what waits, for `drain_s` at most, and drop the rest."""
+        if self._task is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await self._idle.wait()
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        self._drop_all("closing")
+
+    def offer(self, history: History, start: int, state: S) -> None:
+        """Have a state written some time soon, or never. Any thread; returns at once."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: so are we
+                self._loop.call_soon_threadsafe(self._enqueue, _Waiting(history, start, state))
+
+    def stored(self, history: History, start: int, stop: int) -> None:
+        """Note that Redis holds history[start:stop]; its chunks shall live on."""
+        self._remember(history.user, _Stored(history.generation, start, stop, history.link(stop)))
+
+    def drop(self, user: bytes) -> None:
+        """Drop what waits for a user."""
+        self._take(user)
+        self._stored.pop(user, None)
+
+    async def delete(self, user: bytes) -> None:
+        """Drop what waits for a user and wait for what is being written."""
+        self.drop(user)
+        if self._writing is not None and self._writing[0] == user:
+            await self._writing[1].wait()
+
+    async def idle(self) -> None:
+        """Return when nothing waits."""
+        await self._idle.wait()
+
+    def _enqueue(self, waiting: _Waiting[S]) -> None:
+        user = waiting.history.user
+        self._take(user)
+        self._waiting[user] = waiting
+        self._num_bytes += waiting.state.num_bytes
+        while self._num_bytes > self._budget:
+            self._take(next(iter(self._waiting)))
+            self._metrics.dropped.labels("full").inc()
+        self._idle.clear()
+        self._wake.set()
+        self._metrics.waiting.set(len(self._waiting))
+
+    def _take(self, user: bytes) -> _Waiting[S] | None:
+        waiting = self._waiting.pop(user, None)
+        if waiting is not None:
+            self._num_bytes -= waiting.state.num_bytes
+            self._metrics.waiting.set(len(self._waiting))
+        return waiting
+
+    def _drop_all(self, reason: str) -> None:
+        self._metrics.dropped.labels(reason).inc(len(self._waiting))
+        self._waiting.clear()
+        self._num_bytes = 0
+        self._metrics.waiting.set(0)
+
+    async def _run(self) -> None:
+        while True:
+            if not self._waiting:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            waiting = self._take(next(iter(self._waiting)))
+            assert waiting is not None
+            user, done = waiting.history.user, asyncio.Event()
+            self._writing = user, done
+            try:
+                reason = await self._write(waiting)
+            except Exception:  # noqa: BLE001 (the task's edge: the next state is written all the same)
+                _log.exception("a state could not be written")
+                reason = "failed"
+            finally:
+                self._writing = None
+                done.set()
+            if reason is not None:
+                self._metrics.dropped.labels(reason).inc()
+
+    async def _write(self, waiting: _Waiting[S]) -> str | None:
+        """Write the chunks that Redis lacks; returns why not, or None."""
+        history, start = waiting.history, waiting.start
+        if self.paused:
+            return "budget"
+        if not self._states.available(history.user):
+            return "unavailable"
+        size = self._states.layout.events_per_chunk
+        num_chunks, stored = self._states.num_chunks(len(history) - start), self._stored_stop(history, start)
+        first_dirty = num_chunks if stored == len(history) else (stored - start) // size
+        try:
+            for number in range(first_dirty, num_chunks):
+                if history.generation in self._tombstones:
+                    return "deleted"
+                first, stop = start + number * size, min(start + (number + 1) * size, len(history))
+                running = asyncio.get_running_loop()
+                chunk = await running.run_in_executor(self._workers, self._chunk, waiting, first, stop)
+                if not await self._states.write(history, number, chunk, self._timeout_s):
+                    self._stored.pop(history.user, None)
+                    return "deleted"
+                self.stored(history, start, stop)
+            await self._states.touch(history.user, first_dirty, self._timeout_s)
+        except StorageUnavailable as error:
+            self._stored.pop(history.user, None)
+            return "unavailable" if error.may_be_done else "refused"
+        return None
+
+    def _chunk(self, waiting: _Waiting[S], first: int, stop: int) -> bytes:
+        history, start = waiting.history, waiting.start
+        payload = self._encode(waiting.state, first - start, stop - start)
+        return self._states.pack(history, start, first, stop, payload)
+
+    def _stored_stop(self, history: History, start: int) -> int:
+        """The event up to which Redis should hold history[start:] already."""
+        stored = self._stored.get(history.user)
+        if stored is None or stored.generation != history.generation or stored.start != start:
+            return start
+        if not start <= stored.stop <= len(history) or stored.link != history.link(stored.stop):
+            return start
+        return stored.stop
+
+    def _remember(self, user: bytes, stored: _Stored) -> None:
+        self._stored[user] = stored
+        self._stored.move_to_end(user)
+        if len(self._stored) > _REMEMBERED_USERS:
+            self._stored.popitem(last=False)

@@ -1,0 +1,27 @@
+"""Names of what we keep in Redis. One hash tag per user, so that everything of a user is in one slot of a cluster."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """prefix: lets several deployments share a Redis."""
+
+    prefix: str
+
+    def log(self, user: bytes) -> str:
+        """The user's event log."""
+        return f"{self.prefix}:{{{user.hex()}}}:log"
+
+    def index(self, user: bytes) -> str:
+        """A hash of model -> chunks ever written: what a deletion must erase, states of former models included."""
+        return f"{self.prefix}:{{{user.hex()}}}:kv"
+
+    def chunk(self, user: bytes, model: str, number: int) -> str:
+        """Chunk `number` of the user's KV state of a model."""
+        return f"{self.prefix}:{{{user.hex()}}}:kv:{model}:{number}"
+
+    @property
+    def deletions(self) -> str:
+        """A stream of deletions, for every replica to follow."""
+        return f"{self.prefix}:deletions"

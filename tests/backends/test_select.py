@@ -1,0 +1,70 @@
+"""A model is made ready with what was asked for, or the setting, the value and the limit are named."""
+
+import pytest
+import torch
+
+from mfalcon.backends.select import PoolBudget, device_named, serve
+from mfalcon.errors import ConfigError
+from tests.device import needs_interpreter
+from tests.small import small_checkpoint
+
+MODEL = small_checkpoint("dfgr", torch.float32).model
+BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24)
+
+
+@pytest.mark.parametrize(
+    ("backend", "kv_dtype", "says"),
+    [
+        ("auto", "fp4", "kv_dtype: got 'fp4', must be one of auto, int8, fp8"),
+        (
+            "reference",
+            "fp8",
+            r"kv_dtype: got fp8, must be auto or int8 where triton does not compute \(it is reference\)",
+        ),
+        ("reference", "int8", "kv_dtype: got int8, must be auto where no fused kernel computes"),
+        ("tpu", "auto", "backend: got 'tpu', must be one of auto, reference, onednn, fused, triton"),
+    ],
+)
+def test_what_cannot_be_served_is_named(backend: str, kv_dtype: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        serve(MODEL, backend, BUDGET, kv_dtype)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "banana", "mps"])
+def test_a_device_that_is_not_here_is_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: got '{name}'"):
+        device_named(name)
+
+
+def test_a_device_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one torch refuses to compute there."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert device_named("cuda") == torch.device("cuda", 0)
+    assert device_named("cuda:1") == torch.device("cuda", 1)
+    assert device_named("cpu") == torch.device("cpu")
+
+
+def test_without_a_device_there_is_one_pool() -> None:
+    served = serve(MODEL, "auto", BUDGET)
+    assert served.host is None and not served.stack.batched
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+def test_a_device_has_a_pool_and_the_host_one_of_the_same_pages(kv_dtype: str) -> None:
+    served = serve(MODEL, "triton", BUDGET, kv_dtype)
+    assert served.host is not None and served.stack.batched
+    assert served.pool.layout.page_bytes == served.host.layout.page_bytes
+    assert served.pool.accounts.num_pages == (64 << 20) // served.pool.layout.page_bytes
+    reserved = 3 * 2 + 4
+    assert served.host.accounts.num_pages == (1 << 20) // served.host.layout.page_bytes + reserved
+
+
+@needs_interpreter
+def test_a_device_budget_is_kept_to_or_refused() -> None:
+    page_bytes = serve(MODEL, "triton").pool.layout.page_bytes
+    budget = PoolBudget(1 << 20, threads=1, longest_history=24, device_bytes=7 * page_bytes)
+    assert serve(MODEL, "triton", budget).pool.accounts.num_pages == 7
+    with pytest.raises(ConfigError, match="device_budget_mb: got 0 MiB, must be at least 1 for three full windows"):
+        serve(MODEL, "triton", PoolBudget(1 << 20, 1, 24, 5 * page_bytes))

@@ -1,0 +1,215 @@
+"""The Triton backend in the interpreter: how it cuts batches, what it replays, and states that are still arriving."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("triton")
+
+from kernels.gpu.graphs import Graph
+from kernels.gpu.self_check import deviation
+from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score_all
+from mfalcon.backends import triton as gpu
+from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
+from mfalcon.backends.triton import TritonBackend, _groups, _microbatches, _Part
+from mfalcon.kvcache.copy import ThreadCopier
+from mfalcon.kvcache.state import KVState
+from mfalcon.models.base import EventTokens, Targets
+from tests.device import DEVICE, needs_interpreter
+from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
+
+CHECKPOINT = small_checkpoint("dfgr", torch.float32)
+BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24, device_bytes=2 << 20)
+BOUND = 1e-5
+pytestmark = needs_interpreter
+
+
+@pytest.fixture(autouse=True)
+def silent() -> Iterator[None]:
+    """Rows that only fill up a shape hold anything: the interpreter complains, a GPU does not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert deviation(DEVICE, torch.float32, concat=False) <= 2e-5
+    monkeypatch.setattr("kernels.gpu.stack.target_bias", lambda *_: None)
+    assert deviation(DEVICE, torch.float32, concat=True) > 1e-2
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 12))
+def test_groups_keep_order_and_size(sizes: list[int], most: int) -> None:
+    parts = list(_groups(sizes, most))
+    assert [size for part in parts for size in sizes[part]] == sizes
+    for part in parts:
+        assert sum(sizes[part]) <= most or part.stop - part.start == 1
+
+
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(1, 7))
+def test_microbatches_hold_every_target_once(sizes: list[int], most: int) -> None:
+    state = serve(CHECKPOINT.model, "triton", BUDGET).empty_state()
+    users = [_Part(state, size, number) for number, size in enumerate(sizes)]
+    rows = [part.time_ms for parts in _microbatches(users, most) for part in parts for _ in range(part.num_rows)]
+    assert rows == [number for number, size in enumerate(sizes) for _ in range(size)]
+    batches = [sum(part.num_rows for part in parts) for parts in _microbatches(users, most)]
+    assert all(size == most for size in batches[:-1]) and all(0 < size <= most for size in batches)
+
+
+def targets(num_targets: int, seed: int) -> Targets:
+    return Targets(some_rows(num_targets, seed), torch.tensor([1, 12]))
+
+
+def states_of(served: ServedModel, lengths: Sequence[int]) -> list[KVState]:
+    return [prefill(served, tokens(CHECKPOINT, random_events(n, seed=n))) for n in lengths]
+
+
+def requests(states: Sequence[KVState], sizes: Sequence[int]) -> list[Scoring]:
+    return [Scoring(state, targets(m, m), NOW_MS + m) for state, m in zip(states, sizes, strict=True)]
+
+
+@torch.inference_mode()
+def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoded together and scored together, replayed or not, against the reference one by one."""
+    monkeypatch.setattr(gpu, "_SHAPE_PAGES", 6)
+    lengths, sizes = (7, 24, 1), (5, 9, 3)
+    oracle, served = reference(CHECKPOINT.model), serve(CHECKPOINT.model, "triton", BUDGET)
+    expected = score_all(oracle, requests(states_of(oracle, lengths), sizes), 64)
+    deltas = [tokens(CHECKPOINT, random_events(n, seed=n)) for n in lengths]
+    monkeypatch.setattr(gpu, "_MOST_ROWS", 25)  # two computations
+    states = append_all(served, [served.empty_state()] * 3, deltas)
+    assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
+    replayed: list[int] = []
+    right = Graph.__call__
+
+    def counted(self: Graph, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        replayed.append(len(x))
+        return right(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "__call__", counted)
+    served.stack.prepare(served.pool, 8)
+    for _ in range(2):  # what a replay leaves behind is nothing to the next
+        assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
+    assert replayed == [8, 8, 1] * 2
+    empty = requests([served.empty_state()], [4])
+    assert (
+        score_all(served, empty, 8) - score_all(oracle, requests([oracle.empty_state()], [4]), 8)
+    ).abs().max() <= BOUND
+
+
+@torch.inference_mode()
+def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of encoding and of scoring, and nothing stays behind on the pages."""
+    monkeypatch.setattr(gpu, "_MOST_ROWS", 4)
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    backend, encoded, scored = served.stack, [], []
+    assert isinstance(backend, TritonBackend)
+    monkeypatch.setattr(backend._stack, "extend", lambda x, *_: encoded.append(len(x)))
+    monkeypatch.setattr(backend._stack, "score", lambda x, *_: scored.append(len(x)))
+    backend._compile(served.pool, 2)
+    assert (encoded, scored) == ([1, 2, 4], [1, 2])
+    assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+
+
+@torch.inference_mode()
+def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    served.stack.prepare(served.pool, 8)
+    backend = served.stack
+    assert isinstance(backend, TritonBackend)
+    one, two = states_of(served, (5, 6))
+    assert backend._graph([one], 8) is not None
+    assert backend._graph([one], 9) is None
+    assert backend._graph([one, two], 2) is None
+
+
+def arriving(served: ServedModel, state: KVState) -> tuple[KVState, threading.Event, ThreadCopier]:
+    """A copy of a state that went down to the host and comes up when the event is set; its pages are NaN until then."""
+    assert served.host is not None
+    gate = threading.Event()
+    copier = ThreadCopier(before_part=lambda part: None if part == 0 else assert_set(gate))
+    down = copier.demote(state, served.host, copier.mark())
+    up = copier.promote(down, served.pool)
+    for page in up.pages:
+        page[served.stack.layout.page_tokens * 8 :].fill_(255)
+    return up, gate, copier
+
+
+def assert_set(gate: threading.Event) -> None:
+    assert gate.wait(60)
+
+
+def waits_for(gate: threading.Event, work: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What the work gives; it is not done before the gate opens."""
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode(), np.errstate(all="ignore"):
+            return work()
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(run)
+        with pytest.raises(TimeoutError):
+            done.result(1.0)
+        gate.set()
+        return done.result(60)
+
+
+@torch.inference_mode()
+def test_a_score_waits_for_pages_that_arrive_and_replays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    [state] = states_of(served, (20,))
+    expected = score(served, state, targets(5, 5), NOW_MS, 8)
+    served.stack.prepare(served.pool, 8)
+
+    def replayed(*_: object) -> None:
+        raise AssertionError("a replay waits for nothing")
+
+    monkeypatch.setattr(Graph, "__call__", replayed)
+    up, gate, copier = arriving(served, state)
+    found = waits_for(gate, lambda: score(served, up, targets(5, 5), NOW_MS, 8))
+    assert (found - expected).abs().max() <= BOUND
+    copier.close()
+
+
+def twenty_and_four() -> tuple[ServedModel, KVState, EventTokens, torch.Tensor]:
+    """A state of 20 events, four more, and scores with all of them, which were never on the same pages."""
+    events = random_events(24, seed=3)
+    served, elsewhere = (serve(CHECKPOINT.model, "triton", BUDGET) for _ in range(2))
+    first, rest = (tokens(CHECKPOINT, part) for part in (events[:20], events[20:]))
+    longer = append(elsewhere, prefill(elsewhere, first), rest)
+    return served, prefill(served, first), rest, score(elsewhere, longer, targets(5, 5), NOW_MS, 8)
+
+
+@torch.inference_mode()
+def test_an_append_waits_for_pages_that_arrive() -> None:
+    """What it writes on the last page is not overwritten by the copy, and what it reads is there."""
+    served, first, rest, expected = twenty_and_four()
+    up, gate, copier = arriving(served, first)
+    longer = waits_for(gate, lambda: score(served, append(served, up, rest), targets(5, 5), NOW_MS, 8))
+    assert (longer - expected).abs().max() <= BOUND
+    copier.close()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("phase", ["score", "extend"])
+def test_without_the_wait_both_are_wrong(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    """Or the tests above would show nothing."""
+    served, first, rest, expected = twenty_and_four()
+    monkeypatch.setattr(gpu, "_arrival", lambda _: lambda layer: None)
+    up, gate, copier = arriving(served, first)
+    if phase == "score":
+        found = score(served, up, targets(5, 5), NOW_MS, 8)
+        gate.set()
+    else:
+        longer = append(served, up, rest)
+        gate.set()
+        copier.idle()
+        found = score(served, longer, targets(5, 5), NOW_MS, 8)
+    assert not torch.allclose(found, expected, atol=1e-3)
+    copier.close()

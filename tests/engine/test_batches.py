@@ -1,0 +1,150 @@
+"""Users computed together on a device whose pool is small: states go down to the host and come up again, and every
+answer is its own.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from mfalcon.backends.select import KV_DTYPES
+from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.job import RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
+from mfalcon.kvcache.state import PlainLayout
+from mfalcon.types import CacheSource, Events, RankRequest, RankResult
+from tests.device import needs_interpreter
+from tests.engine.conftest import compute_on_triton
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
+
+pytestmark = needs_interpreter
+
+BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
+CHECKPOINT = small_checkpoint()
+ITEMS = CHECKPOINT.items.item_id
+ANSWER_SECONDS = 60
+
+
+@pytest.fixture(autouse=True)
+def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_on_triton(monkeypatch)
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the computations of several users."""
+    sizes: list[int] = []
+    right = Runner.rank_all
+
+    def counted(self: Runner, jobs: Sequence[RankJob]) -> list[RankResult | MFalconError]:
+        sizes.append(len(jobs))
+        return right(self, jobs)
+
+    monkeypatch.setattr(Runner, "rank_all", counted)
+    return sizes
+
+
+def request(number: int, recent: Events | None = None) -> RankRequest:
+    return rank_request(f"user-{number}", ITEMS[: 1 + 3 * number].tolist(), recent=recent)
+
+
+def assert_right(result: RankResult, history: Events, asked: RankRequest) -> None:
+    expected = cold_scores(CHECKPOINT, history, asked).numpy()
+    assert np.abs(result.task_scores - expected).max() <= BOUND
+
+
+async def ask(engine: Engine, histories: Sequence[Events]) -> list[RankResult]:
+    asked = [request(number) for number in range(len(histories))]
+    results = await asyncio.gather(*(engine.rank(one, None) for one in asked))
+    for result, history, one in zip(results, histories, asked, strict=True):
+        assert_right(result, history, one)
+    return results
+
+
+async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
+    """Cold, cached, appended to, and with recent events; of every length, none among them."""
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine.wait_ready(ANSWER_SECONDS)
+    histories = [random_events(length, seed=length) for length in (20, 0, 1, 24, 9)]
+    for number, history in enumerate(histories):
+        if len(history):
+            await engine.append_events(f"user-{number}", history, 0)
+    first = await ask(engine, histories)
+    assert max(batches) > 1
+    assert [result.cache.encoded_tokens for result in first] == [20, 0, 1, 24, 9]
+    again = await ask(engine, histories)
+    assert [result.cache.source.name for result in again] == ["GPU", "NONE", "GPU", "GPU", "GPU"]
+    for one, other in zip(first, again, strict=True):
+        assert np.abs(one.task_scores - other.task_scores).max() <= BOUND
+    recent = random_events(2, 1, int(histories[0]["time_ms"][-1]))
+    asked = [request(0, recent), *(request(number) for number in range(1, 5))]
+    results = await asyncio.gather(*(engine.rank(each, None) for each in asked))
+    for result, history, each in zip(results, histories, asked, strict=True):
+        assert_right(result, history, each)
+    await engine.close()
+
+
+async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine.wait_ready(ANSWER_SECONDS)
+    right = Runner._to_device
+
+    def refuse(self: Runner, numbers: np.ndarray) -> object:
+        if len(numbers) == 1 + 3 * 2:
+            raise RuntimeError("CUDA error: an illegal memory access")
+        return right(self, numbers)
+
+    monkeypatch.setattr(Runner, "_to_device", refuse)
+    answers = await asyncio.gather(*(engine.rank(request(i), None) for i in range(4)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [RankResult, RankResult, EngineFailure, RankResult]
+    await engine.close()
+
+
+async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error in a kernel CUDA refuses everything: a balancer must send the users elsewhere."""
+    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine.wait_ready(ANSWER_SECONDS)
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(Runner, "_to_device", lost)
+    monkeypatch.setattr(Runner, "check_device", lost)
+    works = [engine.rank(request(number), None) for number in range(4)]
+    answers = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), ANSWER_SECONDS)
+    assert all(isinstance(answer, EngineFailure | ShuttingDown) for answer in answers)
+    assert not engine.ready
+    await engine.close()
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str) -> None:
+    """Ten users of two pages each, one after the other, twice, on a device that keeps four or five of them."""
+    checkpoint = small_checkpoint(config=small_config(max_history=200, window_chunk=64, num_layers=1))
+    page_bytes = PlainLayout(checkpoint.model.kv_shape(), codes=KV_DTYPES[kv_dtype]).page_bytes
+    config = EngineConfig(
+        threads=1, microbatch=32, kv_budget_bytes=8 << 20, device_budget_bytes=18 * page_bytes, kv_dtype=kv_dtype
+    )
+    engine = Engine(checkpoint, config)
+    engine.wait_ready(ANSWER_SECONDS)
+    tiers, bound = engine._tiers, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
+    assert tiers.demotion is not None and tiers._copier is not None
+    histories = {f"user-{number}": random_events(150 + number, seed=number) for number in range(10)}
+    for user_id, history in histories.items():
+        await engine.append_events(user_id, history, 0)
+    for source in (CacheSource.NONE, CacheSource.HOST):  # who was asked longest ago is always the next
+        for user_id, history in histories.items():
+            asked = rank_request(user_id, ITEMS[:5].tolist())
+            result = await engine.rank(asked, None)
+            assert result.cache.source is source
+            assert np.abs(result.task_scores - cold_scores(checkpoint, history, asked).numpy()).max() <= bound
+            await asyncio.to_thread(tiers.demotion.idle)
+    for user_id in histories:
+        await engine.delete_user(user_id)
+    await asyncio.to_thread(tiers._copier.idle)
+    for pool in (engine._served.pool, engine._served.host):
+        assert pool is not None
+        assert pool.accounts.num_free == pool.accounts.num_pages
+    await engine.close()
