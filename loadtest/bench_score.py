@@ -24,7 +24,7 @@ from loadtest.shapes import (
 )
 from loadtest.timing import Cell, Samples, Spread, always, measured, spread, take_turns
 from mfalcon.algorithm import prefill, score
-from mfalcon.backends.choice import ONEDNN, REFERENCE, runnable
+from mfalcon.backends.choice import REFERENCE, runnable
 from mfalcon.backends.select import ServedModel, serve
 from mfalcon.models.base import Ranker, Targets
 
@@ -270,7 +270,7 @@ class _AtLength:
         return random_targets(m, self._options.seed + 2)
 
     def _sizes(self, served: ServedModel, m: int) -> list[int]:
-        suited = TORCH_MICROBATCHES if served.stack.name in (REFERENCE, ONEDNN) else FUSED_MICROBATCHES
+        suited = TORCH_MICROBATCHES if served.stack.name == REFERENCE else FUSED_MICROBATCHES
         return sorted({min(size, m) for size in self._options.microbatches or suited})
 
     def _scoring(self, name: str, targets: Targets, microbatch: int) -> Callable[[], Tensor]:

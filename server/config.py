@@ -56,7 +56,6 @@ class ServerConfig(BaseSettings):
     backend: Literal[
         "auto",
         "reference",
-        "onednn",
         "fused",
         "triton",
         "avx512_bf16",

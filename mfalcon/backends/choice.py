@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import cpu_build, fused, onednn
+from kernels import cpu_build, fused
 from kernels.gpu import check as gpu_check
 
-REFERENCE, ONEDNN, FUSED, TRITON, AUTO = "reference", "onednn", "fused", "triton", "auto"
-NAMES = (AUTO, REFERENCE, ONEDNN, FUSED, TRITON, *cpu_build.POLICIES)
+REFERENCE, FUSED, TRITON, AUTO = "reference", "fused", "triton", "auto"
+NAMES = (AUTO, REFERENCE, FUSED, TRITON, *cpu_build.POLICIES)
 """What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name."""
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -39,29 +39,18 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> Choice:
         raise BackendUnavailable(f"backend: got {asked!r}, must be one of {', '.join(NAMES)}")
     unavailable: list[str] = []
     for name in _candidates(asked, device, dtype):
-        if asked == AUTO and name == ONEDNN and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-            unavailable.append("onednn: no faster than torch without AVX-512")  # docs/LOG.md
-            continue
         try:
             return Choice(name, _loaded(name, device, dtype), tuple(unavailable))
-        except (
-            fused.FusedUnavailable,
-            onednn.OneDnnUnavailable,
-            gpu_check.GpuUnavailable,
-            BackendUnavailable,
-        ) as error:
+        except (fused.FusedUnavailable, gpu_check.GpuUnavailable, BackendUnavailable) as error:
             unavailable.append(str(error))
-    if asked != AUTO:
-        reasons = "; ".join(unavailable) or f"no compiled kernel computes in {dtype}"
-        raise BackendUnavailable(f"backend {asked}: {reasons}")
-    return Choice(REFERENCE, None, tuple(unavailable))
+    reasons = "; ".join(unavailable) or f"no compiled kernel computes in {dtype}"
+    raise BackendUnavailable(f"backend {asked}: {reasons}")
 
 
 def runnable(device: torch.device, dtype: torch.dtype) -> list[Choice]:
     """Every backend that can run here, the preferred one first."""
     found = []
-    on_cpu = (*_policies(dtype, slow=True), ONEDNN)
-    for name in (*((TRITON,) if device.type == "cuda" else on_cpu), REFERENCE):
+    for name in (*((TRITON,) if device.type == "cuda" else _policies(dtype, slow=True)), REFERENCE):
         try:
             found.append(choose(name, device, dtype))
         except BackendUnavailable:
@@ -73,7 +62,7 @@ def _candidates(asked: str, device: torch.device, dtype: torch.dtype) -> list[st
     if asked == AUTO and device.type == "cuda":
         return [TRITON, REFERENCE]
     if asked == AUTO:
-        return [*_policies(dtype), ONEDNN, REFERENCE]
+        return [*_policies(dtype), REFERENCE]
     return _policies(dtype) if asked == FUSED else [asked]
 
 
@@ -96,9 +85,6 @@ def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> fused.Kernel
         raise BackendUnavailable(f"{name}: computes on the CPU, not on {device}")
     if dtype not in _ELEMENTS:
         raise BackendUnavailable(f"{name}: computes in {' or '.join(_ELEMENTS.values())}, not in {dtype}")
-    if name == ONEDNN:
-        onednn.check(dtype)
-        return None
     if cpu_build.POLICIES[name].element != _ELEMENTS[dtype]:
         raise BackendUnavailable(f"{name}: computes in {cpu_build.POLICIES[name].element}, not in {dtype}")
     return fused.load(name)

@@ -1,4 +1,4 @@
-"""The fused CPU kernel (`kernels.fused`) and oneDNN (`kernels.onednn`) as backends of a stack."""
+"""The fused CPU kernel (`kernels.fused`) as a backend of a stack."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from kernels.fused import FusedStack, Kernel
-from kernels.onednn import OneDnnStack
 from mfalcon.backends.base import SequentialBackend
 from mfalcon.backends.weights import layer_weights, stack_config
-from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState, PlainLayout
+from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState
 from mfalcon.models.layer import Stack
 
 _FLOPS_OF_A_CORE = 75_000_000
@@ -52,28 +51,6 @@ class FusedBackend(SequentialBackend):
         """See `SequentialBackend`."""
         threads = torch.get_num_threads()
         return self._stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
-
-
-class OneDnnBackend(SequentialBackend):
-    """The stack as linears of oneDNN with a fused SiLU: where there is no compiler."""
-
-    name = "onednn"
-
-    def __init__(self, stack: Stack, shape: KVShape) -> None:
-        self._stack = OneDnnStack(stack_config(stack), layer_weights(stack), shape.dtype)
-        self.layout = PlainLayout(shape)
-
-    def encode_one(self, state: KVState, x: Tensor) -> None:
-        """See `SequentialBackend`."""
-
-        def keep(layer: int, k: Tensor, v: Tensor) -> None:
-            state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
-
-        self._stack.extend(state.read, keep, state.times, x.float())
-
-    def hidden_one(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
-        """See `SequentialBackend`."""
-        return self._stack.score(state.read, state.times, x.float(), time_ms, microbatch)
 
 
 def _cores_worth(stack: FusedStack, num_tokens: int, num_new: int) -> int:

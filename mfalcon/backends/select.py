@@ -6,8 +6,8 @@ from typing import Final
 import torch
 
 from mfalcon.backends.base import ReferenceBackend, StackBackend
-from mfalcon.backends.choice import AUTO, ONEDNN, REFERENCE, TRITON, BackendUnavailable, Choice, choose
-from mfalcon.backends.fused import FusedBackend, OneDnnBackend
+from mfalcon.backends.choice import AUTO, REFERENCE, TRITON, BackendUnavailable, Choice, choose
+from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
 from mfalcon.models.base import Ranker
@@ -131,8 +131,6 @@ def reference(model: Ranker) -> ServedModel:
 def _backend(choice: Choice, model: Ranker, *, int8: bool) -> StackBackend:
     if choice.kernel is not None:
         return FusedBackend(choice.kernel, model.stack, model.kv_shape(), int8=int8)
-    if choice.name == ONEDNN:
-        return OneDnnBackend(model.stack, model.kv_shape())
     return ReferenceBackend(model.stack, model.kv_shape())
 
 

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import cpu_build, fused, onednn
+from kernels import cpu_build, fused
 from kernels.fused import FusedUnavailable
-from kernels.onednn import OneDnnUnavailable
 from mfalcon.backends import choice
-from mfalcon.backends.choice import AUTO, NAMES, ONEDNN, REFERENCE, TRITON, BackendUnavailable, choose, runnable
+from mfalcon.backends.choice import AUTO, NAMES, REFERENCE, TRITON, BackendUnavailable, choose, runnable
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -40,29 +39,10 @@ def test_auto_takes_what_was_compiled_for_this_processor() -> None:
 
 
 @pytest.mark.usefixtures("without_compiled")
-@pytest.mark.parametrize(("capability", "expected"), [("AVX512", ONEDNN), ("AVX2", REFERENCE), ("DEFAULT", REFERENCE)])
-def test_without_a_compiler_onednn_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch, capability: str, expected: str
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(onednn, "check", lambda _: None)
+def test_without_a_compiler_the_reference_and_why() -> None:
     found = choose(AUTO, CPU, torch.float32)
-    assert found.name == expected and found.kernel is None
-    assert any("not compiled" in why for why in found.unavailable)
-    assert (expected == ONEDNN) != any("no faster" in why for why in found.unavailable)
-
-
-@pytest.mark.usefixtures("without_compiled")
-def test_a_backend_that_computes_wrongly_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(_: torch.dtype) -> None:
-        raise OneDnnUnavailable("onednn: off by 1")
-
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-    monkeypatch.setattr(onednn, "check", check)
-    found = choose(AUTO, CPU, torch.float32)
-    assert found.name == REFERENCE and "onednn: off by 1" in found.unavailable
-    with pytest.raises(BackendUnavailable, match=r"onednn: off by 1"):
-        choose(ONEDNN, CPU, torch.float32)
+    assert found.name == REFERENCE and found.kernel is None
+    assert found.unavailable and all("not compiled" in why for why in found.unavailable)
 
 
 @pytest.mark.usefixtures("without_compiled")
@@ -79,8 +59,8 @@ def test_what_is_asked_for_is_never_replaced(asked: str) -> None:
         ("avx2_f32", CPU, torch.bfloat16, "computes in float32, not in torch.bfloat16"),
         ("portable_bf16", CPU, torch.float32, "computes in bfloat16, not in torch.float32"),
         ("fused", CPU, torch.float64, "backend fused: no compiled kernel computes in torch.float64"),
-        ("onednn", CPU, torch.float64, "float32 or bfloat16, not in torch.float64"),
-        ("onednn", torch.device("cuda"), torch.float32, "on the CPU, not on cuda"),
+        ("avx2_f32", CPU, torch.float64, "float32 or bfloat16, not in torch.float64"),
+        ("avx2_f32", torch.device("cuda"), torch.float32, "on the CPU, not on cuda"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(
@@ -99,7 +79,7 @@ def test_the_reference_is_always_there(device: torch.device, dtype: torch.dtype)
 
 
 def test_every_policy_has_a_name() -> None:
-    assert {*cpu_build.POLICIES, AUTO, REFERENCE, ONEDNN, TRITON, "fused"} == set(NAMES)
+    assert {*cpu_build.POLICIES, AUTO, REFERENCE, TRITON, "fused"} == set(NAMES)
 
 
 def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

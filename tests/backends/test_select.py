@@ -22,7 +22,7 @@ BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24)
             r"kv_dtype: got fp8, must be auto or int8 where triton does not compute \(it is reference\)",
         ),
         ("reference", "int8", "kv_dtype: got int8, must be auto where no fused kernel computes"),
-        ("tpu", "auto", "backend: got 'tpu', must be one of auto, reference, onednn, fused, triton"),
+        ("tpu", "auto", "backend: got 'tpu', must be one of auto, reference, fused, triton"),
     ],
 )
 def test_what_cannot_be_served_is_named(backend: str, kv_dtype: str, says: str) -> None:
