@@ -1,4 +1,5 @@
-"""The readable definition of every op: the CPU path today, and the oracle of every faster backend.
+"""The readable definition of every dense op: what training and the reference backend compute with, and the oracle of
+every faster backend.
 
 Pointwise (silu) attention of HSTU: weights = silu(q.k * logit_scale + bias) / norm, without softmax, so a token's
 output is a plain sum over keys and a prefix may be split and its partial sums added.
@@ -38,9 +39,15 @@ def prefix_attention(
     q: [num_queries, num_heads, qk_dim], the last num_queries of the prefix. k: [num_heads, n, qk_dim].
     v: [num_heads, n, v_dim]. times: int64 [n]. Returns [num_queries, num_heads, v_dim].
     """
-    n, first = k.shape[1], k.shape[1] - q.shape[0]
+    num_queries, num_heads, qk_dim = q.shape
+    n, v_dim = k.shape[1], v.shape[2]
+    _check(k.shape == (num_heads, n, qk_dim), "k", k)
+    _check(v.shape == (num_heads, n, v_dim), "v", v)
+    _check(times.shape == (n,), "times", times)
+    _check(num_queries <= n, "q", q)
+    first = n - num_queries
     positions = torch.arange(n, device=q.device)
-    out = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    out = q.new_empty(num_queries, num_heads, v_dim)
     for start in range(first, n, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, n)
         rows = slice(start - first, stop - first)
@@ -70,6 +77,14 @@ def target_attention(
     prefix_k: [num_heads, n, qk_dim]. prefix_v: [num_heads, n, v_dim]. prefix_bias: [num_heads, n], one vector for all
     targets. own_bias: [num_heads]. Returns [num_targets, num_heads, v_dim].
     """
+    num_targets, num_heads, qk_dim = q.shape
+    n, v_dim = prefix_k.shape[1], v.shape[2]
+    _check(k.shape == q.shape, "k", k)
+    _check(v.shape == (num_targets, num_heads, v_dim), "v", v)
+    _check(prefix_k.shape == (num_heads, n, qk_dim), "prefix_k", prefix_k)
+    _check(prefix_v.shape == (num_heads, n, v_dim), "prefix_v", prefix_v)
+    _check(prefix_bias is None or prefix_bias.shape == (num_heads, n), "prefix_bias", prefix_bias)
+    _check(own_bias is None or own_bias.shape == (num_heads,), "own_bias", own_bias)
     own = (q * k).sum(-1, keepdim=True) * logit_scale  # [m, H, 1]
     if own_bias is not None:
         own = own + own_bias.unsqueeze(-1)
@@ -80,3 +95,7 @@ def target_attention(
         logits = torch.baddbmm(prefix_bias.unsqueeze(1), q.transpose(0, 1), keys, alpha=logit_scale)
     prefix = torch.bmm(functional.silu(logits, inplace=True), prefix_v).transpose(0, 1)  # [m, H, v_dim]
     return torch.addcmul(prefix, functional.silu(own), v).div_(norm)
+
+
+def _check(holds: bool, name: str, tensor: Tensor | None) -> None:
+    assert holds, f"{name}: shape {None if tensor is None else tuple(tensor.shape)} does not fit the other arguments"

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.bias import RelativeBias
-from kernels.dispatch import prefix_attention, target_attention
-from kernels.reference import masked_attention
+from kernels.reference import masked_attention, prefix_attention, target_attention
 from mfalcon.kvcache.state import KVState
 
 

@@ -10,7 +10,7 @@ import mfalcon.attention
 import mfalcon.engine.engine
 import mfalcon.engine.step
 import mfalcon.kvcache.cache
-from kernels import dispatch
+from kernels import reference
 from kernels.bias import RelativeBias
 from mfalcon import laws
 from mfalcon.attention import AttentionForm, BatchPrefixAttention
@@ -103,7 +103,7 @@ def test_law_3_sees_an_append_at_the_wrong_position(monkeypatch: pytest.MonkeyPa
     ) -> Tensor:
         if bias is not None and len(q) < k.shape[1]:
             bias = RelativeBias(bias.position.roll(1, dims=1), bias.time, bias.thresholds)
-        return dispatch.prefix_attention(q, k, v, times, bias, logit_scale=logit_scale, norm=norm)
+        return reference.prefix_attention(q, k, v, times, bias, logit_scale=logit_scale, norm=norm)
 
     monkeypatch.setattr(mfalcon.attention, "prefix_attention", from_zero)
     assert_breaks(3, architecture)
@@ -204,7 +204,7 @@ def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatc
 def _target_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
     prefix_k, prefix_v, prefix_bias, own_bias = rest
     assert prefix_k is not None and prefix_v is not None
-    return dispatch.target_attention(
+    return reference.target_attention(
         q,
         k,
         v,

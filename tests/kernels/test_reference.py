@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import dispatch, reference
+from kernels import reference
 from kernels.bias import RelativeBias, time_thresholds
 
 SIZES = (0, 1, 63, 77, 129, 200)
@@ -73,7 +73,7 @@ def test_prefix_attention_is_causal_masked_attention(num_tokens: int, with_bias:
     tokens = random_tokens(num_tokens, dtype, with_bias)
     expected = causal(tokens)
     for num_queries in {num_tokens, num_tokens // 2, min(1, num_tokens), 0}:
-        got = dispatch.prefix_attention(
+        got = reference.prefix_attention(
             tokens.q[num_tokens - num_queries :],
             poisoned(tokens.k),
             poisoned(tokens.v),
@@ -108,7 +108,7 @@ def assert_target_attention(n: int, num_targets: int, with_bias: bool, dtype: to
     mask[n:, n:] = torch.eye(num_targets, dtype=torch.bool)
     matrix = None if tokens.bias is None else tokens.bias.matrix(positions, positions, times, times)
     dense = reference.masked_attention(tokens.q, tokens.k, tokens.v, mask, matrix, logit_scale=SCALE, norm=NORM)
-    got = dispatch.target_attention(
+    got = reference.target_attention(
         tokens.q[n:],
         tokens.k[n:],
         tokens.v[n:],
@@ -169,16 +169,16 @@ def test_inputs_stay_as_they_are() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
 
 
-def test_dispatch_refuses_shapes_that_do_not_fit() -> None:
+def test_shapes_that_do_not_fit_are_refused() -> None:
     tokens = random_tokens(8, torch.float64, False)
     k, v = tokens.k.transpose(0, 1), tokens.v.transpose(0, 1)
     with pytest.raises(AssertionError, match=r"^v: shape"):
-        dispatch.prefix_attention(tokens.q, k, v[:, :7], tokens.times, None, logit_scale=SCALE, norm=NORM)
+        reference.prefix_attention(tokens.q, k, v[:, :7], tokens.times, None, logit_scale=SCALE, norm=NORM)
     with pytest.raises(AssertionError, match=r"^times: shape"):
-        dispatch.prefix_attention(tokens.q, k, v, tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
+        reference.prefix_attention(tokens.q, k, v, tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
     with pytest.raises(AssertionError, match=r"^q: shape"):
-        dispatch.prefix_attention(tokens.q, k[:, :7], v[:, :7], tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
+        reference.prefix_attention(tokens.q, k[:, :7], v[:, :7], tokens.times[:7], None, logit_scale=SCALE, norm=NORM)
     with pytest.raises(AssertionError, match=r"^prefix_bias: shape"):
-        dispatch.target_attention(
+        reference.target_attention(
             tokens.q, tokens.k, tokens.v, k, v, torch.zeros(HEADS, 7), None, logit_scale=SCALE, norm=NORM
         )

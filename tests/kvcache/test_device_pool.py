@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from torch import Tensor
 
-from kernels.dispatch import target_attention
+from kernels.reference import target_attention
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.base import ReferenceBackend
 from mfalcon.backends.select import ServedModel
