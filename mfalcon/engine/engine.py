@@ -85,10 +85,8 @@ class Engine:
         self._device = served.pool.layout.shape.device
         self._metrics = metrics or StateMetrics()
         self._metrics.pool_pages.set(served.pool.accounts.num_pages)
-        shape = served.pool.layout.shape
-        self._metrics.backend.labels(served.stack.name, str(shape.device), str(shape.dtype).removeprefix("torch.")).set(
-            1
-        )
+        device, dtype, backend = _computed_by(served)
+        self._metrics.backend.labels(device=device, dtype=dtype, backend=backend).set(1)
         self._scheduler = Scheduler(config.queue_size)
         self._tombstones = Tombstones()
         self._predictor = Predictor()

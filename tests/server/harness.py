@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import grpc.aio
 import httpx
+from prometheus_client import CollectorRegistry
 
 from proto import ranking_pb2_grpc
 from server.app import Addresses, ServedEngine, Service
@@ -48,9 +49,11 @@ async def serving(**settings: object) -> AsyncIterator[Running]:
 
 
 @asynccontextmanager
-async def serving_engine(engine: EngineT, **settings: object) -> AsyncIterator[Served[EngineT]]:
-    """Start a server around the engine, hand out, stop."""
-    service = Service(engine, load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings))
+async def serving_engine(
+    engine: EngineT, registry: CollectorRegistry | None = None, **settings: object
+) -> AsyncIterator[Served[EngineT]]:
+    """Start a server around the engine, hand out, stop. registry: what its /metrics shows."""
+    service = Service(engine, load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings), registry)
     addresses = await service.start()
     async with (
         # A client of its own for each server: channels to one address share a connection otherwise.
