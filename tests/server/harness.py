@@ -44,7 +44,7 @@ Running = Served[FakeEngine]
 @asynccontextmanager
 async def serving(**settings: object) -> AsyncIterator[Running]:
     """Start a server around a fake engine, hand out, stop."""
-    async with serving_engine(FakeEngine(), **settings) as running:
+    async with serving_engine(FakeEngine(), None, **settings) as running:
         yield running
 
 
