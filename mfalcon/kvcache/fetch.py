@@ -3,6 +3,7 @@ Redis if that is the cheaper way. The device thread never waits for a network.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -23,6 +24,8 @@ from mfalcon.kvcache.write_behind import WriteBehind
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import Reply
 from mfalcon.types import Events
+
+_log = logging.getLogger(__name__)
 
 SHORTEST_WAIT_S = 0.005
 _WAIT_SHARE = 0.25
@@ -112,6 +115,7 @@ class Fetcher:
         self._coverage = Coverage()
         self._usual_events = 0.0
         self._asked_at = 0.0
+        self._logged: set[type[Exception]] = set()
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
         self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry[KVState] | None]] = {}
 
@@ -259,6 +263,8 @@ class Fetcher:
             except Overloaded:
                 self._metrics.no_room.inc()
                 return None  # which says nothing of what Redis holds
+            except Exception as error:  # noqa: BLE001 (the worker's edge: what cannot be decoded is a miss)
+                self._undecoded(error)
         stop = entry.key.stop if entry is not None else start
         if values:  # an answer
             self._coverage.observe((stop - start) / num_events)
@@ -267,6 +273,17 @@ class Fetcher:
             if stop == len(history):
                 lower.writes.offer(history, start, entry.state)  # nothing to write: its chunks live on
         return entry
+
+    def _undecoded(self, error: Exception) -> None:
+        """Count chunks that were good and still became no state, and log the first of each cause."""
+        self._metrics.rejected.labels("decode").inc()
+        if type(error) not in self._logged:
+            self._logged.add(type(error))
+            _log.error(
+                "chunks from Redis could not be decoded and are recomputed; this cause is not logged again: %r",
+                error,
+                exc_info=error,
+            )
 
     def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
         """A state from the good chunks, in a worker thread. Raises Overloaded."""
