@@ -10,15 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MAX_CODE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-"""Types of codes, and the largest: a token's K (and V) of one head is its largest magnitude / MAX_CODE times codes."""
-
 
 @dataclass(frozen=True, slots=True)
 class PagedKV:
     """One layer of a pool. The four parts may be views into pages: only their last dimension must be dense.
 
-    k: [num_pages, num_heads, page_tokens, qk_dim], in the compute dtype or in codes (`MAX_CODE`). v: likewise.
+    k: [num_pages, num_heads, page_tokens, qk_dim], in the compute dtype or in codes (`kernels.quantise`). v: likewise.
     times: int64 [num_pages, page_tokens], milliseconds. k_scales, v_scales: float32 [num_pages, num_heads, page_tokens]
     of codes, else None; both of one stride from page to page.
     """

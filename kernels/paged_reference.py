@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from kernels import reference
 from kernels.bias import RelativeBias
-from kernels.paged import MAX_CODE, Batch, PagedKV
+from kernels.paged import Batch, PagedKV
+from kernels.quantise import dequantised, quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +36,10 @@ def users(batch: Batch) -> Iterator[_User]:
 def gather(kv: PagedKV, pages: Tensor, num_tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """K [num_heads, num_tokens, qk_dim] and V of a prefix, as numbers of a dtype."""
     k, v = (
-        numbers(codes[pages], None if scales is None else scales[pages], dtype).transpose(0, 1).flatten(1, 2)
+        dequantised(codes[pages], None if scales is None else scales[pages], dtype).transpose(0, 1).flatten(1, 2)
         for codes, scales in ((kv.k, kv.k_scales), (kv.v, kv.v_scales))
     )
     return k[:, :num_tokens], v[:, :num_tokens]
-
-
-def numbers(codes: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Codes [..., head_dim] and their scales [...] as numbers; without scales the codes are the numbers."""
-    if scales is None:
-        return codes.to(dtype)
-    return (codes.to(torch.promote_types(dtype, torch.float32)) * scales.unsqueeze(-1)).to(dtype)
-
-
-def quantised(x: Tensor, codes: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Numbers [..., head_dim] as codes, rounded to nearest, ties to even, and float32 scales [...]."""
-    wide = x.float()
-    scales = wide.abs().amax(-1) / MAX_CODE[codes]
-    divided = wide / scales.where(scales > 0, 1.0).unsqueeze(-1)
-    if codes == torch.int8:
-        divided = divided.round()
-    return divided.clamp(-MAX_CODE[codes], MAX_CODE[codes]).to(codes), scales
 
 
 def prefix_attention(

@@ -13,7 +13,8 @@ from torch import Tensor
 from kernels import paged_reference
 from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.paged import Batch, PagedKV, batch
-from kernels.paged_reference import gather, quantised
+from kernels.paged_reference import gather
+from kernels.quantise import quantised
 from loadtest.gpu_timing import relative_error
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, PlainLayout
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from kernels.gpu.launch import PACKED, codes_of, padded, pointers
 from kernels.gpu.tile import encoded
-from kernels.paged import MAX_CODE, Batch, PagedKV
+from kernels.paged import Batch, PagedKV
+from kernels.quantise import MAX_CODE
 
 
 @triton.jit

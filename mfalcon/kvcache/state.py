@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.paged_reference import numbers, quantised
+from kernels.quantise import dequantised, quantised
 from mfalcon.kvcache.block_pool import BlockPool, PageRun, pinned
 
 PAGE_TOKENS = 128
@@ -77,7 +77,7 @@ class PlainLayout:
     compute dtype.
 
     codes: int8 or float8_e4m3fn to keep both in 8-bit codes; behind them stand float32 scales [num_heads, page_tokens]
-    of K, then of V (`kernels.paged.MAX_CODE`). Every block begins at a multiple of 64 bytes.
+    of K, then of V (`kernels.quantise`). Every block begins at a multiple of 64 bytes.
     """
 
     def __init__(self, shape: KVShape, page_tokens: int = PAGE_TOKENS, codes: torch.dtype | None = None) -> None:
@@ -335,7 +335,7 @@ def _block(pages: Tensor, start: int, dtype: torch.dtype, *size: int) -> Tensor:
 
 
 def _numbers(block: Tensor, scales: Tensor | None, rows: slice, dtype: torch.dtype) -> Tensor:
-    return numbers(block[:, rows], None if scales is None else scales[:, rows], dtype)
+    return dequantised(block[:, rows], None if scales is None else scales[:, rows], dtype)
 
 
 def _aligned(num_bytes: int) -> int:

@@ -7,9 +7,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import paged_reference
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.paged import Batch, BatchSizes, PagedKV, pack, sizes_of, unpacked
+from kernels.quantise import quantised
 from mfalcon.kvcache.state import KVShape, PlainLayout
 from tests.device import DEVICE, INTERPRETED, dtypes, rounding
 
@@ -134,7 +134,7 @@ def world(case: Case, dtype: torch.dtype, codes: torch.dtype | None = None) -> W
         if codes is None or scales is None:
             _put(x, numbers.to(dtype), alive)
         else:
-            coded, of_codes = paged_reference.quantised(numbers, codes)
+            coded, of_codes = quantised(numbers, codes)
             _put(x.view(torch.uint8), coded.view(torch.uint8), alive)
             _put(scales, of_codes, alive)
     units = torch.tensor([0, 1, 1000, 10**6])[torch.randint(0, 4, alive.shape, generator=generator)]

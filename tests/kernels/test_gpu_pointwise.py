@@ -19,7 +19,8 @@ from kernels import paged_reference
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.gpu import kv_write, linear, norms, target_bias, tile
 from kernels.gpu.launch import accumulator
-from kernels.paged import MAX_CODE, PagedKV, batch
+from kernels.paged import PagedKV, batch
+from kernels.quantise import MAX_CODE
 from tests.device import DEVICE, INTERPRETED, dtypes, poisoned, rounding
 from tests.kernels.paged_world import KINDS, Case, cases, layout_of, on_host, views, world
 
