@@ -129,7 +129,7 @@ def batch(
     return unpacked(packed, sizes, tile_rows, splits)
 
 
-def sent(numbers: np.ndarray, device: torch.device) -> Tensor:
+def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     """Numbers on a device, without waiting for it."""
     tensor = torch.from_numpy(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

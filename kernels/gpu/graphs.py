@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.paged import Batch, BatchSizes, pack, sent, unpacked
+from kernels.paged import Batch, BatchSizes, pack, to_device, unpacked
 
 Run: TypeAlias = Callable[[Tensor, Batch, Tensor], Tensor]
 """Rows x [num_rows, dim], their batch and its users' times -> [num_rows, dim]."""
@@ -51,8 +51,8 @@ class Graph:
         padded = np.zeros(self.limits.num_users, dtype=np.int64)
         padded[: len(times)] = times
         self._x[: len(x)] = x
-        self._packed.copy_(sent(packed, x.device))
-        self._times.copy_(sent(padded, x.device))
+        self._packed.copy_(to_device(packed, x.device))
+        self._times.copy_(to_device(padded, x.device))
         return self._again()[: len(x)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.gpu.graphs import Graph, Limits
 from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.gpu.stack import GpuStack
-from kernels.paged import Batch, PagedKV, pack, sent, sizes_of, unpacked
+from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.layer import Stack
@@ -122,7 +122,7 @@ class TritonBackend:
         """A score kernel by kernel."""
         kv = self._pages_of(states[0].pool)
         batch = self._batch(states, num_rows, len(x), x.device)
-        return self._stack.score(x, kv, batch, sent(times, x.device), _arrival(states))
+        return self._stack.score(x, kv, batch, to_device(times, x.device), _arrival(states))
 
     def _graph(self, states: Sequence[KVState], num_rows: int) -> Graph | None:
         """The smallest recorded shape that holds them; none while pages are arriving: a replay waits for nothing."""
@@ -142,7 +142,7 @@ class TritonBackend:
         longest = max(state.num_tokens for state in states)
         packed = pack(num_rows, [state.num_tokens for state in states], pages, tile_rows, sizes)
         splits = num_splits(sizes.num_tiles * self._num_heads, longest, device)
-        return unpacked(sent(packed, device), sizes, tile_rows, splits)
+        return unpacked(to_device(packed, device), sizes, tile_rows, splits)
 
     def _pages_of(self, pool: KVPool) -> list[PagedKV]:
         """The pool's pages as the kernels read them, by layer."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kernels.paged import sent
+from kernels.paged import to_device
 from mfalcon.algorithm import Scoring, append_all, score_all
 from mfalcon.backends.select import ServedModel
 from mfalcon.engine.clock import Moment, clock_of
@@ -274,7 +274,7 @@ class Runner:
         )
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
-        return sent(numbers, self._device)
+        return to_device(numbers, self._device)
 
     def _window_start(self, history_len: int, base: int) -> int:
         """The window rule; a log that was cut for a model with a shorter window begins where it begins."""

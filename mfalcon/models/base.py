@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kernels.paged import sent
+from kernels.paged import to_device
 from mfalcon.kvcache.state import KVShape
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
@@ -99,7 +99,7 @@ def event_tokens(events: Events, items: ItemTable, device: torch.device) -> Even
         events["value"].astype(np.float64),
         np.ascontiguousarray(events["time_ms"]),
     )
-    return EventTokens(*(sent(column, device) for column in columns))
+    return EventTokens(*(to_device(column, device) for column in columns))
 
 
 def context_codes(features: tuple[ContextFeature, ...], context: Mapping[str, int], time_ms: int) -> Ids:
