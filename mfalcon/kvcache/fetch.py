@@ -263,8 +263,6 @@ class Fetcher:
             except Overloaded:
                 self._metrics.no_room.inc()
                 return None  # which says nothing of what Redis holds
-            except Exception as error:  # noqa: BLE001 (the worker's edge: what cannot be decoded is a miss)
-                self._undecoded(error)
         stop = entry.key.stop if entry is not None else start
         if values:  # an answer
             self._coverage.observe((stop - start) / num_events)
@@ -289,10 +287,16 @@ class Fetcher:
         """A state from the good chunks, in a worker thread. Raises Overloaded."""
         assert self._lower is not None
         began = time.monotonic()
-        run = self._lower.states.verify(values, history, start)
-        if not run.payloads:
+        try:
+            run = self._lower.states.verify(values, history, start)
+            if not run.payloads:
+                return None
+            state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
+        except Overloaded:
+            raise
+        except Exception as error:  # noqa: BLE001 (the worker's edge: what cannot be decoded is a miss)
+            self._undecoded(error)
             return None
-        state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
         num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
         self._predictor.decode.observe(num_bytes, time.monotonic() - began)
         return Entry(self._store.key(history, start, run.stop), state)
