@@ -62,7 +62,7 @@ async def append_traffic(
         per_event = checkpoint.model.tokens_per_event
         return AppendTraffic(
             n=n,
-            dtype=options.state_dtype.name.lower(),
+            dtype=writer.redis.states.layout.dtype.name.lower(),
             chunks_of_state=writer.redis.states.num_chunks(n),
             chunks_written=round(written_after - written),
             chunk_bytes_written=round(bytes_after - written_bytes),

@@ -22,7 +22,6 @@ from mfalcon.engine.engine import Engine, EngineConfig
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
-from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
@@ -209,13 +208,12 @@ class World:
             yield self
 
     def options(self) -> RedisOptions:
-        """As `mfalcon serve` has them by default, but for a payload that keeps scores exact."""
+        """As `mfalcon serve` has them by default."""
         return RedisOptions(
             RedisSettings(self.at.url),
             prefix=self.at.keys.prefix,
             holds_log=self.setup != "states",
             serve_stale=self.setup == "stale",
-            state_dtype=PayloadDtype.FLOAT32,
         )
 
     async def tell(self, engines: Sequence[Engine]) -> None:

@@ -236,7 +236,7 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
         holds_log=config.event_log != "embedded",
         serve_stale=config.log_unreachable == "stale",
         log_cache_bytes=config.log_cache_mb << 20,
-        state_dtype=PayloadDtype.from_name(config.redis_state_dtype),
+        state_dtype=None if config.redis_state_dtype == "auto" else PayloadDtype.from_name(config.redis_state_dtype),
         ttl_s=config.redis_state_ttl_s,
         budget_bytes=config.redis_budget_mb << 20,
         write_behind_bytes=config.write_behind_mb << 20,

@@ -110,8 +110,9 @@ class ServerConfig(BaseSettings):
         default=1_000, ge=5, le=60_000, description="Longest wait for Redis while appending or deleting, in ms."
     )
     redis_connections: AtLeastOne = Field(default=32, description="Most calls to Redis at once, all nodes together.")
-    redis_state_dtype: Literal["bfloat16", "int8", "float32", "float64"] = Field(
-        default="bfloat16", description="Type of the KV states in Redis; the type of dtype keeps scores exact."
+    redis_state_dtype: Literal["auto", "bfloat16", "int8", "float16", "float32", "float64"] = Field(
+        default="auto",
+        description="Type of the KV states in Redis; auto is the type of dtype, and a narrower one moves scores.",
     )
     redis_state_ttl_s: float = Field(
         default=86_400.0, ge=1, le=10**8, description="Seconds that a KV state in Redis lives after its last use."

@@ -26,7 +26,7 @@ from mfalcon.models import checkpoint
 
 _DEFAULTS = ChaosOptions()
 _FLAGS = ("--threads", "1", "--microbatch", "64")
-_REDIS_FLAGS = ("--event-log", "redis", "--redis-state-dtype", "float32", "--log-unreachable", "refuse")
+_REDIS_FLAGS = ("--event-log", "redis", "--log-unreachable", "refuse")
 
 
 def chaos(

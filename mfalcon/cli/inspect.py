@@ -125,7 +125,8 @@ def inspect(
     console.print(
         f"A log of a full window is {_size(found.log.bytes_of_window)}; it is cut before {found.log.most_events:,} "
         f"events, {_size(found.log.most_bytes)}; Redis may hold twice as much ready for one that grows.\n"
-        "Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
+        "Redis holds states in the dtype that computes unless --redis-state-dtype says bfloat16 or int8, which move "
+        "scores. Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
     )
 
 

@@ -14,7 +14,7 @@ from mfalcon.history.history import Retention
 from mfalcon.history.redis_log import RedisLog
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.chunk import Layout, PayloadDtype
-from mfalcon.kvcache.codec import encode
+from mfalcon.kvcache.codec import encode, exact_dtype
 from mfalcon.kvcache.remote import RedisStates
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.write_behind import WriteBehind
@@ -33,7 +33,8 @@ _DRAIN_SECONDS = 1.0
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
     """holds_log: whether the event log is in Redis, or in this process. serve_stale: rank from the last verified copy
-    while the log in Redis cannot be asked. budget_bytes: of Redis' memory, past which no state is written; 0 for none.
+    while the log in Redis cannot be asked. state_dtype: of the states in Redis, None for the compute dtype, which moves
+    no score. budget_bytes: of Redis' memory, past which no state is written; 0 for none.
     """
 
     client: RedisSettings
@@ -41,7 +42,7 @@ class RedisOptions:
     holds_log: bool = True
     serve_stale: bool = False
     log_cache_bytes: int = 256 << 20
-    state_dtype: PayloadDtype = PayloadDtype.BFLOAT16
+    state_dtype: PayloadDtype | None = None
     ttl_s: float = 86_400.0
     budget_bytes: int = 0
     write_behind_bytes: int = 256 << 20
@@ -82,10 +83,11 @@ class RedisParts:
             )
             self.deletions = Deletions(self.client, keys)
         per_event = model.tokens_per_event
+        layout = layout_of(model, fingerprint, options.state_dtype)
         self.states = RedisStates(
             self.client,
             keys,
-            layout_of(model, fingerprint, options.state_dtype),
+            layout,
             metrics,
             max_events=model.config.max_history,
             ttl_s=options.ttl_s,
@@ -94,7 +96,7 @@ class RedisParts:
         )
 
         def payload(state: KVState, first: int, stop: int) -> memoryview:
-            return encode(state, first * per_event, stop * per_event, options.state_dtype)
+            return encode(state, first * per_event, stop * per_event, layout.dtype)
 
         self.writes: WriteBehind[KVState] = WriteBehind(
             self.states,
@@ -188,8 +190,11 @@ def codec_workers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, "mfalcon-codec", take_cores, (1,))
 
 
-def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype) -> Layout:
-    """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text."""
+def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype | None = None) -> Layout:
+    """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text.
+
+    dtype: None for the compute dtype.
+    """
     shape = model.kv_shape()
     return Layout(
         fingerprint=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest(),
@@ -198,5 +203,5 @@ def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype) -> Layout:
         num_heads=shape.num_heads,
         qk_dim=shape.qk_dim,
         v_dim=shape.v_dim,
-        dtype=dtype,
+        dtype=dtype or exact_dtype(shape.dtype),
     )

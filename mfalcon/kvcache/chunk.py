@@ -65,6 +65,7 @@ class PayloadDtype(Enum):
     BFLOAT16 = 2
     INT8 = 3
     FLOAT64 = 4
+    FLOAT16 = 5
 
     @classmethod
     def from_name(cls, name: str) -> "PayloadDtype":
@@ -85,7 +86,13 @@ class PayloadDtype(Enum):
         return 2 if self is PayloadDtype.INT8 else 0
 
 
-_CODE_BYTES = {PayloadDtype.FLOAT32: 4, PayloadDtype.BFLOAT16: 2, PayloadDtype.INT8: 1, PayloadDtype.FLOAT64: 8}
+_CODE_BYTES = {
+    PayloadDtype.FLOAT32: 4,
+    PayloadDtype.BFLOAT16: 2,
+    PayloadDtype.INT8: 1,
+    PayloadDtype.FLOAT64: 8,
+    PayloadDtype.FLOAT16: 2,
+}
 
 
 @dataclass(frozen=True, slots=True)

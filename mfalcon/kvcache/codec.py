@@ -1,6 +1,6 @@
 """Tensors of a KV state to the payloads of chunks and back; `state/chunk.py` says how a payload lies.
 
-float32, float64 and bfloat16 codes are the numbers themselves, rounded to nearest where they are narrower than the
+Codes of floating types are the numbers themselves, rounded to nearest where they are narrower than the
 state. int8 codes are multiples of one float16 scale per layer, head and token, for K and V each. Any thread may call
 both functions: states are read and made in inference mode, and a state's tokens are never written again.
 """
@@ -21,7 +21,9 @@ _CODES = {
     PayloadDtype.BFLOAT16: torch.bfloat16,
     PayloadDtype.INT8: torch.int8,
     PayloadDtype.FLOAT64: torch.float64,
+    PayloadDtype.FLOAT16: torch.float16,
 }
+_EXACT = {code: dtype for dtype, code in _CODES.items() if code.is_floating_point}
 _MAX_CODE = 127
 _MAX_SCALE = torch.finfo(torch.float16).max
 
@@ -36,6 +38,11 @@ class _Blocks:
     times: Tensor
     scales: Tensor
     codes: Sequence[Tensor]
+
+
+def exact_dtype(compute: torch.dtype) -> PayloadDtype:
+    """The payload that keeps every bit of states of a compute dtype."""
+    return _EXACT[compute]
 
 
 def encode(state: KVState, first: int, stop: int, dtype: PayloadDtype) -> memoryview:

@@ -45,15 +45,13 @@ StartReplica = Callable[..., Awaitable[Engine]]
 
 @pytest.fixture
 async def replica(redis_server: RedisServer) -> AsyncIterator[StartReplica]:
-    """Starts engines on one Redis; options are those of RedisOptions, payloads are exact."""
+    """Starts engines on one Redis; options are those of RedisOptions."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(
             architecture: str = "dfgr", url: str = redis_server.url, timeout_s: float = PATIENCE_S, **options: object
         ) -> Engine:
-            redis = RedisOptions(
-                RedisSettings(url, timeout_s, PATIENCE_S), prefix="t", state_dtype=PayloadDtype.FLOAT64
-            )
+            redis = RedisOptions(RedisSettings(url, timeout_s, PATIENCE_S), prefix="t")
             config = EngineConfig(
                 threads=1,
                 microbatch=16,

@@ -127,7 +127,13 @@ def test_the_format_is_the_one_written_down() -> None:
     }
     assert {name: field(value, name) for name in FIELDS} == expected
     assert field(pack(HEADER, PAYLOAD, SECRET), "flags") == 1
-    assert {dtype.name: dtype.value for dtype in PayloadDtype} == {"FLOAT32": 1, "BFLOAT16": 2, "INT8": 3, "FLOAT64": 4}
+    assert {dtype.name: dtype.value for dtype in PayloadDtype} == {
+        "FLOAT32": 1,
+        "BFLOAT16": 2,
+        "INT8": 3,
+        "FLOAT64": 4,
+        "FLOAT16": 5,
+    }
 
 
 ALTERATIONS: list[tuple[str, bytes | int, Reason]] = [
@@ -244,8 +250,9 @@ def test_full_chunks_are_256_to_512_kib(
 
 
 def test_dtypes_have_names() -> None:
-    assert [PayloadDtype.from_name(name) for name in ("float32", "bfloat16", "int8", "float64")] == list(PayloadDtype)
-    for name in ("FLOAT32", "float16", ""):
+    names = ("float32", "bfloat16", "int8", "float64", "float16")
+    assert [PayloadDtype.from_name(name) for name in names] == list(PayloadDtype)
+    for name in ("FLOAT32", "auto", ""):
         with pytest.raises(ConfigError, match="payload dtype"):
             PayloadDtype.from_name(name)
 

@@ -13,7 +13,7 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import reference
 from mfalcon.errors import Overloaded
 from mfalcon.kvcache.chunk import ChunkHeader, Layout, PayloadDtype, pack, unpack
-from mfalcon.kvcache.codec import decode, encode
+from mfalcon.kvcache.codec import decode, encode, exact_dtype
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import Checkpoint
@@ -25,10 +25,14 @@ LOSSLESS = {
     torch.float32: PayloadDtype.FLOAT32,
     torch.float64: PayloadDtype.FLOAT64,
     torch.bfloat16: PayloadDtype.BFLOAT16,
+    torch.float16: PayloadDtype.FLOAT16,
 }
 
 BFLOAT16_ERROR = 2**-8
 """Relative: half a unit in the last of 8 bits, the first of which is always 1."""
+
+FLOAT16_ERROR = 2**-11
+"""The same of 11 bits."""
 
 INT8_ERROR = 0.5 / 127 * (1 + 2**-10)
 """Of the largest magnitude of the token's head: half a scale, rounded up by at most a unit of float16's 11 bits."""
@@ -114,11 +118,14 @@ def test_round_trip_through_chunks(
     back = decode([(found, state.num_tokens)], state.pool, dtype)
     assert back.num_tokens == state.num_tokens
     assert torch.equal(back.times, state.times)
-    rounding = BFLOAT16_ERROR if compute == torch.bfloat16 else 0  # of the decoded number itself
+    # Of the decoded number itself.
+    rounding = {torch.bfloat16: BFLOAT16_ERROR, torch.float16: FLOAT16_ERROR}.get(compute, 0.0)
     if dtype is PayloadDtype.INT8:
         assert INT8_ERROR / 2 < worst_of_head(state, back) <= INT8_ERROR + rounding + 1e-6
     elif dtype is PayloadDtype.BFLOAT16 and compute != torch.bfloat16:
         assert BFLOAT16_ERROR / 2 < worst_relative(state, back) <= BFLOAT16_ERROR
+    elif dtype is PayloadDtype.FLOAT16 and compute != torch.float16:
+        assert worst_relative(state, back) <= FLOAT16_ERROR
     elif dtype is PayloadDtype.FLOAT32 and compute == torch.float64:
         assert worst_relative(state, back) <= 2**-24
     else:
@@ -140,6 +147,7 @@ def test_no_payload_is_an_empty_state() -> None:
 
 @pytest.mark.parametrize("compute", LOSSLESS)
 def test_the_state_s_own_dtype_keeps_every_bit(compute: torch.dtype) -> None:
+    assert exact_dtype(compute) is LOSSLESS[compute]
     special = torch.tensor([-0.0, float("inf"), float("nan"), torch.finfo(compute).tiny / 2, -1], dtype=compute)
     state = filled_state(special)
     back = there_and_back(state, LOSSLESS[compute])

@@ -17,7 +17,6 @@ from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.history.history import Retention
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import StateStore
-from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.fetch import EventLog, Fetched, Fetcher, LowerTier
@@ -70,7 +69,7 @@ class Replica:
 async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayout) -> Replica:
     model, metrics, tombstones = CHECKPOINT.model, StateMetrics(), Tombstones()
     settings = RedisSettings(server.url, PATIENCE_S, PATIENCE_S)
-    options = RedisOptions(settings, prefix="t", state_dtype=PayloadDtype.FLOAT64)
+    options = RedisOptions(settings, prefix="t")
     parts = RedisParts(options, model, "f", Retention(24, 8, 8), tombstones, metrics, lambda _: None)
     stack.push_async_callback(parts.close)
     await parts.start()

@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
 from server.app import read_secret, redis_options
 from server.config import load_config
 from server.tracing import trace_to
+from tests.small import small_checkpoint
 
 
 def test_without_a_url_everything_is_embedded() -> None:
@@ -40,6 +43,13 @@ def test_settings_reach_their_place(tmp_path: Path) -> None:
     assert options.state_dtype is PayloadDtype.INT8
     assert options.budget_bytes == 3 << 20
     assert (options.prefix, options.secret) == ("p", b"0123456789abcdef")
+
+
+def test_states_in_redis_have_the_compute_dtype_unless_told_otherwise() -> None:
+    options = redis_options(load_config(None, {"checkpoint": "c", "redis_url": "redis://h"}))
+    assert options is not None and options.state_dtype is None
+    for dtype, payload in ((torch.float32, PayloadDtype.FLOAT32), (torch.bfloat16, PayloadDtype.BFLOAT16)):
+        assert layout_of(small_checkpoint(dtype=dtype).model, "f", options.state_dtype).dtype is payload
 
 
 def test_a_log_may_stay_embedded_beside_redis() -> None:
