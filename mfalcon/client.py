@@ -1,5 +1,6 @@
 """A small synchronous gRPC client: what `mfalcon rank`, the demo and the replay use, and a pattern for your own."""
 
+import time
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Self
@@ -14,6 +15,7 @@ from proto import ranking_pb2 as pb
 from proto.ranking_pb2_grpc import RankingStub
 
 _MAX_MESSAGE_BYTES = 64 << 20
+_POLL_S = 0.1
 
 
 def rank_message(
@@ -76,11 +78,23 @@ class Client:
         self._channel.close()
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the server accepts connections. Raises CallFailed if it does not in time."""
+        """Wait until the server answers requests: one that loads its model listens already.
+
+        Raises CallFailed if it does not in time.
+        """
+        give_up = time.monotonic() + timeout_s
         try:
             grpc.channel_ready_future(self._channel).result(timeout_s)
         except grpc.FutureTimeoutError as error:
             raise CallFailed("UNAVAILABLE", f"no server answered within {timeout_s:g} s") from error
+        while True:
+            try:
+                self.model()
+                return
+            except CallFailed as error:
+                if error.code != "UNAVAILABLE" or time.monotonic() > give_up:
+                    raise
+            time.sleep(_POLL_S)
 
     def rank(
         self,

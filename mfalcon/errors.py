@@ -6,6 +6,7 @@ MFalconError
 ├── LengthMismatch      `expected_len` is not the length of the user's history; nothing was written
 ├── Overloaded          the bounded queue is full, or all memory for KV states is in use
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
+├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
 ├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
 ├── EngineFailure       a step failed for this request alone
@@ -55,6 +56,10 @@ class Overloaded(MFalconError):
 
 class DeadlineExceeded(MFalconError):
     """The deadline passed before the answer was ready."""
+
+
+class NotReady(MFalconError):
+    """The server has not begun to serve; the message says what it waits for."""
 
 
 class ShuttingDown(MFalconError):

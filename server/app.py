@@ -1,6 +1,7 @@
 """The composition root: engine, handler, both transports, the life of the process. Only this file sees the engine."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import gc
 import math
@@ -8,10 +9,11 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 import uvicorn
@@ -42,6 +44,9 @@ DTYPES = {
     "float64": torch.float64,
 }
 
+T = TypeVar("T")
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
 LAST_BYTES_SECONDS = 0.5
@@ -87,13 +92,15 @@ class Addresses:
 
 
 class Service:
-    """Both transports over one handler, from the first byte accepted to the last one drained."""
+    """Both transports over one handler, from the first byte accepted to the last one drained.
 
-    def __init__(self, engine: ServedEngine, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
-        self._engine = engine
+    It listens first, refuses with NotReady, and serves once it is given an engine.
+    """
+
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
+        self._engine: ServedEngine | None = None
         self._config = config
         self._handler = Handler(
-            engine,
             Limits(
                 max_candidates=config.max_candidates,
                 max_events_per_append=config.max_events_per_append,
@@ -122,10 +129,9 @@ class Service:
         """From the start until the last answer of a stop."""
         return self._http_task is not None and not self._http_task.done()
 
-    async def start(self) -> Addresses:
+    async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
         config = self._config
-        await self._engine.start()
         http_socket = listen("http", config.http_host, config.http_port)
         try:
             grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
@@ -137,15 +143,23 @@ class Service:
         await self._http.listening.wait()
         return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
 
+    async def serve(self, engine: ServedEngine) -> None:
+        """Start a warm engine and answer requests with it; `stop` closes it. ConfigError if it cannot start."""
+        self._engine = engine
+        await engine.start()
+        self._handler.serve(engine)
+        await self._grpc.report_serving()
+
     async def stop(self) -> None:
         """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine."""
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
         self._handler.drain()
         await self._grpc.report_not_serving()
-        # A transport that stops drops calls that are on the wire without a word; let there be none by then.
-        await asyncio.sleep(LINGER_SECONDS)
-        drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
+        if self._engine is not None:
+            # A transport that stops drops calls that are on the wire without a word; let there be none by then.
+            await asyncio.sleep(LINGER_SECONDS)
+            drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
         self._http.should_exit = True
         grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
         try:
@@ -155,30 +169,59 @@ class Service:
         await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
         await self._grpc.stop(None)
         await asyncio.gather(grpc_stopping, self._http_task)
-        await self._engine.close()
+        if self._engine is not None:
+            await self._engine.close()
 
 
-async def run(engine: ServedEngine, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. A second signal ends the process at once."""
-    service = Service(engine, config, registry)
-    addresses = await service.start()
+async def run(
+    load: Callable[[], ServedEngine], config: ServerConfig, registry: CollectorRegistry | None = None
+) -> bool:
+    """Listen, load an engine in a thread beside, serve until SIGTERM or SIGINT, then drain. A second signal ends the
+    process at once.
+
+    load: raises what the process ends with. Returns False if a signal came while it loaded: its thread goes on.
+    """
+    service = Service(config, registry)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    addresses = await service.listen()
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
-
-    # What lives now lives as long as the process; later collections need not look at it.
-    gc.collect()
-    gc.freeze()
+    stop = asyncio.create_task(stopping.wait())
+    loading = beside(load)
     try:
-        say(f"ready grpc={addresses.grpc} http={addresses.http}")
-        await stopping.wait()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-        say("draining")
+        await asyncio.wait((stop, loading), return_when=asyncio.FIRST_COMPLETED)
+        is_loaded = not stop.done()
+        if is_loaded:
+            await service.serve(loading.result())
+            # What lives now lives as long as the process; later collections need not look at it.
+            gc.collect()
+            gc.freeze()
+            say(f"ready grpc={addresses.grpc} http={addresses.http}")
+            await stop
+            say("draining")
     finally:
+        stop.cancel()
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
         await service.stop()
     say("stopped")
+    return is_loaded
+
+
+def beside(work: Callable[[], T]) -> "asyncio.Future[T]":
+    """Begin blocking work in a thread that nobody waits for at exit, as an executor's would be."""
+    future = concurrent.futures.Future[T]()
+    future.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 (the thread's edge: whoever awaits the future gets it)
+            future.set_exception(error)
+
+    threading.Thread(target=call, name="mfalcon-load", daemon=True).start()
+    return asyncio.wrap_future(future)
 
 
 def say(line: str) -> None:
@@ -257,13 +300,12 @@ def read_secret(path: Path | None) -> bytes | None:
     return secret
 
 
-async def build_and_run(config: ServerConfig) -> None:
-    """The engine's futures belong to the loop that serves."""
+def serve(config: ServerConfig, build: Callable[[ServerConfig, StateMetrics], ServedEngine] = build_engine) -> None:
+    """Serve a checkpoint until a signal ends it."""
     trace_to(config.otlp_endpoint)
     metrics = StateMetrics()
-    await run(build_engine(config, metrics), config, metrics.registry)
-
-
-def serve(config: ServerConfig) -> None:
-    """Serve a checkpoint until a signal ends it."""
-    asyncio.run(build_and_run(config))
+    if not asyncio.run(run(lambda: build(config, metrics), config, metrics.registry)):
+        # A thread still loads: native code that must not meet an interpreter that is being taken down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)

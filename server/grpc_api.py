@@ -20,6 +20,7 @@ from mfalcon.errors import (
     InvalidInput,
     LengthMismatch,
     MFalconError,
+    NotReady,
     Overloaded,
     ShuttingDown,
     StorageUnavailable,
@@ -40,6 +41,7 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     LengthMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    NotReady: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
     EngineFailure: grpc.StatusCode.INTERNAL,
@@ -136,7 +138,7 @@ class GrpcServer:
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self, host: str, port: int) -> int:
-        """Listen (port 0 is any free one), report SERVING and return the port."""
+        """Listen (port 0 is any free one), report NOT_SERVING and return the port."""
         address = authority(host, port)
         try:
             bound = self._server.add_insecure_port(address)
@@ -144,10 +146,15 @@ class GrpcServer:
             # gRPC does not say why; a plain socket does.
             listen("grpc", host, port).close()
             raise ConfigError(f"grpc_host, grpc_port: cannot listen on {address}") from error
+        for service in ("", SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._server.start()
+        return bound
+
+    async def report_serving(self) -> None:
+        """Tell health checks that requests are welcome."""
         for service in ("", SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        return bound
 
     async def report_not_serving(self) -> None:
         """Tell health checks to send requests elsewhere, for good."""

@@ -5,14 +5,16 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
-from mfalcon.errors import DeadlineExceeded, EngineFailure, ShuttingDown
+from mfalcon.errors import DeadlineExceeded, EngineFailure, NotReady, ShuttingDown
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server import limits
 from server.limits import Limits
+
+LOADING: Final = "loading"
 
 
 class RankingEngine(Protocol):
@@ -53,10 +55,14 @@ class RankingEngine(Protocol):
 
 
 class Handler:
-    """Answers requests in the project's words; `time_left` is what the caller grants, in seconds."""
+    """Answers requests in the project's words; `time_left` is what the caller grants, in seconds.
 
-    def __init__(self, engine: RankingEngine, limits: Limits) -> None:
-        self._engine = engine
+    It refuses every request with NotReady until it is given an engine.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._serving: RankingEngine | None = None
+        self._waits = LOADING
         self._limits = limits
         self._draining = False
         self._aborted = False
@@ -67,7 +73,20 @@ class Handler:
     @property
     def ready(self) -> bool:
         """Whether new requests are welcome."""
-        return self._engine.ready and not self._draining
+        return self._serving is not None and self._serving.ready and not self._draining
+
+    @property
+    def status(self) -> str:
+        """What the server does, in a word or two."""
+        if self._draining:
+            return "draining"
+        if self._serving is None:
+            return self._waits
+        return "ready" if self._serving.ready else "not ready"
+
+    def serve(self, engine: RankingEngine) -> None:
+        """Answer requests from now on."""
+        self._serving = engine
 
     def drain(self) -> None:
         """Refuse new requests from now on; those in flight go on."""
@@ -127,6 +146,15 @@ class Handler:
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         async with self._admitted(time_left) as deadline:
             await self._engine.delete_user(user_id, deadline)
+
+    @property
+    def _engine(self) -> RankingEngine:
+        """The engine. Raises NotReady before there is one."""
+        if self._serving is None:
+            if self._draining:
+                raise ShuttingDown("the server is shutting down; ask another one")
+            raise NotReady(f"the server is still {self._waits}; ask another one")
+        return self._serving
 
     @asynccontextmanager
     async def _admitted(self, time_left: float | None) -> AsyncIterator[float]:

@@ -22,6 +22,7 @@ from mfalcon.errors import (
     InvalidInput,
     LengthMismatch,
     MFalconError,
+    NotReady,
     Overloaded,
     ShuttingDown,
     StorageUnavailable,
@@ -39,6 +40,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     LengthMismatch: (409, "FAILED_PRECONDITION"),
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
     DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
+    NotReady: (503, "UNAVAILABLE"),
     ShuttingDown: (503, "UNAVAILABLE"),
     StorageUnavailable: (503, "UNAVAILABLE"),
     EngineFailure: (500, "INTERNAL"),
@@ -153,10 +155,8 @@ def probe_routes(handler: Handler) -> APIRouter:
 
     @router.get("/readyz", response_model=bodies.StatusReply, responses={503: {"model": bodies.StatusReply}})
     async def readyz() -> Response:
-        """200 while new requests are welcome, 503 while the server starts or shuts down."""
-        if handler.ready:
-            return json_response(bodies.dump({"status": "ready"}))
-        return json_response(bodies.dump({"status": "not ready"}), status=503)
+        """200 while new requests are welcome, 503 while the server loads, waits for Redis or shuts down."""
+        return json_response(bodies.dump({"status": handler.status}), status=200 if handler.ready else 503)
 
     return router
 

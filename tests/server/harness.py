@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import grpc.aio
 import httpx
+from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from proto import ranking_pb2_grpc
@@ -41,6 +42,18 @@ class Served(Clients, Generic[EngineT]):
 Running = Served[FakeEngine]
 
 
+async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
+    """What the health service says of a service."""
+    check: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
+        channel.unary_unary(
+            "/grpc.health.v1.Health/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+    )
+    return (await check(health_pb2.HealthCheckRequest(service=service))).status
+
+
 @asynccontextmanager
 async def serving(**settings: object) -> AsyncIterator[Running]:
     """Start a server around a fake engine, hand out, stop."""
@@ -53,8 +66,9 @@ async def serving_engine(
     engine: EngineT, registry: CollectorRegistry | None = None, **settings: object
 ) -> AsyncIterator[Served[EngineT]]:
     """Start a server around the engine, hand out, stop. registry: what its /metrics shows."""
-    service = Service(engine, load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings), registry)
-    addresses = await service.start()
+    service = Service(load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings), registry)
+    addresses = await service.listen()
+    await service.serve(engine)
     async with (
         # A client of its own for each server: channels to one address share a connection otherwise.
         grpc.aio.insecure_channel(addresses.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,

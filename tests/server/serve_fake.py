@@ -1,17 +1,34 @@
-"""A whole process around the fake engine: `python -m tests.server.serve_fake`."""
+"""A whole process around the fake engine: `python -m tests.server.serve_fake [quick|endless|broken] [HTTP_PORT]`."""
 
-import asyncio
+import sys
+import threading
 
-from server.app import run
-from server.config import load_config
+from mfalcon.errors import CheckpointError
+from mfalcon.metrics import StateMetrics
+from server.app import serve
+from server.config import ServerConfig, load_config
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS
 
 
-async def main() -> None:
-    """Serve until a signal."""
-    await run(FakeEngine(), load_config(None, FREE_PORTS))
+def quick(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+    """An engine at once."""
+    return FakeEngine()
 
+
+def endless(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+    """A load without an end."""
+    threading.Event().wait()
+    raise AssertionError
+
+
+def broken(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+    """A load that fails."""
+    raise CheckpointError("somewhere: there is no such checkpoint")
+
+
+BUILDS = {"quick": quick, "endless": endless, "broken": broken}
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    how, http_port = (*sys.argv[1:], *("quick", "0")[len(sys.argv) - 1 :])
+    serve(load_config(None, FREE_PORTS | {"http_port": http_port}), BUILDS[how])

@@ -19,7 +19,6 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
 from server.app import LINGER_SECONDS, Service
 from server.config import load_config
-from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, Running, serving
 
 ROOT = Path(__file__).parents[2]
@@ -137,19 +136,19 @@ async def test_every_append_is_acknowledged_or_refused_in_words() -> None:
 async def test_a_taken_port_is_an_error(transport: str) -> None:
     async with serving() as running:
         port = int(getattr(running.addresses, transport).rpartition(":")[2])
-        second = Service(FakeEngine(), load_config(None, FREE_PORTS | {f"{transport}_port": port}))
+        second = Service(load_config(None, FREE_PORTS | {f"{transport}_port": port}))
         with pytest.raises(
             ConfigError, match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}: Address already in use"
         ):
-            await second.start()
+            await second.listen()
         assert (await running.stub.Rank(RANK)).scores
 
 
 @pytest.mark.parametrize("transport", ["grpc", "http"])
 async def test_a_host_without_an_address_is_an_error(transport: str) -> None:
-    service = Service(FakeEngine(), load_config(None, FREE_PORTS | {f"{transport}_host": "256.0.0.1"}))
+    service = Service(load_config(None, FREE_PORTS | {f"{transport}_host": "256.0.0.1"}))
     with pytest.raises(ConfigError, match=rf"{transport}_port: cannot listen on 256.0.0.1:0: (?!Address already)"):
-        await service.start()
+        await service.listen()
 
 
 def test_ipv6_addresses_stand_in_brackets() -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from proto import ranking_pb2
 from server import bodies
 from tests.server.fake_engine import MODEL, like_scores
-from tests.server.harness import Running
+from tests.server.harness import Running, health_of
 
 EVENT: dict[str, object] = {"item_id": 7, "actions": 17, "value": 3.5, "time_ms": 1_000_000}
 
@@ -134,18 +134,10 @@ async def test_probes_and_health(running: Running) -> None:
     assert (await running.http.get("/readyz")).status_code == 200
     running.engine.ready = False
     assert (await running.http.get("/readyz")).status_code == 503
-    check: grpc.aio.UnaryUnaryMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
-        running.channel.unary_unary(
-            "/grpc.health.v1.Health/Check",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-    )
     for service in ("", "mfalcon.v1.Ranking"):
-        answer = await check(health_pb2.HealthCheckRequest(service=service))
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        assert await health_of(running.channel, service) == health_pb2.HealthCheckResponse.SERVING
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await check(health_pb2.HealthCheckRequest(service="mfalcon.v1.Other"))
+        await health_of(running.channel, "mfalcon.v1.Other")
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
