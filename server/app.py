@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import logging
 import math
 import os
 import signal
@@ -35,6 +36,8 @@ from server.handler import Handler, RankingEngine
 from server.http_api import create_app
 from server.limits import Limits
 from server.tracing import trace_to
+
+logger = logging.getLogger(__name__)
 
 MIN_SECRET_BYTES = 16
 DTYPES = {
@@ -185,6 +188,7 @@ async def run(
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     addresses = await service.listen()
+    loop.add_signal_handler(signal.SIGHUP, on_hangup)
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     stop = asyncio.create_task(stopping.wait())
@@ -207,6 +211,11 @@ async def run(
         await service.stop()
     say("stopped")
     return is_loaded
+
+
+def on_hangup() -> None:
+    """What SIGHUP does: nothing. By default it would end the process without a drain."""
+    logger.warning("SIGHUP: it changes nothing; a reload comes by `mfalcon reload`")
 
 
 def beside(work: Callable[[], T]) -> "asyncio.Future[T]":

@@ -190,3 +190,23 @@ async def test_a_drain_needs_no_reader() -> None:
         _, said = await process.communicate()
     assert process.returncode == 0
     assert said == b""
+
+
+async def test_a_hangup_ends_nothing_and_says_what_reloads() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    async with asyncio.timeout(20):
+        http = (await process.stdout.readline()).decode().split("http=")[1].strip()
+        process.send_signal(signal.SIGHUP)
+        while b"SIGHUP" not in (line := await process.stderr.readline()):
+            assert line, "it ended"
+        assert b"mfalcon reload" in line
+        async with httpx.AsyncClient() as client:
+            assert (await client.get(f"http://{http}/readyz")).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
