@@ -8,9 +8,10 @@ FROM python:3.11-slim AS kernel
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY kernels/__init__.py kernels/cpu_build.py kernels/
-COPY kernels/cpu kernels/cpu
-RUN python -m kernels.cpu_build --require
+COPY kernels/__init__.py kernels/
+COPY kernels/cpu/__init__.py kernels/cpu/build_library.py kernels/cpu/
+COPY kernels/cpu/src kernels/cpu/src
+RUN python -m kernels.cpu.build_library --require
 
 FROM python:3.11-slim
 

@@ -20,6 +20,7 @@ SHELL := /bin/bash
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu chaos loadtest proto clean
 
 BIN := .venv/bin
+KERNEL_STAMP := kernels/cpu/build/.compiled
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
 # Every Triton kernel for every architecture, held to its limits, on what the tests leave of the cores: minutes. There is
@@ -48,19 +49,19 @@ thorough: .venv/.installed-test ## the tests that take minutes, of what the othe
 	$(BIN)/python -m pytest -q -m thorough
 
 kernel: .venv/.installed-test ## compile the fused CPU kernel, if there is a C++ compiler
-	$(BIN)/python -m kernels.cpu_build
+	$(BIN)/python -m kernels.cpu.build_library
 
 # The tests compile what is missing. Python is not instrumented, so both runtimes are loaded first; fresh memory is
 # filled with 0xff, which is NaN.
 sanitize: .venv/.installed-test ## run the fused kernel's tests under AddressSanitizer and UBSan (needs GCC)
-	$(BIN)/python -m kernels.cpu_build --require --sanitize $(SANITIZE) --policy portable_bf16
+	$(BIN)/python -m kernels.cpu.build_library --require --sanitize $(SANITIZE) --policy portable_bf16
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
 	  MFALCON_SANITIZE=$(SANITIZE) $(BIN)/python -m pytest -q tests/kernels/test_fused.py
 
 # Threads of Python that call the kernel at once, each on one core: OpenMP's own barriers would be false alarms.
 races: .venv/.installed-test ## run the fused kernel's tests of several threads under ThreadSanitizer (needs GCC)
-	$(BIN)/python -m kernels.cpu_build --require --sanitize thread --fit
+	$(BIN)/python -m kernels.cpu.build_library --require --sanitize thread --fit
 	LD_PRELOAD="$$(g++ -print-file-name=libtsan.so)" TSAN_OPTIONS=halt_on_error=1:exitcode=66 OMP_NUM_THREADS=1 \
 	  MFALCON_SANITIZE=thread $(BIN)/python -m pytest -q tests/kernels/test_fused.py -k several_threads
 
@@ -99,10 +100,15 @@ clean: ## remove caches and build outputs; .venv, data and checkpoints stay
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 # One stamp per extra: a second run installs nothing until pyproject.toml changes.
-.venv/.installed-%: pyproject.toml .venv/.torch
+.venv/.installed-%: pyproject.toml .venv/.torch | $(KERNEL_STAMP)
 	@echo "mfalcon: installing mfalcon[$*] into .venv"
 	@$(PIP_INSTALL) -e '.[$*]' | sed -n -E '/^(Collecting|Installing|Successfully installed)/p'
 	@touch $@
+
+# An installation that stands compiles nothing, so changed sources of the fused kernel are compiled here.
+$(KERNEL_STAMP): kernels/cpu/build_library.py $(wildcard kernels/cpu/src/*) | .venv/bin/python
+	@$(BIN)/python -m kernels.cpu.build_library --fit
+	@mkdir -p $(@D) && touch $@
 
 .venv/.torch: | .venv/bin/python
 	@echo "mfalcon: installing $(TORCH) into .venv$(if $(TORCH_INDEX), from $(TORCH_INDEX)) (about 200 MB for the CPU build)"

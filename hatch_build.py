@@ -28,6 +28,7 @@ class EditableOnly(BuildHookInterface[Any]):
         """Called before anything is built; `version` is "editable" or "standard"."""
         if version != "editable":
             self.app.abort(REFUSAL)
-        if (Path(self.root) / "kernels" / "cpu_build.py").exists():  # an image installs before it has the code
-            # Without a compiler, or with one that fails, the server runs all the same, slower, and says so.
-            subprocess.run([sys.executable, "-m", "kernels.cpu_build", "--fit"], cwd=self.root, check=False)
+        if (Path(self.root) / "kernels" / "cpu" / "build_library.py").exists():
+            # An image installs before it has the code. Without a compiler, or with one that fails, the server runs all
+            # the same, slower, and says so.
+            subprocess.run([sys.executable, "-m", "kernels.cpu.build_library", "--fit"], cwd=self.root, check=False)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kernels import cpu_build
+from kernels.cpu import build_library
 from loadtest.timing import best_seconds
 
 _PRODUCTS = ((512, 512, 2048), (1024, 1024, 1024))
@@ -142,8 +142,8 @@ def _silu_peak(seconds: float) -> tuple[float, str]:
         x = torch.zeros(size)
         rate = size / best_seconds(partial(functional.silu, x, inplace=True), seconds)
         rates["torch"] = max(rate, rates.get("torch", 0.0))
-    flags = cpu_build.cpu_flags()
-    policy = next((name for name in _HEADERS if cpu_build.POLICIES[name].cpu_flags <= flags), None)
+    flags = build_library.cpu_flags()
+    policy = next((name for name in _HEADERS if build_library.POLICIES[name].cpu_flags <= flags), None)
     compiled = None if policy is None else _compiled_silu(policy)
     if policy is not None and compiled is not None:
         threads = torch.get_num_threads()
@@ -156,16 +156,16 @@ def _silu_peak(seconds: float) -> tuple[float, str]:
 @cache
 def _compiled_silu(policy: str) -> Callable[[int, int], object] | None:
     """silus(threads, repeats) in a policy's code; None without a compiler, or one that refuses."""
-    compiler = cpu_build.find_compiler()
+    compiler = build_library.find_compiler()
     if compiler is None:
         return None
     header, name = _HEADERS[policy]
-    flags = cpu_build.POLICIES[policy].compiler_flags
+    flags = build_library.POLICIES[policy].compiler_flags
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "silu.cpp", Path(folder) / "silu.so"
         source.write_text(_SILU_SOURCE.format(header=header, policy=name, block=_BLOCK), encoding="utf-8")
         shared = ("-std=c++20", "-O2", "-fno-math-errno", "-Wno-psabi", "-fopenmp", "-fPIC", "-shared")
-        command = [compiler, *shared, *flags, f"-I{cpu_build.SOURCES}", str(source), "-o", str(library)]
+        command = [compiler, *shared, *flags, f"-I{build_library.SOURCES}", str(source), "-o", str(library)]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=120)
         except (OSError, subprocess.SubprocessError):

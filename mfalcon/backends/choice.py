@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels import cpu_build, fused
+from kernels.cpu import build_library
+from kernels.cpu import check as cpu_check
+from kernels.cpu.library import FusedUnavailable, Kernel
 from kernels.gpu import check as gpu_check
 
 REFERENCE, FUSED, TRITON, AUTO = "reference", "fused", "triton", "auto"
-NAMES = (AUTO, REFERENCE, FUSED, TRITON, *cpu_build.POLICIES)
+NAMES = (AUTO, REFERENCE, FUSED, TRITON, *build_library.POLICIES)
 """What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name."""
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -29,7 +31,7 @@ class Choice:
     """A backend by name, its compiled kernel if it is a fused one, and the better ones that were passed over."""
 
     name: str
-    kernel: fused.Kernel | None = None
+    kernel: Kernel | None = None
     unavailable: tuple[str, ...] = ()
 
 
@@ -41,7 +43,7 @@ def choose(asked: str, device: torch.device, dtype: torch.dtype) -> Choice:
     for name in _candidates(asked, device, dtype):
         try:
             return Choice(name, _loaded(name, device, dtype), tuple(unavailable))
-        except (fused.FusedUnavailable, gpu_check.GpuUnavailable, BackendUnavailable) as error:
+        except (FusedUnavailable, gpu_check.GpuUnavailable, BackendUnavailable) as error:
             unavailable.append(str(error))
     reasons = "; ".join(unavailable) or f"no compiled kernel computes in {dtype}"
     raise BackendUnavailable(f"backend {asked}: {reasons}")
@@ -70,12 +72,12 @@ def _policies(dtype: torch.dtype, *, slow: bool = False) -> list[str]:
     """The fastest first."""
     return [
         name
-        for name, policy in cpu_build.POLICIES.items()
+        for name, policy in build_library.POLICIES.items()
         if policy.element == _ELEMENTS.get(dtype) and (slow or name not in _SLOW)
     ]
 
 
-def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> fused.Kernel | None:
+def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     if name == REFERENCE:
         return None
     if name == TRITON:
@@ -85,6 +87,6 @@ def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> fused.Kernel
         raise BackendUnavailable(f"{name}: computes on the CPU, not on {device}")
     if dtype not in _ELEMENTS:
         raise BackendUnavailable(f"{name}: computes in {' or '.join(_ELEMENTS.values())}, not in {dtype}")
-    if cpu_build.POLICIES[name].element != _ELEMENTS[dtype]:
-        raise BackendUnavailable(f"{name}: computes in {cpu_build.POLICIES[name].element}, not in {dtype}")
-    return fused.load(name)
+    if build_library.POLICIES[name].element != _ELEMENTS[dtype]:
+        raise BackendUnavailable(f"{name}: computes in {build_library.POLICIES[name].element}, not in {dtype}")
+    return cpu_check.load(name)

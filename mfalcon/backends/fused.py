@@ -1,11 +1,12 @@
-"""The fused CPU kernel (`kernels.fused`) as a backend of a stack."""
+"""The fused CPU kernel (`kernels.cpu`) as a backend of a stack."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kernels.fused import FusedStack, Kernel
+from kernels.cpu.library import Kernel
+from kernels.cpu.stack import FusedStack
 from mfalcon.backends.base import SequentialBackend
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState
@@ -16,7 +17,7 @@ _FLOPS_OF_A_CORE = 75_000_000
 
 
 class FusedLayout:
-    """Pages in the order that a compiled kernel reads; see kernels/cpu/abi.h."""
+    """Pages in the order that a compiled kernel reads; see kernels/cpu/src/abi.h."""
 
     def __init__(self, stack: FusedStack, shape: KVShape) -> None:
         self.shape = shape

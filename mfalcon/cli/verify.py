@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kernels.cpu_build import POLICIES
+from kernels.cpu.build_library import POLICIES
 from mfalcon.backends.choice import AUTO, FUSED, NAMES, TRITON, choose
 from mfalcon.backends.select import KV_DTYPES, device_named, use_device
 from mfalcon.cli.output import JsonOption, print_json

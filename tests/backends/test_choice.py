@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import cpu_build, fused
-from kernels.fused import FusedUnavailable
+from kernels.cpu import build_library, check, library
+from kernels.cpu.library import FusedUnavailable
 from mfalcon.backends import choice
 from mfalcon.backends.choice import AUTO, NAMES, REFERENCE, TRITON, BackendUnavailable, choose, runnable
 
@@ -15,15 +15,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def is_compiled() -> bool:
-    return any(name not in ("portable_f32", "portable_bf16") for name in fused.available())
+    return any(name not in ("portable_f32", "portable_bf16") for name in library.available())
 
 
 @pytest.fixture
 def without_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(policy: str) -> fused.Kernel:
+    def load(policy: str) -> library.Kernel:
         raise FusedUnavailable(f"fused kernel {policy}: not compiled")
 
-    monkeypatch.setattr(fused, "load", load)
+    monkeypatch.setattr(check, "load", load)
 
 
 def test_auto_takes_what_was_compiled_for_this_processor() -> None:
@@ -31,9 +31,9 @@ def test_auto_takes_what_was_compiled_for_this_processor() -> None:
         pytest.skip("no C++ compiler when this was installed")
     found = choose(AUTO, CPU, torch.float32)
     assert found.kernel is not None and found.name == found.kernel.policy.name
-    assert cpu_build.POLICIES[found.name].element == "float32"
-    better = list(cpu_build.POLICIES)[: list(cpu_build.POLICIES).index(found.name)]
-    wanted = [name for name in better if cpu_build.POLICIES[name].element == "float32"]
+    assert build_library.POLICIES[found.name].element == "float32"
+    better = list(build_library.POLICIES)[: list(build_library.POLICIES).index(found.name)]
+    wanted = [name for name in better if build_library.POLICIES[name].element == "float32"]
     assert [why.split(":")[0].split()[-1] for why in found.unavailable] == wanted
     assert choose("fused", CPU, torch.float32).name == found.name
 
@@ -79,20 +79,20 @@ def test_the_reference_is_always_there(device: torch.device, dtype: torch.dtype)
 
 
 def test_every_policy_has_a_name() -> None:
-    assert {*cpu_build.POLICIES, AUTO, REFERENCE, TRITON, "fused"} == set(NAMES)
+    assert {*build_library.POLICIES, AUTO, REFERENCE, TRITON, "fused"} == set(NAMES)
 
 
 def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As where libgomp is missing, or a tree was carried to an older system."""
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"no library")
-    monkeypatch.setattr(cpu_build, "library_path", lambda *_: broken)
+    monkeypatch.setattr(build_library, "library_path", lambda *_: broken)
     found = choose(AUTO, CPU, torch.float32)
     assert found.kernel is None
     assert any("cannot be loaded" in why for why in found.unavailable)
 
 
 def test_a_policy_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_build, "cpu_flags", frozenset)
+    monkeypatch.setattr(build_library, "cpu_flags", frozenset)
     with pytest.raises(BackendUnavailable, match=r"avx2_f32: this processor lacks avx2, fma"):
         choose("avx2_f32", CPU, torch.float32)

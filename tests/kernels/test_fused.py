@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import cpu_build, fused
 from kernels.bias import RelativeBias, time_thresholds
-from kernels.fused import FusedStack, FusedUnavailable, Kernel, LayerWeights, StackConfig
+from kernels.cpu import build_library, check, library
+from kernels.cpu.library import FusedUnavailable, Kernel
+from kernels.cpu.stack import FusedStack
 from kernels.reference import masked_attention, target_attention
+from kernels.stack import LayerWeights, StackConfig
 from mfalcon.attention import AttentionForm, FullAttention
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
@@ -31,10 +33,10 @@ from tests.test_golden import golden, research, target_mask, v3
 __all__ = ["golden", "research", "v3"]
 
 SANITIZE = os.environ.get("MFALCON_SANITIZE", "")
-FLAGS = cpu_build.cpu_flags()
+FLAGS = build_library.cpu_flags()
 POLICIES = [
     pytest.param(name, marks=() if policy.cpu_flags <= FLAGS else pytest.mark.skip(reason="not on this processor"))
-    for name, policy in cpu_build.POLICIES.items()
+    for name, policy in build_library.POLICIES.items()
 ]
 
 BOUND = {"float32": 1e-5, "bfloat16": 1e-1}
@@ -52,11 +54,11 @@ NOW = 10**12 + 10**9
 
 @cache
 def kernel(policy: str) -> Kernel:
-    compiler = cpu_build.find_compiler()
+    compiler = build_library.find_compiler()
     if compiler is None:
         pytest.skip("no C++ compiler")
-    cpu_build.compile_policy(compiler, cpu_build.POLICIES[policy], SANITIZE)
-    return fused.load(policy, SANITIZE)
+    build_library.compile_policy(compiler, build_library.POLICIES[policy], SANITIZE)
+    return check.load(policy, SANITIZE)
 
 
 @contextmanager
@@ -241,7 +243,7 @@ def assert_close(got: Tensor, expected: Tensor, policy: str) -> None:
     assert torch.isfinite(got).all()
     if got.numel():
         worst = float((got - expected).abs().max()) / max(1.0, float(expected.abs().max()))
-        assert worst <= BOUND[cpu_build.POLICIES[policy].element]
+        assert worst <= BOUND[build_library.POLICIES[policy].element]
 
 
 def same_state(one: Paged, other: Paged) -> bool:
@@ -527,7 +529,7 @@ def test_golden_v3(policy: str, cuts: tuple[int, ...], request: pytest.FixtureRe
 
 
 def runnable() -> str:
-    return next(name for name, policy in cpu_build.POLICIES.items() if policy.cpu_flags <= FLAGS)
+    return next(name for name, policy in build_library.POLICIES.items() if policy.cpu_flags <= FLAGS)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -586,21 +588,21 @@ def test_refuses_what_does_not_fit() -> None:
 def test_a_kernel_that_computes_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = runnable()
     kernel(policy)
-    monkeypatch.setattr(fused, "SELF_CHECK_BOUND", dict.fromkeys(fused.SELF_CHECK_BOUND, 0.0))
+    monkeypatch.setattr(check, "SELF_CHECK_BOUND", dict.fromkeys(check.SELF_CHECK_BOUND, 0.0))
     with pytest.raises(FusedUnavailable, match="differs from the reference"):
-        fused.load(policy, SANITIZE)
-    monkeypatch.setattr(fused, "SELF_CHECK_BOUND", {"float32": 1.0, "bfloat16": 1.0, "int8": 0.0})
+        check.load(policy, SANITIZE)
+    monkeypatch.setattr(check, "SELF_CHECK_BOUND", {"float32": 1.0, "bfloat16": 1.0, "int8": 0.0})
     with pytest.raises(FusedUnavailable, match="over int8 pages: differs from the reference"):
-        fused.load(policy, SANITIZE)
-    monkeypatch.setattr(fused, "deviation", lambda *_, **__: float("nan"))
+        check.load(policy, SANITIZE)
+    monkeypatch.setattr(check, "deviation", lambda *_, **__: float("nan"))
     with pytest.raises(FusedUnavailable, match="differs from the reference by nan"):
-        fused.load(policy, SANITIZE)
+        check.load(policy, SANITIZE)
 
 
 def test_the_processor_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel("portable_f32")
-    monkeypatch.setattr(cpu_build, "cpu_flags", frozenset)
-    assert {name.partition("_")[0] for name in fused.available(SANITIZE)} == {"portable"}
-    assert fused.load(sanitize=SANITIZE).policy.name == "portable_f32"
+    monkeypatch.setattr(build_library, "cpu_flags", frozenset)
+    assert {name.partition("_")[0] for name in library.available(SANITIZE)} == {"portable"}
+    assert check.load(sanitize=SANITIZE).policy.name == "portable_f32"
     with pytest.raises(FusedUnavailable, match="this processor lacks avx2, fma"):
-        fused.load("avx2_f32", SANITIZE)
+        check.load("avx2_f32", SANITIZE)

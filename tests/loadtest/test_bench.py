@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from kernels import cpu_build
+from kernels.cpu import build_library
 from loadtest import bench_append, bench_score, peaks, tables
 from loadtest.bench_append import AppendOptions
 from loadtest.bench_score import ScoreOptions, Sweep, SweepPoint, backends_here
@@ -276,6 +276,6 @@ def test_a_bfloat16_product_may_be_computed_in_float32() -> None:
 
 
 def test_without_a_compiler_the_peak_of_silu_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_build, "find_compiler", lambda: None)
+    monkeypatch.setattr(build_library, "find_compiler", lambda: None)
     monkeypatch.setattr(peaks, "_compiled_silu", peaks._compiled_silu.__wrapped__)
     assert probe(0.0).silus_by == "torch"

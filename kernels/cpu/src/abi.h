@@ -1,4 +1,4 @@
-// The C interface that kernels/fused.py calls: fixed layouts, no exceptions. Increase MFALCON_ABI when it changes.
+// The C interface that kernels/cpu/library.py loads: fixed layouts, no exceptions. Increase MFALCON_ABI when it changes.
 #pragma once
 #include <cstdint>
 

@@ -1,6 +1,6 @@
 """The compiled libraries of the fused CPU kernel: which ones this processor can run, and their C interface.
 
-The structures mirror `kernels/cpu/abi.h`.
+The structures mirror `kernels/cpu/src/abi.h`.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from kernels import cpu_build
+from kernels.cpu import build_library
 
 _ABI = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -48,9 +48,9 @@ class CGeometry(ctypes.Structure):
 
 
 class Kernel:
-    """A loaded library. Make one with `kernels.fused.load`, which checks it."""
+    """A loaded library. Make one with `kernels.cpu.check.load`, which checks it."""
 
-    def __init__(self, policy: cpu_build.Policy, path: Path) -> None:
+    def __init__(self, policy: build_library.Policy, path: Path) -> None:
         self.policy = policy
         self.dtype = _DTYPES[policy.element]
         library = ctypes.CDLL(str(path))
@@ -83,9 +83,9 @@ def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: 
 
 def available(sanitize: str = "") -> list[str]:
     """Policies that are compiled and that this processor can run, the fastest first."""
-    flags = cpu_build.cpu_flags()
+    flags = build_library.cpu_flags()
     return [
         name
-        for name, policy in cpu_build.POLICIES.items()
-        if policy.cpu_flags <= flags and cpu_build.library_path(policy, sanitize).exists()
+        for name, policy in build_library.POLICIES.items()
+        if policy.cpu_flags <= flags and build_library.library_path(policy, sanitize).exists()
     ]

@@ -1,4 +1,4 @@
-"""Compile the fused CPU kernel: `python -m kernels.cpu_build`. Never called by a request; the server runs without it.
+"""Compile the fused CPU kernel: `python -m kernels.cpu.build_library`. No request does; the server runs without it.
 
 One shared library per policy (instruction set and number format), in `kernels/cpu/build/`. A library's name carries a
 hash of the sources and flags it was made from, so a stale one is never loaded and a second run compiles nothing.
@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCES = Path(__file__).resolve().parent / "cpu"
-BUILD = SOURCES / "build"
+SOURCES = Path(__file__).resolve().parent / "src"
+BUILD = Path(__file__).resolve().parent / "build"
 
 _FLAGS = (
     "-std=c++20",
@@ -123,7 +123,7 @@ def compile_policy(compiler: str, policy: Policy, sanitize: str = "") -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile every policy that the compiler knows; 1 if one fails that this processor could run, or is required."""
-    parser = argparse.ArgumentParser(prog="python -m kernels.cpu_build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m kernels.cpu.build_library", description=__doc__)
     parser.add_argument("--fit", action="store_true", help="only those that this processor would choose")
     parser.add_argument("--policy", action="append", choices=list(POLICIES), help="only this one; may be repeated")
     parser.add_argument("--require", action="store_true", help="fail if there is no compiler or a policy fails")
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ]
     for name, compiled in compiling:
         try:
-            print(f"{name}: {compiled.result().relative_to(SOURCES.parent.parent)}")
+            print(f"{name}: {compiled.result().relative_to(BUILD.parents[2])}")
         except subprocess.CalledProcessError as error:
             failed = True
             print(f"{name}: {compiler} failed\n{error.stderr}", file=sys.stderr)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.fused_library import CConfig, CLayer, Kernel
+from kernels.cpu.library import CConfig, CLayer, Kernel
 from kernels.stack import LayerWeights, StackConfig
 
 PAGE_TOKENS = 128

@@ -1,0 +1,78 @@
+"""A library of the fused kernel is loaded only if a small random stack in it agrees with the reference ops."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from kernels.cpu import build_library
+from kernels.cpu.build_library import POLICIES
+from kernels.cpu.library import FusedUnavailable, Kernel, available
+from kernels.cpu.stack import FusedStack
+from kernels.sample_stack import sample
+
+SELF_CHECK_BOUND = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 5e-2}
+"""Worst difference from `kernels.reference`, relative to the largest output. float32: sums in another order; bfloat16:
+8 bits, over two layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of what is computed: prefix tokens, the first ones of them as a prefill, targets, tokens of a page, threads."""
+
+    num_tokens: int
+    prefill: int
+    num_targets: int
+    page_tokens: int
+    threads: int
+
+
+SMALL = Size(77, 70, 13, 64, 1)
+LARGE = Size(1_100, 1_050, 200, 128, 2)
+"""More than two blocks of keys of every policy, over several pages, by two threads."""
+
+
+def load(policy: str | None = None, sanitize: str = "") -> Kernel:
+    """A policy's library, checked against `kernels.reference`; without a name the fastest one in float32.
+
+    Raises FusedUnavailable.
+    """
+    names = available(sanitize)
+    if policy is None:
+        policy = next((name for name in names if POLICIES[name].element == "float32"), None)
+    if policy is None or policy not in names:
+        lacking = sorted(POLICIES[policy].cpu_flags - build_library.cpu_flags()) if policy else []
+        why = "not compiled (python -m kernels.cpu.build_library)"
+        if lacking:
+            why = f"this processor lacks {', '.join(lacking)}"
+        raise FusedUnavailable(f"fused kernel {policy or 'of float32'}: {why}")
+    try:
+        kernel = Kernel(POLICIES[policy], build_library.library_path(POLICIES[policy], sanitize))
+    except (OSError, AttributeError) as error:
+        raise FusedUnavailable(f"fused kernel {policy}: cannot be loaded: {error}") from error
+    large = replace(LARGE, threads=1) if sanitize == "thread" else LARGE  # OpenMP's barriers are false alarms there
+    for int8 in (False, True):
+        bound = SELF_CHECK_BOUND["int8" if int8 else kernel.policy.element]
+        for concat, size in ((False, SMALL), (True, SMALL), (False, large)):
+            worst = deviation(kernel, size, concat=concat, int8=int8)
+            if not worst <= bound:
+                of_pages = " over int8 pages" if int8 else ""
+                raise FusedUnavailable(
+                    f"fused kernel {policy}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
+                )
+    return kernel
+
+
+def deviation(kernel: Kernel, size: Size, *, concat: bool, int8: bool) -> float:
+    """Worst relative difference of a small random stack from the reference ops: prefill, append and score."""
+    n, page = size.num_tokens, size.page_tokens
+    known = sample(n, size.num_targets, concat=concat)
+    stack = FusedStack(kernel, known.config, known.layers, page, int8)
+    num_pages = -(-n // page)
+    memory = torch.empty(num_pages, stack.page_bytes, dtype=torch.uint8).fill_(255)
+    for index, of_page in enumerate(known.times.split(page)):
+        memory.view(torch.int64)[index, : len(of_page)] = of_page
+    pages = memory.data_ptr() + stack.page_bytes * torch.arange(num_pages)
+    stack.extend(pages, 0, known.x[: size.prefill], size.threads)
+    stack.extend(pages, size.prefill, known.x[size.prefill :], size.threads)
+    kv = [stack.read(pages, layer, 0, n) for layer in range(stack.num_layers)]
+    return known.deviation(kv, stack.score(pages, n, known.targets, known.now, size.threads))
