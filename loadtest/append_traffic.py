@@ -62,8 +62,8 @@ async def append_traffic(
         per_event = checkpoint.model.tokens_per_event
         return AppendTraffic(
             n=n,
-            dtype=writer.redis.states.layout.dtype.name.lower(),
-            chunks_of_state=writer.redis.states.num_chunks(n),
+            dtype=writer.remote.states.layout.dtype.name.lower(),
+            chunks_of_state=writer.remote.states.num_chunks(n),
             chunks_written=round(written_after - written),
             chunk_bytes_written=round(bytes_after - written_bytes),
             chunks_read=round(_chunks(writer, reader, "read") - read),

@@ -21,7 +21,8 @@ from loadtest.state_replica import Brought, Device, Replica
 from loadtest.timing import Spread, spread
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import serve
-from mfalcon.engine.redis_parts import RedisOptions, layout_of
+from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.engine.remote_tier import layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
@@ -352,7 +353,7 @@ class _Bench:
         for (network, payload), replica in self._replicas.items():
             of_each = [(n, self._samples[network, payload, n, "redis"]) for n in sorted(self._options.histories)]
             points = [(n, median(samples.fetch), median(samples.recompute)) for n, samples in of_each]
-            bytes_per_token = replica.redis.states.layout.payload_bytes(1) / per_event
+            bytes_per_token = replica.remote.states.layout.payload_bytes(1) / per_event
             tokens = replica.predictor.crossover(bytes_per_token, longest * per_event)
             predicted = None if tokens is None else tokens / per_event
             found.append(Crossover(self._shape.name, network, payload, crossover(points), predicted))
@@ -362,7 +363,7 @@ class _Bench:
         """Leave nothing in Redis."""
         replica = next(iter(self._replicas.values()))
         for n in self._options.histories:
-            await replica.redis.states.delete((await replica.read(_user(n))).user, _PATIENCE_S)
+            await replica.remote.states.delete((await replica.read(_user(n))).user, _PATIENCE_S)
 
 
 async def _take_turn(

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from loadtest.fault_world import DEADLINE_S, SETUPS, Person, Ranked, Setup, World, fault_checkpoint, place, rank
 from loadtest.fault_world import random_events as new_events
 from loadtest.machine import Machine, commit, this_machine
-from mfalcon.engine.redis_parts import layout_of
+from mfalcon.engine.remote_tier import layout_of
 from mfalcon.errors import MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.kvcache.chunk import Layout, pack, unpack

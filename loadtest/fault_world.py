@@ -18,8 +18,12 @@ from loadtest.redis_server import RedisCluster, RedisServer
 from loadtest.shapes import Shape
 from loadtest.slow_proxy import SlowProxy
 from mfalcon.backends.choice import REFERENCE
-from mfalcon.engine.engine import Engine, EngineConfig
-from mfalcon.engine.redis_parts import RedisOptions, layout_of
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import HistoryOptions
+from mfalcon.engine.ranker import RankerOptions
+from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.engine.remote_tier import layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.metrics import StateMetrics
@@ -258,9 +262,11 @@ async def engine(
     """An engine of this process, warm and started."""
     # The reference encodes so slowly that fetching wins: a fault of Redis must have something to hit.
     config = EngineConfig(
-        threads=1, backend=REFERENCE, microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_bytes, redis=redis
+        threads=1,
+        ranker=RankerOptions(backend=REFERENCE, microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_bytes),
+        histories=HistoryOptions(redis=redis),
     )
-    made = Engine(checkpoint, config, metrics)
+    made = compose(checkpoint, config, metrics)
     try:
         await asyncio.to_thread(made.wait_ready, _WAIT_S)
         await made.start()

@@ -34,6 +34,7 @@ from mfalcon.window import window_start
 
 _HOST_BYTES = 4 << 30
 _LOG_SLACK = 1_024
+_WAITING_BYTES = 256 << 20
 
 T = TypeVar("T")
 
@@ -102,14 +103,15 @@ class Replica:
         model = checkpoint.model
         self.served = served or serve(model)
         config, fingerprint = model.config, f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
-        retention, tombstones = Retention(config.max_history, config.window_chunk, _LOG_SLACK), Tombstones()
+        retention, tombstones = Retention(config.max_history, _LOG_SLACK), Tombstones()
         self.metrics = StateMetrics()
-        self.redis = RedisParts(options, model, fingerprint, retention, tombstones, self.metrics, lambda _: None)
+        self.redis = RedisParts(options, retention, self.metrics, lambda _: None)
+        self.remote = self.redis.attach(model, fingerprint, _WAITING_BYTES, tombstones)
         self.log: EventLog = self.redis.log or LocalLog(retention)
         self.predictor = Predictor()
         self._host: LruTier[KVState] = LruTier(_HOST_BYTES)
         self._store: StateStore[KVState] = StateStore(
-            fingerprint, [(CacheSource.HOST, self._host)], tombstones, self.redis.writes.offer
+            fingerprint, [(CacheSource.HOST, self._host)], tombstones, self.remote.writes.offer
         )
         self._checkpoint, self._device, self._probing = checkpoint, device, probing
         self._free = self._way(self.predictor)
@@ -122,12 +124,13 @@ class Replica:
         if self._probing:
             await self.redis.start()
         else:
-            self.redis.writes.start()
+            self.remote.writes.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.redis.detach(self.remote)
         await self.redis.close()
 
     async def warm_up(self) -> None:
@@ -142,7 +145,7 @@ class Replica:
         cache = await self._device.run(lambda: chosen.runner.prefill(PrefillJob(fetched_history, None)))
         seconds = time.perf_counter() - began
         await asyncio.sleep(0)  # what was kept is offered to the write-behind from the device thread
-        await self.redis.writes.idle()
+        await self.remote.writes.idle()
         return Brought(seconds, cache, fetched_history.decision)
 
     async def read(self, user_id: str) -> History:
@@ -187,7 +190,7 @@ class Replica:
             lambda length: window_start(length, config.max_history, config.window_chunk),
             lambda: 0,
             self.redis.options.client.timeout_s,
-            LowerTier(self.redis.states, self.redis.writes, self.served.pool, self.redis.workers),
+            LowerTier(self.remote.states, self.remote.writes, self.served.pool, self.redis.workers),
         )
         # A microbatch matters to scoring alone.
         return _Way(recall, Runner(self.served, checkpoint.items, self._store, 1, "bench", predictor))

@@ -18,8 +18,9 @@ from torch import Tensor
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.backends.select import ServedModel, serve
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
 from mfalcon.history.history import no_history
@@ -228,7 +229,10 @@ def engine_error(subject: Subject, cases: list[Case]) -> float:
 async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
     checkpoint, backend = subject.checkpoint, subject.served.stack.name
     threads = torch.get_num_threads()
-    engine = Engine(checkpoint, EngineConfig(threads, microbatch=64, backend=backend, kv_dtype=subject.kv_dtype))
+    engine = compose(
+        checkpoint,
+        EngineConfig(threads, ranker=RankerOptions(microbatch=64, backend=backend, kv_dtype=subject.kv_dtype)),
+    )
 
     async def one(index: int, late: bool) -> float:
         request = _request(checkpoint, cases[index], f"user-{index}")

@@ -12,29 +12,41 @@ class StateMetrics:
         self.registry = registry or CollectorRegistry()
         r = self.registry
         self.lookups = Counter(
-            "mfalcon_state_lookups", "Requests by the tier in which their KV state was found.", ["source"], registry=r
+            "mfalcon_state_lookups",
+            "Requests by the tier in which their KV state was found.",
+            ["model", "source"],
+            registry=r,
         )
         self.tokens = Counter(
-            "mfalcon_state_tokens", "Prefix tokens taken from a KV state or encoded.", ["how"], registry=r
+            "mfalcon_state_tokens", "Prefix tokens taken from a KV state or encoded.", ["model", "how"], registry=r
         )
         self.decisions = Counter(
             "mfalcon_state_decisions", "Fetch or recompute, and why.", ["choice", "reason"], registry=r
         )
         self.backend = Gauge(
-            "mfalcon_backend", "1 for the backend that computes.", ["device", "dtype", "backend"], registry=r
+            "mfalcon_backend", "1 for the backend that computes.", ["model", "device", "dtype", "backend"], registry=r
         )
-        self.pool_pages = Gauge("mfalcon_pool_pages", "Pages for KV states in this process.", registry=r)
-        self.pool_free_pages = Gauge("mfalcon_pool_free_pages", "Pages that nobody holds.", registry=r)
+        self.pool_pages = Gauge("mfalcon_pool_pages", "Pages for KV states in this process.", ["model"], registry=r)
+        self.pool_free_pages = Gauge("mfalcon_pool_free_pages", "Pages that nobody holds.", ["model"], registry=r)
         self.no_room = Counter(
             "mfalcon_fetches_without_room", "KV states from Redis for which no pages were free.", registry=r
         )
-        self.host_bytes = Gauge("mfalcon_host_bytes", "Bytes of KV states in the host tier.", registry=r)
-        self.host_evicted = Counter("mfalcon_host_evicted", "KV states evicted from the host tier.", registry=r)
-        self.device_bytes = Gauge("mfalcon_device_bytes", "Bytes of KV states on the GPU.", registry=r)
-        self.device_evicted = Counter("mfalcon_device_evicted", "KV states evicted from the GPU.", registry=r)
-        self.demoted = Counter("mfalcon_demoted", "KV states copied from the GPU to host memory.", registry=r)
+        self.host_bytes = Gauge("mfalcon_host_bytes", "Bytes of KV states in the host tier.", ["model"], registry=r)
+        self.host_evicted = Counter(
+            "mfalcon_host_evicted", "KV states evicted from the host tier.", ["model"], registry=r
+        )
+        self.device_bytes = Gauge("mfalcon_device_bytes", "Bytes of KV states on the GPU.", ["model"], registry=r)
+        self.device_evicted = Counter(
+            "mfalcon_device_evicted", "KV states evicted from the GPU.", ["model"], registry=r
+        )
+        self.demoted = Counter(
+            "mfalcon_demoted", "KV states copied from the GPU to host memory.", ["model"], registry=r
+        )
         self.not_demoted = Counter(
-            "mfalcon_not_demoted", "KV states that were not copied from the GPU: no room, or no time.", registry=r
+            "mfalcon_not_demoted",
+            "KV states that were not copied from the GPU: no room, or no time.",
+            ["model"],
+            registry=r,
         )
         self.rejected = Counter(
             "mfalcon_chunks_rejected", "Chunks read from Redis that were not used, by reason.", ["reason"], registry=r

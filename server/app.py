@@ -22,7 +22,9 @@ from prometheus_client import CollectorRegistry
 
 from mfalcon.backends.select import device_named, use_device
 from mfalcon.cores import owned_cores
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.histories import HistoryOptions
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
@@ -248,27 +250,32 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     device = device_named(config.device)
     use_device(device)
     loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], str(device))
-    engine = Engine(
+    engine = compose(
         loaded,
         EngineConfig(
             threads=config.threads or owned_cores(),
-            name=config.model_name,
-            backend=config.backend,
-            kv_dtype=config.kv_dtype,
-            microbatch=None if config.microbatch == "auto" else config.microbatch,
-            kv_budget_bytes=config.kv_budget_mb << 20,
-            device_budget_bytes=config.device_budget_mb << 20,
             queue_size=config.queue_size,
-            max_candidates=config.max_candidates,
-            log_slack=config.log_slack_events,
-            redis=redis_options(config),
+            ranker=RankerOptions(
+                name=config.model_name,
+                backend=config.backend,
+                kv_dtype=config.kv_dtype,
+                microbatch=None if config.microbatch == "auto" else config.microbatch,
+                kv_budget_bytes=config.kv_budget_mb << 20,
+                device_budget_bytes=config.device_budget_mb << 20,
+                write_behind_bytes=config.write_behind_mb << 20,
+                max_candidates=config.max_candidates,
+            ),
+            histories=HistoryOptions(
+                log_max_events=config.log_max_events, log_slack=config.log_slack_events, redis=redis_options(config)
+            ),
         ),
         metrics,
     )
     engine.wait_ready()
     # To whoever starts it: a kernel that was not compiled would otherwise only be slow.
-    unavailable = "".join(f"; not by {why}" for why in engine.unavailable)
-    print(f"computed by {engine.model.backend}{unavailable}", file=sys.stderr, flush=True)
+    for ranker in engine.catalog:
+        unavailable = "".join(f"; not by {why}" for why in ranker.served.unavailable)
+        print(f"computed by {ranker.info.backend}{unavailable}", file=sys.stderr, flush=True)
     return engine
 
 
@@ -291,7 +298,6 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
         state_dtype=None if config.redis_state_dtype == "auto" else PayloadDtype.from_name(config.redis_state_dtype),
         ttl_s=config.redis_state_ttl_s,
         budget_bytes=config.redis_budget_mb << 20,
-        write_behind_bytes=config.write_behind_mb << 20,
         secret=read_secret(config.redis_secret_file),
     )
 

@@ -94,8 +94,15 @@ class ServerConfig(BaseSettings):
         description="While the log in Redis cannot be asked: refuse to rank, or rank from the last history verified "
         "and say so.",
     )
+    log_max_events: int = Field(
+        default=16_384,
+        ge=1,
+        le=10**6,
+        description="Newest events of a user that a log keeps for certain: at least the longest window served, with "
+        "room for the windows of models to come.",
+    )
     log_slack_events: int = Field(
-        default=1_024, ge=0, description="Events that a log keeps beyond the model's window before it is cut."
+        default=1_024, ge=0, description="Events that a log keeps beyond log_max_events before it is cut."
     )
     log_cache_mb: int = Field(
         default=256, ge=0, description="Memory for verified copies of histories in Redis, in MiB."

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import mfalcon.attention
-import mfalcon.engine.engine
+import mfalcon.engine.device
 import mfalcon.engine.step
 import mfalcon.kvcache.cache
 from kernels import reference
@@ -16,8 +16,8 @@ from mfalcon import laws
 from mfalcon.attention import AttentionForm, BatchPrefixAttention
 from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve
+from mfalcon.engine.device import Runners
 from mfalcon.engine.job import Job, PrefillJob, RankJob
-from mfalcon.engine.runner import Runner
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, StateStore
 from mfalcon.kvcache.state import KVState
@@ -148,25 +148,25 @@ def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_breaks(5)
 
 
-def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runner, Job], bool]) -> None:
+def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runners, Job], bool]) -> None:
     """Put a defect into the engine's step; it gets the number of the step and says whether to go on as usual."""
     right, count = mfalcon.engine.step.step, iter(range(10**6))
 
-    def one(runner: Runner, job: Job) -> None:
-        if defect(next(count), runner, job):
-            right(runner, job)
+    def one(runners: Runners, job: Job) -> None:
+        if defect(next(count), runners, job):
+            right(runners, job)
 
-    monkeypatch.setattr(mfalcon.engine.engine, "step", one)
+    monkeypatch.setattr(mfalcon.engine.device, "step", one)
 
 
 def test_law_6_sees_a_dropped_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laws, "_ANSWER_S", 2.0)
-    in_steps(monkeypatch, lambda number, runner, job: number != 5)
+    in_steps(monkeypatch, lambda number, runners, job: number != 5)
     assert_breaks(6)
 
 
 def test_law_6_sees_a_request_that_is_refused_without_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail_third(number: int, runner: Runner, job: Job) -> bool:
+    def fail_third(number: int, runners: Runners, job: Job) -> bool:
         if number == 6 and isinstance(job, RankJob | PrefillJob):
             job.future.set_exception(RuntimeError("no reason"))
             return False
@@ -179,9 +179,9 @@ def test_law_6_sees_a_request_that_is_refused_without_cause(monkeypatch: pytest.
 def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
     last: list[RankResult] = []
 
-    def swap(number: int, runner: Runner, job: Job) -> bool:
+    def swap(number: int, runners: Runners, job: Job) -> bool:
         if isinstance(job, RankJob) and job.deadline is None:
-            last.append(runner.rank(job))
+            last.append(runners[job.model].rank(job))
             job.future.set_result(last[-2] if len(last) > 1 else last[-1])
             return False
         return True
@@ -191,9 +191,9 @@ def test_law_6_sees_an_answer_of_another_request(monkeypatch: pytest.MonkeyPatch
 
 
 def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(number: int, runner: Runner, job: Job) -> bool:
+    def serve(number: int, runners: Runners, job: Job) -> bool:
         if isinstance(job, RankJob) and job.deadline is not None:
-            job.future.set_result(runner.rank(RankJob(job.request, job.fetched_history, None)))
+            job.future.set_result(runners[job.model].rank(RankJob(job.request, job.fetched_history, None)))
             return False
         return True
 

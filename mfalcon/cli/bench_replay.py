@@ -22,7 +22,10 @@ from loadtest.shapes import SHAPES, shape_named
 from loadtest.trace import Step, TraceOptions, trace
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import HistoryOptions
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
@@ -76,12 +79,16 @@ def bench_replay(
         loaded = checkpoint.load(path)
         options = dataclasses.replace(options, num_actions=len(loaded.model.config.actions))
         steps = trace(options, loaded.items.item_id)
-    config = EngineConfig(threads=threads or owned_cores(), microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_mb << 20)
+    config = EngineConfig(
+        threads=threads or owned_cores(),
+        ranker=RankerOptions(microbatch=_MICROBATCH, kv_budget_bytes=kv_budget_mb << 20),
+    )
     torch.set_num_threads(config.threads)
     machine = this_machine()
     with ExitStack() as stack:
         url = stack.enter_context(RedisServer()).url if own_redis else redis_url
-        config = dataclasses.replace(config, redis=None if url is None else RedisOptions(RedisSettings(url)))
+        redis = None if url is None else RedisOptions(RedisSettings(url))
+        config = dataclasses.replace(config, histories=HistoryOptions(redis=redis))
         report = asyncio.run(run(loaded, config, steps, concurrency, replicas, route, seed))
     if json_output:
         served = {"served": loaded.model.config.name, "replicas": replicas, "route": route, "concurrency": concurrency}
@@ -112,14 +119,14 @@ async def run(
     async with AsyncExitStack() as stack:
         engines = []
         for _ in range(replicas):
-            engine = Engine(loaded, config)
+            engine = compose(loaded, config)
             stack.push_async_callback(engine.close)
             engines.append(engine)
             # One after the other: each measures at its start what encoding costs here.
             await asyncio.to_thread(engine.wait_ready, _READY_S)
             await engine.start()
         report = await replay(_route(engines, route, seed), _noted(steps, seen), concurrency, prefix)
-        if config.redis is not None:  # it may outlive us
+        if config.histories.redis is not None:  # it may outlive us
             for user in seen:
                 await engines[0].delete_user(f"{prefix}-{user}")
         return report

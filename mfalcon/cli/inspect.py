@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mfalcon.backends.choice import AUTO, choose
 from mfalcon.cli.output import JsonOption, print_json
-from mfalcon.engine.redis_parts import layout_of
+from mfalcon.engine.remote_tier import layout_of
 from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.state import KVShape
@@ -191,7 +191,7 @@ def _in_memory(shape: KVShape, dtype: PayloadDtype) -> int | None:
 
 
 def _log_size(max_history: int) -> LogSize:
-    # A log begins less than a block before the window's start, and is cut when it begins `slack` events before that.
+    # A log begins less than a block before what is kept, and is cut when it begins `slack` events before that.
     most = max_history + _LOG_SLACK + CHAIN_BLOCK
     event = EVENT_DTYPE.itemsize
     return LogSize(_LOG_HEADER_BYTES + event * max_history, most, _LOG_HEADER_BYTES + event * most)

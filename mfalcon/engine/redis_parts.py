@@ -1,23 +1,20 @@
-"""Everything of Redis that an engine owns, put together and kept alive: client, log, states, write-behind."""
+"""Everything of Redis that a server owns, put together and kept alive."""
 
-import hashlib
+import asyncio
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from mfalcon.engine.remote_tier import RemoteOptions, RemoteTier
 from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion, Deletions
 from mfalcon.history.history import Retention
 from mfalcon.history.redis_log import RedisLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.chunk import Layout, PayloadDtype
-from mfalcon.kvcache.codec import encode, exact_dtype
-from mfalcon.kvcache.remote import RedisStates
-from mfalcon.kvcache.state import KVState
-from mfalcon.kvcache.write_behind import WriteBehind
+from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.base import Ranker
 from mfalcon.redis.client import RedisClient, RedisSettings
@@ -27,7 +24,6 @@ from mfalcon.redis.url import redacted
 _log = logging.getLogger(__name__)
 
 _UPKEEP_SECONDS = 0.5
-_DRAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,70 +41,70 @@ class RedisOptions:
     state_dtype: PayloadDtype | None = None
     ttl_s: float = 86_400.0
     budget_bytes: int = 0
-    write_behind_bytes: int = 256 << 20
     secret: bytes | None = field(default=None, repr=False)
 
 
 class RedisParts:
-    """Built before there is an event loop's work, started on it. on_deletion: another replica forgot a user, or None if
+    """What a server has of Redis, whatever it serves: client, log, deletions, the threads that code payloads, and the
+    states of its models, each of which is attached by its ranker.
+
+    Built before there is an event loop's work, started on it. on_deletion: another replica deleted a user, or None if
     some deletions may have been missed.
     """
 
     def __init__(
         self,
         options: RedisOptions,
-        model: Ranker,
-        fingerprint: str,
         retention: Retention,
-        tombstones: Tombstones,
         metrics: StateMetrics,
         on_deletion: Callable[[Deletion | None], None],
     ) -> None:
         self.options = options
+        self.client = RedisClient(options.client, metrics)
+        self.keys = Keys(options.prefix)
+        self.workers = codec_workers()
         self._metrics = metrics
         self._on_deletion = on_deletion
-        self.client = RedisClient(options.client, metrics)
-        self.workers = codec_workers()
-        keys = Keys(options.prefix)
         self.log: RedisLog | None = None
         self.deletions: Deletions | None = None
         if options.holds_log:
             self.log = RedisLog(
                 self.client,
-                keys,
+                self.keys,
                 retention,
                 metrics,
                 cache_bytes=options.log_cache_bytes,
                 serve_stale=options.serve_stale,
             )
-            self.deletions = Deletions(self.client, keys)
-        per_event = model.tokens_per_event
-        layout = layout_of(model, fingerprint, options.state_dtype)
-        self.states = RedisStates(
-            self.client,
-            keys,
-            layout,
-            metrics,
-            max_events=model.config.max_history,
-            ttl_s=options.ttl_s,
-            log_is_here=options.holds_log,
-            secret=options.secret,
-        )
-
-        def payload(state: KVState, first: int, stop: int) -> memoryview:
-            return encode(state, first * per_event, stop * per_event, layout.dtype)
-
-        self.writes: WriteBehind[KVState] = WriteBehind(
-            self.states,
-            payload,
-            tombstones,
-            metrics,
-            self.workers,
-            budget_bytes=options.write_behind_bytes,
-            timeout_s=options.client.write_timeout_s,
-        )
+            self.deletions = Deletions(self.client, self.keys)
+        self._remote: list[RemoteTier] = []
+        self._started = False
         self._kept_up_at = 0.0
         self._is_safe: bool | None = None
+
+    def attach(self, model: Ranker, fingerprint: str, budget_bytes: int, tombstones: Tombstones) -> RemoteTier:
+        """The states of a model, kept in step with deletions and with Redis' memory from now on.
+
+        fingerprint: of the checkpoint and the compute dtype. budget_bytes: of states that wait to be written.
+        """
+        options = RemoteOptions(
+            dtype=self.options.state_dtype,
+            ttl_s=self.options.ttl_s,
+            log_is_here=self.options.holds_log,
+            secret=self.options.secret,
+            budget_bytes=budget_bytes,
+            write_timeout_s=self.options.client.write_timeout_s,
+        )
+        tier = RemoteTier(self.client, self.keys, self.workers, model, fingerprint, options, tombstones, self._metrics)
+        self._remote.append(tier)
+        if self._started:
+            tier.writes.start()
+        return tier
+
+    async def detach(self, tier: RemoteTier) -> None:
+        """Undo `attach`, after what waits has been written as far as that is quick; what is there expires."""
+        await tier.close()
+        self._remote.remove(tier)
 
     async def start(self) -> None:
         """Look at the server once, then probe and write in the background.
@@ -119,7 +115,9 @@ class RedisParts:
             await self._check_server()
         except StorageUnavailable as error:
             _log.warning("%s: %s; going on without it", redacted(self.options.client.url), error)
-        self.writes.start()
+        self._started = True
+        for tier in self._remote:
+            tier.writes.start()
         self.client.start(self._keep_up)
 
     async def delete(self, deletion: Deletion) -> None:
@@ -127,14 +125,14 @@ class RedisParts:
 
         Raises StorageUnavailable.
         """
-        await self.writes.delete(deletion.user)
-        await self.states.delete(deletion.user, self.options.client.write_timeout_s)
+        await asyncio.gather(*(tier.writes.delete(deletion.user) for tier in self._remote))
+        timeout_s = self.options.client.write_timeout_s
+        await asyncio.gather(*(tier.states.delete(deletion.user, timeout_s) for tier in self._remote))
         if self.deletions is not None:
             await self.deletions.publish(deletion)
 
     async def close(self) -> None:
-        """Write what waits, as far as that is quick, and close the connections."""
-        await self.writes.close(_DRAIN_SECONDS)
+        """Close the connections, after every ranker has detached its tier."""
         await self.client.close()
         self.workers.shutdown()
 
@@ -148,7 +146,8 @@ class RedisParts:
             await self._follow(self.deletions, self.log)
         if self.options.budget_bytes:
             used = [int(memory["used_memory"]) for memory in await self.client.info("memory")]
-            self.writes.paused = sum(used) > self.options.budget_bytes
+            for tier in self._remote:
+                tier.writes.paused = sum(used) > self.options.budget_bytes
         if self._is_safe is None:
             try:
                 await self._check_server()
@@ -164,7 +163,8 @@ class RedisParts:
         for deletion in deletions or ():
             log.drop(deletion.user)
             self._on_deletion(deletion)
-            self.writes.drop(deletion.user)
+            for tier in self._remote:
+                tier.writes.drop(deletion.user)
 
     async def _check_server(self) -> None:
         """ConfigError if the event log is in a Redis that may evict it; a warning if a restart may lose it."""
@@ -188,20 +188,3 @@ class RedisParts:
 def codec_workers() -> ThreadPoolExecutor:
     """Threads that turn states into payloads and back. One torch thread each: the cores belong to the device thread."""
     return ThreadPoolExecutor(2, "mfalcon-codec", take_cores, (1,))
-
-
-def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype | None = None) -> Layout:
-    """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text.
-
-    dtype: None for the compute dtype.
-    """
-    shape = model.kv_shape()
-    return Layout(
-        fingerprint=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest(),
-        tokens_per_event=model.tokens_per_event,
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        qk_dim=shape.qk_dim,
-        v_dim=shape.v_dim,
-        dtype=dtype or exact_dtype(shape.dtype),
-    )

@@ -146,10 +146,10 @@ class Runner:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
-    @staticmethod
-    def is_rank(job: Job) -> bool:
-        """Whether a job may be computed together with others."""
-        return isinstance(job, RankJob)
+    @property
+    def batched(self) -> bool:
+        """Whether several users are better done as one computation than one after the other."""
+        return self._served.stack.batched
 
     def is_small(self, job: Job) -> bool:
         """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from mfalcon.engine.job import DeleteJob, Job
+from mfalcon.engine.job import CallJob, DeleteJob, Job
 from mfalcon.errors import Overloaded, ShuttingDown
 
 
@@ -25,18 +25,18 @@ class Scheduler:
             raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
 
     def submit(self, job: Job) -> None:
-        """Queue a job. Raises as `check` does; a job that erases is never too many."""
+        """Queue a job. Raises as `check` does; a job that deletes is never too many."""
         with self._changed:
-            if self._closed or not isinstance(job, DeleteJob):
+            if self._closed or not isinstance(job, DeleteJob | CallJob):
                 self.check()
             self._jobs.append(job)
             self._changed.notify()
 
-    def next_batch(self, most: int = 1, is_small: Callable[[Job], bool] = lambda _: False) -> list[Job]:
+    def next_batch(self, most: int = 1, joins: Callable[[Job, Job], bool] = lambda _, __: False) -> list[Job]:
         """Wait for work; an empty list means closed.
 
-        The oldest job, and if it is small, up to `most` in all of the small ones right behind it, each of another user:
-        a user's jobs stay in order, and so does a job that erases.
+        The oldest job, and up to `most` in all of those right behind it that join it, each of another user: a user's
+        jobs stay in order, and so does a job that deletes.
         """
         with self._changed:
             while not self._jobs and not self._closed:
@@ -45,7 +45,7 @@ class Scheduler:
                 return []
             batch = [self._jobs.popleft()]
             users = {batch[0].user}
-            while len(batch) < most and self._jobs and all(map(is_small, (batch[0], self._jobs[0]))):
+            while len(batch) < most and self._jobs and joins(batch[0], self._jobs[0]):
                 if self._jobs[0].user in users:
                     break
                 batch.append(self._jobs.popleft())

@@ -2,19 +2,22 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
+from mfalcon.engine.job import CallJob, DeleteJob, Job, PrefillJob, RankJob
 from mfalcon.engine.runner import Runner
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, UnknownModel
 
 _log = logging.getLogger(__name__)
 
 
-def step(runner: Runner, job: Job) -> None:
-    """Do one job and answer it; an error is this request's alone. Raises what a device says that is lost for good."""
+def step(runners: Mapping[str, Runner], job: Job) -> None:
+    """Do one job and answer it; an error is this request's alone. Raises what a device says that is lost for good.
+
+    runners: by name of their model.
+    """
     if _begun(job):
-        _do(runner, job)
+        _do(runners, job)
 
 
 def step_batch(runner: Runner, jobs: Sequence[Job]) -> None:
@@ -22,11 +25,12 @@ def step_batch(runner: Runner, jobs: Sequence[Job]) -> None:
 
     Raises as `step` does.
     """
+    alone = {job.model: runner for job in jobs if isinstance(job, RankJob)}
     begun = [job for job in jobs if _begun(job)]
     ranks = [job for job in begun if isinstance(job, RankJob)]
     if len(ranks) < len(begun) or len(ranks) < 2:
         for job in begun:
-            _do(runner, job)
+            _do(alone, job)
         return
     try:
         answers = runner.rank_all(ranks)
@@ -36,7 +40,7 @@ def step_batch(runner: Runner, jobs: Sequence[Job]) -> None:
         _without_frames(error)
         for job in ranks:
             if not _is_late(job):
-                _do(runner, job)
+                _do(alone, job)
         return
     for job, answer in zip(ranks, answers, strict=True):
         if isinstance(answer, MFalconError):
@@ -67,16 +71,19 @@ def _is_late(job: Job) -> bool:
     return True
 
 
-def _do(runner: Runner, job: Job) -> None:
+def _do(runners: Mapping[str, Runner], job: Job) -> None:
     try:
         match job:
             case RankJob():
-                job.future.set_result(runner.rank(job))
+                job.future.set_result(_runner(runners, job.model).rank(job))
             case PrefillJob():
-                job.future.set_result(runner.prefill(job))
+                job.future.set_result(_runner(runners, job.model).prefill(job))
             case DeleteJob():
-                runner.delete(job.user)
+                for runner in runners.values():
+                    runner.delete(job.user)
                 job.future.set_result(None)
+            case CallJob():
+                job.future.set_result(job.work())
     except MFalconError as error:
         job.future.set_exception(_without_frames(error))
     except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
@@ -84,7 +91,14 @@ def _do(runner: Runner, job: Job) -> None:
         failure = EngineFailure("the engine failed on this request; the server's log has the cause")
         failure.__cause__ = _without_frames(error)
         job.future.set_exception(failure)
-        runner.check_device()
+        for runner in runners.values():
+            runner.check_device()
+
+
+def _runner(runners: Mapping[str, Runner], model: str) -> Runner:
+    if model not in runners:
+        raise UnknownModel(f"model: got {model!r}, which is no longer served")
+    return runners[model]
 
 
 def _without_frames(error: BaseException) -> BaseException:

@@ -7,7 +7,6 @@ import numpy as np
 from mfalcon.errors import InvalidInput, LengthMismatch
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, user_hash
 from mfalcon.types import Events, no_events
-from mfalcon.window import window_start
 
 _OBJECT_BYTES = 350
 
@@ -78,19 +77,19 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much of a history a log keeps: what the model's window needs, and `slack` events more before it cuts.
+    """How much of a history a log keeps: a setting of the server, never of a model, so that the next one may look
+    further back.
 
-    slack: events; a cut rewrites the log, so it is made once per so many events.
+    max_events: the newest events that are always kept. slack: events beyond them before a log is cut, which rewrites
+    it.
     """
 
-    max_history: int
-    window_chunk: int
+    max_events: int
     slack: int
 
     def keep(self, history: History) -> History:
-        """The history, cut if it is time: never behind the window's start."""
-        start = window_start(len(history), self.max_history, self.window_chunk)
-        needed = start // CHAIN_BLOCK * CHAIN_BLOCK
+        """The history, cut if it is time."""
+        needed = max(0, len(history) - self.max_events) // CHAIN_BLOCK * CHAIN_BLOCK
         return history.trimmed(needed) if needed - history.base >= max(self.slack, 1) else history
 
 

@@ -46,9 +46,9 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cac
 def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have engines compute in Triton's interpreter, in small shapes."""
     one_at_a_time(monkeypatch)
-    monkeypatch.setattr(mfalcon.engine.engine, "serve", _serve_on_triton)
-    monkeypatch.setattr(mfalcon.engine.engine, "DEVICE_MICROBATCH", 32)
-    monkeypatch.setattr(mfalcon.engine.engine, "measure_encoding", _nothing)  # seconds each
+    monkeypatch.setattr(mfalcon.engine.ranker, "serve", _serve_on_triton)
+    monkeypatch.setattr(mfalcon.engine.ranker, "DEVICE_MICROBATCH", 32)
+    monkeypatch.setattr(mfalcon.engine.ranker, "measure_encoding", _nothing)  # seconds each
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_PAGES", 8)
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_USERS", 4)
 

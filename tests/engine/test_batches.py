@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from mfalcon.backends.select import KV_DTYPES
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import RankJob
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kvcache.state import PlainLayout
@@ -65,7 +67,7 @@ async def ask(engine: Engine, histories: Sequence[Events]) -> list[RankResult]:
 
 async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
     """Cold, cached, appended to, and with recent events; of every length, none among them."""
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))
     engine.wait_ready(ANSWER_SECONDS)
     histories = [random_events(length, seed=length) for length in (20, 0, 1, 24, 9)]
     for number, history in enumerate(histories):
@@ -87,7 +89,7 @@ async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
 
 
 async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))
     engine.wait_ready(ANSWER_SECONDS)
     right = Runner._to_device
 
@@ -104,7 +106,7 @@ async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch:
 
 async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """After an error in a kernel CUDA refuses everything: a balancer must send the users elsewhere."""
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=32))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))
     engine.wait_ready(ANSWER_SECONDS)
 
     def lost(*_: object) -> None:
@@ -125,11 +127,14 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     checkpoint = small_checkpoint(config=small_config(max_history=200, window_chunk=64, num_layers=1))
     page_bytes = PlainLayout(checkpoint.model.kv_shape(), codes=KV_DTYPES[kv_dtype]).page_bytes
     config = EngineConfig(
-        threads=1, microbatch=32, kv_budget_bytes=8 << 20, device_budget_bytes=18 * page_bytes, kv_dtype=kv_dtype
+        threads=1,
+        ranker=RankerOptions(
+            microbatch=32, kv_budget_bytes=8 << 20, device_budget_bytes=18 * page_bytes, kv_dtype=kv_dtype
+        ),
     )
-    engine = Engine(checkpoint, config)
+    engine = compose(checkpoint, config)
     engine.wait_ready(ANSWER_SECONDS)
-    tiers, bound = engine._tiers, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
+    tiers, bound = engine.catalog.default.tiers, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
     assert tiers.demotion is not None and tiers._copier is not None
     histories = {f"user-{number}": random_events(150 + number, seed=number) for number in range(10)}
     for user_id, history in histories.items():
@@ -144,7 +149,7 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     for user_id in histories:
         await engine.delete_user(user_id)
     await asyncio.to_thread(tiers._copier.idle)
-    for pool in (engine._served.pool, engine._served.host):
+    for pool in (engine.catalog.default.served.pool, engine.catalog.default.served.host):
         assert pool is not None
         assert pool.accounts.num_free == pool.accounts.num_pages
     await engine.close()

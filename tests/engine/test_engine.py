@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import mfalcon.engine.step
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import Job, RankJob
+from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import (
     DeadlineExceeded,
@@ -32,13 +34,13 @@ BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last p
 ANSWER_SECONDS = 20
 CHECKPOINT = small_checkpoint()
 ITEMS = CHECKPOINT.items.item_id
-CONFIG = EngineConfig(threads=1, microbatch=16)
+CONFIG = EngineConfig(threads=1, ranker=RankerOptions(microbatch=16))
 pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.fixture
 async def engine() -> AsyncIterator[Engine]:
-    engine = Engine(CHECKPOINT, CONFIG)
+    engine = compose(CHECKPOINT, CONFIG)
     engine.wait_ready(ANSWER_SECONDS)
     yield engine
     await asyncio.wait_for(engine.close(), ANSWER_SECONDS)
@@ -90,7 +92,7 @@ async def test_ten_requests_of_a_cold_user_cost_one_prefill(engine: Engine, here
 @pytest.mark.parametrize("architecture", architectures())
 async def test_cold_hit_append_recent_and_slide(architecture: str, here: CacheSource) -> None:
     checkpoint = small_checkpoint(architecture)
-    engine = Engine(checkpoint, CONFIG)
+    engine = compose(checkpoint, CONFIG)
     per_event, events = checkpoint.model.tokens_per_event, random_events(30)
 
     async def cache(length: int, recent: Events | None = None) -> CacheInfo:
@@ -172,7 +174,7 @@ async def test_a_deadline_that_passes_in_the_queue(engine: Engine, gate: Gate) -
 
 
 async def test_overload_refuses_and_recovers(gate: Gate) -> None:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, queue_size=3))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, queue_size=3, ranker=RankerOptions(microbatch=16)))
     accepted = [asyncio.create_task(engine.rank(request(), None))]
     await gate.wait_reached()
     accepted += [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
@@ -248,9 +250,9 @@ async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine:
 async def test_delete_forgets(engine: Engine) -> None:
     await engine.append_events("ann", random_events(20), None)
     await engine.rank(request(), None)
-    assert engine._store.num_bytes > 0
+    assert engine.catalog.default.store.num_bytes > 0
     await engine.delete_user("ann")
-    assert engine._store.num_bytes == 0
+    assert engine.catalog.default.store.num_bytes == 0
     result = await engine.rank(request(), None)
     assert result.cache == CacheInfo(CacheSource.NONE, 0, 0)
     assert_right(result, no_events(), request())
@@ -269,10 +271,10 @@ async def test_work_in_flight_brings_nothing_back(engine: Engine, gate: Gate) ->
     assert not deleting.done()
     gate.open.set()
     await deleting
-    assert engine._store.num_bytes == 0
+    assert engine.catalog.default.store.num_bytes == 0
     for work in works:  # accepted before the deletion, answered with what they saw
         assert (await work).history_len == 20
-    assert engine._store.num_bytes == 0
+    assert engine.catalog.default.store.num_bytes == 0
     assert (await engine.rank(request(), None)).history_len == 0
 
 
@@ -280,7 +282,7 @@ async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: 
     """The history is gone at once; the state must not outlive it because the client hung up."""
     await engine.append_events("ann", random_events(20), None)
     await engine.prefill("ann", None)
-    assert engine._store.num_bytes > 0
+    assert engine.catalog.default.store.num_bytes > 0
     blocking = asyncio.create_task(engine.rank(request("bob"), None))
     await gate.wait_reached()
     deleting = asyncio.create_task(engine.delete_user("ann"))
@@ -290,11 +292,11 @@ async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: 
     gate.open.set()
     await blocking
     await engine.rank(request("bob"), None)
-    assert engine._store.num_bytes == 0
+    assert engine.catalog.default.store.num_bytes == 0
 
 
 async def test_shutdown_answers_everybody(gate: Gate) -> None:
-    engine = Engine(CHECKPOINT, CONFIG)
+    engine = compose(CHECKPOINT, CONFIG)
     works = [asyncio.create_task(engine.rank(request("user-0"), None))]
     await gate.wait_reached()
     works += [asyncio.create_task(engine.rank(request(f"user-{i}"), None)) for i in range(1, 5)]
@@ -314,7 +316,7 @@ async def test_shutdown_answers_everybody(gate: Gate) -> None:
 
 
 async def test_ready_from_warm_to_closed() -> None:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1))
     await asyncio.to_thread(engine.wait_ready, ANSWER_SECONDS)
     assert engine.ready
     await engine.close()
@@ -326,8 +328,8 @@ async def test_an_engine_that_cannot_start_says_so_and_answers(monkeypatch: pyte
     def no_memory(*_: object) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(Engine, "_start", no_memory)
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1))
+    monkeypatch.setattr(LoadedRanker, "warm", no_memory)
+    engine = compose(CHECKPOINT, EngineConfig(threads=1))
     early = asyncio.create_task(engine.rank(request(), None))
     await asyncio.sleep(0)
     with pytest.raises(EngineFailure, match="no memory"):
@@ -339,7 +341,9 @@ async def test_an_engine_that_cannot_start_says_so_and_answers(monkeypatch: pyte
 
 
 def test_model_info() -> None:
-    loop_engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, name="other", max_candidates=7))
+    loop_engine = compose(
+        CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, name="other", max_candidates=7))
+    )
     info = loop_engine.model
     assert (info.name, info.architecture, info.max_history, info.max_candidates) == ("other", "dfgr", 24, 7)
     assert info.tasks == ("like", "rating")
@@ -415,4 +419,4 @@ async def test_stress_every_request_is_answered_once_and_rightly(  # noqa: PLR09
     assert {result.cache.source for _, _, result in checks} == {CacheSource.NONE, here}
     for number in range(num_users):
         await engine.delete_user(f"user-{number}")
-    assert engine._store.num_bytes == 0
+    assert engine.catalog.default.store.num_bytes == 0

@@ -14,7 +14,8 @@ import mfalcon.engine.engine
 from mfalcon.algorithm import append_all
 from mfalcon.backends.choice import choose
 from mfalcon.backends.select import ServedModel
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.workers import WorkerPool
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 from mfalcon.kvcache.state import KVState
@@ -46,9 +47,9 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
         return longer
 
     monkeypatch.setattr("mfalcon.engine.runner.append_all", slow)
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
-    accounts = engine._served.pool.accounts
+    accounts = engine.catalog.default.served.pool.accounts
     for number in range(12):
         await engine.append_events(f"user-{number}", random_events(24), None)
     gc.collect()
@@ -70,10 +71,10 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
 @pytest.mark.usefixtures("here")
 async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
     """Of the very type that the transports have a row for."""
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=0))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
     await engine.append_events("ann", random_events(20), None)
-    pool = engine._served.pool
+    pool = engine.catalog.default.served.pool
     held = pool.empty().extend(torch.zeros(pool.accounts.num_pages * pool.layout.page_tokens, dtype=torch.int64))
     with pytest.raises(Overloaded, match="in use") as refused:
         await engine.rank(rank_request("ann", ITEMS), None)
@@ -84,7 +85,7 @@ async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
 
 
 async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     engine.wait_ready()
 
     def broken(*_: object) -> None:
@@ -115,7 +116,7 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
     """Four lanes, 48 clients, 24 users: rank, append, prefill and delete; scores against a cold forward."""
     if int8 and choose("auto", torch.device("cpu"), torch.float32).kernel is None:
         pytest.skip("no compiled kernel")
-    monkeypatch.setattr(mfalcon.engine.engine, "measure_side_by_side", lambda *_: 10**6)
+    monkeypatch.setattr(mfalcon.engine.ranker, "measure_side_by_side", lambda *_: 10**6)
     sizes: set[int] = set()
     right = WorkerPool.run
 
@@ -126,8 +127,11 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
     monkeypatch.setattr(WorkerPool, "run", counted)
     checkpoint = small_checkpoint("dfgr", torch.float32, config=small_config("dfgr", max_history=300, window_chunk=64))
     items = checkpoint.items.item_id
-    engine = Engine(
-        checkpoint, EngineConfig(threads=4, microbatch=16, kv_budget_bytes=budget, kv_dtype="int8" if int8 else "auto")
+    engine = compose(
+        checkpoint,
+        EngineConfig(
+            threads=4, ranker=RankerOptions(microbatch=16, kv_budget_bytes=budget, kv_dtype="int8" if int8 else "auto")
+        ),
     )
     engine.wait_ready()
     truth: dict[str, Events] = {}
@@ -168,6 +172,6 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
     assert worst_error(checkpoint, answers) <= (0.05 if int8 else 1e-5)
     for number in range(24):
         await engine.delete_user(f"user-{number}")
-    accounts = engine._served.pool.accounts
+    accounts = engine.catalog.default.served.pool.accounts
     assert accounts.num_free == accounts.num_pages
     await engine.close()

@@ -16,8 +16,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 import mfalcon.engine.engine
 from loadtest.redis_server import RedisCluster, RedisServer
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import HistoryOptions
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.engine.remote_tier import RemoteTier
 from mfalcon.errors import ConfigError, LengthMismatch, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion, Deletions
@@ -54,11 +58,13 @@ async def replica(redis_server: RedisServer) -> AsyncIterator[StartReplica]:
             redis = RedisOptions(RedisSettings(url, timeout_s, PATIENCE_S), prefix="t")
             config = EngineConfig(
                 threads=1,
-                microbatch=16,
-                redis=dataclasses.replace(redis, **options),  # type: ignore[arg-type]
+                ranker=RankerOptions(microbatch=16),
+                histories=HistoryOptions(
+                    redis=dataclasses.replace(redis, **options)  # type: ignore[arg-type]
+                ),
             )
             checkpoint = CHECKPOINT if architecture == "dfgr" else small_checkpoint(architecture)
-            engine = Engine(checkpoint, config)
+            engine = compose(checkpoint, config)
             await asyncio.to_thread(engine.wait_ready, 20)
             await engine.start()
             stack.push_async_callback(engine.close)
@@ -89,17 +95,23 @@ async def rank(engine: Engine, history: Events, user_id: str = "ann", recent: Ev
     asked = request(user_id, recent)
     result = await engine.rank(asked, time.monotonic() + 10)
     assert result.history_len == len(history)
-    expected = cold_scores(engine._checkpoint, history, asked).numpy()
+    expected = cold_scores(engine.catalog.default.checkpoint, history, asked).numpy()
     assert np.abs(result.task_scores - expected).max() <= BOUND
     return result
+
+
+def remote(engine: Engine) -> RemoteTier:
+    tier = engine.catalog.default.remote
+    assert tier is not None
+    return tier
 
 
 async def settle(*engines: Engine) -> None:
     """Wait until everything that was kept has been written or dropped."""
     for engine in engines:
-        assert engine._redis is not None
+        assert engine.histories.redis is not None
         await asyncio.sleep(0)
-        await asyncio.wait_for(engine._redis.writes.idle(), 10)
+        await asyncio.wait_for(remote(engine).writes.idle(), 10)
 
 
 def value(metrics: StateMetrics, name: str, **labels: str) -> float:
@@ -175,14 +187,14 @@ async def test_deletion_reaches_every_tier_and_replica(replica: StartReplica, re
     await one.delete_user("ann")
     left = redis_server.command("KEYS", f"*{user_hash('ann').hex()}*")
     assert left == []
-    assert one._store.peek((await one._log.read("ann", 1)).history, 0) == 0
-    assert not one._store.holds(user_hash("ann"))
+    assert one.catalog.default.store.peek((await one.histories.log.read("ann", 1)).history, 0) == 0
+    assert not one.catalog.default.store.holds(user_hash("ann"))
     for _ in range(100):
-        if not two._store.holds(user_hash("ann")):
+        if not two.catalog.default.store.holds(user_hash("ann")):
             break
         await asyncio.sleep(0.05)
-    assert not two._store.holds(user_hash("ann"))
-    assert two._store.holds(user_hash("bob"))
+    assert not two.catalog.default.store.holds(user_hash("ann"))
+    assert two.catalog.default.store.holds(user_hash("bob"))
     for engine in (one, two):
         await rank(engine, events[:0])
         await rank(engine, events, "bob")
@@ -195,23 +207,23 @@ async def test_a_write_in_flight_undoes_no_deletion(
     """Another replica has encoded a chunk and not yet sent it when the user is deleted; then he comes back."""
     one, two, events = await replica(), await replica(), random_events(20)
     await one.append_events("ann", events, 0)
-    assert two._redis is not None
+    assert two.histories.redis is not None
     sending, go_on = asyncio.Event(), asyncio.Event()
-    right = two._redis.states.write
+    right = remote(two).states.write
 
     async def held_up(*arguments: object) -> bool:
         sending.set()
         await go_on.wait()
         return await right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(two._redis.states, "write", held_up)
+    monkeypatch.setattr(remote(two).states, "write", held_up)
     await rank(two, events)
     await asyncio.wait_for(sending.wait(), 5)
     await one.delete_user("ann")
     await one.append_events("ann", events, 0)  # the same events, another life
     go_on.set()
     await settle(two)
-    assert value(two._metrics, "mfalcon_write_behind_dropped_total", reason="deleted") == 1
+    assert value(two.metrics, "mfalcon_write_behind_dropped_total", reason="deleted") == 1
     assert keys(redis_server) - {"t:deletions"} == {":log"}
     await rank(two, events)
 
@@ -221,15 +233,15 @@ async def test_own_write_in_flight_is_waited_for_where_the_log_is_embedded(
 ) -> None:
     engine, events = await replica(holds_log=False), random_events(20)
     await engine.append_events("ann", events, 0)
-    assert engine._redis is not None
-    sending, go_on, right = asyncio.Event(), asyncio.Event(), engine._redis.states.write
+    assert engine.histories.redis is not None
+    sending, go_on, right = asyncio.Event(), asyncio.Event(), remote(engine).states.write
 
     async def held_up(*arguments: object) -> bool:
         sending.set()
         await go_on.wait()
         return await right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(engine._redis.states, "write", held_up)
+    monkeypatch.setattr(remote(engine).states, "write", held_up)
     await rank(engine, events)
     await asyncio.wait_for(sending.wait(), 5)
     deleting = asyncio.create_task(engine.delete_user("ann"))
@@ -257,19 +269,19 @@ async def test_an_embedded_log_with_states_in_redis(replica: StartReplica) -> No
 async def test_an_append_writes_the_last_chunk_only(replica: StartReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunk, "FULL_CHUNK_BYTES", 4 * 2 * 2 * 2 * 16 * 8)
     engine, events = await replica(), random_events(22)
-    assert engine._redis is not None
-    size = engine._redis.states.layout.events_per_chunk
+    assert engine.histories.redis is not None
+    size = remote(engine).states.layout.events_per_chunk
     assert 1 < size < 10
     await engine.append_events("ann", events[:20], 0)
     await rank(engine, events[:20])
     await settle(engine)
-    written = value(engine._metrics, "mfalcon_chunks_total", direction="written")
+    written = value(engine.metrics, "mfalcon_chunks_total", direction="written")
     assert written == -(-20 // size)
     for length in (21, 22):
         await engine.append_events("ann", events[length - 1 : length], None)
         await rank(engine, events[:length])
         await settle(engine)
-    assert value(engine._metrics, "mfalcon_chunks_total", direction="written") - written <= 3
+    assert value(engine.metrics, "mfalcon_chunks_total", direction="written") - written <= 3
     assert (await rank(await replica(), events)).cache == CacheInfo(REDIS, 22, 0)
 
 
@@ -294,7 +306,7 @@ async def test_redis_absent_at_start_then_there(own_redis: OwnRedis, replica: St
     await sharing.append_events("ann", events, 0)
     await rank(sharing, events)
     await settle(sharing, lonely)  # whose states of the same history are good for both
-    written = [value(one._metrics, "mfalcon_chunks_total", direction="written") for one in (sharing, lonely)]
+    written = [value(one.metrics, "mfalcon_chunks_total", direction="written") for one in (sharing, lonely)]
     assert sum(written) >= 1
 
 
@@ -331,7 +343,7 @@ async def test_over_budget_nothing_is_written(replica: StartReplica, redis_serve
     await engine.append_events("ann", events, 0)
     await rank(engine, events)
     await settle(engine)
-    assert value(engine._metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
+    assert value(engine.metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
     assert ":kv" not in keys(redis_server)
 
 
@@ -341,8 +353,8 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
 ) -> None:
     monkeypatch.setattr(chunk, "FULL_CHUNK_BYTES", 4 * 2 * 2 * 2 * 16 * 8)
     one, events = await replica(), random_events(22)
-    assert one._redis is not None
-    states = one._redis.states
+    assert one.histories.redis is not None
+    states = remote(one).states
     size = states.layout.events_per_chunk
     await one.append_events("ann", events, 0)
     await rank(one, events)
@@ -356,7 +368,7 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
     spoilt = await replica()
     result = await rank(spoilt, events)
     assert (result.cache.source, result.cache.reused_tokens) == (REDIS, size)
-    assert value(spoilt._metrics, "mfalcon_chunks_rejected_total", reason="checksum") == 1
+    assert value(spoilt.metrics, "mfalcon_chunks_rejected_total", reason="checksum") == 1
     swapped = redis_server.command("GET", names[1])
     assert isinstance(swapped, bytes)
     redis_server.command("SET", names[0], swapped)
@@ -368,8 +380,8 @@ async def test_chunks_live_from_their_last_use(replica: StartReplica, redis_serv
     await one.append_events("ann", events, 0)
     await rank(one, events)
     await settle(one)
-    assert one._redis is not None
-    states = one._redis.states
+    assert one.histories.redis is not None
+    states = remote(one).states
     name = states._keys.chunk(user_hash("ann"), states._model, 0)
     remaining = redis_server.command("PTTL", name)
     assert isinstance(remaining, int) and 90_000 < remaining <= 100_000
@@ -407,7 +419,7 @@ async def test_signed_states(replica: StartReplica) -> None:
     plain, other = await replica(), await replica(secret=b"t" * 16)
     for engine in (plain, other):
         assert (await rank(engine, events)).cache.source is NONE
-        assert value(engine._metrics, "mfalcon_chunks_rejected_total", reason="mac") == 1
+        assert value(engine.metrics, "mfalcon_chunks_rejected_total", reason="mac") == 1
 
 
 async def test_a_model_without_a_stable_prefix_shares_nothing(
@@ -422,25 +434,21 @@ async def test_a_model_without_a_stable_prefix_shares_nothing(
     assert keys(redis_server) == {":log"}
 
 
-async def test_a_log_cut_for_a_shorter_window(replica: StartReplica) -> None:
-    """A new checkpoint with a longer window sees what is left, on every replica alike."""
+async def test_a_later_model_with_a_longer_window_sees_what_the_log_kept(replica: StartReplica) -> None:
+    """How much is kept is a setting of the server: the model with the short window has cut nothing."""
     one, events = await replica(), random_events(2_000)
     for start in range(0, 2_000, 100):
         await one.append_events("ann", events[start : start + 100], start)
-    base = (await one._log.read("ann", 1)).history.base
-    assert base > 0
     config = small_config()
     longer = small_checkpoint(config=config.model_copy(update={"max_history": 1_900, "window_chunk": 100}))
-    results = []
-    assert one._redis is not None
-    for _ in range(2):
-        engine = Engine(longer, EngineConfig(threads=1, microbatch=16, redis=one._redis.options))
-        await engine.start()
-        results.append(await engine.rank(request(), None))
-        expected = cold_scores(longer, events[base:], request()).numpy()
-        assert np.abs(results[-1].task_scores - expected).max() <= BOUND
-        await engine.close()
-    assert (results[0].task_scores == results[1].task_scores).all()
+    assert one.histories.redis is not None
+    histories = HistoryOptions(redis=one.histories.redis.options)
+    engine = compose(longer, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16), histories=histories))
+    await engine.start()
+    result = await engine.rank(request(), None)
+    expected = cold_scores(longer, events, request()).numpy()
+    assert np.abs(result.task_scores - expected).max() <= BOUND
+    await engine.close()
 
 
 async def test_appends_across_replicas_check_the_length(replica: StartReplica) -> None:
@@ -462,14 +470,14 @@ async def test_a_likely_fetch_leaves_with_the_read_of_the_log(
         await one.append_events(user_id, events, 0)
         await rank(one, events, user_id)
     await settle(one)
-    assert two._redis is not None
-    right, order = two._redis.client.call, []
+    assert two.histories.redis is not None
+    right, order = two.histories.redis.client.call, []
 
     async def watched(op: str, *rest: object) -> object:
         order.append(op)
         return await right(op, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(two._redis.client, "call", watched)
+    monkeypatch.setattr(two.histories.redis.client, "call", watched)
     for user_id, expected in (
         ("ann", ["log_read", "chunks_read"]),  # nothing is known of usual lengths yet
         ("bob", ["log_read", "chunks_read"]),
@@ -480,7 +488,7 @@ async def test_a_likely_fetch_leaves_with_the_read_of_the_log(
         assert result.cache.reused_tokens == 20
         assert [op for op in order if op in expected] == expected
     began = asyncio.Event()
-    read = two._log.read
+    read = two.histories.log.read
 
     async def slow_read(user_id: str, timeout_s: float) -> object:
         await asyncio.wait_for(began.wait(), 5)
@@ -491,8 +499,8 @@ async def test_a_likely_fetch_leaves_with_the_read_of_the_log(
             began.set()
         return await right(op, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(two._log, "read", slow_read)
-    monkeypatch.setattr(two._redis.client, "call", early)
+    monkeypatch.setattr(two.histories.log, "read", slow_read)
+    monkeypatch.setattr(two.histories.redis.client, "call", early)
     assert (await rank(two, events, "eve")).cache == CacheInfo(REDIS, 20, 0)
 
 
@@ -507,20 +515,20 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
     for _ in range(2):
         await rank(engine, events)
     first, second = (dict(span.attributes or {}) for span in exporter.get_finished_spans())
-    decision = str(first["mfalcon.kvcache.decision"])
+    decision = str(first["mfalcon.state.decision"])
     assert decision.endswith((": cheaper", ": only way", ": meets deadline")) and " ms (<= " in decision
     assert (first["mfalcon.state.source"], second["mfalcon.state.source"]) == ("none", here.name.lower())
-    assert second["mfalcon.kvcache.decision"] == "nothing to decide"
+    assert second["mfalcon.state.decision"] == "nothing to decide"
     assert not any("ann" in str(item) for item in first.values())
     choices = [
         sample.value
-        for family in engine._metrics.registry.collect()
+        for family in engine.metrics.registry.collect()
         for sample in family.samples
         if sample.name == "mfalcon_state_decisions_total"
     ]
     assert choices == [1]
-    assert value(engine._metrics, "mfalcon_state_lookups_total", source=here.name.lower()) == 1
-    assert value(engine._metrics, "mfalcon_state_tokens_total", how="reused") == 20
+    assert value(engine.metrics, "mfalcon_state_lookups_total", model=engine.model.name, source=here.name.lower()) == 1
+    assert value(engine.metrics, "mfalcon_state_tokens_total", model=engine.model.name, how="reused") == 20
 
 
 @pytest.mark.usefixtures("always_fetch")
@@ -531,7 +539,7 @@ async def test_requests_that_come_together_fetch_once(replica: StartReplica) -> 
     await settle(one)
     results = await asyncio.gather(*(rank(two, events) for _ in range(10)))
     assert {result.cache.encoded_tokens for result in results} == {0}
-    assert value(two._metrics, "mfalcon_redis_seconds_count", op="chunks_read") == 1
+    assert value(two.metrics, "mfalcon_redis_seconds_count", op="chunks_read") == 1
 
 
 @pytest.mark.usefixtures("always_fetch")
@@ -559,14 +567,14 @@ async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster:
     await engine.append_events("ann", events, 0)
     await rank(engine, events)
     await settle(engine)
-    assert value(engine._metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
+    assert value(engine.metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
 
 
 async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, monkeypatch: pytest.MonkeyPatch) -> None:
     """Misses make recomputing look cheaper, but what is not asked is learnt of beside the requests."""
     one, two, events = await replica(), await replica(), random_events(20)
     monkeypatch.setattr("mfalcon.kvcache.fetch._LEARN_SECONDS", 0.0)
-    recall = two._fetcher
+    recall = two.catalog.default.fetcher
     for _ in range(20):
         recall._coverage.observe(0)
     for user in range(12):
@@ -579,26 +587,26 @@ async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, mo
         assert (await rank(two, events, f"u{user}")).cache.source is NONE  # no request waits for what is learnt
         await asyncio.sleep(0.005)
     assert poor <= 0.05 and recall._coverage.fraction > 0.9
-    assert value(two._metrics, "mfalcon_redis_seconds_count", op="chunks_read") > 10
+    assert value(two.metrics, "mfalcon_redis_seconds_count", op="chunks_read") > 10
 
 
 async def test_a_fetch_that_timed_out_is_remembered_as_slow(
     replica: StartReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, events = await replica(), random_events(20)
-    assert engine._redis is not None
+    assert engine.histories.redis is not None
     await engine.append_events("ann", events, 0)
 
     async def hang(*_: object) -> list[object]:
         await asyncio.sleep(0.05)
         raise StorageUnavailable("no answer", may_be_done=True)
 
-    monkeypatch.setattr(engine._redis.states, "fetch", hang)
-    before = engine._predictor.fetch.predict(1_000).seconds
+    monkeypatch.setattr(remote(engine).states, "fetch", hang)
+    before = engine.catalog.default.predictor.fetch.predict(1_000).seconds
     for _ in range(10):
-        await asyncio.gather(engine._fetcher._ask(user_hash("ann"), 20, 0.05))
-    assert engine._predictor.fetch.predict(1_000).seconds > 5 * before
-    assert engine._fetcher._coverage.fraction == 1.0
+        await asyncio.gather(engine.catalog.default.fetcher._ask(user_hash("ann"), 20, 0.05))
+    assert engine.catalog.default.predictor.fetch.predict(1_000).seconds > 5 * before
+    assert engine.catalog.default.fetcher._coverage.fraction == 1.0
 
 
 @pytest.mark.usefixtures("always_fetch")
@@ -609,7 +617,7 @@ async def test_a_fetched_state_is_not_written_back(replica: StartReplica) -> Non
     await settle(one)
     assert (await rank(two, events)).cache.source is REDIS
     await settle(two)
-    assert value(two._metrics, "mfalcon_chunks_total", direction="written") == 0
+    assert value(two.metrics, "mfalcon_chunks_total", direction="written") == 0
 
 
 async def test_a_request_in_a_hurry_does_not_wait_for_anothers_fetch(
@@ -620,14 +628,14 @@ async def test_a_request_in_a_hurry_does_not_wait_for_anothers_fetch(
     await one.append_events("ann", events, 0)
     await rank(one, events)
     await settle(one)
-    assert two._redis is not None
-    right = two._redis.states.fetch
+    assert two.histories.redis is not None
+    right = remote(two).states.fetch
 
     async def slow(*arguments: object) -> object:
         await asyncio.sleep(fetch_s)
         return await right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(two._redis.states, "fetch", slow)
+    monkeypatch.setattr(remote(two).states, "fetch", slow)
     patient = asyncio.create_task(rank(two, events))
     await asyncio.sleep(0.05)
     began = time.monotonic()
@@ -641,8 +649,8 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
     replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = await replica()
-    assert engine._redis is not None and engine._redis.deletions is not None
-    deletions = Deletions(engine._redis.client, engine._redis.states._keys)
+    assert engine.histories.redis is not None and engine.histories.redis.deletions is not None
+    deletions = Deletions(engine.histories.redis.client, remote(engine).states._keys)
     monkeypatch.setattr("mfalcon.history.deletions._PAGE", 2)
     assert await deletions.poll() == []
     redis_server.command("XADD", "t:deletions", "*", "something", "else")

@@ -31,22 +31,22 @@ def batches(jobs: list[Job], most: int = 3) -> list[list[Job]]:
         scheduler.submit(job)
     found = []
     while len(scheduler):
-        found.append(scheduler.next_batch(most, is_small))
+        found.append(scheduler.next_batch(most, lambda first, other: is_small(first) and is_small(other)))
     return found
 
 
 def test_a_batch_is_of_small_jobs_of_different_users_in_order() -> None:
     ann, bob, cleo, dan, ann_again, eve = [job_of(name) for name in ("ann", "bob", "cleo", "dan", "ann", "eve")]
     large = job_of("flo", 2)
-    forget: Job = DeleteJob(b"user")
+    delete: Job = DeleteJob(b"user")
     prefill: Job = PrefillJob(Fetched(no_history("gil", b"life")), None)
-    given: list[Job] = [ann, bob, cleo, dan, ann_again, large, eve, forget, ann_again, ann, bob, prefill]
+    given: list[Job] = [ann, bob, cleo, dan, ann_again, large, eve, delete, ann_again, ann, bob, prefill]
     expected: list[list[Job]] = [
         [ann, bob, cleo],
         [dan, ann_again],
         [large],
         [eve],
-        [forget],
+        [delete],
         [ann_again],
         [ann, bob],
         [prefill],
@@ -56,7 +56,7 @@ def test_a_batch_is_of_small_jobs_of_different_users_in_order() -> None:
     ]
 
 
-def test_without_lanes_every_job_is_alone() -> None:
+def test_without_workers_every_job_is_alone() -> None:
     assert [len(batch) for batch in batches([job_of("ann"), job_of("bob")], most=1)] == [1, 1]
 
 

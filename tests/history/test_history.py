@@ -15,12 +15,11 @@ from mfalcon.errors import InvalidInput, LengthMismatch
 from mfalcon.history.history import History, Retention, check_order, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.types import EVENT_DTYPE, Events, no_events
-from mfalcon.window import window_start
 from tests.small import random_events
 
 T = TypeVar("T")
 USERS = st.sampled_from(["ann", "bob", "ann ", "ünï"])
-RETENTION = Retention(max_history=70, window_chunk=16, slack=32)
+RETENTION = Retention(max_events=70, slack=32)
 
 
 def link_from_scratch(user_id: str, events: Events) -> bytes:
@@ -102,12 +101,11 @@ class Log(RuleBasedStateMachine):
             assert_is(history, user_id, events)
 
     @invariant()
-    def the_window_is_never_cut(self) -> None:
+    def the_newest_events_are_kept(self) -> None:
         for user_id, events in self.model.items():
             history = self.history(user_id)
-            start = window_start(len(events), RETENTION.max_history, RETENTION.window_chunk)
-            assert history.base <= start
-            assert len(history.events) < 70 + 16 + 32 + 32
+            assert history.base <= max(0, len(events) - RETENTION.max_events)
+            assert len(history.events) < 70 + 32 + 32
 
     def teardown(self) -> None:
         for history, user_id, events in self.snapshots:

@@ -19,7 +19,7 @@ from mfalcon.types import EVENT_DTYPE, Events
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events
 
-RETENTION = Retention(max_history=200, window_chunk=64, slack=64)
+RETENTION = Retention(max_events=200, slack=64)
 KEYS = Keys("t")
 PATIENCE_S = 2.0  # a busy test machine is no frozen Redis
 Replica = Callable[..., RedisLog]

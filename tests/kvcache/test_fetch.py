@@ -14,6 +14,7 @@ from torch import Tensor
 
 from loadtest.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
+from mfalcon.engine.remote_tier import RemoteTier
 from mfalcon.history.history import Retention
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import StateStore
@@ -53,7 +54,7 @@ class BrokenLayout(PlainLayout):
 class Replica:
     """As much of an engine as reads and writes states in Redis."""
 
-    parts: RedisParts
+    tier: RemoteTier
     log: EventLog
     fetcher: Fetcher
     metrics: StateMetrics
@@ -70,16 +71,18 @@ async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayou
     model, metrics, tombstones = CHECKPOINT.model, StateMetrics(), Tombstones()
     settings = RedisSettings(server.url, PATIENCE_S, PATIENCE_S)
     options = RedisOptions(settings, prefix="t")
-    parts = RedisParts(options, model, "f", Retention(24, 8, 8), tombstones, metrics, lambda _: None)
+    parts = RedisParts(options, Retention(24, 8), metrics, lambda _: None)
+    tier = parts.attach(model, "f", 1 << 20, tombstones)
     stack.push_async_callback(parts.close)
+    stack.push_async_callback(parts.detach, tier)
     await parts.start()
     store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(1 << 20))], tombstones)
     pool, log = KVPool(layout), parts.log
     assert log is not None
     workers = stack.enter_context(ThreadPoolExecutor(1))
-    lower = LowerTier(parts.states, parts.writes, pool, workers)
+    lower = LowerTier(tier.states, tier.writes, pool, workers)
     fetcher = Fetcher(log, store, AlwaysFetch(), metrics, lambda _: 0, lambda: 0, PATIENCE_S, lower)
-    return Replica(parts, log, fetcher, metrics, pool)
+    return Replica(tier, log, fetcher, metrics, pool)
 
 
 @pytest.fixture
@@ -105,9 +108,9 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
     for layer in range(shape.num_layers):
         k, v = state.pool.layout.read([], layer, 0, 0)
         with_times.write(layer, *(x.new_zeros(x.shape[0], len(EVENTS), x.shape[2]) for x in (k, v)))
-    good.parts.writes.offer(history, 0, with_times)
+    good.tier.writes.offer(history, 0, with_times)
     await asyncio.sleep(0)
-    await good.parts.writes.idle()
+    await good.tier.writes.idle()
     fetched = await good.open()
     assert fetched.fetched is not None and fetched.fetched.key.stop == len(EVENTS)
 

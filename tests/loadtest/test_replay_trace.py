@@ -16,7 +16,8 @@ from loadtest.replay_trace import ReplayReport, replay
 from loadtest.shapes import shape_named
 from loadtest.trace import Append, Rank, TraceOptions, trace
 from mfalcon.cli import bench
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.ranker import RankerOptions
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
@@ -39,7 +40,9 @@ def always_fetch(predictor: Predictor, at: Situation) -> Decision:
 
 
 async def played(concurrency: int, kv_budget_bytes: int = 1 << 30) -> ReplayReport:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16, kv_budget_bytes=kv_budget_bytes))
+    engine = compose(
+        CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=kv_budget_bytes))
+    )
     try:
         return await replay(lambda user: engine, trace(OPTIONS), concurrency)
     finally:
@@ -72,7 +75,7 @@ async def test_without_memory_nothing_is_reused() -> None:
 
 
 async def test_what_fails_is_counted_by_its_name() -> None:
-    engine = Engine(CHECKPOINT, EngineConfig(threads=1, microbatch=16))
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     await asyncio.to_thread(engine.wait_ready)
     await engine.close()
     report = await replay(lambda user: engine, trace(OPTIONS), 4)

@@ -253,7 +253,7 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
 ) -> None:
     """Reads of many users' logs are given up at any moment of their life; every answer that comes is its own user's."""
     client, limit = make_client(redis_server.url, max_connections=8), 4
-    log = RedisLog(client, KEYS, Retention(200, 64, 64), StateMetrics(), cache_bytes=0)
+    log = RedisLog(client, KEYS, Retention(200, 64), StateMetrics(), cache_bytes=0)
     lengths = {f"u{i}": i + 1 for i in range(40)}
     for user_id, length in lengths.items():
         await log.append(user_id, random_events(length, length), 0, None)

@@ -13,11 +13,17 @@ import grpc
 import grpc.aio
 import numpy as np
 import orjson
+import torch
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 
-from mfalcon.engine.engine import Engine, EngineConfig
+from mfalcon.engine.catalog import Catalog
+from mfalcon.engine.device import Device
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import Histories, HistoryOptions
+from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.history.local_log import LocalLog
+from mfalcon.metrics import StateMetrics
 from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult, no_events
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
@@ -418,22 +424,25 @@ class WatchedEngine(Engine):
     """A real engine on a tiny model that shows what is stored and how often a request came so far as to be ranked."""
 
     def __init__(self) -> None:
-        super().__init__(small_checkpoint(), EngineConfig(threads=1, microbatch=16))
+        metrics, checkpoint = StateMetrics(), small_checkpoint()
+        device, histories = Device(torch.device("cpu"), 1, 1_024), Histories(HistoryOptions(), metrics)
+        ranker = LoadedRanker(checkpoint, RankerOptions(microbatch=16), device, histories, metrics)
+        super().__init__(histories, device, Catalog([ranker]), metrics)
         self.num_ranks = 0
 
     @property
     def num_users(self) -> int:
-        assert isinstance(self._log, LocalLog)
-        return len(self._log)
+        assert isinstance(self.histories.log, LocalLog)
+        return len(self.histories.log)
 
     def stored(self, user_id: str) -> Events:
-        assert isinstance(self._log, LocalLog)
-        history = self._log._histories.get(user_id)
+        assert isinstance(self.histories.log, LocalLog)
+        history = self.histories.log._histories.get(user_id)
         return no_events() if history is None else history.events
 
-    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         self.num_ranks += 1
-        return await super().rank(request, deadline)
+        return await super().rank(request, deadline, model)
 
 
 @asynccontextmanager

@@ -1,0 +1,35 @@
+"""The models that are served, by name."""
+
+from collections.abc import Iterator, Sequence
+
+from mfalcon.engine.ranker import LoadedRanker
+from mfalcon.errors import ConfigError, UnknownModel
+
+
+class Catalog:
+    """Rankers by name; the first one answers requests that name none."""
+
+    def __init__(self, rankers: Sequence[LoadedRanker]) -> None:
+        """Raises ConfigError for two of one name."""
+        self._rankers = {ranker.name: ranker for ranker in rankers}
+        if len(self._rankers) < len(rankers):
+            names = [ranker.name for ranker in rankers]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"models: got the name {twice!r} twice, must be one model each")
+
+    @property
+    def default(self) -> LoadedRanker:
+        """The first one."""
+        return next(iter(self._rankers.values()))
+
+    def get(self, name: str) -> LoadedRanker:
+        """The model of a name, the default one for "". Raises UnknownModel."""
+        if not name:
+            return self.default
+        if name not in self._rankers:
+            raise UnknownModel(f"model: got {name!r}, must be {' or '.join(map(repr, self._rankers))}")
+        return self._rankers[name]
+
+    def __iter__(self) -> Iterator[LoadedRanker]:
+        """All, the default one first."""
+        return iter(self._rankers.values())

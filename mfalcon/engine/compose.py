@@ -1,0 +1,50 @@
+"""An engine put together of its owners: the server's histories, the device, and a ranker for each model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mfalcon.engine.catalog import Catalog
+from mfalcon.engine.device import Device
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import Histories, HistoryOptions
+from mfalcon.engine.ranker import LoadedRanker, RankerOptions
+from mfalcon.metrics import StateMetrics
+from mfalcon.models.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """threads: cores of the device thread. queue_size: jobs that may wait. ranker: of every model, whose budgets they
+    share.
+    """
+
+    threads: int
+    queue_size: int = 1_024
+    ranker: RankerOptions = field(default_factory=RankerOptions)
+    histories: HistoryOptions = field(default_factory=HistoryOptions)
+
+
+def compose(checkpoint: Checkpoint, config: EngineConfig, metrics: StateMetrics | None = None) -> Engine:
+    """An engine of one model. Raises ConfigError."""
+    return compose_all([(checkpoint, config.ranker)], config, metrics)
+
+
+def compose_all(
+    models: Sequence[tuple[Checkpoint, RankerOptions]], config: EngineConfig, metrics: StateMetrics | None = None
+) -> Engine:
+    """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
+    metrics = metrics or StateMetrics()
+    device = Device(models[0][0].model.kv_shape().device, config.threads, config.queue_size)
+    histories = Histories(config.histories, metrics)
+    rankers = [LoadedRanker(checkpoint, options, device, histories, metrics) for checkpoint, options in models]
+    return Engine(histories, device, Catalog(rankers), metrics)
+
+
+def shared(options: RankerOptions, share: float) -> RankerOptions:
+    """A model's part of the budgets that the models of a server share."""
+    return replace(
+        options,
+        kv_budget_bytes=int(options.kv_budget_bytes * share),
+        device_budget_bytes=int(options.device_budget_bytes * share),
+        write_behind_bytes=int(options.write_behind_bytes * share),
+    )

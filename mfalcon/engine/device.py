@@ -1,0 +1,151 @@
+"""The device: one thread that owns it, the workers that share its cores, and the queue in front of them.
+
+A device knows no checkpoint: it is given a runner for each model by name, and a job says which model it is for.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from mfalcon.backends.select import use_device
+from mfalcon.engine.job import CallJob, Job, RankJob
+from mfalcon.engine.runner import Runner
+from mfalcon.engine.scheduler import Scheduler
+from mfalcon.engine.step import refuse, step, step_batch
+from mfalcon.engine.workers import WorkerPool, take_cores
+from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.kvcache.cost import QueueCost
+
+_log = logging.getLogger(__name__)
+_LARGEST_BATCH = 32
+"""Users of one computation on a GPU."""
+
+T = TypeVar("T")
+Runners = Mapping[str, Runner]
+
+
+class Device:
+    """Runs the jobs of all models, step after step. Any thread may submit; the device thread alone computes."""
+
+    def __init__(self, device: torch.device, threads: int, queue_size: int) -> None:
+        """threads: cores that compute. queue_size: jobs that may wait."""
+        self.device = device
+        self.threads = threads
+        self.workers = WorkerPool(1 if device.type == "cuda" else threads)
+        self.queue_cost = QueueCost()
+        """What a job waits behind others, of whichever model."""
+        self._scheduler = Scheduler(queue_size)
+        self._runners: Runners = {}
+        self._started = threading.Event()
+        self._failure: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, prepare: Callable[[], Runners]) -> None:
+        """Begin. prepare: makes the runners, by name of their model, on the device thread; jobs may queue meanwhile."""
+        self._thread = threading.Thread(target=self._run, args=(prepare,), name="mfalcon-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """True from the end of `prepare` until the device is closed or lost."""
+        return self._started.is_set() and self._failure is None and not self._scheduler.closed
+
+    @property
+    def closed(self) -> bool:
+        """True once nothing more is accepted."""
+        return self._scheduler.closed
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Block until warm. Raises EngineFailure if the device thread could not start."""
+        if not self._started.wait(timeout):
+            raise EngineFailure(f"the model was not ready after {timeout} s")
+        if self._failure is not None:
+            raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
+
+    def check(self) -> None:
+        """Raise Overloaded when the queue is full, ShuttingDown after `close`."""
+        self._scheduler.check()
+
+    def submit(self, job: Job) -> None:
+        """Queue a job. Raises as `check` does; a job that deletes is never too many."""
+        self._scheduler.submit(job)
+
+    def call(self, work: Callable[[], T]) -> "Future[T]":
+        """Do something on the device thread, behind what is queued. Raises ShuttingDown."""
+        job = CallJob(work)
+        self._scheduler.submit(job)
+        return job.future
+
+    def num_queued(self) -> int:
+        """Jobs that wait."""
+        return len(self._scheduler)
+
+    def close(self, why: MFalconError) -> None:
+        """Accept nothing more, and answer what is queued with an error; the step in progress goes on."""
+        refuse(self._scheduler.close(), why)
+
+    def join(self) -> None:
+        """Wait for the step in progress and the end of the thread."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def serve(self, runners: Runners) -> None:
+        """Have these runners do the jobs from now on. On the device thread."""
+        self._runners = runners
+
+    def _run(self, prepare: Callable[[], Runners]) -> None:
+        take_cores(self.threads)
+        use_device(self.device)
+        with torch.inference_mode():
+            try:
+                self._runners = prepare()
+            except Exception as error:  # noqa: BLE001 (the thread's edge: `wait_ready` and the queue must be answered)
+                self._failure = error
+                self.close(EngineFailure(f"the device thread could not start: {error}"))
+                return
+            finally:
+                del prepare
+                self._started.set()
+            while batch := self._next_batch():
+                began = time.monotonic()
+                try:
+                    self._do(batch)
+                except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
+                    _log.exception("the device thread ended")
+                    self._failure = error
+                    refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
+                    self.close(EngineFailure("the device thread ended"))
+                    break
+                for _ in batch:
+                    self.queue_cost.observe((time.monotonic() - began) / len(batch))
+                del batch  # what its jobs hold is not kept while waiting for the next
+        self.workers.close()
+
+    def _next_batch(self) -> list[Job]:
+        """What is done at once: users of one model as one computation, or small requests side by side, a core each."""
+        batched = any(runner.batched for runner in self._runners.values())
+        return self._scheduler.next_batch(_LARGEST_BATCH if batched else self.workers.num_workers, self._joins)
+
+    def _joins(self, first: Job, other: Job) -> bool:
+        if not isinstance(first, RankJob) or not isinstance(other, RankJob):
+            return False
+        one, two = self._runners.get(first.model), self._runners.get(other.model)
+        if one is None or two is None:
+            return False
+        if one.batched or two.batched:
+            return one is two
+        return one.is_small(first) and two.is_small(other)
+
+    def _do(self, batch: list[Job]) -> None:
+        first = batch[0]
+        runner = self._runners.get(first.model) if isinstance(first, RankJob) else None
+        if runner is not None and runner.batched:
+            step_batch(runner, batch)
+        else:
+            self.workers.run(partial(step, self._runners), batch)

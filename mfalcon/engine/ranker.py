@@ -1,0 +1,188 @@
+"""One model as it is served: a checkpoint, the backend that computes it and the cache of its KV states."""
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from prometheus_client import Counter as PrometheusCounter
+
+from mfalcon.backends.base import DEVICE_MICROBATCH
+from mfalcon.backends.choice import AUTO
+from mfalcon.backends.select import PoolBudget, ServedModel, serve
+from mfalcon.engine.device import Device
+from mfalcon.engine.histories import Histories
+from mfalcon.engine.runner import Runner
+from mfalcon.engine.tiers import Tiers
+from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
+from mfalcon.kvcache.fetch import Fetcher, LowerTier
+from mfalcon.kvcache.planner import Predictor
+from mfalcon.metrics import StateMetrics
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
+from mfalcon.window import window_start
+
+_log = logging.getLogger(__name__)
+_VERSION_CHARS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class RankerOptions:
+    """name: of the model, its checkpoint's if None. backend: what computes (mfalcon.backends.choice). kv_dtype: of the
+    pages of KV states (mfalcon.backends.select.KV_DTYPES).
+
+    microbatch: targets per forward, None to measure the best size at start. kv_budget_bytes: of the states in host
+    memory; device_budget_bytes: of those on a GPU, 0 for most of what is free there. write_behind_bytes: of states that
+    wait to be written to Redis.
+    """
+
+    name: str | None = None
+    backend: str = AUTO
+    kv_dtype: str = "auto"
+    microbatch: int | None = None
+    kv_budget_bytes: int = 1 << 30
+    device_budget_bytes: int = 0
+    write_behind_bytes: int = 256 << 20
+    max_candidates: int = 16_384
+
+
+class LoadedRanker:
+    """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        options: RankerOptions,
+        device: Device,
+        histories: Histories,
+        metrics: StateMetrics,
+    ) -> None:
+        """Raises ConfigError for a backend that cannot run here, a pool that cannot be allocated, and a window that is
+        longer than the log.
+        """
+        self.checkpoint = checkpoint
+        self.options = options
+        model = checkpoint.model
+        self.name = options.name or model.config.name
+        histories.check_window(self.name, model.config.max_history)
+        redis = histories.redis
+        waiting = options.write_behind_bytes if redis is not None else 0
+        budget = PoolBudget(
+            options.kv_budget_bytes + waiting, device.threads, model.config.max_history, options.device_budget_bytes
+        )
+        self.served = served = serve(model, options.backend, budget, options.kv_dtype)
+        self.info = _model_info(checkpoint, options, served)
+        self.predictor = Predictor(queue=device.queue_cost)
+        if served.host is not None:  # states that wait keep their pages: of a device's pool a quarter at most
+            waiting = min(waiting, served.pool.num_bytes // 4)
+        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        if options.kv_dtype != "auto":
+            fingerprint += f":{options.kv_dtype}"
+        self.remote = redis.attach(model, fingerprint, waiting, histories.tombstones) if redis is not None else None
+        shared = [self.remote.writes.offer] if self.remote is not None and model.prefix_stable else []
+        self.tiers = Tiers(served, fingerprint, options.kv_budget_bytes, histories.tombstones, shared, waiting)
+        self.store = self.tiers.store
+        self.fetcher = self._make_fetcher(histories, device, metrics)
+        self._device = device
+        self._histories = histories
+        self._metrics = metrics
+        self._counts = Counter[str]()
+        metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
+        shape = served.pool.layout.shape
+        metrics.backend.labels(
+            model=self.name,
+            device=str(shape.device),
+            dtype=str(shape.dtype).removeprefix("torch."),
+            backend=served.stack.name,
+        ).set(1)
+
+    def warm(self) -> Runner:
+        """Measure the model on its device, and make what runs its jobs. On the device thread."""
+        served, workers, options = self.served, self._device.workers, self.options
+        small = 0
+        if served.stack.batched or self._device.device.type == "cuda":
+            microbatch = options.microbatch or DEVICE_MICROBATCH
+            served.stack.prepare(served.pool, microbatch)
+        else:
+            microbatch = options.microbatch or measure_microbatch(served)
+            small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
+        _log.info(
+            "model %s: backend %s, %d threads, microbatch %d, side by side up to %d candidates, pool of %d MiB; "
+            "unavailable: %s",
+            self.name,
+            served.stack.name,
+            self._device.threads,
+            microbatch,
+            small,
+            served.pool.num_bytes >> 20,
+            "; ".join(served.unavailable) or "none",
+        )
+        if self._histories.redis is not None:
+            measure_encoding(served, self.predictor.encode)
+        items, version = self.checkpoint.items, self.info.version
+        return Runner(served, items, self.store, microbatch, version, self.predictor, small)
+
+    def count(self, cache: CacheInfo) -> None:
+        """Bring the metrics up to date after a request."""
+        tiers, metrics, name = self.tiers, self._metrics, self.name
+        metrics.host_bytes.labels(name).set(tiers.host.num_bytes)
+        metrics.device_bytes.labels(name).set(tiers.num_device_bytes)
+        metrics.pool_free_pages.labels(name).set(self.served.pool.accounts.num_free)
+        self._count_up(metrics.host_evicted, "host evicted", tiers.host.num_evicted)
+        if tiers.device is not None and tiers.demotion is not None:
+            self._count_up(metrics.device_evicted, "device evicted", tiers.device.num_evicted)
+            self._count_up(metrics.demoted, "demoted", tiers.demotion.num_demoted)
+            self._count_up(metrics.not_demoted, "not demoted", tiers.demotion.num_dropped)
+        metrics.lookups.labels(name, cache.source.name.lower()).inc()
+        metrics.tokens.labels(name, "reused").inc(cache.reused_tokens)
+        metrics.tokens.labels(name, "encoded").inc(cache.encoded_tokens)
+
+    async def close(self) -> None:
+        """End what fetches, copies and writes. After the device has done the model's last job."""
+        await self.fetcher.close()
+        await asyncio.to_thread(self.tiers.close)
+        if self.remote is not None and self._histories.redis is not None:
+            await self._histories.redis.detach(self.remote)
+
+    def _count_up(self, metric: PrometheusCounter, name: str, total: int) -> None:
+        """Bring a metric to a total that is counted elsewhere."""
+        metric.labels(self.name).inc(total - self._counts[name])
+        self._counts[name] = total
+
+    def _make_fetcher(self, histories: Histories, device: Device, metrics: StateMetrics) -> Fetcher:
+        config, redis, lower = self.checkpoint.model.config, histories.redis, None
+        if redis is not None and self.remote is not None and self.checkpoint.model.prefix_stable:
+            pool = self.served.host or self.served.pool
+            lower = LowerTier(self.remote.states, self.remote.writes, pool, redis.workers)
+        return Fetcher(
+            histories.log,
+            self.store,
+            self.predictor,
+            metrics,
+            lambda length: window_start(length, config.max_history, config.window_chunk),
+            device.num_queued,
+            redis.options.client.timeout_s if redis is not None else 0.0,
+            lower,
+            guess=histories.is_shared,
+        )
+
+
+def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:
+    model, ranker, shape = checkpoint.model, checkpoint.model.config, served.pool.layout.shape
+    computed_by = [str(shape.device), str(shape.dtype).removeprefix("torch."), served.stack.name]
+    if options.kv_dtype != "auto":
+        computed_by.append(f"{options.kv_dtype} pages")
+    return ModelInfo(
+        name=options.name or ranker.name,
+        version=checkpoint.fingerprint[:_VERSION_CHARS],
+        architecture=ranker.architecture,
+        tasks=tuple(task.name for task in ranker.tasks),
+        actions=ranker.actions,
+        context_features=tuple(
+            ContextFeatureInfo(f.name, f.num_values, f.values, f.derive is not None) for f in ranker.context_features
+        ),
+        max_history=ranker.max_history,
+        max_candidates=options.max_candidates,
+        prefix_stable=model.prefix_stable,
+        backend=" ".join(computed_by),
+    )
