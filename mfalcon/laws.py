@@ -2,13 +2,14 @@
 
 Each law compares two ways to the same scores and reports the worst difference against a bound per dtype: absolute for
 tasks whose scores stay within 1, relative to the largest score beyond (a task may learn seconds or dollars).
-Laws 1 to 4 hold the algorithm, law 5 the state store, law 6 the engine (ARCHITECTURE.md, "Laws").
+Laws 1 to 4 hold the algorithm, law 5 the state store, law 6 the engine, law 7 the tiers (ARCHITECTURE.md, "Laws").
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,17 +18,24 @@ from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
-from mfalcon.backends.select import ServedModel, serve
+from mfalcon.backends.choice import TRITON
+from mfalcon.backends.fused import FusedBackend
+from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
+from mfalcon.engine.remote_tier import layout_of
 from mfalcon.engine.runner import Runner
+from mfalcon.engine.tiers import Tiers
 from mfalcon.errors import DeadlineExceeded
-from mfalcon.history.history import no_history
+from mfalcon.history.history import History, no_history
+from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.chunk import ChunkHeader, pack, unpack
+from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.kvcache.state import KVState
-from mfalcon.kvcache.tier import LruTier
+from mfalcon.kvcache.state import KVPool, KVState
+from mfalcon.kvcache.tier import Entry, LruTier
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
@@ -42,10 +50,16 @@ CODES_BOUNDS = {"int8": 2e-2, "fp8": 1e-1}
 6% of itself.
 """
 
+_EXACT = 0.0
+"""Bound of law 7 on the fused kernels in float32: K and V of a prefix do not depend on how it was cut, and no tier
+rounds them. Elsewhere an append may order its sums otherwise than a prefill.
+"""
+
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
 _MINUTE_MS = 60_000
 _ANSWER_S = 60.0
+_HOST_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,10 @@ def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", kv_dtype
             if law in (3, 5) and not model.prefix_stable:
                 continue
             yield LawResult(law, statement, max(error(subject, case) for case in cases), bound)
+        if model.prefix_stable:
+            worst = max(tier_error(subject, case) for case in cases)
+            exact = _is_exact(subject)
+            yield LawResult(7, "the tier moves no score, before and after an append", worst, _EXACT if exact else bound)
     yield LawResult(
         6, "every request is answered once, rightly or with an explicit error", engine_error(subject, cases), bound
     )
@@ -219,6 +237,30 @@ def freshness_error(subject: Subject, case: Case) -> float:
     return worst
 
 
+def tier_error(subject: Subject, case: Case) -> float:
+    """Law 7: a request recomputed, from the host's tier, and in another replica from chunks of Redis; before and after
+    events are appended. Infinity if a tier does not give what it should hold.
+    """
+    checkpoint, n = subject.checkpoint, len(case.history)
+    older, whole = (_job(checkpoint, case, case.history[:length]) for length in (n - n // 3, n))
+    if not n:
+        return 0.0  # nothing to hold
+    before, after = (_task_scores(_runner(subject), job) for job in (older, whole))
+    with _replica(subject) as here:
+        _task_scores(here.runner, older)
+        here.leave_to_host()
+        entry = _through_redis(here, older.fetched_history.history)
+        worst = _found_error(here, older, CacheSource.HOST, before)
+        worst = max(worst, _worst(_task_scores(here.runner, whole), after))
+    for job, truth in ((older, before), (whole, after)):  # the log may have grown since the chunks were written
+        with _replica(subject) as there:
+            fetched = Fetched(job.fetched_history.history, fetched=entry(there))
+            found = replace(job, fetched_history=fetched)
+            worst = max(worst, _found_error(there, found, CacheSource.REDIS, truth))
+            worst = max(worst, _worst(_task_scores(there.runner, whole), after))
+    return worst
+
+
 def engine_error(subject: Subject, cases: list[Case]) -> float:
     """Law 6: concurrent requests, some already late; infinity if one is answered with what it should not be."""
     checkpoint = subject.checkpoint
@@ -300,8 +342,74 @@ def _pad(rows: list[Tensor]) -> Tensor:
 
 
 def _runner(subject: Subject) -> Runner:
-    store = StateStore[KVState]("laws", [(CacheSource.HOST, LruTier(1 << 30))])
+    store = StateStore[KVState]("laws", [(CacheSource.HOST, LruTier(_HOST_BYTES))])
     return Runner(subject.served, subject.checkpoint.items, store, 64, "laws")
+
+
+@dataclass(frozen=True, slots=True)
+class _Replica:
+    """A server's pools, tiers and runner."""
+
+    served: ServedModel
+    tiers: Tiers
+    runner: Runner
+
+    def leave_to_host(self) -> None:
+        """Have the host's tier alone hold what was kept."""
+        if self.tiers.demotion is not None and self.tiers.device is not None:
+            self.tiers.demotion.idle()
+            self.tiers.device.clear()
+
+
+@contextmanager
+def _replica(subject: Subject) -> Iterator[_Replica]:
+    served, checkpoint = subject.served, subject.checkpoint
+    if served.stack.name == TRITON:  # with a pool in host memory beside the device's
+        size = served.pool.num_bytes
+        budget = PoolBudget(size, 1, checkpoint.model.config.max_history, size)
+        served = serve(checkpoint.model, TRITON, budget, subject.kv_dtype)
+    else:
+        served = replace(served, pool=KVPool(served.pool.layout))
+    tiers = Tiers(served, "laws", _HOST_BYTES, Tombstones())
+    try:
+        yield _Replica(served, tiers, Runner(served, checkpoint.items, tiers.store, 64, "laws"))
+    finally:
+        tiers.close()
+
+
+def _through_redis(replica: _Replica, history: History) -> Callable[[_Replica], Entry[KVState]]:
+    """The host's state of a history as chunks, and what makes a state of them in another replica."""
+    held = replica.tiers.host.get(history.user)
+    assert held is not None
+    layout = layout_of(replica.served.model, "laws")
+    size, per_event = layout.events_per_chunk, layout.tokens_per_event
+    values = []
+    for first in range(0, len(history), size):
+        stop = min(first + size, len(history))
+        payload = encode(held.state, first * per_event, stop * per_event, layout.dtype)
+        header = ChunkHeader(layout, history.user, history.link(stop), 0, first, stop)
+        values.append(pack(header, payload, None))
+
+    def read(other: _Replica) -> Entry[KVState]:
+        chunks = [unpack(value, layout, history.user, None) for value in values]
+        payloads = [(payload, (header.stop - header.first) * per_event) for header, payload in chunks]
+        state = decode(payloads, other.served.host or other.served.pool, layout.dtype)
+        return Entry(held.key, state)
+
+    return read
+
+
+def _found_error(replica: _Replica, job: RankJob, source: CacheSource, truth: Tensor) -> float:
+    """Infinity if the state does not come from the source."""
+    with torch.inference_mode():
+        result = replica.runner.rank(job)
+    return _worst(torch.from_numpy(result.task_scores.T), truth) if result.cache.source is source else np.inf
+
+
+def _is_exact(subject: Subject) -> bool:
+    served = subject.served
+    is_float32 = served.pool.layout.shape.dtype == torch.float32
+    return is_float32 and isinstance(served.stack, FusedBackend) and subject.kv_dtype == "auto"
 
 
 def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import mfalcon.attention
 import mfalcon.engine.device
+import mfalcon.engine.remote_tier
 import mfalcon.engine.step
 import mfalcon.kvcache.cache
 from kernels import reference
@@ -20,6 +21,7 @@ from mfalcon.engine.device import Runners
 from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, StateStore
+from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
@@ -36,12 +38,17 @@ DTYPES = tuple(laws.BOUNDS)
 def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
     config = small_config(architecture, max_history=77, window_chunk=63)
     results = list(laws.check(small_checkpoint(architecture, dtype, config=config)))
-    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6]
+    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
     for result in results:
-        assert result.bound == laws.BOUNDS[dtype]
+        exact = result.law == 7 and is_fused_float32(dtype)
+        assert result.bound == (0.0 if exact else laws.BOUNDS[dtype])
         assert result.holds, result
     if dtype != torch.float64:  # a law that compares a thing with itself would measure 0 everywhere
         assert any(result.worst > 0 for result in results if result.law == 1)
+
+
+def is_fused_float32(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 and choose("auto", torch.device("cpu"), dtype).kernel is not None
 
 
 def test_the_laws_hold_in_any_unit_of_the_value() -> None:
@@ -201,6 +208,27 @@ def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatc
     assert_breaks(6)
 
 
+@pytest.mark.parametrize("architecture", architectures())
+def test_law_7_sees_a_payload_that_rounds(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
+    monkeypatch.setattr(mfalcon.engine.remote_tier, "exact_dtype", lambda _: PayloadDtype.BFLOAT16)
+    assert_breaks(7, architecture)
+
+
+def test_law_7_sees_a_tier_that_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StateStore, "acquire", lambda *_: None)
+    assert_breaks(7)
+
+
+def test_law_7_sees_an_append_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = KVState.extend
+
+    def shifted(self: KVState, times: Tensor, leaving: int = 0) -> KVState:
+        return right(self, times + 3_600_000 * (self.num_tokens > 0), leaving)
+
+    monkeypatch.setattr(KVState, "extend", shifted)
+    assert_breaks(7)
+
+
 def _target_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
     prefix_k, prefix_v, prefix_bias, own_bias = rest
     assert prefix_k is not None and prefix_v is not None
@@ -230,7 +258,7 @@ def test_every_backend_holds_the_laws(architecture: str, dtype: torch.dtype) -> 
 
 @needs_interpreter
 @pytest.mark.parametrize("architecture", architectures())
-def test_triton_holds_laws_1_and_3(architecture: str) -> None:
+def test_triton_holds_laws_1_3_and_7(architecture: str) -> None:
     """In float64, which only the interpreter has. Laws 2 and 4 are held by tests/kernels, 5 and 6 by tests/engine."""
     checkpoint = small_checkpoint(architecture)
     subject = laws.Subject(checkpoint, serve(checkpoint.model, TRITON), "auto")
@@ -238,6 +266,7 @@ def test_triton_holds_laws_1_and_3(architecture: str) -> None:
     with torch.inference_mode():
         assert laws.masked_error(subject, case) <= 1e-12
         assert laws.append_error(subject, case) <= 1e-12
+        assert laws.tier_error(subject, laws.random_case(checkpoint, 7, seed=1)) <= 1e-12
 
 
 @pytest.mark.parametrize("architecture", architectures())

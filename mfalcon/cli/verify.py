@@ -39,7 +39,7 @@ def verify(
     seed: Annotated[int, typer.Option(help="Seed of the random requests.", min=0)] = 0,
     json_output: JsonOption = False,
 ) -> None:
-    """Measure laws 1 to 6 on a checkpoint; exit code 1 if one is broken."""
+    """Measure laws 1 to 7 on a checkpoint; exit code 1 if one is broken."""
     torch.set_num_threads(owned_cores())
     chosen = device_named(device, "--device")
     use_device(chosen)
