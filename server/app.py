@@ -65,6 +65,10 @@ class ServedEngine(RankingEngine, Protocol):
         """Begin what runs beside the requests. Raises ConfigError."""
         ...
 
+    async def reach_redis(self) -> None:
+        """Return once Redis has answered, at once without one. Raises ConfigError."""
+        ...
+
     async def close(self) -> None:
         """Stop the device thread; requests still queued get ShuttingDown."""
         ...
@@ -149,9 +153,14 @@ class Service:
         return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
 
     async def serve(self, engine: ServedEngine) -> None:
-        """Start a warm engine and answer requests with it; `stop` closes it. ConfigError if it cannot start."""
+        """Start a warm engine, wait for its Redis and answer requests with it; `stop` closes it. ConfigError if it
+        cannot start.
+        """
         self._engine = engine
         await engine.start()
+        if not self._config.ready_without_redis:
+            self._handler.wait_for_redis()
+            await engine.reach_redis()
         self._handler.serve(engine)
         await self._grpc.report_serving()
 
@@ -195,11 +204,16 @@ async def run(
         loop.add_signal_handler(number, stopping.set)
     stop = asyncio.create_task(stopping.wait())
     loading = beside(load)
+
+    async def start() -> None:
+        await service.serve(await asyncio.shield(loading))
+
+    starting = asyncio.create_task(start())
     try:
-        await asyncio.wait((stop, loading), return_when=asyncio.FIRST_COMPLETED)
-        is_loaded = not stop.done()
-        if is_loaded:
-            await service.serve(loading.result())
+        await asyncio.wait((stop, starting), return_when=asyncio.FIRST_COMPLETED)
+        is_loaded = loading.done()
+        if starting.done():
+            starting.result()
             # What lives now lives as long as the process; later collections need not look at it.
             gc.collect()
             gc.freeze()
@@ -208,6 +222,8 @@ async def run(
             say("draining")
     finally:
         stop.cancel()
+        starting.cancel()
+        await asyncio.wait((starting,))
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
         await service.stop()

@@ -83,6 +83,9 @@ class ServerConfig(BaseSettings):
         description="Redis for the event log and KV states (redis, rediss, redis+sentinel, redis+cluster); "
         "everything stays in this process if not given.",
     )
+    ready_without_redis: bool = Field(
+        default=False, description="Serve before Redis has answered for the first time, if there is one."
+    )
     redis_prefix: str = Field(
         default="mfalcon", pattern=r"^[^{}\s]{1,64}$", description="First part of every key in Redis."
     )

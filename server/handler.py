@@ -15,6 +15,7 @@ from server import limits
 from server.limits import Limits
 
 LOADING: Final = "loading"
+WAITING: Final = "waiting for Redis"
 
 
 class RankingEngine(Protocol):
@@ -62,7 +63,7 @@ class Handler:
 
     def __init__(self, limits: Limits) -> None:
         self._serving: RankingEngine | None = None
-        self._waits = LOADING
+        self._starts_by = LOADING
         self._limits = limits
         self._draining = False
         self._aborted = False
@@ -81,8 +82,12 @@ class Handler:
         if self._draining:
             return "draining"
         if self._serving is None:
-            return self._waits
+            return self._starts_by
         return "ready" if self._serving.ready else "not ready"
+
+    def wait_for_redis(self) -> None:
+        """Say from now on that this is what an engine waits for."""
+        self._starts_by = WAITING
 
     def serve(self, engine: RankingEngine) -> None:
         """Answer requests from now on."""
@@ -153,7 +158,7 @@ class Handler:
         if self._serving is None:
             if self._draining:
                 raise ShuttingDown("the server is shutting down; ask another one")
-            raise NotReady(f"the server is still {self._waits}; ask another one")
+            raise NotReady(f"the server is still {self._starts_by}; ask another one")
         return self._serving
 
     @asynccontextmanager

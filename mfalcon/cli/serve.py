@@ -33,7 +33,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
 def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
-    for kind, shown in ((int, "N"), (float, "SECONDS"), (Path, "DIR")):
+    for kind, shown in ((bool, "true|false"), (int, "N"), (float, "SECONDS"), (Path, "DIR")):
         if field.annotation is kind:
             return shown
     return "TEXT"

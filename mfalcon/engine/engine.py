@@ -63,6 +63,11 @@ class Engine:
         """Begin what runs beside the requests. Raises ConfigError."""
         await self.histories.start()
 
+    async def reach_redis(self) -> None:
+        """Return once Redis has answered, at once without one. Raises ConfigError if it would evict the log."""
+        if self.histories.redis is not None:
+            await self.histories.redis.reach()
+
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         """Score a request's candidates by a model, the default one for "". deadline: time.monotonic() seconds.
 

@@ -24,6 +24,7 @@ from mfalcon.redis.url import redacted
 _log = logging.getLogger(__name__)
 
 _UPKEEP_SECONDS = 0.5
+_SAY_AGAIN_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +115,30 @@ class RedisParts:
         try:
             await self._check_server()
         except StorageUnavailable as error:
-            _log.warning("%s: %s; going on without it", redacted(self.options.client.url), error)
+            _log.warning("%s: %s; it is asked again", redacted(self.options.client.url), error)
         self._started = True
         for tier in self._remote:
             tier.writes.start()
         self.client.start(self._keep_up)
+
+    async def reach(self) -> None:
+        """Return once the server has answered, and log until then why it has not. ConfigError if it would evict the
+        log.
+        """
+        said, said_at = "", 0.0
+        while True:
+            try:
+                await self.client.info("server")
+                if self._is_safe is not True:
+                    await self._check_server()
+                if self.client.available(""):  # a probe closes the breaker that the wait has opened
+                    return
+            except StorageUnavailable as error:
+                now = time.monotonic()
+                if str(error) != said or now - said_at >= _SAY_AGAIN_SECONDS:
+                    said, said_at = str(error), now
+                    _log.warning("waiting for %s: %s", redacted(self.options.client.url), error)
+            await asyncio.sleep(_UPKEEP_SECONDS)
 
     async def delete(self, deletion: Deletion) -> None:
         """Erase a user whose log has been erased: states here and in Redis; other replicas are told.

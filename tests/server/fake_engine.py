@@ -87,6 +87,9 @@ class FakeEngine:
     async def start(self) -> None:
         pass
 
+    async def reach_redis(self) -> None:
+        pass
+
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
     ) -> int:

@@ -1,5 +1,6 @@
 """Sources, their order, and what a mistake is answered with."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
     config = load_config(None, {**FLAGS, "microbatch": 64, **optional})
     values = config.model_dump(mode="json") | optional
     assert None not in values.values()
-    toml.write_text("\n".join(f"{name} = {value!r}" for name, value in values.items()))
+    toml.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items()))
     assert load_config(toml, {}).model_dump() == config.model_dump()
     toml.write_text("")
     for name, value in values.items():
