@@ -68,6 +68,10 @@ class RedisStates:
         """False while the user's node is not tried."""
         return self._client.available(self._keys.log(user))
 
+    def node(self, user: bytes) -> str:
+        """The node that holds the user's chunks; one name for all where there is no cluster."""
+        return self._client.node(self._keys.log(user))
+
     def num_chunks(self, num_events: int) -> int:
         """Chunks of so many events."""
         return -(-num_events // self.layout.events_per_chunk)

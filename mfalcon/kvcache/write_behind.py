@@ -1,7 +1,8 @@
 """Offload to Redis behind the requests' backs: bounded, droppable, counted, never awaited by a request.
 
 Keeps the newest state of a user while it waits. Only the chunks that Redis lacks are written: of a state that grew by
-an event, the last one.
+an event, the last one. Each node of a cluster is written to by itself, one user at a time: a slow one delays its own
+users alone.
 """
 
 import asyncio
@@ -11,27 +12,71 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Generic
+from typing import Generic, Protocol
 
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.remote import RedisStates
+from mfalcon.kvcache.chunk import Layout
 from mfalcon.kvcache.tier import S
 from mfalcon.metrics import StateMetrics
 
 _log = logging.getLogger(__name__)
 
 _REMEMBERED_USERS = 200_000
+_MOST_WRITERS = 16
+"""Nodes that are written to at once, each of which takes a connection."""
+
+
+class RemoteStates(Protocol):
+    """Where states are written to: `RedisStates`."""
+
+    @property
+    def layout(self) -> Layout:
+        """Of its chunks."""
+        ...
+
+    def available(self, user: bytes) -> bool:
+        """False while the user's node is not tried."""
+        ...
+
+    def node(self, user: bytes) -> str:
+        """The node that holds the user's chunks."""
+        ...
+
+    def num_chunks(self, num_events: int) -> int:
+        """Chunks of so many events."""
+        ...
+
+    def pack(self, history: History, start: int, first: int, stop: int, payload: memoryview) -> bytes:
+        """The chunk of history[first:stop] in the window that begins at `start`. Any thread may call it."""
+        ...
+
+    async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:
+        """Write one chunk; False if the user's log has ended. Raises StorageUnavailable."""
+        ...
+
+    async def touch(self, user: bytes, num_chunks: int, timeout_s: float) -> None:
+        """Let the first chunks live on. Raises StorageUnavailable."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Waiting(Generic[S]):
-    """The state of history[start:]."""
+    """The state of history[start:], and the node that its user's chunks are on."""
 
     history: History
     start: int
     state: S
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """What writes a user's state, and the node that it writes to."""
+
+    node: str
+    task: "asyncio.Task[None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +98,7 @@ class WriteBehind(Generic[S]):
 
     def __init__(
         self,
-        states: RedisStates,
+        states: RemoteStates,
         encode: Callable[[S, int, int], memoryview],
         tombstones: Tombstones,
         metrics: StateMetrics,
@@ -72,37 +117,37 @@ class WriteBehind(Generic[S]):
         self._waiting: OrderedDict[bytes, _Waiting[S]] = OrderedDict()
         self._num_bytes = 0
         self._stored: OrderedDict[bytes, _Stored] = OrderedDict()
-        self._writing: tuple[bytes, asyncio.Event] | None = None
-        self._wake = asyncio.Event()
+        self._writing: dict[bytes, _Writing] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self.paused = False
         """True while Redis is over its byte budget: nothing is written."""
 
     def start(self) -> None:
         """Begin to write."""
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(self._run(), name="write-behind")
 
     async def close(self, drain_s: float = 0.0) -> None:
         """Write what waits, for `drain_s` at most, and drop the rest."""
-        if self._task is None:
+        if self._loop is None:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self._idle.wait()
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._closed = True
         self._drop_all("closing")
+        tasks = [writing.task for writing in self._writing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def offer(self, history: History, start: int, state: S) -> None:
         """Have a state written some time soon, or never. Any thread; returns at once."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: so are we
-                self._loop.call_soon_threadsafe(self._enqueue, _Waiting(history, start, state))
+                self._loop.call_soon_threadsafe(self._enqueue, history, start, state)
 
     def stored(self, history: History, start: int, stop: int) -> None:
         """Note that Redis holds history[start:stop]; its chunks shall live on."""
@@ -116,24 +161,26 @@ class WriteBehind(Generic[S]):
     async def delete(self, user: bytes) -> None:
         """Drop what waits for a user and wait for what is being written."""
         self.drop(user)
-        if self._writing is not None and self._writing[0] == user:
-            await self._writing[1].wait()
+        if user in self._writing:
+            await asyncio.wait((self._writing[user].task,))
 
     async def idle(self) -> None:
-        """Return when nothing waits."""
+        """Return when nothing waits or is being written."""
         await self._idle.wait()
 
-    def _enqueue(self, waiting: _Waiting[S]) -> None:
-        user = waiting.history.user
+    def _enqueue(self, history: History, start: int, state: S) -> None:
+        user = history.user
         self._take(user)
-        self._waiting[user] = waiting
-        self._num_bytes += waiting.state.num_bytes
+        if self._closed:
+            return
+        self._waiting[user] = waiting = _Waiting(history, start, state, self._states.node(user))
+        self._num_bytes += state.num_bytes
         while self._num_bytes > self._budget:
             self._take(next(iter(self._waiting)))
             self._metrics.dropped.labels("full").inc()
-        self._idle.clear()
-        self._wake.set()
         self._metrics.waiting.set(len(self._waiting))
+        if user in self._waiting and self._may_write(waiting):  # then nothing older waits for its node
+            self._begin(user)
 
     def _take(self, user: bytes) -> _Waiting[S] | None:
         waiting = self._waiting.pop(user, None)
@@ -148,27 +195,37 @@ class WriteBehind(Generic[S]):
         self._num_bytes = 0
         self._metrics.waiting.set(0)
 
-    async def _run(self) -> None:
-        while True:
-            if not self._waiting:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            waiting = self._take(next(iter(self._waiting)))
-            assert waiting is not None
-            user, done = waiting.history.user, asyncio.Event()
-            self._writing = user, done
-            try:
-                reason = await self._write(waiting)
-            except Exception:  # noqa: BLE001 (the task's edge: the next state is written all the same)
-                _log.exception("a state could not be written")
-                reason = "failed"
-            finally:
-                self._writing = None
-                done.set()
-            if reason is not None:
-                self._metrics.dropped.labels(reason).inc()
+    def _may_write(self, waiting: _Waiting[S]) -> bool:
+        """Whether nothing is being written to the node, nor of the user, wherever that was when it began."""
+        if len(self._writing) >= _MOST_WRITERS or waiting.history.user in self._writing:
+            return False
+        return all(writing.node != waiting.node for writing in self._writing.values())
+
+    def _begin(self, user: bytes) -> None:
+        waiting = self._take(user)
+        assert waiting is not None
+        task = asyncio.create_task(self._write_one(waiting), name="write-behind")
+        self._writing[user] = _Writing(waiting.node, task)
+        self._idle.clear()
+        task.add_done_callback(lambda _: self._ended(user))
+
+    def _ended(self, user: bytes) -> None:
+        """Go on with what has waited longest for a node that is free now."""
+        del self._writing[user]
+        following = next((other for other, waiting in self._waiting.items() if self._may_write(waiting)), None)
+        if following is not None:
+            self._begin(following)
+        elif not self._writing:
+            self._idle.set()
+
+    async def _write_one(self, waiting: _Waiting[S]) -> None:
+        try:
+            reason = await self._write(waiting)
+        except Exception:  # noqa: BLE001 (the task's edge: the next state is written all the same)
+            _log.exception("a state could not be written")
+            reason = "failed"
+        if reason is not None:
+            self._metrics.dropped.labels(reason).inc()
 
     async def _write(self, waiting: _Waiting[S]) -> str | None:
         """Write the chunks that Redis lacks; returns why not, or None."""

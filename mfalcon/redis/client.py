@@ -106,7 +106,17 @@ class RedisClient:
 
     def available(self, key: str) -> bool:
         """False while the breaker of the key's node is open."""
-        return not self._breaker(self._node(key)).open
+        return not self._breaker(self.node(key)).open
+
+    def node(self, key: str) -> str:
+        """The node that owns the key; one name for all where there is no cluster."""
+        if isinstance(self._redis, RedisCluster):
+            try:
+                node = self._redis.get_node_from_key(key)
+            except RedisClusterException:
+                return ""  # the cluster's layout is not known yet
+            return node.name if node is not None else ""
+        return ""
 
     async def call(self, op: str, key: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
         """Send commands of one key's slot together and read their replies; one that Redis refuses fails the call.
@@ -114,7 +124,7 @@ class RedisClient:
         Raises StorageUnavailable when the breaker is open, the time is up, the connection breaks or Redis refuses. A
         caller in a greater hurry than `settings.timeout_s` proves nothing about the server: its breaker is left alone.
         """
-        breaker = self._breaker(self._node(key))
+        breaker = self._breaker(self.node(key))
         if breaker.open:
             self._metrics.redis_errors.labels(op, "breaker").inc()
             raise StorageUnavailable("Redis does not answer; it is not tried until a probe is answered")
@@ -190,16 +200,6 @@ class RedisClient:
     def _unanswered(self, op: str, reason: str, text: str) -> StorageUnavailable:
         self._metrics.redis_errors.labels(op, reason).inc()
         return StorageUnavailable(f"Redis is unreachable ({reason}): {text}", may_be_done=True)
-
-    def _node(self, key: str) -> str:
-        """The node that owns the key; one name for all where there is no cluster."""
-        if isinstance(self._redis, RedisCluster):
-            try:
-                node = self._redis.get_node_from_key(key)
-            except RedisClusterException:
-                return ""  # the cluster's layout is not known yet
-            return node.name if node is not None else ""
-        return ""
 
     def _breaker(self, node: str) -> Breaker:
         if node not in self._breakers:

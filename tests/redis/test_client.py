@@ -94,7 +94,7 @@ async def test_a_cluster_and_a_node_that_dies(redis_cluster: RedisCluster, make_
         await echo(client, user_id)
     client.start()
     await asyncio.sleep(0.1)
-    nodes = {client._node(key(user_id)) for user_id in users}
+    nodes = {client.node(key(user_id)) for user_id in users}
     assert len(nodes) == 3
     dead = redis_cluster.servers[1]
     dead.kill()
@@ -108,7 +108,7 @@ async def test_a_cluster_and_a_node_that_dies(redis_cluster: RedisCluster, make_
         except StorageUnavailable:
             fates[user_id] = False
         assert time.monotonic() - began < 1
-    of_the_dead = {user_id for user_id in users if str(dead.port) in client._node(key(user_id))}
+    of_the_dead = {user_id for user_id in users if str(dead.port) in client.node(key(user_id))}
     assert of_the_dead and {user_id for user_id, fine in fates.items() if not fine} <= of_the_dead
     assert any(fates.values())
     assert not all(client.available(key(user_id)) for user_id in of_the_dead)
