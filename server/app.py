@@ -31,12 +31,15 @@ from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.metrics import StateMetrics
 from mfalcon.models import checkpoint
 from mfalcon.redis.client import RedisSettings
+from mfalcon.redis.url import redacted
+from server import banner
 from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc_api import GrpcServer
 from server.handler import Handler, RankingEngine
 from server.http_api import create_app
 from server.limits import Limits
+from server.logs import log_to_stderr
 from server.tracing import trace_to
 
 logger = logging.getLogger(__name__)
@@ -200,6 +203,9 @@ async def run(
     loop = asyncio.get_running_loop()
     addresses = await service.listen()
     loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    redis_url = None if config.redis_url is None else redacted(config.redis_url.get_secret_value())
+    for line in banner.of_settings(config, redis_url, addresses.grpc, addresses.http):
+        logger.info("%s", line)
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)
     stop = asyncio.create_task(stopping.wait())
@@ -288,10 +294,9 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
         metrics,
     )
     engine.wait_ready()
-    # To whoever starts it: a kernel that was not compiled would otherwise only be slow.
     for ranker in engine.catalog:
-        unavailable = "".join(f"; not by {why}" for why in ranker.served.unavailable)
-        print(f"computed by {ranker.info.backend}{unavailable}", file=sys.stderr, flush=True)
+        for line in banner.of_model(ranker.info, ranker.served.unavailable):
+            logger.info("%s", line)
     return engine
 
 
@@ -333,6 +338,7 @@ def read_secret(path: Path | None) -> bytes | None:
 
 def serve(config: ServerConfig, build: Callable[[ServerConfig, StateMetrics], ServedEngine] = build_engine) -> None:
     """Serve a checkpoint until a signal ends it."""
+    log_to_stderr(config.log_format)
     trace_to(config.otlp_endpoint)
     metrics = StateMetrics()
     if not asyncio.run(run(lambda: build(config, metrics), config, metrics.registry)):

@@ -18,6 +18,7 @@ from pydantic_settings import (
 from mfalcon.errors import ConfigError
 from mfalcon.types import MAX_USER_ID_BYTES
 from server.explain import refusal
+from server.logs import LogFormat
 
 PREFIX = "MFALCON_"
 OTHER_VARIABLES = frozenset({"config"})
@@ -140,6 +141,9 @@ class ServerConfig(BaseSettings):
         default=None, description="Where to send traces (OTLP over gRPC, http://HOST:PORT); needs the extra: trace."
     )
 
+    log_format: LogFormat = Field(
+        default="text", description="Form of the log on standard error: lines for people, or a JSON object a line."
+    )
     queue_size: AtLeastOne = Field(
         default=1_024, description="Requests that may wait for the device; more are refused as overload."
     )

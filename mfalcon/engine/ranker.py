@@ -107,15 +107,12 @@ class LoadedRanker:
             microbatch = options.microbatch or measure_microbatch(served)
             small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
         _log.info(
-            "model %s: backend %s, %d threads, microbatch %d, side by side up to %d candidates, pool of %d MiB; "
-            "unavailable: %s",
+            "model %s: %d threads, microbatch %d, side by side up to %d candidates, %d MiB of pages for KV states",
             self.name,
-            served.stack.name,
             self._device.threads,
             microbatch,
             small,
             served.pool.num_bytes >> 20,
-            "; ".join(served.unavailable) or "none",
         )
         if self._histories.redis is not None:
             measure_encoding(served, self.predictor.encode)

@@ -189,7 +189,7 @@ async def test_a_drain_needs_no_reader() -> None:
         process.send_signal(signal.SIGTERM)
         _, said = await process.communicate()
     assert process.returncode == 0
-    assert said == b""
+    assert b"Traceback" not in said and b"BrokenPipe" not in said
 
 
 async def test_a_hangup_ends_nothing_and_says_what_reloads() -> None:

@@ -1,0 +1,39 @@
+"""What a server says of itself when it starts, in lines of its log."""
+
+from collections.abc import Iterator, Sequence
+
+from mfalcon import __version__
+from mfalcon.types import ModelInfo
+from server.config import ServerConfig
+
+
+def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -> Iterator[str]:
+    """What is known before anything is loaded. redis: its URL without credentials. grpc, http: where it listens."""
+    yield f"mfalcon {__version__} loads {config.checkpoint}"
+    yield f"addresses: grpc {grpc}, http {http}"
+    yield (
+        f"limits: {config.max_candidates} candidates, {config.max_recent_events} recent events, "
+        f"{config.max_events_per_append} events an append, {config.max_message_bytes} bytes a message, "
+        f"{config.request_timeout_ms} ms a request, {config.queue_size} requests in the queue"
+    )
+    if config.event_log == "embedded" or redis is None:
+        yield "event log: in this process, a restart forgets it"
+    else:
+        yield f"event log: in Redis; {config.log_unreachable} while it cannot be asked"
+    if redis is None:
+        yield "redis: none"
+    else:
+        yield (
+            f"redis: {redis}, prefix {config.redis_prefix}, states as {config.redis_state_dtype}, "
+            f"{config.write_behind_mb} MiB to be written"
+        )
+
+
+def of_model(info: ModelInfo, unavailable: Sequence[str]) -> Iterator[str]:
+    """What is known of a model that has been loaded. unavailable: what would compute it faster, and why it does not."""
+    yield (
+        f"model {info.name}: version {info.version}, architecture {info.architecture}, tasks {', '.join(info.tasks)}, "
+        f"window of {info.max_history} events"
+    )
+    why_not = "".join(f"; not by {why}" for why in unavailable)
+    yield f"model {info.name}: computed by {info.backend}{why_not}"

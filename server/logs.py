@@ -1,0 +1,50 @@
+"""What the log looks like: a line a record on standard error, with time and level, for people or for machines."""
+
+import logging
+import sys
+import time
+from typing import Literal
+
+import orjson
+
+LogFormat = Literal["text", "json"]
+OURS = ("mfalcon", "server")
+"""Loggers that say what is well too; of others' only warnings are shown."""
+
+
+class TextFormatter(logging.Formatter):
+    """2026-01-31T12:00:00.000Z WARNING server.app: text"""
+
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self.converter = time.gmtime
+
+
+class JsonFormatter(TextFormatter):
+    """An object a line: time, level, logger, message, and error with the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        content = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            content["error"] = self.formatException(record.exc_info)
+        # A message may quote a user id that is no text; a line with a replacement is better than none.
+        return orjson.dumps({name: text.encode(errors="replace").decode() for name, text in content.items()}).decode()
+
+
+def log_to_stderr(log_format: LogFormat) -> None:
+    """Have this process log to standard error, Python's own warnings too."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -1,0 +1,89 @@
+"""What a server logs: its form, and what it says when it starts."""
+
+import asyncio
+import logging
+import re
+import signal
+import sys
+from pathlib import Path
+
+import orjson
+import pytest
+
+from mfalcon.models import checkpoint
+from server import banner
+from server.config import load_config
+from server.logs import JsonFormatter, TextFormatter
+from tests.server.fake_engine import MODEL
+from tests.small import small_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+def failed(message: str) -> logging.LogRecord:
+    try:
+        raise ZeroDivisionError("cause")
+    except ZeroDivisionError:
+        return logging.LogRecord("server.app", logging.ERROR, __file__, 1, message, (), sys.exc_info())
+
+
+def test_text_has_time_and_level() -> None:
+    first, *rest = TextFormatter().format(failed("it failed")).splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ERROR server\.app: it failed", first)
+    assert rest[-1] == "ZeroDivisionError: cause"
+
+
+def test_json_is_one_object_a_line() -> None:
+    line = JsonFormatter().format(failed("it\nfailed"))
+    content = orjson.loads(line)
+    assert "\n" not in line
+    assert content["time"].endswith("Z")
+    assert (content["level"], content["logger"], content["message"]) == ("ERROR", "server.app", "it\nfailed")
+    assert content["error"].endswith("ZeroDivisionError: cause")
+
+
+def test_json_of_what_is_no_text() -> None:
+    assert orjson.loads(JsonFormatter().format(failed("\ud800")))["message"] == "?"
+
+
+def test_the_banner_names_what_an_operator_asks() -> None:
+    config = load_config(None, {"checkpoint": "models/dfgr", "redis_url": "redis://:pw@h:1/2"})
+    told = "\n".join(
+        (*banner.of_settings(config, "redis://h:1/2", "127.0.0.1:1", "127.0.0.1:2"), *banner.of_model(MODEL, ("x: y",)))
+    )
+    for part in ("models/dfgr", "grpc 127.0.0.1:1", "http 127.0.0.1:2", "16384 candidates", "log: in Redis; refuse"):
+        assert part in told
+    for part in ("redis://h:1/2", "model fake: version 5f0c", "dfgr", "computed by cpu float32; not by x: y"):
+        assert part in told
+    assert "pw" not in told
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_a_real_start_is_told(tmp_path: Path, log_format: str) -> None:
+    loaded = small_checkpoint()
+    checkpoint.save(tmp_path / "small", loaded.model, loaded.items)
+    flags = ("--checkpoint", str(tmp_path / "small"), "--grpc-port", "0", "--http-port", "0", "--threads", "1")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mfalcon.cli", "serve", *flags, "--microbatch", "8", "--log-format", log_format),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        assert (await process.stdout.readline()).startswith(b"ready grpc=")
+        process.send_signal(signal.SIGTERM)
+        _, told = await process.communicate()
+    lines = told.decode().splitlines()
+    assert 7 <= len(lines) <= 12
+    if log_format == "json":
+        assert {orjson.loads(line)["level"] for line in lines} == {"INFO"}
+    for part in (
+        "small",
+        "limits: ",
+        "redis: none",
+        "computed by cpu float32",
+        "1 threads, microbatch 8",
+        "MiB of pages",
+    ):
+        assert part in told.decode()
