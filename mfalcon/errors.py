@@ -15,7 +15,7 @@ MFalconError
 ├── ConfigError         a setting is missing or contradicts another
 └── CallFailed          a client's call was refused, or reached no server
 
-Each transport maps this tree to its own codes in one table (`server/grpc_api.py`, `server/http_api.py`).
+Each transport maps this tree to its own codes in one table (`server/grpc/api.py`, `server/http/api.py`).
 """
 
 

@@ -35,9 +35,9 @@ from mfalcon.redis.url import redacted
 from server import banner
 from server.addresses import authority, listen
 from server.config import ServerConfig
-from server.grpc_api import GrpcServer
+from server.grpc.api import GrpcServer
 from server.handler import Handler, RankingEngine
-from server.http_api import create_app
+from server.http.api import create_app
 from server.limits import Limits
 from server.logs import log_to_stderr
 from server.tracing import trace_to

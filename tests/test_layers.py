@@ -178,6 +178,6 @@ def test_what_needs_an_optional_package_says_so_truly() -> None:
 
 
 def test_the_transports_do_not_see_each_other() -> None:
-    seen = {name: set(imports(parsed(name))) for name in ("server.grpc_api", "server.http_api")}
-    assert "server.http_api" not in seen["server.grpc_api"]
-    assert "server.grpc_api" not in seen["server.http_api"]
+    seen = {name: set(imports(parsed(name))) for name in ("server.grpc.api", "server.http.api")}
+    assert "server.http.api" not in seen["server.grpc.api"]
+    assert "server.grpc.api" not in seen["server.http.api"]

@@ -11,7 +11,8 @@ import pytest
 
 from mfalcon import errors
 from proto import ranking_pb2
-from server import grpc_api, http_api
+from server.grpc import api as grpc_api
+from server.http import api as http_api
 from tests.server.harness import Running, serving
 
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])

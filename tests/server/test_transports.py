@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from pydantic import BaseModel
 
 from proto import ranking_pb2
-from server import bodies
+from server.http import codec
 from tests.server.fake_engine import MODEL, like_scores
 from tests.server.harness import Running, health_of
 
@@ -30,7 +30,7 @@ def reply(response: httpx.Response, model: type[BaseModel]) -> dict[str, object]
 
 async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.RankResponse, dict[str, object]]:
     by_grpc = await running.stub.Rank(ParseDict(fields, ranking_pb2.RankRequest()))
-    by_http = reply(await running.http.post("/v1/rank", json=fields), bodies.RankReply)
+    by_http = reply(await running.http.post("/v1/rank", json=fields), codec.RankReply)
     return by_grpc, by_http
 
 
@@ -93,17 +93,17 @@ async def test_history_is_shared(running: Running) -> None:
     )
     assert appended.history_len == 2
     answer = await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_len": 2})
-    assert reply(answer, bodies.AppendEventsReply) == {"history_len": 3}
+    assert reply(answer, codec.AppendEventsReply) == {"history_len": 3}
     assert running.engine.histories["a/b"].tolist() == [(7, 17, 3.5, 1_000_000)] * 3
 
     by_grpc, by_http = await rank_both(running, user_id="a/b", candidates=[1])
     assert by_grpc.history_len == by_http["history_len"] == 3
 
     assert (await running.stub.Prefill(ranking_pb2.PrefillRequest(user_id="a/b"))).encoded_tokens == 3
-    prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), bodies.CacheReply)
+    prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), codec.CacheReply)
     assert prefilled == {"source": "NONE", "reused_tokens": 0, "encoded_tokens": 3}
 
-    assert reply(await running.http.delete("/v1/users/a%2Fb"), bodies.DeleteUserReply) == {}
+    assert reply(await running.http.delete("/v1/users/a%2Fb"), codec.DeleteUserReply) == {}
     await running.stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id="a/b"))
     assert running.engine.histories == {}
 
@@ -111,15 +111,15 @@ async def test_history_is_shared(running: Running) -> None:
 @pytest.mark.parametrize("user_id", ["x" * 256, "a/events", "%2F", "a b?c#d", "日本", "�", "..", "a//b"])
 async def test_user_ids_that_are_hard_on_paths(running: Running, user_id: str) -> None:
     path = "".join(f"%{byte:02X}" for byte in user_id.encode())
-    reply(await running.http.post(f"/v1/users/{path}/events", json={"events": [EVENT]}), bodies.AppendEventsReply)
+    reply(await running.http.post(f"/v1/users/{path}/events", json={"events": [EVENT]}), codec.AppendEventsReply)
     assert list(running.engine.histories) == [user_id]
-    reply(await running.http.delete(f"/v1/users/{path}"), bodies.DeleteUserReply)
+    reply(await running.http.delete(f"/v1/users/{path}"), codec.DeleteUserReply)
     assert running.engine.histories == {}
 
 
 async def test_model(running: Running) -> None:
     by_grpc = await running.stub.GetModel(ranking_pb2.GetModelRequest())
-    by_http = reply(await running.http.get("/v1/model"), bodies.ModelReply)
+    by_http = reply(await running.http.get("/v1/model"), codec.ModelReply)
     assert by_grpc == ParseDict(by_http, ranking_pb2.GetModelResponse())
     assert by_http["name"] == "fake"
     assert by_http["max_candidates"] == 16_384
@@ -191,7 +191,7 @@ async def test_openapi_is_complete(running: Running) -> None:
         assert rank["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
     for name in ("RankBody", "AppendEventsBody", "RankReply"):
         (example,) = schema["components"]["schemas"][name]["examples"]
-        getattr(bodies, name).model_validate(example)
+        getattr(codec, name).model_validate(example)
     assert (await running.http.get("/docs")).status_code == 200
 
 

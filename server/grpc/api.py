@@ -27,8 +27,8 @@ from mfalcon.errors import (
     UnknownModel,
 )
 from proto import ranking_pb2
-from server import convert
 from server.addresses import authority, listen
+from server.grpc import codec
 from server.handler import Handler
 
 logger = logging.getLogger(__name__)
@@ -60,20 +60,20 @@ class RankingApi:
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
-        request = convert.rank_request(message)
-        return convert.rank_response(await self._handler.rank(request, message.model, time_left))
+        request = codec.rank_request(message)
+        return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
         expected_len = message.expected_len if message.HasField("expected_len") else None
         history_len = await self._handler.append_events(
-            message.user_id, convert.events(message.events), expected_len, time_left
+            message.user_id, codec.events(message.events), expected_len, time_left
         )
         return ranking_pb2.AppendEventsResponse(history_len=history_len).SerializeToString()
 
     async def prefill(self, message: ranking_pb2.PrefillRequest, time_left: float | None) -> bytes:
         """PrefillRequest -> CacheInfo."""
-        return convert.cache_info(await self._handler.prefill(message.user_id, time_left)).SerializeToString()
+        return codec.cache_info(await self._handler.prefill(message.user_id, time_left)).SerializeToString()
 
     async def delete_user(self, message: ranking_pb2.DeleteUserRequest, time_left: float | None) -> bytes:
         """DeleteUserRequest -> DeleteUserResponse."""
@@ -82,7 +82,7 @@ class RankingApi:
 
     async def get_model(self, message: ranking_pb2.GetModelRequest, time_left: float | None) -> bytes:
         """GetModelRequest -> GetModelResponse."""
-        return convert.model_response(self._handler.model()).SerializeToString()
+        return codec.model_response(self._handler.model()).SerializeToString()
 
 
 def raw_method(

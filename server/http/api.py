@@ -28,9 +28,9 @@ from mfalcon.errors import (
     StorageUnavailable,
     UnknownModel,
 )
-from server import bodies
 from server.explain import refusal
 from server.handler import Handler
+from server.http import codec
 
 logger = logging.getLogger(__name__)
 
@@ -148,15 +148,15 @@ def probe_routes(handler: Handler) -> APIRouter:
     """Whether the process lives and whether it wants requests."""
     router = APIRouter(tags=["probes"])
 
-    @router.get("/livez", response_model=bodies.StatusReply)
+    @router.get("/livez", response_model=codec.StatusReply)
     async def livez() -> Response:
         """200 while the process answers."""
-        return json_response(bodies.dump({"status": "ok"}))
+        return json_response(codec.dump({"status": "ok"}))
 
-    @router.get("/readyz", response_model=bodies.StatusReply, responses={503: {"model": bodies.StatusReply}})
+    @router.get("/readyz", response_model=codec.StatusReply, responses={503: {"model": codec.StatusReply}})
     async def readyz() -> Response:
         """200 while new requests are welcome, 503 while the server loads, waits for Redis or shuts down."""
-        return json_response(bodies.dump({"status": handler.status}), status=200 if handler.ready else 503)
+        return json_response(codec.dump({"status": handler.status}), status=200 if handler.ready else 503)
 
     return router
 
@@ -176,49 +176,49 @@ def metrics_routes(registry: CollectorRegistry) -> APIRouter:
 def ranking_routes(handler: Handler) -> APIRouter:
     """The five methods of the service."""
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": bodies.ErrorReply, "description": code}
+        status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
     }
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=JsonRoute, responses=refusals)
 
-    @router.post("/rank", response_model=bodies.RankReply)
-    async def rank(body: bodies.RankBody, request: Request, timeout_ms: Timeout = None) -> Response:
+    @router.post("/rank", response_model=codec.RankReply)
+    async def rank(body: codec.RankBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Score the candidates against the user's history."""
         result = await while_connected(request, handler.rank(body.request(), body.model, seconds(timeout_ms)))
-        return json_response(bodies.rank_reply(result))
+        return json_response(codec.rank_reply(result))
 
-    @router.post("/users/{user_id:any_text}/events", response_model=bodies.AppendEventsReply)
+    @router.post("/users/{user_id:any_text}/events", response_model=codec.AppendEventsReply)
     async def append_events(
-        body: bodies.AppendEventsBody,
+        body: codec.AppendEventsBody,
         request: Request,
         user_id: Annotated[str, Depends(strict_user_id)],
         timeout_ms: Timeout = None,
     ) -> Response:
         """Add events to the end of the user's history: in order, exactly once, or not at all."""
-        appended = handler.append_events(user_id, bodies.events(body.events), body.expected_len, seconds(timeout_ms))
+        appended = handler.append_events(user_id, codec.events(body.events), body.expected_len, seconds(timeout_ms))
         history_len = await while_connected(request, appended)
-        return json_response(bodies.dump({"history_len": history_len}))
+        return json_response(codec.dump({"history_len": history_len}))
 
-    @router.post("/users/{user_id:any_text}/prefill", response_model=bodies.CacheReply)
+    @router.post("/users/{user_id:any_text}/prefill", response_model=codec.CacheReply)
     async def prefill(
         request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
     ) -> Response:
         """Encode the user's history now, so that the next rank need not."""
         cache = await while_connected(request, handler.prefill(user_id, seconds(timeout_ms)))
-        return json_response(bodies.cache_reply(cache))
+        return json_response(codec.cache_reply(cache))
 
-    @router.delete("/users/{user_id:any_text}", response_model=bodies.DeleteUserReply)
+    @router.delete("/users/{user_id:any_text}", response_model=codec.DeleteUserReply)
     async def delete_user(
         request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
     ) -> Response:
         """Forget the user: history and every KV state."""
         await while_connected(request, handler.delete_user(user_id, seconds(timeout_ms)))
-        return json_response(bodies.dump({}))
+        return json_response(codec.dump({}))
 
-    @router.get("/model", response_model=bodies.ModelReply)
+    @router.get("/model", response_model=codec.ModelReply)
     async def get_model() -> Response:
         """Describe the served model."""
-        return json_response(bodies.model_reply(handler.model()))
+        return json_response(codec.model_reply(handler.model()))
 
     return router
 
@@ -269,7 +269,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MFalconError)
     status, code = STATUS.get(type(error), (500, "INTERNAL"))
     field = error.field if isinstance(error, InvalidInput) else None
-    return json_response(bodies.error_reply(code, str(error), field), status)
+    return json_response(codec.error_reply(code, str(error), field), status)
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:
@@ -287,11 +287,11 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
     """An unknown route, a wrong method, a body that is too large."""
     assert isinstance(error, HTTPException)
     code = FRAMEWORK_CODE.get(error.status_code, "INVALID_ARGUMENT")
-    return json_response(bodies.error_reply(code, str(error.detail), None), error.status_code)
+    return json_response(codec.error_reply(code, str(error.detail), None), error.status_code)
 
 
 async def on_failure(request: Request, error: Exception) -> Response:
     """A defect of ours; Starlette raises it again, so that uvicorn logs the traceback."""
     return json_response(
-        bodies.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None), 500
+        codec.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None), 500
     )
