@@ -379,7 +379,7 @@ def _replica(subject: Subject) -> Iterator[_Replica]:
 
 def _through_redis(replica: _Replica, history: History) -> Callable[[_Replica], Entry[KVState]]:
     """The host's state of a history as chunks, and what makes a state of them in another replica."""
-    held = replica.tiers.host.get(history.user)
+    held = replica.tiers.host.get(history.user, 0)
     assert held is not None
     layout = layout_of(replica.served.model, "laws")
     size, per_event = layout.events_per_chunk, layout.tokens_per_event

@@ -136,7 +136,7 @@ def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, 
     def by_length(
         self: StateStore[KVState], history: History, start: int, fetched: Entry[KVState] | None
     ) -> Found[KVState] | None:
-        entry = self._tiers[0][1].get(history.user)
+        entry = self._tiers[0][1].get(history.user, start)
         if entry is None or entry.key.stop > len(history) or entry.key.start != start:
             return None
         return Found(entry.state, entry.key.stop, CacheSource.HOST)
@@ -146,12 +146,20 @@ def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = mfalcon.kvcache.cache.state_key
+    acquire, put = StateStore.acquire, StateStore.put
 
-    def without_start(fingerprint: str, history: History, start: int, stop: int) -> object:
-        return right(fingerprint, history, 0, stop)
+    def from_anywhere(
+        self: StateStore[KVState], history: History, start: int, fetched: Entry[KVState] | None
+    ) -> Found[KVState] | None:
+        return acquire(self, history, 0, fetched)
 
-    monkeypatch.setattr(mfalcon.kvcache.cache, "state_key", without_start)
+    def for_anywhere(
+        self: StateStore[KVState], history: History, start: int, state: KVState, own_start: int | None = None
+    ) -> None:
+        put(self, history, 0, state)
+
+    monkeypatch.setattr(StateStore, "acquire", from_anywhere)
+    monkeypatch.setattr(StateStore, "put", for_anywhere)
     assert_breaks(5)
 
 

@@ -78,7 +78,7 @@ class Engine:
         self.device.check()
         ranker = self.catalog.get(model)
         with _tracer.start_as_current_span("rank") as span:
-            fetched = await ranker.fetcher.open(request.user_id, deadline)
+            fetched = await ranker.fetcher.open(request.user_id, deadline, len(request.recent_events))
             check_order(fetched.history, request.recent_events, "recent_events")
             job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted)
             try:

@@ -36,14 +36,15 @@ class Need:
     """The way of one request to the KV state that it scores against.
 
     state: what is reused of it. history_events: what is missing of the acknowledged history; recent: what only this
-    request knows. keep: (history, start) to keep the state of the history under, if it may be.
+    request knows. keep: what to keep the state of the history under, if it may be: the history, where this window
+    begins, and where the history's own begins.
     """
 
     state: KVState
     source: CacheSource
     history_events: Events
     recent: Events
-    keep: tuple[History, int] | None
+    keep: tuple[History, int, int] | None
     state_s: float
 
 
@@ -155,10 +156,10 @@ class Runner:
         """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""
         if not isinstance(job, RankJob) or len(job.request.candidates) > self._small_candidates:
             return False
-        log = job.fetched_history.history
-        start = self._window_start(len(log), log.base)
-        new = len(log) - start - self._store.peek(log, start) + len(job.request.recent_events)
-        return new <= _SMALL_EVENTS
+        log, num_recent = job.fetched_history.history, len(job.request.recent_events)
+        start = self._window_start(len(log) + num_recent, log.base)
+        held = self._store.peek(log, start) if start < len(log) else 0
+        return len(log) + num_recent - start - held <= _SMALL_EVENTS
 
     def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
@@ -171,14 +172,15 @@ class Runner:
         """What there is of the window of history and recent events, and what is missing. The history's part will be
         kept in the store, the rest not.
 
-        If the recent events move the window's start, the history's state is of no use to this request and left alone.
-        pins: hold what was found, so that making room for one user does not drop the state of another.
+        If the recent events move the window's start, the state of what they leave of the history is kept too, beside
+        that of the history's own window: the next request with recent events finds it, and so does the history when
+        they are acknowledged. pins: hold what was found, so that making room for one user does not drop the state of
+        another.
         """
         began = time.monotonic()
         log = fetched_history.history
         start = self._window_start(len(log) + len(recent), log.base)
-        shared = self._model.prefix_stable and start == self._window_start(len(log), log.base)
-        if not shared:
+        if not self._model.prefix_stable or (start > 0 and start >= len(log)):  # nothing of the history to keep
             kept = log.since(start) if start < len(log) else no_events()
             left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
             empty = self._served.empty_state()
@@ -188,7 +190,8 @@ class Runner:
         missing = log.since(stop) if stop < len(log) else no_events()
         state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
         pins.enter_context(state.pinned())
-        return Need(state, source, missing, recent, (log, start), time.monotonic() - began)
+        keep = log, start, self._window_start(len(log), log.base)
+        return Need(state, source, missing, recent, keep, time.monotonic() - began)
 
     def _encode(self, needs: Sequence[Need], pins: ExitStack) -> Encoded:
         """The states that are needed: first all histories, which are kept, then all that is recent. pins: hold them."""
@@ -197,7 +200,8 @@ class Runner:
         for need, state in zip(needs, states, strict=True):
             pins.enter_context(state.pinned())
             if need.keep is not None and len(need.history_events):
-                self._store.put(*need.keep, state)
+                history, start, own_start = need.keep
+                self._store.put(history, start, state, own_start)
         states, recent_work = self._append(states, [need.recent for need in needs])
         return Encoded(states, [*history_work, *recent_work])
 

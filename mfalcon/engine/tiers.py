@@ -23,7 +23,7 @@ OnKeep = Callable[[History, int, KVState], None]
 class Tiers:
     """What holds states, from the memory they are computed in down to the host's.
 
-    on_keep: told of each state that is kept.
+    on_keep: told of each state that is kept of its history's own window.
     """
 
     def __init__(
@@ -68,6 +68,7 @@ class Tiers:
             self._kept,
             lambda state: copier.promote(state, served.pool),
             self._deleted,
+            demotion.offer,
         )
 
     @property
@@ -83,8 +84,6 @@ class Tiers:
             self._copier.close()
 
     def _kept(self, history: History, start: int, state: KVState) -> None:
-        if self.demotion is not None:
-            self.demotion.offer(history, start, state)
         for told in self._on_keep:
             told(history, start, state)
 

@@ -119,8 +119,10 @@ class Fetcher:
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
         self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry[KVState] | None]] = {}
 
-    async def open(self, user_id: str, deadline: float | None) -> Fetched:
+    async def open(self, user_id: str, deadline: float | None, num_recent: int = 0) -> Fetched:
         """The user's history, verified, and perhaps a state of it. Raises StorageUnavailable without a history.
+
+        num_recent: events that the request brings itself; where they move the window, no state in Redis is of use.
 
         Where the log is a round trip away and a fetch is likely, both leave together, on two connections: a large
         state cannot delay the log.
@@ -131,6 +133,9 @@ class Fetcher:
         reading = await self._log.read(user_id, patience)
         if reading.stale:  # Redis has had its time
             return Fetched(reading.history, stale=True, seconds=time.monotonic() - began)
+        length = len(reading.history)
+        if self._window_start(length + num_recent) != self._window_start(length):
+            return Fetched(reading.history, seconds=time.monotonic() - began)
         fetched, decision = await self._fetch(reading.history, deadline, began + patience, guessed)
         return Fetched(reading.history, False, fetched, decision, time.monotonic() - began)
 

@@ -1,8 +1,8 @@
 """Offload from the device's tier to the host's behind the requests' backs: bounded, droppable, counted, never awaited
 by a request.
 
-Keeps the newest state of a user while it waits. Of a state that grew since the host got it, only what is new is copied.
-No torch: how a state is copied is given.
+Keeps the newest state of a user's window while it waits. Of a state that grew since the host got it, only what is new
+is copied. No torch: how a state is copied is given.
 """
 
 import logging
@@ -59,8 +59,8 @@ class Offload(Generic[S, M]):
         self._tombstones = tombstones
         self._max_waiting = max_waiting
         self._changed = threading.Condition()
-        self._waiting: OrderedDict[bytes, _Waiting[S, M]] = OrderedDict()
-        self._copying: bytes | None = None
+        self._waiting: OrderedDict[tuple[bytes, int], _Waiting[S, M]] = OrderedDict()
+        self._copying: tuple[bytes, int] | None = None
         self._void = False
         self._closed = False
         self.num_demoted = 0
@@ -71,12 +71,12 @@ class Offload(Generic[S, M]):
 
     def offer(self, history: History, start: int, state: S) -> None:
         """Have the state of history[start:] copied some time soon, or never. On the device thread; returns at once."""
-        waiting = _Waiting(history, start, state, self._mark())
+        waiting, place = _Waiting(history, start, state, self._mark()), (history.user, start)
         with self._changed:
-            self._waiting.pop(history.user, None)
+            self._waiting.pop(place, None)
             if self._closed or history.generation in self._tombstones:
                 return
-            self._waiting[history.user] = waiting
+            self._waiting[place] = waiting
             while len(self._waiting) > self._max_waiting:
                 self._waiting.popitem(last=False)
                 self.num_dropped += 1
@@ -88,8 +88,9 @@ class Offload(Generic[S, M]):
         The host's tier itself is to be cleared after.
         """
         with self._changed:
-            self._waiting.pop(user, None)
-            if self._copying == user:
+            for place in [place for place in self._waiting if place[0] == user]:
+                del self._waiting[place]
+            if self._copying is not None and self._copying[0] == user:
                 self._void = True
 
     def clear(self) -> None:
@@ -98,9 +99,9 @@ class Offload(Generic[S, M]):
             self._waiting.clear()
             self._void = True
 
-    def holds(self, user: bytes) -> bool:
-        """Whether a state of the user waits or is being copied; any thread may ask."""
-        return user in self._waiting or self._copying == user
+    def holds(self, user: bytes, start: int) -> bool:
+        """Whether a state of the user's window waits or is being copied; any thread may ask."""
+        return (user, start) in self._waiting or self._copying == (user, start)
 
     def make_room(self) -> bool:
         """Drop what has waited longest, whose memory on the device is needed; False if nothing waits."""
@@ -147,14 +148,14 @@ class Offload(Generic[S, M]):
             self._changed.wait_for(lambda: self._waiting or self._closed)
             if self._closed:
                 return None
-            user, waiting = self._waiting.popitem(last=False)
-            self._copying, self._void = user, False
+            place, waiting = self._waiting.popitem(last=False)
+            self._copying, self._void = place, False
             return waiting
 
     def _copy(self, waiting: _Waiting[S, M]) -> None:
         history, start = waiting.history, waiting.start
         key = state_key(self._fingerprint, history, start, len(history))
-        there = self._host.get(history.user)
+        there = self._host.get(history.user, start)
         if history.generation in self._tombstones or (there is not None and there.key == key):
             return
         good = there is not None and is_ancestor(there.key, self._fingerprint, history, start)

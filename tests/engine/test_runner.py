@@ -104,14 +104,58 @@ def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
     assert assert_right(checkpoint, runner, events, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 3 * per_event)
 
 
-def test_recent_events_that_slide_the_window_share_nothing() -> None:
+@pytest.mark.parametrize("architecture", architectures())
+def test_recent_events_that_move_the_window_keep_a_state_of_their_own(architecture: str) -> None:
+    """Of the acknowledged events alone; the history's own state stays, until its window moves as well."""
+    checkpoint = small_checkpoint(architecture)
+    kept: list[tuple[int, int]] = []
+    tier: LruTier[KVState] = LruTier(1 << 20)
+    store: StateStore[KVState] = StateStore(
+        "f", [(CacheSource.HOST, tier)], on_keep=lambda history, start, state: kept.append((start, len(history)))
+    )
+    runner = Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v")
+    per_event, events = checkpoint.model.tokens_per_event, random_events(30)
+
+    def rank(num_log: int, num_recent: int = 0) -> tuple[int, int]:
+        """Events reused and encoded."""
+        recent = events[num_log : num_log + num_recent]
+        request = rank_request("ann", ITEMS[:9].tolist(), recent=recent)
+        cache = assert_right(checkpoint, runner, events[:num_log], request)
+        return cache.reused_tokens // per_event, cache.encoded_tokens // per_event
+
+    assert rank(22) == (0, 22)
+    assert rank(22, 4) == (0, 14 + 4)  # the window begins at 8
+    assert rank(22, 4) == (14, 4)
+    assert rank(22, 3) == (14, 3)
+    assert rank(22) == (22, 0)
+    assert rank(23) == (22, 1)
+    assert rank(23, 4) == (14, 1 + 4)
+    assert len(tier) == 2
+    assert rank(25) == (15, 2)  # acknowledged: the history's own window begins at 8
+    assert len(tier) == 1
+    assert kept == [(0, 22), (0, 23), (8, 25)]  # what others may be told of
+
+
+def test_recent_events_in_place_of_the_history_keep_nothing() -> None:
     checkpoint = small_checkpoint()
-    runner, _ = runner_of(checkpoint)
-    events = random_events(27)
-    request = rank_request("ann", ITEMS[:9].tolist(), recent=events[23:])
-    assert_right(checkpoint, runner, events[:23], rank_request("ann", [1]))
-    assert assert_right(checkpoint, runner, events[:23], request) == CacheInfo(CacheSource.NONE, 0, 19)
-    assert assert_right(checkpoint, runner, events[:23], rank_request("ann", [1])).reused_tokens == 23
+    runner, store = runner_of(checkpoint)
+    request = rank_request("ann", ITEMS[:9].tolist(), recent=random_events(40))
+    assert assert_right(checkpoint, runner, random_events(9)[:3], request) == CacheInfo(CacheSource.NONE, 0, 19)
+    assert store.num_bytes == 0
+
+
+def test_a_request_is_small_by_the_window_that_it_sees() -> None:
+    checkpoint = small_checkpoint(config=small_config(max_history=80, window_chunk=40))
+    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(1 << 20))])
+    runner = Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v", small_candidates=9)
+    events = random_events(82)
+    plain = rank_job(events[:78], rank_request("ann", ITEMS[:9].tolist()))
+    moved = rank_job(events[:78], rank_request("ann", ITEMS[:9].tolist(), recent=events[78:]))
+    with torch.inference_mode():
+        runner.rank(plain)
+        assert runner.is_small(plain) and not runner.is_small(moved)  # [40:82] is new
+        runner.rank(moved)
+        assert runner.is_small(plain) and runner.is_small(moved)
 
 
 def test_recent_events_alone() -> None:

@@ -218,7 +218,9 @@ def test_what_is_found_below_is_brought_up_once() -> None:
     assert device.acquire(25, device.entry(23, 9)) == Found(Brought(9), 23, CacheSource.REDIS)
     assert device.acquire(25) == Found(Brought(9), 23, CacheSource.GPU)
     assert device.brought == [7, 9]
-    assert device.host.get(user_hash("ann")) == device.entry(23, 9)  # what was fetched is host memory: it is kept there
+    assert device.host.get(user_hash("ann"), 0) == device.entry(
+        23, 9
+    )  # what was fetched is host memory: it is kept there
 
 
 @pytest.mark.parametrize("fetched", [None, 12])
@@ -240,7 +242,7 @@ def test_without_room_to_bring_the_next_best_counts_and_else_it_is_a_miss() -> N
     assert device.acquire(25) is None
     device.holds(device.gpu, 10, Brought(1))
     assert device.acquire(25, device.entry(23, 9)) == Found(Brought(1), 10, CacheSource.GPU)
-    assert device.host.peek(user_hash("ann")) is not None
+    assert device.host.peek(user_hash("ann"), 0) is not None
     device.full = False
     assert device.acquire(25) == Found(Brought(7), 20, CacheSource.HOST)
 
@@ -249,10 +251,10 @@ def test_a_state_that_is_dropped_between_the_look_and_the_grasp_is_none(monkeypa
     device = Device()
     device.holds(device.host, 20, State(7))
     device.holds(device.gpu, 10, Brought(1))
-    monkeypatch.setattr(LruTier, "get", lambda tier, user: None if tier is device.host else device.gpu._entries[user])
+    monkeypatch.setattr(LruTier, "get", lambda tier, *at: None if tier is device.host else device.gpu._entries[at])
     assert device.acquire(25) == Found(Brought(1), 10, CacheSource.GPU)
     other = Entry(StateKey("f", user_hash("ann"), 0, 20, b"edited"), State(8))
-    monkeypatch.setattr(LruTier, "get", lambda tier, user: other if tier is device.host else None)
+    monkeypatch.setattr(LruTier, "get", lambda tier, *at: other if tier is device.host else None)
     assert device.acquire(25) is None
     assert not device.brought
 
@@ -261,9 +263,9 @@ def test_room_is_made_of_what_nobody_else_holds() -> None:
     device = Device()
     for user_id in ("ann", "bob", "eve"):
         device.store.put(history(EVENTS[:20], user_id), 0, Brought(1))
-    assert device.gpu.make_room(lambda user: user == user_hash("ann"))
-    assert device.gpu.peek(user_hash("ann")) is not None and device.gpu.peek(user_hash("bob")) is None
-    assert not device.gpu.make_room(lambda _: True)
+    assert device.gpu.make_room(lambda user, start: (user, start) == (user_hash("ann"), 0))
+    assert device.gpu.peek(user_hash("ann"), 0) is not None and device.gpu.peek(user_hash("bob"), 0) is None
+    assert not device.gpu.make_room(lambda user, start: True)
 
 
 def test_what_a_device_evicts_is_not_passed_on_as_it_is() -> None:
@@ -272,3 +274,27 @@ def test_what_a_device_evicts_is_not_passed_on_as_it_is() -> None:
         device.store.put(history(EVENTS[:20], user_id), 0, Brought(1))
     assert len(device.gpu) == 1 and len(device.host) == 0
     assert device.store.holds(user_hash("bob")) and not device.store.holds(user_hash("ann"))
+
+
+def test_a_window_that_the_history_may_move_to_is_kept_beside_its_own_and_told_to_nobody_elsewhere() -> None:
+    kept: list[int] = []
+    demoted: list[int] = []
+    tier: LruTier[State] = LruTier(1000)
+    store: StateStore[State] = StateStore(
+        "f",
+        [(CacheSource.HOST, tier)],
+        on_keep=lambda history, start, state: kept.append(start),
+        demote=lambda history, start, state: demoted.append(start),
+    )
+    store.put(history(EVENTS[:20]), 0, State(1))
+    store.put(history(EVENTS[:20]), 8, State(2), own_start=0)
+    for start, number in ((0, 1), (8, 2)):
+        assert store.acquire(history(EVENTS[:21]), start) == Found(State(number), 20, CacheSource.HOST)
+        assert store.peek(history(EVENTS[:21]), start) == 20 - start
+    assert (kept, demoted) == ([0], [0, 8])
+    store.put(history(EVENTS[:25]), 16, State(3), own_start=8)  # the history's own window has moved
+    assert store.peek(history(EVENTS[:25]), 0) == 0 and store.peek(history(EVENTS[:25]), 8) == 12
+    store.put(history(EVENTS[:25]), 8, State(4))
+    assert (kept, demoted, len(tier), store.num_bytes) == ([0, 8], [0, 8, 16, 8], 2, 7)
+    store.delete(user_hash("ann"))
+    assert not store.holds(user_hash("ann")) and store.num_bytes == 0

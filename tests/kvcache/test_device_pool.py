@@ -359,7 +359,7 @@ def test_deletions_race_copies_of_real_states() -> None:
     demotion.idle()
     copier.idle()
     for user, log in logs.items():
-        entry = below.get(user_hash(user))
+        entry = below.get(user_hash(user), 0)
         if entry is not None:
             assert_holds(entry.state, log.events["item_id"][: entry.key.stop].tolist())
     entry = None

@@ -27,6 +27,7 @@ from mfalcon.kvcache.tier import LruTier
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import CacheSource
+from mfalcon.window import window_start
 from tests.small import random_events, small_checkpoint
 
 CHECKPOINT = small_checkpoint()
@@ -67,6 +68,10 @@ class Replica:
         return await self.fetcher.open("ann", time.monotonic() + PATIENCE_S)
 
 
+def window_of(num_events: int) -> int:
+    return window_start(num_events, 24, 8)
+
+
 async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayout) -> Replica:
     model, metrics, tombstones = CHECKPOINT.model, StateMetrics(), Tombstones()
     settings = RedisSettings(server.url, PATIENCE_S, PATIENCE_S)
@@ -81,7 +86,7 @@ async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayou
     assert log is not None
     workers = stack.enter_context(ThreadPoolExecutor(1))
     lower = LowerTier(tier.states, tier.writes, pool, workers)
-    fetcher = Fetcher(log, store, AlwaysFetch(), metrics, lambda _: 0, lambda: 0, PATIENCE_S, lower)
+    fetcher = Fetcher(log, store, AlwaysFetch(), metrics, window_of, lambda: 0, PATIENCE_S, lower)
     return Replica(tier, log, fetcher, metrics, pool)
 
 
@@ -113,6 +118,9 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
     await good.tier.writes.idle()
     fetched = await good.open()
     assert fetched.fetched is not None and fetched.fetched.key.stop == len(EVENTS)
+    for num_recent, fetches in ((4, True), (5, False)):  # beyond 24 events the window moves
+        moved = await good.fetcher.open("ann", time.monotonic() + PATIENCE_S, num_recent)
+        assert (moved.fetched is not None) is (moved.decision is not None) is fetches
 
     with caplog.at_level(logging.ERROR):
         for times in (1, 2):

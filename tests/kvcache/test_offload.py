@@ -85,8 +85,8 @@ class Setting:
         self.demotion.offer(history(stop, user, life), start, state)
         return state
 
-    def held(self, user: str = "ann") -> int | None:
-        entry = self.host.get(user_hash(user))
+    def held(self, user: str = "ann", start: int = 0) -> int | None:
+        entry = self.host.get(user_hash(user), start)
         return None if entry is None else entry.state.stop
 
 
@@ -111,7 +111,7 @@ def test_a_state_grows_on_the_host_by_what_is_new(setting: Setting) -> None:
     assert setting.seen == [(10, 0, None), (15, 1, 10)]
     assert setting.held() == 15
     assert setting.demotion.num_demoted == 2 and setting.demotion.num_dropped == 0
-    entry = setting.host.get(user_hash("ann"))
+    entry = setting.host.get(user_hash("ann"), 0)
     assert entry is not None and entry.key == state_key("f", history(15), 0, 15)
 
 
@@ -120,7 +120,7 @@ def test_what_is_no_ancestor_is_nothing_to_copy_onto(setting: Setting) -> None:
         setting.demotion.offer(history(stop, first_item=edit), start, State(stop))
         setting.demotion.idle()
     assert [onto for *_, onto in setting.seen] == [None] * 4
-    assert setting.held() == 13
+    assert (setting.held(start=0), setting.held(start=8)) == (12, 13)
 
 
 def test_only_the_newest_of_a_user_waits_and_the_oldest_user_makes_room(setting: Setting) -> None:
@@ -235,7 +235,7 @@ def test_many_deletions_race_many_demotions() -> None:
                 wrong.append(number)
     setting.demotion.idle()
     for user, number in lives.items():
-        entry = setting.host.get(user_hash(user))
+        entry = setting.host.get(user_hash(user), 0)
         assert entry is None or entry.state.life == b"%s %d" % (user.encode(), number)
         assert number > 100
     setting.demotion.close()
@@ -297,7 +297,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_host_holds_nothing_of_the_dead(self) -> None:
         for user in self.life:
-            entry = self.setting.host.get(user_hash(user))
+            entry = self.setting.host.get(user_hash(user), 0)
             assert entry is None or entry.state.life == self.life_of(user)
 
     @invariant()

@@ -62,7 +62,7 @@ def test_lru_by_bytes(plan: list[tuple[str, str, int]]) -> None:
             evicted = [entry.key.user.decode() for entry in tier.put(entry_of(user_id, number, size))]
             assert evicted == model.put(user_id, number, size)
         elif what == "get":
-            entry, expected = tier.get(user_id.encode()), model.entries.get(user_id)
+            entry, expected = tier.get(user_id.encode(), 0), model.entries.get(user_id)
             assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
             if expected:
                 model.entries.move_to_end(user_id)
@@ -73,7 +73,7 @@ def test_lru_by_bytes(plan: list[tuple[str, str, int]]) -> None:
         assert len(tier) == len(model.entries)
         assert tier.num_evicted == model.evicted
     for user_id in "abcdef":
-        entry, expected = tier.get(user_id.encode()), model.entries.get(user_id)
+        entry, expected = tier.get(user_id.encode(), 0), model.entries.get(user_id)
         assert (entry and (entry.key.stop, entry.state.num_bytes)) == expected
 
 
@@ -87,8 +87,22 @@ def test_room_is_made_by_the_least_recently_used_that_is_not_in_flight() -> None
     tier: LruTier[Block] = LruTier(BUDGET)
     for user_id, pins in (("a", 1), ("b", 0), ("c", 0)):
         tier.put(Entry(StateKey("f", user_id.encode(), 0, 1, b""), Block(10, pins)))
-    tier.get(b"b")
-    assert tier.make_room() and tier.peek(b"c") is None
-    assert tier.make_room() and tier.peek(b"b") is None
-    assert not tier.make_room() and tier.peek(b"a") is not None
+    tier.get(b"b", 0)
+    assert tier.make_room() and tier.peek(b"c", 0) is None
+    assert tier.make_room() and tier.peek(b"b", 0) is None
+    assert not tier.make_room() and tier.peek(b"a", 0) is not None
     assert (tier.num_bytes, tier.num_evicted) == (10, 2)
+
+
+def test_windows_of_a_user_are_states_of_their_own() -> None:
+    tier: LruTier[Block] = LruTier(BUDGET)
+    for start, size in ((0, 40), (8, 30), (16, 20)):
+        tier.put(Entry(StateKey("f", b"a", start, 20, b""), Block(size)))
+    assert len(tier) == 3 and tier.num_bytes == 90
+    tier.drop_before(b"a", 8)
+    assert tier.peek(b"a", 0) is None and tier.num_bytes == 50
+    tier.get(b"a", 8)
+    evicted = tier.put(entry_of("b", 1, 60))
+    assert [entry.key.start for entry in evicted] == [16]
+    tier.remove(b"a")
+    assert not tier.holds(b"a") and tier.holds(b"b") and tier.num_bytes == 60
