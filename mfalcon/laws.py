@@ -23,6 +23,7 @@ from mfalcon.backends.fused import FusedBackend
 from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
+from mfalcon.engine.probe import BOUNDS, CODES_BOUNDS
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.remote_tier import layout_of
 from mfalcon.engine.runner import Runner
@@ -39,16 +40,6 @@ from mfalcon.kvcache.tier import Entry, LruTier
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
-
-BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-"""Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
-one unit in the last place of a hidden value (0.4%; float16 .05%) may flip between two orders and pass through the
-heads.
-"""
-CODES_BOUNDS = {"int8": 2e-2, "fp8": 1e-1}
-"""The same with KV pages of 8-bit codes: a key or value is off by up to 0.4% of its head's largest, in float8 by up to
-6% of itself.
-"""
 
 _EXACT = 0.0
 """Bound of law 7 on the fused kernels in float32: K and V of a prefix do not depend on how it was cut, and no tier

@@ -85,6 +85,9 @@ class StateMetrics:
         self.log_damaged = Counter(
             "mfalcon_log_damaged", "Logs whose events do not hash to their own link.", registry=r
         )
+        self.reloads = Counter(
+            "mfalcon_reloads", "Exchanges of a model's checkpoint: swapped, or failed.", ["model", "result"], registry=r
+        )
         self.deleted = Counter(
             "mfalcon_deleted_users", "Users erased from this process's memory, by who asked.", ["by"], registry=r
         )

@@ -19,6 +19,7 @@ from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve
 from mfalcon.engine.device import Runners
 from mfalcon.engine.job import Job, PrefillJob, RankJob
+from mfalcon.engine.probe import BOUNDS
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, StateStore
 from mfalcon.kvcache.chunk import PayloadDtype
@@ -30,7 +31,7 @@ from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter
 from tests.small import small_checkpoint, small_config
 
-DTYPES = tuple(laws.BOUNDS)
+DTYPES = tuple(BOUNDS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,7 +42,7 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
     assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
     for result in results:
         exact = result.law == 7 and is_fused_float32(dtype)
-        assert result.bound == (0.0 if exact else laws.BOUNDS[dtype])
+        assert result.bound == (0.0 if exact else BOUNDS[dtype])
         assert result.holds, result
     if dtype != torch.float64:  # a law that compares a thing with itself would measure 0 everywhere
         assert any(result.worst > 0 for result in results if result.law == 1)

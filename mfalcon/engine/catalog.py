@@ -30,6 +30,11 @@ class Catalog:
             raise UnknownModel(f"model: got {name!r}, must be {' or '.join(map(repr, self._rankers))}")
         return self._rankers[name]
 
+    def replace(self, ranker: LoadedRanker) -> None:
+        """Serve a ranker in the place of the one of its name."""
+        assert ranker.name in self._rankers
+        self._rankers = self._rankers | {ranker.name: ranker}
+
     def __iter__(self) -> Iterator[LoadedRanker]:
         """All, the default one first."""
         return iter(self._rankers.values())

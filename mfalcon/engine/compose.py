@@ -8,6 +8,7 @@ from mfalcon.engine.device import Device
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
+from mfalcon.engine.reload import ReloadOptions
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 
@@ -22,6 +23,7 @@ class EngineConfig:
     queue_size: int = 1_024
     ranker: RankerOptions = field(default_factory=RankerOptions)
     histories: HistoryOptions = field(default_factory=HistoryOptions)
+    reload: ReloadOptions = field(default_factory=ReloadOptions)
 
 
 def compose(checkpoint: Checkpoint, config: EngineConfig, metrics: StateMetrics | None = None) -> Engine:
@@ -37,7 +39,7 @@ def compose_all(
     device = Device(models[0][0].model.kv_shape().device, config.threads, config.queue_size)
     histories = Histories(config.histories, metrics)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics) for checkpoint, options in models]
-    return Engine(histories, device, Catalog(rankers), metrics)
+    return Engine(histories, device, Catalog(rankers), metrics, config.reload)
 
 
 def shared(options: RankerOptions, share: float) -> RankerOptions:

@@ -95,6 +95,11 @@ class Device:
         if self._thread is not None:
             self._thread.join()
 
+    @property
+    def runners(self) -> dict[str, Runner]:
+        """Those that do the jobs now, by name of their model."""
+        return dict(self._runners)
+
     def serve(self, runners: Runners) -> None:
         """Have these runners do the jobs from now on. On the device thread."""
         self._runners = runners

@@ -6,6 +6,7 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
@@ -15,12 +16,14 @@ from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
+from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.errors import ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import check_order
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics import StateMetrics
+from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 
 _tracer = trace.get_tracer("mfalcon")
@@ -31,12 +34,20 @@ T = TypeVar("T")
 class Engine:
     """Answers requests. Its methods belong to one event loop; who builds it owns the parts until `close`."""
 
-    def __init__(self, histories: Histories, device: Device, catalog: Catalog, metrics: StateMetrics) -> None:
+    def __init__(
+        self,
+        histories: Histories,
+        device: Device,
+        catalog: Catalog,
+        metrics: StateMetrics,
+        reload: ReloadOptions | None = None,
+    ) -> None:
         """Starts the device on the models of the catalog."""
         self.histories = histories
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
+        self._reloader = Reloader(catalog, device, histories, metrics, reload or ReloadOptions())
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
 
@@ -85,6 +96,7 @@ class Engine:
                 result = await self._answer(job, job.future)
             finally:
                 del job  # see `_answer`
+            ranker.note(request.user_id)
             ranker.count(result.cache)
             if span.is_recording():
                 span.set_attributes(_explained(result, fetched, ranker.name))
@@ -128,6 +140,10 @@ class Engine:
         deleting.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may be gone
         await asyncio.shield(deleting)
 
+    async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
+        """Serve another checkpoint under the name of a model, without losing a request; see `Reloader.reload`."""
+        return await self._reloader.reload(model, load)
+
     async def close(self) -> None:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self.device.close(ShuttingDown("the server shut down before this request was reached"))
@@ -167,6 +183,8 @@ class Engine:
             del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
 
     def _warm(self) -> Runners:
+        for ranker in self.catalog:
+            ranker.prove()
         return {ranker.name: ranker.warm() for ranker in self.catalog}
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections import Counter
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, replace
 
 from prometheus_client import Counter as PrometheusCounter
 
@@ -12,6 +12,7 @@ from mfalcon.backends.choice import AUTO
 from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
+from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.tiers import Tiers
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
@@ -24,6 +25,8 @@ from mfalcon.window import window_start
 
 _log = logging.getLogger(__name__)
 _VERSION_CHARS = 12
+_RECENT_USERS = 10_000
+"""Remembered for a reload."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ class RankerOptions:
     max_candidates: int = 16_384
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What is found out once of a model on a device. small_candidates: most of a request that is done on one core."""
+
+    microbatch: int
+    small_candidates: int
+    predictor: Predictor
+
+
 class LoadedRanker:
     """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis."""
 
@@ -56,8 +68,11 @@ class LoadedRanker:
         device: Device,
         histories: Histories,
         metrics: StateMetrics,
+        measured: "Measured | None" = None,
     ) -> None:
-        """Raises ConfigError for a backend that cannot run here, a pool that cannot be allocated, and a window that is
+        """measured: what is known of this model on this device already.
+
+        Raises ConfigError for a backend that cannot run here, a pool that cannot be allocated, and a window that is
         longer than the log.
         """
         self.checkpoint = checkpoint
@@ -72,7 +87,8 @@ class LoadedRanker:
         )
         self.served = served = serve(model, options.backend, budget, options.kv_dtype)
         self.info = _model_info(checkpoint, options, served)
-        self.predictor = Predictor(queue=device.queue_cost)
+        self.measured = measured
+        self.predictor = measured.predictor if measured is not None else Predictor(queue=device.queue_cost)
         if served.host is not None:  # states that wait keep their pages: of a device's pool a quarter at most
             waiting = min(waiting, served.pool.num_bytes // 4)
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
@@ -87,6 +103,7 @@ class LoadedRanker:
         self._histories = histories
         self._metrics = metrics
         self._counts = Counter[str]()
+        self._recent: OrderedDict[str, None] = OrderedDict()
         metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
         shape = served.pool.layout.shape
         metrics.backend.labels(
@@ -96,28 +113,59 @@ class LoadedRanker:
             backend=served.stack.name,
         ).set(1)
 
+    def successor(self, checkpoint: Checkpoint) -> "LoadedRanker":
+        """A ranker of another checkpoint under the same name and options. Raises as the constructor does.
+
+        What was measured here holds there too if nothing but the weights differs, so that nobody waits for it again.
+        """
+        options = replace(self.options, name=self.name)
+        alike = checkpoint.model.config == self.checkpoint.model.config
+        known = self.measured if alike else None
+        return LoadedRanker(checkpoint, options, self._device, self._histories, self._metrics, known)
+
+    @property
+    def recent_users(self) -> list[str]:
+        """Users of the last requests, the latest first."""
+        return list(reversed(self._recent))
+
+    def note(self, user_id: str) -> None:
+        """A user was seen."""
+        self._recent[user_id] = None
+        self._recent.move_to_end(user_id)
+        if len(self._recent) > _RECENT_USERS:
+            self._recent.popitem(last=False)
+
+    def prove(self) -> None:
+        """Compare a few scores with the reference backend's. Any thread. Raises CheckpointError."""
+        probe(self.served, self.options.kv_dtype)
+
     def warm(self) -> Runner:
         """Measure the model on its device, and make what runs its jobs. On the device thread."""
-        served, workers, options = self.served, self._device.workers, self.options
-        small = 0
+        served = self.served
         if served.stack.batched or self._device.device.type == "cuda":
-            microbatch = options.microbatch or DEVICE_MICROBATCH
-            served.stack.prepare(served.pool, microbatch)
-        else:
-            microbatch = options.microbatch or measure_microbatch(served)
-            small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
+            served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
+        self.measured = measured = self.measured or self._measure()
         _log.info(
             "model %s: %d threads, microbatch %d, side by side up to %d candidates, %d MiB of pages for KV states",
             self.name,
             self._device.threads,
-            microbatch,
-            small,
+            measured.microbatch,
+            measured.small_candidates,
             served.pool.num_bytes >> 20,
         )
+        items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates
+        return Runner(served, items, self.store, measured.microbatch, version, self.predictor, small)
+
+    def _measure(self) -> "Measured":
+        served, workers, microbatch, small = self.served, self._device.workers, self.options.microbatch, 0
+        if served.stack.batched or self._device.device.type == "cuda":
+            microbatch = microbatch or DEVICE_MICROBATCH
+        else:
+            microbatch = microbatch or measure_microbatch(served)
+            small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
         if self._histories.redis is not None:
             measure_encoding(served, self.predictor.encode)
-        items, version = self.checkpoint.items, self.info.version
-        return Runner(served, items, self.store, microbatch, version, self.predictor, small)
+        return Measured(microbatch, small, self.predictor)
 
     def count(self, cache: CacheInfo) -> None:
         """Bring the metrics up to date after a request."""
@@ -135,8 +183,9 @@ class LoadedRanker:
         metrics.tokens.labels(name, "encoded").inc(cache.encoded_tokens)
 
     async def close(self) -> None:
-        """End what fetches, copies and writes. After the device has done the model's last job."""
+        """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""
         await self.fetcher.close()
+        self.store.clear()
         await asyncio.to_thread(self.tiers.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)

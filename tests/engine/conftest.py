@@ -48,7 +48,8 @@ def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     one_at_a_time(monkeypatch)
     monkeypatch.setattr(mfalcon.engine.ranker, "serve", _serve_on_triton)
     monkeypatch.setattr(mfalcon.engine.ranker, "DEVICE_MICROBATCH", 32)
-    monkeypatch.setattr(mfalcon.engine.ranker, "measure_encoding", _nothing)  # seconds each
+    for slow in ("measure_encoding", "probe"):  # seconds each
+        monkeypatch.setattr(mfalcon.engine.ranker, slow, _nothing)
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_PAGES", 8)
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_USERS", 4)
 

@@ -1,0 +1,41 @@
+"""The probe lets right models pass and tells wrong ones, without keeping a page."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mfalcon.algorithm import prefill
+from mfalcon.backends.base import ReferenceBackend
+from mfalcon.backends.select import reference, serve
+from mfalcon.engine.probe import probe
+from mfalcon.errors import CheckpointError
+from mfalcon.models.base import EventTokens
+from mfalcon.models.registry import architectures
+from tests.small import small_checkpoint
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", architectures())
+def test_right_models_pass_and_keep_no_page(architecture: str, dtype: torch.dtype) -> None:
+    served = serve(small_checkpoint(architecture, dtype).model)
+    with torch.inference_mode():
+        prefill(served, EventTokens(*(torch.zeros(2, dtype=torch.int64),) * 4))  # the pool grows at its first use
+    probe(served)
+    assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e300])
+def test_scores_that_are_not_finite_are_refused(value: float) -> None:
+    model = small_checkpoint().model
+    for parameter in model.heads.parameters():
+        parameter.fill_(value)
+    with pytest.raises(CheckpointError, match="not finite"):
+        probe(reference(model))
+
+
+def test_a_backend_that_computes_something_else_is_refused() -> None:
+    model, other = small_checkpoint().model, small_checkpoint(seed=1).model
+    served = dataclasses.replace(reference(model), stack=ReferenceBackend(other.stack, other.kv_shape()))
+    with pytest.raises(CheckpointError, match=r"backend reference differ .* must be at most 1e-11 in float64"):
+        probe(served)
