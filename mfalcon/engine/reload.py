@@ -110,7 +110,7 @@ class Reloader:
         """Encode the histories of users, one after the other, whenever nobody else waits for the device."""
         until, num_warmed = time.monotonic() + self._options.warm_s, 0
         for user_id in users[: self._options.warm_users]:
-            while self._device.num_queued() and time.monotonic() < until:
+            while self._device.num_queued() and time.monotonic() < until:  # noqa: ASYNC110 (others' work has no event)
                 await asyncio.sleep(_POLL_S)
             if time.monotonic() >= until:
                 break
