@@ -1,9 +1,9 @@
 """The tiers of KV states in this process as one; the history decides what a state found in them is worth.
 
 Where the first tier is a GPU's, its states are of another memory than those of the tiers below: what is found there is
-brought up (`bring`), and what is kept here goes down by a demotion (`demotion.py`).
+brought up (`bring`), and what is kept here is copied down by the offload (`offload.py`).
 
-Lower tiers in other processes are asked before a job reaches the device (`engine/recall.py`): what they held comes in
+Lower tiers in other processes are asked before a job reaches the device (`fetch.py`): what they held comes in
 as `fetched`, and what is kept here is offered to them by `on_keep`.
 """
 

@@ -1,8 +1,8 @@
-"""Tensors of a KV state to the payloads of chunks and back; `state/chunk.py` says how a payload lies.
+"""Tensors of a KV state to the payloads of chunks and back; `chunk.py` says how a payload lies.
 
-Codes of floating types are the numbers themselves, rounded to nearest where they are narrower than the
-state. int8 codes are multiples of one float16 scale per layer, head and token, for K and V each. Any thread may call
-both functions: states are read and made in inference mode, and a state's tokens are never written again.
+Codes of floating types are the numbers themselves, rounded to nearest where they are narrower than the state. int8
+codes are multiples of one float16 scale per layer, head and token, for K and V each. Any thread may call `encode` and
+`decode`: states are read and made in inference mode, and a state's tokens are never written again.
 """
 
 from collections.abc import Sequence

@@ -94,7 +94,7 @@ class Offload(Generic[S, M]):
                 self._void = True
 
     def clear(self) -> None:
-        """Drop what waits or is being copied, as `forget` does."""
+        """Drop what waits or is being copied, as `delete` does."""
         with self._changed:
             self._waiting.clear()
             self._void = True

@@ -165,7 +165,7 @@ def test_nothing_of_an_ended_life_is_kept_or_passed_on() -> None:
     assert store.num_bytes == 0 and len(kept) == 1
 
 
-def test_graves_forget_the_oldest() -> None:
+def test_tombstones_forget_the_oldest() -> None:
     tombstones = Tombstones(limit=2)
     for life in (b"", b"1", b"2", b"3"):
         tombstones.add(life)
