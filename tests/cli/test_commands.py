@@ -47,7 +47,7 @@ def test_verify_holds_and_says_so(trained: Path) -> None:
     assert done.returncode == 0
     content = json.loads(done.stdout)
     assert content["holds"]
-    assert {law["law"] for law in content["laws"]} == {1, 2, 3, 4, 5, 6}
+    assert {law["law"] for law in content["laws"]} == {1, 2, 3, 4, 5, 6, 7}
 
 
 def test_rank_asks_a_running_server(trained: Path) -> None:
@@ -68,7 +68,6 @@ def test_rank_asks_a_running_server(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("serve", "--checkpoint", "nowhere"), "manifest.json: no such file"),
         (("serve", "--grpc-port", "99999", "--checkpoint", "x"), "grpc_port"),
         (("serve",), "checkpoint"),
         (("rank", "--user", "ann"), "--checkpoint"),
@@ -210,6 +209,14 @@ def test_an_interruption_says_what_is_kept(
         train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), tmp_path / "out", threads=1)
     assert end.value.exit_code == 130
     assert told in capsys.readouterr().out
+
+
+def test_a_server_that_cannot_load_ends_with_the_cause_in_its_last_line() -> None:
+    done = mfalcon("serve", "--checkpoint", "nowhere", "--grpc-port", "0", "--http-port", "0")
+    assert (done.returncode, done.stdout) == (1, "")
+    *log, error = done.stderr.splitlines()
+    assert all(" INFO server.app: " in line for line in log)
+    assert error == "error: nowhere/manifest.json: no such file"
 
 
 def test_a_mistyped_variable_is_an_error(trained: Path) -> None:
