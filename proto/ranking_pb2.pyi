@@ -7,6 +7,26 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class ReloadRequest(_message.Message):
+    __slots__ = ("model", "checkpoint")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    checkpoint: str
+    def __init__(self, model: _Optional[str] = ..., checkpoint: _Optional[str] = ...) -> None: ...
+
+class ReloadResponse(_message.Message):
+    __slots__ = ("model", "old_version", "version", "took_ms")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OLD_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOOK_MS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    old_version: str
+    version: str
+    took_ms: int
+    def __init__(self, model: _Optional[str] = ..., old_version: _Optional[str] = ..., version: _Optional[str] = ..., took_ms: _Optional[int] = ...) -> None: ...
+
 class Event(_message.Message):
     __slots__ = ("item_id", "actions", "value", "time_ms")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
@@ -119,10 +139,12 @@ class AppendEventsResponse(_message.Message):
     def __init__(self, history_len: _Optional[int] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
-    __slots__ = ("user_id",)
+    __slots__ = ("user_id", "model")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     user_id: str
-    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, user_id: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class DeleteUserRequest(_message.Message):
     __slots__ = ("user_id",)
@@ -135,8 +157,20 @@ class DeleteUserResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[GetModelResponse]
+    def __init__(self, models: _Optional[_Iterable[_Union[GetModelResponse, _Mapping]]] = ...) -> None: ...
 
 class ContextFeature(_message.Message):
     __slots__ = ("name", "num_values", "values", "derived")

@@ -59,6 +59,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.GetModelRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.GetModelResponse.FromString,
                 _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/mfalcon.v1.Ranking/ListModels',
+                request_serializer=proto_dot_ranking__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
 
 
 class RankingServicer:
@@ -96,7 +101,14 @@ class RankingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Describes the served model.
+        """Describes a served model. NOT_FOUND for a name that is not served, as in Rank and Prefill.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """Describes every served model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +141,11 @@ def add_RankingServicer_to_server(servicer, server):
                     servicer.GetModel,
                     request_deserializer=proto_dot_ranking__pb2.GetModelRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.GetModelResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=proto_dot_ranking__pb2.ListModelsRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.ListModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +283,111 @@ class Ranking:
             '/mfalcon.v1.Ranking/GetModel',
             proto_dot_ranking__pb2.GetModelRequest.SerializeToString,
             proto_dot_ranking__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/ListModels',
+            proto_dot_ranking__pb2.ListModelsRequest.SerializeToString,
+            proto_dot_ranking__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class AdminStub:
+    """What operators do, on a port of its own.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Reload = channel.unary_unary(
+                '/mfalcon.v1.Admin/Reload',
+                request_serializer=proto_dot_ranking__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.ReloadResponse.FromString,
+                _registered_method=True)
+
+
+class AdminServicer:
+    """What operators do, on a port of its own.
+    """
+
+    def Reload(self, request, context):
+        """Serves another checkpoint under the name of a model: loaded beside the old one, proved, warmed, swapped in without
+        losing a request. FAILED_PRECONDITION for a checkpoint that cannot be served, with the reason: the old one serves on.
+        RESOURCE_EXHAUSTED while another reload of the model is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AdminServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=proto_dot_ranking__pb2.ReloadRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.ReloadResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'mfalcon.v1.Admin', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('mfalcon.v1.Admin', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Admin:
+    """What operators do, on a port of its own.
+    """
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Admin/Reload',
+            proto_dot_ranking__pb2.ReloadRequest.SerializeToString,
+            proto_dot_ranking__pb2.ReloadResponse.FromString,
             options,
             channel_credentials,
             insecure,

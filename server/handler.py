@@ -27,8 +27,8 @@ class RankingEngine(Protocol):
     """
 
     @property
-    def model(self) -> ModelInfo:
-        """The served model."""
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every served model, the default one first."""
         ...
 
     @property
@@ -36,8 +36,8 @@ class RankingEngine(Protocol):
         """Warm and not closing."""
         ...
 
-    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
-        """Score the candidates. InvalidInput when recent events are older than the log."""
+    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
+        """Score the candidates by a model of this name. InvalidInput when recent events are older than the log."""
         ...
 
     async def append_events(
@@ -46,8 +46,8 @@ class RankingEngine(Protocol):
         """Write to the log and return its length. LengthMismatch, or InvalidInput when older than the log."""
         ...
 
-    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
-        """Encode the user's history now."""
+    async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
+        """Encode the user's history now, by a model of this name."""
         ...
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
@@ -108,14 +108,18 @@ class Handler:
             if not scope.expired():
                 scope.reschedule(asyncio.get_running_loop().time())
 
-    def model(self) -> ModelInfo:
-        """The served model, with the candidate limit that this server enforces."""
-        return dataclasses.replace(self._engine.model, max_candidates=self._limits.max_candidates)
+    def model(self, name: str = "") -> ModelInfo:
+        """The model of a name, the default one for "". Raises UnknownModel."""
+        return limits.check_model(name, self.models())
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every served model, with the candidate limit that this server enforces; the default one first."""
+        limit = self._limits.max_candidates
+        return tuple(dataclasses.replace(info, max_candidates=limit) for info in self._engine.models)
 
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
-        """Score the candidates; `model` is the name that the caller asks for ("" is any)."""
-        info = self._engine.model
-        limits.check_model(model, info.name)
+        """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
+        info = limits.check_model(model, self._engine.models)
         limits.check_user_id(request.user_id, self._limits.max_user_id_bytes)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
         limits.check_request_time(request.request_time_ms)
@@ -125,7 +129,7 @@ class Handler:
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
         async with self._admitted(time_left) as deadline:
-            result = await self._engine.rank(request, deadline)
+            result = await self._engine.rank(request, deadline, info.name)
         if not (np.isfinite(result.scores).all() and np.isfinite(result.task_scores).all()):
             raise EngineFailure("the model gave a score that is not a finite number")
         return result
@@ -136,15 +140,16 @@ class Handler:
         """Add the events to the user's history and return its length."""
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         limits.check_num_events("events", events, 1, self._limits.max_events_per_append)
-        limits.check_events("events", events, len(self._engine.model.actions))
+        limits.check_events("events", events, max(len(info.actions) for info in self._engine.models))
         async with self._admitted(time_left) as deadline:
             return await self._engine.append_events(user_id, events, expected_len, deadline)
 
-    async def prefill(self, user_id: str, time_left: float | None) -> CacheInfo:
-        """Encode the user's history now."""
+    async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
+        """Encode the user's history now, by a model."""
+        info = limits.check_model(model, self._engine.models)
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         async with self._admitted(time_left) as deadline:
-            return await self._engine.prefill(user_id, deadline)
+            return await self._engine.prefill(user_id, deadline, info.name)
 
     async def delete_user(self, user_id: str, time_left: float | None) -> None:
         """Forget the user."""

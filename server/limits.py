@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfalcon.errors import InvalidInput, UnknownModel
-from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, Ids
+from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, Ids, ModelInfo
 
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -43,10 +43,13 @@ def check_user_id(user_id: str, max_bytes: int) -> None:
         raise InvalidInput("user_id", user_id, "free of control characters")
 
 
-def check_model(model: str, served: str) -> None:
-    """The served name, or nothing."""
-    if model not in ("", served):
-        raise UnknownModel(f"model: got {model[:80]!r}, must be {served!r} or empty")
+def check_model(model: str, served: Sequence[ModelInfo]) -> ModelInfo:
+    """The model of a served name; the first one for no name."""
+    for info in served:
+        if model in ("", info.name):
+            return info
+    names = ", ".join(repr(info.name) for info in served)
+    raise UnknownModel(f"model: got {model[:80]!r}, must be {names} or empty")
 
 
 def check_candidates(candidates: Ids, max_candidates: int) -> None:

@@ -73,7 +73,9 @@ class RankingApi:
 
     async def prefill(self, message: ranking_pb2.PrefillRequest, time_left: float | None) -> bytes:
         """PrefillRequest -> CacheInfo."""
-        return codec.cache_info(await self._handler.prefill(message.user_id, time_left)).SerializeToString()
+        return codec.cache_info(
+            await self._handler.prefill(message.user_id, message.model, time_left)
+        ).SerializeToString()
 
     async def delete_user(self, message: ranking_pb2.DeleteUserRequest, time_left: float | None) -> bytes:
         """DeleteUserRequest -> DeleteUserResponse."""
@@ -82,7 +84,12 @@ class RankingApi:
 
     async def get_model(self, message: ranking_pb2.GetModelRequest, time_left: float | None) -> bytes:
         """GetModelRequest -> GetModelResponse."""
-        return codec.model_response(self._handler.model()).SerializeToString()
+        return codec.model_response(self._handler.model(message.model)).SerializeToString()
+
+    async def list_models(self, message: ranking_pb2.ListModelsRequest, time_left: float | None) -> bytes:
+        """ListModelsRequest -> ListModelsResponse."""
+        models = map(codec.model_response, self._handler.models())
+        return ranking_pb2.ListModelsResponse(models=models).SerializeToString()
 
 
 def raw_method(
@@ -129,6 +136,7 @@ class GrpcServer:
                         "Prefill": raw_method(ranking_pb2.PrefillRequest, api.prefill),
                         "DeleteUser": raw_method(ranking_pb2.DeleteUserRequest, api.delete_user),
                         "GetModel": raw_method(ranking_pb2.GetModelRequest, api.get_model),
+                        "ListModels": raw_method(ranking_pb2.ListModelsRequest, api.list_models),
                     },
                 ),
             )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import orjson
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -60,6 +60,7 @@ Timeout = Annotated[
     int | None,
     Header(alias="x-request-timeout-ms", ge=1, description="Give up after so many milliseconds."),
 ]
+ModelName = Annotated[str, Query(description="The model's name; empty is the default one.")]
 
 
 class BodyLimit:
@@ -174,7 +175,7 @@ def metrics_routes(registry: CollectorRegistry) -> APIRouter:
 
 
 def ranking_routes(handler: Handler) -> APIRouter:
-    """The five methods of the service."""
+    """The methods of the service."""
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
@@ -201,10 +202,13 @@ def ranking_routes(handler: Handler) -> APIRouter:
 
     @router.post("/users/{user_id:any_text}/prefill", response_model=codec.CacheReply)
     async def prefill(
-        request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
+        request: Request,
+        user_id: Annotated[str, Depends(strict_user_id)],
+        model: ModelName = "",
+        timeout_ms: Timeout = None,
     ) -> Response:
         """Encode the user's history now, so that the next rank need not."""
-        cache = await while_connected(request, handler.prefill(user_id, seconds(timeout_ms)))
+        cache = await while_connected(request, handler.prefill(user_id, model, seconds(timeout_ms)))
         return json_response(codec.cache_reply(cache))
 
     @router.delete("/users/{user_id:any_text}", response_model=codec.DeleteUserReply)
@@ -216,9 +220,14 @@ def ranking_routes(handler: Handler) -> APIRouter:
         return json_response(codec.dump({}))
 
     @router.get("/model", response_model=codec.ModelReply)
-    async def get_model() -> Response:
-        """Describe the served model."""
-        return json_response(codec.model_reply(handler.model()))
+    async def get_model(model: ModelName = "") -> Response:
+        """Describe a served model."""
+        return json_response(codec.model_reply(handler.model(model)))
+
+    @router.get("/models", response_model=codec.ModelsReply)
+    async def list_models() -> Response:
+        """Describe every served model, the default one first."""
+        return json_response(codec.models_reply(handler.models()))
 
     return router
 

@@ -4,6 +4,7 @@ Field names are those of proto/ranking.proto; 64-bit integers are JSON numbers. 
 in /openapi.json; the answers themselves go from numpy to orjson without passing through them.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ class RankBody(Body):
         default=[], description="Events after the stored history that this request alone sees, in time order."
     )
     context: dict[str, Int64] = Field(default={}, description="Request-context features by name.")
-    model: str = Field(default="", description="The model's name; empty is the served one.")
+    model: str = Field(default="", description="The model's name; empty is the default one.")
 
     def request(self) -> RankRequest:
         """The request, not yet checked against limits."""
@@ -163,7 +164,7 @@ class ContextFeatureReply(Body):
 
 
 class ModelReply(Body):
-    """The served model."""
+    """A served model."""
 
     name: str
     version: str
@@ -175,6 +176,12 @@ class ModelReply(Body):
     max_history: Uint64
     max_candidates: Uint64
     prefix_stable: bool
+
+
+class ModelsReply(Body):
+    """Every served model, the default one first."""
+
+    models: list[ModelReply]
 
 
 class ErrorDetail(Body):
@@ -237,6 +244,11 @@ def cache_fields(cache: CacheInfo) -> dict[str, str | int]:
 def model_reply(model: ModelInfo) -> bytes:
     """A ModelReply as JSON."""
     return dump(model)
+
+
+def models_reply(models: Sequence[ModelInfo]) -> bytes:
+    """A ModelsReply as JSON."""
+    return dump({"models": models})
 
 
 def error_reply(code: str, message: str, field: str | None) -> bytes:

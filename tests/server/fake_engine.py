@@ -1,6 +1,7 @@
 """A small engine in memory: scores that can be computed by hand, a log that keeps its promises, faults on demand."""
 
 import asyncio
+import dataclasses
 
 import numpy as np
 
@@ -35,6 +36,7 @@ MODEL = ModelInfo(
     prefix_stable=True,
     backend="cpu float32",
 )
+OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context_features=())
 NUM_KNOWN_ITEMS = 2_000
 """Items 1 to so many are known."""
 
@@ -51,6 +53,7 @@ class FakeEngine:
         self.histories: dict[str, Events] = {}
         self.requests: list[RankRequest] = []
         self.deadlines: list[float | None] = []
+        self.asked_of: list[str] = []
         self.ready = True
         self.closed = asyncio.Event()
         self.fault: Exception | None = None
@@ -64,9 +67,14 @@ class FakeEngine:
     def model(self) -> ModelInfo:
         return MODEL
 
-    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        return MODEL, OTHER
+
+    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         await self._pass_gate()
         self.requests.append(request)
+        self.asked_of.append(model)
         self.deadlines.append(deadline)
         history = self._history(request.user_id)
         check_order(no_history(request.user_id, b"fake").extended(history), request.recent_events, "recent_events")
@@ -77,7 +85,7 @@ class FakeEngine:
             tasks=MODEL.tasks,
             task_scores=np.stack((like, like + 2)),
             top=np.argsort(-like, kind="stable")[: request.top_k].astype(np.uint32),
-            model_version=MODEL.version,
+            model_version=(OTHER if model == OTHER.name else MODEL).version,
             cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
             timings=Timings(1, 2, 3, 4, 10),
             history_len=len(history),
@@ -101,8 +109,9 @@ class FakeEngine:
         self.histories[user_id] = np.concatenate((history, events))
         return len(self.histories[user_id])
 
-    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
+    async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         await self._pass_gate()
+        self.asked_of.append(model)
         return CacheInfo(CacheSource.NONE, 0, len(self._history(user_id)))
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:

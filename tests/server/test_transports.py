@@ -13,9 +13,10 @@ from pydantic import BaseModel
 
 from proto import ranking_pb2
 from server.http import codec
-from tests.server.fake_engine import MODEL, like_scores
+from tests.server.fake_engine import MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
+NAMES = [MODEL.name, OTHER.name]
 EVENT: dict[str, object] = {"item_id": 7, "actions": 17, "value": 3.5, "time_ms": 1_000_000}
 
 
@@ -180,6 +181,7 @@ async def test_openapi_is_complete(running: Running) -> None:
         ("post", "/v1/users/{user_id}/prefill"),
         ("delete", "/v1/users/{user_id}"),
         ("get", "/v1/model"),
+        ("get", "/v1/models"),
         ("get", "/livez"),
         ("get", "/readyz"),
         ("get", "/metrics"),
@@ -199,3 +201,26 @@ async def test_metrics_are_what_prometheus_reads(running: Running) -> None:
     answer = await running.http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain")
+
+
+async def test_models_by_name(running: Running) -> None:
+    """Listed, described, and asked by name; what is not served is refused with the names that are."""
+    listed = await running.stub.ListModels(ranking_pb2.ListModelsRequest())
+    by_http = reply(await running.http.get("/v1/models"), codec.ModelsReply)
+    assert isinstance(by_http["models"], list)
+    assert [model.name for model in listed.models] == [model["name"] for model in by_http["models"]] == NAMES
+    assert (await running.stub.GetModel(ranking_pb2.GetModelRequest(model="other"))).version == OTHER.version
+    assert (await running.http.get("/v1/model", params={"model": "other"})).json()["version"] == OTHER.version
+    for answer in await rank_both(running, user_id="ann", candidates=[1], model="other"):
+        version = answer["model_version"] if isinstance(answer, dict) else answer.model_version
+        assert version == OTHER.version
+    await running.stub.Prefill(ranking_pb2.PrefillRequest(user_id="ann", model="other"))
+    await running.http.post("/v1/users/ann/prefill", params={"model": "other"})
+    await running.http.post("/v1/users/ann/prefill")
+    assert running.engine.asked_of == ["other"] * 4 + [MODEL.name]
+    refused = await running.http.post("/v1/users/ann/prefill", params={"model": "din"})
+    assert refused.status_code == 404
+    assert refused.json()["error"]["message"] == f"model: got 'din', must be {MODEL.name!r}, 'other' or empty"
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await running.stub.GetModel(ranking_pb2.GetModelRequest(model="din"))
+    assert error.value.code() is grpc.StatusCode.NOT_FOUND
