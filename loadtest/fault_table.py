@@ -334,7 +334,7 @@ def counters(metrics: StateMetrics) -> Counter[str]:
         for sample in family.samples:
             if sample.name.endswith("_total"):
                 name = sample.name.removeprefix("mfalcon_").removesuffix("_total")
-                labels = ",".join(sample.labels.values())
+                labels = ",".join(value for label, value in sample.labels.items() if label != "model")  # there is one
                 counts[f"{name}{{{labels}}}" if labels else name] = round(sample.value)
     return counts
 

@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import gc
 import logging
 import math
@@ -22,24 +23,29 @@ from prometheus_client import CollectorRegistry
 
 from mfalcon.backends.select import device_named, use_device
 from mfalcon.cores import owned_cores
-from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.compose import EngineConfig, compose_all, shared
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.metrics import StateMetrics
 from mfalcon.models import checkpoint
+from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
+from mfalcon.types import ModelInfo
 from server import banner
 from server.addresses import authority, listen
 from server.config import ServerConfig
+from server.grpc.admin import AdminServer
 from server.grpc.api import GrpcServer
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
 from server.limits import Limits
 from server.logs import log_to_stderr
+from server.reload import Reloads
 from server.tracing import trace_to
 
 logger = logging.getLogger(__name__)
@@ -63,6 +69,10 @@ LAST_BYTES_SECONDS = 0.5
 
 class ServedEngine(RankingEngine, Protocol):
     """An engine whose life is the server's."""
+
+    async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
+        """Serve another checkpoint under a name; whatever it raises leaves the old one serving."""
+        ...
 
     async def start(self) -> None:
         """Begin what runs beside the requests. Raises ConfigError."""
@@ -135,6 +145,9 @@ class Service:
             )
         )
         self._http_task: asyncio.Task[None] | None = None
+        self._reloads: Reloads[Checkpoint] | None = None
+        self._admin: AdminServer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def running(self) -> bool:
@@ -164,14 +177,40 @@ class Service:
         if not self._config.ready_without_redis:
             self._handler.wait_for_redis()
             await engine.reach_redis()
+        await self._start_reloads(engine)
         self._handler.serve(engine)
         await self._grpc.report_serving()
+
+    def hang_up(self) -> None:
+        """What SIGHUP does: reload every model from its directory. By default it would end the process."""
+        if self._reloads is None:
+            logger.warning("SIGHUP: nothing is served yet that could be reloaded")
+            return
+        task = asyncio.create_task(self._reloads.reload_all())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_reloads(self, engine: ServedEngine) -> None:
+        config = self._config
+        names = [info.name for info in engine.models]
+        directories = dict(zip(names, (model.checkpoint for model in config.served), strict=False))
+        self._reloads = reloads = Reloads(directories, loader(config), engine.reload, lambda: engine.models)
+        if config.admin_port is not None:
+            self._admin = AdminServer(reloads)
+            address = await self._admin.start(config.admin_host, config.admin_port)
+            logger.info("admin: grpc %s", address)
+        if config.watch_seconds:
+            self._tasks.add(asyncio.create_task(reloads.watch(config.watch_seconds)))
 
     async def stop(self) -> None:
         """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine."""
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
         self._handler.drain()
+        for task in self._tasks:
+            task.cancel()
+        if self._admin is not None:
+            await self._admin.stop()
         await self._grpc.report_not_serving()
         if self._engine is not None:
             # A transport that stops drops calls that are on the wire without a word; let there be none by then.
@@ -202,7 +241,7 @@ async def run(
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     addresses = await service.listen()
-    loop.add_signal_handler(signal.SIGHUP, on_hangup)
+    loop.add_signal_handler(signal.SIGHUP, service.hang_up)
     redis_url = None if config.redis_url is None else redacted(config.redis_url.get_secret_value())
     for line in banner.of_settings(config, redis_url, addresses.grpc, addresses.http):
         logger.info("%s", line)
@@ -237,11 +276,6 @@ async def run(
     return is_loaded
 
 
-def on_hangup() -> None:
-    """What SIGHUP does: nothing. By default it would end the process without a drain."""
-    logger.warning("SIGHUP: it changes nothing; a reload comes by `mfalcon reload`")
-
-
 def beside(work: Callable[[], T]) -> "asyncio.Future[T]":
     """Begin blocking work in a thread that nobody waits for at exit, as an executor's would be."""
     future = concurrent.futures.Future[T]()
@@ -271,22 +305,26 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     """Load the checkpoint and start a warm engine on it."""
     device = device_named(config.device)
     use_device(device)
-    loaded = checkpoint.load(config.checkpoint, DTYPES[config.dtype], str(device))
-    engine = compose(
-        loaded,
+    options = RankerOptions(
+        backend=config.backend,
+        kv_dtype=config.kv_dtype,
+        microbatch=None if config.microbatch == "auto" else config.microbatch,
+        kv_budget_bytes=config.kv_budget_mb << 20,
+        device_budget_bytes=config.device_budget_mb << 20,
+        write_behind_bytes=config.write_behind_mb << 20,
+        max_candidates=config.max_candidates,
+    )
+    load = loader(config)
+    models = [
+        (load(model.checkpoint), dataclasses.replace(shared(options, model.share or 1.0), name=model.name))
+        for model in config.served
+    ]
+    engine = compose_all(
+        models,
         EngineConfig(
             threads=config.threads or owned_cores(),
             queue_size=config.queue_size,
-            ranker=RankerOptions(
-                name=config.model_name,
-                backend=config.backend,
-                kv_dtype=config.kv_dtype,
-                microbatch=None if config.microbatch == "auto" else config.microbatch,
-                kv_budget_bytes=config.kv_budget_mb << 20,
-                device_budget_bytes=config.device_budget_mb << 20,
-                write_behind_bytes=config.write_behind_mb << 20,
-                max_candidates=config.max_candidates,
-            ),
+            reload=ReloadOptions(config.reload_warm_users, config.reload_warm_s),
             histories=HistoryOptions(
                 log_max_events=config.log_max_events, log_slack=config.log_slack_events, redis=redis_options(config)
             ),
@@ -298,6 +336,12 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
         for line in banner.of_model(ranker.info, ranker.served.unavailable):
             logger.info("%s", line)
     return engine
+
+
+def loader(config: ServerConfig) -> Callable[[Path], Checkpoint]:
+    """What reads a checkpoint as this server computes."""
+    dtype, device = DTYPES[config.dtype], str(device_named(config.device))
+    return lambda directory: checkpoint.load(directory, dtype, device)
 
 
 def redis_options(config: ServerConfig) -> RedisOptions | None:

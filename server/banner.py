@@ -9,7 +9,7 @@ from server.config import ServerConfig
 
 def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -> Iterator[str]:
     """What is known before anything is loaded. redis: its URL without credentials. grpc, http: where it listens."""
-    yield f"mfalcon {__version__} loads {config.checkpoint}"
+    yield f"mfalcon {__version__} loads {', '.join(str(model.checkpoint) for model in config.served)}"
     yield f"addresses: grpc {grpc}, http {http}"
     yield (
         f"limits: {config.max_candidates} candidates, {config.max_recent_events} recent events, "

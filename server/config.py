@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -30,12 +30,28 @@ Port = Annotated[int, Field(ge=0, le=65_535)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
+class ModelConfig(BaseModel):
+    """A table of [[models]]: one model of several."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str | None = Field(default=None, min_length=1, max_length=128)
+    checkpoint: Path
+    share: float | None = Field(default=None, gt=0, le=1)
+    """Of the memory budgets; an equal part of what the others leave if not given."""
+
+
 class ServerConfig(BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
-    checkpoint: Path = Field(description="Directory of the checkpoint to serve.")
+    checkpoint: Path | None = Field(
+        default=None, description="Directory of the checkpoint to serve; several are [[models]] in the TOML file."
+    )
+    models: tuple[ModelConfig, ...] = Field(
+        default=(), max_length=64, description="Several models: tables of name, checkpoint and share of the memory."
+    )
     model_name: str | None = Field(
         default=None,
         min_length=1,
@@ -47,6 +63,24 @@ class ServerConfig(BaseSettings):
     grpc_port: Port = Field(default=50_051, description="Port of gRPC; 0 takes any free one.")
     http_host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
     http_port: Port = Field(default=8_080, description="Port of HTTP; 0 takes any free one.")
+
+    admin_host: str = Field(default="127.0.0.1", min_length=1, description="Address that Admin (gRPC) listens on.")
+    admin_port: Port | None = Field(
+        default=None, description="Port of Admin, which reloads models; 0 takes any free one. Off if not given."
+    )
+    watch_seconds: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="Seconds between looks at the checkpoints' directories: a changed symlink or manifest is a reload. "
+        "0 does not look; SIGHUP reloads at any time.",
+    )
+    reload_warm_users: int = Field(
+        default=1_000, ge=0, le=10_000, description="Users, the last seen first, encoded before a reload swaps."
+    )
+    reload_warm_s: float = Field(
+        default=10.0, ge=0, le=3_600, description="Longest time for that, in seconds, of the device's idle time."
+    )
 
     device: str = Field(
         default="cpu", pattern=r"^(cpu|cuda(:\d{1,2})?)$", description="Device that computes: cpu, cuda or cuda:N."
@@ -176,6 +210,27 @@ class ServerConfig(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @model_validator(mode="after")
+    def _models_are_given_once(self) -> Self:
+        if (self.checkpoint is None) == (not self.models):
+            given = "neither" if self.checkpoint is None else "both"
+            raise ValueError(f"checkpoint, models: got {given}, must be a checkpoint or [[models]] in the TOML file")
+        if self.models and self.model_name is not None:
+            raise ValueError("model_name: got a name, must not be given beside [[models]], which have their own")
+        shares = sum(model.share or 0 for model in self.models)
+        if shares > 1 or (shares == 1 and any(model.share is None for model in self.models)):
+            raise ValueError(f"models: got shares of {shares:g} in all, must leave every model a part of 1")
+        return self
+
+    @property
+    def served(self) -> tuple[ModelConfig, ...]:
+        """Every model with its share of the memory budgets, the default one first."""
+        if self.checkpoint is not None:
+            return (ModelConfig(name=self.model_name, checkpoint=self.checkpoint, share=1.0),)
+        left = 1 - sum(model.share or 0 for model in self.models)
+        rest = left / max(1, sum(model.share is None for model in self.models))
+        return tuple(model.model_copy(update={"share": model.share or rest}) for model in self.models)
+
+    @model_validator(mode="after")
     def _a_log_in_redis_has_one(self) -> Self:
         if self.event_log == "redis" and self.redis_url is None:
             raise ValueError("event_log: got redis, must be embedded or auto while redis_url is not given")
@@ -216,6 +271,8 @@ def complaints(error: ValidationError) -> list[str]:
     sentences = []
     for details in error.errors(include_url=False):
         match details["type"], details["loc"]:
+            case "extra_forbidden", (_, _, *_) as path:
+                sentences.append(f"{'.'.join(map(str, path))}: there is no such setting")
             case "extra_forbidden", (str(name), *_):
                 sentences.append(f"{name}: there is no such setting{did_you_mean(name)}")
             case "value_error", _:

@@ -17,6 +17,7 @@ from mfalcon.cli import (
     loadtest,
     quality,
     rank,
+    reload,
     replay,
     serve,
     soak,
@@ -39,6 +40,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("verify")(verify.verify)
 app.command("serve")(serve.serve)
+app.command("reload")(reload.reload)
 app.command("load")(load.load)
 app.command("rank")(rank.rank)
 app.command("replay")(replay.replay)

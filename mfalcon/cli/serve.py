@@ -34,7 +34,7 @@ def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
     for kind, shown in ((bool, "true|false"), (int, "N"), (float, "SECONDS"), (Path, "DIR")):
-        if field.annotation is kind:
+        if kind in (field.annotation, *get_args(field.annotation)):
             return shown
     return "TEXT"
 
@@ -45,6 +45,6 @@ serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         inspect.Parameter(
             "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, _config]
         ),
-        *(_option(name, field) for name, field in ServerConfig.model_fields.items()),
+        *(_option(name, field) for name, field in ServerConfig.model_fields.items() if name != "models"),
     ]
 )

@@ -93,9 +93,11 @@ class RankingApi:
 
 
 def raw_method(
-    message_type: type[Request], answer: Callable[[Request, float | None], Awaitable[bytes]]
+    message_type: type[Request],
+    answer: Callable[[Request, float | None], Awaitable[bytes]],
+    status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Wrap a method of `RankingApi`: parse, answer, and turn every error into a status."""
+    """Wrap a method: parse, answer, and turn every error into a status."""
 
     async def method(raw: bytes, context: Context) -> bytes:
         try:
@@ -104,7 +106,7 @@ def raw_method(
             name = message_type.DESCRIPTOR.full_name
             code, text = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: got {len(raw)} bytes that are no such message"
         except MFalconError as error:
-            code, text = STATUS.get(type(error), grpc.StatusCode.INTERNAL), str(error)
+            code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
         except Exception:
             logger.exception("%s failed", message_type.DESCRIPTOR.full_name)
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"

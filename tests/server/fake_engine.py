@@ -2,11 +2,13 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
 from mfalcon.errors import LengthMismatch
 from mfalcon.history.history import check_order, no_history
+from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
     CacheInfo,
     CacheSource,
@@ -91,6 +93,10 @@ class FakeEngine:
             history_len=len(history),
             unknown=np.flatnonzero(unknown).astype(np.uint32),
         )
+
+    async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
+        load()
+        return MODEL
 
     async def start(self) -> None:
         pass

@@ -39,6 +39,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "redis_url": "redis://:pw@h",
         "redis_secret_file": "s",
         "otlp_endpoint": "http://h:1",
+        "admin_port": 7,
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, **optional})
     values = config.model_dump(mode="json") | optional
@@ -63,7 +64,7 @@ def test_settings_are_immutable() -> None:
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        ({}, "checkpoint: got None, must be given"),
+        ({}, "checkpoint, models: got neither, must be a checkpoint or [[models]]"),
         ({"grpc_port": 65_536}, "grpc_port: got 65536, must be less than or equal to 65535"),
         ({"grpc_port": "x"}, "grpc_port: got 'x', must be a valid integer"),
         ({"dtype": "float8"}, "dtype: got 'float8', must be 'float32', 'bfloat16', 'float16' or 'float64'"),
@@ -127,3 +128,35 @@ def test_variables_that_kubernetes_sets_are_passed_over(monkeypatch: pytest.Monk
     for name in ("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP", "PORT_50051_TCP_ADDR"):
         monkeypatch.setenv(f"MFALCON_{name}", "tcp://10.0.0.1:50051")
     load_config(None, FLAGS)
+
+
+TABLE = '[[models]]\nname = "{name}"\ncheckpoint = "{name}"\n'
+
+
+def test_several_models_share_the_memory(toml: Path) -> None:
+    toml.write_text(TABLE.format(name="a") + "share = 0.5\n" + TABLE.format(name="b") + TABLE.format(name="c"))
+    served = load_config(toml, {}).served
+    assert [(model.name, model.checkpoint, model.share) for model in served] == [
+        ("a", Path("a"), 0.5),
+        ("b", Path("b"), 0.25),
+        ("c", Path("c"), 0.25),
+    ]
+    (alone,) = load_config(None, FLAGS | {"model_name": "main"}).served
+    assert (alone.name, alone.share) == ("main", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "says"),
+    [
+        (TABLE.format(name="a"), {"checkpoint": "b"}, "checkpoint, models: got both, must be"),
+        (TABLE.format(name="a"), {"model_name": "b"}, "model_name: got a name, must not be given beside"),
+        (TABLE.format(name="a") + "share = 0.7\n" + TABLE.format(name="b") + "share = 0.7\n", {}, "shares of 1.4"),
+        (TABLE.format(name="a") + "share = 1.0\n" + TABLE.format(name="b"), {}, "must leave every model a part"),
+        (TABLE.format(name="a") + "shares = 1\n", {}, "models.0.shares"),
+    ],
+)
+def test_bad_models(toml: Path, text: str, flags: dict[str, object], says: str) -> None:
+    toml.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_config(toml, flags)
+    assert says in str(refused.value)

@@ -192,7 +192,7 @@ async def test_a_drain_needs_no_reader() -> None:
     assert b"Traceback" not in said and b"BrokenPipe" not in said
 
 
-async def test_a_hangup_ends_nothing_and_says_what_reloads() -> None:
+async def test_a_hangup_ends_nothing_and_reloads() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.server.serve_fake"),
         cwd=ROOT,
@@ -203,9 +203,8 @@ async def test_a_hangup_ends_nothing_and_says_what_reloads() -> None:
     async with asyncio.timeout(20):
         http = (await process.stdout.readline()).decode().split("http=")[1].strip()
         process.send_signal(signal.SIGHUP)
-        while b"SIGHUP" not in (line := await process.stderr.readline()):
+        while b"was not reloaded from unused" not in (line := await process.stderr.readline()):
             assert line, "it ended"
-        assert b"mfalcon reload" in line
         async with httpx.AsyncClient() as client:
             assert (await client.get(f"http://{http}/readyz")).status_code == 200
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,29 @@
+"""`mfalcon reload`: have a running server exchange a model's checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+
+from mfalcon.errors import CallFailed
+from proto import ranking_pb2, ranking_pb2_grpc
+
+
+def reload(
+    target: Annotated[str, typer.Option(help="Admin address of the server (its --admin-port).")],
+    model: Annotated[str, typer.Option(help="Name of the model; the default one if not given.")] = "",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Directory on the server; the one that the model was loaded from if not given."),
+    ] = None,
+    timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer, in seconds.")] = 600.0,
+) -> None:
+    """Serve another checkpoint without a restart; a bad one leaves the old one serving."""
+    request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint.absolute()) if checkpoint else "")
+    with grpc.insecure_channel(target) as channel:
+        try:
+            done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise CallFailed(error.code().name, error.details() or "") from error
+    typer.echo(f"{done.model}: version {done.version} instead of {done.old_version}, after {done.took_ms / 1000:.1f} s")

@@ -1,0 +1,57 @@
+"""What operators call: mfalcon.v1.Admin on a port of its own, which is off unless it is set."""
+
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from mfalcon.errors import CheckpointError, ConfigError
+from proto import ranking_pb2
+from server.addresses import authority, listen
+from server.grpc import api
+from server.reload import Reloaded
+
+SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+STATUS = {
+    **api.STATUS,
+    CheckpointError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+class Reloading(Protocol):
+    """Who reloads."""
+
+    async def reload(self, model: str, checkpoint: str) -> Reloaded:
+        """See `server.reload.Reloads`."""
+        ...
+
+
+class AdminServer:
+    """A grpc.aio server with the Admin service."""
+
+    def __init__(self, reloads: Reloading) -> None:
+        self._reloads = reloads
+        self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        methods = {"Reload": api.raw_method(ranking_pb2.ReloadRequest, self._reload, STATUS)}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
+
+    async def start(self, host: str, port: int) -> str:
+        """Listen (port 0 is any free one) and return the address. ConfigError when it is taken."""
+        try:
+            bound = self._server.add_insecure_port(authority(host, port))
+        except RuntimeError as error:
+            listen("admin", host, port).close()
+            raise ConfigError(f"admin_host, admin_port: cannot listen on {authority(host, port)}") from error
+        await self._server.start()
+        return authority(host, bound)
+
+    async def stop(self) -> None:
+        """End at once: a reload that is under way has no answer."""
+        await self._server.stop(None)
+
+    async def _reload(self, message: ranking_pb2.ReloadRequest, time_left: float | None) -> bytes:
+        done = await self._reloads.reload(message.model, message.checkpoint)
+        return ranking_pb2.ReloadResponse(
+            model=done.model, old_version=done.old_version, version=done.version, took_ms=done.took_ms
+        ).SerializeToString()

@@ -1,0 +1,93 @@
+"""Reloads of models from their directories: by the Admin call, by SIGHUP, or because a directory has changed."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from mfalcon.errors import MFalconError, UnknownModel
+from mfalcon.types import ModelInfo
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+T = TypeVar("T")
+Mark = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload did."""
+
+    model: str
+    old_version: str
+    version: str
+    took_ms: int
+
+
+class Reloads(Generic[T]):
+    """Knows where each model was loaded from. Lives on the event loop.
+
+    directories: by name of the model, the default one first. load: reads a checkpoint, in a thread. exchange: has a
+    model served from what `load` gives, and raises what keeps the old one serving. models: what is served now.
+    """
+
+    def __init__(
+        self,
+        directories: Mapping[str, Path],
+        load: Callable[[Path], T],
+        exchange: Callable[[str, Callable[[], T]], Awaitable[ModelInfo]],
+        models: Callable[[], tuple[ModelInfo, ...]],
+    ) -> None:
+        self._directories = dict(directories)
+        self._load = load
+        self._exchange = exchange
+        self._models = models
+
+    async def reload(self, model: str = "", checkpoint: str = "") -> Reloaded:
+        """Serve a model from a directory, or from its own again. Raises UnknownModel, CheckpointError, ConfigError,
+        EngineFailure, or Overloaded while it is being reloaded; then the old one serves on.
+        """
+        name = model or next(iter(self._directories))
+        if name not in self._directories:
+            raise UnknownModel(f"model: got {model[:80]!r}, must be {', '.join(map(repr, self._directories))} or empty")
+        began, old = time.monotonic(), next(info for info in self._models() if info.name == name)
+        directory = Path(checkpoint) if checkpoint else self._directories[name]
+        info = await self._exchange(name, lambda: self._load(directory))
+        self._directories[name] = directory
+        return Reloaded(name, old.version, info.version, round(1000 * (time.monotonic() - began)))
+
+    async def reload_all(self) -> None:
+        """Every model from its own directory; what fails is in the log."""
+        for name in tuple(self._directories):
+            await self._reload_or_log(name)
+
+    async def watch(self, seconds: float) -> None:
+        """Reload a model whose directory's symlink or manifest has changed; for ever. One that is bad is tried once."""
+        seen = {name: _mark(directory) for name, directory in self._directories.items()}
+        while True:
+            await asyncio.sleep(seconds)
+            for name, directory in tuple(self._directories.items()):
+                mark = await asyncio.to_thread(_mark, directory)
+                if mark is not None and mark != seen.get(name):
+                    seen[name] = mark
+                    await self._reload_or_log(name)
+
+    async def _reload_or_log(self, name: str) -> None:
+        try:
+            done = await self.reload(name)
+        except MFalconError as error:
+            logger.error("model %s was not reloaded from %s: %s", name, self._directories[name], error)
+        else:
+            logger.info("model %s: version %s instead of %s", name, done.version, done.old_version)
+
+
+def _mark(directory: Path) -> Mark | None:
+    """What changes with a checkpoint: where the directory really is, and its manifest. None while there is none."""
+    try:
+        return str(directory.resolve()), (directory / MANIFEST).read_bytes()
+    except OSError:
+        return None

@@ -1,0 +1,123 @@
+"""A checkpoint exchanged under a running server: by the Admin call, by a change of the directory, by SIGHUP's way."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import httpx
+import pytest
+
+from mfalcon.metrics import StateMetrics
+from mfalcon.models import checkpoint
+from proto import ranking_pb2, ranking_pb2_grpc
+from server.app import Service, build_engine
+from server.config import load_config
+from tests.small import small_checkpoint
+
+WAIT_S = 20.0
+
+
+def save(directory: Path, seed: int) -> str:
+    made = small_checkpoint(seed=seed)
+    return checkpoint.save(directory, made.model, made.items)[:12]
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+class Running:
+    def __init__(self, service: Service, http: httpx.AsyncClient, admin: ranking_pb2_grpc.AdminStub) -> None:
+        self.service, self.http, self.admin = service, http, admin
+
+    async def versions(self) -> dict[str, str]:
+        models = (await self.http.get("/v1/models")).json()["models"]
+        return {model["name"]: model["version"] for model in models}
+
+    async def comes(self, name: str, version: str) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while (await self.versions())[name] != version:
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def serving(tmp_path: Path, text: str, **flags: object) -> AsyncIterator[Running]:
+    """A real server, configured by a file."""
+    port = free_port()
+    file = tmp_path / "server.toml"
+    file.write_text(f"grpc_port = 0\nhttp_port = 0\nadmin_port = {port}\nthreads = 1\nmicrobatch = 16\n{text}")
+    config, metrics = load_config(file, flags), StateMetrics()
+    service = Service(config, metrics.registry)
+    addresses = await service.listen()
+    await service.serve(await asyncio.to_thread(build_engine, config, metrics))
+    try:
+        async with (
+            httpx.AsyncClient(base_url=f"http://{addresses.http}") as http,
+            grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
+            yield Running(service, http, ranking_pb2_grpc.AdminStub(channel))
+    finally:
+        await service.stop()
+
+
+async def test_admin_reloads_one_of_two_models_and_a_bad_one_changes_nothing(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one", 1), save(tmp_path / "two", 2)
+    three = save(tmp_path / "three", 3)
+    (tmp_path / "bad").mkdir()
+    tables = "".join(f'[[models]]\nname = "{name}"\ncheckpoint = "{tmp_path / name}"\n' for name in ("one", "two"))
+    async with serving(tmp_path, tables) as running:
+        assert await running.versions() == {"one": one, "two": two}
+        asked = ranking_pb2.ReloadRequest(model="two", checkpoint=str(tmp_path / "three"))
+        done = await running.admin.Reload(asked)
+        assert (done.model, done.old_version, done.version) == ("two", two, three)
+        assert await running.versions() == {"one": one, "two": three}
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await running.admin.Reload(ranking_pb2.ReloadRequest(checkpoint=str(tmp_path / "bad")))
+        assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "manifest.json: no such file" in (error.value.details() or "")
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await running.admin.Reload(ranking_pb2.ReloadRequest(model="three"))
+        assert error.value.code() is grpc.StatusCode.NOT_FOUND
+        ranked = await running.http.post("/v1/rank", json={"user_id": "ann", "candidates": [1, 2], "model": "two"})
+        assert ranked.json()["model_version"] == three
+        assert await running.versions() == {"one": one, "two": three}
+
+
+async def test_a_changed_symlink_or_manifest_is_a_reload_and_a_bad_one_is_not(tmp_path: Path) -> None:
+    versions = [save(tmp_path / f"v{number}", number) for number in range(3)]
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "v0")
+
+    def point_to(target: Path) -> None:
+        (tmp_path / "next").symlink_to(target)
+        os.replace(tmp_path / "next", link)
+
+    async with serving(tmp_path, f'checkpoint = "{link}"\nmodel_name = "main"\nwatch_seconds = 0.05\n') as running:
+        assert await running.versions() == {"main": versions[0]}
+        point_to(tmp_path / "v1")
+        await running.comes("main", versions[1])
+        bad = tmp_path / "bad"
+        save(bad, 5)
+        weights = (bad / "model.safetensors").read_bytes()
+        (bad / "model.safetensors").write_bytes(weights[:-1])
+        point_to(bad)
+        await asyncio.sleep(0.5)
+        assert await running.versions() == {"main": versions[1]}
+        point_to(tmp_path / "v2")
+        await running.comes("main", versions[2])
+
+
+async def test_a_hangup_reloads_from_the_directory(tmp_path: Path) -> None:
+    first = save(tmp_path / "model", 1)
+    async with serving(tmp_path, f'checkpoint = "{tmp_path / "model"}"\nmodel_name = "main"\n') as running:
+        assert await running.versions() == {"main": first}
+        second = save(tmp_path / "model", 2)
+        running.service.hang_up()
+        await running.comes("main", second)
