@@ -1,6 +1,6 @@
 """How many cores are ours: what the scheduler lets us run on, cut by a container's CPU limit.
 
-More threads than cores is not a little slower but ruinous: barriers between operators collapse (FACTS, "CPU").
+More threads than cores is not a little slower but ruinous: barriers between operators collapse.
 """
 
 import math

@@ -50,7 +50,7 @@ def model_config(
     window_chunk: int = 100,
     dropout: float = 0.3,
 ) -> RankerConfig:
-    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (FACTS: 166k parameters).
+    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (166k parameters).
 
     Raises ConfigError if the heads do not share `dim` evenly.
     """
