@@ -1,6 +1,7 @@
 """The window rule: which part of a history the model sees.
 
-A function of the history's length alone, so that every replica, the trainer and the evaluator agree on it: the start moves in steps of `window_chunk`, which costs one new prefill per chunk instead of one per event.
+A function of the history's length alone, so that every replica, the trainer and the evaluator agree on it: the start
+moves in steps of `window_chunk`, which costs one new prefill per chunk instead of one per event.
 """
 
 

@@ -5,9 +5,11 @@ checkpoint that is bad changes nothing.
 import asyncio
 import dataclasses
 import gc
+import os
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import CheckpointError, ConfigError, Overloaded, UnknownModel
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import CacheSource, Events, RankResult
+from mfalcon.types import CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
@@ -171,3 +173,54 @@ async def test_one_reload_of_a_model_at_a_time(engine: Engine) -> None:
     await first
     with pytest.raises(UnknownModel):
         await engine.reload("other", lambda: FIRST)
+
+
+@pytest.mark.thorough
+async def test_a_hundred_reloads_under_load_lose_nothing_and_give_the_memory_back(
+    engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """8 clients rank and append; minutes, so `make thorough` runs it. Prints what a swap cost."""
+    truth = {f"user-{number}": no_events() for number in range(40)}
+    stop, waits, swaps = asyncio.Event(), list[tuple[float, float]](), list[float]()
+
+    async def client(number: int) -> None:
+        rng = np.random.default_rng(number)
+        while not stop.is_set():
+            user_id = f"user-{number + 8 * int(rng.integers(5))}"  # each client has users of its own
+            known = truth[user_id]
+            if rng.random() < 0.2:
+                new = random_events(1, int(rng.integers(2**31)), int(known["time_ms"][-1]) if len(known) else 10**12)
+                truth[user_id] = np.concatenate([known, new])
+                assert await engine.append_events(user_id, new, len(known)) == len(known) + 1
+                continue
+            began = time.monotonic()
+            result = await engine.rank(rank_request(user_id, ITEMS), began + WAIT_S)
+            waits.append((began, time.monotonic() - began))
+            assert result.history_len == len(known)
+            if rng.random() < 0.02:
+                assert_right(result, known)
+            await asyncio.sleep(0.005)
+
+    clients = [asyncio.create_task(client(number)) for number in range(8)]
+    sizes = []
+    for number in range(100):
+        await engine.reload("main", (lambda: FIRST) if number % 2 else (lambda: SECOND))
+        swaps.append(time.monotonic())
+        await asyncio.sleep(0.1)
+        if number >= 9:
+            gc.collect()
+            sizes.append(resident_bytes())
+    stop.set()
+    await asyncio.gather(*clients)
+    near = [wait for began, wait in waits if any(-0.05 <= began - swap <= 0.05 for swap in swaps)]
+    far = [wait for began, wait in waits if all(abs(began - swap) > 0.05 for swap in swaps)]
+    with capsys.disabled():
+        print(
+            f"\n100 reloads, {len(waits)} ranks; p99 {np.quantile(near, 0.99):.4f} s within 50 ms of a swap, "
+            f"{np.quantile(far, 0.99):.4f} s elsewhere; resident {sizes[0] >> 20} MiB, at the end {sizes[-1] >> 20} MiB"
+        )
+    assert sizes[-1] < 1.05 * sizes[0]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
