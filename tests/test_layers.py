@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kv": ("mfalcon.kvcache.state", "mfalcon.kvcache.block_pool"),
     "kvcache": ("mfalcon.kvcache",),
     "attention": ("mfalcon.attention",),
-    "config": ("mfalcon.models.config",),
+    "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest"),
     "models": ("mfalcon.models",),
     "backends": ("mfalcon.backends",),
     "algorithm": ("mfalcon.algorithm",),
@@ -157,6 +157,14 @@ def test_imports_inside_functions_delay_optional_packages_only(module: str) -> N
             for imported in imports(node):
                 delayed = imported.partition(".")[0] in OPTIONAL or any(_inside(imported, m) for m in NEEDS_OPTIONAL)
                 assert delayed, f"{module}: {node.name} imports {imported} inside"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_only_the_command_line_imports_by_name(module: str) -> None:
+    """Its table of subcommands is the one exception: whoever calls one pays for no other."""
+    called = {node.id for node in ast.walk(parsed(module)) if isinstance(node, ast.Name)}
+    called |= {node.attr for node in ast.walk(parsed(module)) if isinstance(node, ast.Attribute)}
+    assert module == "mfalcon.cli.main" or not called & {"import_module", "__import__"}
 
 
 def test_what_needs_an_optional_package_says_so_truly() -> None:

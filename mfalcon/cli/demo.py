@@ -21,6 +21,7 @@ from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.manifest import MANIFEST
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events, RankResult
@@ -45,7 +46,7 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
         raise ConfigError(f"--user: got {user!r}, must be one of MovieLens-100K's, 1 to {len(dataset.user_ids)}")
     _console.print(f"MovieLens-100K: {len(dataset.events):,} ratings, {len(dataset.user_ids)} users")
     _step("Training")
-    if (CHECKPOINT / checkpoint.MANIFEST).is_file():
+    if (CHECKPOINT / MANIFEST).is_file():
         _console.print(f"{CHECKPOINT} is there already; delete it to train again")
     else:
         train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), CHECKPOINT)

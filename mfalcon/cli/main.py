@@ -1,55 +1,107 @@
-"""The one `mfalcon` command: a file beside this one per subcommand; our errors end as one line and exit code 1."""
+"""The one `mfalcon` command: a file beside this one per subcommand; our errors end as one line and exit code 1.
+
+A subcommand's module is imported when it is called or completed, and by nothing else: most of them import torch.
+"""
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
+from typer.main import get_group
 
 from mfalcon import __version__
-from mfalcon.cli import (
-    bench,
-    chaos,
-    data,
-    demo,
-    evaluate,
-    inspect,
-    load,
-    loadtest,
-    quality,
-    rank,
-    reload,
-    replay,
-    serve,
-    soak,
-    train,
-    verify,
-)
 from mfalcon.cli.isolation import check_isolation
 from mfalcon.errors import MFalconError
 
+COMMANDS = {
+    # name: its module and the line that the list of commands shows, the first of its own help. A module holds either
+    # a function of the command's name or, for a command that has subcommands, a typer application `app`.
+    "data": ("mfalcon.cli.data", "Fetch public data sets."),
+    "train": (
+        "mfalcon.cli.train",
+        "Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes.",
+    ),
+    "evaluate": (
+        "mfalcon.cli.evaluate",
+        "AUC, NE, GAUC and NDCG@10 on the test events: hiding events of the target's own time, and by order.",
+    ),
+    "inspect": ("mfalcon.cli.inspect", "Show a checkpoint's model and how much memory its users take."),
+    "verify": ("mfalcon.cli.verify", "Measure laws 1 to 7 on a checkpoint; exit code 1 if one is broken."),
+    "serve": ("mfalcon.cli.serve", "Serve a checkpoint over gRPC and HTTP until SIGTERM or Ctrl-C."),
+    "reload": (
+        "mfalcon.cli.reload",
+        "Serve another checkpoint without a restart; a bad one leaves the old one serving.",
+    ),
+    "load": (
+        "mfalcon.cli.load",
+        "Append the histories of a data set to a running server that has none of these users yet.",
+    ),
+    "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
+    "replay": (
+        "mfalcon.cli.replay",
+        "Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones.",
+    ),
+    "quality": (
+        "mfalcon.cli.quality",
+        "Train every architecture with several seeds (split A), evaluate, and hold the medians against their bars.",
+    ),
+    "demo": (
+        "mfalcon.cli.demo",
+        "Fetch MovieLens-100K, train a small ranker, serve it, rank a real user's candidates, and end.",
+    ),
+    "loadtest": (
+        "mfalcon.cli.loadtest",
+        "Rank, AppendEvents and Prefill from many clients; fails if any request fails. For more: locust -f.",
+    ),
+    "soak": (
+        "mfalcon.cli.soak",
+        "Mix Rank, AppendEvents and DeleteUser; exit code 1 unless each is answered once and every score is right.",
+    ),
+    "chaos": (
+        "mfalcon.cli.chaos",
+        "Kill and freeze Redis and replicas under load; exit code 1 on a wrong, lost, late or missing answer.",
+    ),
+    "bench": ("mfalcon.cli.bench", "Time the kernels and the service."),
+}
+
+
+class LazyGroup(TyperGroup):
+    """Lists placeholders, and puts the real command in the place of the one that is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that `args` begin with. The context's class is not public in every version of typer."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command if name is None else load_command(name), rest
+
+
+def load_command(name: str) -> Any:
+    """Import a subcommand's module and build the command."""
+    module = import_module(COMMANDS[name][0])
+    holder = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
+    if hasattr(module, "app"):
+        holder.add_typer(module.app, name=name)
+    else:
+        holder.command(name)(getattr(module, name))
+    return get_group(holder).commands[name]
+
+
+def _placeholder() -> None:
+    raise AssertionError("LazyGroup puts the real command in this place")
+
+
 app = typer.Typer(
     name="mfalcon",
+    cls=LazyGroup,
     help="An online ranking inference server for generative rankers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.add_typer(data.app, name="data")
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("inspect")(inspect.inspect)
-app.command("verify")(verify.verify)
-app.command("serve")(serve.serve)
-app.command("reload")(reload.reload)
-app.command("load")(load.load)
-app.command("rank")(rank.rank)
-app.command("replay")(replay.replay)
-app.command("quality")(quality.quality)
-app.command("demo")(demo.demo)
-app.command("loadtest")(loadtest.loadtest)
-app.command("soak")(soak.soak)
-app.command("chaos")(chaos.chaos)
-app.add_typer(bench.app, name="bench")
+for _name, (_module, _help) in COMMANDS.items():
+    app.command(_name, help=_help)(_placeholder)
 
 
 @app.callback(invoke_without_command=True)

@@ -13,8 +13,8 @@ from rich.text import Text
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.client import Client
 from mfalcon.errors import ConfigError
-from mfalcon.models import checkpoint
 from mfalcon.models.items import ItemTable
+from mfalcon.models.manifest import load_items
 from mfalcon.types import Ids, RankResult
 
 _console = Console(highlight=False)
@@ -37,7 +37,7 @@ def rank(
     json_output: JsonOption = False,
 ) -> None:
     """Rank candidates for a user on a running server."""
-    items = checkpoint.load_items(path) if path else None
+    items = load_items(path) if path else None
     ids = _candidates(candidates, items)
     with Client(target) as client:
         result = client.rank(user, ids, top_k=top, context=_context(context or []))

@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from mfalcon.errors import CheckpointError
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Ranker
-from mfalcon.models.checkpoint import CONFIG, ITEMS, MANIFEST, WEIGHTS, load, save
+from mfalcon.models.checkpoint import load, save
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
+from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS
 from mfalcon.models.registry import architectures, build
 from tests.small import small_checkpoint, small_config, small_items
 
