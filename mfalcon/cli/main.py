@@ -14,6 +14,7 @@ from typer.main import get_group
 
 from mfalcon import __version__
 from mfalcon.cli.isolation import check_isolation
+from mfalcon.cli.once import OnceCommand
 from mfalcon.errors import MFalconError
 
 COMMANDS = {
@@ -82,9 +83,11 @@ def load_command(name: str) -> Any:
     module = import_module(COMMANDS[name][0])
     holder = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
     if hasattr(module, "app"):
+        for command in module.app.registered_commands:
+            command.cls = OnceCommand
         holder.add_typer(module.app, name=name)
     else:
-        holder.command(name)(getattr(module, name))
+        holder.command(name, cls=OnceCommand)(getattr(module, name))
     return get_group(holder).commands[name]
 
 

@@ -137,6 +137,35 @@ def test_a_number_out_of_range_is_a_usage_error(
     assert option in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "arguments"),
+    [
+        ("--checkpoint", ("serve", "--checkpoint", "a", "--checkpoint", "b")),
+        ("--checkpoint", ("serve", "--checkpoint=a", "--grpc-port", "0", "--checkpoint=a")),
+        ("--config", ("serve", "--config", "a", "--config", "b")),
+        ("--threads", ("bench", "score", "--threads", "1", "--threads", "2")),
+    ],
+)
+def test_a_flag_that_is_given_twice_is_a_usage_error(
+    flag: str, arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mfalcon", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert end.value.code == 2
+    assert flag in told
+    assert "given 2 times" in told
+
+
+def test_a_repeatable_flag_may_be_repeated(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    once = ("--user", "ann", "--candidates", "1", "--target", "127.0.0.1:1")
+    monkeypatch.setattr(sys, "argv", ["mfalcon", "rank", *once, "--context", "hour=1", "--context", "surface=2"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "UNAVAILABLE" in capsys.readouterr().err
+
+
 FILE = """
 [training]
 epochs = 7
