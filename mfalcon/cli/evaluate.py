@@ -1,6 +1,7 @@
 """`mfalcon evaluate`: offline quality of a checkpoint."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,10 +21,9 @@ from mfalcon.cli.datasets import (
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.models import checkpoint
-from mfalcon.train.evaluate import Report
-from mfalcon.train.evaluate import evaluate as measure
+from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
 from mfalcon.train.sequences import Visibility
-from mfalcon.train.splits import TEST, Split, split
+from mfalcon.train.splits import TEST, TRAIN, Split, split
 from mfalcon.train.vocabulary import fit_to
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
@@ -39,12 +39,18 @@ def evaluate(
     part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
     json_output: JsonOption = False,
 ) -> None:
-    """AUC, NE, GAUC and NDCG@10 on the test events: hiding events of the target's own time, and by order."""
+    """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
+
+    The model is scored twice: with the events of the target's own time hidden (strict), and by order. The baselines,
+    the item's mean label and a logistic regression on user and item, are fitted on the training events of the split.
+    """
     torch.set_num_threads(owned_cores())
     loaded = checkpoint.load(path)
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
-    chosen = split(dataset, part) == TEST
-    reports = [measure(loaded.model, dataset, chosen, visibility)[0] for visibility in _VISIBILITIES]
+    parts = split(dataset, part)
+    chosen = parts == TEST
+    reports = [r for visibility in _VISIBILITIES for r in evaluate_tasks(loaded.model, dataset, chosen, visibility)]
+    reports += evaluate_baselines(loaded.model.config.tasks, dataset, chosen, parts == TRAIN)
     if json_output:
         print_json(
             {"checkpoint": loaded.fingerprint, "split": part, "reports": [dataclasses.asdict(r) for r in reports]}
@@ -53,12 +59,18 @@ def evaluate(
     Console(highlight=False).print(report_table(f"{loaded.model.config.name}, split {part}", reports))
 
 
-def report_table(title: str, reports: list[Report]) -> Table:
-    """Reports as rows."""
+def report_table(title: str, reports: Sequence[Report | RegressionReport]) -> Table:
+    """Reports as rows, task by task; what is no metric of a task's kind stays empty."""
     table = Table(title=title, title_justify="left")
-    for name in ("task", "visibility", "rows", "AUC", "NE", "GAUC", "NDCG@10"):
-        table.add_column(name, justify="left" if name in ("task", "visibility") else "right")
-    for r in reports:
-        figures = (f"{value:.4f}" for value in (r.auc, r.ne, r.gauc, r.ndcg_at_10))
-        table.add_row(r.task, r.visibility, f"{r.num_rows:,}", *figures)
+    words = ("task", "scorer", "visibility")
+    for name in (*words, "rows", "AUC", "NE", "GAUC", "NDCG@10", "RMSE", "MAE"):
+        table.add_column(name, justify="left" if name in words else "right")
+    order = list(dict.fromkeys(r.task for r in reports))
+    for r in sorted(reports, key=lambda r: order.index(r.task)):
+        match r:
+            case Report():
+                figures = [f"{value:.4f}" for value in (r.auc, r.ne, r.gauc, r.ndcg_at_10)] + ["", ""]
+            case RegressionReport():
+                figures = ["", "", "", "", f"{r.rmse:.4f}", f"{r.mae:.4f}"]
+        table.add_row(r.task, r.scorer, r.visibility or "", f"{r.num_rows:,}", *figures)
     return table

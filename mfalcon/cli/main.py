@@ -27,7 +27,7 @@ COMMANDS = {
     ),
     "evaluate": (
         "mfalcon.cli.evaluate",
-        "AUC, NE, GAUC and NDCG@10 on the test events: hiding events of the target's own time, and by order.",
+        "Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.",
     ),
     "inspect": ("mfalcon.cli.inspect", "Show a checkpoint's model and how much memory its users take."),
     "verify": ("mfalcon.cli.verify", "Measure laws 1 to 7 on a checkpoint; exit code 1 if one is broken."),

@@ -1,4 +1,4 @@
-"""Offline evaluation: score every target event as serving would, then AUC, NE, GAUC and NDCG@10."""
+"""Offline evaluation: score every target event as serving would, then AUC, NE, GAUC and NDCG@10, or RMSE and MAE."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,25 +10,45 @@ from torch import Tensor
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.train.baselines import item_mean, logistic_user_item
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
 from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows
+from mfalcon.types import Ids
 
 _BATCH = 16
+Reals = NDArray[np.float32] | NDArray[np.float64]
+
+
+MODEL = "model"
+"""Who scored, where it is the ranker itself and no baseline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Metrics of one binary task over the rows of a split."""
+    """Metrics of one binary task over the rows of a split. A baseline sees no history and has no visibility."""
 
     task: str
-    visibility: Visibility
+    visibility: Visibility | None
     num_rows: int
     auc: float
     ne: float
     gauc: float
     ndcg_at_10: float
+    scorer: str = MODEL
+
+
+@dataclass(frozen=True, slots=True)
+class RegressionReport:
+    """Errors of one regression task over the rows of a split, in the unit of its label."""
+
+    task: str
+    visibility: Visibility | None
+    num_rows: int
+    rmse: float
+    mae: float
+    scorer: str = MODEL
 
 
 def raw_outputs(model: Ranker, columns: Columns, items: Sequence[Window]) -> tuple[Tensor, Tensor]:
@@ -43,16 +63,55 @@ def raw_outputs(model: Ranker, columns: Columns, items: Sequence[Window]) -> tup
     return torch.cat(index), torch.cat(outputs)
 
 
-def evaluate(
+def score_events(
     model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
-) -> tuple[Report, NDArray[np.int64], NDArray[np.float32]]:
-    """Metrics of the first binary task over chosen events, with the positions (ascending) and scores behind them."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Positions (ascending, [n]) of the chosen events and their scores [n, num_tasks]."""
     config = model.config
     items = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
     index, raw = raw_outputs(model, Columns(dataset, config.tasks), items)
     order = index.argsort()
-    positions, scores = index[order].numpy(), model.heads.scores(raw[order]).numpy()
+    return index[order].numpy(), model.heads.scores(raw[order]).numpy()
+
+
+def evaluate(
+    model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
+) -> tuple[Report, NDArray[np.int64], NDArray[np.float32]]:
+    """Metrics of the first binary task over chosen events, with the positions (ascending) and scores behind them."""
+    positions, scores = score_events(model, dataset, is_target, visibility)
     return report(model, dataset, positions, scores, visibility), positions, scores
+
+
+def evaluate_tasks(
+    model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
+) -> list[Report | RegressionReport]:
+    """Metrics of every task over chosen events, in the order of the model's tasks."""
+    index, scores = score_events(model, dataset, is_target, visibility)
+    truth, users = labels(dataset, model.config.tasks)[index], dataset.user[index]
+    return [
+        _report(MODEL, task, visibility, users, truth[:, which], scores[:, which])
+        for which, task in enumerate(model.config.tasks)
+    ]
+
+
+def evaluate_baselines(
+    tasks: Sequence[Task], dataset: Dataset, is_target: NDArray[np.bool_], fit: NDArray[np.bool_]
+) -> list[Report | RegressionReport]:
+    """The same metrics of the baselines, fitted on the `fit` events: the logistic one is for binary tasks alone.
+
+    Items that the model does not know are one item to them.
+    """
+    item, truth = dataset.items.rows(np.ascontiguousarray(dataset.events["item_id"])), labels(dataset, tasks)
+    reports = []
+    for which, task in enumerate(tasks):
+        label = truth[:, which].astype(np.float64)
+        predicted = {"item mean": item_mean(item, label, fit)}
+        if task.kind == "binary":
+            predicted["logistic"] = logistic_user_item(dataset.user, item, label, fit)
+        for scorer, values in predicted.items():
+            rows = dataset.user[is_target], label[is_target], values[is_target]
+            reports.append(_report(scorer, task, None, *rows))
+    return reports
 
 
 def binary_task(config: RankerConfig) -> int:
@@ -69,13 +128,35 @@ def report(
     """Metrics of scores [n, num_tasks] for events at positions [n]."""
     tasks, which = model.config.tasks, binary_task(model.config)
     truth = labels(dataset, tasks)[index, which]
-    predicted, users = scores[:, which], dataset.user[index]
-    return Report(
-        task=tasks[which].name,
+    return _binary_report(MODEL, tasks[which], visibility, dataset.user[index], truth, scores[:, which])
+
+
+def _report(
+    scorer: str, task: Task, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
+) -> Report | RegressionReport:
+    if task.kind == "binary":
+        return _binary_report(scorer, task, visibility, users, truth, predicted)
+    error = predicted.astype(np.float64) - truth
+    return RegressionReport(
+        task=task.name,
         visibility=visibility,
-        num_rows=len(index),
+        num_rows=len(truth),
+        rmse=float(np.sqrt(np.mean(error**2))),
+        mae=float(np.mean(np.abs(error))),
+        scorer=scorer,
+    )
+
+
+def _binary_report(
+    scorer: str, task: Task, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
+) -> Report:
+    return Report(
+        task=task.name,
+        visibility=visibility,
+        num_rows=len(truth),
         auc=auc(truth, predicted),
         ne=normalized_entropy(truth, predicted),
         gauc=gauc(users, truth, predicted),
         ndcg_at_10=ndcg_at(users, truth, predicted, 10),
+        scorer=scorer,
     )

@@ -38,8 +38,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_prints_one_json_object(trained: Path) -> None:
     done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--json")
     reports = json.loads(done.stdout)["reports"]
-    assert [report["visibility"] for report in reports] == ["strict", "order"]
-    assert all(0 < report["auc"] < 1 for report in reports)
+    assert [(report["task"], report["scorer"], report["visibility"]) for report in reports] == [
+        ("like", "model", "strict"),
+        ("rating", "model", "strict"),
+        ("like", "model", "order"),
+        ("rating", "model", "order"),
+        ("like", "item mean", None),
+        ("like", "logistic", None),
+        ("rating", "item mean", None),
+    ]
+    assert all(0 < report["auc"] < 1 for report in reports if report["task"] == "like")
+    assert all(0 < report["mae"] <= report["rmse"] for report in reports if report["task"] == "rating")
+
+
+def test_evaluate_prints_every_task_beside_the_baselines(trained: Path) -> None:
+    done = mfalcon("evaluate", str(trained), "--data", "synthetic", COLUMNS="120")
+    for words in (("like", "model", "strict"), ("rating", "model", "order"), ("like", "logistic")):
+        assert any(all(word in line for word in words) for line in done.stdout.splitlines())
 
 
 def test_verify_holds_and_says_so(trained: Path) -> None:
