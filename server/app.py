@@ -45,7 +45,7 @@ from server.handler import Handler, RankingEngine
 from server.http.api import create_app
 from server.limits import Limits
 from server.logs import log_to_stderr
-from server.reload import Reloads
+from server.reload import Reloads, mark_of
 from server.tracing import trace_to
 
 logger = logging.getLogger(__name__)
@@ -147,6 +147,7 @@ class Service:
         self._http_task: asyncio.Task[None] | None = None
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
+        self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -194,7 +195,9 @@ class Service:
         config = self._config
         names = [info.name for info in engine.models]
         directories = dict(zip(names, (model.checkpoint for model in config.served), strict=False))
-        self._reloads = reloads = Reloads(directories, loader(config), engine.reload, lambda: engine.models)
+        self._reloads = reloads = Reloads(
+            directories, self._marks, loader(config), engine.reload, lambda: engine.models
+        )
         if config.admin_port is not None:
             self._admin = AdminServer(reloads)
             address = await self._admin.start(config.admin_host, config.admin_port)

@@ -216,7 +216,7 @@ class ServerConfig(BaseSettings):
             raise ValueError(f"checkpoint, models: got {given}, must be a checkpoint or [[models]] in the TOML file")
         if self.models and self.model_name is not None:
             raise ValueError("model_name: got a name, must not be given beside [[models]], which have their own")
-        shares = sum(model.share or 0 for model in self.models)
+        shares = round(sum(model.share or 0 for model in self.models), 9)
         if shares > 1 or (shares == 1 and any(model.share is None for model in self.models)):
             raise ValueError(f"models: got shares of {shares:g} in all, must leave every model a part of 1")
         return self

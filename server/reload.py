@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from mfalcon.errors import MFalconError, UnknownModel
+from mfalcon.errors import CheckpointError, ConfigError, MFalconError, UnknownModel
 from mfalcon.types import ModelInfo
 
 logger = logging.getLogger(__name__)
@@ -31,18 +31,22 @@ class Reloaded:
 class Reloads(Generic[T]):
     """Knows where each model was loaded from. Lives on the event loop.
 
-    directories: by name of the model, the default one first. load: reads a checkpoint, in a thread. exchange: has a
-    model served from what `load` gives, and raises what keeps the old one serving. models: what is served now.
+    directories: by name of the model, the default one first. marks: what they were before they were loaded. load: reads
+    a checkpoint, in a thread. exchange: has a model served from what `load` gives, and raises what keeps the old one
+    serving. models: what is served now.
     """
 
     def __init__(
         self,
         directories: Mapping[str, Path],
+        marks: Mapping[Path, Mark | None],
         load: Callable[[Path], T],
         exchange: Callable[[str, Callable[[], T]], Awaitable[ModelInfo]],
         models: Callable[[], tuple[ModelInfo, ...]],
     ) -> None:
         self._directories = dict(directories)
+        self._marks = {name: marks[directory] for name, directory in directories.items()}
+        """What was served, or found to be bad, last: it is not tried again until it changes."""
         self._load = load
         self._exchange = exchange
         self._models = models
@@ -56,8 +60,14 @@ class Reloads(Generic[T]):
             raise UnknownModel(f"model: got {model[:80]!r}, must be {', '.join(map(repr, self._directories))} or empty")
         began, old = time.monotonic(), next(info for info in self._models() if info.name == name)
         directory = Path(checkpoint) if checkpoint else self._directories[name]
-        info = await self._exchange(name, lambda: self._load(directory))
-        self._directories[name] = directory
+        mark = await asyncio.to_thread(mark_of, directory)
+        try:
+            info = await self._exchange(name, lambda: self._load(directory))
+        except (CheckpointError, ConfigError):
+            if directory == self._directories[name]:
+                self._marks[name] = mark
+            raise
+        self._directories[name], self._marks[name] = directory, mark
         return Reloaded(name, old.version, info.version, round(1000 * (time.monotonic() - began)))
 
     async def reload_all(self) -> None:
@@ -67,13 +77,11 @@ class Reloads(Generic[T]):
 
     async def watch(self, seconds: float) -> None:
         """Reload a model whose directory's symlink or manifest has changed; for ever. One that is bad is tried once."""
-        seen = {name: _mark(directory) for name, directory in self._directories.items()}
         while True:
             await asyncio.sleep(seconds)
             for name, directory in tuple(self._directories.items()):
-                mark = await asyncio.to_thread(_mark, directory)
-                if mark is not None and mark != seen.get(name):
-                    seen[name] = mark
+                mark = await asyncio.to_thread(mark_of, directory)
+                if mark is not None and mark != self._marks[name]:
                     await self._reload_or_log(name)
 
     async def _reload_or_log(self, name: str) -> None:
@@ -81,11 +89,13 @@ class Reloads(Generic[T]):
             done = await self.reload(name)
         except MFalconError as error:
             logger.error("model %s was not reloaded from %s: %s", name, self._directories[name], error)
+        except Exception:  # (the task's edge: the next change is looked at all the same)
+            logger.exception("model %s was not reloaded from %s", name, self._directories[name])
         else:
             logger.info("model %s: version %s instead of %s", name, done.version, done.old_version)
 
 
-def _mark(directory: Path) -> Mark | None:
+def mark_of(directory: Path) -> Mark | None:
     """What changes with a checkpoint: where the directory really is, and its manifest. None while there is none."""
     try:
         return str(directory.resolve()), (directory / MANIFEST).read_bytes()

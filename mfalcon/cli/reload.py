@@ -20,7 +20,7 @@ def reload(
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer, in seconds.")] = 600.0,
 ) -> None:
     """Serve another checkpoint without a restart; a bad one leaves the old one serving."""
-    request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint.absolute()) if checkpoint else "")
+    request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint) if checkpoint else "")
     with grpc.insecure_channel(target) as channel:
         try:
             done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s)

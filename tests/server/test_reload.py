@@ -3,7 +3,7 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,11 +11,15 @@ import grpc.aio
 import httpx
 import pytest
 
+from mfalcon.errors import CheckpointError, Overloaded
 from mfalcon.metrics import StateMetrics
 from mfalcon.models import checkpoint
+from mfalcon.types import ModelInfo
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service, build_engine
 from server.config import load_config
+from server.reload import Reloads, mark_of
+from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
 WAIT_S = 20.0
@@ -121,3 +125,64 @@ async def test_a_hangup_reloads_from_the_directory(tmp_path: Path) -> None:
         second = save(tmp_path / "model", 2)
         running.service.hang_up()
         await running.comes("main", second)
+
+
+class Exchanges:
+    """An engine's part of `Reloads`: what it raises, in turn."""
+
+    def __init__(self, *outcomes: Exception | None) -> None:
+        self.outcomes, self.count = list(outcomes), 0
+
+    async def exchange(self, model: str, load: Callable[[], int]) -> ModelInfo:
+        self.count += 1
+        if self.outcomes and (outcome := self.outcomes.pop(0)) is not None:
+            raise outcome
+        return MODEL
+
+    async def reaches(self, count: int) -> None:
+        async with asyncio.timeout(WAIT_S):
+            while self.count < count:  # noqa: ASYNC110 (nothing tells)
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert self.count == count
+
+
+def reloads_of(directory: Path, exchanges: Exchanges) -> Reloads[int]:
+    directories, marks = {MODEL.name: directory}, {directory: mark_of(directory)}
+    return Reloads(directories, marks, lambda _: 0, exchanges.exchange, lambda: (MODEL,))
+
+
+@pytest.mark.parametrize(
+    ("first", "attempts"),
+    [
+        (RuntimeError("out of memory"), None),
+        (Overloaded("is being reloaded"), 2),
+        (CheckpointError("bad"), 1),
+        (None, 1),
+    ],
+)
+async def test_the_watch_goes_on_whatever_a_change_does(
+    tmp_path: Path, first: Exception | None, attempts: int | None
+) -> None:
+    """What may succeed later is tried again; what is bad is not, until it changes."""
+    manifest, exchanges = tmp_path / "manifest.json", Exchanges(first)
+    manifest.write_text("one")
+    reloads = reloads_of(tmp_path, exchanges)
+    manifest.write_text("two")  # before the watch begins
+    watching = asyncio.create_task(reloads.watch(0.01))
+    await exchanges.reaches(attempts or 2)
+    manifest.write_text("three")
+    await exchanges.reaches((attempts or 2) + 1)
+    watching.cancel()
+
+
+async def test_an_admin_reload_is_not_repeated_by_the_watch(tmp_path: Path) -> None:
+    other, exchanges = tmp_path / "other", Exchanges()
+    other.mkdir()
+    (tmp_path / "manifest.json").write_text("one")
+    (other / "manifest.json").write_text("two")
+    reloads = reloads_of(tmp_path, exchanges)
+    watching = asyncio.create_task(reloads.watch(0.01))
+    await reloads.reload(checkpoint=str(other))
+    await exchanges.reaches(1)
+    watching.cancel()
