@@ -124,6 +124,13 @@ class Client:
         with _explained():
             return int(self._stub.AppendEvents(request, timeout=self._timeout_s).history_len)
 
+    def history_len(self, user_id: str) -> int:
+        """Events in a user's history, 0 for a user that is not known. Raises CallFailed.
+
+        Only a rank tells without writing, so this costs one of a single candidate.
+        """
+        return self.rank(user_id, [0], top_k=1).history_len
+
     def prefill(self, user_id: str) -> CacheInfo:
         """Encode a user's history ahead of a request. Raises CallFailed."""
         with _explained():

@@ -99,3 +99,4 @@ class CallFailed(MFalconError):
     def __init__(self, code: str, details: str) -> None:
         super().__init__(f"{code}: {details}")
         self.code = code
+        self.details = details

@@ -1,4 +1,4 @@
-"""`mfalcon load`: histories of a data set into a running server, whose log starts empty."""
+"""`mfalcon load`: histories of a data set into a running server; one that was stopped half-way goes on."""
 
 from typing import Annotated
 
@@ -11,8 +11,9 @@ from rich.progress import track
 from mfalcon.cli.datasets import ColumnsOption, DataOption, open_dataset
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.client import Client
-from mfalcon.errors import ConfigError
+from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.train.dataset import Dataset
+from mfalcon.types import Events
 
 _CHUNK = 5_000
 """Events per append: well within the server's limit."""
@@ -24,7 +25,10 @@ def load(
     columns: ColumnsOption = "",
     target: TargetOption = DEFAULT_TARGET,
 ) -> None:
-    """Append the histories of a data set to a running server that has none of these users yet."""
+    """Append the histories of a data set to a running server; run again, it goes on where it stopped.
+
+    Events that the server has of a user are taken for the first ones of the data set, and only the rest is appended.
+    """
     dataset = open_dataset(data, columns, None, "", None)
     if user is not None and user not in dataset.user_ids:
         raise ConfigError(f"--user: {user!r} is not a user of {dataset.name}")
@@ -32,16 +36,40 @@ def load(
     if user is not None:
         chosen = dataset.user == dataset.user_ids.index(user)
     with Client(target) as client:
-        append_histories(client, dataset, chosen)
-    Console(highlight=False).print(f"{int(chosen.sum()):,} events appended")
+        appended = append_histories(client, dataset, chosen)
+    there = int(chosen.sum()) - appended
+    Console(highlight=False).print(f"{appended:,} events appended" + (f", {there:,} were there" if there else ""))
 
 
-def append_histories(client: Client, dataset: Dataset, chosen: NDArray[np.bool_]) -> None:
-    """Append the chosen events, bool [num_events], of each user in order. Raises CallFailed if a user has events."""
+def append_histories(client: Client, dataset: Dataset, chosen: NDArray[np.bool_], chunk: int = _CHUNK) -> int:
+    """Append what the server lacks of the chosen events, bool [num_events], of each user in order; how many those are.
+
+    Raises CallFailed, which names the user, if a call fails or the server has more events of a user than are chosen.
+    """
+    appended = 0
     users = np.unique(dataset.user[chosen])
     for user in track(users, description="appending", transient=True, console=Console(stderr=True)):
         positions = dataset.of_user(user)
-        positions = positions[chosen[positions]]
-        for start in range(0, len(positions), _CHUNK):
-            part = dataset.events[positions[start : start + _CHUNK]]
-            client.append_events(dataset.user_ids[user], part, expected_len=start)
+        user_id, events = dataset.user_ids[user], dataset.events[positions[chosen[positions]]]
+        try:
+            appended += _append_rest(client, user_id, events, chunk)
+        except CallFailed as error:
+            raise CallFailed(error.code, f"user {user_id!r}: {error.details}") from error
+    return appended
+
+
+def _append_rest(client: Client, user_id: str, events: Events, chunk: int) -> int:
+    """Append the events that are not there, most often all of them. No write doubles any: each says what it expects."""
+    there = 0
+    try:
+        done = client.append_events(user_id, events[:chunk], expected_len=0)
+    except CallFailed as error:
+        if error.code != "FAILED_PRECONDITION":
+            raise
+        there = done = client.history_len(user_id)
+        if there > len(events):
+            told = f"the server has {there:,} events, more than the {len(events):,} to load; delete the user first"
+            raise CallFailed(error.code, told) from error
+    while done < len(events):
+        done = client.append_events(user_id, events[done : done + chunk], expected_len=done)
+    return done - there

@@ -38,7 +38,7 @@ COMMANDS = {
     ),
     "load": (
         "mfalcon.cli.load",
-        "Append the histories of a data set to a running server that has none of these users yet.",
+        "Append the histories of a data set to a running server; run again, it goes on where it stopped.",
     ),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
     "replay": (

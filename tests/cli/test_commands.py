@@ -80,6 +80,15 @@ def test_rank_asks_a_running_server(trained: Path) -> None:
     assert served.process.returncode == 0
 
 
+def test_a_second_load_finds_everything_there(trained: Path) -> None:
+    """Of a log that was cut, too: a history's length counts what is gone."""
+    with serving(trained, "--log-max-events", "40", "--log-slack-events", "0") as served:
+        first, second = (mfalcon("load", "--data", "synthetic", "--target", served.grpc) for _ in range(2))
+    total = f"{len(open_dataset('synthetic', '', None, '', None).events):,}"
+    assert first.stdout == f"{total} events appended\n"
+    assert second.stdout == f"0 events appended, {total} were there\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
