@@ -1,7 +1,8 @@
 """A checkpoint is a directory of four files: config.json, model.safetensors, items.safetensors and manifest.json.
 
 The manifest holds the format version, the sha256 of every other file and the fingerprint that keys every KV state.
-No pickle anywhere; a checkpoint that is not exactly what its manifest says is refused.
+No pickle anywhere. A checkpoint that is not exactly what its manifest says is refused, as is one whose files lie
+elsewhere, do not fit each other or do not fit into memory: all of that is known before a weight is read.
 """
 
 import os
@@ -12,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import Ranker
+from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import (
     CONFIG,
@@ -27,12 +28,14 @@ from mfalcon.models.manifest import (
     MANIFEST,
     WEIGHTS,
     Manifest,
-    check_sum,
+    check_memory,
+    check_num_items,
     fingerprint_of,
     read_config,
     read_items,
-    read_manifest,
     sha256_of,
+    shapes_of,
+    verified,
 )
 from mfalcon.models.registry import architectures, build
 
@@ -96,16 +99,14 @@ def _swap(new: Path, directory: Path) -> None:
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Checkpoint:
     """Read and verify a checkpoint. Raises CheckpointError naming the file and the reason."""
-    manifest = read_manifest(directory)
-    for name, expected in manifest.files.items():
-        check_sum(directory / name, expected)
-    if manifest.fingerprint != fingerprint_of(manifest.files):
-        raise CheckpointError(f"{directory / MANIFEST}: fingerprint does not match its own list of files")
+    manifest = verified(directory, (CONFIG, WEIGHTS, ITEMS))
     config = read_config(directory / CONFIG)
     if config.architecture not in architectures():
         raise CheckpointError(
             f"{directory / CONFIG}: architecture {config.architecture!r} is not one of {', '.join(architectures())}"
         )
+    check_num_items(directory / ITEMS, config)
+    _check_weights(directory / WEIGHTS, config)
     items = read_items(directory / ITEMS, config)
     model = build(config)
     _load_weights(model, directory / WEIGHTS)
@@ -114,23 +115,29 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     return Checkpoint(model.to(device).eval().requires_grad_(False), items, manifest.fingerprint)
 
 
-def _load_weights(model: Ranker, path: Path) -> None:
-    try:
-        weights = load_tensors(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
-    expected = model.state_dict()
-    if missing := sorted(expected.keys() - weights.keys()):
+def _check_weights(path: Path, config: RankerConfig) -> None:
+    """By the header alone. Raises CheckpointError unless it has just the tensors of the model, and that fits in memory.
+
+    The model's shapes are those of one without memory, on the meta device.
+    """
+    found = shapes_of(path)
+    with torch.device("meta"):
+        model = build(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if missing := sorted(expected.keys() - found.keys()):
         raise CheckpointError(f"{path}: lacks {len(missing)} tensors that {CONFIG} calls for, first {missing[0]!r}")
-    if extra := sorted(weights.keys() - expected.keys()):
+    if extra := sorted(found.keys() - expected.keys()):
         raise CheckpointError(f"{path}: has {len(extra)} tensors that {CONFIG} does not know, first {extra[0]!r}")
-    for name, tensor in weights.items():
+    for name, shape in found.items():
+        if shape != expected[name]:
+            raise CheckpointError(f"{path}: {name!r} is {shape}, {CONFIG} calls for {expected[name]}")
+    check_memory(path, sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
+
+
+def _load_weights(model: Ranker, path: Path) -> None:
+    for name, tensor in (weights := load_tensors(path)).items():
         if tensor.dtype != torch.float32:
             raise CheckpointError(f"{path}: {name!r} is {tensor.dtype}, weights are stored in torch.float32")
-        if tensor.shape != expected[name].shape:
-            raise CheckpointError(
-                f"{path}: {name!r} is {tuple(tensor.shape)}, {CONFIG} calls for {tuple(expected[name].shape)}"
-            )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name!r} has values that are not finite")
     model.load_state_dict(weights)

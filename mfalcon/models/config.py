@@ -4,7 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+_MAX_NUMBER = 1e30
+"""Of what a task learns or an event carries, so that a blend of such numbers fits float32."""
+
 Positive = Annotated[int, Field(gt=0)]
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""Of a vector. It and the other limits are far above any model in use: what is beyond is a mistake or an attack."""
+Number = Annotated[float, Field(ge=-_MAX_NUMBER, le=_MAX_NUMBER)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
 
@@ -17,31 +23,31 @@ class Frozen(BaseModel):
 class RelativeBiasConfig(Frozen):
     """rab^{p,t} of the HSTU paper (section 3.2): a bias by distance and one by log-bucketed time difference."""
 
-    num_positions: Positive
+    num_positions: int = Field(gt=0, le=1 << 22)
     """Distances from 0 to num_positions - 1; farther tokens share the last one."""
-    num_time_buckets: Positive = 64
-    time_bucket_width: float = Field(default=0.301, gt=0)
+    num_time_buckets: int = Field(default=64, gt=0, le=4_096)
+    time_bucket_width: float = Field(default=0.301, ge=1e-6, le=1e3)
     """Natural-log units per bucket: bucket = floor(ln(max(1, dt)) / width)."""
-    time_unit_ms: Positive = 1000
+    time_unit_ms: int = Field(default=1000, gt=0, le=10**12)
 
 
 class LayerConfig(Frozen):
     """One HSTU layer. The defaults are ours; golden tests configure Meta's two public variants."""
 
-    dim: Positive
-    num_heads: Positive
-    qk_dim: Positive
+    dim: Width
+    num_heads: int = Field(gt=0, le=1_024)
+    qk_dim: Width
     """Head dimension of queries and keys."""
-    v_dim: Positive
+    v_dim: Width
     """Head dimension of values."""
-    attention_norm: float = Field(gt=0)
+    attention_norm: float = Field(ge=1e-6, le=1e9)
     """Constant that divides the attention weights; never a length of the batch (law 4)."""
-    logit_scale: float | None = None
+    logit_scale: float | None = Field(default=None, ge=-1e6, le=1e6)
     """Multiplies q.k; None is 1/sqrt(qk_dim)."""
     activation: Literal["uvqk", "u"] = "uvqk"
     """Which projections pass through SiLU."""
     norm_affine: bool = True
-    norm_eps: float = Field(default=1e-6, gt=0)
+    norm_eps: float = Field(default=1e-6, ge=1e-12, le=1)
     uvqk_bias: bool = True
     output: Literal["gated", "concat"] = "gated"
     """gated: o(u * LN(av)); concat: o([u, av, u * LN(av)])."""
@@ -62,7 +68,7 @@ class ContextFeature(Frozen):
     """A request-context feature: an integer code that rides with the targets and never touches the prefix."""
 
     name: Name
-    num_values: Positive
+    num_values: int = Field(gt=0, le=1 << 24)
     values: tuple[str, ...] = ()
     """Names of the codes, if they have any."""
     derive: Literal["hour_utc"] | None = None
@@ -84,10 +90,10 @@ class Task(Frozen):
 
     name: Name
     kind: Literal["binary", "regression"]
-    value_at_least: float | None = None
+    value_at_least: Number | None = None
     any_action: tuple[str, ...] = ()
-    loss_weight: float = Field(default=1.0, ge=0)
-    center: float = 0.0
+    loss_weight: float = Field(default=1.0, ge=0, le=1e6)
+    center: Number = 0.0
     """Regression: the head learns value - center."""
 
     @model_validator(mode="after")
@@ -105,22 +111,22 @@ class RankerConfig(Frozen):
     name: str = Field(min_length=1, max_length=128)
     architecture: Name
     """A name of the registry: hstu, dfgr."""
-    num_layers: Positive
+    num_layers: int = Field(gt=0, le=256)
     layer: LayerConfig
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
-    value_center: float = 0.0
-    value_scale: float | None = Field(default=None, gt=0)
+    value_center: Number = 0.0
+    value_scale: float | None = Field(default=None, ge=1 / _MAX_NUMBER, le=_MAX_NUMBER)
     """The action token also reads (value - value_center) / value_scale; None leaves the value out."""
-    side_features: tuple[SideFeature, ...] = ()
-    context_features: tuple[ContextFeature, ...] = ()
-    tasks: tuple[Task, ...] = Field(min_length=1)
-    blend: dict[str, float]
+    side_features: tuple[SideFeature, ...] = Field(default=(), max_length=256)
+    context_features: tuple[ContextFeature, ...] = Field(default=(), max_length=256)
+    tasks: tuple[Task, ...] = Field(min_length=1, max_length=256)
+    blend: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]]
     """Weight of each task in the one score that ranks."""
-    head_dim: Positive
-    num_items: Positive
+    head_dim: Width
+    num_items: int = Field(gt=0, le=1 << 31)
     """Rows of the item table, the reserved row 0 included."""
-    max_history: Positive
+    max_history: int = Field(gt=0, le=1 << 20)
     """Most events in a window."""
     window_chunk: Positive
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -2,19 +2,24 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as load_arrays
 
 from mfalcon.errors import CheckpointError
+from mfalcon.memory import available_bytes
 from mfalcon.models.config import Frozen, RankerConfig
 from mfalcon.models.items import ItemTable
 
 FORMAT: Final = 1
 CONFIG, WEIGHTS, ITEMS, MANIFEST = "config.json", "model.safetensors", "items.safetensors", "manifest.json"
+_MOST_BYTES: Final = {MANIFEST: 1 << 20, CONFIG: 64 << 20}
+"""Of the files that are parsed as text."""
 
 
 class Manifest(Frozen):
@@ -29,26 +34,62 @@ class Manifest(Frozen):
 
 def load_items(directory: Path) -> ItemTable:
     """Only the item table of a checkpoint, verified. Raises CheckpointError."""
+    verified(directory, (CONFIG, ITEMS))
+    config = read_config(directory / CONFIG)
+    check_num_items(directory / ITEMS, config)
+    return read_items(directory / ITEMS, config)
+
+
+def verified(directory: Path, names: Iterable[str]) -> Manifest:
+    """The manifest, if these files are in the directory, fit into memory and are what it says.
+
+    Raises CheckpointError.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory}: is no directory; a checkpoint is one with a {MANIFEST}")
     manifest = read_manifest(directory)
-    for name in (CONFIG, ITEMS):
-        check_sum(directory / name, manifest.files[name])
-    return read_items(directory / ITEMS, read_config(directory / CONFIG))
+    if manifest.fingerprint != fingerprint_of(manifest.files):
+        raise CheckpointError(f"{directory / MANIFEST}: fingerprint does not match its own list of files")
+    paths = {name: _existing(directory, name) for name in names}
+    for path in paths.values():
+        check_memory(path, path.stat().st_size)
+    for name, path in paths.items():
+        if sha256_of(path) != manifest.files[name]:
+            raise CheckpointError(f"{path}: sha256 differs from {MANIFEST} (truncated or modified)")
+    return manifest
 
 
-def check_sum(path: Path, expected: str) -> None:
-    """Raise CheckpointError unless a file is there and has this sha256."""
-    if sha256_of(_existing(path)) != expected:
-        raise CheckpointError(f"{path}: sha256 differs from {MANIFEST} (truncated or modified)")
+def check_memory(path: Path, needed: int) -> None:
+    """Raise CheckpointError unless so many bytes, which a file needs, are available."""
+    available = available_bytes()
+    if needed > available:
+        raise CheckpointError(f"{path}: needs {needed >> 20} MiB of memory, {available >> 20} MiB are available")
+
+
+def check_num_items(path: Path, config: RankerConfig) -> None:
+    """Raise CheckpointError unless an item table has as many rows as the configuration says, by its header alone."""
+    shape = shapes_of(path).get("item_id", ())
+    if len(shape) == 1 and shape[0] + 1 != config.num_items:
+        raise CheckpointError(f"{path}: {shape[0] + 1} rows, {CONFIG} says {config.num_items}")
+
+
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a safetensors file, of which the header alone is read. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def read_manifest(directory: Path) -> Manifest:
     """The manifest of a checkpoint. Raises CheckpointError."""
-    path = _existing(directory / MANIFEST)
+    path = _existing(directory, MANIFEST)
     try:
         content = json.loads(path.read_text())
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not JSON ({error})") from error
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT:
@@ -78,20 +119,32 @@ def read_items(path: Path, config: RankerConfig) -> ItemTable:
     try:
         arrays = load_arrays(path)
         text, ends = arrays["title_utf8"].tobytes(), arrays["title_end"].tolist()
+        if any(stop < start for start, stop in zip([0, *ends], [*ends, len(text)], strict=True)):
+            raise ValueError("title_end: must ascend, up to the length of title_utf8")
         titles = tuple(text[start:end].decode() for start, end in zip([0, *ends][:-1], ends, strict=True))
         side = {name.removeprefix("side."): column for name, column in arrays.items() if name.startswith("side.")}
         items = ItemTable(arrays["item_id"], titles, side)
         items.check(config.side_features)
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not an item table of this checkpoint ({error})") from error
-    if items.num_rows != config.num_items:
-        raise CheckpointError(f"{path}: {items.num_rows} rows, {CONFIG} says {config.num_items}")
     return items
 
 
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+def _existing(directory: Path, name: str) -> Path:
+    """The path of a file of a checkpoint. Raises CheckpointError unless it is there, not elsewhere, not too long."""
+    path = directory / name
+    try:
+        is_file, real = path.is_file(), Path(os.path.realpath(path))
+        size = path.stat().st_size if is_file else 0
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not is_file:
+        hint = f"; a checkpoint has {', '.join((CONFIG, WEIGHTS, ITEMS, MANIFEST))}" if directory.is_dir() else ""
+        raise CheckpointError(f"{path}: no such file{hint}")
+    if not real.is_relative_to(os.path.realpath(directory)):
+        raise CheckpointError(f"{path}: is a link to {real}, outside of the checkpoint")
+    if size > (most := _MOST_BYTES.get(name, size)):
+        raise CheckpointError(f"{path}: has {size} bytes, must have at most {most}")
     return path
 
 

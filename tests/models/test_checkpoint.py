@@ -23,7 +23,7 @@ from mfalcon.models.base import Ranker
 from mfalcon.models.checkpoint import load, save
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
-from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS
+from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS, load_items
 from mfalcon.models.registry import architectures, build
 from tests.small import small_checkpoint, small_config, small_items
 
@@ -56,6 +56,204 @@ def refusal(directory: Path, file: str) -> str:
         load(directory)
     assert str(directory / file) in str(caught.value)
     return str(caught.value)
+
+
+def reconfigure(directory: Path, changes: dict[str, object], layer: dict[str, object] | None = None) -> None:
+    """Change the configuration, and make the manifest fit."""
+    config = json.loads((directory / CONFIG).read_text())
+    config["layer"] |= layer or {}
+    (directory / CONFIG).write_text(json.dumps(config | changes))
+    sign(directory)
+
+
+def truncated(directory: Path) -> None:
+    os.truncate(directory / WEIGHTS, (directory / WEIGHTS).stat().st_size // 2)
+
+
+def tampered(directory: Path) -> None:
+    content = bytearray((directory / WEIGHTS).read_bytes())
+    content[-9] ^= 1
+    (directory / WEIGHTS).write_bytes(content)
+
+
+def of_a_newer_format(directory: Path) -> None:
+    content = json.loads((directory / MANIFEST).read_text())
+    (directory / MANIFEST).write_text(json.dumps(content | {"format": 2, "signature": "of a later version"}))
+
+
+def nan_with_a_right_manifest(directory: Path) -> None:
+    weights = load_file(directory / WEIGHTS)
+    weights["heads.mlp.1.weight"][0, 0] = float("nan")
+    save_file(weights, directory / WEIGHTS)
+    sign(directory)
+
+
+def of_another_vocabulary(directory: Path) -> None:
+    config = json.loads((directory / CONFIG).read_text())
+    reconfigure(directory, {"actions": [*config["actions"], "buy"]})
+
+
+def of_another_item_table(directory: Path) -> None:
+    reconfigure(directory, {"num_items": 33})
+
+
+def without_weights(directory: Path) -> None:
+    (directory / WEIGHTS).unlink()
+
+
+def of_a_billion_layers(directory: Path) -> None:
+    reconfigure(directory, {"num_layers": 10**9})
+
+
+def a_million_wide(directory: Path) -> None:
+    reconfigure(directory, {"head_dim": 10**6}, {"dim": 10**6, "qk_dim": 10**6, "v_dim": 10**6})
+
+
+def as_wide_as_can_be(directory: Path) -> None:
+    """Within every limit, and yet of thousands of terabytes."""
+    widest: dict[str, object] = {"dim": 65_536, "qk_dim": 65_536, "v_dim": 65_536, "num_heads": 1_024}
+    reconfigure(directory, {"num_layers": 256, "head_dim": 65_536, "max_history": 2**20}, widest)
+
+
+def of_a_billion_items(directory: Path) -> None:
+    reconfigure(directory, {"num_items": 10**9})
+
+
+def of_terabytes(directory: Path) -> None:
+    """A hole that takes no disk."""
+    os.truncate(directory / WEIGHTS, 4 << 40)
+
+
+def a_link_that_leaves(directory: Path) -> None:
+    (directory / WEIGHTS).rename(directory.parent / "elsewhere")
+    (directory / WEIGHTS).symlink_to("../elsewhere")
+
+
+def a_manifest_elsewhere(directory: Path) -> None:
+    (directory / MANIFEST).rename(directory.parent / "elsewhere")
+    (directory / MANIFEST).symlink_to(directory.parent / "elsewhere")
+
+
+def a_circle_of_links(directory: Path) -> None:
+    (directory / ITEMS).unlink()
+    (directory / ITEMS).symlink_to(directory / ITEMS)
+
+
+def half_copied(directory: Path) -> None:
+    """The first files are there, the next one is begun, the last ones are missing."""
+    os.truncate(directory / ITEMS, 100)
+    (directory / WEIGHTS).unlink()
+
+
+def copied_to_the_last_byte_but_one(directory: Path) -> None:
+    os.truncate(directory / ITEMS, (directory / ITEMS).stat().st_size - 1)
+
+
+def a_file(directory: Path) -> None:
+    shutil.rmtree(directory)
+    directory.write_text("PK")
+
+
+def an_empty_folder(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+
+
+def some_folder(directory: Path) -> None:
+    an_empty_folder(directory)
+    (directory / "thesis.tex").write_text("years of work")
+    (directory / "config.json").write_text('{"model_type": "bert"}')
+
+
+def a_folder_of_folders(directory: Path) -> None:
+    an_empty_folder(directory)
+    (directory / MANIFEST).mkdir()
+
+
+def a_deep_manifest(directory: Path) -> None:
+    (directory / MANIFEST).write_text("[" * 100_000)
+
+
+def a_manifest_of_terabytes(directory: Path) -> None:
+    os.truncate(directory / MANIFEST, 4 << 40)
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "cause"),
+    [
+        (truncated, WEIGHTS, "truncated or modified"),
+        (tampered, WEIGHTS, "truncated or modified"),
+        (of_a_newer_format, MANIFEST, "format 2 is newer than this program reads (up to 1)"),
+        (nan_with_a_right_manifest, WEIGHTS, "'heads.mlp.1.weight' has values that are not finite"),
+        (of_another_vocabulary, WEIGHTS, "'actions.weight' is (3, 12), config.json calls for (4, 12)"),
+        (of_another_item_table, ITEMS, "32 rows, config.json says 33"),
+        (without_weights, WEIGHTS, "no such file"),
+        (of_a_billion_layers, CONFIG, "num_layers: Input should be less than or equal to 256 (got '1000000000')"),
+        (a_million_wide, CONFIG, "layer.dim: Input should be less than or equal to 65536 (got '1000000')"),
+        (as_wide_as_can_be, WEIGHTS, "tensors that config.json calls for"),
+        (of_a_billion_items, ITEMS, "32 rows, config.json says 1000000000"),
+        (of_terabytes, WEIGHTS, "needs 4194304 MiB of memory"),
+        (a_link_that_leaves, WEIGHTS, "outside of the checkpoint"),
+        (a_manifest_elsewhere, MANIFEST, "outside of the checkpoint"),
+        (a_circle_of_links, ITEMS, "no such file"),
+        (half_copied, WEIGHTS, "no such file"),
+        (copied_to_the_last_byte_but_one, ITEMS, "truncated or modified"),
+        (a_file, "", "is no directory"),
+        (an_empty_folder, MANIFEST, "no such file; a checkpoint has config.json"),
+        (some_folder, MANIFEST, "no such file; a checkpoint has config.json"),
+        (a_folder_of_folders, MANIFEST, "no such file"),
+        (a_deep_manifest, MANIFEST, "not JSON"),
+        (a_manifest_of_terabytes, MANIFEST, "must have at most 1048576"),
+    ],
+)
+def test_a_bad_checkpoint_is_refused(saved: Path, damage: Callable[[Path], None], file: str, cause: str) -> None:
+    """By name and cause, and before it takes memory: those that would need terabytes are answered too."""
+    damage(saved)
+    assert cause in refusal(saved, file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "layer", "cause"),
+    [
+        ({}, {"attention_norm": 1e-300}, "layer.attention_norm"),
+        ({}, {"attention_norm": 1e300}, "layer.attention_norm"),
+        ({}, {"logit_scale": 1e300}, "layer.logit_scale"),
+        ({}, {"logit_scale": -1e300}, "layer.logit_scale"),
+        ({}, {"norm_eps": 1e-300}, "layer.norm_eps"),
+        ({}, {"bias": {"num_positions": 69, "time_bucket_width": 1e-300}}, "layer.bias.time_bucket_width"),
+        ({}, {"bias": {"num_positions": 69, "time_unit_ms": 10**400}}, "layer.bias.time_unit_ms"),
+        ({}, {"bias": {"num_positions": 69, "num_time_buckets": 10**9}}, "layer.bias.num_time_buckets"),
+        ({}, {"bias": {"num_positions": 10**12}}, "layer.bias.num_positions"),
+        ({}, {"num_heads": 10**6}, "layer.num_heads"),
+        ({"blend": {"like": 1e308}}, {}, "blend.like"),
+        ({"value_scale": 1e-300}, {}, "value_scale"),
+        ({"value_center": 1e300}, {}, "value_center"),
+        ({"max_history": 10**15}, {}, "max_history"),
+        ({"num_items": 2**63}, {}, "num_items"),
+        ({"context_features": [{"name": "surface", "num_values": 10**12}]}, {}, "context_features.0.num_values"),
+        ({"tasks": [{"name": "like", "kind": "regression", "center": 1e300}]}, {}, "tasks.0.center"),
+    ],
+)
+def test_absurd_numbers_are_refused(
+    saved: Path, changes: dict[str, object], layer: dict[str, object], cause: str
+) -> None:
+    reconfigure(saved, changes, layer)
+    assert f"{CONFIG}: {cause}: Input should be" in refusal(saved, CONFIG)
+
+
+def test_the_directory_may_be_a_link(saved: Path) -> None:
+    (saved.parent / "current").symlink_to(saved)
+    assert load(saved.parent / "current").fingerprint == load(saved).fingerprint
+
+
+def test_files_may_be_links_within_the_directory(saved: Path) -> None:
+    """As a volume of an orchestrator has them: every file by way of a folder that is exchanged whole."""
+    (saved / "..v1").mkdir()
+    for name in FILES:
+        (saved / name).rename(saved / "..v1" / name)
+        (saved / name).symlink_to(Path("..v1") / name)
+    load(saved)
+    load_items(saved)
 
 
 @pytest.mark.parametrize("architecture", architectures())
@@ -252,6 +450,19 @@ def torn_title(arrays: Arrays) -> None:
     arrays["title_utf8"] = np.full_like(arrays["title_utf8"], 0xFF)
 
 
+def titles_without_end(arrays: Arrays) -> None:
+    """Every other title is the whole text: a thousand items of a megabyte would be a gigabyte."""
+    arrays["title_end"][::2], arrays["title_end"][1::2] = 0, len(arrays["title_utf8"])
+
+
+def titles_of_two_dimensions(arrays: Arrays) -> None:
+    arrays["title_end"] = arrays["title_end"][:, None].copy()
+
+
+def one_item_id(arrays: Arrays) -> None:
+    arrays["item_id"] = np.array(7)
+
+
 def no_genres(arrays: Arrays) -> None:
     del arrays["side.genres"]
 
@@ -287,6 +498,9 @@ def unknown_side_feature(arrays: Arrays) -> None:
         unsorted,
         no_titles,
         torn_title,
+        titles_without_end,
+        titles_of_two_dimensions,
+        one_item_id,
         no_genres,
         wide_genres,
         flat_genres,
