@@ -8,6 +8,7 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import ServedModel, reference
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.heads import blend_weights
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
@@ -28,21 +29,23 @@ _STEP_MS = 3_600_000
 def probe(served: ServedModel, kv_dtype: str = "auto") -> None:
     """Prefill, append and score a made-up history by the served backend and by the reference.
 
-    Raises CheckpointError if a score is not finite, or differs by more than rounding explains.
+    Raises CheckpointError if a score or the blend of some is not finite, or differs by more than rounding explains.
     """
+    config = served.model.config
+    blend = torch.tensor(blend_weights(config.tasks, config.blend), dtype=torch.float64)
     with torch.inference_mode():
         found, expected = _scores(served), _scores(reference(served.model))
     for what, scores in ((served.stack.name, found), ("reference", expected)):
-        if not torch.isfinite(scores).all():
-            raise CheckpointError(f"the checkpoint gives scores that are not finite (backend {what})")
+        if not (torch.isfinite(scores).all() and torch.isfinite((scores @ blend).float()).all()):
+            raise CheckpointError(f"{config.name}: scores or their blend are not finite on backend {what}")
     dtype = served.model.items.id.weight.dtype
     bound = _SLACK * max(BOUNDS[dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
     unit = expected.abs().amax(0).clamp(min=1)
     worst = float(((found - expected).abs() / unit).max())
     if worst > bound:
         raise CheckpointError(
-            f"the scores of backend {served.stack.name} differ from the reference's by {worst:.2g}, must be at most "
-            f"{bound:.2g} in {str(dtype).removeprefix('torch.')}"
+            f"{config.name}: the scores of backend {served.stack.name} differ from the reference's by {worst:.2g}, "
+            f"must be at most {bound:.2g} in {str(dtype).removeprefix('torch.')}"
         )
 
 

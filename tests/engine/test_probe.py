@@ -34,6 +34,28 @@ def test_scores_that_are_not_finite_are_refused(value: float) -> None:
         probe(reference(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", architectures())
+def test_enormous_weights_are_refused_and_keep_no_page(architecture: str, dtype: torch.dtype) -> None:
+    model = small_checkpoint(architecture, dtype).model
+    for parameter in model.parameters():
+        parameter.mul_(1e30)
+    served = serve(model)
+    with pytest.raises(CheckpointError, match=r"^small: scores .* not finite on backend") as caught:
+        probe(served)
+    assert served.stack.name in str(caught.value)
+    assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+
+
+def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
+    """Every score fits float32, their weighted sum does not."""
+    model = small_checkpoint(dtype=torch.float32).model
+    model.heads.item_bias.weight[:, 1] = 1e34
+    model.config = model.config.model_copy(update={"blend": {"rating": 1e6}})
+    with pytest.raises(CheckpointError, match="small: scores or their blend are not finite"):
+        probe(serve(model))
+
+
 def test_a_backend_that_computes_something_else_is_refused() -> None:
     model, other = small_checkpoint().model, small_checkpoint(seed=1).model
     served = dataclasses.replace(reference(model), stack=ReferenceBackend(other.stack, other.kv_shape()))
