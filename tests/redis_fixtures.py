@@ -7,7 +7,7 @@ from typing import Protocol
 import pytest
 import redis
 
-from loadtest.redis_server import RedisCluster, RedisServer, Reply
+from loadtest.faults.redis_server import RedisCluster, RedisServer, Reply
 
 __all__ = ["OwnRedis", "own_redis", "redis_cluster", "redis_server", "session_redis_cluster", "session_redis_server"]
 

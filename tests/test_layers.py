@@ -79,9 +79,9 @@ OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars"
 
 NEEDS_OPTIONAL = (
     "kernels.gpu",
-    "loadtest.bench_kernels",
-    "loadtest.gpu_stacks",
-    "loadtest.gpu_tune",
+    "loadtest.bench.kernels",
+    "loadtest.bench.gpu_stacks",
+    "loadtest.bench.gpu_tune",
     "mfalcon.backends.triton",
     "mfalcon.train.frames",
     "mfalcon.train.table",

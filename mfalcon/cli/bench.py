@@ -10,11 +10,15 @@ import torch
 import typer
 from rich.console import Console, RenderableType
 
-from loadtest import bench_append, bench_score, overhead, plots, tables
-from loadtest.bench_append import AppendOptions, AppendResult
-from loadtest.bench_score import ScoreOptions, ScoreResult
-from loadtest.overhead import OverheadOptions, OverheadResult
-from loadtest.shapes import DTYPES, SHAPES
+from loadtest.bench import append as bench_append
+from loadtest.bench import overhead
+from loadtest.bench import score as bench_score
+from loadtest.bench.append import AppendOptions, AppendResult
+from loadtest.bench.overhead import OverheadOptions, OverheadResult
+from loadtest.bench.score import ScoreOptions, ScoreResult
+from loadtest.bench.shapes import DTYPES, SHAPES
+from loadtest.report import plot as plots
+from loadtest.report import table as tables
 from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality

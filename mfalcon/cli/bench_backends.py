@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.backend_quality import BackendQuality, measure
+from loadtest.bench.backend_quality import BackendQuality, measure
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores

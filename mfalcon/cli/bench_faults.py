@@ -8,9 +8,10 @@ import torch
 import typer
 from rich.console import Console
 
-from loadtest import fault_table, frozen
-from loadtest.fault_table import FAULTS, FaultTable
-from loadtest.frozen import FrozenOptions, FrozenResult
+from loadtest.faults import frozen
+from loadtest.faults import table as fault_table
+from loadtest.faults.frozen import FrozenOptions, FrozenResult
+from loadtest.faults.table import FAULTS, FaultTable
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from loadtest.gpu_report import as_json
+from loadtest.report.result import as_json
 from mfalcon.cli.output import JsonOption
 from mfalcon.errors import ConfigError
 
@@ -29,7 +29,7 @@ def bench_kernels(
     if tune:
         _tune(tuned, budget, quick=quick)
         return
-    from loadtest import bench_kernels as bench  # noqa: PLC0415 (triton is an extra)
+    from loadtest.bench import kernels as bench  # noqa: PLC0415 (triton is an extra)
 
     options = bench.KernelOptions(seconds=seconds, budget_s=budget, limit_gib=gib, with_compile=compiled, quick=quick)
     result = bench.run(options, _progress)
@@ -45,7 +45,7 @@ def score_on_device(
     if device != "cuda":
         raise ConfigError(f"--device: got {device!r}, must be cpu or cuda")
     _require_triton()
-    from loadtest import gpu_stacks  # noqa: PLC0415 (triton is an extra)
+    from loadtest.bench import gpu_stacks  # noqa: PLC0415 (triton is an extra)
 
     options = gpu_stacks.StackOptions(tuple(stacks), quick=quick)
     if seconds is not None:
@@ -57,7 +57,7 @@ def score_on_device(
 
 
 def _tune(folder: Path | None, budget: float, *, quick: bool) -> None:
-    from loadtest import gpu_tune  # noqa: PLC0415 (triton is an extra)
+    from loadtest.bench import gpu_tune  # noqa: PLC0415 (triton is an extra)
 
     found = gpu_tune.tune(folder, _progress, budget, quick=quick)
     _show(None, [gpu_tune.table(found)])

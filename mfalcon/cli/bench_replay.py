@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.machine import commit, this_machine
-from loadtest.random_checkpoint import random_checkpoint
-from loadtest.redis_server import RedisServer
-from loadtest.replay_trace import ReplayReport, Route, replay
-from loadtest.shapes import SHAPES, shape_named
-from loadtest.trace import Step, TraceOptions, trace
+from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.shapes import SHAPES, shape_named
+from loadtest.faults.redis_server import RedisServer
+from loadtest.load.replay_trace import ReplayReport, Route, replay
+from loadtest.load.trace import Step, TraceOptions, trace
+from loadtest.report.machine import commit, this_machine
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose

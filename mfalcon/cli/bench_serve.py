@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from loadtest.bench_serve import ServeOptions, ServeResult, run
-from loadtest.fleet import Fleet
-from loadtest.random_checkpoint import random_checkpoint
-from loadtest.shapes import SHAPES, shape_named
+from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.serve import ServeOptions, ServeResult, run
+from loadtest.bench.shapes import SHAPES, shape_named
+from loadtest.faults.fleet import Fleet
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint

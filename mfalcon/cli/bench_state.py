@@ -10,10 +10,13 @@ import torch
 import typer
 from rich.console import Console, RenderableType
 
-from loadtest import bench_state, plots, state_quality, state_tables
-from loadtest.bench_state import NETWORKS, StateOptions, StateResult
-from loadtest.shapes import DTYPES, SHAPES
-from loadtest.state_quality import QualityResult
+from loadtest.bench import state as bench_state
+from loadtest.bench import state_quality
+from loadtest.bench.shapes import DTYPES, SHAPES
+from loadtest.bench.state import NETWORKS, StateOptions, StateResult
+from loadtest.bench.state_quality import QualityResult
+from loadtest.report import plot as plots
+from loadtest.report import state_table as state_tables
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
 from mfalcon.cores import owned_cores
 from mfalcon.models import checkpoint

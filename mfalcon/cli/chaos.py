@@ -12,13 +12,13 @@ import torch
 import typer
 from rich.console import Console
 
-from loadtest.chaos import Chaos, Inject
-from loadtest.chaos_client import ChaosOptions
-from loadtest.chaos_report import ChaosReport
-from loadtest.faults import MEAN_GAP_S, inject
-from loadtest.fleet import Fleet
-from loadtest.machine import commit, this_machine
-from loadtest.redis_server import RedisServer
+from loadtest.faults.chaos import Chaos, Inject
+from loadtest.faults.chaos_client import ChaosOptions
+from loadtest.faults.chaos_report import ChaosReport
+from loadtest.faults.fleet import Fleet
+from loadtest.faults.inject import MEAN_GAP_S, inject
+from loadtest.faults.redis_server import RedisServer
+from loadtest.report.machine import commit, this_machine
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`mfalcon loadtest`: load a running server with the Locust scenario `loadtest/rank_users.py`."""
+"""`mfalcon loadtest`: load a running server with the Locust scenario `loadtest/load/rank_users.py`."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_SCENARIO = "loadtest.rank_users"
+_SCENARIO = "loadtest.load.rank_users"
 _STOP_SECONDS = 5
 """Longest time that requests in flight get when the time is up."""
 

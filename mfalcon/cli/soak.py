@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.console import Console
 
-from loadtest.soak import Soak, SoakOptions
+from loadtest.faults.soak import Soak, SoakOptions
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.models import checkpoint

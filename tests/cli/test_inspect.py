@@ -7,11 +7,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from loadtest.bench_state import random_history
-from loadtest.random_checkpoint import random_checkpoint
-from loadtest.redis_server import RedisServer
-from loadtest.shapes import SHAPES
-from loadtest.state_replica import Device, Replica
+from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.shapes import SHAPES
+from loadtest.bench.state import random_history
+from loadtest.bench.state_replica import Device, Replica
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import reference
 from mfalcon.cli import inspect

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import pytest
 
-from loadtest.redis_server import RedisServer
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.compose import EngineConfig, compose, compose_all
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import HistoryOptions

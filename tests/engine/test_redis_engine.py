@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import mfalcon.engine.engine
-from loadtest.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_server import RedisCluster, RedisServer
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import HistoryOptions

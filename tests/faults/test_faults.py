@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from loadtest.fault_table import LATE_S, Fault, Row, cases, measure
-from loadtest.fault_world import DEADLINE_S, Setup, fault_checkpoint
+from loadtest.faults.table import LATE_S, Fault, Row, cases, measure
+from loadtest.faults.world import DEADLINE_S, Setup, fault_checkpoint
 
 CHECKPOINT = fault_checkpoint()
 NUM_RANKS = 3

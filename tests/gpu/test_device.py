@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kernels.gpu.tile import silu
-from loadtest.gpu_worlds import BOUNDS, DLRM_V3, NVIDIA, Scenario, World
+from loadtest.bench.gpu_worlds import BOUNDS, DLRM_V3, NVIDIA, Scenario, World
 from mfalcon.backends.base import StackBackend
 from mfalcon.backends.triton import TritonBackend
 from mfalcon.kvcache.chunk import PayloadDtype

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import numpy as np
 import pytest
 
-from loadtest.redis_server import RedisServer
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
 from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loadtest.redis_server import RedisServer
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.engine.remote_tier import RemoteTier
 from mfalcon.history.history import Retention

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loadtest.soak import Soak, SoakOptions
+from loadtest.faults.soak import Soak, SoakOptions
 from mfalcon.cli.process import serving
 from mfalcon.cli.quality import baselines
 from mfalcon.cli.replay import replay_online

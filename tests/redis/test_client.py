@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadtest.redis_server import RedisCluster, RedisSentinel, RedisServer
-from loadtest.slow_proxy import SlowProxy
+from loadtest.faults.redis_server import RedisCluster, RedisSentinel, RedisServer
+from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_log import RedisLog

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2
 
-from loadtest.redis_server import free_port
+from loadtest.faults.redis_server import free_port
 from mfalcon.client import Client
 from mfalcon.errors import CallFailed
 from proto import ranking_pb2, ranking_pb2_grpc

@@ -1,0 +1,1 @@
+"""The benchmarks: what each backend, tier and kernel costs, beside its floor."""

@@ -1,0 +1,322 @@
+"""The attention kernels alone: TFLOP/s, bytes/s, share of the measured roofline, and torch on the same device.
+
+`python -m loadtest.bench.kernels --json FILE` needs torch, triton and numpy, nothing else; `mfalcon bench kernels` is
+the same. Every cell is held against float64 before it is timed, and the file is written after every cell.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels.gpu.prefix_attention import prefix_attention_parts
+from kernels.gpu.target_attention import target_attention_parts
+from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, inputs
+from loadtest.bench.gpu_competitors import competitors
+from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, bench_device, probe
+from loadtest.report.machine import Machine, commit, this_machine
+from loadtest.report.result import Bar, as_ms, at_least, bar_table, device_headline, text_table, write_json
+from loadtest.report.timing import Spread
+from mfalcon.errors import ConfigError
+
+NOTES = (
+    "ms: device time of one launch, median, fastest and slowest; the kernel as a stack calls it, whose splits of a "
+    "prefix are added by the norm that follows",
+    "flops: 4 head_dim num_heads per pair of a query and a key that it sees; bytes: q, k, v and the output once, every "
+    "user's pages once (codes and scales as they stand there), in the compute dtype",
+    "roofline: the larger of flops over the measured matrix product and bytes over the measured copy, same run and "
+    "device; fraction = roofline / ms",
+    "pages take turns among so many sets that the second-level cache cannot hold them all (num_sets), as every layer "
+    "of a stack reads its own; queries stay where they are, as a projection has just written them",
+    "relative_error: |out - ref| / |ref| on sampled rows against float64 on the same numbers, before the clock; every "
+    "row must be finite on poisoned memory; a cell above error_bound has no time",
+    "torch eager gathers pages and computes user by user (kernels/paged_reference.py); torch.compile is dense SiLU "
+    "attention on keys gathered outside the clock; dense masked is one attention over all tokens of a user, prefix "
+    "rows included",
+    "weights without bias: the kernels' bias is measured in the stacks",
+)
+BOUNDS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 6e-3}
+"""Relative error of the norm: sums in another order; weights and output rounded once each, SiLU off by 2**-12."""
+MATMUL_BAR = 0.55
+
+
+@dataclass(frozen=True, slots=True)
+class KernelOptions:
+    """What to measure. cases: none for the whole grid, or on a CPU the tiny ones. seconds: to spend on repeating each
+    cell. budget_s: no cell is begun later than that. limit_gib: of a competitor's score matrices.
+    """
+
+    cases: tuple[Case, ...] = ()
+    seconds: float = 0.1
+    budget_s: float = 1e9
+    limit_gib: float = 16.0
+    with_competitors: bool = True
+    with_compile: bool = True
+    quick: bool = False
+    seed: int = 0
+    commit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """A competitor at a cell: its time, or why there is none."""
+
+    name: str
+    ms: Spread | None
+    skipped: str | None
+    relative_error: float | None
+    times_slower: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCell:
+    """One cell. ms, and all that follows from it, is None where `error` says what is wrong."""
+
+    case: Case
+    flops: int
+    num_bytes: int
+    roofline_ms: float
+    bound_by: str
+    tile_rows: int
+    splits: int
+    num_sets: int
+    relative_error: float
+    error_bound: float
+    error: str | None = None
+    ms: Spread | None = None
+    tflops: float | None = None
+    gigabytes_per_s: float | None = None
+    fraction: float | None = None
+    of_matmul: float | None = None
+    beside: tuple[Beside, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class KernelResult:
+    """Everything that `mfalcon bench kernels` knows. left: cells that the budget left out."""
+
+    benchmark: str
+    machine: Machine
+    commit: str | None
+    notes: tuple[str, ...]
+    ceilings: tuple[Ceilings, ...] = ()
+    cells: tuple[KernelCell, ...] = ()
+    bars: tuple[Bar, ...] = ()
+    left: int = 0
+
+    @property
+    def errors(self) -> list[str]:
+        """Cells whose output is wrong."""
+        return [f"{cell.case.described}: {cell.error}" for cell in self.cells if cell.error]
+
+
+@dataclass(slots=True)
+class _Ceilings:
+    """Measured once for every dtype that a cell has."""
+
+    timer: DeviceTimer
+    device: torch.device
+    found: dict[torch.dtype, Ceilings] = field(default_factory=dict)
+
+    def of(self, dtype: torch.dtype) -> Ceilings:
+        if dtype not in self.found:
+            self.found[dtype] = probe(self.timer, self.device, dtype)
+        return self.found[dtype]
+
+
+def run(
+    options: KernelOptions, progress: Callable[[str], None], save: Callable[[KernelResult], None] = lambda _: None
+) -> KernelResult:
+    """Measure every cell; `save` is given what there is after each. Raises ConfigError where nothing can run."""
+    begun, device = time.monotonic(), bench_device(quick=options.quick)
+    on_cuda = device.type == "cuda"
+    timer = DeviceTimer(device, options.seconds if on_cuda else 0.0)
+    ceilings = _Ceilings(timer, device)
+    result = KernelResult("kernels", this_machine(device), options.commit or commit(), NOTES, bars=bars(()))
+    cases = options.cases or (tuple(grid()) if on_cuda and not options.quick else TINY)
+    limit = options.limit_gib if on_cuda else min(options.limit_gib, 0.25)
+    with torch.inference_mode():
+        for index, case in enumerate(cases):
+            if time.monotonic() - begun > options.budget_s:
+                return replace(result, left=len(cases) - index)
+            progress(f"{index + 1}/{len(cases)} {case.described}")
+            cell = measured(case, device, timer, ceilings.of(case.torch_dtype), options.seed)
+            if options.with_competitors and cell.ms is not None:
+                cell = replace(cell, beside=tuple(_beside(cell, device, timer, limit, options)))
+            cells = (*result.cells, cell)
+            result = replace(result, ceilings=tuple(ceilings.found.values()), cells=cells, bars=bars(cells))
+            save(result)
+    return result
+
+
+def launch(given: Inputs, of_set: int) -> Tensor:
+    """The kernel of a case, as a stack calls it: sums of each split [splits, num_rows, num_heads, head_dim]."""
+    kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
+    if given.case.op == TARGET:
+        return target_attention_parts(given.q, given.k, given.v, kv, given.batch, None, None, **form)
+    return prefix_attention_parts(given.q, kv, given.batch, None, **form)
+
+
+def measured(case: Case, device: torch.device, timer: DeviceTimer, ceilings: Ceilings, seed: int) -> KernelCell:
+    """One cell: right first, then timed."""
+    given = inputs(case, device, seed)
+    with poisoned():
+        out = launch(given, 0).sum(0)
+        last = launch(given, len(given.sets) - 1).sum(0)
+    worst = max(checked(out, given, 0, seed), checked(last, given, len(given.sets) - 1, seed + 1))
+    roofline = ceilings.seconds(case.flops, case.num_bytes)
+    computes = case.flops / ceilings.matmul_flops >= case.num_bytes / ceilings.copy_bytes
+    cell = KernelCell(
+        case=case,
+        flops=case.flops,
+        num_bytes=case.num_bytes,
+        roofline_ms=roofline * 1e3,
+        bound_by="arithmetic" if computes else "memory",
+        tile_rows=given.batch.tile_rows,
+        splits=given.batch.splits,
+        num_sets=len(given.sets),
+        relative_error=worst,
+        error_bound=BOUNDS[case.dtype],
+    )
+    if not worst <= cell.error_bound:
+        return replace(cell, error=f"differs from float64 by {worst:.1e}, the bound is {cell.error_bound:g}")
+    del out, last
+    ms = timer.device(lambda index: launch(given, index % len(given.sets)))
+    seconds = ms.median_ms / 1e3
+    return replace(
+        cell,
+        ms=ms,
+        tflops=case.flops / seconds / 1e12,
+        gigabytes_per_s=case.num_bytes / seconds / 1e9,
+        fraction=roofline / seconds,
+        of_matmul=case.flops / seconds / ceilings.matmul_flops,
+    )
+
+
+def bars(cells: Sequence[KernelCell]) -> tuple[Bar, ...]:
+    """The figure that is asked of target_attention."""
+    rates = {
+        cell.case.described: cell.of_matmul
+        for cell in cells
+        if cell.of_matmul is not None and cell.case.op == TARGET and _of_bar(cell.case)
+    }
+    worst = min(rates, key=lambda name: rates[name] or 0.0, default=None)
+    name = "target_attention, n >= 4,096, m >= 1,024, d 128, bf16: worst share of the measured bf16 product"
+    return (at_least(name, None if worst is None else rates[worst], MATMUL_BAR, "", worst or "-"),)
+
+
+def tables(result: KernelResult) -> Iterator[str]:
+    """For people."""
+    yield device_headline(result.machine, result.commit)
+    yield from (f"ceilings: {each.described}" for each in result.ceilings)
+    columns = (
+        *("op", "n", "m", "d", "batch", "dtype", "codes", "ms", "TFLOP/s", "GB/s", "of roofline", "by"),
+        *("of product", "error", "splits"),
+    )
+    rows = [
+        (
+            *(cell.case.op, str(cell.case.n), str(cell.case.m), str(cell.case.head_dim), str(cell.case.batch)),
+            *(cell.case.dtype, cell.case.codes, cell.error or as_ms(cell.ms), _number(cell.tflops, ".1f")),
+            *(_number(cell.gigabytes_per_s, ".0f"), _number(cell.fraction, ".1%"), cell.bound_by),
+            *(_number(cell.of_matmul, ".1%"), f"{cell.relative_error:.1e}", str(cell.splits)),
+        )
+        for cell in result.cells
+    ]
+    yield text_table("Attention kernels", columns, rows)
+    others = [
+        (
+            *(cell.case.op, str(cell.case.n), str(cell.case.m), str(cell.case.head_dim), str(cell.case.batch)),
+            *(cell.case.codes, each.name, as_ms(each.ms), _number(each.times_slower, ".2f"), each.skipped or "-"),
+        )
+        for cell in result.cells
+        for each in cell.beside
+    ]
+    if others:
+        beside = ("op", "n", "m", "d", "batch", "codes", "beside", "ms", "times ours", "skipped")
+        yield text_table("The same in torch", beside, others)
+    yield bar_table(result.bars)
+    if result.left:
+        yield f"{result.left} cells were left out: the time was up"
+    yield from (f"ERROR {text}" for text in result.errors)
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """New memory holds NaN: what is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def main() -> None:
+    """What `python -m loadtest.bench.kernels` does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the result here, after every cell")
+    parser.add_argument("--seconds", type=float, default=KernelOptions().seconds)
+    parser.add_argument("--budget", type=float, default=KernelOptions().budget_s, help="seconds for everything")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--commit", help="of this tree, where git cannot tell")
+    parser.add_argument("--no-competitors", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    given = parser.parse_args()
+    options = KernelOptions(
+        seconds=given.seconds,
+        budget_s=given.budget,
+        quick=given.quick,
+        with_competitors=not given.no_competitors,
+        with_compile=not given.no_compile,
+        commit=given.commit,
+    )
+
+    def save(result: KernelResult) -> None:
+        if given.json is not None:
+            write_json(given.json, result)
+
+    try:
+        result = run(options, lambda text: print(text, file=sys.stderr, flush=True), save)
+    except ConfigError as error:
+        sys.exit(f"bench_kernels: {error}")
+    save(result)
+    print("\n\n".join(tables(result)))
+    sys.exit(1 if result.errors else 0)
+
+
+def _beside(
+    cell: KernelCell, device: torch.device, timer: DeviceTimer, limit_gib: float, options: KernelOptions
+) -> Iterator[Beside]:
+    given = inputs(cell.case, device, options.seed)
+    assert cell.ms is not None
+    for other in competitors(given, limit_gib, with_compile=options.with_compile):
+        compute = other.compute
+        if compute is None:
+            yield Beside(other.name, None, other.skipped, None, None)
+            continue
+        try:
+            error = checked(compute(0), given, 0, options.seed)
+            ms = timer.device(lambda index, compute=compute: compute(index % len(given.sets)))  # type: ignore[misc]
+        except torch.OutOfMemoryError as refused:
+            yield Beside(other.name, None, f"out of memory: {refused}"[:300], None, None)
+            continue
+        yield Beside(other.name, ms, None, error, ms.median_ms / cell.ms.median_ms)
+
+
+def _of_bar(case: Case) -> bool:
+    shape = case.n >= 4096 and case.m >= 1024 and case.head_dim == 128
+    return shape and case.dtype == "bfloat16" and case.codes == "none"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Checkpoints with random weights: something to serve and to measure where no training has been."""
+
+import numpy as np
+import torch
+
+from loadtest.bench.shapes import Shape, ranker_config
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.items import ItemTable
+from mfalcon.models.registry import build
+
+_WEIGHT_STD = 0.4
+"""At a width of 12; narrower weights for wider layers, so that scores neither saturate nor forget the history."""
+
+
+def random_checkpoint(
+    shape: Shape, num_items: int, seed: int = 0, *, max_history: int = 4_096, dtype: torch.dtype = torch.float32
+) -> Checkpoint:
+    """A loaded checkpoint of a shape over items 1 to `num_items`, as `mfalcon.models.checkpoint.load` returns one.
+
+    `mfalcon.models.checkpoint.save` writes it for `mfalcon serve`; the fingerprint is then the written one's.
+    """
+    config = _config(shape, num_items, max_history)
+    items = ItemTable(np.arange(1, num_items + 1), tuple(f"item {number}" for number in range(1, num_items + 1)), {})
+    model = build(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.normal_(std=_WEIGHT_STD * (12 / shape.dim) ** 0.25, generator=generator)
+    model.items.load_items(items)
+    model.cast(dtype)
+    return Checkpoint(model, items, f"random-{shape.name}-{num_items}-{max_history}-{seed}")
+
+
+def _config(shape: Shape, num_items: int, max_history: int) -> RankerConfig:
+    config = ranker_config(shape).model_dump()
+    changes = {"num_items": num_items + 1, "max_history": max_history, "window_chunk": max(1, max_history // 8)}
+    return RankerConfig.model_validate(config | changes)

@@ -1,0 +1,1 @@
+"""Faults: real Redis servers, fleets of replicas, and what breaks them under load."""

@@ -1,0 +1,1 @@
+"""Traffic: the Locust scenario, and traces of users who come back."""

@@ -1,0 +1,1 @@
+"""What every benchmark hands over: machines, timings, results, tables and pictures."""

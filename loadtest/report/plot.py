@@ -1,0 +1,101 @@
+"""The benchmarks' results as pictures; needs the extra `plot`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from loadtest.bench.append import AppendResult
+from loadtest.bench.score import ScoreResult
+from loadtest.bench.state import StateResult
+from loadtest.report.machine import Machine
+from loadtest.report.timing import Cell
+
+
+def plot_score(result: ScoreResult, path: Path) -> None:
+    """A row of panels for each shape, one for each n: fraction of the floor over m of every backend. Writes a PNG."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    panels, (rows, columns) = _panels(result.cells)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    for axes, ((shape, n), cells) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        for backend in dict.fromkeys(cell.backend for cell in cells):
+            of = [cell for cell in cells if cell.backend == backend]
+            axes.semilogx([cell.m for cell in of], [cell.fraction for cell in of], "o-", label=backend)
+        axes.set_xticks(*_ticks(cell.m for cell in cells))
+        axes.set_xticks([], minor=True)
+        axes.axhline(1, color="k", linestyle="--", label="floor")
+        axes.set(title=f"{shape}, n={n}", xlabel="candidates", ylabel="floor / median", ylim=(0, 1.1))
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_append(result: AppendResult, path: Path) -> None:
+    """A row of panels for each shape, one for each n: time over k of every backend, its prefill (dotted), and the
+    floor. Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    panels, (rows, columns) = _panels(result.cells)
+    figure = Figure(figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    for axes, ((shape, n), cells) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        for index, backend in enumerate(dict.fromkeys(cell.backend for cell in cells)):
+            appends = [cell for cell in cells if (cell.backend, cell.phase) == (backend, "append")]
+            axes.loglog([cell.k for cell in appends], [cell.ms for cell in appends], "o-", label=backend)
+            (prefill,) = (cell for cell in cells if (cell.backend, cell.phase) == (backend, "prefill"))
+            axes.axhline(prefill.ms, color=f"C{index}", linestyle=":")
+        axes.loglog([cell.k for cell in appends], [cell.floor_ms for cell in appends], "k--", label="floor")
+        axes.set_xticks(*_ticks(cell.k for cell in appends))
+        axes.set_xticks([], minor=True)
+        axes.set(title=f"{shape}, n={n}", xlabel="new events (dotted: prefill of n)", ylabel="ms")
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_state(result: StateResult, path: Path) -> None:
+    """One panel for each shape and network: time over n of encoding and of fetching each payload, with the crossovers
+    (dotted). Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    panels = list(dict.fromkeys((cell.shape, cell.network) for cell in result.cells))
+    figure = Figure(figsize=(5 * len(panels), 4.4), layout="constrained")
+    for axes, (shape, network) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        cells = [cell for cell in result.cells if (cell.shape, cell.network, cell.tier) == (shape, network, "redis")]
+        payloads = list(dict.fromkeys(cell.payload for cell in cells))
+        for index, payload in enumerate(payloads):
+            fetched = [(cell.n, cell.fetch_ms.median_ms) for cell in cells if cell.payload == payload]
+            axes.loglog(*zip(*fetched, strict=True), "o-", color=f"C{index}", label=f"fetch {payload}")
+        encoded = [(cell.n, cell.recompute_ms.median_ms) for cell in cells if cell.payload == payloads[0]]
+        axes.loglog(*zip(*encoded, strict=True), "ks-", label="encode again")
+        acquired = [
+            (cell.n, cell.acquire_ms.median_ms)
+            for cell in result.cells
+            if (cell.shape, cell.network, cell.payload) == (shape, network, payloads[0]) and cell.acquire_ms
+        ]
+        axes.loglog(*zip(*acquired, strict=True), "k--", label="find on the host")
+        for at in result.crossovers:
+            if (at.shape, at.network) == (shape, network) and at.measured:
+                axes.axvline(at.measured, color=f"C{payloads.index(at.payload)}", linestyle=":")
+        axes.set(title=f"{shape}, {network}", xlabel="events in the state", ylabel="ms")
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _panels(cells: Sequence[Cell]) -> tuple[list[tuple[tuple[str, int], list[Cell]]], tuple[int, int]]:
+    """The cells of each shape and n, and how many of both there are."""
+    shapes, lengths = (list(dict.fromkeys(values)) for values in zip(*((c.shape, c.n) for c in cells), strict=True))
+    keys = [(shape, n) for shape in shapes for n in lengths]
+    of = [(key, [cell for cell in cells if (cell.shape, cell.n) == key]) for key in keys]
+    return of, (len(shapes), len(lengths))
+
+
+def _ticks(values: Iterable[int]) -> tuple[list[int], list[str]]:
+    """Where something was measured, and its label."""
+    marks = sorted(set(values))
+    return marks, [str(mark) for mark in marks]
+
+
+def _caption(machine: Machine, commit: str | None, dtype: str) -> str:
+    return f"{machine.cpu}, {machine.threads} threads, {dtype}, commit {commit or 'unknown'}"
