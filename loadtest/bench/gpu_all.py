@@ -167,8 +167,8 @@ def _bars(out: Path) -> list[str]:
     for path in sorted([*out.glob("kernels-*.json"), *out.glob("stacks-*.json")]):
         for bar in json.loads(path.read_text(encoding="utf-8"))["bars"]:
             value = "not measured" if bar["value"] is None else f"{bar['value']:.3g}"
-            met = "" if bar["met"] is None else " met" if bar["met"] else " NOT MET"
-            lines.append(f"{bar['name']}: {value}, bar {bar['bar']}{met}")
+            met = "" if bar["holds"] is None else " met" if bar["holds"] else " NOT MET"
+            lines.append(f"{bar['name']}: {value}, bar {'<=' if bar['at_most'] else '>='} {bar['limit']:g}{met}")
     return lines
 
 

@@ -31,7 +31,7 @@ from loadtest.bench.gpu_worlds import (
     score_work,
 )
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, at_least, at_most, bar_table, device_headline, text_table, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, device_headline, text_table, write_json
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -271,19 +271,19 @@ def bars(cells: Sequence[StackCell]) -> tuple[Bar, ...]:
     replayed = _fastest([cell for cell in one if cell.m == 256 and cell.graph], SCORE)
     uncached, cached = _fastest(batch, REQUEST), _fastest(batch, SCORE)
     found = [
-        at_most("DLRM-v3, 32 users, n 1,024, m 2,048, uncached, ms", _ms(uncached), UNCACHED_BAR_MS, "", _by(uncached)),
-        at_most("DLRM-v3, 32 users, n 1,024, m 2,048, cached, ms", _ms(cached), CACHED_BAR_MS, "", _by(cached)),
-        at_most("DLRM-v3, n 6,673, m 256, cached by replay, ms", _ms(replayed), REPLAY_BAR_MS, "", _by(replayed)),
+        Bar.most("DLRM-v3, 32 users, n 1,024, m 2,048, uncached, ms", _ms(uncached), UNCACHED_BAR_MS, _by(uncached)),
+        Bar.most("DLRM-v3, 32 users, n 1,024, m 2,048, cached, ms", _ms(cached), CACHED_BAR_MS, _by(cached)),
+        Bar.most("DLRM-v3, n 6,673, m 256, cached by replay, ms", _ms(replayed), REPLAY_BAR_MS, _by(replayed)),
     ]
     for m, bar in RATIO_BARS.items():
         of_m = [cell for cell in one if cell.m == m]
         slow, fast = _ms(_fastest(of_m, REQUEST)), _ms(_fastest(of_m, SCORE))
         ratio = None if slow is None or fast is None else slow / fast
-        found.append(at_least(f"DLRM-v3, n 6,673, m {m:,}: uncached / cached", ratio, bar, "x", "request, score"))
+        found.append(Bar.least(f"DLRM-v3, n 6,673, m {m:,}: uncached / cached", ratio, bar, "request, score"))
     steps = _steps([cell for cell in cells if cell.stack == NVIDIA.name])
     worst = min(steps, key=steps.__getitem__, default=None)
     name = "NVIDIA's block: masked eager / request, the worst step"
-    return (*found, at_least(name, None if worst is None else steps[worst], MASKED_BAR, "x", worst or "-"))
+    return (*found, Bar.least(name, None if worst is None else steps[worst], MASKED_BAR, worst or "-"))
 
 
 def tables(result: StackResult) -> Iterator[str]:

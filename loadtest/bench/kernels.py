@@ -21,7 +21,7 @@ from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, 
 from loadtest.bench.gpu_competitors import competitors
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, bench_device, probe
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, at_least, bar_table, device_headline, text_table, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, device_headline, text_table, write_json
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -208,7 +208,7 @@ def bars(cells: Sequence[KernelCell]) -> tuple[Bar, ...]:
     }
     worst = min(rates, key=lambda name: rates[name] or 0.0, default=None)
     name = "target_attention, n >= 4,096, m >= 1,024, d 128, bf16: worst share of the measured bf16 product"
-    return (at_least(name, None if worst is None else rates[worst], MATMUL_BAR, "", worst or "-"),)
+    return (Bar.least(name, None if worst is None else rates[worst], MATMUL_BAR, worst or "-"),)
 
 
 def tables(result: KernelResult) -> Iterator[str]:

@@ -18,6 +18,7 @@ from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
 from loadtest.load.append_traffic import AppendTraffic, append_traffic
 from loadtest.report.machine import Machine, commit, this_machine
+from loadtest.report.result import Bar
 from loadtest.report.timing import Spread, spread
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import serve
@@ -132,27 +133,6 @@ class Size:
     events_per_chunk: int
     full_bytes: int
     full_chunks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A figure that was promised, and whether it held."""
-
-    name: str
-    value: float
-    limit: float
-    at_most: bool
-    holds: bool
-
-    @classmethod
-    def most(cls, name: str, value: float, limit: float) -> "Bar":
-        """At most the limit."""
-        return cls(name, value, limit, at_most=True, holds=value <= limit)
-
-    @classmethod
-    def least(cls, name: str, value: float, limit: float) -> "Bar":
-        """At least the limit."""
-        return cls(name, value, limit, at_most=False, holds=value >= limit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from loadtest.bench.state import Bar
 from loadtest.report.machine import Machine, commit, this_machine
+from loadtest.report.result import Bar
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import ServedModel, reference
 from mfalcon.kvcache.chunk import PayloadDtype

@@ -17,38 +17,45 @@ NOT_MEASURED = "not measured"
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure that is asked for. value, met: None if no cell of it was measured. by: what it was read off."""
+    """A figure that is asked for. value, holds: None if no cell of it was measured. by: what it was read off."""
 
     name: str
-    bar: str
     value: float | None
-    met: bool | None
-    by: str
+    limit: float
+    at_most: bool
+    holds: bool | None
+    by: str = "-"
 
+    @classmethod
+    def most(cls, name: str, value: float | None, limit: float, by: str = "-") -> "Bar":
+        """At most the limit."""
+        return cls(name, value, limit, at_most=True, holds=None if value is None else value <= limit, by=by)
 
-def at_most(name: str, value: float | None, limit: float, unit: str, by: str) -> Bar:
-    """A bar from above."""
-    return Bar(name, f"<= {limit:g}{unit}", value, None if value is None else value <= limit, by)
+    @classmethod
+    def least(cls, name: str, value: float | None, limit: float, by: str = "-") -> "Bar":
+        """At least the limit."""
+        return cls(name, value, limit, at_most=False, holds=None if value is None else value >= limit, by=by)
 
+    @property
+    def asked(self) -> str:
+        """The limit and its side."""
+        return f"{'<=' if self.at_most else '>='} {self.limit:g}"
 
-def at_least(name: str, value: float | None, limit: float, unit: str, by: str) -> Bar:
-    """A bar from below."""
-    return Bar(name, f">= {limit:g}{unit}", value, None if value is None else value >= limit, by)
+    @property
+    def measured(self) -> str:
+        """The value, or that there is none."""
+        return NOT_MEASURED if self.value is None else f"{self.value:.4g}"
+
+    @property
+    def verdict(self) -> str:
+        """Whether it holds, in a word."""
+        return "-" if self.holds is None else "yes" if self.holds else "NO"
 
 
 def bar_table(bars: Sequence[Bar]) -> str:
     """Every bar, what was measured, and whether that meets it."""
-    rows = [
-        (
-            bar.name,
-            bar.bar,
-            NOT_MEASURED if bar.value is None else f"{bar.value:.3g}",
-            "-" if bar.met is None else "met" if bar.met else "NOT MET",
-            bar.by,
-        )
-        for bar in bars
-    ]
-    return text_table("Bars", ("figure", "bar", "measured", "", "read off"), rows)
+    rows = [(bar.name, bar.asked, bar.measured, bar.verdict, bar.by) for bar in bars]
+    return text_table("Bars", ("figure", "bar", "measured", "holds", "read off"), rows)
 
 
 def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

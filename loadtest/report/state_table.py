@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from rich.console import RenderableType
 
-from loadtest.bench.state import Bar, StateCell, StateResult
+from loadtest.bench.state import StateCell, StateResult
 from loadtest.bench.state_quality import QualityResult
+from loadtest.report.result import Bar
 from loadtest.report.table import headline, ms, notes, plain_table
 
 
@@ -91,8 +92,7 @@ def _bars(bars: tuple[Bar, ...]) -> Iterator[RenderableType]:
     yield "\nBars"
     table = plain_table(("", "value", "bar", "holds"))
     for bar in bars:
-        sign = "<=" if bar.at_most else ">="
-        table.add_row(bar.name, f"{bar.value:.4g}", f"{sign} {bar.limit:g}", "yes" if bar.holds else "NO")
+        table.add_row(bar.name, bar.measured, bar.asked, bar.verdict)
     yield table
 
 

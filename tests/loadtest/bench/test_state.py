@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from loadtest.bench import state as bench_state
 from loadtest.bench import state_quality
-from loadtest.bench.state import Bar, StateOptions, StateResult, bars, crossover, regret
+from loadtest.bench.state import StateOptions, StateResult, bars, crossover, regret
 from loadtest.bench.state_quality import round_trip, spearman
 from loadtest.report import state_table as state_tables
 from mfalcon.algorithm import prefill
@@ -133,11 +133,6 @@ def test_crossover_of_known_curves() -> None:
     assert crossover([(n, 2.0, 1.0) for n in lengths]) is None
     # A win at short lengths alone is none: what counts is from where it wins for good.
     assert crossover([(64, 1.0, 2.0), (128, 4.0, 2.0), (256, 1.0, 2.0)]) == pytest.approx(128 * 2**0.5)
-
-
-def test_bars_hold_on_the_right_side() -> None:
-    assert Bar.most("", 1, 1).holds and Bar.least("", 1, 1).holds
-    assert not Bar.most("", 1.1, 1).holds and not Bar.least("", 0.9, 1).holds
 
 
 def test_spearman_ranks_ties_alike() -> None:
