@@ -147,6 +147,7 @@ class Engine:
     async def close(self) -> None:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self.device.close(ShuttingDown("the server shut down before this request was reached"))
+        await self._reloader.close()
         await asyncio.to_thread(self.device.join)
         for ranker in self.catalog:
             await ranker.close()

@@ -61,6 +61,8 @@ class Measured:
 class LoadedRanker:
     """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis."""
 
+    measured: Measured | None
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -68,9 +70,10 @@ class LoadedRanker:
         device: Device,
         histories: Histories,
         metrics: StateMetrics,
-        measured: "Measured | None" = None,
+        predecessor: "LoadedRanker | None" = None,
     ) -> None:
-        """measured: what is known of this model on this device already.
+        """predecessor: what is served under this name until now. What was measured of it holds here too if nothing but
+        the weights differs, so that nobody waits for it again. Any thread; the event loop calls `start` afterwards.
 
         Raises ConfigError for a backend that cannot run here, a pool that cannot be allocated, and a window that is
         longer than the log.
@@ -87,6 +90,8 @@ class LoadedRanker:
         )
         self.served = served = serve(model, options.backend, budget, options.kv_dtype)
         self.info = _model_info(checkpoint, options, served)
+        alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
+        measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
         self.predictor = measured.predictor if measured is not None else Predictor(queue=device.queue_cost)
         if served.host is not None:  # states that wait keep their pages: of a device's pool a quarter at most
@@ -103,7 +108,7 @@ class LoadedRanker:
         self._histories = histories
         self._metrics = metrics
         self._counts = Counter[str]()
-        self._recent: OrderedDict[str, None] = OrderedDict()
+        self._recent: OrderedDict[str, None] = OrderedDict() if predecessor is None else predecessor._recent
         metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
         shape = served.pool.layout.shape
         metrics.backend.labels(
@@ -114,14 +119,14 @@ class LoadedRanker:
         ).set(1)
 
     def successor(self, checkpoint: Checkpoint) -> "LoadedRanker":
-        """A ranker of another checkpoint under the same name and options. Raises as the constructor does.
-
-        What was measured here holds there too if nothing but the weights differs, so that nobody waits for it again.
-        """
+        """A ranker of another checkpoint under the same name and options. Raises as the constructor does."""
         options = replace(self.options, name=self.name)
-        alike = checkpoint.model.config == self.checkpoint.model.config
-        known = self.measured if alike else None
-        return LoadedRanker(checkpoint, options, self._device, self._histories, self._metrics, known)
+        return LoadedRanker(checkpoint, options, self._device, self._histories, self._metrics, self)
+
+    def start(self) -> None:
+        """Write to Redis from now on, where there is one that has been started. On the event loop."""
+        if self.remote is not None and self._histories.redis is not None:
+            self._histories.redis.start_writes(self.remote)
 
     @property
     def recent_users(self) -> list[str]:

@@ -84,7 +84,7 @@ class RedisParts:
         self._is_safe: bool | None = None
 
     def attach(self, model: Ranker, fingerprint: str, budget_bytes: int, tombstones: Tombstones) -> RemoteTier:
-        """The states of a model, kept in step with deletions and with Redis' memory from now on.
+        """The states of a model, kept in step with deletions and with Redis' memory from now on. Any thread.
 
         fingerprint: of the checkpoint and the compute dtype. budget_bytes: of states that wait to be written.
         """
@@ -98,9 +98,12 @@ class RedisParts:
         )
         tier = RemoteTier(self.client, self.keys, self.workers, model, fingerprint, options, tombstones, self._metrics)
         self._remote.append(tier)
+        return tier
+
+    def start_writes(self, tier: RemoteTier) -> None:
+        """Let a tier write that came after `start`. On the event loop."""
         if self._started:
             tier.writes.start()
-        return tier
 
     async def detach(self, tier: RemoteTier) -> None:
         """Undo `attach`, after what waits has been written as far as that is quick; what is there expires."""

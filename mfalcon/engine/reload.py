@@ -57,19 +57,39 @@ class Reloader:
         self._histories = histories
         self._metrics = metrics
         self._options = options
-        self._busy: set[str] = set()
+        self._under_way: dict[str, asyncio.Task[ModelInfo]] = {}
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
-        """Serve what `load` gives instead of what is served under a name. load: runs in a thread of its own.
+        """Serve what `load` gives instead of what is served under a name. load: runs in a thread of its own. A caller
+        that leaves does not stop it.
 
         Whatever it raises (CheckpointError, say) leaves the old one serving, as do ConfigError for one that cannot be
         served here, CheckpointError for one whose scores are wrong, UnknownModel, ShuttingDown, and Overloaded while
         another exchange of the model is under way.
         """
         name = self._catalog.get(model).name
-        if name in self._busy:
+        if self._device.closed:
+            raise ShuttingDown("the server is shutting down")
+        if name in self._under_way:
             raise Overloaded(f"model {name} is being reloaded; try again when that has ended")
-        self._busy.add(name)
+        task = self._under_way[name] = asyncio.create_task(self._reload(name, load))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its caller may be gone
+        task.add_done_callback(lambda _: self._under_way.pop(name))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise ShuttingDown("the server shut down before the model was reloaded") from None
+            raise
+
+    async def close(self) -> None:
+        """Give up what is under way; what a thread still loads is let go of when it is there."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _reload(self, name: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         try:
             info = await self._exchange(name, load)
         except BaseException as error:
@@ -78,8 +98,6 @@ class Reloader:
                 "model %s: not reloaded, version %s serves on: %s", name, self._catalog.get(name).info.version, error
             )
             raise
-        finally:
-            self._busy.discard(name)
         self._metrics.reloads.labels(name, "swapped").inc()
         return info
 
@@ -88,6 +106,7 @@ class Reloader:
         old = self._catalog.get(name)
         new = await asyncio.to_thread(_on_one_core, lambda: old.successor(load()))
         try:
+            new.start()
             await asyncio.to_thread(_on_one_core, new.prove)
             runner = await self._on_device(new.warm)
             await self._on_device(lambda: self._device.serve(self._device.runners | {name + _STAGED: runner}))
@@ -126,7 +145,6 @@ class Reloader:
             except MFalconError as error:  # warming is a kindness: what fails is encoded when it is asked for
                 _log.warning("a user was not warmed: %s", error)
                 continue
-            new.note(user_id)
             num_warmed += 1
         return num_warmed
 

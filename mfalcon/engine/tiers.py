@@ -82,6 +82,7 @@ class Tiers:
             self.demotion.close()
         if self._copier is not None:
             self._copier.close()
+        del self.store  # it knows us: without the circle the pool goes with the last who holds it, not with the GC
 
     def _kept(self, history: History, start: int, state: KVState) -> None:
         for told in self._on_keep:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import gc
 import os
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
+from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
+from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
-from mfalcon.errors import CheckpointError, ConfigError, Overloaded, UnknownModel
+from mfalcon.errors import CheckpointError, ConfigError, Overloaded, ShuttingDown, UnknownModel
+from mfalcon.history.chain import user_hash
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.redis.client import RedisSettings
 from mfalcon.types import CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -95,24 +101,98 @@ async def test_no_request_is_lost_while_models_are_swapped_again_and_again(engin
     assert answered > 100 and len(versions) == 2
 
 
-async def test_what_was_served_before_is_let_go(engine: Engine) -> None:
+async def test_what_was_served_before_is_let_go_without_a_garbage_collection(engine: Engine) -> None:
+    """A server freezes what lives at its start, so no collection would ever look at its first model."""
     await engine.append_events("ann", HISTORY, 0)
-    await engine.reload("main", lambda: versioned(9))
     await engine.rank(rank_request("ann", ITEMS), None)
     ranker = engine.catalog.default
-    dead: list[weakref.ref[object]] = [
-        weakref.ref(ranker),
-        weakref.ref(ranker.served.pool),
-        weakref.ref(ranker.checkpoint.model),
-    ]
+    dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.served.pool)]
     del ranker
-    await engine.reload("main", lambda: SECOND)
-    for _ in range(200):  # the thread that closed it may be about to let go
-        gc.collect()
-        if not any(one() for one in dead):
-            break
-        await asyncio.sleep(0.01)
-    assert [one() for one in dead] == [None] * 3
+    gc.collect()
+    gc.disable()
+    try:
+        await engine.reload("main", lambda: SECOND)
+        for _ in range(200):  # the thread that closed it may be about to let go
+            if not any(one() for one in dead):
+                break
+            await asyncio.sleep(0.01)
+        assert [one() for one in dead] == [None] * 2
+    finally:
+        gc.enable()
+
+
+async def test_with_redis_states_go_on_being_written_and_fetched(redis_server: RedisServer) -> None:
+    redis = RedisOptions(RedisSettings(redis_server.url, 2.0, 2.0), prefix="reload")
+    config = EngineConfig(
+        threads=1, ranker=RankerOptions(name="main", microbatch=16), histories=HistoryOptions(redis=redis)
+    )
+    engine = compose(FIRST, config)
+    await asyncio.to_thread(engine.wait_ready, WAIT_S)
+    await engine.start()
+    try:
+        await engine.append_events("ann", HISTORY, 0)
+        await engine.rank(rank_request("ann", ITEMS), None)
+        for served in (SECOND, FIRST, SECOND):
+            await engine.reload("main", lambda served=served: served)  # type: ignore[misc]
+            remote = engine.catalog.default.remote
+            assert remote is not None
+            await asyncio.sleep(0)
+            await asyncio.wait_for(remote.writes.idle(), WAIT_S)
+            stored = await remote.states.fetch(user_hash("ann"), 1, 2.0)
+            assert stored[0] is not None, "the warmed state was written"
+            assert_right(await engine.rank(rank_request("ann", ITEMS), None), HISTORY)
+        await engine.delete_user("ann")
+        last = engine.catalog.default.remote
+        assert last is not None and await last.states.fetch(user_hash("ann"), 1, 2.0) == [None]
+    finally:
+        await asyncio.wait_for(engine.close(), WAIT_S)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.02, 0.05, 0.1])
+async def test_a_caller_that_leaves_stops_no_reload(engine: Engine, after_s: float) -> None:
+    await engine.append_events("ann", HISTORY, 0)
+    await engine.rank(rank_request("ann", ITEMS), None)
+    calling = asyncio.create_task(engine.reload("main", lambda: SECOND))
+    await asyncio.sleep(after_s)
+    calling.cancel()
+    async with asyncio.timeout(WAIT_S):
+        while engine.model.version != SECOND.fingerprint[:12]:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.01)
+    result = await engine.rank(rank_request("ann", ITEMS), None)
+    assert result.model_version == engine.model.version
+    assert_right(result, HISTORY)
+    assert list(engine.device.runners) == ["main"]
+
+
+async def test_closing_does_not_wait_for_what_is_being_loaded() -> None:
+    engine = compose(FIRST, EngineConfig(threads=1, ranker=RankerOptions(name="main", microbatch=16)))
+    await asyncio.to_thread(engine.wait_ready, WAIT_S)
+    release = threading.Event()
+
+    def slow() -> Checkpoint:
+        release.wait(WAIT_S)
+        return SECOND
+
+    reloading = asyncio.create_task(engine.reload("main", slow))
+    await asyncio.sleep(0.05)
+    began = time.monotonic()
+    await engine.close()
+    assert time.monotonic() - began < WAIT_S / 2
+    release.set()
+    with pytest.raises(ShuttingDown):
+        await reloading
+    with pytest.raises(ShuttingDown):
+        await engine.reload("main", lambda: SECOND)
+
+
+async def test_users_are_remembered_in_order_over_reloads(engine: Engine) -> None:
+    for number in range(12):
+        await engine.rank(rank_request(f"user-{number}", ITEMS), None)
+    expected = [f"user-{number}" for number in reversed(range(12))]
+    for served in (SECOND, FIRST):
+        assert engine.catalog.default.recent_users == expected
+        await engine.reload("main", lambda served=served: served)  # type: ignore[misc]
+    assert engine.catalog.default.recent_users == expected
 
 
 async def test_a_deletion_during_a_reload_reaches_the_next_model_too(engine: Engine) -> None:
