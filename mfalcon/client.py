@@ -26,8 +26,9 @@ def rank_message(
     request_time_ms: int = 0,
     recent_events: Events | None = None,
     context: Mapping[str, int] = MappingProxyType({}),
+    model: str = "",
 ) -> pb.RankRequest:
-    """A request as it travels."""
+    """A request as it travels. model: by name, "" for the server's default one."""
     return pb.RankRequest(
         recent_events=[] if recent_events is None else _events(recent_events),
         user_id=user_id,
@@ -35,6 +36,7 @@ def rank_message(
         top_k=top_k,
         request_time_ms=request_time_ms,
         context=dict(context),
+        model=model,
     )
 
 
@@ -105,8 +107,9 @@ class Client:
         request_time_ms: int = 0,
         recent_events: Events | None = None,
         context: Mapping[str, int] = MappingProxyType({}),
+        model: str = "",
     ) -> RankResult:
-        """Score candidates for a user; see `RankResult`. Raises CallFailed."""
+        """Score candidates for a user by a model; see `RankResult`. Raises CallFailed."""
         request = rank_message(
             user_id,
             candidates,
@@ -114,6 +117,7 @@ class Client:
             request_time_ms=request_time_ms,
             recent_events=recent_events,
             context=context,
+            model=model,
         )
         with _explained():
             return rank_result(self._stub.Rank(request, timeout=self._timeout_s))
@@ -131,34 +135,44 @@ class Client:
         """
         return self.rank(user_id, [0], top_k=1).history_len
 
-    def prefill(self, user_id: str) -> CacheInfo:
+    def prefill(self, user_id: str, model: str = "") -> CacheInfo:
         """Encode a user's history ahead of a request. Raises CallFailed."""
+        request = pb.PrefillRequest(user_id=user_id, model=model)
         with _explained():
-            return _cache(self._stub.Prefill(pb.PrefillRequest(user_id=user_id), timeout=self._timeout_s))
+            return _cache(self._stub.Prefill(request, timeout=self._timeout_s))
 
     def delete_user(self, user_id: str) -> None:
         """Forget a user. Raises CallFailed."""
         with _explained():
             self._stub.DeleteUser(pb.DeleteUserRequest(user_id=user_id), timeout=self._timeout_s)
 
-    def model(self) -> ModelInfo:
-        """What the server serves. Raises CallFailed."""
+    def model(self, name: str = "") -> ModelInfo:
+        """The model that the server has under a name, "" for its default one. Raises CallFailed."""
         with _explained():
-            reply = self._stub.GetModel(pb.GetModelRequest(), timeout=self._timeout_s)
-        return ModelInfo(
-            name=reply.name,
-            version=reply.version,
-            architecture=reply.architecture,
-            tasks=tuple(reply.tasks),
-            actions=tuple(reply.actions),
-            context_features=tuple(
-                FeatureInfo(f.name, f.num_values, tuple(f.values), f.derived) for f in reply.context_features
-            ),
-            max_history=reply.max_history,
-            max_candidates=reply.max_candidates,
-            prefix_stable=reply.prefix_stable,
-            backend=reply.backend,
-        )
+            return _model(self._stub.GetModel(pb.GetModelRequest(model=name), timeout=self._timeout_s))
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every model that the server has, the default one first. Raises CallFailed."""
+        with _explained():
+            reply = self._stub.ListModels(pb.ListModelsRequest(), timeout=self._timeout_s)
+        return tuple(map(_model, reply.models))
+
+
+def _model(reply: pb.GetModelResponse) -> ModelInfo:
+    return ModelInfo(
+        name=reply.name,
+        version=reply.version,
+        architecture=reply.architecture,
+        tasks=tuple(reply.tasks),
+        actions=tuple(reply.actions),
+        context_features=tuple(
+            FeatureInfo(f.name, f.num_values, tuple(f.values), f.derived) for f in reply.context_features
+        ),
+        max_history=reply.max_history,
+        max_candidates=reply.max_candidates,
+        prefix_stable=reply.prefix_stable,
+        backend=reply.backend,
+    )
 
 
 class _explained:

@@ -33,6 +33,7 @@ def rank(
     ] = None,
     top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
     context: Annotated[list[str] | None, typer.Option(help="A context feature, name=code; repeatable.")] = None,
+    model: Annotated[str, typer.Option(help="Name of the model; the server's default one if not given.")] = "",
     target: TargetOption = DEFAULT_TARGET,
     json_output: JsonOption = False,
 ) -> None:
@@ -40,7 +41,7 @@ def rank(
     items = load_items(path) if path else None
     ids = _candidates(candidates, items)
     with Client(target) as client:
-        result = client.rank(user, ids, top_k=top, context=_context(context or []))
+        result = client.rank(user, ids, top_k=top, context=_context(context or []), model=model)
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
         return
