@@ -1,6 +1,7 @@
 """The tiers of KV states in this process, put together: the host's alone, or a device's pool in front of it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -41,12 +42,17 @@ class Tiers:
         self.host: LruTier[KVState] = LruTier(budget_bytes)
         self.device: LruTier[KVState] | None = None
         self.demotion: Offload[KVState, Mark] | None = None
-        self._served = served
         self._copier: Copier | None = None
-        self._on_keep = tuple(on_keep)
+        told = tuple(on_keep)
+
+        def kept(history: History, start: int, state: KVState) -> None:
+            # Not a method: the store must not know us, or the pool would wait for the garbage collection of a circle.
+            for tell in told:
+                tell(history, start, state)
+
         if served.host is None:
             served.pool.accounts.make_room_with(self.host.make_room)
-            self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], tombstones, self._kept)
+            self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], tombstones, kept)
             return
         kept_pages = served.pool.accounts.num_pages - served.pool.reserved
         device: LruTier[KVState] = LruTier(max(0, kept_pages * served.pool.layout.page_bytes - waiting_bytes))
@@ -65,9 +71,9 @@ class Tiers:
             fingerprint,
             [(CacheSource.GPU, device), (CacheSource.HOST, self.host)],
             tombstones,
-            self._kept,
+            kept,
             lambda state: copier.promote(state, served.pool),
-            self._deleted,
+            partial(_deleted, demotion),
             demotion.offer,
         )
 
@@ -82,18 +88,13 @@ class Tiers:
             self.demotion.close()
         if self._copier is not None:
             self._copier.close()
-        del self.store  # it knows us: without the circle the pool goes with the last who holds it, not with the GC
 
-    def _kept(self, history: History, start: int, state: KVState) -> None:
-        for told in self._on_keep:
-            told(history, start, state)
 
-    def _deleted(self, user: bytes | None) -> None:
-        assert self.demotion is not None
-        if user is None:
-            self.demotion.clear()
-        else:
-            self.demotion.delete(user)
+def _deleted(demotion: Offload[KVState, Mark], user: bytes | None) -> None:
+    if user is None:
+        demotion.clear()
+    else:
+        demotion.delete(user)
 
 
 def _copier(device: torch.device) -> Copier:

@@ -18,6 +18,7 @@ from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score
 from mfalcon.backends import triton as gpu
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.backends.triton import TritonBackend, _groups, _microbatches, _Part
+from mfalcon.engine.workers import take_cores
 from mfalcon.kvcache.copy import ThreadCopier
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens, Targets
@@ -152,7 +153,7 @@ def waits_for(gate: threading.Event, work: Callable[[], torch.Tensor]) -> torch.
         with torch.inference_mode(), np.errstate(all="ignore"):
             return work()
 
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=take_cores, initargs=(1,)) as thread:
         done = thread.submit(run)
         with pytest.raises(TimeoutError):
             done.result(1.0)

@@ -21,6 +21,7 @@ from kernels.reference import target_attention
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.base import ReferenceBackend
 from mfalcon.backends.select import ServedModel
+from mfalcon.engine.workers import take_cores
 from mfalcon.errors import Overloaded
 from mfalcon.history.chain import user_hash
 from mfalcon.history.history import History, no_history
@@ -79,7 +80,7 @@ class TwoPools(RuleBasedStateMachine):
         """Do what may have to wait for copies, which come part by part meanwhile."""
         if self.gate.settle(self.num_parts):
             return work()
-        with ThreadPoolExecutor(1) as thread:
+        with ThreadPoolExecutor(1, initializer=take_cores, initargs=(1,)) as thread:
             future = thread.submit(work)
             while not wait([future], 0.002).done and not self.gate.settle(self.num_parts):
                 self.gate.let()
@@ -259,7 +260,7 @@ def test_a_layer_is_scored_while_the_next_one_arrives(
     expected = small.scores(here)
     there = small.copier.promote(here, small.device.pool)
     computed = watched(monkeypatch)
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1, initializer=take_cores, initargs=(1,)) as reader:
         future = reader.submit(small.scores, there)
         if not waits:
             assert not right(future, expected)
@@ -279,7 +280,7 @@ def test_appending_to_a_state_that_is_still_arriving(small: Small, waits: bool) 
     here = small.prefilled(19)
     expected, expected_longer = small.scores(here), small.scores(small.appended(small.prefilled(19)))
     there = small.copier.promote(here, small.device.pool)
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(1, initializer=take_cores, initargs=(1,)) as writer:
         future = writer.submit(small.appended, there)
         for _ in range(NUM_PARTS):
             wait([future], 0.05)
