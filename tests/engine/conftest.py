@@ -13,6 +13,9 @@ from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.models.base import Ranker
 from mfalcon.types import CacheSource
 from tests.device import needs_interpreter
+from tests.engine.replicas import always_fetch, replica
+
+__all__ = ["always_fetch", "replica"]
 
 DEVICES = ("cpu", pytest.param("triton", marks=needs_interpreter))
 
@@ -30,7 +33,7 @@ QUICK = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before the markers are looked at."""
     for item in items:
-        if "test_redis_engine" in item.nodeid and "triton" in item.name and item.name not in QUICK:
+        if "engine/test_redis_" in item.nodeid and "triton" in item.name and item.name not in QUICK:
             item.add_marker(pytest.mark.thorough)
 
 

@@ -1,0 +1,124 @@
+"""A user who is deleted on one engine is gone from Redis and from every replica, whatever is in flight."""
+
+import asyncio
+
+import pytest
+
+from loadtest.faults.redis_server import RedisServer
+from mfalcon.errors import StorageUnavailable
+from mfalcon.history.chain import user_hash
+from mfalcon.history.deletions import Deletion, Deletions
+from tests.engine.replicas import (
+    StartReplica,
+    keys,
+    rank,
+    remote,
+    settle,
+    value,
+)
+from tests.small import random_events
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+async def test_deletion_reaches_every_tier_and_replica(replica: StartReplica, redis_server: RedisServer) -> None:
+    one, two, events = await replica(), await replica(), random_events(20)
+    for user_id in ("ann", "bob"):
+        await one.append_events(user_id, events, 0)
+        for engine in (one, two):
+            await rank(engine, events, user_id)
+    await settle(one, two)
+    assert len(redis_server.command("KEYS", "*")) == 6  # type: ignore[arg-type]  # log, index and chunk of two
+    await asyncio.sleep(0.5)  # both replicas follow the deletions by now
+    await one.delete_user("ann")
+    left = redis_server.command("KEYS", f"*{user_hash('ann').hex()}*")
+    assert left == []
+    assert one.catalog.default.store.peek((await one.histories.log.read("ann", 1)).history, 0) == 0
+    assert not one.catalog.default.store.holds(user_hash("ann"))
+    for _ in range(100):
+        if not two.catalog.default.store.holds(user_hash("ann")):
+            break
+        await asyncio.sleep(0.05)
+    assert not two.catalog.default.store.holds(user_hash("ann"))
+    assert two.catalog.default.store.holds(user_hash("bob"))
+    for engine in (one, two):
+        await rank(engine, events[:0])
+        await rank(engine, events, "bob")
+    await one.delete_user("nobody")
+
+
+async def test_a_write_in_flight_undoes_no_deletion(
+    replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another replica has encoded a chunk and not yet sent it when the user is deleted; then he comes back."""
+    one, two, events = await replica(), await replica(), random_events(20)
+    await one.append_events("ann", events, 0)
+    assert two.histories.redis is not None
+    sending, go_on = asyncio.Event(), asyncio.Event()
+    right = remote(two).states.write
+
+    async def held_up(*arguments: object) -> bool:
+        sending.set()
+        await go_on.wait()
+        return await right(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(remote(two).states, "write", held_up)
+    await rank(two, events)
+    await asyncio.wait_for(sending.wait(), 5)
+    await one.delete_user("ann")
+    await one.append_events("ann", events, 0)  # the same events, another life
+    go_on.set()
+    await settle(two)
+    assert value(two.metrics, "mfalcon_write_behind_dropped_total", reason="deleted") == 1
+    assert keys(redis_server) - {"t:deletions"} == {":log"}
+    await rank(two, events)
+
+
+async def test_own_write_in_flight_is_waited_for_where_the_log_is_embedded(
+    replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, events = await replica(holds_log=False), random_events(20)
+    await engine.append_events("ann", events, 0)
+    assert engine.histories.redis is not None
+    sending, go_on, right = asyncio.Event(), asyncio.Event(), remote(engine).states.write
+
+    async def held_up(*arguments: object) -> bool:
+        sending.set()
+        await go_on.wait()
+        return await right(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(remote(engine).states, "write", held_up)
+    await rank(engine, events)
+    await asyncio.wait_for(sending.wait(), 5)
+    deleting = asyncio.create_task(engine.delete_user("ann"))
+    await asyncio.sleep(0.05)
+    assert not deleting.done()
+    go_on.set()
+    await deleting
+    assert keys(redis_server) == set()
+
+
+async def test_a_page_of_deletions_that_fails_is_read_again(
+    replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await replica()
+    assert engine.histories.redis is not None and engine.histories.redis.deletions is not None
+    deletions = Deletions(engine.histories.redis.client, remote(engine).states._keys)
+    monkeypatch.setattr("mfalcon.history.deletions._PAGE", 2)
+    assert await deletions.poll() == []
+    redis_server.command("XADD", "t:deletions", "*", "something", "else")
+    for number in range(3):
+        await deletions.publish(Deletion(bytes([number]), b"life"))
+    right, calls = deletions._client.call, 0
+
+    async def fail_once(*arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StorageUnavailable("no answer")
+        return await right(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deletions._client, "call", fail_once)
+    with pytest.raises(StorageUnavailable):
+        await deletions.poll()
+    assert [deletion.user for deletion in await deletions.poll() or ()] == [b"\0", b"\1", b"\2"]
