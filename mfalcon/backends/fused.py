@@ -1,12 +1,15 @@
 """The fused CPU kernel (`kernels.cpu`) as a backend of a stack."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from kernels.cpu.library import Kernel
 from kernels.cpu.stack import FusedStack
+from kernels.stack import LayerWeights, StackConfig
 from mfalcon.backends.base import SequentialBackend
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState
@@ -16,22 +19,40 @@ _FLOPS_OF_A_CORE = 75_000_000
 """Below twice this a second core made an encoding slower (docs/LOG.md)."""
 
 
+@dataclass(frozen=True)
 class FusedLayout:
-    """Pages in the order that a compiled kernel reads; see kernels/cpu/src/abi.h."""
+    """Pages in the order that a compiled kernel reads; see kernels/cpu/src/abi.h. policy: the kernel's.
 
-    def __init__(self, stack: FusedStack, shape: KVShape) -> None:
-        self.shape = shape
-        self.page_tokens = stack.page_tokens
-        self.page_bytes = stack.page_bytes
-        self._stack = stack
+    No weights are part of it: those of another stack of the same shape lie alike, and then the layouts are equal.
+    """
+
+    policy: str
+    shape: KVShape
+    int8: bool
+    kernel: Kernel = field(compare=False, repr=False)
+    page_tokens: int = PAGE_TOKENS
+
+    @property
+    def page_bytes(self) -> int:
+        """See `Layout`."""
+        return self._pages.page_bytes
 
     def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         """See `Layout`."""
-        return self._stack.read(_addresses(pages), layer, first, stop)
+        return self._pages.read(_addresses(pages), layer, first, stop)
 
     def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
         """See `Layout`."""
-        self._stack.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())
+        self._pages.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())
+
+    @cached_property
+    def _pages(self) -> FusedStack:
+        """Compiled code finds its way on pages by the sizes of a stack: this one is one column wide and of zeros."""
+        shape = self.shape
+        heads, columns = shape.num_heads, 2 * shape.num_heads * (shape.qk_dim + shape.v_dim)
+        sizes = StackConfig(heads, 1, shape.qk_dim, shape.v_dim, 1.0, 1.0, 1e-6, activate_all=False, concat=False)
+        layer = LayerWeights(uvqk=torch.zeros(columns, 1), output=torch.zeros(1, heads * shape.v_dim))
+        return FusedStack(self.kernel, sizes, [layer] * shape.num_layers, self.page_tokens, self.int8)
 
 
 class FusedBackend(SequentialBackend):
@@ -40,7 +61,8 @@ class FusedBackend(SequentialBackend):
     def __init__(self, kernel: Kernel, stack: Stack, shape: KVShape, *, int8: bool = False) -> None:
         self.name = kernel.policy.name
         self._stack = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
-        self.layout = FusedLayout(self._stack, shape)
+        self.layout = FusedLayout(kernel.policy.name, shape, int8, kernel)
+        assert self.layout.page_bytes == self._stack.page_bytes
 
     def encode_one(self, state: KVState, x: Tensor) -> None:
         """See `SequentialBackend`."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
 
@@ -43,7 +44,10 @@ class KVShape:
 
 
 class Layout(Protocol):
-    """How keys and values lie on pages. Every page begins with its tokens' times, int64 [page_tokens]."""
+    """How keys and values lie on pages. Every page begins with its tokens' times, int64 [page_tokens].
+
+    Equal layouts read each other's pages, whatever weights made them: models of one layout may share a pool.
+    """
 
     @property
     def shape(self) -> KVShape:
@@ -72,6 +76,7 @@ class Layout(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class PlainLayout:
     """What torch and the kernels on pages read: per layer K [num_heads, page_tokens, qk_dim], then V likewise, in the
     compute dtype.
@@ -80,22 +85,21 @@ class PlainLayout:
     of K, then of V (`kernels.quantise`). Every block begins at a multiple of 64 bytes.
     """
 
-    def __init__(self, shape: KVShape, page_tokens: int = PAGE_TOKENS, codes: torch.dtype | None = None) -> None:
-        self.shape = shape
-        self.page_tokens = page_tokens
-        self.codes = codes
-        self._dtype = codes or shape.dtype
-        rows = shape.num_heads * page_tokens
-        sizes = [rows * dim * self._dtype.itemsize for dim in (shape.qk_dim, shape.v_dim)]
-        sizes += [4 * rows] * 2 if codes is not None else []
-        *self._offsets, self._layer_bytes = accumulate(map(_aligned, sizes), initial=0)
-        self._first = _aligned(8 * page_tokens)
-        self.page_bytes = self._first + shape.num_layers * self._layer_bytes
+    shape: KVShape
+    page_tokens: int = PAGE_TOKENS
+    codes: torch.dtype | None = None
+
+    @cached_property
+    def page_bytes(self) -> int:
+        """See `Layout`."""
+        start: int = self.layer_bytes(self.shape.num_layers).start
+        return start
 
     def layer_bytes(self, layer: int) -> slice:
         """The bytes of a page that are a layer's; the times are in front of all layers."""
-        start = self._first + layer * self._layer_bytes
-        return slice(start, start + self._layer_bytes)
+        size = self._offsets[-1]
+        start = _aligned(8 * self.page_tokens) + layer * size
+        return slice(start, start + size)
 
     def times(self, slab: Tensor) -> Tensor:
         """Event times on pages, uint8 [..., page_bytes]: a view, int64 [..., page_tokens]."""
@@ -106,11 +110,12 @@ class PlainLayout:
         compute dtype or in codes, and of codes their scales [..., num_heads, page_tokens], else None.
         """
         start, shape, size = self.layer_bytes(layer).start, self.shape, (self.shape.num_heads, self.page_tokens)
-        k = _block(slab, start + self._offsets[0], self._dtype, *size, shape.qk_dim)
-        v = _block(slab, start + self._offsets[1], self._dtype, *size, shape.v_dim)
+        k_at, v_at, *scales_at, _ = (start + offset for offset in self._offsets)
+        k = _block(slab, k_at, self.codes or shape.dtype, *size, shape.qk_dim)
+        v = _block(slab, v_at, self.codes or shape.dtype, *size, shape.v_dim)
         if self.codes is None:
             return k, v, None, None
-        k_scales, v_scales = (_block(slab, start + offset, torch.float32, *size) for offset in self._offsets[2:])
+        k_scales, v_scales = (_block(slab, at, torch.float32, *size) for at in scales_at)
         return k, v, k_scales, v_scales
 
     def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -141,6 +146,15 @@ class PlainLayout:
             for block, source in zip(blocks, sources, strict=True):
                 block[:, begin:end] = source[:, at:to]
             at = to
+
+    @cached_property
+    def _offsets(self) -> tuple[int, ...]:
+        """Where the blocks of a layer begin in it, and where it ends."""
+        rows = self.shape.num_heads * self.page_tokens
+        itemsize = (self.codes or self.shape.dtype).itemsize
+        sizes = [rows * dim * itemsize for dim in (self.shape.qk_dim, self.shape.v_dim)]
+        sizes += [4 * rows] * 2 if self.codes is not None else []
+        return tuple(accumulate(map(_aligned, sizes), initial=0))
 
     def _rows(self, first: int, stop: int) -> list[tuple[int, int, int]]:
         """Each page that has some of the tokens, and which of its rows those are: index, begin, end."""

@@ -101,11 +101,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
-    redis_server: RedisServer, stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+    redis_server: RedisServer,
+    stack: AsyncExitStack,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shape = CHECKPOINT.model.kv_shape()
-    layout = BrokenLayout(shape)
-    good, broken = await replica(redis_server, stack, PlainLayout(shape)), await replica(redis_server, stack, layout)
+    good, broken = [await replica(redis_server, stack, layout(shape)) for layout in (PlainLayout, BrokenLayout)]
     await good.log.append("ann", EVENTS, 0, None)
     history = (await good.open()).history
     state = good.pool.empty()
@@ -131,6 +133,6 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
         free = broken.pool.accounts.num_free
         assert (await broken.open()).fetched is None
         assert broken.pool.accounts.num_free == free  # what was begun holds nothing; pytest keeps a record's frames
-        layout.error = ValueError
+        monkeypatch.setattr(BrokenLayout, "error", ValueError)
         assert (await broken.open()).fetched is None
     assert len(logged(caplog)) == 2 and "ValueError" in logged(caplog)[1]
