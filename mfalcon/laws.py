@@ -357,7 +357,8 @@ def _replica(subject: Subject) -> Iterator[_Replica]:
     served, checkpoint = subject.served, subject.checkpoint
     if served.stack.name == TRITON:  # with a pool in host memory beside the device's
         size = served.pool.num_bytes
-        budget = PoolBudget(size, 1, checkpoint.model.config.max_history, size)
+        longest = checkpoint.model.config.max_history * checkpoint.model.tokens_per_event
+        budget = PoolBudget(size, 1, longest, size)
         served = serve(checkpoint.model, TRITON, budget, subject.kv_dtype)
     else:
         served = replace(served, pool=KVPool(served.pool.layout))

@@ -25,7 +25,8 @@ _OFFLINE_WINDOWS = 16
 class ServedModel:
     """A model, what computes its stack, and where its states live. unavailable: backends that cannot run here, why.
 
-    host: pages in host memory for states that leave the pool of a device; None where the pool is the host's.
+    host: pages in host memory for states that leave the pool of a device; None where the pool is the host's. budget: of
+    the pools, None if they were made without one.
     """
 
     model: Ranker
@@ -33,6 +34,11 @@ class ServedModel:
     pool: KVPool
     unavailable: tuple[str, ...] = ()
     host: KVPool | None = None
+    budget: "PoolBudget | None" = None
+
+    def can_share(self, layout: Layout, budget: "PoolBudget | None") -> bool:
+        """Whether a model of this layout and budget needs no pools beside these."""
+        return budget is not None and self.budget == budget and self.pool.layout == layout
 
     def empty_state(self) -> KVState:
         """The state of an empty history."""
@@ -41,29 +47,29 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class PoolBudget:
-    """Memory of a pool: for states that are kept, and for what is in flight beside them. longest_history: in events.
+    """Memory of a pool: for states that are kept, and for what is in flight beside them. longest: window, in tokens.
 
     device_bytes: of the pool of a device, 0 for most of what is free there; kept_bytes are the host's then.
     """
 
     kept_bytes: int
     threads: int
-    longest_history: int
+    longest: int
     device_bytes: int = 0
 
-    def pool(self, layout: Layout, tokens_per_event: int, *, pinned: bool = False) -> KVPool:
+    def pool(self, layout: Layout, *, pinned: bool = False) -> KVPool:
         """A pool of so much memory. Raises ConfigError if there is not so much.
 
         In flight are a state that is being made, one that it replaces and one that is being written elsewhere, of full
         windows; and of each thread that has a small request a few pages.
         """
-        reserved = 3 * self._longest(layout, tokens_per_event) + 4 * self.threads
+        reserved = 3 * self._pages(layout) + 4 * self.threads
         return _allocated("kv_budget_mb", layout, self.kept_bytes // layout.page_bytes + reserved, reserved, pinned)
 
-    def device_pool(self, layout: Layout, tokens_per_event: int) -> KVPool:
+    def device_pool(self, layout: Layout) -> KVPool:
         """A pool on a device. Raises ConfigError if it could not hold three full windows."""
-        free = self.device_bytes or _free_bytes(layout.shape.device)
-        num_pages, needed = free // layout.page_bytes, 3 * self._longest(layout, tokens_per_event)
+        free = self.device_bytes or free_bytes(layout.shape.device)
+        num_pages, needed = free // layout.page_bytes, 3 * self._pages(layout)
         if num_pages < needed:
             raise ConfigError(
                 f"device_budget_mb: got {free >> 20} MiB, must be at least {-(-needed * layout.page_bytes >> 20)} for "
@@ -71,16 +77,23 @@ class PoolBudget:
             )
         return _allocated("device_budget_mb", layout, num_pages, needed, False)
 
-    def _longest(self, layout: Layout, tokens_per_event: int) -> int:
-        """Pages of a full window, the last one begun."""
-        return -(-self.longest_history * tokens_per_event // layout.page_tokens) + 1
+    def _pages(self, layout: Layout) -> int:
+        """Those of a full window, the last one begun."""
+        return -(-self.longest // layout.page_tokens) + 1
 
 
-def serve(model: Ranker, backend: str = AUTO, budget: PoolBudget | None = None, kv_dtype: str = "auto") -> ServedModel:
+def serve(
+    model: Ranker,
+    backend: str = AUTO,
+    budget: PoolBudget | None = None,
+    kv_dtype: str = "auto",
+    predecessor: ServedModel | None = None,
+) -> ServedModel:
     """Make a model ready. Without a budget its pool grows as it must, or on a device holds some full windows.
 
-    kv_dtype: of its pages (KV_DTYPES). Raises ConfigError for a backend that cannot run here, or that has no such
-    pages.
+    kv_dtype: of its pages (KV_DTYPES). predecessor: a model whose pools this one shares instead of having its own, if
+    their pages lie alike and its budget is the same. Raises ConfigError for a backend that cannot run here, or that has
+    no such pages.
     """
     shape = model.kv_shape()
     if kv_dtype not in KV_DTYPES:
@@ -89,18 +102,11 @@ def serve(model: Ranker, backend: str = AUTO, budget: PoolBudget | None = None, 
         choice = choose(backend, shape.device, shape.dtype)
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
-    if choice.name == TRITON:
-        return _on_device(model, choice, budget, kv_dtype)
-    if kv_dtype == "fp8":
-        raise ConfigError(
-            f"kv_dtype: got fp8, must be auto or int8 where triton does not compute (it is {choice.name})"
-        )
-    if kv_dtype == "int8" and choice.kernel is None:
-        why = "; ".join(choice.unavailable) or f"backend is {choice.name}"
-        raise ConfigError(f"kv_dtype: got int8, must be auto where no fused kernel computes ({why})")
-    stack = _backend(choice, model, int8=kv_dtype == "int8")
-    pool = budget.pool(stack.layout, model.tokens_per_event) if budget else KVPool(stack.layout)
-    return ServedModel(model, stack, pool, choice.unavailable)
+    stack = _on_device(model, kv_dtype) if choice.name == TRITON else _backend(choice, model, kv_dtype)
+    if predecessor is not None and predecessor.can_share(stack.layout, budget):
+        return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable)
+    pool, host = _pools(model, stack, budget)
+    return ServedModel(model, stack, pool, choice.unavailable, host, budget)
 
 
 def device_named(name: str, setting: str = "device") -> torch.device:
@@ -128,25 +134,36 @@ def reference(model: Ranker) -> ServedModel:
     return serve(model, REFERENCE)
 
 
-def _backend(choice: Choice, model: Ranker, *, int8: bool) -> StackBackend:
+def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
+    if kv_dtype == "fp8":
+        raise ConfigError(
+            f"kv_dtype: got fp8, must be auto or int8 where triton does not compute (it is {choice.name})"
+        )
     if choice.kernel is not None:
-        return FusedBackend(choice.kernel, model.stack, model.kv_shape(), int8=int8)
+        return FusedBackend(choice.kernel, model.stack, model.kv_shape(), int8=kv_dtype == "int8")
+    if kv_dtype == "int8":
+        why = "; ".join(choice.unavailable) or f"backend is {choice.name}"
+        raise ConfigError(f"kv_dtype: got int8, must be auto where no fused kernel computes ({why})")
     return ReferenceBackend(model.stack, model.kv_shape())
 
 
-def _on_device(model: Ranker, choice: Choice, budget: PoolBudget | None, kv_dtype: str) -> ServedModel:
-    """In Triton: a pool on the device, and one in host memory of the same pages."""
+def _on_device(model: Ranker, kv_dtype: str) -> StackBackend:
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
-    shape, per_event = model.kv_shape(), model.tokens_per_event
-    stack = TritonBackend(model.stack, shape, KV_DTYPES[kv_dtype])
+    return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype])
+
+
+def _pools(model: Ranker, stack: StackBackend, budget: PoolBudget | None) -> tuple[KVPool, KVPool | None]:
+    """A pool to compute in; Triton's is on the device, and with a budget has one in host memory of the same pages."""
+    layout = stack.layout
+    if stack.name != TRITON:
+        return budget.pool(layout) if budget else KVPool(layout), None
     if budget is None:
-        longest = -(-model.config.max_history * per_event // stack.layout.page_tokens) + 1
-        return ServedModel(model, stack, KVPool(stack.layout, _OFFLINE_WINDOWS * longest), choice.unavailable)
-    pool = budget.device_pool(stack.layout, per_event)
-    of_host = PlainLayout(replace(shape, device=torch.device("cpu")), stack.layout.page_tokens, stack.layout.codes)
-    host = budget.pool(of_host, per_event, pinned=shape.device.type == "cuda")
-    return ServedModel(model, stack, pool, choice.unavailable, host)
+        longest = -(-model.config.max_history * model.tokens_per_event // layout.page_tokens) + 1
+        return KVPool(layout, _OFFLINE_WINDOWS * longest), None
+    assert isinstance(layout, PlainLayout)
+    of_host = replace(layout, shape=replace(layout.shape, device=torch.device("cpu")))
+    return budget.device_pool(layout), budget.pool(of_host, pinned=layout.shape.device.type == "cuda")
 
 
 def _allocated(setting: str, layout: Layout, num_pages: int, reserved: int, pinned: bool) -> KVPool:
@@ -159,7 +176,7 @@ def _allocated(setting: str, layout: Layout, num_pages: int, reserved: int, pinn
         ) from error
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """What a pool may take of a device."""
     if device.type != "cuda":
         return _SIMULATED_BYTES

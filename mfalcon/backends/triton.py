@@ -79,9 +79,11 @@ class TritonBackend:
     def prepare(self, pool: KVPool, microbatch: int) -> None:
         """Record a graph for a microbatch of targets, for half of it, and so on; compile what is launched without."""
         kv, like = self._pages_of(pool), torch.empty(0, dtype=pool.layout.shape.dtype, device=pool.layout.shape.device)
+        stack = self._stack
 
         def run(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
-            return self._stack.score(x, kv, batch, times, lambda _: None)
+            # Not by self, which keeps the graphs: weights and pool would wait for the garbage collection of a circle.
+            return stack.score(x, kv, batch, times, lambda _: None)
 
         sizes = [microbatch]
         while sizes[-1] > _LEAST_SHAPE:
@@ -97,7 +99,7 @@ class TritonBackend:
     def _compile(self, pool: KVPool, microbatch: int) -> None:
         """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own."""
         shape, size = self.layout.shape, self.layout.page_tokens
-        most = min(_MOST_ROWS, pool.accounts.num_pages // 2 * size)
+        most = min(_MOST_ROWS, pool.accounts.num_free // 2 * size)  # a predecessor may have the others
         for num_rows in (1 << power for power in range(most.bit_length())):
             x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
             state = pool.empty().extend(torch.zeros(num_rows, dtype=torch.int64, device=shape.device))

@@ -61,6 +61,7 @@ class Measured:
 class LoadedRanker:
     """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis."""
 
+    served: ServedModel
     measured: Measured | None
 
     def __init__(
@@ -73,7 +74,8 @@ class LoadedRanker:
         predecessor: "LoadedRanker | None" = None,
     ) -> None:
         """predecessor: what is served under this name until now. What was measured of it holds here too if nothing but
-        the weights differs, so that nobody waits for it again. Any thread; the event loop calls `start` afterwards.
+        the weights differs, so that nobody waits for it again; its pools too if their pages lie alike. Any thread; the
+        event loop calls `start` afterwards.
 
         Raises ConfigError for a backend that cannot run here, a pool that cannot be allocated, and a window that is
         longer than the log.
@@ -85,10 +87,10 @@ class LoadedRanker:
         histories.check_window(self.name, model.config.max_history)
         redis = histories.redis
         waiting = options.write_behind_bytes if redis is not None else 0
-        budget = PoolBudget(
-            options.kv_budget_bytes + waiting, device.threads, model.config.max_history, options.device_budget_bytes
-        )
-        self.served = served = serve(model, options.backend, budget, options.kv_dtype)
+        longest = model.config.max_history * model.tokens_per_event
+        budget = PoolBudget(options.kv_budget_bytes + waiting, device.threads, longest, options.device_budget_bytes)
+        former = predecessor.served if predecessor is not None else None
+        self.served = served = serve(model, options.backend, budget, options.kv_dtype, former)
         self.info = _model_info(checkpoint, options, served)
         alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
@@ -132,6 +134,18 @@ class LoadedRanker:
     def recent_users(self) -> list[str]:
         """Users of the last requests, the latest first."""
         return list(reversed(self._recent))
+
+    @property
+    def may_warm(self) -> bool:
+        """Whether one more state may be encoded ahead of the swap, where nothing that is of more use has to go for it.
+
+        There are free pages, twice what requests in flight need; or this model keeps less than a quarter of its pool:
+        so much a predecessor on the same pool gives up, of its least recently used states. Nothing warmed has had to go
+        yet: that would be the state of a user seen later.
+        """
+        pool, kept = self.served.pool, self.tiers.device or self.tiers.host
+        has_pages = pool.accounts.num_free > 2 * pool.reserved or kept.num_bytes < pool.num_bytes // 4
+        return has_pages and not kept.num_evicted
 
     def note(self, user_id: str) -> None:
         """A user was seen."""

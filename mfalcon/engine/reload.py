@@ -126,12 +126,14 @@ class Reloader:
         return new.info
 
     async def _warm(self, new: LoadedRanker, staged: str, users: list[str]) -> int:
-        """Encode the histories of users, one after the other, whenever nobody else waits for the device."""
+        """Encode the histories of users, one after the other, whenever nobody else waits for the device, while there
+        is room for more.
+        """
         until, num_warmed = time.monotonic() + self._options.warm_s, 0
         for user_id in users[: self._options.warm_users]:
             while self._device.num_queued() and time.monotonic() < until:  # noqa: ASYNC110 (others' work has no event)
                 await asyncio.sleep(_POLL_S)
-            if time.monotonic() >= until:
+            if time.monotonic() >= until or not new.may_warm:
                 break
             try:
                 reading = await self._histories.log.read(user_id, _READ_S)

@@ -50,8 +50,8 @@ class Tiers:
             for tell in told:
                 tell(history, start, state)
 
+        self._leave_pool = [(served.host or served.pool).accounts.make_room_with(self.host.make_room)]
         if served.host is None:
-            served.pool.accounts.make_room_with(self.host.make_room)
             self.store = StateStore(fingerprint, [(CacheSource.HOST, self.host)], tombstones, kept)
             return
         kept_pages = served.pool.accounts.num_pages - served.pool.reserved
@@ -59,14 +59,15 @@ class Tiers:
         self.device = device
         self._copier = copier = _copier(served.pool.layout.shape.device)
         host_pool = served.host
-        host_pool.accounts.make_room_with(self.host.make_room)
 
         def demote(state: KVState, mark: Mark, older: KVState | None) -> KVState:
             return copier.demote(state, host_pool, mark, older)
 
         self.demotion = Offload(fingerprint, self.host, copier.mark, demote, tombstones, max_waiting=_MAX_WAITING)
         demotion = self.demotion
-        served.pool.accounts.make_room_with(lambda: device.make_room(demotion.holds) or demotion.make_room())
+        self._leave_pool.append(
+            served.pool.accounts.make_room_with(lambda: device.make_room(demotion.holds) or demotion.make_room())
+        )
         self.store = StateStore(
             fingerprint,
             [(CacheSource.GPU, device), (CacheSource.HOST, self.host)],
@@ -83,7 +84,9 @@ class Tiers:
         return 0 if self.device is None else self.device.num_bytes
 
     def close(self) -> None:
-        """End what copies."""
+        """End what copies; another model may go on using the pools."""
+        for leave in self._leave_pool:
+            leave()
         if self.demotion is not None:
             self.demotion.close()
         if self._copier is not None:

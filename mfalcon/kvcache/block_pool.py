@@ -53,7 +53,7 @@ class BlockPool:
         self._holders = [0] * num_pages
         self._written = [0] * num_pages
         self._lock = threading.Lock()
-        self._make_room: Callable[[], bool] | None = None
+        self._room_makers: tuple[Callable[[], bool], ...] = ()
 
     @property
     def num_pages(self) -> int:
@@ -67,9 +67,20 @@ class BlockPool:
             self._settle()
             return len(self._free)
 
-    def make_room_with(self, make_room: Callable[[], bool]) -> None:
-        """Whom to ask to let go of a run when too few pages are free; it answers False when it has none to drop."""
-        self._make_room = make_room
+    def make_room_with(self, make_room: Callable[[], bool]) -> Callable[[], None]:
+        """Whom to ask to let go of a run when too few pages are free; it answers False when it has none to drop.
+
+        Of several, who came first is asked first: of two models on one pool the older one gives way. Returns what ends
+        the asking.
+        """
+        with self._lock:
+            self._room_makers += (make_room,)
+
+        def leave() -> None:
+            with self._lock:
+                self._room_makers = tuple(one for one in self._room_makers if one is not make_room)
+
+        return leave
 
     def empty(self) -> PageRun:
         """A run of no pages."""
@@ -95,7 +106,7 @@ class BlockPool:
                     f"the memory for KV states ({self._num_pages} pages) is in use, {missing} more pages are needed; "
                     "try again later"
                 )
-            made_room = self._make_room is not None and self._make_room()
+            made_room = any(make_room() for make_room in self._room_makers)
 
     def check_integrity(self, runs: Iterable[PageRun]) -> None:
         """AssertionError unless free and held pages are all pages, and `runs` are exactly what holds them."""

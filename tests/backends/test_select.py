@@ -1,15 +1,17 @@
 """A model is made ready with what was asked for, or the setting, the value and the limit are named."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mfalcon.backends.select import PoolBudget, device_named, serve
 from mfalcon.errors import ConfigError
 from tests.device import needs_interpreter
-from tests.small import small_checkpoint
+from tests.small import small_checkpoint, small_config
 
 MODEL = small_checkpoint("dfgr", torch.float32).model
-BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24)
+BUDGET = PoolBudget(1 << 20, threads=1, longest=24)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,31 @@ def test_a_device_has_a_pool_and_the_host_one_of_the_same_pages(kv_dtype: str) -
 @needs_interpreter
 def test_a_device_budget_is_kept_to_or_refused() -> None:
     page_bytes = serve(MODEL, "triton").pool.layout.page_bytes
-    budget = PoolBudget(1 << 20, threads=1, longest_history=24, device_bytes=7 * page_bytes)
+    budget = PoolBudget(1 << 20, threads=1, longest=24, device_bytes=7 * page_bytes)
     assert serve(MODEL, "triton", budget).pool.accounts.num_pages == 7
     with pytest.raises(ConfigError, match="device_budget_mb: got 0 MiB, must be at least 1 for three full windows"):
         serve(MODEL, "triton", PoolBudget(1 << 20, 1, 24, 5 * page_bytes))
+
+
+@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
+def test_pools_are_shared_with_a_predecessor_of_the_same_pages_and_budget(backend: str) -> None:
+    first = serve(MODEL, backend, BUDGET)
+    other = small_checkpoint("dfgr", torch.float32, seed=2).model
+    second = serve(other, backend, BUDGET, predecessor=first)
+    assert second.model is other and second.stack is not first.stack
+    assert second.pool is first.pool and second.host is first.host
+    layers = small_checkpoint("dfgr", torch.float32, config=small_config(num_layers=3)).model
+    for apart in (
+        serve(other, backend, BUDGET),
+        serve(other, backend, replace(BUDGET, kept_bytes=2 << 20), predecessor=first),
+        serve(other, backend, replace(BUDGET, device_bytes=1 << 20), predecessor=first),
+        serve(layers, backend, BUDGET, predecessor=first),
+        serve(other, backend, predecessor=serve(MODEL, backend)),
+    ):
+        assert apart.pool is not first.pool and (apart.host is None or apart.host is not first.host)
+
+
+@needs_interpreter
+def test_another_kind_of_pages_is_a_pool_of_its_own() -> None:
+    first = serve(MODEL, "triton", BUDGET)
+    assert serve(MODEL, "triton", BUDGET, "int8", first).pool is not first.pool

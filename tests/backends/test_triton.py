@@ -26,7 +26,7 @@ from tests.device import DEVICE, needs_interpreter
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 CHECKPOINT = small_checkpoint("dfgr", torch.float32)
-BUDGET = PoolBudget(1 << 20, threads=1, longest_history=24, device_bytes=2 << 20)
+BUDGET = PoolBudget(1 << 20, threads=1, longest=24, device_bytes=2 << 20)
 BOUND = 1e-5
 pytestmark = needs_interpreter
 

@@ -74,5 +74,7 @@ def _nothing(*_: object) -> None:
     """The interpreter's speed tells nothing."""
 
 
-def _serve_on_triton(model: Ranker, backend: str, budget: PoolBudget, kv_dtype: str) -> ServedModel:
-    return serve(model, TRITON if backend == AUTO else backend, budget, kv_dtype)
+def _serve_on_triton(
+    model: Ranker, backend: str, budget: PoolBudget, kv_dtype: str, predecessor: ServedModel | None
+) -> ServedModel:
+    return serve(model, TRITON if backend == AUTO else backend, budget, kv_dtype, predecessor)

@@ -106,7 +106,7 @@ async def test_what_was_served_before_is_let_go_without_a_garbage_collection(eng
     await engine.append_events("ann", HISTORY, 0)
     await engine.rank(rank_request("ann", ITEMS), None)
     ranker = engine.catalog.default
-    dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.served.pool)]
+    dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.served.stack)]
     del ranker
     gc.collect()
     gc.disable()

@@ -148,3 +148,19 @@ def test_many_threads_share_a_pool() -> None:
         sys.setswitchinterval(interval)
     accounts.check_integrity([root, *(tip.run for tip in tips)])
     assert sum(tip.copy is None for tip in tips) == 1
+
+
+def test_who_came_first_is_asked_first_and_nobody_who_has_left() -> None:
+    accounts = BlockPool(4, SIZE)
+    kept = {name: [accounts.grow(accounts.empty(), 0, SIZE).run for _ in range(2)] for name in ("older", "newer")}
+    leave = [accounts.make_room_with(lambda runs=runs: bool(runs and [runs.pop()])) for runs in kept.values()]  # type: ignore[misc]
+    held = [accounts.grow(accounts.empty(), 0, SIZE).run]
+    assert [len(runs) for runs in kept.values()] == [1, 2]
+    held.append(accounts.grow(accounts.empty(), 0, 2 * SIZE).run)
+    assert [len(runs) for runs in kept.values()] == [0, 1]
+    for end in (leave[1], leave[1], leave[0]):
+        end()
+    with pytest.raises(Overloaded):
+        accounts.grow(accounts.empty(), 0, SIZE)
+    assert len(kept["newer"]) == 1
+    accounts.check_integrity([*held, *kept["newer"]])

@@ -1,0 +1,201 @@
+"""A checkpoint that is reloaded shares the pool of the one before, where their pages lie alike: no second pool, the
+states of both beside each other, the older ones giving way.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterable
+
+import numpy as np
+import pytest
+import torch
+
+from mfalcon.backends.choice import AUTO, TRITON
+from mfalcon.backends.select import serve
+from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.engine import Engine
+from mfalcon.engine.job import PrefillJob
+from mfalcon.engine.ranker import LoadedRanker, RankerOptions
+from mfalcon.engine.reload import ReloadOptions
+from mfalcon.errors import CheckpointError
+from mfalcon.kvcache.fetch import Fetched
+from mfalcon.kvcache.state import KVPool
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.types import CacheInfo, CacheSource
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
+
+KEPT = 8
+"""States that the first tier holds."""
+HISTORY = random_events(20)
+WAIT_S = 20.0
+
+
+def versioned(seed: int, num_layers: int = 2) -> Checkpoint:
+    made = small_checkpoint("dfgr", torch.float32, seed, small_config(num_layers=num_layers))
+    return dataclasses.replace(made, fingerprint=f"{seed:064d}"[::-1])
+
+
+FIRST, SECOND, LARGER = versioned(1), versioned(7), versioned(9, num_layers=3)
+ITEMS = FIRST.items.item_id[:9].tolist()
+
+
+@contextlib.asynccontextmanager
+async def running(here: CacheSource, warm_users: int = 100) -> AsyncIterator[Engine]:
+    """A pool of few pages, a state being one of them."""
+    page = serve(FIRST.model, TRITON if here is CacheSource.GPU else AUTO).pool.layout.page_bytes
+    options = RankerOptions(
+        name="main", microbatch=16, kv_budget_bytes=KEPT * page, device_budget_bytes=(KEPT + 6) * page
+    )
+    engine = compose(FIRST, EngineConfig(threads=1, ranker=options, reload=ReloadOptions(warm_users, WAIT_S)))
+    try:
+        await asyncio.to_thread(engine.wait_ready, WAIT_S)
+        yield engine
+    finally:
+        await asyncio.wait_for(engine.close(), WAIT_S)
+
+
+async def rank(engine: Engine, number: int) -> CacheSource:
+    """Where the state was found; the answer is that of the version that it names."""
+    result = await engine.rank(rank_request(f"user-{number}", ITEMS), None)
+    named = next(one for one in (FIRST, SECOND, LARGER) if one.fingerprint.startswith(result.model_version))
+    expected = cold_scores(named, HISTORY, rank_request("anyone", ITEMS)).numpy()
+    assert np.abs(result.task_scores - expected).max() <= 1e-4  # float32, ratings up to 10
+    return result.cache.source
+
+
+async def fill(engine: Engine, users: Iterable[int]) -> None:
+    for number in users:
+        await engine.append_events(f"user-{number}", HISTORY, 0)
+        await rank(engine, number)
+
+
+def pools(ranker: LoadedRanker) -> list[KVPool]:
+    return [pool for pool in (ranker.served.pool, ranker.served.host) if pool is not None]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """What a thread has just copied is let go of a moment later."""
+    async with asyncio.timeout(WAIT_S):
+        while not holds():  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def staged(engine: Engine, checkpoint: Checkpoint) -> AsyncIterator[LoadedRanker]:
+    """A next version that warms, as a reload has it before the swap."""
+    device, new = engine.device, engine.catalog.default.successor(checkpoint)
+    runner = await asyncio.wrap_future(device.call(new.warm))
+    await asyncio.wrap_future(device.call(lambda: device.serve(device.runners | {"next": runner})))
+    try:
+        yield new
+    finally:
+        alone = {name: one for name, one in device.runners.items() if name != "next"}
+        await asyncio.wrap_future(device.call(lambda: device.serve(alone)))
+        await new.close()
+
+
+async def encode(engine: Engine, number: int) -> CacheInfo:
+    """By the next version."""
+    reading = await engine.histories.log.read(f"user-{number}", 1.0)
+    job = PrefillJob(Fetched(reading.history), None, "next")
+    engine.device.submit(job)
+    return await asyncio.wrap_future(job.future)
+
+
+async def test_a_reload_of_the_same_sizes_allocates_no_second_pool(here: CacheSource) -> None:
+    async with running(here) as engine:
+        await fill(engine, range(3))
+        before = pools(engine.catalog.default)
+        pages = [pool.accounts.num_pages for pool in before]
+        for checkpoint in (SECOND, FIRST, SECOND):
+            await engine.reload("main", lambda checkpoint=checkpoint: checkpoint)  # type: ignore[misc]
+            assert all(one is other for one, other in zip(pools(engine.catalog.default), before, strict=True))
+            assert [await rank(engine, number) for number in range(3)] == [here] * 3, "all were warmed"
+        assert [pool.accounts.num_pages for pool in before] == pages
+
+
+async def test_other_sizes_have_a_pool_of_their_own(here: CacheSource) -> None:
+    async with running(here) as engine:
+        await fill(engine, range(3))
+        before = [weakref.ref(pool) for pool in pools(engine.catalog.default)]
+        gc.collect()
+        gc.disable()
+        try:
+            await engine.reload("main", lambda: LARGER)
+            await until(lambda: not any(pool() for pool in before))
+        finally:
+            gc.enable()
+        assert await rank(engine, 2) is here
+
+
+async def test_states_of_both_versions_live_beside_each_other(here: CacheSource) -> None:
+    async with running(here) as engine:
+        await fill(engine, range(2))
+        async with staged(engine, SECOND):
+            assert [(await encode(engine, number)).source for number in range(2)] == [CacheSource.NONE] * 2
+            assert [await rank(engine, number) for number in range(2)] == [here] * 2
+            assert [(await encode(engine, number)).source for number in range(2)] == [here] * 2
+            await engine.delete_user("user-0")
+            assert (await encode(engine, 1)).source is here and await rank(engine, 1) is here
+
+
+async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_coldest(here: CacheSource) -> None:
+    async with running(here) as engine:
+        await fill(engine, range(KEPT + 4))
+        async with staged(engine, SECOND) as new:
+            users = iter(range(KEPT + 3, 0, -1))
+            warmed = []
+            while new.may_warm:
+                warmed.append(next(users))
+                await encode(engine, warmed[-1])
+            accounts = new.served.pool.accounts
+            assert accounts.num_pages / 4 <= len(warmed) <= accounts.num_pages / 4 + 1
+            hot = range(KEPT + 3, 3 + len(warmed), -1)
+            assert len(hot) == KEPT - len(warmed) >= KEPT // 3
+            assert [await rank(engine, number) for number in hot] == [here] * len(hot)
+            assert [(await encode(engine, number)).source for number in warmed] == [here] * len(warmed)
+            for number in (100, 101, 102):  # the serving one makes room among its own
+                await fill(engine, [number])
+            assert [(await encode(engine, number)).source for number in warmed] == [here] * len(warmed)
+
+
+async def test_after_a_reload_on_a_full_pool_nothing_of_the_old_version_answers_or_stays(here: CacheSource) -> None:
+    """The users seen last are warm; the others' old states serve nobody."""
+    async with running(here, warm_users=2) as engine:
+        await fill(engine, range(KEPT + 4))
+        await engine.reload("main", lambda: SECOND)
+        assert [await rank(engine, KEPT + 3), await rank(engine, KEPT + 2)] == [here] * 2
+        cold = [await rank(engine, number) for number in range(KEPT + 2)]
+        assert cold == [CacheSource.NONE] * len(cold)
+        for number in range(KEPT + 4):
+            await engine.delete_user(f"user-{number}")
+        await until(
+            lambda: all(one.accounts.num_free == one.accounts.num_pages for one in pools(engine.catalog.default))
+        )
+
+
+async def test_the_user_seen_last_is_warm_however_many_there_are(here: CacheSource) -> None:
+    async with running(here) as engine:
+        await fill(engine, range(3 * KEPT))
+        for checkpoint in (SECOND, LARGER):
+            await engine.reload("main", lambda checkpoint=checkpoint: checkpoint)  # type: ignore[misc]
+            assert await rank(engine, 3 * KEPT - 1) is here
+
+
+async def test_a_refused_version_leaves_the_pool_as_it_was(here: CacheSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: LoadedRanker) -> None:
+        raise CheckpointError("its scores are wrong")
+
+    async with running(here) as engine:
+        await fill(engine, range(KEPT))
+        free = [pool.accounts.num_free for pool in pools(engine.catalog.default)]
+        with monkeypatch.context() as patched:
+            patched.setattr(LoadedRanker, "prove", refused)
+            with pytest.raises(CheckpointError):
+                await engine.reload("main", lambda: SECOND)
+        assert [pool.accounts.num_free for pool in pools(engine.catalog.default)] == free
+        await fill(engine, range(100, 100 + 2 * KEPT))
+        assert await rank(engine, 100 + 2 * KEPT - 1) is here
