@@ -21,7 +21,7 @@ import torch
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from mfalcon.backends.select import device_named, use_device
+from mfalcon.backends.select import device_named, free_bytes, use_device
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose_all, shared
 from mfalcon.engine.histories import HistoryOptions
@@ -308,22 +308,10 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
     """Load the checkpoint and start a warm engine on it."""
     device = device_named(config.device)
     use_device(device)
-    options = RankerOptions(
-        backend=config.backend,
-        kv_dtype=config.kv_dtype,
-        microbatch=None if config.microbatch == "auto" else config.microbatch,
-        kv_budget_bytes=config.kv_budget_mb << 20,
-        device_budget_bytes=config.device_budget_mb << 20,
-        write_behind_bytes=config.write_behind_mb << 20,
-        max_candidates=config.max_candidates,
-    )
     load = loader(config)
-    models = [
-        (load(model.checkpoint), dataclasses.replace(shared(options, model.share or 1.0), name=model.name))
-        for model in config.served
-    ]
+    checkpoints = [load(model.checkpoint) for model in config.served]
     engine = compose_all(
-        models,
+        list(zip(checkpoints, model_options(config, device), strict=True)),
         EngineConfig(
             threads=config.threads or owned_cores(),
             queue_size=config.queue_size,
@@ -339,6 +327,22 @@ def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
         for line in banner.of_model(ranker.info, ranker.served.unavailable):
             logger.info("%s", line)
     return engine
+
+
+def model_options(config: ServerConfig, device: torch.device) -> list[RankerOptions]:
+    """Those of every served model, the default one first. Where nothing is said of a GPU's memory, what is free there
+    now is shared: after all weights have been loaded, and before there is any pool.
+    """
+    options = RankerOptions(
+        backend=config.backend,
+        kv_dtype=config.kv_dtype,
+        microbatch=None if config.microbatch == "auto" else config.microbatch,
+        kv_budget_bytes=config.kv_budget_mb << 20,
+        device_budget_bytes=config.device_budget_mb << 20 or free_bytes(device),
+        write_behind_bytes=config.write_behind_mb << 20,
+        max_candidates=config.max_candidates,
+    )
+    return [dataclasses.replace(shared(options, model.share or 1.0), name=model.name) for model in config.served]
 
 
 def loader(config: ServerConfig) -> Callable[[Path], Checkpoint]:
