@@ -25,18 +25,17 @@ from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS, CODES_BOUNDS
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import layout_of
 from mfalcon.engine.runner import Runner
-from mfalcon.engine.tiers import Tiers
 from mfalcon.errors import DeadlineExceeded
 from mfalcon.history.history import History, no_history
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.chunk import ChunkHeader, pack, unpack
 from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.kvcache.state import KVPool, KVState
-from mfalcon.kvcache.tier import Entry, LruTier
+from mfalcon.kvcache.state import KVPool
+from mfalcon.kvcache.tier import Entry
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
@@ -333,23 +332,23 @@ def _pad(rows: list[Tensor]) -> Tensor:
 
 
 def _runner(subject: Subject) -> Runner:
-    store = StateStore[KVState]("laws", [(CacheSource.HOST, LruTier(_HOST_BYTES))])
-    return Runner(subject.served, subject.checkpoint.items, store, 64, "laws")
+    cache = KVCache("laws", subject.served.pool, _HOST_BYTES, Tombstones())
+    return Runner(subject.served, subject.checkpoint.items, cache, 64, "laws")
 
 
 @dataclass(frozen=True, slots=True)
 class _Replica:
-    """A server's pools, tiers and runner."""
+    """A server's pools, cache and runner."""
 
     served: ServedModel
-    tiers: Tiers
+    cache: KVCache
     runner: Runner
 
     def leave_to_host(self) -> None:
         """Have the host's tier alone hold what was kept."""
-        if self.tiers.demotion is not None and self.tiers.device is not None:
-            self.tiers.demotion.idle()
-            self.tiers.device.clear()
+        self.cache.idle()
+        if self.cache.device is not None:
+            self.cache.device.delete(None)
 
 
 @contextmanager
@@ -362,16 +361,16 @@ def _replica(subject: Subject) -> Iterator[_Replica]:
         served = serve(checkpoint.model, TRITON, budget, subject.kv_dtype)
     else:
         served = replace(served, pool=KVPool(served.pool.layout))
-    tiers = Tiers(served, "laws", _HOST_BYTES, Tombstones())
+    cache = KVCache("laws", served.pool, _HOST_BYTES, Tombstones(), host_pool=served.host)
     try:
-        yield _Replica(served, tiers, Runner(served, checkpoint.items, tiers.store, 64, "laws"))
+        yield _Replica(served, cache, Runner(served, checkpoint.items, cache, 64, "laws"))
     finally:
-        tiers.close()
+        cache.close()
 
 
-def _through_redis(replica: _Replica, history: History) -> Callable[[_Replica], Entry[KVState]]:
+def _through_redis(replica: _Replica, history: History) -> Callable[[_Replica], Entry]:
     """The host's state of a history as chunks, and what makes a state of them in another replica."""
-    held = replica.tiers.host.get(history.user, 0)
+    held = replica.cache.host.get(history.user, 0)
     assert held is not None
     layout = layout_of(replica.served.model, "laws")
     size, per_event = layout.events_per_chunk, layout.tokens_per_event
@@ -382,7 +381,7 @@ def _through_redis(replica: _Replica, history: History) -> Callable[[_Replica], 
         header = ChunkHeader(layout, history.user, history.link(stop), 0, first, stop)
         values.append(pack(header, payload, None))
 
-    def read(other: _Replica) -> Entry[KVState]:
+    def read(other: _Replica) -> Entry:
         chunks = [unpack(value, layout, history.user, None) for value in values]
         payloads = [(payload, (header.stop - header.first) * per_event) for header, payload in chunks]
         state = decode(payloads, other.served.host or other.served.pool, layout.dtype)

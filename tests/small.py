@@ -15,7 +15,7 @@ from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build
 from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 CPU = torch.device("cpu")
 ACTIONS = ("click", "like", "share")
@@ -137,7 +137,7 @@ def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -
     """
     config = checkpoint.model.config
     seen = np.concatenate([history, request.recent_events])
-    window = seen[window_start(len(seen), config.max_history, config.window_chunk) :]
+    window = seen[WindowRule(config.max_history, config.window_chunk).start(len(seen)) :]
     codes = context_codes(config.context_features, request.context, request.request_time_ms)
     rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import mfalcon.attention
 import mfalcon.engine.device
-import mfalcon.engine.remote_tier
+import mfalcon.engine.redis_parts
 import mfalcon.engine.step
 import mfalcon.kvcache.cache
 from kernels import reference
@@ -21,7 +21,7 @@ from mfalcon.engine.device import Runners
 from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.engine.probe import BOUNDS
 from mfalcon.history.history import History
-from mfalcon.kvcache.cache import Found, StateStore
+from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
@@ -134,33 +134,27 @@ def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.Monke
 def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     """As the peers do: keyed by user and length, without a hash of the history."""
 
-    def by_length(
-        self: StateStore[KVState], history: History, start: int, fetched: Entry[KVState] | None
-    ) -> Found[KVState] | None:
-        entry = self._tiers[0][1].get(history.user, start)
+    def by_length(self: KVCache, history: History, start: int, fetched: Entry | None) -> Found | None:
+        entry = self.host.get(history.user, start)
         if entry is None or entry.key.stop > len(history) or entry.key.start != start:
             return None
         return Found(entry.state, entry.key.stop, CacheSource.HOST)
 
-    monkeypatch.setattr(StateStore, "acquire", by_length)
+    monkeypatch.setattr(KVCache, "lookup", by_length)
     assert_breaks(5, architecture)
 
 
 def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
-    acquire, put = StateStore.acquire, StateStore.put
+    lookup, put = KVCache.lookup, KVCache.put
 
-    def from_anywhere(
-        self: StateStore[KVState], history: History, start: int, fetched: Entry[KVState] | None
-    ) -> Found[KVState] | None:
-        return acquire(self, history, 0, fetched)
+    def from_anywhere(self: KVCache, history: History, start: int, fetched: Entry | None) -> Found | None:
+        return lookup(self, history, 0, fetched)
 
-    def for_anywhere(
-        self: StateStore[KVState], history: History, start: int, state: KVState, own_start: int | None = None
-    ) -> None:
+    def for_anywhere(self: KVCache, history: History, start: int, state: KVState, own_start: int | None = None) -> None:
         put(self, history, 0, state)
 
-    monkeypatch.setattr(StateStore, "acquire", from_anywhere)
-    monkeypatch.setattr(StateStore, "put", for_anywhere)
+    monkeypatch.setattr(KVCache, "lookup", from_anywhere)
+    monkeypatch.setattr(KVCache, "put", for_anywhere)
     assert_breaks(5)
 
 
@@ -219,12 +213,12 @@ def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("architecture", architectures())
 def test_law_7_sees_a_payload_that_rounds(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
-    monkeypatch.setattr(mfalcon.engine.remote_tier, "exact_dtype", lambda _: PayloadDtype.BFLOAT16)
+    monkeypatch.setattr(mfalcon.engine.redis_parts, "exact_dtype", lambda _: PayloadDtype.BFLOAT16)
     assert_breaks(7, architecture)
 
 
 def test_law_7_sees_a_tier_that_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StateStore, "acquire", lambda *_: None)
+    monkeypatch.setattr(KVCache, "lookup", lambda *_: None)
     assert_breaks(7)
 
 

@@ -23,7 +23,7 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import report
 from mfalcon.types import Floats
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 NOTES = (
     "auc_change: of the test events, strict visibility, against float64 on the reference backend",
@@ -128,7 +128,7 @@ def _ranking(loaded: Checkpoint, served: ServedModel, dataset: Dataset, user: in
     """Scores of every item for a user after all their events: [num_tasks, num_items]."""
     config, cpu = loaded.model.config, torch.device("cpu")
     history = dataset.events[dataset.of_user(user)]
-    window = history[window_start(len(history), config.max_history, config.window_chunk) :]
+    window = history[WindowRule(config.max_history, config.window_chunk).start(len(history)) :]
     now = int(history["time_ms"][-1]) + 60_000
     codes = torch.from_numpy(context_codes(config.context_features, {}, now))
     rows = torch.from_numpy(loaded.items.rows(loaded.items.item_id))

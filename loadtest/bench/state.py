@@ -22,8 +22,7 @@ from loadtest.report.result import Bar
 from loadtest.report.timing import Spread, spread
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import serve
-from mfalcon.engine.redis_parts import RedisOptions
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype

@@ -19,18 +19,19 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding
 from mfalcon.history.history import History, Retention
 from mfalcon.history.local_log import LocalLog
+from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.cache import Found, StateStore
+from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.cost import NOTHING
 from mfalcon.kvcache.decision import Choice, Decision
-from mfalcon.kvcache.fetch import EventLog, Fetcher, LowerTier
+from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.state import KVState
-from mfalcon.kvcache.tier import Entry, LruTier
+from mfalcon.kvcache.tier import Entry
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import CacheInfo, CacheSource
-from mfalcon.window import window_start
+from mfalcon.types import CacheInfo
+from mfalcon.window import WindowRule
 
 _HOST_BYTES = 4 << 30
 _LOG_SLACK = 1_024
@@ -109,10 +110,7 @@ class Replica:
         self.remote = self.redis.attach(model, fingerprint, _WAITING_BYTES, tombstones)
         self.log: EventLog = self.redis.log or LocalLog(retention)
         self.predictor = Predictor()
-        self._host: LruTier[KVState] = LruTier(_HOST_BYTES)
-        self._store: StateStore[KVState] = StateStore(
-            fingerprint, [(CacheSource.HOST, self._host)], tombstones, self.remote.writes.offer
-        )
+        self._cache = KVCache(fingerprint, self.served.pool, _HOST_BYTES, tombstones, remote=self.remote)
         self._checkpoint, self._device, self._probing = checkpoint, device, probing
         self._free = self._way(self.predictor)
         self._forced: dict[Choice, _Way] = {
@@ -141,7 +139,7 @@ class Replica:
         """The user's state, by a way or by the one that the predictor chooses; then wait until Redis has it too."""
         chosen = self._free if way is None else self._forced[way]
         began = time.perf_counter()
-        fetched_history = await chosen.recall.open(user_id, None)
+        fetched_history = await chosen.recall.open(user_id, None, NOTHING)
         cache = await self._device.run(lambda: chosen.runner.prefill(PrefillJob(fetched_history, None)))
         seconds = time.perf_counter() - began
         await asyncio.sleep(0)  # what was kept is offered to the write-behind from the device thread
@@ -156,19 +154,19 @@ class Replica:
         """Make a state of the history's first events everything that the host tier has; None: nothing."""
 
         def hold() -> None:
-            self._store.clear()
+            self._cache.delete(None)
             if state is not None:
                 stop = state.num_tokens // self._checkpoint.model.tokens_per_event
-                self._host.put(Entry(self._store.key(history, 0, stop), state))
+                self._cache.host.put(Entry(self._cache.key(history, 0, stop), state))
 
         await self._device.run(hold)
 
     async def acquire(self, history: History) -> float:
         """Seconds of finding the history's state on the host."""
 
-        def acquire() -> tuple[float, Found[KVState] | None]:
+        def acquire() -> tuple[float, Found | None]:
             began = time.perf_counter()
-            found = self._store.acquire(history, 0)
+            found = self._cache.lookup(history, 0)
             return time.perf_counter() - began, found
 
         seconds, found = await self._device.run(acquire)
@@ -184,13 +182,12 @@ class Replica:
         config = checkpoint.model.config
         recall = Fetcher(
             self.log,
-            self._store,
+            self._cache,
             predictor,
+            WindowRule(config.max_history, config.window_chunk),
             self.metrics,
-            lambda length: window_start(length, config.max_history, config.window_chunk),
-            lambda: 0,
             self.redis.options.client.timeout_s,
-            LowerTier(self.remote.states, self.remote.writes, self.served.pool, self.redis.workers),
+            is_shared=False,
         )
         # A microbatch matters to scoring alone.
-        return _Way(recall, Runner(self.served, checkpoint.items, self._store, 1, "bench", predictor))
+        return _Way(recall, Runner(self.served, checkpoint.items, self._cache, 1, "bench", predictor))

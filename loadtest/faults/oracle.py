@@ -13,7 +13,7 @@ from mfalcon.backends.select import reference
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import Events, Floats, Ids, no_events
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 BOUND = 1e-5
 """Worst float32 score difference that still counts as equal."""
@@ -72,7 +72,7 @@ def _life_errors(checkpoint: Checkpoint, answers: Sequence[Answer]) -> dict[Answ
         by_length[answer.length].append(answer)
     with torch.inference_mode():
         for length, same in by_length.items():
-            start = window_start(length, config.max_history, config.window_chunk)
+            start = WindowRule(config.max_history, config.window_chunk).start(length)
             state = prefill(served, event_tokens(history[start:length], items, cpu))
             for answer in same:
                 codes = torch.from_numpy(context_codes(config.context_features, {}, answer.request_time_ms))

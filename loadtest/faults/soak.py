@@ -20,7 +20,7 @@ from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, Events, Floats, Ids, no_events
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 from proto import ranking_pb2 as pb
 from proto.ranking_pb2_grpc import RankingStub
 
@@ -215,7 +215,7 @@ class Soak:
         model, items = self._checkpoint.model, self._checkpoint.items
         config, device = model.config, model.items.id.weight.device
         history = np.concatenate([self._events(answer.user, life, answer.history_len), answer.recent])
-        start = window_start(len(history), config.max_history, config.window_chunk)
+        start = WindowRule(config.max_history, config.window_chunk).start(len(history))
         codes = torch.from_numpy(context_codes(config.context_features, {}, NOW_MS)).to(device)
         targets = Targets(torch.from_numpy(items.rows(answer.candidates)).to(device), codes)
         with torch.inference_mode():

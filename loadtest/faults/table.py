@@ -17,10 +17,10 @@ from redis.retry import Retry
 from loadtest.faults.world import DEADLINE_S, SETUPS, Person, Ranked, Setup, World, fault_checkpoint, place, rank
 from loadtest.faults.world import random_events as new_events
 from loadtest.report.machine import Machine, commit, this_machine
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
-from mfalcon.kvcache.chunk import Layout, pack, unpack
+from mfalcon.kvcache.chunk import ChunkLayout, pack, unpack
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 
@@ -207,7 +207,7 @@ def _other_model(world: World, person: Person, chunks: list[str]) -> None:
     world.at.server.command("SET", chunks[0], pack(foreign, payload, None))
 
 
-def _layout(world: World, suffix: str) -> Layout:
+def _layout(world: World, suffix: str) -> ChunkLayout:
     """As the engine's own, or with another fingerprint."""
     model = world.checkpoint.model
     fingerprint = f"{world.checkpoint.fingerprint}{suffix}:{model.kv_shape().dtype}"

@@ -22,8 +22,7 @@ from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.engine.redis_parts import RedisOptions
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.metrics import StateMetrics

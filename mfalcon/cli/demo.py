@@ -25,7 +25,7 @@ from mfalcon.models.manifest import MANIFEST
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events, RankResult
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 CHECKPOINT = Path("checkpoints/ml-100k-dfgr")
 USER = "450"
@@ -94,7 +94,7 @@ def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: 
     """The same scores without M-FALCON, in this process: one forward per candidate, timed on a sample."""
     model, items = loaded.model, loaded.items
     config = model.config
-    window = history[window_start(len(history), config.max_history, config.window_chunk) :]
+    window = history[WindowRule(config.max_history, config.window_chunk).start(len(history)) :]
     codes = torch.from_numpy(context_codes(config.context_features, context, now))
     rows = torch.from_numpy(items.rows(items.item_id))
     served = serve(model)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mfalcon.backends.choice import AUTO, choose
 from mfalcon.cli.output import JsonOption, print_json
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import layout_of
 from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.state import KVShape

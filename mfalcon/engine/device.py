@@ -20,7 +20,7 @@ from mfalcon.engine.scheduler import Scheduler
 from mfalcon.engine.step import refuse, step, step_batch
 from mfalcon.engine.workers import WorkerPool, take_cores
 from mfalcon.errors import EngineFailure, MFalconError
-from mfalcon.kvcache.cost import QueueCost
+from mfalcon.kvcache.cost import Estimate, QueueCost
 
 _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
@@ -38,8 +38,7 @@ class Device:
         self.device = device
         self.threads = threads
         self.workers = WorkerPool(1 if device.type == "cuda" else threads)
-        self.queue_cost = QueueCost()
-        """What a job waits behind others, of whichever model."""
+        self._queue_cost = QueueCost()
         self._scheduler = Scheduler(queue_size)
         self._runners: Runners = {}
         self._started = threading.Event()
@@ -86,6 +85,10 @@ class Device:
         """Jobs that wait."""
         return len(self._scheduler)
 
+    def expected_wait(self) -> Estimate:
+        """What a job would wait behind those that are queued, of whichever model."""
+        return self._queue_cost.predict(len(self._scheduler))
+
     def close(self, why: MFalconError) -> None:
         """Accept nothing more, and answer what is queued with an error; the step in progress goes on."""
         refuse(self._scheduler.close(), why)
@@ -128,7 +131,7 @@ class Device:
                     self.close(EngineFailure("the device thread ended"))
                     break
                 for _ in batch:
-                    self.queue_cost.observe((time.monotonic() - began) / len(batch))
+                    self._queue_cost.observe((time.monotonic() - began) / len(batch))
                 del batch  # what its jobs hold is not kept while waiting for the next
         self.workers.close()
 

@@ -89,7 +89,9 @@ class Engine:
         self.device.check()
         ranker = self.catalog.get(model)
         with _tracer.start_as_current_span("rank") as span:
-            fetched = await ranker.fetcher.open(request.user_id, deadline, len(request.recent_events))
+            fetched = await ranker.fetcher.open(
+                request.user_id, deadline, self.device.expected_wait(), len(request.recent_events)
+            )
             check_order(fetched.history, request.recent_events, "recent_events")
             job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted)
             try:
@@ -118,7 +120,7 @@ class Engine:
         """Encode the user's history by a model ahead of a request. Raises as `rank` does."""
         self.device.check()
         ranker = self.catalog.get(model)
-        fetched = await ranker.fetcher.open(user_id, deadline)
+        fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
         if fetched.stale:
             raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
         job = PrefillJob(fetched, deadline, ranker.name)

@@ -8,8 +8,8 @@ from mfalcon.errors import ConfigError
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import Retention
 from mfalcon.history.local_log import LocalLog
+from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.fetch import EventLog
 from mfalcon.metrics import StateMetrics
 
 

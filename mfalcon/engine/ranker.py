@@ -14,14 +14,14 @@ from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
-from mfalcon.engine.tiers import Tiers
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
-from mfalcon.kvcache.fetch import Fetcher, LowerTier
+from mfalcon.kvcache.cache import KVCache
+from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
 _VERSION_CHARS = 12
@@ -95,17 +95,28 @@ class LoadedRanker:
         alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
-        self.predictor = measured.predictor if measured is not None else Predictor(queue=device.queue_cost)
-        if served.host is not None:  # states that wait keep their pages: of a device's pool a quarter at most
-            waiting = min(waiting, served.pool.num_bytes // 4)
+        self.predictor = measured.predictor if measured is not None else Predictor()
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
         if options.kv_dtype != "auto":
             fingerprint += f":{options.kv_dtype}"
         self.remote = redis.attach(model, fingerprint, waiting, histories.tombstones) if redis is not None else None
-        shared = [self.remote.writes.offer] if self.remote is not None and model.prefix_stable else []
-        self.tiers = Tiers(served, fingerprint, options.kv_budget_bytes, histories.tombstones, shared, waiting)
-        self.store = self.tiers.store
-        self.fetcher = self._make_fetcher(histories, device, metrics)
+        self.cache = KVCache(
+            fingerprint,
+            served.pool,
+            options.kv_budget_bytes,
+            histories.tombstones,
+            host_pool=served.host,
+            remote=self.remote if model.prefix_stable else None,
+        )
+        self.fetcher = Fetcher(
+            histories.log,
+            self.cache,
+            self.predictor,
+            WindowRule(model.config.max_history, model.config.window_chunk),
+            metrics,
+            redis.options.client.timeout_s if redis is not None else 0.0,
+            is_shared=histories.is_shared,
+        )
         self._device = device
         self._histories = histories
         self._metrics = metrics
@@ -143,7 +154,8 @@ class LoadedRanker:
         so much a predecessor on the same pool gives up, of its least recently used states. Nothing warmed has had to go
         yet: that would be the state of a user seen later.
         """
-        pool, kept = self.served.pool, self.tiers.device or self.tiers.host
+        pool = self.served.pool
+        kept = self.cache.host if self.cache.device is None else self.cache.device
         has_pages = pool.accounts.num_free > 2 * pool.reserved or kept.num_bytes < pool.num_bytes // 4
         return has_pages and not kept.num_evicted
 
@@ -173,7 +185,7 @@ class LoadedRanker:
             served.pool.num_bytes >> 20,
         )
         items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates
-        return Runner(served, items, self.store, measured.microbatch, version, self.predictor, small)
+        return Runner(served, items, self.cache, measured.microbatch, version, self.predictor, small)
 
     def _measure(self) -> "Measured":
         served, workers, microbatch, small = self.served, self._device.workers, self.options.microbatch, 0
@@ -188,15 +200,15 @@ class LoadedRanker:
 
     def count(self, cache: CacheInfo) -> None:
         """Bring the metrics up to date after a request."""
-        tiers, metrics, name = self.tiers, self._metrics, self.name
-        metrics.host_bytes.labels(name).set(tiers.host.num_bytes)
-        metrics.device_bytes.labels(name).set(tiers.num_device_bytes)
+        states, metrics, name = self.cache, self._metrics, self.name
+        metrics.host_bytes.labels(name).set(states.host.num_bytes)
+        metrics.device_bytes.labels(name).set(states.device.num_bytes if states.device is not None else 0)
         metrics.pool_free_pages.labels(name).set(self.served.pool.accounts.num_free)
-        self._count_up(metrics.host_evicted, "host evicted", tiers.host.num_evicted)
-        if tiers.device is not None and tiers.demotion is not None:
-            self._count_up(metrics.device_evicted, "device evicted", tiers.device.num_evicted)
-            self._count_up(metrics.demoted, "demoted", tiers.demotion.num_demoted)
-            self._count_up(metrics.not_demoted, "not demoted", tiers.demotion.num_dropped)
+        self._count_up(metrics.host_evicted, "host evicted", states.host.num_evicted)
+        if states.device is not None and states.offload is not None:
+            self._count_up(metrics.device_evicted, "device evicted", states.device.num_evicted)
+            self._count_up(metrics.demoted, "offloaded", states.offload.num_copied)
+            self._count_up(metrics.not_demoted, "not offloaded", states.offload.num_dropped)
         metrics.lookups.labels(name, cache.source.name.lower()).inc()
         metrics.tokens.labels(name, "reused").inc(cache.reused_tokens)
         metrics.tokens.labels(name, "encoded").inc(cache.encoded_tokens)
@@ -204,8 +216,7 @@ class LoadedRanker:
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""
         await self.fetcher.close()
-        self.store.clear()
-        await asyncio.to_thread(self.tiers.close)
+        await asyncio.to_thread(self.cache.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)
 
@@ -213,23 +224,6 @@ class LoadedRanker:
         """Bring a metric to a total that is counted elsewhere."""
         metric.labels(self.name).inc(total - self._counts[name])
         self._counts[name] = total
-
-    def _make_fetcher(self, histories: Histories, device: Device, metrics: StateMetrics) -> Fetcher:
-        config, redis, lower = self.checkpoint.model.config, histories.redis, None
-        if redis is not None and self.remote is not None and self.checkpoint.model.prefix_stable:
-            pool = self.served.host or self.served.pool
-            lower = LowerTier(self.remote.states, self.remote.writes, pool, redis.workers)
-        return Fetcher(
-            histories.log,
-            self.store,
-            self.predictor,
-            metrics,
-            lambda length: window_start(length, config.max_history, config.window_chunk),
-            device.num_queued,
-            redis.options.client.timeout_s if redis is not None else 0.0,
-            lower,
-            guess=histories.is_shared,
-        )
 
 
 def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:

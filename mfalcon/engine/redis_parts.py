@@ -1,20 +1,24 @@
 """Everything of Redis that a server owns, put together and kept alive."""
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from mfalcon.engine.remote_tier import RemoteOptions, RemoteTier
 from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion, Deletions
 from mfalcon.history.history import Retention
 from mfalcon.history.redis_log import RedisLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.cache import RemoteTier
+from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
+from mfalcon.kvcache.codec import exact_dtype
+from mfalcon.kvcache.remote import RedisStates, RemoteOptions
+from mfalcon.kvcache.write_behind import WriteBehind
 from mfalcon.metrics import StateMetrics
 from mfalcon.models.base import Ranker
 from mfalcon.redis.client import RedisClient, RedisSettings
@@ -25,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _UPKEEP_SECONDS = 0.5
 _SAY_AGAIN_SECONDS = 10.0
+_DRAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +93,19 @@ class RedisParts:
 
         fingerprint: of the checkpoint and the compute dtype. budget_bytes: of states that wait to be written.
         """
-        options = RemoteOptions(
-            dtype=self.options.state_dtype,
-            ttl_s=self.options.ttl_s,
-            log_is_here=self.options.holds_log,
-            secret=self.options.secret,
+        ours = self.options
+        options = RemoteOptions(ours.ttl_s, ours.holds_log, ours.secret)
+        layout = layout_of(model, fingerprint, ours.state_dtype)
+        states = RedisStates(self.client, self.keys, layout, model.config.max_history, options, self._metrics)
+        writes = WriteBehind(
+            states,
+            tombstones,
+            self._metrics,
+            self.workers,
             budget_bytes=budget_bytes,
-            write_timeout_s=self.options.client.write_timeout_s,
+            timeout_s=ours.client.write_timeout_s,
         )
-        tier = RemoteTier(self.client, self.keys, self.workers, model, fingerprint, options, tombstones, self._metrics)
+        tier = RemoteTier(states, writes, self.workers)
         self._remote.append(tier)
         return tier
 
@@ -107,7 +116,7 @@ class RedisParts:
 
     async def detach(self, tier: RemoteTier) -> None:
         """Undo `attach`, after what waits has been written as far as that is quick; what is there expires."""
-        await tier.close()
+        await tier.writes.close(_DRAIN_SECONDS)
         self._remote.remove(tier)
 
     async def start(self) -> None:
@@ -211,3 +220,20 @@ class RedisParts:
 def codec_workers() -> ThreadPoolExecutor:
     """Threads that turn states into payloads and back. One torch thread each: the cores belong to the device thread."""
     return ThreadPoolExecutor(2, "mfalcon-codec", take_cores, (1,))
+
+
+def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype | None = None) -> ChunkLayout:
+    """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text.
+
+    dtype: None for the compute dtype.
+    """
+    shape = model.kv_shape()
+    return ChunkLayout(
+        fingerprint=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest(),
+        tokens_per_event=model.tokens_per_event,
+        num_layers=shape.num_layers,
+        num_heads=shape.num_heads,
+        qk_dim=shape.qk_dim,
+        v_dim=shape.v_dim,
+        dtype=dtype or exact_dtype(shape.dtype),
+    )

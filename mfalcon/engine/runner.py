@@ -17,7 +17,7 @@ from mfalcon.engine.clock import Moment, clock_of
 from mfalcon.engine.job import Job, PrefillJob, RankJob
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.history.history import History
-from mfalcon.kvcache.cache import StateStore
+from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.kvcache.state import KVState
@@ -25,7 +25,7 @@ from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import CacheInfo, CacheSource, Events, Ids, Positions, RankResult, Timings, no_events
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 _SMALL_EVENTS = 32
 """New events of a request that is still small: fewer than one tile of rows for each core."""
@@ -83,7 +83,7 @@ class Runner:
         self,
         served: ServedModel,
         items: ItemTable,
-        store: StateStore[KVState],
+        cache: KVCache,
         microbatch: int,
         version: str,
         predictor: Predictor | None = None,
@@ -92,7 +92,8 @@ class Runner:
         self._served = served
         self._model = model = served.model
         self._items = items
-        self._store = store
+        self._cache = cache
+        self._window = WindowRule(model.config.max_history, model.config.window_chunk)
         self._microbatch = microbatch
         self._version = version
         self._predictor = predictor or Predictor()
@@ -157,20 +158,17 @@ class Runner:
         if not isinstance(job, RankJob) or len(job.request.candidates) > self._small_candidates:
             return False
         log, num_recent = job.fetched_history.history, len(job.request.recent_events)
-        start = self._window_start(len(log) + num_recent, log.base)
-        held = self._store.peek(log, start) if start < len(log) else 0
+        start = self._window.start(len(log) + num_recent, log.base)
+        held = self._cache.peek(log, start) if start < len(log) else 0
         return len(log) + num_recent - start - held <= _SMALL_EVENTS
 
     def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
-        if user is None:
-            self._store.clear()
-        else:
-            self._store.delete(user)
+        self._cache.delete(user)
 
     def _need(self, fetched_history: Fetched, recent: Events, pins: ExitStack) -> Need:
         """What there is of the window of history and recent events, and what is missing. The history's part will be
-        kept in the store, the rest not.
+        kept in the cache, the rest not.
 
         If the recent events move the window's start, the state of what they leave of the history is kept too, beside
         that of the history's own window: the next request with recent events finds it, and so does the history when
@@ -179,18 +177,18 @@ class Runner:
         """
         began = time.monotonic()
         log = fetched_history.history
-        start = self._window_start(len(log) + len(recent), log.base)
+        start = self._window.start(len(log) + len(recent), log.base)
         if not self._model.prefix_stable or (start > 0 and start >= len(log)):  # nothing of the history to keep
             kept = log.since(start) if start < len(log) else no_events()
             left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
             empty = self._served.empty_state()
             return Need(empty, CacheSource.NONE, no_events(), left, None, time.monotonic() - began)
-        found = self._store.acquire(log, start, fetched_history.fetched)
+        found = self._cache.lookup(log, start, fetched_history.fetched)
         stop = found.stop if found else start
         missing = log.since(stop) if stop < len(log) else no_events()
         state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
         pins.enter_context(state.pinned())
-        keep = log, start, self._window_start(len(log), log.base)
+        keep = log, start, self._window.start(len(log), log.base)
         return Need(state, source, missing, recent, keep, time.monotonic() - began)
 
     def _encode(self, needs: Sequence[Need], pins: ExitStack) -> Encoded:
@@ -201,7 +199,7 @@ class Runner:
             pins.enter_context(state.pinned())
             if need.keep is not None and len(need.history_events):
                 history, start, own_start = need.keep
-                self._store.put(history, start, state, own_start)
+                self._cache.put(history, start, state, own_start)
         states, recent_work = self._append(states, [need.recent for need in needs])
         return Encoded(states, [*history_work, *recent_work])
 
@@ -279,11 +277,6 @@ class Runner:
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)
-
-    def _window_start(self, history_len: int, base: int) -> int:
-        """The window rule; a log that was cut for a model with a shorter window begins where it begins."""
-        config = self._model.config
-        return max(base, window_start(history_len, config.max_history, config.window_chunk))
 
 
 def _cache_info(need: Need, state: KVState) -> CacheInfo:

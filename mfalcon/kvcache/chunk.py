@@ -96,7 +96,7 @@ _CODE_BYTES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class ChunkLayout:
     """What every chunk of one model at one payload dtype has in common.
 
     fingerprint: 16 bytes that name the checkpoint and the compute dtype.
@@ -136,7 +136,7 @@ class ChunkHeader:
     history.
     """
 
-    layout: Layout
+    layout: ChunkLayout
     user: bytes
     link: bytes
     start: int
@@ -171,7 +171,7 @@ def pack(header: ChunkHeader, payload: bytes | bytearray | memoryview, secret: b
     return b"".join((facts, _checksum(facts, payload, secret), payload))
 
 
-def unpack(value: bytes, layout: Layout, user: bytes, secret: bytes | None) -> tuple[ChunkHeader, memoryview]:
+def unpack(value: bytes, layout: ChunkLayout, user: bytes, secret: bytes | None) -> tuple[ChunkHeader, memoryview]:
     """The header and a view of the payload of a user's chunk. Raises ChunkRejected; copies nothing.
 
     Whether link, start, first and stop are the wanted ones is for the caller to compare.
@@ -202,7 +202,7 @@ def unpack(value: bytes, layout: Layout, user: bytes, secret: bytes | None) -> t
     return ChunkHeader(layout, user, link, start, first, stop), payload
 
 
-def _in_range(start: int, first: int, stop: int, layout: Layout) -> bool:
+def _in_range(start: int, first: int, stop: int, layout: ChunkLayout) -> bool:
     limit = layout.events_per_chunk
     return start <= first < stop <= first + limit and (first - start) % limit == 0
 

@@ -172,6 +172,11 @@ class ThreadCopier:
             arrival.failed(f"a state could not be copied: {error}")
 
 
+def copier_of(device: torch.device) -> Copier:
+    """What copies states between the host and a device; a thread where the CPU plays the device."""
+    return CudaCopier(device) if device.type == "cuda" else ThreadCopier()
+
+
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     """What is copied where. pages: (from, to), uint8 [page_bytes] each.

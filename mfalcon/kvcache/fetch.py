@@ -5,25 +5,23 @@ Redis if that is the cheaper way. The device thread never waits for a network.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from mfalcon.errors import Overloaded, StorageUnavailable
 from mfalcon.history.chain import user_hash
-from mfalcon.history.history import History, Reading
-from mfalcon.kvcache.cache import StateStore
-from mfalcon.kvcache.codec import decode
+from mfalcon.history.history import History
+from mfalcon.history.log import EventLog
+from mfalcon.kvcache.cache import KVCache, RemoteTier
+from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
+from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.remote import RedisStates
-from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.kvcache.tier import Entry
-from mfalcon.kvcache.write_behind import WriteBehind
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import Reply
-from mfalcon.types import Events
+from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
 
@@ -33,23 +31,6 @@ _WAIT_SHARE = 0.25
 _MOST_GUESSED_CHUNKS = 64
 _LEARN_SECONDS = 1.0
 _NEARLY_ALL = 0.75
-_LEAST_COVERAGE = 0.05
-
-
-class EventLog(Protocol):
-    """The truth: every user's acknowledged events. Owned by the event loop."""
-
-    async def read(self, user_id: str, timeout_s: float) -> Reading:
-        """The user's history. StorageUnavailable when it cannot be read."""
-        ...
-
-    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
-        """Acknowledge events and return the new length. LengthMismatch, InvalidInput, StorageUnavailable."""
-        ...
-
-    async def delete(self, user_id: str, deadline: float | None) -> bytes:
-        """Erase the user's events and return the generation that ended. StorageUnavailable."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,67 +43,60 @@ class Fetched:
 
     history: History
     stale: bool = False
-    fetched: Entry[KVState] | None = None
+    fetched: Entry | None = None
     decision: Decision | None = None
     seconds: float = 0.0
 
 
-class Coverage:
-    """How much of a wanted state Redis has been holding lately: a fraction that moves with each fetch."""
-
-    def __init__(self) -> None:
-        self.fraction = 1.0
-
-    def observe(self, fraction: float) -> None:
-        """A fetch brought so much of what it asked for."""
-        self.fraction = max(_LEAST_COVERAGE, 0.8 * self.fraction + 0.2 * fraction)
-
-
 @dataclass(frozen=True, slots=True)
-class LowerTier:
-    """Redis as a tier of states: reads, write-behind, what a payload becomes, and the threads that make it that."""
+class Waits:
+    """What a request waits for anyhow, and how long it may. device: behind what is queued. until: when waiting for
+    Redis must end.
+    """
 
-    states: RedisStates
-    writes: WriteBehind[KVState]
-    pool: KVPool
-    workers: Executor
+    device: Estimate
+    deadline: float | None
+    until: float
+
+    @property
+    def for_redis(self) -> float:
+        """Seconds left, 5 ms at least."""
+        return max(SHORTEST_WAIT_S, self.until - time.monotonic())
 
 
 class Fetcher:
-    """Answers `open` for each request. window_start: of a history of so many events. num_queued: jobs that wait."""
+    """Answers `open` for each request. longest_wait_s: for Redis. is_shared: whether the log is a round trip away."""
 
     def __init__(
         self,
         log: EventLog,
-        store: StateStore[KVState],
+        cache: KVCache,
         predictor: Predictor,
+        window: WindowRule,
         metrics: StateMetrics,
-        window_start: Callable[[int], int],
-        num_queued: Callable[[], int],
         longest_wait_s: float,
-        lower: LowerTier | None = None,
-        guess: bool = False,
+        *,
+        is_shared: bool,
     ) -> None:
         self._log = log
-        self._store = store
+        self._cache = cache
+        self._remote = cache.remote
         self._predictor = predictor
+        self._window = window
         self._metrics = metrics
-        self._window_start = window_start
-        self._num_queued = num_queued
         self._longest_wait_s = longest_wait_s
-        self._lower = lower
-        self._guess = guess
-        self._coverage = Coverage()
+        self._is_shared = is_shared
         self._usual_events = 0.0
         self._asked_at = 0.0
         self._logged: set[type[Exception]] = set()
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
-        self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry[KVState] | None]] = {}
+        self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry | None]] = {}
 
-    async def open(self, user_id: str, deadline: float | None, num_recent: int = 0) -> Fetched:
+    async def open(self, user_id: str, deadline: float | None, wait: Estimate, num_recent: int = 0) -> Fetched:
         """The user's history, verified, and perhaps a state of it. Raises StorageUnavailable without a history.
 
-        num_recent: events that the request brings itself; where they move the window, no state in Redis is of use.
+        wait: for the device, behind what is queued. num_recent: events that the request brings itself; where they move
+        the window, no state in Redis is of use.
 
         Where the log is a round trip away and a fetch is likely, both leave together, on two connections: a large
         state cannot delay the log.
@@ -134,9 +108,10 @@ class Fetcher:
         if reading.stale:  # Redis has had its time
             return Fetched(reading.history, stale=True, seconds=time.monotonic() - began)
         length = len(reading.history)
-        if self._window_start(length + num_recent) != self._window_start(length):
+        if self._remote is None or self._window.start(length + num_recent) != self._window.start(length):
             return Fetched(reading.history, seconds=time.monotonic() - began)
-        fetched, decision = await self._fetch(reading.history, deadline, began + patience, guessed)
+        waits = Waits(wait, deadline, began + patience)
+        fetched, decision = await self._fetch(self._remote, reading.history, waits, guessed)
         return Fetched(reading.history, False, fetched, decision, time.monotonic() - began)
 
     def _patience(self, deadline: float | None) -> float:
@@ -147,26 +122,17 @@ class Fetcher:
 
     def _guess_fetch(self, user_id: str, patience: float) -> "asyncio.Task[list[Reply]] | None":
         """Begin to fetch before the history is known, if that is likely to be the decision."""
-        if self._lower is None or not self._guess or not self._usual_events:
+        if self._remote is None or not self._is_shared or not self._usual_events:
             return None
-        user, states = user_hash(user_id), self._lower.states
+        user, states = user_hash(user_id), self._remote.states
         num_events = round(self._usual_events)
         num_tokens, num_bytes = num_events * states.layout.tokens_per_event, states.layout.payload_bytes(num_events)
-        if self._store.holds(user) or not states.available(user):
+        if self._cache.holds(user) or not states.available(user):
             return None
         if not self._predictor.expected_fetch_wins(num_tokens, num_bytes):
             return None
         most_events = _MOST_GUESSED_CHUNKS * states.layout.events_per_chunk
-        return self._ask(user, min(2 * num_events, most_events), patience)
-
-    def _ask(self, user: bytes, num_events: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
-        """The user's chunks of so many events as they are; requests of one user that come together share the answer."""
-        asking = self._asking.get(user)
-        if asking is None or asking.done():
-            asking = asyncio.create_task(self._read_chunks(user, num_events, timeout_s))
-            self._asking[user] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(user, None))
-        return asking
+        return self._ask(states, user, min(2 * num_events, most_events), patience)
 
     async def close(self) -> None:
         """Let what is being fetched come to its end."""
@@ -174,11 +140,70 @@ class Fetcher:
         if under_way:
             await asyncio.wait(under_way)
 
-    async def _read_chunks(self, user: bytes, num_events: int, timeout_s: float) -> list[Reply]:
+    async def _fetch(
+        self, remote: RemoteTier, history: History, waits: Waits, guessed: "asyncio.Task[list[Reply]] | None"
+    ) -> tuple[Entry | None, Decision | None]:
+        """The decision, and what a fetch brought."""
+        start = self._window.start(len(history), history.base)
+        num_events, num_here = len(history) - start, self._cache.peek(history, start)
+        if num_events == num_here:
+            return None, None
+        self._usual_events = 0.9 * self._usual_events + 0.1 * num_events if self._usual_events else num_events
+        decision = self._decide(remote.states, history.user, num_events, num_here, waits)
+        self._metrics.decisions.labels(decision.choice, decision.reason).inc()
+        if decision.choice == "recompute":
+            if num_here <= num_events * _NEARLY_ALL:
+                self._learn(remote.states, history.user, num_events)
+            return None, decision
+        key = history.user, history.link(len(history))
+        bringing = self._bringing.get(key)
+        if bringing is None:
+            bringing = asyncio.create_task(self._bring(remote, history, start, waits, guessed))
+            self._bringing[key] = bringing
+            bringing.add_done_callback(lambda _: self._bringing.pop(key, None))
+        decoding = self._predictor.decode.predict(remote.states.layout.payload_bytes(num_events))
+        left = waits.for_redis + 2 * decoding.upper
+        done, _ = await asyncio.wait((bringing,), timeout=left)  # it may be another request's, with more time
+        return bringing.result() if done else None, decision
+
+    def _decide(self, states: RedisStates, user: bytes, num_events: int, num_here: int, waits: Waits) -> Decision:
+        is_known = num_here > num_events * _NEARLY_ALL  # what is new to us is new to Redis, as a rule
+        in_redis = num_here if is_known else round(self._predictor.coverage.fraction * num_events)
+        per_event = states.layout.tokens_per_event
+        return self._predictor.decide(
+            Situation(
+                history_tokens=num_events * per_event,
+                host_tokens=num_here * per_event,
+                redis_tokens=in_redis * per_event if states.available(user) else None,
+                fetch_bytes=states.layout.payload_bytes(in_redis),
+                wait=waits.device,
+                time_left=None if waits.deadline is None else waits.deadline - time.monotonic(),
+                patience=waits.for_redis,
+            )
+        )
+
+    def _learn(self, states: RedisStates, user: bytes, num_events: int) -> None:
+        """Ask Redis beside a request that recomputes, now and then: what is never asked never looks cheap again."""
+        if time.monotonic() - self._asked_at > _LEARN_SECONDS and states.available(user):
+            asking = self._ask(states, user, num_events, self._longest_wait_s)
+            asking.add_done_callback(self._learned)
+
+    def _learned(self, asking: "asyncio.Task[list[Reply]]") -> None:
+        if not asking.cancelled() and (values := asking.result()):
+            self._predictor.coverage.observe(sum(value is not None for value in values) / len(values))
+
+    def _ask(self, states: RedisStates, user: bytes, num_events: int, timeout_s: float) -> "asyncio.Task[list[Reply]]":
+        """The user's chunks of so many events as they are; requests of one user that come together share the answer."""
+        asking = self._asking.get(user)
+        if asking is None or asking.done():
+            asking = asyncio.create_task(self._read_chunks(states, user, num_events, timeout_s))
+            self._asking[user] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(user, None))
+        return asking
+
+    async def _read_chunks(self, states: RedisStates, user: bytes, num_events: int, timeout_s: float) -> list[Reply]:
         """Chunks as they are; none if Redis cannot be asked."""
-        assert self._lower is not None
         self._asked_at = began = time.monotonic()
-        states = self._lower.states
         try:
             values = await states.fetch(user, states.num_chunks(num_events), timeout_s)
         except StorageUnavailable as error:
@@ -189,93 +214,55 @@ class Fetcher:
         self._predictor.fetch.observe(sum(found), time.monotonic() - began)
         return values
 
-    async def _fetch(
-        self, history: History, deadline: float | None, until: float, guessed: "asyncio.Task[list[Reply]] | None"
-    ) -> tuple[Entry[KVState] | None, Decision | None]:
-        """The decision, and what a fetch brought. until: when waiting for Redis must end."""
-        if self._lower is None:
-            return None, None
-        start = max(self._window_start(len(history)), history.base)
-        num_events, num_on_host = len(history) - start, self._store.peek(history, start)
-        if num_events == num_on_host:
-            return None, None
-        self._usual_events = 0.9 * self._usual_events + 0.1 * num_events if self._usual_events else num_events
-        decision = self._decide(history.user, num_events, num_on_host, deadline, until)
-        self._metrics.decisions.labels(decision.choice, decision.reason).inc()
-        if decision.choice == "recompute":
-            if num_on_host <= num_events * _NEARLY_ALL:
-                self._learn(history.user, num_events)
-            return None, decision
-        key = history.user, history.link(len(history))
-        bringing = self._bringing.get(key)
-        if bringing is None:
-            bringing = asyncio.create_task(self._bring(history, start, until, guessed))
-            self._bringing[key] = bringing
-            bringing.add_done_callback(lambda _: self._bringing.pop(key, None))
-        decoding = self._predictor.decode.predict(self._lower.states.layout.payload_bytes(num_events))
-        left = _until(until) + 2 * decoding.upper
-        done, _ = await asyncio.wait((bringing,), timeout=left)  # it may be another request's, with more time
-        return bringing.result() if done else None, decision
-
-    def _decide(self, user: bytes, num_events: int, num_on_host: int, deadline: float | None, until: float) -> Decision:
-        assert self._lower is not None
-        states, now = self._lower.states, time.monotonic()
-        if num_on_host > num_events * _NEARLY_ALL:
-            in_redis = num_on_host  # what is new to us is new to Redis, as a rule
-        else:
-            in_redis = round(self._coverage.fraction * num_events)
-        per_event = states.layout.tokens_per_event
-        return self._predictor.decide(
-            Situation(
-                history_tokens=num_events * per_event,
-                host_tokens=num_on_host * per_event,
-                redis_tokens=in_redis * per_event if states.available(user) else None,
-                fetch_bytes=states.layout.payload_bytes(in_redis),
-                queued_jobs=self._num_queued(),
-                time_left=None if deadline is None else deadline - now,
-                patience=_until(until),
-            )
-        )
-
-    def _learn(self, user: bytes, num_events: int) -> None:
-        """Ask Redis beside a request that recomputes, now and then: what is never asked never looks cheap again."""
-        assert self._lower is not None
-        states = self._lower.states
-        if time.monotonic() - self._asked_at > _LEARN_SECONDS and states.available(user):
-            asking = self._ask(user, num_events, self._longest_wait_s)
-            asking.add_done_callback(self._learned)
-
-    def _learned(self, asking: "asyncio.Task[list[Reply]]") -> None:
-        if not asking.cancelled() and (values := asking.result()):
-            self._coverage.observe(sum(value is not None for value in values) / len(values))
-
     async def _bring(
-        self, history: History, start: int, until: float, guessed: "asyncio.Task[list[Reply]] | None"
-    ) -> Entry[KVState] | None:
+        self,
+        remote: RemoteTier,
+        history: History,
+        start: int,
+        waits: Waits,
+        guessed: "asyncio.Task[list[Reply]] | None",
+    ) -> Entry | None:
         """What Redis holds of history[start:], as a state; requests for the same history share one."""
-        assert self._lower is not None
-        lower = self._lower
-        num_events = len(history) - start
-        wanted = lower.states.num_chunks(num_events)
-        values = await asyncio.shield(guessed or self._ask(history.user, num_events, _until(until)))
+        states, num_events = remote.states, len(history) - start
+        wanted = states.num_chunks(num_events)
+        values = await asyncio.shield(guessed or self._ask(states, history.user, num_events, waits.for_redis))
         if 0 < len(values) < wanted and values[-1] is not None:  # the guess asked for too little
-            values = await asyncio.shield(self._ask(history.user, num_events, _until(until)))
+            values = await asyncio.shield(self._ask(states, history.user, num_events, waits.for_redis))
         entry = None
         if any(value is not None for value in values[:1]):
             loop = asyncio.get_running_loop()
             try:
-                entry = await loop.run_in_executor(lower.workers, self._decode, values[:wanted], history, start)
+                entry = await loop.run_in_executor(
+                    remote.workers, self._decode, states, values[:wanted], history, start
+                )
             except Overloaded:
                 self._metrics.no_room.inc()
                 return None  # which says nothing of what Redis holds
         stop = entry.key.stop if entry is not None else start
         if values:  # an answer
-            self._coverage.observe((stop - start) / num_events)
+            self._predictor.coverage.observe((stop - start) / num_events)
         if entry is not None:
-            lower.writes.stored(history, start, stop)
+            remote.writes.stored(history, start, stop)
             if stop == len(history):
-                lower.writes.offer(history, start, entry.state)  # nothing to write: its chunks live on
+                remote.writes.offer(Offer(history, start, entry.state))  # nothing to write: its chunks live on
         return entry
+
+    def _decode(self, states: RedisStates, values: Sequence[Reply], history: History, start: int) -> Entry | None:
+        """A state from the good chunks, in a worker thread. Raises Overloaded."""
+        began = time.monotonic()
+        try:
+            run = states.verify(values, history, start)
+            if not run.payloads:
+                return None
+            state = states.state(run, self._cache.host_pool)
+        except Overloaded:
+            raise
+        except Exception as error:  # noqa: BLE001 (the worker's edge: what cannot be decoded is a miss)
+            self._undecoded(error)
+            return None
+        num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
+        self._predictor.decode.observe(num_bytes, time.monotonic() - began)
+        return Entry(self._cache.key(history, start, run.stop), state)
 
     def _undecoded(self, error: Exception) -> None:
         """Count chunks that were good and still became no state, and log the first of each cause."""
@@ -287,26 +274,3 @@ class Fetcher:
                 error,
                 exc_info=error,
             )
-
-    def _decode(self, values: Sequence[Reply], history: History, start: int) -> Entry[KVState] | None:
-        """A state from the good chunks, in a worker thread. Raises Overloaded."""
-        assert self._lower is not None
-        began = time.monotonic()
-        try:
-            run = self._lower.states.verify(values, history, start)
-            if not run.payloads:
-                return None
-            state = decode(run.payloads, self._lower.pool, self._lower.states.layout.dtype)
-        except Overloaded:
-            raise
-        except Exception as error:  # noqa: BLE001 (the worker's edge: what cannot be decoded is a miss)
-            self._undecoded(error)
-            return None
-        num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
-        self._predictor.decode.observe(num_bytes, time.monotonic() - began)
-        return Entry(self._store.key(history, start, run.stop), state)
-
-
-def _until(until: float) -> float:
-    """Seconds left, 5 ms at least."""
-    return max(SHORTEST_WAIT_S, until - time.monotonic())

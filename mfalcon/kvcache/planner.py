@@ -3,25 +3,38 @@
 import math
 from dataclasses import dataclass, field
 
-from mfalcon.kvcache.cost import EncodeCost, QueueCost, TransferCost
+from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, TransferCost
 from mfalcon.kvcache.decision import Decision, decide
+
+_LEAST_COVERAGE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What a request finds. Tokens are counted from the start of the window.
 
-    redis_tokens: None when Redis cannot be asked. fetch_bytes: what a fetch would move. time_left: seconds to the
-    deadline, None without one. patience: seconds that the request may wait for Redis.
+    redis_tokens: None when Redis cannot be asked. fetch_bytes: what a fetch would move. wait: for the device.
+    time_left: seconds to the deadline, None without one. patience: seconds that the request may wait for Redis.
     """
 
     history_tokens: int
     host_tokens: int
     redis_tokens: int | None
     fetch_bytes: int
-    queued_jobs: int = 0
+    wait: Estimate = NOTHING
     time_left: float | None = None
     patience: float = math.inf
+
+
+class Coverage:
+    """How much of a wanted state Redis has been holding lately: a fraction that moves with each fetch."""
+
+    def __init__(self) -> None:
+        self.fraction = 1.0
+
+    def observe(self, fraction: float) -> None:
+        """A fetch brought so much of what it asked for."""
+        self.fraction = max(_LEAST_COVERAGE, 0.8 * self.fraction + 0.2 * fraction)
 
 
 def _decoding() -> TransferCost:
@@ -32,6 +45,8 @@ def _decoding() -> TransferCost:
 class Predictor:
     """Owns the costs; whoever does the work tells them how long it took.
 
+    coverage: told of each fetch.
+
     Threads: the device thread and workers observe while the event loop predicts; each cost sees to that itself. Two
     costs read in one decision may be an observation apart, which is as good.
     """
@@ -39,12 +54,11 @@ class Predictor:
     encode: EncodeCost = field(default_factory=EncodeCost)
     fetch: TransferCost = field(default_factory=TransferCost)
     decode: TransferCost = field(default_factory=_decoding)
-    queue: QueueCost = field(default_factory=QueueCost)
+    coverage: Coverage = field(default_factory=Coverage)
 
     def decide(self, at: Situation) -> Decision:
         """Bytes travel while the request waits for the device; they are decoded, and the rest encoded, after both."""
-        wait = self.queue.predict(at.queued_jobs)
-        recompute = wait + self.encode.predict(at.host_tokens, at.history_tokens - at.host_tokens)
+        recompute = at.wait + self.encode.predict(at.host_tokens, at.history_tokens - at.host_tokens)
         if at.redis_tokens is None:
             return decide(None, recompute, at.time_left, without_fetch="redis unavailable")
         if at.redis_tokens <= at.host_tokens:
@@ -53,7 +67,7 @@ class Predictor:
         if transfer.seconds > at.patience:
             return decide(None, recompute, at.time_left, without_fetch="takes too long")
         fetch = (
-            wait.beside(transfer)
+            at.wait.beside(transfer)
             + self.decode.predict(at.fetch_bytes)
             + self.encode.predict(at.redis_tokens, at.history_tokens - at.redis_tokens)
         )

@@ -1,4 +1,4 @@
-"""The Redis tier: a KV state as chunks under one hash tag. Lives on the event loop; knows bytes, not tensors.
+"""The Redis tier: a KV state as chunks under one hash tag. Lives on the event loop.
 
 A chunk is used only if it is whole and its hash is that of the history at its end, so chunks need no table of contents:
 the state is the longest run of good ones from the first. A missing, torn or foreign chunk only shortens it.
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mfalcon.history.history import History
-from mfalcon.kvcache.chunk import ChunkHeader, ChunkRejected, Layout, pack, unpack
+from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, pack, unpack
+from mfalcon.kvcache.codec import decode, encode
+from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import Command, RedisClient, Reply
 from mfalcon.redis.keys import Keys
@@ -28,6 +30,17 @@ of chunks. Returns 0, and writes nothing, if the log has ended: a deletion canno
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteOptions:
+    """ttl_s: that a chunk lives after its last use. log_is_here: whether the event log is in the same Redis, so that
+    writes can ask it. secret: of the chunks' MAC.
+    """
+
+    ttl_s: float
+    log_is_here: bool
+    secret: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """Good chunks from the first on: payloads with their numbers of tokens, and the event where they stop."""
 
@@ -36,31 +49,25 @@ class Run:
 
 
 class RedisStates:
-    """Reads and writes the chunks of one model. max_events: of a window.
-
-    log_is_here: whether the event log is in the same Redis, so that writes can ask it. secret: of the chunks' MAC.
-    """
+    """Reads and writes the chunks of one model. max_events: of a window."""
 
     def __init__(
         self,
         client: RedisClient,
         keys: Keys,
-        layout: Layout,
-        metrics: StateMetrics,
-        *,
+        layout: ChunkLayout,
         max_events: int,
-        ttl_s: float,
-        log_is_here: bool,
-        secret: bytes | None = None,
+        options: RemoteOptions,
+        metrics: StateMetrics,
     ) -> None:
         self.layout = layout
         self._client = client
         self._keys = keys
         self._metrics = metrics
         self._most_chunks = -(-max_events // layout.events_per_chunk)
-        self._ttl_ms = round(ttl_s * 1000)
-        self._log_is_here = log_is_here
-        self._secret = secret
+        self._ttl_ms = round(options.ttl_s * 1000)
+        self._log_is_here = options.log_is_here
+        self._secret = options.secret
         # dtype and all dimensions are in the name: models of one checkpoint at two dtypes do not overwrite each other.
         self._model = hashlib.blake2b(repr(layout).encode(), digest_size=8).hexdigest()
 
@@ -72,6 +79,10 @@ class RedisStates:
         """The node that holds the user's chunks; one name for all where there is no cluster."""
         return self._client.node(self._keys.log(user))
 
+    def chunk_key(self, user: bytes, number: int) -> str:
+        """The name of a chunk in Redis."""
+        return self._keys.chunk(user, self._model, number)
+
     def num_chunks(self, num_events: int) -> int:
         """Chunks of so many events."""
         return -(-num_events // self.layout.events_per_chunk)
@@ -79,7 +90,7 @@ class RedisStates:
     async def fetch(self, user: bytes, num_chunks: int, timeout_s: float) -> list[Reply]:
         """The first chunks as they are, None for a missing one. Raises StorageUnavailable."""
         # One GET each, in one pipeline: a single MGET of megabytes would make other clients of the server wait.
-        commands: list[Command] = [("GET", self._keys.chunk(user, self._model, i)) for i in range(num_chunks)]
+        commands: list[Command] = [("GET", self.chunk_key(user, i)) for i in range(num_chunks)]
         return await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
 
     def verify(self, values: Sequence[Reply], history: History, start: int) -> Run:
@@ -103,8 +114,16 @@ class RedisStates:
                 break
         return Run(tuple(payloads), stop)
 
-    def pack(self, history: History, start: int, first: int, stop: int, payload: memoryview) -> bytes:
-        """The chunk of history[first:stop] in the window that begins at `start`. Any thread may call it."""
+    def state(self, run: Run, pool: KVPool) -> KVState:
+        """A run as a state on pages of a pool. Any thread may call it. Raises Overloaded."""
+        return decode(run.payloads, pool, self.layout.dtype)
+
+    def pack(self, history: History, start: int, number: int, state: KVState) -> bytes:
+        """A chunk of the state of history[start:]. Any thread may call it."""
+        size, per_event = self.layout.events_per_chunk, self.layout.tokens_per_event
+        first = start + number * size
+        stop = min(first + size, len(history))
+        payload = encode(state, (first - start) * per_event, (stop - start) * per_event, self.layout.dtype)
         header = ChunkHeader(self.layout, history.user, history.link(stop), start, first, stop)
         return pack(header, payload, self._secret)
 
@@ -112,7 +131,7 @@ class RedisStates:
         """Write one chunk; False if the user's log has ended. Raises StorageUnavailable."""
         log = self._keys.log(history.user)
         command = (
-            *("EVAL", _WRITE, 3, log, self._keys.chunk(history.user, self._model, number)),
+            *("EVAL", _WRITE, 3, log, self.chunk_key(history.user, number)),
             *(self._keys.index(history.user), history.generation if self._log_is_here else b""),
             *(chunk, self._ttl_ms, self._model, number + 1),
         )
@@ -125,7 +144,7 @@ class RedisStates:
     async def touch(self, user: bytes, num_chunks: int, timeout_s: float) -> None:
         """Let the first chunks live on. Raises StorageUnavailable."""
         if num_chunks:
-            names = (self._keys.chunk(user, self._model, i) for i in range(num_chunks))
+            names = (self.chunk_key(user, i) for i in range(num_chunks))
             commands: list[Command] = [("PEXPIRE", name, self._ttl_ms) for name in names]
             if not self._log_is_here:
                 commands.append(("PEXPIRE", self._keys.index(user), self._ttl_ms))
@@ -136,7 +155,7 @@ class RedisStates:
         index, log = self._keys.index(user), self._keys.log(user)
         (written,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
         names = {self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))}
-        names |= {self._keys.chunk(user, self._model, i) for i in range(self._most_chunks)}  # if the index was evicted
+        names |= {self.chunk_key(user, i) for i in range(self._most_chunks)}  # if the index was evicted
         await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)
 
 

@@ -1,12 +1,12 @@
-"""The host tier: KV states by user and window under a byte budget, least recently used out first. No torch: a state is
-anything with a size.
-"""
+"""A tier in this process: KV states by user and window under a byte budget, the least recently used out first."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+
+from mfalcon.history.history import History
+from mfalcon.kvcache.state import KVState
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,44 +22,36 @@ class StateKey:
     stop: int
     link: bytes
 
-
-class Sized(Protocol):
-    """A value that knows its size in bytes and whether it is in use."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes that the value keeps alive."""
-        ...
-
-    @property
-    def pins(self) -> int:
-        """How many have it in flight: above 0 it is not dropped to make room."""
-        ...
+    def is_ancestor(self, fingerprint: str, history: History, start: int) -> bool:
+        """Whether a state with this key is one of a prefix of history[start:]."""
+        return start <= self.stop <= len(history) and self == state_key(fingerprint, history, start, self.stop)
 
 
-S = TypeVar("S", bound=Sized)
+def state_key(fingerprint: str, history: History, start: int, stop: int) -> StateKey:
+    """The key of the state of history[start:stop]."""
+    return StateKey(fingerprint, history.user, start, stop, history.link(stop))
 
 
 @dataclass(frozen=True, slots=True)
-class Entry(Generic[S]):
+class Entry:
     """A state and what it was made from."""
 
     key: StateKey
-    state: S
+    state: KVState
 
 
-class LruTier(Generic[S]):
+class LruTier:
     """LRU by bytes. Any thread may call any method."""
 
     def __init__(self, budget_bytes: int) -> None:
         self._budget = budget_bytes
         self._lock = threading.RLock()
-        self._entries: OrderedDict[tuple[bytes, int], Entry[S]] = OrderedDict()
+        self._entries: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()
         self._starts: dict[bytes, set[int]] = {}
         self.num_bytes = 0
         self.num_evicted = 0
 
-    def get(self, user: bytes, start: int) -> Entry[S] | None:
+    def get(self, user: bytes, start: int) -> Entry | None:
         """The user's state of the window that begins at `start`, marked as used."""
         with self._lock:
             entry = self._entries.get((user, start))
@@ -76,34 +68,32 @@ class LruTier(Generic[S]):
         """Whether there is a state of the user, of any window."""
         return user in self._starts
 
-    def put(self, entry: Entry[S]) -> list[Entry[S]]:
-        """Keep a state in place of the user's former one of that window; returns what had to go for it.
+    def put(self, entry: Entry) -> None:
+        """Keep a state in place of the user's former one of that window, and evict others for it.
 
-        A state larger than the whole budget has to go itself.
+        A state larger than the whole budget is not kept.
         """
         with self._lock:
             place = entry.key.user, entry.key.start
             if place in self._entries:
                 self._drop(place)
+            if entry.state.num_bytes > self._budget:
+                self.num_evicted += 1
+                return
             self._entries[place] = entry
             self._starts.setdefault(entry.key.user, set()).add(entry.key.start)
             self.num_bytes += entry.state.num_bytes
-            evicted = []
-            if entry.state.num_bytes > self._budget:
-                evicted.append(self._drop(place))
             while self.num_bytes > self._budget:
-                evicted.append(self._drop(next(iter(self._entries))))
-            self.num_evicted += len(evicted)
-            return evicted
+                self._drop(next(iter(self._entries)))
+                self.num_evicted += 1
 
-    def make_room(self, is_held: Callable[[bytes, int], bool] = lambda user, start: False) -> bool:
-        """Drop the least recently used state that nobody has in flight; False if there is none.
+    def make_room(self, held: Container[tuple[bytes, int]] = ()) -> bool:
+        """Evict the least recently used state that nobody has in flight; False if there is none.
 
-        is_held: whether somebody else holds a user's state of the window that begins there, so that dropping it here
-        would free nothing.
+        held: users and windows whose states somebody else holds too, so that evicting them here would free nothing.
         """
         with self._lock:
-            free = (place for place, entry in self._entries.items() if not entry.state.pins and not is_held(*place))
+            free = (place for place, entry in self._entries.items() if not entry.state.pins and place not in held)
             place = next(free, None)
             if place is None:
                 return False
@@ -111,13 +101,14 @@ class LruTier(Generic[S]):
             self.num_evicted += 1
             return True
 
-    def remove(self, user: bytes) -> None:
-        """Drop the user's states of every window."""
+    def delete(self, user: bytes | None) -> None:
+        """Drop the user's states of every window, or everybody's."""
         with self._lock:
-            for start in tuple(self._starts.get(user, ())):
-                self._drop((user, start))
+            for one in list(self._starts) if user is None else [user]:
+                for start in tuple(self._starts.get(one, ())):
+                    self._drop((one, start))
 
-    def drop_before(self, user: bytes, start: int) -> None:
+    def delete_before(self, user: bytes, start: int) -> None:
         """Drop the user's states of windows that begin before `start`."""
         if user not in self._starts:
             return
@@ -125,21 +116,13 @@ class LruTier(Generic[S]):
             for earlier in [other for other in self._starts.get(user, ()) if other < start]:
                 self._drop((user, earlier))
 
-    def clear(self) -> None:
-        """Drop every state."""
-        with self._lock:
-            self._entries.clear()
-            self._starts.clear()
-            self.num_bytes = 0
-
     def __len__(self) -> int:
         return len(self._entries)
 
-    def _drop(self, place: tuple[bytes, int]) -> Entry[S]:
+    def _drop(self, place: tuple[bytes, int]) -> None:
         user, start = place
         entry = self._entries.pop(place)
         self._starts[user].discard(start)
         if not self._starts[user]:
             del self._starts[user]
         self.num_bytes -= entry.state.num_bytes
-        return entry

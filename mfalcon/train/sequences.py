@@ -20,7 +20,7 @@ from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
 from mfalcon.models.config import Task
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Ids
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 Visibility = Literal["strict", "order"]
 
@@ -58,7 +58,8 @@ def windows(
         if len(chosen) == 0:
             continue
         visible = visible_events(dataset.events["time_ms"][positions], visibility)[chosen]
-        starts = np.array([window_start(int(v), max_history, window_chunk) for v in visible])
+        window = WindowRule(max_history, window_chunk)
+        starts = np.array([window.start(int(v)) for v in visible])
         for start in np.unique(starts):
             here = starts == start
             stop = int(visible[here].max())

@@ -15,7 +15,7 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
-from mfalcon.engine.remote_tier import RemoteTier
+from mfalcon.kvcache.cache import RemoteTier
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor, Situation

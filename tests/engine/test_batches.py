@@ -134,8 +134,7 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     )
     engine = compose(checkpoint, config)
     engine.wait_ready(ANSWER_SECONDS)
-    tiers, bound = engine.catalog.default.tiers, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
-    assert tiers.demotion is not None and tiers._copier is not None
+    cache, bound = engine.catalog.default.cache, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
     histories = {f"user-{number}": random_events(150 + number, seed=number) for number in range(10)}
     for user_id, history in histories.items():
         await engine.append_events(user_id, history, 0)
@@ -145,10 +144,10 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
             result = await engine.rank(asked, None)
             assert result.cache.source is source
             assert np.abs(result.task_scores - cold_scores(checkpoint, history, asked).numpy()).max() <= bound
-            await asyncio.to_thread(tiers.demotion.idle)
+            await asyncio.to_thread(cache.idle)
     for user_id in histories:
         await engine.delete_user(user_id)
-    await asyncio.to_thread(tiers._copier.idle)
+    await asyncio.to_thread(cache.idle)
     for pool in (engine.catalog.default.served.pool, engine.catalog.default.served.host):
         assert pool is not None
         assert pool.accounts.num_free == pool.accounts.num_pages

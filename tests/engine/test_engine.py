@@ -250,9 +250,9 @@ async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine:
 async def test_delete_forgets(engine: Engine) -> None:
     await engine.append_events("ann", random_events(20), None)
     await engine.rank(request(), None)
-    assert engine.catalog.default.store.num_bytes > 0
+    assert engine.catalog.default.cache.num_bytes > 0
     await engine.delete_user("ann")
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0
     result = await engine.rank(request(), None)
     assert result.cache == CacheInfo(CacheSource.NONE, 0, 0)
     assert_right(result, no_events(), request())
@@ -271,10 +271,10 @@ async def test_work_in_flight_brings_nothing_back(engine: Engine, gate: Gate) ->
     assert not deleting.done()
     gate.open.set()
     await deleting
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0
     for work in works:  # accepted before the deletion, answered with what they saw
         assert (await work).history_len == 20
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0
     assert (await engine.rank(request(), None)).history_len == 0
 
 
@@ -282,7 +282,7 @@ async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: 
     """The history is gone at once; the state must not outlive it because the client hung up."""
     await engine.append_events("ann", random_events(20), None)
     await engine.prefill("ann", None)
-    assert engine.catalog.default.store.num_bytes > 0
+    assert engine.catalog.default.cache.num_bytes > 0
     blocking = asyncio.create_task(engine.rank(request("bob"), None))
     await gate.wait_reached()
     deleting = asyncio.create_task(engine.delete_user("ann"))
@@ -292,7 +292,7 @@ async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: 
     gate.open.set()
     await blocking
     await engine.rank(request("bob"), None)
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0
 
 
 async def test_shutdown_answers_everybody(gate: Gate) -> None:
@@ -419,4 +419,4 @@ async def test_stress_every_request_is_answered_once_and_rightly(  # noqa: PLR09
     assert {result.cache.source for _, _, result in checks} == {CacheSource.NONE, here}
     for number in range(num_users):
         await engine.delete_user(f"user-{number}")
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0

@@ -84,9 +84,9 @@ async def test_a_deletion_reaches_every_model(redis_url: str | None) -> None:
         empty = {name: await engine.rank(rank_request("nobody", ITEMS), None, name) for name in MODELS}
         for name in MODELS:
             await engine.prefill("ann", None, name)
-        assert all(ranker.store.num_bytes > 0 for ranker in engine.catalog)
+        assert all(ranker.cache.num_bytes > 0 for ranker in engine.catalog)
         await engine.delete_user("ann")
-        assert all(ranker.store.num_bytes == 0 for ranker in engine.catalog)
+        assert all(ranker.cache.num_bytes == 0 for ranker in engine.catalog)
         for name, nobody in empty.items():
             result = await engine.rank(rank_request("ann", ITEMS), None, name)
             assert result.history_len == 0 and (result.scores == nobody.scores).all()

@@ -33,14 +33,14 @@ async def test_deletion_reaches_every_tier_and_replica(replica: StartReplica, re
     await one.delete_user("ann")
     left = redis_server.command("KEYS", f"*{user_hash('ann').hex()}*")
     assert left == []
-    assert one.catalog.default.store.peek((await one.histories.log.read("ann", 1)).history, 0) == 0
-    assert not one.catalog.default.store.holds(user_hash("ann"))
+    assert one.catalog.default.cache.peek((await one.histories.log.read("ann", 1)).history, 0) == 0
+    assert not one.catalog.default.cache.holds(user_hash("ann"))
     for _ in range(100):
-        if not two.catalog.default.store.holds(user_hash("ann")):
+        if not two.catalog.default.cache.holds(user_hash("ann")):
             break
         await asyncio.sleep(0.05)
-    assert not two.catalog.default.store.holds(user_hash("ann"))
-    assert two.catalog.default.store.holds(user_hash("bob"))
+    assert not two.catalog.default.cache.holds(user_hash("ann"))
+    assert two.catalog.default.cache.holds(user_hash("bob"))
     for engine in (one, two):
         await rank(engine, events[:0])
         await rank(engine, events, "bob")
@@ -103,7 +103,7 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
 ) -> None:
     engine = await replica()
     assert engine.histories.redis is not None and engine.histories.redis.deletions is not None
-    deletions = Deletions(engine.histories.redis.client, remote(engine).states._keys)
+    deletions = Deletions(engine.histories.redis.client, engine.histories.redis.keys)
     monkeypatch.setattr("mfalcon.history.deletions._PAGE", 2)
     assert await deletions.poll() == []
     redis_server.command("XADD", "t:deletions", "*", "something", "else")

@@ -9,6 +9,7 @@ from loadtest.faults.redis_server import RedisCluster, RedisServer
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.kvcache import chunk
+from mfalcon.kvcache.cost import NOTHING
 from mfalcon.types import CacheSource
 from tests.engine.replicas import (
     NONE,
@@ -102,7 +103,7 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
     await rank(one, events)
     await settle(one)
     user = user_hash("ann")
-    names = [states._keys.chunk(user, states._model, i) for i in range(3)]
+    names = [states.chunk_key(user, i) for i in range(3)]
     redis_server.command("DEL", names[2])
     result = await rank(await replica(), events)
     assert (result.cache.source, result.cache.reused_tokens) == (REDIS, 2 * size)
@@ -139,6 +140,7 @@ async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster:
     assert value(engine.metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
 
 
+@pytest.mark.usefixtures("always_fetch")
 async def test_a_fetch_that_timed_out_is_remembered_as_slow(
     replica: StartReplica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,9 +155,9 @@ async def test_a_fetch_that_timed_out_is_remembered_as_slow(
     monkeypatch.setattr(remote(engine).states, "fetch", hang)
     before = engine.catalog.default.predictor.fetch.predict(1_000).seconds
     for _ in range(10):
-        await asyncio.gather(engine.catalog.default.fetcher._ask(user_hash("ann"), 20, 0.05))
+        await engine.catalog.default.fetcher.open("ann", None, NOTHING)
     assert engine.catalog.default.predictor.fetch.predict(1_000).seconds > 5 * before
-    assert engine.catalog.default.fetcher._coverage.fraction == 1.0
+    assert engine.catalog.default.predictor.coverage.fraction == 1.0
 
 
 async def test_a_request_in_a_hurry_does_not_wait_for_anothers_fetch(

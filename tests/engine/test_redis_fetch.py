@@ -133,14 +133,14 @@ async def test_chunks_live_from_their_last_use(replica: StartReplica, redis_serv
     await settle(one)
     assert one.histories.redis is not None
     states = remote(one).states
-    name = states._keys.chunk(user_hash("ann"), states._model, 0)
+    name = states.chunk_key(user_hash("ann"), 0)
     remaining = redis_server.command("PTTL", name)
     assert isinstance(remaining, int) and 90_000 < remaining <= 100_000
     redis_server.command("PEXPIRE", name, 5_000)
     await states.touch(user_hash("ann"), 1, PATIENCE_S)
     remaining = redis_server.command("PTTL", name)
     assert isinstance(remaining, int) and remaining > 90_000
-    assert redis_server.command("PTTL", states._keys.log(user_hash("ann"))) == -1
+    assert redis_server.command("PTTL", one.histories.redis.keys.log(user_hash("ann"))) == -1
 
 
 @pytest.mark.usefixtures("always_fetch")
@@ -303,19 +303,19 @@ async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, mo
     """Misses make recomputing look cheaper, but what is not asked is learnt of beside the requests."""
     one, two, events = await replica(), await replica(), random_events(20)
     monkeypatch.setattr("mfalcon.kvcache.fetch._LEARN_SECONDS", 0.0)
-    recall = two.catalog.default.fetcher
+    coverage = two.catalog.default.predictor.coverage
     for _ in range(20):
-        recall._coverage.observe(0)
+        coverage.observe(0)
     for user in range(12):
         await one.append_events(f"u{user}", events, 0)
         await rank(one, events, f"u{user}")
     await settle(one)
-    poor = recall._coverage.fraction
+    poor = coverage.fraction
     monkeypatch.setattr(Predictor, "decide", lambda *_: Decision("recompute", "cheaper", None, Estimate(1, 1)))
     for user in range(12):
         assert (await rank(two, events, f"u{user}")).cache.source is NONE  # no request waits for what is learnt
         await asyncio.sleep(0.005)
-    assert poor <= 0.05 and recall._coverage.fraction > 0.9
+    assert poor <= 0.05 and coverage.fraction > 0.9
     assert value(two.metrics, "mfalcon_redis_seconds_count", op="chunks_read") > 10
 
 

@@ -202,7 +202,7 @@ async def test_a_deletion_during_a_reload_reaches_the_next_model_too(engine: Eng
     await asyncio.sleep(0.01)
     await engine.delete_user("ann")
     await reloading
-    assert engine.catalog.default.store.num_bytes == 0
+    assert engine.catalog.default.cache.num_bytes == 0
     assert (await engine.rank(rank_request("ann", ITEMS), None)).history_len == 0
 
 

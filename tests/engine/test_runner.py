@@ -12,10 +12,9 @@ from mfalcon.engine.runner import Runner, best_first
 from mfalcon.engine.warmup import measure_microbatch
 from mfalcon.errors import EngineFailure
 from mfalcon.history.history import no_history
-from mfalcon.kvcache.cache import StateStore
+from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.kvcache.state import KVState
-from mfalcon.kvcache.tier import LruTier
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, no_events
@@ -37,9 +36,10 @@ def test_best_first_is_sorted(scores: list[float], top_k: int) -> None:
     assert got.tolist() == expected
 
 
-def runner_of(checkpoint: Checkpoint, budget: int = 1 << 20) -> tuple[Runner, StateStore[KVState]]:
-    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(budget))])
-    return Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v"), store
+def runner_of(checkpoint: Checkpoint, budget: int = 1 << 20, small_candidates: int = 0) -> tuple[Runner, KVCache]:
+    served = reference(checkpoint.model)
+    cache = KVCache("f", served.pool, budget, Tombstones())
+    return Runner(served, checkpoint.items, cache, 5, "v", small_candidates=small_candidates), cache
 
 
 def rank_job(events: Events, request: RankRequest) -> RankJob:
@@ -88,18 +88,18 @@ def test_what_is_reused_over_the_life_of_a_history(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", architectures())
 def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
     checkpoint = small_checkpoint(architecture)
-    runner, store = runner_of(checkpoint)
+    runner, cache = runner_of(checkpoint)
     per_event = checkpoint.model.tokens_per_event
     events = random_events(23)
     log, recent = events[:20], events[20:]
     plain, with_recent = rank_request("ann", ITEMS[:9].tolist()), rank_request("ann", ITEMS[:9].tolist(), recent=recent)
     assert_right(checkpoint, runner, log, plain)
-    kept = store.num_bytes
+    kept = cache.num_bytes
     assert assert_right(checkpoint, runner, log, with_recent) == CacheInfo(
         CacheSource.HOST, 20 * per_event, 3 * per_event
     )
     assert assert_right(checkpoint, runner, log, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 0)
-    assert store.num_bytes == kept
+    assert cache.num_bytes == kept
     # The same events acknowledged later are appended as any others.
     assert assert_right(checkpoint, runner, events, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 3 * per_event)
 
@@ -108,20 +108,15 @@ def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
 def test_recent_events_that_move_the_window_keep_a_state_of_their_own(architecture: str) -> None:
     """Of the acknowledged events alone; the history's own state stays, until its window moves as well."""
     checkpoint = small_checkpoint(architecture)
-    kept: list[tuple[int, int]] = []
-    tier: LruTier[KVState] = LruTier(1 << 20)
-    store: StateStore[KVState] = StateStore(
-        "f", [(CacheSource.HOST, tier)], on_keep=lambda history, start, state: kept.append((start, len(history)))
-    )
-    runner = Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v")
+    runner, cache = runner_of(checkpoint)
     per_event, events = checkpoint.model.tokens_per_event, random_events(30)
 
     def rank(num_log: int, num_recent: int = 0) -> tuple[int, int]:
         """Events reused and encoded."""
         recent = events[num_log : num_log + num_recent]
         request = rank_request("ann", ITEMS[:9].tolist(), recent=recent)
-        cache = assert_right(checkpoint, runner, events[:num_log], request)
-        return cache.reused_tokens // per_event, cache.encoded_tokens // per_event
+        info = assert_right(checkpoint, runner, events[:num_log], request)
+        return info.reused_tokens // per_event, info.encoded_tokens // per_event
 
     assert rank(22) == (0, 22)
     assert rank(22, 4) == (0, 14 + 4)  # the window begins at 8
@@ -130,24 +125,22 @@ def test_recent_events_that_move_the_window_keep_a_state_of_their_own(architectu
     assert rank(22) == (22, 0)
     assert rank(23) == (22, 1)
     assert rank(23, 4) == (14, 1 + 4)
-    assert len(tier) == 2
+    assert len(cache.host) == 2
     assert rank(25) == (15, 2)  # acknowledged: the history's own window begins at 8
-    assert len(tier) == 1
-    assert kept == [(0, 22), (0, 23), (8, 25)]  # what others may be told of
+    assert len(cache.host) == 1
 
 
 def test_recent_events_in_place_of_the_history_keep_nothing() -> None:
     checkpoint = small_checkpoint()
-    runner, store = runner_of(checkpoint)
+    runner, cache = runner_of(checkpoint)
     request = rank_request("ann", ITEMS[:9].tolist(), recent=random_events(40))
     assert assert_right(checkpoint, runner, random_events(9)[:3], request) == CacheInfo(CacheSource.NONE, 0, 19)
-    assert store.num_bytes == 0
+    assert cache.num_bytes == 0
 
 
 def test_a_request_is_small_by_the_window_that_it_sees() -> None:
     checkpoint = small_checkpoint(config=small_config(max_history=80, window_chunk=40))
-    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(1 << 20))])
-    runner = Runner(reference(checkpoint.model), checkpoint.items, store, 5, "v", small_candidates=9)
+    runner, _ = runner_of(checkpoint, small_candidates=9)
     events = random_events(82)
     plain = rank_job(events[:78], rank_request("ann", ITEMS[:9].tolist()))
     moved = rank_job(events[:78], rank_request("ann", ITEMS[:9].tolist(), recent=events[78:]))
@@ -160,30 +153,30 @@ def test_a_request_is_small_by_the_window_that_it_sees() -> None:
 
 def test_recent_events_alone() -> None:
     checkpoint = small_checkpoint()
-    runner, store = runner_of(checkpoint)
+    runner, cache = runner_of(checkpoint)
     request = rank_request("ann", ITEMS[:3].tolist(), recent=random_events(40))
     assert assert_right(checkpoint, runner, no_events(), request) == CacheInfo(CacheSource.NONE, 0, 24)
-    assert store.num_bytes == 0
+    assert cache.num_bytes == 0
 
 
 def test_a_prefix_that_is_not_stable_is_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = small_checkpoint()
     monkeypatch.setattr(type(checkpoint.model), "prefix_stable", False)
-    runner, store = runner_of(checkpoint)
+    runner, cache = runner_of(checkpoint)
     request = rank_request("ann", ITEMS[:3].tolist())
     for length in (9, 9, 10):
-        cache = assert_right(checkpoint, runner, random_events(length), request)
-        assert cache == CacheInfo(CacheSource.NONE, 0, length)
-    assert store.num_bytes == 0
+        info = assert_right(checkpoint, runner, random_events(length), request)
+        assert info == CacheInfo(CacheSource.NONE, 0, length)
+    assert cache.num_bytes == 0
 
 
 def test_no_budget_is_slow_and_right() -> None:
     checkpoint = small_checkpoint()
-    runner, store = runner_of(checkpoint, budget=0)
+    runner, cache = runner_of(checkpoint, budget=0)
     for _ in range(2):
-        cache = assert_right(checkpoint, runner, random_events(9), rank_request("ann", ITEMS[:3].tolist()))
-        assert cache == CacheInfo(CacheSource.NONE, 0, 9)
-    assert store.num_bytes == 0
+        info = assert_right(checkpoint, runner, random_events(9), rank_request("ann", ITEMS[:3].tolist()))
+        assert info == CacheInfo(CacheSource.NONE, 0, 9)
+    assert cache.num_bytes == 0
 
 
 def test_prefill_then_rank_is_a_hit() -> None:

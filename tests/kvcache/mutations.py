@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 
-from mfalcon.kvcache.chunk import HEADER_BYTES, ChunkHeader, ChunkRejected, Layout, PayloadDtype, pack, unpack
+from mfalcon.kvcache.chunk import HEADER_BYTES, ChunkHeader, ChunkLayout, ChunkRejected, PayloadDtype, pack, unpack
 
-LAYOUT = Layout(
+LAYOUT = ChunkLayout(
     fingerprint=b"sixteen bytes of",
     tokens_per_event=2,
     num_layers=2,
@@ -31,7 +31,9 @@ SECRET = b"a secret of the operator"
 ACCEPTED = "ACCEPTED"
 
 
-def sample(layout: Layout = LAYOUT, user: bytes = USER, secret: bytes | None = None, num_events: int = 63) -> bytes:
+def sample(
+    layout: ChunkLayout = LAYOUT, user: bytes = USER, secret: bytes | None = None, num_events: int = 63
+) -> bytes:
     """The last chunk of a user's state: 40 KB of random payload behind one full chunk."""
     first = 1024 + layout.events_per_chunk
     header = ChunkHeader(layout, user, bytes(reversed(range(16))), 1024, first, first + num_events)

@@ -16,8 +16,8 @@ from mfalcon.kvcache.chunk import (
     FULL_CHUNK_BYTES,
     HEADER_BYTES,
     ChunkHeader,
+    ChunkLayout,
     ChunkRejected,
-    Layout,
     PayloadDtype,
     Reason,
     pack,
@@ -52,7 +52,7 @@ FIELDS = {
 
 
 def rejected(
-    value: bytes, *, layout: Layout = LAYOUT, user: bytes = USER, secret: bytes | None = None
+    value: bytes, *, layout: ChunkLayout = LAYOUT, user: bytes = USER, secret: bytes | None = None
 ) -> Reason | None:
     """Why a value is refused; None if it is not."""
     try:
@@ -239,7 +239,7 @@ def test_a_secret_admits_its_own_chunks_alone() -> None:
 def test_full_chunks_are_256_to_512_kib(
     dtype: PayloadDtype, tokens: int, layers: int, heads: int, qk: int, v: int
 ) -> None:
-    layout = Layout(bytes(16), tokens, layers, heads, qk, v, dtype)
+    layout = ChunkLayout(bytes(16), tokens, layers, heads, qk, v, dtype)
     num_events = layout.events_per_chunk
     assert num_events % CHAIN_BLOCK == 0 or (num_events < CHAIN_BLOCK and num_events.bit_count() == 1)
     assert layout.payload_bytes(7) == 7 * layout.payload_bytes(1)

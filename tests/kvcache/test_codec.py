@@ -12,7 +12,7 @@ from torch import Tensor
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import reference
 from mfalcon.errors import Overloaded
-from mfalcon.kvcache.chunk import ChunkHeader, Layout, PayloadDtype, pack, unpack
+from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, PayloadDtype, pack, unpack
 from mfalcon.kvcache.codec import decode, encode, exact_dtype
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Targets
@@ -110,7 +110,9 @@ def test_round_trip_through_chunks(
 ) -> None:
     state = random_state(num_events * tokens_per_event, compute)
     shape = state.pool.layout.shape
-    layout = Layout(bytes(16), tokens_per_event, shape.num_layers, shape.num_heads, shape.qk_dim, shape.v_dim, dtype)
+    layout = ChunkLayout(
+        bytes(16), tokens_per_event, shape.num_layers, shape.num_heads, shape.qk_dim, shape.v_dim, dtype
+    )
     payload = encode(state, 0, state.num_tokens, dtype)
     assert payload.nbytes == layout.payload_bytes(num_events)
     value = pack(ChunkHeader(layout, bytes(16), bytes(16), 0, 0, num_events), payload, None)

@@ -27,11 +27,9 @@ from mfalcon.history.chain import user_hash
 from mfalcon.history.history import History, no_history
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.block_pool import PageRun
-from mfalcon.kvcache.cache import StateStore
-from mfalcon.kvcache.copy import Mark, ThreadCopier, _ThreadArrival
-from mfalcon.kvcache.offload import Offload
+from mfalcon.kvcache.cache import KVCache
+from mfalcon.kvcache.copy import ThreadCopier, _ThreadArrival
 from mfalcon.kvcache.state import KVPool, KVState, PlainLayout
-from mfalcon.kvcache.tier import LruTier
 from mfalcon.models.base import Targets
 from mfalcon.types import EVENT_DTYPE, CacheSource
 from tests.kvcache.test_copy import NUM_PARTS, SIZE, TIMEOUT_S, Gate, assert_holds, pool, written
@@ -312,25 +310,13 @@ def right(future: "Future[Tensor]", expected: Tensor) -> bool:
 
 
 def test_deletions_race_copies_of_real_states() -> None:
-    """A store over both pools: what is found is right, and after a deletion nothing of that life is found."""
+    """A cache over both pools: what is found is right, and after a deletion nothing of that life is found."""
     device, host, tombstones = pool(24), pool(16), Tombstones()
     copier = ThreadCopier(delay_s=0.0001)
-    tier: LruTier[KVState] = LruTier(10 * device.layout.page_bytes)
-    below: LruTier[KVState] = LruTier(14 * host.layout.page_bytes)
-    device.accounts.make_room_with(tier.make_room)
-    host.accounts.make_room_with(below.make_room)
-
-    def demote(state: KVState, mark: Mark, older: KVState | None) -> KVState:
-        return copier.demote(state, host, mark, older)
-
-    demotion: Offload[KVState, Mark] = Offload("f", below, copier.mark, demote, tombstones, max_waiting=2)
-    store = StateStore(
-        "f",
-        [(CacheSource.GPU, tier), (CacheSource.HOST, below)],
-        tombstones,
-        demotion.offer,
-        lambda state: copier.promote(state, device),
-    )
+    device.reserved = 14
+    cache = KVCache("f", device, 14 * host.layout.page_bytes, tombstones, host_pool=host, copier=copier)
+    offload = cache.offload
+    assert offload is not None
     rng, lives, next_number = np.random.default_rng(0), 0, 0
     logs: dict[str, History] = {}
     sources = dict.fromkeys(CacheSource, 0)
@@ -338,12 +324,11 @@ def test_deletions_race_copies_of_real_states() -> None:
         user = f"user-{rng.integers(0, 7)}"
         if rng.random() < 0.05 and user in logs:
             tombstones.add(logs.pop(user).generation)
-            demotion.delete(user_hash(user))
-            store.delete(user_hash(user))
-            assert not store.holds(user_hash(user))
+            cache.delete(user_hash(user))
+            assert not cache.holds(user_hash(user))
             continue
         if user not in logs:
-            assert not store.holds(user_hash(user))  # nothing came back
+            assert not cache.holds(user_hash(user))  # nothing came back
             lives += 1
             logs[user] = no_history(user, b"%d" % lives)
         if len(logs[user]) < 30 and rng.random() < 0.6:
@@ -354,26 +339,23 @@ def test_deletions_race_copies_of_real_states() -> None:
             logs[user] = logs[user].extended(new)
         log = logs[user]
         if len(log):
-            rank(store, device, log, sources)
+            rank(cache, device, log, sources)
     assert min(sources[source] for source in (CacheSource.GPU, CacheSource.HOST, CacheSource.NONE)) > 10
-    assert demotion.num_demoted > 50
-    demotion.idle()
-    copier.idle()
+    assert offload.num_copied > 50
+    cache.idle()
     for user, log in logs.items():
-        entry = below.get(user_hash(user), 0)
+        entry = cache.host.get(user_hash(user), 0)
         if entry is not None:
             assert_holds(entry.state, log.events["item_id"][: entry.key.stop].tolist())
     entry = None
-    store.clear()
-    demotion.close()
-    copier.close()
+    cache.close()
     gc.collect()
     assert device.accounts.num_free == 24 and host.accounts.num_free == 16
 
 
-def rank(store: StateStore[KVState], device: KVPool, log: History, sources: dict[CacheSource, int]) -> None:
+def rank(cache: KVCache, device: KVPool, log: History, sources: dict[CacheSource, int]) -> None:
     """Find, check, append and keep, as the runner does."""
-    found, names = store.acquire(log, 0), log.events["item_id"].tolist()
+    found, names = cache.lookup(log, 0), log.events["item_id"].tolist()
     sources[found.source if found else CacheSource.NONE] += 1
     state, stop = (found.state, found.stop) if found else (device.empty(), 0)
     assert_holds(state, names[:stop])
@@ -383,4 +365,4 @@ def rank(store: StateStore[KVState], device: KVPool, log: History, sources: dict
         except Overloaded:
             return
         assert_holds(longer, names)
-        store.put(log, 0, longer)
+        cache.put(log, 0, longer)

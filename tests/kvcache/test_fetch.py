@@ -4,7 +4,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -14,20 +13,19 @@ from torch import Tensor
 
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
-from mfalcon.engine.remote_tier import RemoteTier
 from mfalcon.history.history import Retention
+from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.cache import StateStore
-from mfalcon.kvcache.cost import Estimate
+from mfalcon.kvcache.cache import KVCache, RemoteTier
+from mfalcon.kvcache.cost import NOTHING, Estimate
 from mfalcon.kvcache.decision import Decision
-from mfalcon.kvcache.fetch import EventLog, Fetched, Fetcher, LowerTier
+from mfalcon.kvcache.fetch import Fetched, Fetcher
+from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor, Situation
-from mfalcon.kvcache.state import KVPool, KVState, PlainLayout
-from mfalcon.kvcache.tier import LruTier
+from mfalcon.kvcache.state import KVPool, PlainLayout
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import CacheSource
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 from tests.small import random_events, small_checkpoint
 
 CHECKPOINT = small_checkpoint()
@@ -65,11 +63,7 @@ class Replica:
         return self.metrics.registry.get_sample_value("mfalcon_chunks_rejected_total", {"reason": "decode"}) or 0.0
 
     async def open(self) -> Fetched:
-        return await self.fetcher.open("ann", time.monotonic() + PATIENCE_S)
-
-
-def window_of(num_events: int) -> int:
-    return window_start(num_events, 24, 8)
+        return await self.fetcher.open("ann", time.monotonic() + PATIENCE_S, NOTHING)
 
 
 async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayout) -> Replica:
@@ -81,12 +75,10 @@ async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayou
     stack.push_async_callback(parts.close)
     stack.push_async_callback(parts.detach, tier)
     await parts.start()
-    store: StateStore[KVState] = StateStore("f", [(CacheSource.HOST, LruTier(1 << 20))], tombstones)
     pool, log = KVPool(layout), parts.log
     assert log is not None
-    workers = stack.enter_context(ThreadPoolExecutor(1))
-    lower = LowerTier(tier.states, tier.writes, pool, workers)
-    fetcher = Fetcher(log, store, AlwaysFetch(), metrics, window_of, lambda: 0, PATIENCE_S, lower)
+    cache = KVCache("f", pool, 1 << 20, tombstones, remote=tier)
+    fetcher = Fetcher(log, cache, AlwaysFetch(), WindowRule(24, 8), metrics, PATIENCE_S, is_shared=False)
     return Replica(tier, log, fetcher, metrics, pool)
 
 
@@ -115,13 +107,13 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
     for layer in range(shape.num_layers):
         k, v = state.pool.layout.read([], layer, 0, 0)
         with_times.write(layer, *(x.new_zeros(x.shape[0], len(EVENTS), x.shape[2]) for x in (k, v)))
-    good.tier.writes.offer(history, 0, with_times)
+    good.tier.writes.offer(Offer(history, 0, with_times))
     await asyncio.sleep(0)
     await good.tier.writes.idle()
     fetched = await good.open()
     assert fetched.fetched is not None and fetched.fetched.key.stop == len(EVENTS)
     for num_recent, fetches in ((4, True), (5, False)):  # beyond 24 events the window moves
-        moved = await good.fetcher.open("ann", time.monotonic() + PATIENCE_S, num_recent)
+        moved = await good.fetcher.open("ann", time.monotonic() + PATIENCE_S, NOTHING, num_recent)
         assert (moved.fetched is not None) is (moved.decision is not None) is fetches
 
     with caplog.at_level(logging.ERROR):

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
+from weakref import WeakKeyDictionary
 
 import pytest
 from hypothesis import settings
@@ -14,25 +15,27 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from mfalcon.errors import Overloaded
 from mfalcon.history.chain import user_hash
-from mfalcon.history.history import History, no_history
+from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.cache import state_key
+from mfalcon.kvcache.block_pool import PageRun
+from mfalcon.kvcache.copy import Mark, ThreadCopier
 from mfalcon.kvcache.offload import Offload
-from mfalcon.kvcache.tier import Entry, LruTier
-from tests.small import random_events
+from mfalcon.kvcache.offload_queue import Offer
+from mfalcon.kvcache.state import KVPool, KVState
+from mfalcon.kvcache.tier import Entry, LruTier, state_key
+from tests.kvcache.states import EVENTS, LAYOUT, PAGE, history, state_of
 
-EVENTS = random_events(40)
 TIMEOUT_S = 10.0
 
 
-@dataclass(eq=False)
-class State:
-    """Of the first `stop` events of a life, on the device or on the host."""
+@dataclass(frozen=True)
+class Moment:
+    """The number of an offer."""
 
-    stop: int
-    life: bytes = b"1"
-    num_bytes: int = 10
-    pins: int = 0
+    number: int
+
+    def wait(self) -> None:
+        pass
 
 
 @dataclass
@@ -62,83 +65,115 @@ class Gate:
         self.may_pass.release()
 
 
-class Setting:
-    """A demotion of named states; `marks` counts moments of the device thread."""
+class GatedCopier(ThreadCopier):
+    """Copies when the gate lets it, and notes tokens, number of the offer and tokens of what it copied onto."""
 
-    def __init__(self, max_waiting: int = 3, host_budget: int = 1000) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.gate = Gate()
-        self.tombstones = Tombstones()
-        self.host: LruTier[State] = LruTier(host_budget)
-        self.marks = count()
+        self.lives: WeakKeyDictionary[PageRun, bytes] = WeakKeyDictionary()
+        self.numbers = count()
         self.seen: list[tuple[int, int, int | None]] = []
-        self.demotion: Offload[State, int] = Offload(
-            "f", self.host, lambda: next(self.marks), self.copy, self.tombstones, max_waiting=max_waiting
+
+    def mark(self) -> Moment:
+        return Moment(next(self.numbers))
+
+    def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
+        self.gate.pass_through()
+        assert isinstance(mark, Moment)
+        self.seen.append((state.num_tokens, mark.number, onto.num_tokens if onto is not None else None))
+        copied = state_of(state.num_tokens, pool)
+        self.lives[copied.run] = self.lives[state.run]
+        return copied
+
+
+class Setting:
+    """An offload of states of as many pages as their history has events."""
+
+    def __init__(self, max_waiting: int = 30, host_budget: int = 1000) -> None:
+        self.copier = GatedCopier()
+        self.gate = self.copier.gate
+        self.seen = self.copier.seen
+        self.tombstones = Tombstones()
+        self.host = LruTier(host_budget * PAGE)
+        self.offload = Offload(
+            "f", self.host, KVPool(LAYOUT), self.copier, self.tombstones, budget_bytes=max_waiting * PAGE
         )
 
-    def copy(self, state: State, mark: int, onto: State | None) -> State:
-        self.gate.pass_through()
-        self.seen.append((state.stop, mark, onto.stop if onto is not None else None))
-        return State(state.stop, state.life)
+    def offer(self, stop: int, user: str = "ann", life: bytes = b"1", start: int = 0) -> PageRun:
+        return self.offer_of(history(stop, user, life), start)
 
-    def offer(self, stop: int, user: str = "ann", life: bytes = b"1", start: int = 0) -> State:
-        state = State(stop, life)
-        self.demotion.offer(history(stop, user, life), start, state)
-        return state
+    def offer_of(self, history: History, start: int) -> PageRun:
+        state = state_of(len(history))
+        self.copier.lives[state.run] = history.generation
+        self.offload.offer(Offer(history, start, state, self.copier.mark()))
+        return state.run
 
     def held(self, user: str = "ann", start: int = 0) -> int | None:
         entry = self.host.get(user_hash(user), start)
-        return None if entry is None else entry.state.stop
+        return None if entry is None else entry.state.num_tokens
+
+    def life(self, user: str) -> bytes | None:
+        """Whose state the host holds."""
+        entry = self.host.get(user_hash(user), 0)
+        return None if entry is None else self.copier.lives[entry.state.run]
+
+    def close(self) -> None:
+        self.gate.let_go()
+        self.offload.close()
+        self.copier.close()
 
 
-def history(stop: int, user: str = "ann", life: bytes = b"1", first_item: int = 0) -> History:
+def edited(stop: int) -> History:
     events = EVENTS[:stop].copy()
-    events["item_id"][:1] += first_item
-    return no_history(user, life).extended(events)
+    events["item_id"][:1] += 1
+    return history(events, life=b"1")
 
 
 @pytest.fixture
 def setting() -> Iterator[Setting]:
     made = Setting()
     yield made
-    made.gate.let_go()
-    made.demotion.close()
+    made.close()
 
 
 def test_a_state_grows_on_the_host_by_what_is_new(setting: Setting) -> None:
     for stop in (10, 15, 15):
         setting.offer(stop)
-        setting.demotion.idle()
+        setting.offload.idle()
     assert setting.seen == [(10, 0, None), (15, 1, 10)]
     assert setting.held() == 15
-    assert setting.demotion.num_demoted == 2 and setting.demotion.num_dropped == 0
+    assert setting.offload.num_copied == 2 and setting.offload.num_dropped == 0
     entry = setting.host.get(user_hash("ann"), 0)
-    assert entry is not None and entry.key == state_key("f", history(15), 0, 15)
+    assert entry is not None and entry.key == state_key("f", history(15, life=b"1"), 0, 15)
 
 
 def test_what_is_no_ancestor_is_nothing_to_copy_onto(setting: Setting) -> None:
-    for stop, start, edit in ((10, 0, 0), (12, 0, 1), (14, 8, 1), (13, 8, 1)):
-        setting.demotion.offer(history(stop, first_item=edit), start, State(stop))
-        setting.demotion.idle()
+    for of, start in ((history(10, life=b"1"), 0), (edited(12), 0), (edited(14), 8), (edited(13), 8)):
+        setting.offer_of(of, start)
+        setting.offload.idle()
     assert [onto for *_, onto in setting.seen] == [None] * 4
     assert (setting.held(start=0), setting.held(start=8)) == (12, 13)
 
 
-def test_only_the_newest_of_a_user_waits_and_the_oldest_user_makes_room(setting: Setting) -> None:
+def test_only_the_newest_of_a_user_waits_and_the_oldest_offer_makes_room(setting: Setting) -> None:
     setting.gate.shut_and_wait_for(lambda: setting.offer(5, "first"))
-    for stop in (5, 6):
+    for stop in (9, 10):
         for user in ("ann", "bob", "eve"):
             setting.offer(stop, user)
-    assert len(setting.demotion) == 3 and setting.demotion.num_dropped == 0
+    assert len(setting.offload) == 3 and setting.offload.num_dropped == 0
     setting.offer(9, "dan")
-    assert len(setting.demotion) == 3 and setting.demotion.num_dropped == 1
+    assert len(setting.offload) == 3 and setting.offload.num_dropped == 1
+    assert setting.offload.make_room()  # the device's memory is needed: bob's goes
     setting.gate.let_go()
-    setting.demotion.idle()
-    assert [setting.held(user) for user in ("first", "ann", "bob", "eve", "dan")] == [5, None, 6, 6, 9]
-    assert [mark for _, mark, _ in setting.seen] == [0, 5, 6, 7]
+    setting.offload.idle()
+    assert [setting.held(user) for user in ("first", "ann", "bob", "eve", "dan")] == [5, None, None, 10, 9]
+    assert [number for _, number, _ in setting.seen] == [0, 6, 7]
+    assert not setting.offload.make_room()
 
 
 def test_the_device_s_memory_is_let_go_after_the_copy(setting: Setting) -> None:
-    alive: list[weakref.ref[State]] = []
+    alive: list[weakref.ref[PageRun]] = []
 
     def offer() -> None:
         alive.append(weakref.ref(setting.offer(5)))
@@ -149,11 +184,11 @@ def test_the_device_s_memory_is_let_go_after_the_copy(setting: Setting) -> None:
         setting.gate.shut_and_wait_for(offer)
         assert all(ref() is not None for ref in alive)
         setting.gate.let_go()
-        setting.demotion.idle()
+        setting.offload.idle()
         assert all(ref() is None for ref in alive)
         setting.gate.error = Overloaded("full")
         refused = weakref.ref(setting.offer(7))
-        setting.demotion.idle()
+        setting.offload.idle()
         setting.gate.error.__traceback__ = None  # this test holds the error
         assert refused() is None
     finally:
@@ -164,62 +199,62 @@ def test_the_device_s_memory_is_let_go_after_the_copy(setting: Setting) -> None:
 def test_what_cannot_be_copied_is_counted_and_the_next_is_copied(setting: Setting, error: Exception) -> None:
     setting.gate.error = error
     setting.offer(7)
-    setting.demotion.idle()
-    assert setting.demotion.num_dropped == 1 and setting.demotion.num_demoted == 0 and setting.held() is None
+    setting.offload.idle()
+    assert setting.offload.num_dropped == 1 and setting.offload.num_copied == 0 and setting.held() is None
     setting.gate.error = None
     setting.offer(8)
-    setting.demotion.idle()
+    setting.offload.idle()
     assert setting.held() == 8
 
 
-@pytest.mark.parametrize("how", ["forget", "clear", "grave alone"])
+@pytest.mark.parametrize("how", ["user", "everybody", "tombstone alone"])
 @pytest.mark.parametrize("waits", [False, True])
 def test_a_deletion_while_a_state_waits_or_is_being_copied(setting: Setting, how: str, waits: bool) -> None:
     setting.gate.shut_and_wait_for(lambda: setting.offer(5, "bob" if waits else "ann"))
     if waits:
         setting.offer(6, "ann")
-    setting.tombstones.add(b"1" if how == "grave alone" else b"some other life")
+    setting.tombstones.add(b"1" if how == "tombstone alone" else b"some other life")
     match how:
-        case "forget":
-            setting.demotion.delete(user_hash("ann"))
-        case "clear":
-            setting.demotion.clear()
+        case "user":
+            setting.offload.delete(user_hash("ann"))
+        case "everybody":
+            setting.offload.delete(None)
     setting.offer(7, "ann", b"2")  # the next life is none of it
     setting.gate.let_go()
-    setting.demotion.idle()
+    setting.offload.idle()
     assert setting.seen[-1][2] is None and setting.held("ann") == 7
-    assert (setting.held("bob") == 5) == (waits and how == "forget")
+    assert (setting.held("bob") == 5) == (waits and how == "user")
 
 
 def test_a_deletion_as_the_host_takes_the_state_is_not_undone(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The grave is dug, and the host's tier cleared, after the demotion looked for a grave and before it put."""
-    put = LruTier.put
+    """The tombstone comes, and the host's tier is emptied, after the offload looked for one and before it put."""
+    put = setting.host.put
 
-    def late(tier: LruTier[State], entry: Entry[State]) -> list[Entry[State]]:
+    def late(entry: Entry) -> None:
         setting.tombstones.add(b"1")
-        tier.remove(user_hash("ann"))
-        return put(tier, entry)
+        setting.host.delete(user_hash("ann"))
+        put(entry)
 
-    monkeypatch.setattr(LruTier, "put", late)
+    monkeypatch.setattr(setting.host, "put", late)
     setting.offer(5)
-    setting.demotion.idle()
-    assert setting.held() is None and setting.demotion.num_demoted == 0
+    setting.offload.idle()
+    assert setting.held() is None and setting.offload.num_copied == 0
 
 
-def test_buried_and_late_offers_are_refused(setting: Setting) -> None:
+def test_deleted_and_late_offers_are_refused(setting: Setting) -> None:
     setting.tombstones.add(b"1")
     setting.offer(5)
-    setting.demotion.idle()
-    setting.demotion.close()
+    setting.offload.idle()
+    setting.offload.close()
     setting.offer(5, life=b"2")
-    assert len(setting.demotion) == 0 and not setting.seen and setting.demotion.num_dropped == 0
+    assert len(setting.offload) == 0 and not setting.seen and setting.offload.num_dropped == 0
 
 
-def test_many_deletions_race_many_demotions() -> None:
+def test_many_deletions_race_many_copies() -> None:
     """After a deletion's calls return, nothing of that life is ever seen on the host."""
-    setting = Setting(max_waiting=4)
+    setting = Setting(max_waiting=60)
     lives = dict.fromkeys(("ann", "bob"), 0)
     wrong = []
     for number in range(1_500):
@@ -228,18 +263,17 @@ def test_many_deletions_race_many_demotions() -> None:
         setting.offer(1 + number % 30, user, life)
         if number % 3 == 0:
             setting.tombstones.add(life)
-            setting.demotion.delete(user_hash(user))
-            setting.host.remove(user_hash(user))
+            setting.offload.delete(user_hash(user))
+            setting.host.delete(user_hash(user))
             lives[user] += 1
             if setting.held(user) is not None:
                 wrong.append(number)
-    setting.demotion.idle()
+    setting.offload.idle()
     for user, number in lives.items():
-        entry = setting.host.get(user_hash(user), 0)
-        assert entry is None or entry.state.life == b"%s %d" % (user.encode(), number)
+        assert setting.life(user) in (None, b"%s %d" % (user.encode(), number))
         assert number > 100
-    setting.demotion.close()
-    assert not wrong and setting.demotion.num_demoted > 0
+    setting.close()
+    assert not wrong and setting.offload.num_copied > 0
 
 
 class Machine(RuleBasedStateMachine):
@@ -249,7 +283,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.setting = Setting(max_waiting=2, host_budget=20)
+        self.setting = Setting(max_waiting=50, host_budget=80)
         self.life = dict.fromkeys(("ann", "bob", "eve"), 0)
         self.offered: dict[str, int] = {}
         self.in_copy = False
@@ -269,7 +303,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def shut(self) -> None:
         if self.setting.gate.open:
-            self.setting.demotion.idle()
+            self.setting.offload.idle()
             self.setting.gate.open = False
 
     @rule()
@@ -278,7 +312,7 @@ class Machine(RuleBasedStateMachine):
             self.setting.gate.let_go()
             self.in_copy = False
         self.setting.gate.open = True
-        self.setting.demotion.idle()
+        self.setting.offload.idle()
 
     @rule(user=users, everybody=st.booleans())
     def delete(self, user: str, everybody: bool) -> None:
@@ -288,28 +322,27 @@ class Machine(RuleBasedStateMachine):
             self.life[one] += 1
             self.offered.pop(one, None)
         if everybody:
-            self.setting.demotion.clear()
-            self.setting.host.clear()
+            self.setting.offload.delete(None)
+            self.setting.host.delete(None)
         else:
-            self.setting.demotion.delete(user_hash(user))
-            self.setting.host.remove(user_hash(user))
+            self.setting.offload.delete(user_hash(user))
+            self.setting.host.delete(user_hash(user))
 
     @invariant()
     def the_host_holds_nothing_of_the_dead(self) -> None:
         for user in self.life:
-            entry = self.setting.host.get(user_hash(user), 0)
-            assert entry is None or entry.state.life == self.life_of(user)
+            assert self.setting.life(user) in (None, self.life_of(user))
 
     @invariant()
     def what_waits_is_bounded(self) -> None:
-        assert len(self.setting.demotion) <= 2 and self.setting.host.num_bytes <= 20
+        assert len(self.setting.offload) <= 3 and self.setting.host.num_bytes <= 80 * PAGE
 
     def teardown(self) -> None:
         if hasattr(self, "setting"):
             self.let_go()
             for user, stop in self.offered.items():  # None: dropped for want of room here or there
-                assert self.setting.held(user) in (None, stop) or self.setting.demotion.num_dropped
-            self.setting.demotion.close()
+                assert self.setting.held(user) in (None, stop) or self.setting.offload.num_dropped
+            self.setting.close()
 
 
 TestMachine = Machine.TestCase

@@ -61,13 +61,12 @@ def test_the_chosen_way_is_hardly_ever_much_dearer_than_the_other(seed: int) -> 
     assert 0.2 < np.mean([choice == "fetch" for choice in choices]) < 0.8  # or the law would be about nothing
 
 
-def fixed(step_seconds: float = 10e-3) -> Predictor:
+def fixed() -> Predictor:
     """Costs that are easy to add up: 100 ms and 1 ms a token; 1 ms and 1 GB/s; decoding 2 GB/s."""
     return Predictor(
         encode=EncodeCost(0.1, 1e-3, 1e-12, 1e-12),
         fetch=TransferCost(1e-3, 1e9),
         decode=TransferCost(1e-12, 2e9),
-        queue=QueueCost(step_seconds),
     )
 
 
@@ -77,11 +76,11 @@ def seconds(estimate: Estimate | None) -> float:
 
 
 def test_bytes_travel_while_the_request_waits_for_the_device() -> None:
-    at = Situation(history_tokens=1000, host_tokens=200, redis_tokens=900, fetch_bytes=100_000_000, queued_jobs=3)
+    at = Situation(1000, host_tokens=200, redis_tokens=900, fetch_bytes=100_000_000, wait=Estimate(0.03, 0.03))
     decision = fixed().decide(at)
     assert seconds(decision.fetch) == pytest.approx(max(0.030, 0.101) + 0.050 + 0.1 + 100e-3)
     assert seconds(decision.recompute) == pytest.approx(0.030 + 0.1 + 800e-3)
-    waiting = fixed().decide(replace(at, queued_jobs=20))
+    waiting = fixed().decide(replace(at, wait=Estimate(0.200, 0.200)))
     assert seconds(waiting.fetch) == pytest.approx(max(0.200, 0.101) + 0.050 + 0.1 + 100e-3)
     assert decision.choice == waiting.choice == "fetch"
 
@@ -123,9 +122,9 @@ def test_an_uncertain_fetch_yields_when_time_is_short() -> None:
     st.integers(0, 1 << 30),
     st.integers(0, 100),
 )
-def test_more_queued_jobs_make_neither_way_quicker(n: int, host: int, redis: int, num_bytes: int, jobs: int) -> None:
+def test_a_longer_wait_makes_neither_way_quicker(n: int, host: int, redis: int, num_bytes: int, jobs: int) -> None:
     at = Situation(n, min(host, n), min(redis, n), num_bytes)
-    idle, busy = Predictor().decide(at), Predictor().decide(replace(at, queued_jobs=jobs))
+    idle, busy = Predictor().decide(at), Predictor().decide(replace(at, wait=QueueCost().predict(jobs)))
     assert 0 <= idle.recompute.seconds <= busy.recompute.seconds <= busy.recompute.upper
     if idle.fetch is not None:
         assert 0 <= idle.fetch.seconds <= seconds(busy.fetch)

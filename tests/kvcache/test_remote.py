@@ -3,17 +3,20 @@
 from collections.abc import AsyncIterator
 
 import pytest
+import torch
 
 from mfalcon.history.history import History, no_history
-from mfalcon.kvcache.chunk import Layout, PayloadDtype
-from mfalcon.kvcache.remote import RedisStates
+from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
+from mfalcon.kvcache.remote import RedisStates, RemoteOptions
+from mfalcon.kvcache.state import KVPool, KVShape, PlainLayout
 from mfalcon.metrics import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
 from mfalcon.types import Events
 from tests.small import random_events
 
-LAYOUT = Layout(b"f" * 16, 2, 1, 1, 512, 512, PayloadDtype.FLOAT64)
+LAYOUT = ChunkLayout(b"f" * 16, 2, 1, 1, 512, 512, PayloadDtype.FLOAT64)
+SHAPE = KVShape(1, 1, 512, 512, torch.float64, torch.device("cpu"))
 SIZE = LAYOUT.events_per_chunk
 EVENTS = random_events(3 * SIZE)
 
@@ -23,7 +26,8 @@ async def states() -> AsyncIterator[RedisStates]:
     """Asks no server."""
     metrics = StateMetrics()
     client = RedisClient(RedisSettings("redis://127.0.0.1:1"), metrics)
-    yield RedisStates(client, Keys("t"), LAYOUT, metrics, max_events=10_000, ttl_s=100, log_is_here=True)
+    options = RemoteOptions(ttl_s=100, log_is_here=True)
+    yield RedisStates(client, Keys("t"), LAYOUT, 10_000, options, metrics)
     await client.close()
 
 
@@ -33,11 +37,9 @@ def history(events: Events, user_id: str = "ann") -> History:
 
 def chunks(states: RedisStates, of: History, start: int = 0) -> list[bytes | None]:
     """As a replica would have written them for history[start:]."""
-    made: list[bytes | None] = []
-    for first in range(start, len(of), SIZE):
-        stop = min(first + SIZE, len(of))
-        made.append(states.pack(of, start, first, stop, memoryview(bytes(LAYOUT.payload_bytes(stop - first)))))
-    return made
+    num_events = len(of) - start
+    state = KVPool(PlainLayout(SHAPE)).empty().grown(num_events * LAYOUT.tokens_per_event)
+    return [states.pack(of, start, number, state) for number in range(states.num_chunks(num_events))]
 
 
 def rejected(states: RedisStates, reason: str) -> float:

@@ -3,35 +3,33 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
 
 from mfalcon.history.chain import user_hash
-from mfalcon.history.history import History, no_history
+from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.kvcache.chunk import Layout, PayloadDtype
+from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
+from mfalcon.kvcache.offload_queue import Offer
+from mfalcon.kvcache.remote import RedisStates, RemoteOptions
+from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.write_behind import WriteBehind
 from mfalcon.metrics import StateMetrics
-from tests.small import random_events
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.keys import Keys
+from tests.kvcache.states import PAGE, history, state_of
 
-LAYOUT = Layout(b"f" * 16, 1, 1, 1, 4, 4, PayloadDtype.FLOAT32)
-EVENTS = random_events(9)
+CHUNKS = ChunkLayout(b"f" * 16, 1, 1, 1, 4, 4, PayloadDtype.FLOAT32)
 PATIENCE_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    num_bytes: int = 10
-    pins: int = 0
-
-
-class TwoNodes:
+class TwoNodes(RedisStates):
     """Users are on the node of their first letter; node "a" answers once it is let go."""
 
-    layout = LAYOUT
-
-    def __init__(self) -> None:
+    def __init__(self, metrics: StateMetrics) -> None:
+        client = RedisClient(RedisSettings("redis://127.0.0.1:1"), metrics)  # which is never asked
+        super().__init__(client, Keys("t"), CHUNKS, 100, RemoteOptions(ttl_s=100, log_is_here=True), metrics)
+        self.client = client
         self.let_go = asyncio.Event()
         self.begun: list[tuple[bytes, int]] = []
         self.written: list[tuple[bytes, int]] = []
@@ -43,11 +41,8 @@ class TwoNodes:
     def node(self, user: bytes) -> str:
         return self.names[user][0]
 
-    def num_chunks(self, num_events: int) -> int:
-        return 1
-
-    def pack(self, history: History, start: int, first: int, stop: int, payload: memoryview) -> bytes:
-        return bytes(payload)
+    def pack(self, history: History, start: int, number: int, state: KVState) -> bytes:
+        return b"x"
 
     async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:
         what = history.user, len(history)
@@ -62,20 +57,17 @@ class TwoNodes:
 
 
 class Setting:
-    def __init__(self, workers: ThreadPoolExecutor, budget_bytes: int = 1_000) -> None:
-        self.remote, self.metrics = TwoNodes(), StateMetrics()
-
-        def encode(state: State, first: int, stop: int) -> memoryview:
-            return memoryview(b"x")
-
-        self.writes: WriteBehind[State] = WriteBehind(
-            self.remote, encode, Tombstones(), self.metrics, workers, budget_bytes=budget_bytes, timeout_s=PATIENCE_S
+    def __init__(self, workers: ThreadPoolExecutor) -> None:
+        self.metrics = StateMetrics()
+        self.remote = TwoNodes(self.metrics)
+        self.writes = WriteBehind(
+            self.remote, Tombstones(), self.metrics, workers, budget_bytes=8 * PAGE, timeout_s=PATIENCE_S
         )
         self.writes.start()
 
     def offer(self, user_id: str, num_events: int = 5) -> None:
         self.remote.names[user_hash(user_id)] = user_id
-        self.writes.offer(no_history(user_id, b"life").extended(EVENTS[:num_events]), 0, State())
+        self.writes.offer(Offer(history(num_events, user_id), 0, state_of(1)))
 
     def begun(self) -> list[tuple[str, int]]:
         return [(self.remote.names[user], stop) for user, stop in self.remote.begun]
@@ -90,6 +82,7 @@ async def setting() -> AsyncIterator[Setting]:
         made = Setting(workers)
         yield made
         await made.writes.close()
+        await made.remote.client.close()
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -147,3 +140,17 @@ async def test_closing_ends_every_write_and_counts_what_waited(setting: Setting)
     dropped = setting.metrics.registry.get_sample_value("mfalcon_write_behind_dropped_total", {"reason": "closing"})
     assert dropped == 1
     await asyncio.wait_for(setting.writes.idle(), PATIENCE_S)
+
+
+async def test_what_waits_is_bounded_and_the_oldest_goes(setting: Setting) -> None:
+    setting.offer("ann")
+    await until(lambda: bool(setting.begun()))
+    for number in range(9):
+        setting.offer(f"a{number}")
+    await asyncio.sleep(0)
+    assert setting.metrics.registry.get_sample_value("mfalcon_write_behind_waiting") == 8
+    dropped = setting.metrics.registry.get_sample_value("mfalcon_write_behind_dropped_total", {"reason": "full"})
+    assert dropped == 1
+    setting.remote.let_go.set()
+    await asyncio.wait_for(setting.writes.idle(), PATIENCE_S)
+    assert [user for user, _ in setting.written()] == ["ann", *(f"a{number}" for number in range(1, 9))]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mfalcon.engine.remote_tier import layout_of
+from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
 from server.app import read_secret, redis_options

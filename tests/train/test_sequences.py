@@ -27,7 +27,7 @@ from mfalcon.train.sequences import (
     windows,
 )
 from mfalcon.train.synthetic import synthetic
-from mfalcon.window import window_start
+from mfalcon.window import WindowRule
 
 DATASET = synthetic(17, 40, 19, seed=5)
 CPU = torch.device("cpu")
@@ -68,18 +68,18 @@ def test_windows_are_the_rules(visibility: Visibility, max_history: int, window_
     assert sorted(seen) == np.flatnonzero(is_target).tolist()
     for target, got in seen.items():
         visible = visible_by_hand(DATASET, target, visibility)
-        assert got == visible[window_start(len(visible), max_history, window_chunk) :]
+        assert got == visible[WindowRule(max_history, window_chunk).start(len(visible)) :]
 
 
 @given(st.integers(0, 500), st.integers(1, 100), st.integers(1, 100))
 def test_window_rule(history_len: int, max_history: int, window_chunk: int) -> None:
     """0 while it fits, else the smallest multiple of the chunk that makes it fit; never past the end."""
     window_chunk = min(window_chunk, max_history)
-    start = window_start(history_len, max_history, window_chunk)
+    start = WindowRule(max_history, window_chunk).start(history_len)
     multiples = range(0, history_len + window_chunk, window_chunk)
     assert start == next(multiple for multiple in multiples if history_len - multiple <= max_history)
     assert start <= history_len
-    assert window_start(history_len + 1, max_history, window_chunk) - start in (0, window_chunk)
+    assert WindowRule(max_history, window_chunk).start(history_len + 1) - start in (0, window_chunk)
     if history_len > max_history:
         assert history_len - start > max_history - window_chunk
 
@@ -154,7 +154,7 @@ def test_online_equals_offline(architecture: str, visibility: Visibility, with_v
         for row, column in torch.nonzero(batch.target_valid).tolist():
             target = int(batch.target_index[row, column])
             visible = visible_by_hand(DATASET, target, visibility)
-            history = visible[window_start(len(visible), config.max_history, config.window_chunk) :]
+            history = visible[WindowRule(config.max_history, config.window_chunk).start(len(visible)) :]
             event = DATASET.events[target : target + 1]
             state = prefill(reference(model), event_tokens(DATASET.events[history], DATASET.items, CPU))
             rows = torch.from_numpy(DATASET.items.rows(np.ascontiguousarray(event["item_id"])))

@@ -1,0 +1,22 @@
+"""What every event log does, wherever it keeps the events: `local_log.py`, `redis_log.py`."""
+
+from typing import Protocol
+
+from mfalcon.history.history import Reading
+from mfalcon.types import Events
+
+
+class EventLog(Protocol):
+    """The truth: every user's acknowledged events. Owned by the event loop."""
+
+    async def read(self, user_id: str, timeout_s: float) -> Reading:
+        """The user's history. StorageUnavailable when it cannot be read."""
+        ...
+
+    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+        """Acknowledge events and return the new length. LengthMismatch, InvalidInput, StorageUnavailable."""
+        ...
+
+    async def delete(self, user_id: str, deadline: float | None) -> bytes:
+        """Erase the user's events and return the generation that ended. StorageUnavailable."""
+        ...
