@@ -31,7 +31,8 @@ from loadtest.bench.gpu_worlds import (
     score_work,
 )
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, device_headline, text_table, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, headline, write_json
+from loadtest.report.table import Part, Table, as_text
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -286,16 +287,16 @@ def bars(cells: Sequence[StackCell]) -> tuple[Bar, ...]:
     return (*found, Bar.least(name, None if worst is None else steps[worst], MASKED_BAR, worst or "-"))
 
 
-def tables(result: StackResult) -> Iterator[str]:
+def page(result: StackResult) -> Iterator[Part]:
     """For people."""
-    yield device_headline(result.machine, result.commit)
+    yield headline(result.machine, result.commit)
     if result.ceilings is not None:
         yield f"{result.dtype}; ceilings: {result.ceilings.described}"
     laws = [
         (law.stack, law.scenario, law.statement, f"{law.worst:.1e}", f"{law.bound:g}", "holds" if law.holds else "RED")
         for law in result.laws
     ]
-    yield text_table("Before the clock", ("stack", "scenario", "law", "worst", "bound", ""), laws)
+    yield Table("Before the clock", ("stack", "scenario", "law", "worst", "bound", ""), laws)
     columns = (
         *("stack", "scenario", "path", "cached", "b_m", "graph", "device ms", "request ms", "floor", "of floor"),
         *("GFLOP", "MB", "skipped"),
@@ -309,7 +310,7 @@ def tables(result: StackResult) -> Iterator[str]:
         )
         for cell in result.cells
     ]
-    yield text_table("Stacks, median (min-max)", columns, rows)
+    yield Table("Stacks, median (min-max)", columns, rows)
     yield bar_table(result.bars)
     yield from (f"left out, the time was up: {name}" for name in result.left)
     yield from (f"RED {text}" for text in result.broken)
@@ -342,7 +343,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"gpu_stacks: {error}")
     save(result)
-    print("\n\n".join(tables(result)))
+    print(as_text(page(result)))
     sys.exit(1 if result.broken else 0)
 
 

@@ -22,7 +22,8 @@ from kernels.gpu.linear import linear
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case, inputs
 from loadtest.bench.gpu_timing import DeviceTimer, Run, bench_device, name_of, relative_error
 from loadtest.bench.kernels import BOUNDS, launch
-from loadtest.report.result import as_ms, text_table
+from loadtest.report.result import as_ms
+from loadtest.report.table import Table, as_text
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -150,7 +151,7 @@ def store(folder: Path, device_name: str, key: str, config: Config) -> Path:
     return path
 
 
-def table(found: list[Tuned]) -> str:
+def table(found: list[Tuned]) -> Table:
     """For people."""
     rows = [
         (
@@ -159,7 +160,7 @@ def table(found: list[Tuned]) -> str:
         )
         for each in found
     ]
-    return text_table("Tuned", ("key", "at", "rule", "ms", "fastest", "ms", "gain", "rejected"), rows)
+    return Table("Tuned", ("key", "at", "rule", "ms", "fastest", "ms", "gain", "rejected"), rows)
 
 
 def main() -> None:
@@ -172,7 +173,7 @@ def main() -> None:
         found = tune(given.folder, lambda text: print(text, file=sys.stderr, flush=True), given.budget)
     except ConfigError as error:
         sys.exit(f"gpu_tune: {error}")
-    print(table(found))
+    print(as_text([table(found)]))
 
 
 def _sought(job: Job, timer: DeviceTimer, *, quick: bool) -> Tuned:

@@ -21,7 +21,8 @@ from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, 
 from loadtest.bench.gpu_competitors import competitors
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, bench_device, probe
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, device_headline, text_table, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, headline, write_json
+from loadtest.report.table import Part, Table, as_text
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -211,9 +212,9 @@ def bars(cells: Sequence[KernelCell]) -> tuple[Bar, ...]:
     return (Bar.least(name, None if worst is None else rates[worst], MATMUL_BAR, worst or "-"),)
 
 
-def tables(result: KernelResult) -> Iterator[str]:
+def page(result: KernelResult) -> Iterator[Part]:
     """For people."""
-    yield device_headline(result.machine, result.commit)
+    yield headline(result.machine, result.commit)
     yield from (f"ceilings: {each.described}" for each in result.ceilings)
     columns = (
         *("op", "n", "m", "d", "batch", "dtype", "codes", "ms", "TFLOP/s", "GB/s", "of roofline", "by"),
@@ -228,7 +229,7 @@ def tables(result: KernelResult) -> Iterator[str]:
         )
         for cell in result.cells
     ]
-    yield text_table("Attention kernels", columns, rows)
+    yield Table("Attention kernels", columns, rows)
     others = [
         (
             *(cell.case.op, str(cell.case.n), str(cell.case.m), str(cell.case.head_dim), str(cell.case.batch)),
@@ -239,7 +240,7 @@ def tables(result: KernelResult) -> Iterator[str]:
     ]
     if others:
         beside = ("op", "n", "m", "d", "batch", "codes", "beside", "ms", "times ours", "skipped")
-        yield text_table("The same in torch", beside, others)
+        yield Table("The same in torch", beside, others)
     yield bar_table(result.bars)
     if result.left:
         yield f"{result.left} cells were left out: the time was up"
@@ -286,7 +287,7 @@ def main() -> None:
     except ConfigError as error:
         sys.exit(f"bench_kernels: {error}")
     save(result)
-    print("\n\n".join(tables(result)))
+    print(as_text(page(result)))
     sys.exit(1 if result.errors else 0)
 
 

@@ -1,4 +1,4 @@
-"""What the device benchmarks hand over: JSON that a kill cannot tear, tables of plain text, bars that are met or not.
+"""What every benchmark hands over: JSON that a kill cannot tear, bars that are met or not, and figures as text.
 
 Nothing here needs more than the standard library.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest.report.machine import Machine
+from loadtest.report.table import Table
 from loadtest.report.timing import Spread
 
 NOT_MEASURED = "not measured"
@@ -52,29 +53,18 @@ class Bar:
         return "-" if self.holds is None else "yes" if self.holds else "NO"
 
 
-def bar_table(bars: Sequence[Bar]) -> str:
+def bar_table(bars: Sequence[Bar]) -> Table:
     """Every bar, what was measured, and whether that meets it."""
     rows = [(bar.name, bar.asked, bar.measured, bar.verdict, bar.by) for bar in bars]
-    return text_table("Bars", ("figure", "bar", "measured", "holds", "read off"), rows)
+    return Table("Bars", ("figure", "bar", "measured", "holds", "read off"), rows)
 
 
-def text_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A titled table, words to the left and numbers to the right."""
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    numeric = [bool(rows) and all(_number(row[index]) for row in rows) for index in range(len(columns))]
-
-    def line(cells: Sequence[str]) -> str:
-        parts = zip(cells, widths, numeric, strict=True)
-        return "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in parts).rstrip()
-
-    return "\n".join([title, line(columns), line(["-" * width for width in widths]), *map(line, rows)])
-
-
-def device_headline(machine: Machine, commit: str | None) -> str:
-    """Where it was measured."""
+def headline(machine: Machine, commit: str | None) -> str:
+    """Where it was measured: the device, if there is one, then the CPU."""
+    device = f"{machine.device}; driver {machine.driver or '-'}, CUDA {machine.cuda or '-'}, triton {machine.triton}; "
     return (
-        f"{machine.device}; driver {machine.driver or '-'}, CUDA {machine.cuda or '-'}, torch {machine.torch}, triton "
-        f"{machine.triton}; {machine.cpu}, {machine.cores} cores, load {machine.load}; commit {commit or 'unknown'}"
+        f"{device if machine.device else ''}{machine.cpu}, {machine.cores} cores ({machine.instruction_set}), load "
+        f"{machine.load}; torch {machine.torch}, {machine.threads} threads; commit {commit or 'unknown'}"
     )
 
 
@@ -82,8 +72,14 @@ def as_ms(value: Spread | None) -> str:
     """Median (min-max)."""
     if value is None:
         return "-"
-    digits = 4 if value.median_ms < 1 else 3 if value.median_ms < 100 else 0
-    return f"{value.median_ms:.{digits}f} ({value.min_ms:.{digits}f}-{value.max_ms:.{digits}f})"
+    digits = 4 if value.median_ms < 1 else 2 if value.median_ms < 100 else 0
+    once = " once" if value.num_samples == 1 else f" ({value.min_ms:,.{digits}f}-{value.max_ms:,.{digits}f})"
+    return f"{value.median_ms:,.{digits}f}{once}"
+
+
+def as_number(value: float | None) -> str:
+    """Milliseconds or a count, as far as its digits matter."""
+    return "-" if value is None else f"{value:,.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def as_json(result: Any) -> str:
@@ -105,7 +101,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return str(value) if isinstance(value, float) and value - value != 0 else value
-
-
-def _number(cell: str) -> bool:
-    return cell == "-" or cell[:1].isdigit() or cell[:2].lstrip("-")[:1].isdigit()

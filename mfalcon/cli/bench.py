@@ -1,31 +1,31 @@
 """`mfalcon bench`: time the kernels and the service. Tables for people, `--json` for machines, progress on stderr."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console, RenderableType
 
 from loadtest.bench import append as bench_append
 from loadtest.bench import overhead
 from loadtest.bench import score as bench_score
-from loadtest.bench.append import AppendOptions, AppendResult
-from loadtest.bench.overhead import OverheadOptions, OverheadResult
-from loadtest.bench.score import ScoreOptions, ScoreResult
+from loadtest.bench.append import AppendOptions
+from loadtest.bench.overhead import OverheadOptions
+from loadtest.bench.score import ScoreOptions
 from loadtest.bench.shapes import DTYPES, SHAPES
 from loadtest.report import plot as plots
-from loadtest.report import table as tables
+from loadtest.report.pages import append_page, overhead_page, read_page, score_page
+from loadtest.report.table import as_markdown
 from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
+from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_serve import bench_serve
+from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 
@@ -34,19 +34,13 @@ app = typer.Typer(help="Time the kernels and the service.", no_args_is_help=True
 _SHAPE_HELP = f"Shape to measure ({', '.join(SHAPES)}); repeat for more."
 _BACKEND_HELP = f"Backend to measure ({', '.join(NAMES)}); repeat for more. If not given: all that run here."
 _DEVICE_HELP = "cpu, or cuda for whole stacks in Triton's kernels (then --shape is dlrm-v3 or nvidia)."
-_PLAIN_WIDTH = 200
-"""Columns of a table that is not printed to a terminal: nothing is cut."""
 
 ShapeOption = Annotated[list[str] | None, typer.Option("--shape", help=_SHAPE_HELP)]
 HistoryOption = Annotated[list[int] | None, typer.Option("--n", min=1, max=8192, help="History length; repeatable.")]
 BackendOption = Annotated[list[str] | None, typer.Option("--backend", help=_BACKEND_HELP)]
 DtypeOption = Annotated[str, typer.Option(help=f"What to compute in: {', '.join(DTYPES)}.")]
 SecondsOption = Annotated[float | None, typer.Option(min=0, help="Time to spend on repeating each cell.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")]
 BusyOption = Annotated[bool, typer.Option("--busy", help="Measure each cell beside a busy process too.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Shape S at n=1024 only: less than a minute.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
 
 
 app.command("serve")(bench_serve)
@@ -79,7 +73,7 @@ def score(
     ] = ScoreOptions().masked_gib,
     threads: ThreadsOption = 0,
     quick: QuickOption = False,
-    as_json: JsonOption = False,
+    json_output: JsonOption = False,
     plot: PlotOption = None,
     device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "cpu",
 ) -> None:
@@ -87,7 +81,7 @@ def score(
     if device != "cpu":
         if n or m or backend or microbatch or busy or peer or plot is not None or dtype != "float32":
             raise ConfigError("--device: only --shape, --seconds, --quick and --json go with it")
-        score_on_device(device, shape or [], seconds, quick=quick, json_output=as_json)
+        score_on_device(device, shape or [], seconds, quick=quick, json_output=json_output)
         return
     base = bench_score.QUICK if quick else ScoreOptions()
     options = replace(
@@ -104,10 +98,10 @@ def score(
         masked_gib=masked_gib,
     )
     torch.set_num_threads(threads or owned_cores())
-    result = bench_score.run(options, _progress)
+    result = bench_score.run(options, progress)
     if plot is not None:
         plots.plot_score(result, plot)
-    _show(result, tables.score_tables(result), as_json)
+    show(result, score_page, json_output)
 
 
 @app.command("append")
@@ -121,7 +115,7 @@ def append(
     busy: BusyOption = False,
     threads: ThreadsOption = 0,
     quick: QuickOption = False,
-    as_json: JsonOption = False,
+    json_output: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """Prefill, and append of new events to a KV state, on every backend and against the counted floor."""
@@ -137,10 +131,10 @@ def append(
         busy=busy,
     )
     torch.set_num_threads(threads or owned_cores())
-    result = bench_append.run(options, _progress)
+    result = bench_append.run(options, progress)
     if plot is not None:
         plots.plot_append(result, plot)
-    _show(result, tables.append_tables(result), as_json)
+    show(result, append_page, json_output)
 
 
 @app.command("overhead")
@@ -150,24 +144,18 @@ def service_overhead(
     calls: Annotated[int, typer.Option(min=1, help="Calls to measure.")] = OverheadOptions().num_calls,
     events: Annotated[int, typer.Option(min=0, help="Length of the user's history.")] = OverheadOptions().num_events,
     items: Annotated[int, typer.Option(min=1, help="Draw item ids from 1 to this.")] = OverheadOptions().num_items,
-    as_json: JsonOption = False,
+    json_output: JsonOption = False,
 ) -> None:
     """What gRPC and the service add to the engine's time: one client, one user, state hit."""
     options = OverheadOptions(target=target, num_candidates=m, num_calls=calls, num_events=events, num_items=items)
-    result = overhead.run(options, _progress)
-    _show(result, tables.overhead_tables(result), as_json)
+    result = overhead.run(options, progress)
+    show(result, overhead_page, json_output)
 
 
-def _progress(text: str) -> None:
-    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)
-
-
-def _show(result: ScoreResult | AppendResult | OverheadResult, parts: Iterable[RenderableType], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(asdict(result), allow_nan=False))
-        return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PLAIN_WIDTH)
-    for part in parts:
-        console.print(part, markup=False)
+@app.command("tables")
+def tables(
+    paths: Annotated[list[Path], typer.Argument(metavar="RESULT...", help="Files that --json wrote.")],
+) -> None:
+    """Results of score, append, state and state-quality as Markdown tables."""
+    for path in paths:
+        typer.echo(as_markdown(read_page(path)) + "\n")

@@ -1,17 +1,17 @@
 """`mfalcon bench backend-quality`: what each backend's rounding does to the rankings of a trained checkpoint."""
 
-import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from loadtest.bench.backend_quality import BackendQuality, measure
+from loadtest.report.table import Part, Table
+from mfalcon.cli.bench_output import progress, show
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
-from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
 from mfalcon.models import checkpoint
 from mfalcon.train.splits import TEST, Split, split
@@ -32,28 +32,19 @@ def bench_backend_quality(
     """AUC, rank correlation and the best ten of every backend against float64."""
     torch.set_num_threads(owned_cores())
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), checkpoint.load(path))
-    progress = Console(stderr=True, highlight=False, style="dim")
     is_target = split(dataset, part) == TEST
-    result = measure(path, dataset, is_target, users, lambda text: progress.print(text, markup=False))
-    if json_output:
-        print_json(dataclasses.asdict(result))
-    else:
-        Console(highlight=False).print(_table(result))
+    show(measure(path, dataset, is_target, users, progress), _page, json_output)
 
 
-def _table(result: BackendQuality) -> Table:
+def _page(result: BackendQuality) -> Iterator[Part]:
     title = f"{result.model}: {result.num_rows:,} test events; {result.num_users} users x {result.num_items:,} items"
-    table = Table(title=title, title_justify="left")
-    for name in ("dtype", "backend", "AUC", "change", "worst score", "Spearman least, mean", "top 10 least, mean"):
-        table.add_column(name, justify="left" if name in ("dtype", "backend") else "right")
-    for row in result.rows:
-        table.add_row(
-            row.dtype,
-            row.backend,
-            f"{row.auc:.6f}",
-            f"{row.auc_change:+.1e}",
-            f"{row.worst_difference:.1e}",
+    rows = [
+        (
+            *(row.dtype, row.backend, f"{row.auc:.6f}", f"{row.auc_change:+.1e}", f"{row.worst_difference:.1e}"),
             f"{row.spearman_least:.7f}, {row.spearman_mean:.7f}",
             f"{row.top_10_least:.2f}, {row.top_10_mean:.3f}",
         )
-    return table
+        for row in result.rows
+    ]
+    columns = ("dtype", "backend", "AUC", "change", "worst score", "Spearman least, mean", "top 10 least, mean")
+    yield Table(title, columns, rows)

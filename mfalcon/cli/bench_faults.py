@@ -6,12 +6,12 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from loadtest.faults import frozen
 from loadtest.faults import table as fault_table
 from loadtest.faults.frozen import FrozenOptions, FrozenResult
 from loadtest.faults.table import FAULTS, FaultTable
+from mfalcon.cli.bench_output import progress
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 
@@ -37,12 +37,12 @@ def bench_faults(
     lines: Iterator[str]
     if frozen_load:
         options = dataclasses.replace(_DEFAULTS, clients=clients, period_s=period_ms / 1e3, rounds=rounds)
-        result = frozen.run(options, _progress)
+        result = frozen.run(options, progress)
         lines, complaints = frozen.markdown(result), []
     else:
         if only is not None and not any(only in fault.name for fault in FAULTS):
             raise ConfigError(f"--only: got {only!r}, must be in one of: {', '.join(fault.name for fault in FAULTS)}")
-        result = fault_table.run(ranks, _progress, only)
+        result = fault_table.run(ranks, progress, only)
         lines = fault_table.markdown(result)
         complaints = [f"{row.fault} ({row.setup}): {text}" for row in result.rows for text in row.complaints]
     if json_output:
@@ -54,7 +54,3 @@ def bench_faults(
         typer.echo(complaint, err=True)
     if complaints:
         raise typer.Exit(1)
-
-
-def _progress(text: str) -> None:
-    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)

@@ -1,13 +1,13 @@
 """`mfalcon bench kernels` and `mfalcon bench score --device`: Triton's kernels alone, and whole stacks of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from loadtest.report.result import as_json
+from loadtest.report.table import as_text
+from mfalcon.cli.bench_output import progress, show
 from mfalcon.cli.output import JsonOption
 from mfalcon.errors import ConfigError
 
@@ -32,8 +32,8 @@ def bench_kernels(
     from loadtest.bench import kernels as bench  # noqa: PLC0415 (triton is an extra)
 
     options = bench.KernelOptions(seconds=seconds, budget_s=budget, limit_gib=gib, with_compile=compiled, quick=quick)
-    result = bench.run(options, _progress)
-    _show(as_json(result) if json_output else None, bench.tables(result))
+    result = bench.run(options, progress)
+    show(result, bench.page, json_output)
     if result.errors:
         raise typer.Exit(1)
 
@@ -50,8 +50,8 @@ def score_on_device(
     options = gpu_stacks.StackOptions(tuple(stacks), quick=quick)
     if seconds is not None:
         options = gpu_stacks.StackOptions(tuple(stacks), seconds=seconds, quick=quick)
-    result = gpu_stacks.run(options, _progress)
-    _show(as_json(result) if json_output else None, gpu_stacks.tables(result))
+    result = gpu_stacks.run(options, progress)
+    show(result, gpu_stacks.page, json_output)
     if result.broken:
         raise typer.Exit(1)
 
@@ -59,8 +59,8 @@ def score_on_device(
 def _tune(folder: Path | None, budget: float, *, quick: bool) -> None:
     from loadtest.bench import gpu_tune  # noqa: PLC0415 (triton is an extra)
 
-    found = gpu_tune.tune(folder, _progress, budget, quick=quick)
-    _show(None, [gpu_tune.table(found)])
+    found = gpu_tune.tune(folder, progress, budget, quick=quick)
+    typer.echo(as_text([gpu_tune.table(found)]))
 
 
 def _require_triton() -> None:
@@ -69,11 +69,3 @@ def _require_triton() -> None:
         import triton  # noqa: F401, PLC0415 (an extra)
     except ImportError as error:
         raise ConfigError("triton is not installed (pip install triton, or the extra: gpu)") from error
-
-
-def _progress(text: str) -> None:
-    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)
-
-
-def _show(json_text: str | None, parts: Iterable[str]) -> None:
-    typer.echo(json_text if json_text is not None else "\n\n".join(parts))

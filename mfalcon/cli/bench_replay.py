@@ -11,8 +11,6 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import SHAPES, shape_named
@@ -20,6 +18,7 @@ from loadtest.faults.redis_server import RedisServer
 from loadtest.load.replay_trace import ReplayReport, Route, replay
 from loadtest.load.trace import Step, TraceOptions, trace
 from loadtest.report.machine import commit, this_machine
+from loadtest.report.table import Part, Table, as_text
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose
@@ -98,7 +97,7 @@ def bench_replay(
         drawn = {name: value for name, value in dataclasses.asdict(options).items() if name != "seconds"}
         print_json(where | served | {"trace": drawn} | dataclasses.asdict(report) | {"hit_rates": report.hit_rates})
     else:
-        _print(report)
+        typer.echo(as_text(_page(report)))
 
 
 async def run(
@@ -145,21 +144,16 @@ def _noted(steps: Iterable[Step], seen: set[int]) -> Iterator[Step]:
         yield step
 
 
-def _print(report: ReplayReport) -> None:
-    console = Console(highlight=False)
-    console.print(
+def _page(report: ReplayReport) -> Iterator[Part]:
+    yield (
         f"{report.requests:,} requests, {report.appends:,} appends, {report.deletes} deletes, {report.edits} edits in "
         f"{report.seconds:.1f} s; errors: {report.errors or 'none'}"
     )
-    table = Table("state found in", pad_edge=False)
-    for name in ("requests", "share"):
-        table.add_column(name, justify="right")
-    for source, count in report.sources.items():
-        table.add_row(source, f"{count:,}", f"{report.hit_rates[source]:.1%}")
-    console.print(table)
+    rows = [(source, f"{count:,}", f"{report.hit_rates[source]:.1%}") for source, count in report.sources.items()]
+    yield Table("States", ("found in", "requests", "share"), rows)
     tokens = max(1, report.reused_tokens + report.encoded_tokens)
-    console.print(
+    yield (
         f"tokens: {report.reused_tokens:,} reused ({report.reused_tokens / tokens:.1%}), "
-        f"{report.encoded_tokens:,} encoded"
+        f"{report.encoded_tokens:,} encoded\n"
+        f"Rank: p50 {report.p50_ms:.2f} ms, p99 {report.p99_ms:.2f} ms, longest {report.max_ms:.2f} ms"
     )
-    console.print(f"Rank: p50 {report.p50_ms:.2f} ms, p99 {report.p99_ms:.2f} ms, longest {report.max_ms:.2f} ms")

@@ -1,21 +1,21 @@
 """`mfalcon bench serve`: requests a second and latency over gRPC, of several backends or servers side by side."""
 
-import dataclasses
 import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.serve import ServeOptions, ServeResult, run
 from loadtest.bench.shapes import SHAPES, shape_named
 from loadtest.faults.fleet import Fleet
-from mfalcon.cli.output import JsonOption, print_json
+from loadtest.report.table import Part, Table
+from mfalcon.cli.bench_output import progress, show
+from mfalcon.cli.output import JsonOption
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 
@@ -44,7 +44,6 @@ def bench_serve(
 ) -> None:
     """Requests a second and p50 and p99 over gRPC, state hit; servers take turns in one run."""
     targets = dict(map(_named, target or []))
-    progress = Console(stderr=True, highlight=False, style="dim")
     with ExitStack() as running:
         if not targets or backend:
             directory = path or _written(shape, items, events, running)
@@ -52,11 +51,8 @@ def bench_serve(
                 flags = ("--backend", name, *(("--threads", str(threads)) if threads else ()))
                 (targets[name],) = running.enter_context(Fleet(directory, 1, flags)).targets
         options = ServeOptions(targets, clients, m, events, items, seconds, rounds)
-        result = run(options, lambda text: progress.print(text, markup=False))
-    if json_output:
-        print_json(dataclasses.asdict(result))
-    else:
-        Console(highlight=False).print(_table(result))
+        result = run(options, progress)
+    show(result, _page, json_output)
 
 
 def _named(given: str) -> tuple[str, str]:
@@ -74,15 +70,18 @@ def _written(shape: str, items: int, events: int, running: ExitStack) -> Path:
     return directory
 
 
-def _table(result: ServeResult) -> Table:
+def _page(result: ServeResult) -> Iterator[Part]:
     title = f"{result.model}: {result.num_clients} clients, m={result.num_candidates:,}, n={result.num_events:,}"
-    table = Table(title=title, title_justify="left")
-    for name in ("", "backend", "requests/s", "least to most", "p50 ms", "p99 ms", "calls", "misses"):
-        table.add_column(name, justify="left" if name in ("", "backend") else "right")
-    for row in result.rows:
-        spread = f"{row.per_second_least:.1f} to {row.per_second_most:.1f}"
-        latencies = (f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}")
-        table.add_row(
-            row.name, row.backend, f"{row.per_second:.1f}", spread, *latencies, str(row.num_calls), str(row.misses)
+    rows = [
+        (
+            *(
+                row.name,
+                row.backend,
+                f"{row.per_second:.1f}",
+                f"{row.per_second_least:.1f} to {row.per_second_most:.1f}",
+            ),
+            *(f"{row.p50_ms:.1f}", f"{row.p99_ms:.1f}", str(row.num_calls), str(row.misses)),
         )
-    return table
+        for row in result.rows
+    ]
+    yield Table(title, ("", "backend", "requests/s", "least to most", "p50 ms", "p99 ms", "calls", "misses"), rows)

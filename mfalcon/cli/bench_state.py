@@ -1,34 +1,25 @@
 """`mfalcon bench state` and `state-quality`: the time that a tier in Redis saves, the quality it costs."""
 
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console, RenderableType
 
 from loadtest.bench import state as bench_state
 from loadtest.bench import state_quality
 from loadtest.bench.shapes import DTYPES, SHAPES
-from loadtest.bench.state import NETWORKS, StateOptions, StateResult
-from loadtest.bench.state_quality import QualityResult
+from loadtest.bench.state import NETWORKS, StateOptions
 from loadtest.report import plot as plots
-from loadtest.report import state_table as state_tables
+from loadtest.report.pages import quality_page, state_page
+from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
+from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
 from mfalcon.models import checkpoint
 from mfalcon.train.splits import TEST, Split, split
 from mfalcon.train.vocabulary import fit_to
-
-_PLAIN_WIDTH = 240
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Three lengths, no slow network: about a minute.")]
-PlotOption = Annotated[Path | None, typer.Option(help="Also draw a PNG here (needs the extra: plot).")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="Torch threads; 0 for all cores of this process.")]
 
 
 def state(
@@ -48,7 +39,7 @@ def state(
     ] = None,
     threads: ThreadsOption = 0,
     quick: QuickOption = False,
-    as_json: JsonOption = False,
+    json_output: JsonOption = False,
     plot: PlotOption = None,
 ) -> None:
     """A KV state from the host or from Redis against encoding it again, and how well the predictor chooses."""
@@ -65,10 +56,10 @@ def state(
         threads=threads or owned_cores(),
         redis_url=redis_url,
     )
-    result = bench_state.run(options, _progress)
+    result = bench_state.run(options, progress)
     if plot is not None:
         plots.plot_state(result, plot)
-    _show(result, state_tables.state_tables(result), as_json)
+    show(result, state_page, json_output)
 
 
 def quality(
@@ -79,28 +70,13 @@ def quality(
     item_columns: ItemColumnsOption = "",
     like_at_least: LikeOption = None,
     part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
-    as_json: JsonOption = False,
+    json_output: JsonOption = False,
 ) -> None:
     """AUC of the test events scored from states that went through each payload; exit code 1 if it moves too far."""
     torch.set_num_threads(owned_cores())
     loaded = checkpoint.load(path)
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
-    result = state_quality.measure(loaded, dataset, split(dataset, part) == TEST, _progress)
-    _show(result, state_tables.quality_tables(result), as_json)
+    result = state_quality.measure(loaded, dataset, split(dataset, part) == TEST, progress)
+    show(result, quality_page, json_output)
     if not all(bar.holds for bar in result.bars):
         raise typer.Exit(1)
-
-
-def _progress(text: str) -> None:
-    Console(stderr=True, highlight=False, style="dim").print(text, markup=False)
-
-
-def _show(result: StateResult | QualityResult, parts: Iterable[RenderableType], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(asdict(result), allow_nan=False))
-        return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PLAIN_WIDTH)
-    for part in parts:
-        console.print(part, markup=False)

@@ -25,7 +25,8 @@ from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, StackSpec, World, encode_
 from loadtest.bench.kernels import KernelOptions, KernelResult
 from loadtest.bench.shapes import Shape
 from loadtest.report.machine import this_machine
-from loadtest.report.result import Bar, bar_table, text_table, write_json
+from loadtest.report.result import Bar, bar_table, write_json
+from loadtest.report.table import Table, as_markdown, as_text
 from loadtest.report.timing import Spread
 from mfalcon.cli import bench
 from mfalcon.errors import ConfigError
@@ -92,7 +93,7 @@ def test_a_wrong_kernel_has_no_time(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     for change in (lambda out: out * 1.02, last_row_missing, unwritten):
         result = planted(change)
         assert len(result.errors) == 1 and result.cells[0].ms is None and not result.cells[0].beside
-        assert "ERROR" in "\n".join(bench_kernels.tables(result))
+        assert "ERROR" in as_text(bench_kernels.page(result))
     monkeypatch.setattr(bench_kernels, "TINY", TINY[:1])
     answer = invoke("kernels", "--quick")
     assert answer.exit_code == 1 and "differs from float64" in answer.output
@@ -171,7 +172,7 @@ def test_a_red_law_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[StackResult] = []
     result = gpu_stacks.run(StackOptions(quick=True), lambda _: None, saved.append)
     assert result.broken and not result.cells and saved[-1].broken
-    assert "RED tiny-concat" in "\n".join(gpu_stacks.tables(result))
+    assert "RED tiny-concat" in as_text(gpu_stacks.page(result))
     answer = invoke("score", "--device", "cuda", "--quick")
     assert answer.exit_code == 1 and "not measured" in answer.output
 
@@ -209,7 +210,7 @@ def test_bars_of_stacks() -> None:
     assert [bar.holds for bar in bars] == [True, False, True, True, False, False]
     assert [bar.value for bar in bars] == [6.0, 4.6, 0.5, 3.0, 3.0, 1.95]
     assert bars[-1].by == "s, 0 cached"
-    shown = bar_table([*bars, *gpu_stacks.bars(())])
+    shown = as_text([bar_table([*bars, *gpu_stacks.bars(())])])
     assert shown.count(" NO ") == 3 and shown.count("not measured") == 6
 
 
@@ -224,7 +225,7 @@ def test_tuning_keeps_what_is_right_and_faster(monkeypatch: pytest.MonkeyPatch, 
     assert set(stored) == {"other", tuned.key} and AttentionConfig(**stored[tuned.key]) == tuned.config
     monkeypatch.setattr(configs, "TUNED", tmp_path)
     assert configs._stored.__wrapped__("interpreter") == stored
-    assert "Tuned" in gpu_tune.table([tuned])
+    assert "Tuned" in as_text([gpu_tune.table([tuned])])
 
 
 @quick_only
@@ -293,8 +294,15 @@ def test_the_cpu_s_results_keep_their_fields() -> None:
 
 
 def test_reports(tmp_path: Path) -> None:
-    table = text_table("T", ("name", "x"), [("a", "1.5"), ("bb", "20")])
-    assert table.splitlines() == ["T", "name    x", "----  ---", "a     1.5", "bb     20"]
+    table = Table("T", ("name", "x"), [("a", "1.5"), ("bb", "20")])
+    assert as_text(["before", table]).splitlines() == [
+        *("before", ""),
+        *("T", "name    x", "----  ---", "a     1.5", "bb     20"),
+    ]
+    assert as_markdown([table]).splitlines() == [
+        *("T", "", "| name | x |"),
+        *("| --- | --- |", "| a | 1.5 |", "| bb | 20 |"),
+    ]
     assert Bar.most("a", 1.0, 1.0).holds is True and Bar.least("a", 1.0, 1.0).holds is True
     assert Bar.most("a", 1.1, 1.0).holds is False and Bar.least("a", 0.9, 1.0).holds is False
     assert Bar.most("a", None, 1.0).holds is None and Bar.least("a", None, 1.0).holds is None

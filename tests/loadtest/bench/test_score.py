@@ -22,7 +22,6 @@ from loadtest.bench.floor import append_work, prefill_work, score_work
 from loadtest.bench.peaks import Peaks, faster, probe
 from loadtest.bench.score import ScoreOptions, Sweep, SweepPoint, backends_here
 from loadtest.bench.shapes import SHAPES
-from loadtest.report import table as tables
 from loadtest.report.timing import Samples, Spread, always, measured, spread, take_turns
 from mfalcon.backends.choice import runnable
 from mfalcon.cli import bench
@@ -153,25 +152,25 @@ def test_tables_say_what_is_scaled_and_what_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("command", [("score", "--m", "5", "--m", "7", "--peer"), ("append", "--k", "1", "--busy")])
-def test_a_result_is_drawn_and_rendered(
-    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_result_is_drawn_and_rendered(command: tuple[str, ...], tmp_path: Path) -> None:
     picture, result = tmp_path / "plot.png", tmp_path / "result.json"
     sizes = ("--n", "33", "--n", "64", "--backend", "reference")
     result.write_text(invoke(*command, *TINY, *sizes, "--plot", str(picture), "--json").stdout)
     assert picture.read_bytes().startswith(b"\x89PNG\r\n")
-    monkeypatch.setattr(sys, "argv", ["tables", str(result)])
-    tables.main()
-    shown = capsys.readouterr().out
-    loaded = tables.load(result)
-    assert shown == tables.markdown(loaded) + "\n"
-    assert json.loads(result.read_text())["cells"][0]["ms"] == loaded.cells[0].ms
+    shown = invoke("tables", str(result)).stdout
     rows = [line for line in shown.splitlines() if line.startswith("| tiny")]
-    assert len(rows) >= len(loaded.cells)
+    assert len(rows) >= len(json.loads(result.read_text())["cells"])
     grids = [part.splitlines() for part in shown.split("\n\n") if part.startswith("|")]
     for lines in grids:
         assert len({line.count("|") for line in lines}) == 1
         assert set(lines[1]) <= set("| -")
+
+
+def test_tables_of_what_is_no_result_are_refused(tmp_path: Path) -> None:
+    for content in ("{", "{}", '{"benchmark": "chaos"}'):
+        (tmp_path / "other.json").write_text(content)
+        refused = CliRunner().invoke(bench.app, ["tables", str(tmp_path / "other.json")])
+        assert isinstance(refused.exception, ConfigError) and "got no result of score, append" in str(refused.exception)
 
 
 def test_plot_without_matplotlib_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from loadtest.bench import state as bench_state
 from loadtest.bench import state_quality
 from loadtest.bench.state import StateOptions, StateResult, bars, crossover, regret
 from loadtest.bench.state_quality import round_trip, spearman
-from loadtest.report import state_table as state_tables
+from loadtest.report.pages import state_page
+from loadtest.report.table import as_text
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import reference
 from mfalcon.cli import bench_state as command
@@ -100,9 +101,8 @@ def test_command_prints_one_object_and_draws(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG\r\n")
 
 
-def test_tables_render(result: StateResult, capsys: pytest.CaptureFixture[str]) -> None:
-    command._show(result, state_tables.state_tables(result), as_json=False)
-    shown = capsys.readouterr().out
+def test_tables_render(result: StateResult) -> None:
+    shown = as_text(state_page(result))
     assert "Crossover" in shown and "chunks written" in shown and "regret" in shown
 
 
