@@ -25,6 +25,7 @@ from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.state import KVPool
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, CacheSource
+from tests.device import needs_interpreter
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 KEPT = 8
@@ -43,13 +44,13 @@ ITEMS = FIRST.items.item_id[:9].tolist()
 
 
 @contextlib.asynccontextmanager
-async def running(here: CacheSource, warm_users: int = 100) -> AsyncIterator[Engine]:
+async def running(here: CacheSource, warm_users: int = 100, warm_s: float = WAIT_S) -> AsyncIterator[Engine]:
     """A pool of few pages, a state being one of them."""
     page = serve(FIRST.model, TRITON if here is CacheSource.GPU else AUTO).pool.layout.page_bytes
     options = RankerOptions(
         name="main", microbatch=16, kv_budget_bytes=KEPT * page, device_budget_bytes=(KEPT + 6) * page
     )
-    engine = compose(FIRST, EngineConfig(threads=1, ranker=options, reload=ReloadOptions(warm_users, WAIT_S)))
+    engine = compose(FIRST, EngineConfig(threads=1, ranker=options, reload=ReloadOptions(warm_users, warm_s)))
     try:
         await asyncio.to_thread(engine.wait_ready, WAIT_S)
         yield engine
@@ -110,11 +111,14 @@ async def test_a_reload_of_the_same_sizes_allocates_no_second_pool(here: CacheSo
         await fill(engine, range(3))
         before = pools(engine.catalog.default)
         pages = [pool.accounts.num_pages for pool in before]
+        first_tier = weakref.ref(engine.catalog.default.cache.host)
         for checkpoint in (SECOND, FIRST, SECOND):
             await engine.reload("main", lambda checkpoint=checkpoint: checkpoint)  # type: ignore[misc]
             assert all(one is other for one, other in zip(pools(engine.catalog.default), before, strict=True))
             assert [await rank(engine, number) for number in range(3)] == [here] * 3, "all were warmed"
         assert [pool.accounts.num_pages for pool in before] == pages
+        gc.collect()
+        assert first_tier() is None, "the pool asks nobody who is gone"
 
 
 async def test_other_sizes_have_a_pool_of_their_own(here: CacheSource) -> None:
@@ -197,5 +201,39 @@ async def test_a_refused_version_leaves_the_pool_as_it_was(here: CacheSource, mo
             with pytest.raises(CheckpointError):
                 await engine.reload("main", lambda: SECOND)
         assert [pool.accounts.num_free for pool in pools(engine.catalog.default)] == free
-        await fill(engine, range(100, 100 + 2 * KEPT))
-        assert await rank(engine, 100 + 2 * KEPT - 1) is here
+        await fill(engine, range(100, 100 + KEPT))
+        assert await rank(engine, 100 + KEPT - 1) is here
+
+
+@pytest.mark.parametrize(
+    "here", ["cpu", pytest.param("triton", marks=[needs_interpreter, pytest.mark.thorough])], indirect=True
+)
+async def test_no_request_fails_while_versions_follow_each_other_on_a_full_pool(here: CacheSource) -> None:
+    async with running(here, warm_s=0.1) as engine:
+        users = range(3 * KEPT)
+        for number in users:
+            await engine.append_events(f"user-{number}", HISTORY, 0)
+        stop, asked = asyncio.Event(), 0
+
+        async def client(seed: int) -> None:
+            nonlocal asked
+            rng = np.random.default_rng(seed)
+            while not stop.is_set():
+                result = await engine.rank(rank_request(f"user-{rng.choice(users)}", ITEMS), None)
+                named = FIRST if FIRST.fingerprint.startswith(result.model_version) else SECOND
+                assert np.abs(result.task_scores - expected[named.fingerprint]).max() <= 1e-4
+                asked += 1
+
+        request = rank_request("anyone", ITEMS)
+        expected = {one.fingerprint: cold_scores(one, HISTORY, request).numpy() for one in (FIRST, SECOND)}
+        clients = [asyncio.create_task(client(seed)) for seed in range(4)]
+        for number in range(8):
+            await engine.reload("main", (lambda: FIRST) if number % 2 else (lambda: SECOND))
+        stop.set()
+        await asyncio.gather(*clients)
+        assert asked > 2 * KEPT
+        for number in users:
+            await engine.delete_user(f"user-{number}")
+        await until(
+            lambda: all(one.accounts.num_free == one.accounts.num_pages for one in pools(engine.catalog.default))
+        )
