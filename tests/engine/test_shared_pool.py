@@ -111,14 +111,16 @@ async def test_a_reload_of_the_same_sizes_allocates_no_second_pool(here: CacheSo
         await fill(engine, range(3))
         before = pools(engine.catalog.default)
         pages = [pool.accounts.num_pages for pool in before]
-        first_tier = weakref.ref(engine.catalog.default.cache.host)
+        first = engine.catalog.default
+        gone: list[weakref.ref[object]] = [weakref.ref(first.cache.host), weakref.ref(first.served.stack)]
+        del first
         for checkpoint in (SECOND, FIRST, SECOND):
             await engine.reload("main", lambda checkpoint=checkpoint: checkpoint)  # type: ignore[misc]
             assert all(one is other for one, other in zip(pools(engine.catalog.default), before, strict=True))
             assert [await rank(engine, number) for number in range(3)] == [here] * 3, "all were warmed"
         assert [pool.accounts.num_pages for pool in before] == pages
         gc.collect()
-        assert first_tier() is None, "the pool asks nobody who is gone"
+        assert [one() for one in gone] == [None] * 2, "the pool neither asks who is gone nor keeps weights"
 
 
 async def test_other_sizes_have_a_pool_of_their_own(here: CacheSource) -> None:
