@@ -263,7 +263,7 @@ def load_config(config_file: Path | None, flags: Mapping[str, object]) -> Server
     except ValidationError as error:
         raise ConfigError("; ".join(complaints(error))) from error
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{config_file}: not a readable TOML file: {error}") from error
+        raise ConfigError(f"{config_file or 'the environment'}: not readable: {error}") from error
 
 
 def complaints(error: ValidationError) -> list[str]:

@@ -87,7 +87,7 @@ def load_command(name: str) -> Any:
             command.cls = OnceCommand
         holder.add_typer(module.app, name=name)
     else:
-        holder.command(name, cls=OnceCommand)(getattr(module, name))
+        holder.command(name, cls=OnceCommand, **getattr(module, "PASSED_ON", {}))(getattr(module, name))
     return get_group(holder).commands[name]
 
 

@@ -1,50 +1,54 @@
 """`mfalcon serve`: its flags are made from the settings themselves, so that there is one list of them."""
 
 import inspect
+import os
+from argparse import ArgumentParser
 from pathlib import Path
-from typing import Annotated, Literal, get_args, get_origin
 
 import typer
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from pydantic_settings import CliSettingsSource, SettingsError
 
-from server.app import serve as run
-from server.config import ServerConfig, load_config
+from mfalcon.errors import ConfigError
+from server.config import ServerConfig, did_you_mean, load_config
+
+PASSED_ON = {"add_help_option": False, "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
 
 
-def serve(config: Path | None, **flags: str | None) -> None:
+def serve(context: typer.Context) -> None:
     """Serve a checkpoint over gRPC and HTTP until SIGTERM or Ctrl-C.
 
     A setting comes from its flag, else from the environment (MFALCON_GRPC_PORT and so on), else from the TOML file
     of --config, else from its default.
     """
-    run(load_config(config, flags))
+    config = read_settings(context.args)
+    from server.app import serve as run  # noqa: PLC0415 (it imports torch, which help and refusals need not)
+
+    run(config)
 
 
-def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    default = "required" if field.default is PydanticUndefined else f"default {field.default}"
-    help_text = field.description if field.default is None else f"{field.description} \\[{default}]"
-    option = typer.Option(f"--{name.replace('_', '-')}", help=help_text, show_default=False, metavar=_metavar(field))
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+def read_settings(words: list[str]) -> ServerConfig:
+    """The settings of a command line; `--help` prints and exits. ConfigError names the flag or setting."""
+    source = CliSettingsSource[ArgumentParser](
+        ServerConfig,
+        cli_prog_name="mfalcon serve",
+        cli_kebab_case=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="not given",  # shown as a default, and nobody names a model like this
+        cli_exit_on_error=False,
     )
-
-
-def _metavar(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return "|".join(get_args(field.annotation))
-    for kind, shown in ((bool, "true|false"), (int, "N"), (float, "SECONDS"), (Path, "DIR")):
-        if kind in (field.annotation, *get_args(field.annotation)):
-            return shown
-    return "TEXT"
-
-
-_config = typer.Option(help="TOML file of settings.", metavar="FILE", envvar="MFALCON_CONFIG", show_default=False)
-serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-    [
-        inspect.Parameter(
-            "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Path | None, _config]
-        ),
-        *(_option(name, field) for name, field in ServerConfig.model_fields.items() if name != "models"),
-    ]
-)
+    source.root_parser.description = inspect.getdoc(serve)
+    file = os.environ.get("MFALCON_CONFIG") or None
+    source.root_parser.add_argument("--config", metavar="FILE", type=Path, default=file, help="TOML file of settings.")
+    # argparse takes the last of several in silence, and tells a mistyped flag with its value, which may be a secret.
+    given = [word.partition("=")[0] for word in words if word[:1] == "-" and word.strip("-")[:1].isalpha()]
+    known = {"-h", "--help", "--config", *(f"--{name.replace('_', '-')}" for name in ServerConfig.model_fields)}
+    for flag in given:
+        if flag not in known:
+            raise ConfigError(f"{flag}: there is no such setting{did_you_mean(flag.strip('-'))}")
+        if given.count(flag) > 1:
+            raise ConfigError(f"{flag}: it is given {given.count(flag)} times, must be once")
+    try:
+        flags = vars(source.root_parser.parse_args(words))
+        return load_config(flags.pop("config"), source(parsed_args=flags)())
+    except SettingsError as error:
+        raise ConfigError(str(error)) from error

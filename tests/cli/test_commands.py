@@ -94,6 +94,13 @@ def test_a_second_load_finds_everything_there(trained: Path) -> None:
     [
         (("serve", "--grpc-port", "99999", "--checkpoint", "x"), "grpc_port"),
         (("serve",), "checkpoint"),
+        (("serve", "--grpc-prot", "1"), "--grpc-prot: there is no such setting; did you mean grpc_port?"),
+        (("serve", "nowhere"), "unrecognized arguments: nowhere"),
+        (("serve", "--checkpoint"), "--checkpoint: expected one argument"),
+        (("serve", "--checkpoint", "a", "--checkpoint", "b"), "--checkpoint: it is given 2 times, must be once"),
+        (("serve", "--checkpoint=a", "--grpc-port", "0", "--checkpoint=a"), "--checkpoint: it is given 2 times"),
+        (("serve", "--config", "a", "--config", "b"), "--config: it is given 2 times, must be once"),
+        (("serve", "--models", "[{"), "models"),
         (("rank", "--user", "ann"), "--checkpoint"),
         (("rank", "--user", "ann", "--candidates", "one"), "one"),
         (("rank", "--user", "ann", "--candidates", "1", "--target", "127.0.0.1:1"), "UNAVAILABLE"),
@@ -164,9 +171,6 @@ def test_a_number_out_of_range_is_a_usage_error(
 @pytest.mark.parametrize(
     ("flag", "arguments"),
     [
-        ("--checkpoint", ("serve", "--checkpoint", "a", "--checkpoint", "b")),
-        ("--checkpoint", ("serve", "--checkpoint=a", "--grpc-port", "0", "--checkpoint=a")),
-        ("--config", ("serve", "--config", "a", "--config", "b")),
         ("--threads", ("bench", "score", "--threads", "1", "--threads", "2")),
     ],
 )

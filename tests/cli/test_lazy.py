@@ -79,6 +79,18 @@ def test_serve_imports_neither_the_benches_nor_the_training(tmp_path: Path) -> N
     assert not inside(modules, ("loadtest", "mfalcon.train"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [(("--help",), "--grpc-port"), (("--checkpoint", "x", "--grpc-port", "99999"), "grpc_port")],
+)
+def test_the_help_of_serve_and_what_it_refuses_need_no_torch(
+    arguments: tuple[str, ...], printed: str, tmp_path: Path
+) -> None:
+    done, modules = run(tmp_path, "serve", *arguments)
+    assert printed in done.stdout + done.stderr
+    assert not inside(modules, ("torch", "kernels", "loadtest", "mfalcon.engine", "mfalcon.train"))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_list_says_what_the_command_says_of_itself(name: str) -> None:
     first, _, _ = load_command(name).help.partition("\n\n")

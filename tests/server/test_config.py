@@ -94,7 +94,7 @@ def test_bad_flags(flags: dict[str, object], says: str) -> None:
         ("grpc_prot = 1", "grpc_prot: there is no such setting; did you mean grpc_port?"),
         ("grpc_port = 'x'", "grpc_port: got 'x', must be a valid integer"),
         ("[server]\ngrpc_port = 1", "server: there is no such setting"),
-        ("grpc_port =", "server.toml: not a readable TOML file: Invalid value"),
+        ("grpc_port =", "server.toml: not readable: Invalid value"),
     ],
 )
 def test_bad_files(toml: Path, text: str, says: str) -> None:
@@ -115,6 +115,7 @@ def test_missing_file(toml: Path) -> None:
         ("MFALCON_CHEKPOINT", "MFALCON_CHEKPOINT: there is no such setting; did you mean checkpoint?"),
         ("MFALCON_NONSENSE", "MFALCON_NONSENSE: there is no such setting"),
         ("MFALCON_GRPC_PORT", "grpc_port: got 'x', must be a valid integer"),
+        ("MFALCON_MODELS", 'error parsing value for field "models"'),
     ],
 )
 def test_bad_variables(monkeypatch: pytest.MonkeyPatch, variable: str, says: str) -> None:
