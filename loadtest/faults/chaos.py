@@ -5,6 +5,9 @@ state or a history which another one has outdated would be seen. A client knows 
 it resolves each write of unknown outcome before it goes on (`loadtest/faults/resolve.py`); so there is one right answer
 to each Rank. The oracle computes after the run: the replicas have the cores to themselves, and no answer is late for
 it.
+
+What only several clients at once do is here too, each so that there is still a right answer: two appends race for one
+`expected_len`, and one must win; a Rank goes out while its user is being deleted, and sees all of the events or none.
 """
 
 import threading
@@ -28,7 +31,7 @@ _TICK_S = 0.01
 
 
 class Chaos:
-    """One run against replicas that serve `checkpoint` in float32 and have never seen the users `chaos-0` and so on."""
+    """One run against replicas that serve `checkpoint` in float32 and have never seen users of the options' prefix."""
 
     def __init__(self, checkpoint: Checkpoint, targets: Sequence[str], options: ChaosOptions) -> None:
         self._checkpoint = checkpoint
@@ -45,7 +48,9 @@ class Chaos:
         self._stall_s = 0.0
 
     def run(self, inject: Inject | None = None) -> None:
-        """Send, with faults if there are any; when they are lifted, ask every replica for every user."""
+        """Send, with faults if there are any; when they are lifted, ask every replica for every user, then delete
+        them all.
+        """
         options, over, lift = self._options, threading.Event(), threading.Event()
         began = time.monotonic()
         stop = began + options.seconds
@@ -63,6 +68,9 @@ class Chaos:
             askers = [_Work(partial(client.ask_all, stubs, settled)) for client in self._clients]
             _join_all(askers, settled + _UNANSWERED_S)
             self._num_final = self._num_answers() - num_before
+            deleted = time.monotonic() + options.settle_s
+            deleters = [_Work(partial(client.delete_all, stubs, deleted)) for client in self._clients]
+            _join_all(deleters, deleted + _UNANSWERED_S)
             over.set()
             metronome.join(time.monotonic() + _UNANSWERED_S)
             self._seconds = time.monotonic() - began

@@ -12,7 +12,7 @@ from loadtest.faults.replicas import CallLog, Replicas
 from loadtest.faults.resolve import LogViolation, Unresolved, append_surely, delete_surely
 from loadtest.load.trace import Append, Delete, Edit, Rank, Step, TraceOptions, edited, time_ms, trace
 from mfalcon.errors import CallFailed
-from mfalcon.types import Events, Ids
+from mfalcon.types import EVENT_DTYPE, Events, Ids, no_events
 from proto.ranking_pb2_grpc import RankingStub
 
 _PAUSE_S = 0.05
@@ -21,7 +21,11 @@ _PAUSE_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ChaosOptions:
-    """What to send. rate: calls a second of all clients together. settle_s: to resolve what faults have left open."""
+    """What to send. rate: calls a second of all clients together. settle_s: to resolve what faults have left open.
+
+    race_share: of the appends, which are sent twice at once. recent_share: of the Ranks, which carry events too.
+    prefix: of the users' names.
+    """
 
     seconds: float = 300.0
     num_users: int = 200
@@ -33,6 +37,9 @@ class ChaosOptions:
     max_history: int = 512
     delete_share: float = 0.01
     edit_share: float = 0.01
+    race_share: float = 0.2
+    recent_share: float = 0.2
+    prefix: str = "chaos"
     seed: int = 0
 
 
@@ -52,8 +59,9 @@ class Records:
     """What a client got. answers: one for each answered Rank, with the length that it should have seen.
 
     lengths: the length that each says it has seen. sources: by tier. stale: those that say they may be outdated.
-    appends: by `Written`. lost, unresolved: writes that went wrong, in words. calls: of the trace. last_calls: those
-    that ask for every user in the end, as fast as they are answered.
+    appends: by `Written`. mixes: what only several clients at once do, by kind. lost, unresolved: writes that went
+    wrong, in words. calls: of the trace. last_calls: those that ask for every user in the end and delete them, as fast
+    as they are answered.
     """
 
     calls: CallLog = field(default_factory=CallLog)
@@ -63,6 +71,7 @@ class Records:
     sources: Counter[str] = field(default_factory=Counter)
     stale: int = 0
     appends: Counter[str] = field(default_factory=Counter)
+    mixes: Counter[str] = field(default_factory=Counter)
     lost: list[str] = field(default_factory=list)
     unresolved: list[str] = field(default_factory=list)
 
@@ -78,7 +87,9 @@ class ChaosClient:
         self._item_ids = item_ids
         self._num_actions = num_actions
         self._targets = targets
-        self._users = [User(f"chaos-{user}") for user in range(number, options.num_users, options.num_clients)]
+        self._users = [
+            User(f"{options.prefix}-{user}") for user in range(number, options.num_users, options.num_clients)
+        ]
         self._rng = np.random.default_rng((options.seed, number))
         self.records = Records()
 
@@ -112,6 +123,16 @@ class ChaosClient:
                         self.records.unresolved.append(f"{user.name} on {self._targets[number]}: never answered again")
                         break
 
+    def delete_all(self, stubs: Sequence[RankingStub], give_up: float) -> None:
+        """Leave nothing of the users on the servers."""
+        replicas = Replicas(stubs, self._rng, self._options.deadline_s, self.records.last_calls)
+        for user in self._users:
+            try:
+                if user.seen:
+                    delete_surely(replicas, user.name, self._patience(give_up))
+            except (LogViolation, Unresolved) as error:
+                self.records.unresolved.append(str(error))
+
     def _trace(self) -> Iterator[Step]:
         options = self._options
         drawn = TraceOptions(
@@ -131,7 +152,8 @@ class ChaosClient:
         try:
             match step:
                 case Rank():
-                    self._rank(replicas, user, step.candidates, time_ms(step.time_s))
+                    recent = self._recent(time_ms(step.time_s))
+                    self._rank(replicas, user, step.candidates, time_ms(step.time_s), recent=recent)
                 case Append():
                     self._append(replicas, user, step.events, give_up)
                 case Delete():
@@ -147,10 +169,21 @@ class ChaosClient:
             user.broken = True
             self.records.unresolved.append(str(unresolved))
 
-    def _rank(self, replicas: Replicas, user: User, candidates: Ids, now_ms: int, target: str | None = None) -> bool:
-        """True if it was answered with scores."""
+    def _rank(
+        self,
+        replicas: Replicas,
+        user: User,
+        candidates: Ids,
+        now_ms: int,
+        target: str | None = None,
+        recent: Events | None = None,
+        *,
+        deleting: bool = False,
+    ) -> bool:
+        """True if it was answered with scores. deleting: the user is being deleted, so that no events are right too."""
+        recent = no_events() if recent is None else recent
         try:
-            result = replicas.rank(user.name, candidates, now_ms)
+            result = replicas.rank(user.name, candidates, now_ms, recent)
         except CallFailed:
             return False  # its status is counted
         source = result.cache.source.name.lower()
@@ -159,17 +192,38 @@ class ChaosClient:
         records.sources[source] += 1
         records.stale += result.stale
         records.lengths.append(result.history_len)
-        records.answers.append(Answer(where, user.life, user.life.size, now_ms, candidates, result.task_scores))
+        records.mixes["ranks_with_recent_events"] += len(recent) > 0
+        records.mixes["ranks_during_a_delete"] += deleting
+        life = Life() if deleting and result.history_len == 0 else user.life
+        records.answers.append(Answer(where, life, life.size, now_ms, candidates, result.task_scores, recent))
         return True
 
     def _append(self, replicas: Replicas, user: User, events: Events, give_up: float) -> None:
-        written = append_surely(replicas, user.name, events, user.life.size, self._patience(give_up))
+        races = bool(self._rng.random() < self._options.race_share)
+        patience = self._patience(give_up)
+        written = append_surely(replicas, user.name, events, user.life.size, patience, times=2 if races else 1)
+        self.records.mixes["appends_that_raced"] += races
         self.records.appends[written.value] += 1
         user.life.add(events)
 
     def _delete(self, replicas: Replicas, user: User, give_up: float) -> None:
-        delete_surely(replicas, user.name, self._patience(give_up))
+        candidates, now_ms = self._rng.choice(self._item_ids, self._options.num_candidates), time_ms(user.time_s)
+
+        def rank() -> None:
+            self._rank(replicas, user, candidates, now_ms, deleting=True)
+
+        delete_surely(replicas, user.name, self._patience(give_up), rank)
         user.life = Life()
+
+    def _recent(self, now_ms: int) -> Events | None:
+        """A few events that only a request knows, or none."""
+        if self._rng.random() >= self._options.recent_share:
+            return None
+        events = np.zeros(int(self._rng.integers(1, 6)), dtype=EVENT_DTYPE)
+        events["item_id"] = self._rng.choice(self._item_ids, len(events))
+        events["actions"] = 1 << self._rng.integers(0, self._num_actions, len(events))
+        events["time_ms"] = now_ms
+        return events
 
     def _patience(self, give_up: float) -> Callable[[], bool]:
         def keep_trying() -> bool:

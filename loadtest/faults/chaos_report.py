@@ -12,7 +12,9 @@ from loadtest.faults.oracle import BOUND, Answer
 LATE_S = 0.05
 """An answer may come this much after its deadline; more is late."""
 EXPECTED = frozenset({"OK", "UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"})
-"""Statuses that a fault may cause, and the refusal of a write that had been made. Others are violations."""
+"""Statuses that a fault may cause, and the refusal of a write that had been made. Others are violations, and without a
+fault so is UNAVAILABLE.
+"""
 
 _MOST_COMPLAINTS = 20
 
@@ -23,6 +25,7 @@ class ChaosReport:
 
     statuses: calls by "Method STATUS". sources: answered Ranks by tier. faults: by kind.
     appends: acknowledged ones by how: at once, repeated after an unknown outcome, or found written by one.
+    mixes: appends that raced, ranks during a delete, ranks with recent events.
     checked: Rank answers that were compared; final: those from after the last fault, every user on every replica.
     stale: answers that say they are, which no replica that refuses to be may give.
     wrong: answers of another length than was acknowledged, or with a score further than the bound from the oracle's.
@@ -39,6 +42,7 @@ class ChaosReport:
     statuses: dict[str, int]
     sources: dict[str, int]
     appends: dict[str, int]
+    mixes: dict[str, int]
     faults: dict[str, int]
     checked: int
     final: int
@@ -90,6 +94,7 @@ def report(
     unresolved = [text for record in records for text in record.unresolved]
     logs = [log for record in records for log in (record.calls, record.last_calls)]
     calls = [call for log in logs for call in log.ended]
+    expected = EXPECTED if faults else EXPECTED - {"UNAVAILABLE"}
     overdue_s = [call.seconds - deadline_s for call in calls]
     traced = (call for record in records for call in record.calls.ended)
     rank_ms = [call.seconds * 1e3 for call in traced if (call.method, call.status) == ("Rank", "OK")]
@@ -100,6 +105,7 @@ def report(
         statuses=dict(sorted(Counter(f"{call.method} {call.status}" for call in calls).items())),
         sources=dict(sum((record.sources for record in records), Counter[str]())),
         appends=dict(sum((record.appends for record in records), Counter[str]())),
+        mixes=dict(sum((record.mixes for record in records), Counter[str]())),
         faults=dict(faults),
         checked=len(errors),
         final=num_final,
@@ -109,7 +115,7 @@ def report(
         lost=len(lost),
         unresolved=len(unresolved),
         unanswered=sum(log.sent - len(log.ended) for log in logs),
-        unexpected=sum(call.status not in EXPECTED for call in calls),
+        unexpected=sum(call.status not in expected for call in calls),
         late=sum(overdue > LATE_S for overdue in overdue_s),
         latest_ms=max([0.0, *overdue_s]) * 1e3,
         stall_ms=stall_s * 1e3,

@@ -39,7 +39,9 @@ class Life:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """One ranked request: the life and the length that it had to see, and what it got. where: for the complaint."""
+    """One ranked request: the life and the length that it had to see, and what it got. where: for the complaint.
+    recent: the request's own events, behind those.
+    """
 
     where: str
     life: Life
@@ -47,6 +49,7 @@ class Answer:
     request_time_ms: int
     candidates: Ids
     task_scores: Floats
+    recent: Events = field(default_factory=no_events)
 
 
 def score_errors(checkpoint: Checkpoint, answers: Sequence[Answer], threads: int) -> dict[Answer, float]:
@@ -67,13 +70,14 @@ def _life_errors(checkpoint: Checkpoint, answers: Sequence[Answer]) -> dict[Answ
     model, items = checkpoint.model, checkpoint.items
     config, cpu = model.config, torch.device("cpu")
     served, history, errors = reference(model), answers[0].life.events(), {}
-    by_length: dict[int, list[Answer]] = defaultdict(list)
+    by_events: dict[tuple[int, bytes], list[Answer]] = defaultdict(list)
     for answer in answers:
-        by_length[answer.length].append(answer)
+        by_events[answer.length, answer.recent.tobytes()].append(answer)
     with torch.inference_mode():
-        for length, same in by_length.items():
-            start = WindowRule(config.max_history, config.window_chunk).start(length)
-            state = prefill(served, event_tokens(history[start:length], items, cpu))
+        for (length, _), same in by_events.items():
+            seen = np.concatenate([history[:length], same[0].recent])
+            start = WindowRule(config.max_history, config.window_chunk).start(len(seen))
+            state = prefill(served, event_tokens(seen[start:], items, cpu))
             for answer in same:
                 codes = torch.from_numpy(context_codes(config.context_features, {}, answer.request_time_ms))
                 targets = Targets(torch.from_numpy(items.rows(answer.candidates)), codes)

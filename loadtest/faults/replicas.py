@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 import grpc
 import numpy as np
 
 from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.errors import CallFailed
-from mfalcon.types import Events, Ids, RankResult
+from mfalcon.types import Events, Ids, RankResult, no_events
 from proto import ranking_pb2 as pb
 from proto.ranking_pb2_grpc import RankingStub
 
@@ -60,36 +60,57 @@ class Replicas:
         self.latest = 0
         """The replica that had the latest call."""
 
-    def rank(self, user_id: str, candidates: Ids, request_time_ms: int) -> RankResult:
+    def rank(
+        self, user_id: str, candidates: Ids, request_time_ms: int, recent_events: Events | None = None
+    ) -> RankResult:
         """Score candidates for a user."""
-        message = rank_message(user_id, candidates, request_time_ms=request_time_ms)
-        reply: pb.RankResponse = self._call("Rank", lambda stub: stub.Rank(message, timeout=self._deadline_s))
-        return rank_result(reply)
+        recent = no_events() if recent_events is None else recent_events
+        message = rank_message(user_id, candidates, request_time_ms=request_time_ms, recent_events=recent)
+        return rank_result(self._begin("Rank", message).reply())
 
-    def append_events(self, user_id: str, events: Events, expected_len: int) -> int:
-        """Append events and return the new length."""
+    def append_events(self, user_id: str, events: Events, expected_len: int, times: int) -> list[int | CallFailed]:
+        """Append the same events so many times at once: the new length or the failure of each."""
         message = append_message(user_id, events, expected_len)
-        reply: pb.AppendEventsResponse = self._call(
-            "AppendEvents", lambda stub: stub.AppendEvents(message, timeout=self._deadline_s)
-        )
-        return int(reply.history_len)
+        calls: list[_Pending[pb.AppendEventsResponse]] = [self._begin("AppendEvents", message) for _ in range(times)]
+        outcomes: list[int | CallFailed] = []
+        for call in calls:
+            try:
+                outcomes.append(int(call.reply().history_len))
+            except CallFailed as error:
+                outcomes.append(error)
+        return outcomes
 
-    def delete_user(self, user_id: str) -> None:
-        """Forget the user."""
-        message = pb.DeleteUserRequest(user_id=user_id)
-        self._call("DeleteUser", lambda stub: stub.DeleteUser(message, timeout=self._deadline_s))
+    def delete_user(self, user_id: str, meanwhile: Callable[[], object]) -> None:
+        """Delete the user. meanwhile: is called before there is an answer."""
+        call: _Pending[pb.DeleteUserResponse] = self._begin("DeleteUser", pb.DeleteUserRequest(user_id=user_id))
+        meanwhile()
+        call.reply()
 
-    def _call(self, method: str, send: Callable[[RankingStub], Reply]) -> Reply:
+    def _begin(self, method: str, message: object) -> "_Pending[Any]":
         self.latest = int(self._rng.integers(len(self._stubs)))
-        stub = self._stubs[self.latest]
+        send = getattr(self._stubs[self.latest], method).future
         self._log.sent += 1
-        began = time.monotonic()
+        return _Pending(method, send(message, timeout=self._deadline_s), self._log)
+
+
+class _Pending(Generic[Reply]):
+    """A call under way; when it ends is noted then, not when somebody asks for the reply."""
+
+    def __init__(self, method: str, call: "grpc.Future[Reply]", log: CallLog) -> None:
+        self._method, self._call, self._log = method, call, log
+        self._ended: list[float] = []
+        self._began = time.monotonic()
+        call.add_done_callback(lambda _: self._ended.append(time.monotonic()))
+
+    def reply(self) -> Reply:
+        """Once. Raises CallFailed."""
+        status = "OK"
         try:
-            reply = send(stub)
+            return self._call.result()
         except grpc.RpcError as error:
-            seconds = time.monotonic() - began
             call = cast(grpc.Call, error)  # what a stub raises is both
-            self._log.ended.append(Call(method, call.code().name, seconds))
-            raise CallFailed(call.code().name, call.details() or "no details") from error
-        self._log.ended.append(Call(method, "OK", time.monotonic() - began))
-        return reply
+            status = call.code().name
+            raise CallFailed(status, call.details() or "no details") from error
+        finally:
+            ended = self._ended[0] if self._ended else time.monotonic()  # the callback runs in another thread
+            self._log.ended.append(Call(self._method, status, ended - self._began))

@@ -2,11 +2,12 @@
 
 An append that ended without an answer may have been written or not, or may yet be. With one writer per user,
 `expected_len` tells: a repetition succeeds (the first was not written, and cannot be any more), or is refused with the
-length that the history has if the first was written. Any other length is an event lost or one too many.
+length that the history has if the first was written. Any other length is an event lost or one too many. Attempts that
+race for the same `expected_len` are told apart in the same way: one at most may win.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
@@ -40,44 +41,52 @@ class Unresolved(Exception):
 
 
 class Writes(Protocol):
-    """What is asked of the servers. Raises CallFailed."""
+    """What is asked of the servers. A delete raises CallFailed."""
 
-    def append_events(self, user_id: str, events: Events, expected_len: int) -> int:
-        """Append events and return the new length."""
+    def append_events(self, user_id: str, events: Events, expected_len: int, times: int) -> Sequence[int | CallFailed]:
+        """Append the same events so many times at once: the new length or the failure of each."""
 
-    def delete_user(self, user_id: str) -> None:
-        """Forget the user."""
+    def delete_user(self, user_id: str, meanwhile: Callable[[], object]) -> None:
+        """Delete the user. meanwhile: is called before there is an answer."""
 
 
 def append_surely(
-    writes: Writes, user_id: str, events: Events, expected_len: int, keep_trying: Callable[[], bool]
+    writes: Writes, user_id: str, events: Events, expected_len: int, keep_trying: Callable[[], bool], times: int = 1
 ) -> Written:
     """Append events to a history of `expected_len` and know that they are there, once.
 
-    keep_trying: waits a little; False ends the attempts. Raises LogViolation or Unresolved.
+    keep_trying: waits a little; False ends the attempts. times: how many of the same race in every attempt. Raises
+    LogViolation or Unresolved.
     """
     wanted, unknown = expected_len + len(events), 0
     while True:
-        try:
-            length = writes.append_events(user_id, events, expected_len)
-        except CallFailed as error:
-            if error.code == "FAILED_PRECONDITION":
-                _check_refusal(user_id, error, wanted, unknown)
-                return Written.FOUND
-            unknown += _was_unknown(user_id, "append", error)
-        else:
-            if length != wanted:
-                raise LogViolation(f"{user_id}: an append to {expected_len} events made {length}, must be {wanted}")
-            return Written.REPEATED if unknown else Written.AT_ONCE
+        outcomes = writes.append_events(user_id, events, expected_len, times)
+        lengths = [outcome for outcome in outcomes if not isinstance(outcome, CallFailed)]
+        failures = [outcome for outcome in outcomes if isinstance(outcome, CallFailed)]
+        refusals = [failure for failure in failures if failure.code == "FAILED_PRECONDITION"]
+        if any(length != wanted for length in lengths):
+            raise LogViolation(f"{user_id}: an append to {expected_len} events made {lengths[0]}, must be {wanted}")
+        if len(lengths) > 1:
+            raise LogViolation(f"{user_id}: {len(lengths)} appends that raced for {expected_len} events all won")
+        written = Written.REPEATED if unknown else Written.AT_ONCE
+        unknown += sum(_was_unknown(user_id, "append", failure) for failure in failures if failure not in refusals)
+        for refusal in refusals:
+            _check_refusal(user_id, refusal, wanted, unknown + len(lengths))
+        if lengths:
+            return written
+        if refusals:
+            return Written.FOUND
         if not keep_trying():
             raise Unresolved(f"{user_id}: an append to {expected_len} events never ended")
 
 
-def delete_surely(writes: Writes, user_id: str, keep_trying: Callable[[], bool]) -> None:
-    """Delete a user and know it. Raises LogViolation or Unresolved."""
+def delete_surely(
+    writes: Writes, user_id: str, keep_trying: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None
+) -> None:
+    """Delete a user and know it. meanwhile: is called during every attempt. Raises LogViolation or Unresolved."""
     while True:
         try:
-            writes.delete_user(user_id)
+            writes.delete_user(user_id, meanwhile)
             return
         except CallFailed as error:
             _was_unknown(user_id, "delete", error)
@@ -86,7 +95,7 @@ def delete_surely(writes: Writes, user_id: str, keep_trying: Callable[[], bool])
 
 
 def _check_refusal(user_id: str, error: CallFailed, wanted: int, unknown: int) -> None:
-    """Raise LogViolation unless the refusal means that an attempt of ours was written."""
+    """Raise LogViolation unless the refusal means that an attempt of ours was written, or may have been."""
     found = _LENGTH.search(str(error))
     if found is None or int(found[1]) != wanted or not unknown:
         attempts = f"{unknown} attempts of unknown outcome" if unknown else "no other attempt"

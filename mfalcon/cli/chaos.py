@@ -1,8 +1,9 @@
-"""`mfalcon chaos`: replicas on one Redis of its own, faults, and every answer held against a cold oracle."""
+"""`mfalcon chaos`: replicas on a Redis of its own, with faults, or running servers; each answer against a cold oracle."""
 
 import dataclasses
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -44,12 +45,21 @@ def chaos(
     no_redis: Annotated[
         bool, typer.Option("--no-redis", help="One server with its own event log; goes with --no-faults.")
     ] = False,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Start nothing and break nothing: a running server of CHECKPOINT; repeatable for replicas.",
+        ),
+    ] = None,
     logs: Annotated[Path | None, typer.Option(help="Directory for what the replicas log.")] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Kill and freeze Redis and replicas under load; exit code 1 on a wrong, lost, late or missing answer."""
     if no_redis and (servers > 1 or not no_faults):
         raise ConfigError("--no-redis: replicas share nothing without Redis; give --servers 1 and --no-faults too")
+    if target and (no_redis or logs is not None):
+        raise ConfigError("--target: nothing is started, so --no-redis and --logs do not go with it")
     torch.set_num_threads(1)
     options = ChaosOptions(
         seconds=minutes * 60,
@@ -57,22 +67,28 @@ def chaos(
         num_clients=clients,
         rate=rate,
         deadline_s=deadline_ms / 1000,
+        prefix=f"chaos-{secrets.token_hex(4)}" if target else "chaos",
         seed=seed,
     )
     machine = this_machine()
-    report = run(
-        path,
-        options,
-        num_servers=servers,
-        kv_budget_mb=kv_budget_mb,
-        fault_gap_s=None if no_faults else fault_gap,
-        redis=not no_redis,
-        logs=logs,
-    )
+    if target:
+        no_faults, servers = True, len(target)
+        report = run_against(path, options, target)
+    else:
+        report = run(
+            path,
+            options,
+            num_servers=servers,
+            kv_budget_mb=kv_budget_mb,
+            fault_gap_s=None if no_faults else fault_gap,
+            redis=not no_redis,
+            logs=logs,
+        )
     if json_output:
         where = {"benchmark": "chaos", "machine": dataclasses.asdict(machine), "commit": commit()}
         faults = {"fault_gap_s": None if no_faults else fault_gap}
-        sent = {"served": path.name, "servers": servers, "kv_budget_mb": kv_budget_mb, "redis": not no_redis} | faults
+        sent = {"served": path.name, "servers": servers} | faults
+        sent |= {"targets": target} if target else {"kv_budget_mb": kv_budget_mb, "redis": not no_redis}
         sent |= dataclasses.asdict(options) | {"load_after": round(os.getloadavg()[0], 2)}
         print_json(where | {"settings": sent} | dataclasses.asdict(report) | {"holds": report.holds})
     else:
@@ -108,10 +124,18 @@ def run(
     return sent.report(exited, owned_cores())
 
 
+def run_against(path: Path, options: ChaosOptions, targets: Sequence[str]) -> ChaosReport:
+    """Send to servers that run already, and compare."""
+    sent = Chaos(checkpoint.load(path), targets, options)
+    sent.run()
+    return sent.report((), owned_cores())
+
+
 def _print(report: ChaosReport) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{report.requests:,} calls in {report.seconds:.0f} s: {_counts(report.statuses)}")
     console.print(f"faults: {_counts(report.faults)}; appends: {_counts(report.appends)}")
+    console.print(f"of them: {_counts(report.mixes)}")
     console.print(f"states found: {_counts(report.sources)}")
     console.print(
         f"{report.checked:,} answers checked, {report.final:,} of them after the last fault: {report.wrong} wrong, "

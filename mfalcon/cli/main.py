@@ -57,10 +57,6 @@ COMMANDS = {
         "mfalcon.cli.loadtest",
         "Rank, AppendEvents and Prefill from many clients; fails if any request fails. For more: locust -f.",
     ),
-    "soak": (
-        "mfalcon.cli.soak",
-        "Mix Rank, AppendEvents and DeleteUser; exit code 1 unless each is answered once and every score is right.",
-    ),
     "chaos": (
         "mfalcon.cli.chaos",
         "Kill and freeze Redis and replicas under load; exit code 1 on a wrong, lost, late or missing answer.",

@@ -1,6 +1,6 @@
 """Writes of unknown outcome are resolved, what nothing explains is a violation, and the oracle sees what is wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -30,7 +30,16 @@ class FakeLog:
         self._script = script
         self._code = code
 
-    def append_events(self, user_id: str, events: Events, expected_len: int) -> int:
+    def append_events(self, user_id: str, events: Events, expected_len: int, times: int) -> list[int | CallFailed]:
+        outcomes: list[int | CallFailed] = []
+        for _ in range(times):
+            try:
+                outcomes.append(self._append(events, expected_len))
+            except CallFailed as failure:
+                outcomes.append(failure)
+        return outcomes
+
+    def _append(self, events: Events, expected_len: int) -> int:
         word = self._next()
         if word == "lost":
             raise CallFailed(self._code, "nobody knows")
@@ -43,7 +52,8 @@ class FakeLog:
             raise CallFailed(self._code, "nobody knows")
         return expected_len + len(events) if word == "dropped" else self.size
 
-    def delete_user(self, user_id: str) -> None:
+    def delete_user(self, user_id: str, meanwhile: Callable[[], object]) -> None:
+        meanwhile()
         word = self._next()
         if word in ("ok", "done"):
             self.size = 0
@@ -60,8 +70,8 @@ def always() -> bool:
     return True
 
 
-def append(log: FakeLog, expected_len: int = 10, num_events: int = 3) -> Written:
-    return append_surely(log, "u", random_events(num_events), expected_len, always)
+def append(log: FakeLog, expected_len: int = 10, num_events: int = 3, times: int = 1) -> Written:
+    return append_surely(log, "u", random_events(num_events), expected_len, always, times)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +93,30 @@ def test_an_append_is_written_once_whatever_becomes_of_its_answers(
     log = FakeLog(*script, size=10, code=code)
     assert append(log) is written
     assert (log.size, log.calls) == (13, calls)
+
+
+@pytest.mark.parametrize(
+    ("script", "written"),
+    [
+        (("ok",), Written.AT_ONCE),
+        (("lost", "ok"), Written.AT_ONCE),
+        (("done", "ok"), Written.FOUND),
+        (("RESOURCE_EXHAUSTED", "ok"), Written.AT_ONCE),
+        (("lost", "lost", "ok"), Written.REPEATED),
+        (("done", "lost", "ok"), Written.FOUND),
+    ],
+)
+def test_of_appends_that_race_one_is_written(script: Sequence[str], written: Written) -> None:
+    log = FakeLog(*script, size=10)
+    assert append(log, times=2) is written
+    assert log.size == 13
+
+
+def test_two_winners_of_a_race_are_a_violation() -> None:
+    with pytest.raises(LogViolation, match="raced for 10 events all won"):
+        append(FakeLog("dropped", size=10), times=2)  # each is told that its events are there
+    with pytest.raises(LogViolation, match="no other attempt"):
+        append(FakeLog("ok", size=13), times=2)
 
 
 def test_a_lost_event_is_a_violation() -> None:
@@ -137,8 +171,10 @@ def test_attempts_end_when_there_is_no_time_left() -> None:
 @pytest.mark.parametrize("script", [("ok",), ("lost", "ok"), ("done", "ok"), ("done", "RESOURCE_EXHAUSTED", "ok")])
 def test_a_delete_is_repeated_until_it_is_acknowledged(script: Sequence[str]) -> None:
     log = FakeLog(*script, size=5)
-    delete_surely(log, "u", always)
+    sizes: list[int] = []
+    delete_surely(log, "u", always, lambda: sizes.append(log.size))
     assert (log.size, log.calls) == (0, len(script))
+    assert sizes[0] == 5 and len(sizes) == len(script)
 
 
 CHECKPOINT = small_checkpoint()
@@ -177,6 +213,15 @@ def test_the_oracle_computes_what_a_forward_from_nothing_does() -> None:
     assert max(errors[good] for good in right) < 1e-6  # float32 of a float64 score below 8
     assert errors[wrong[0]] == pytest.approx(2e-4, rel=1e-2)
     assert errors[wrong[1]] == float("inf")
+
+
+def test_the_oracle_sees_a_request_s_own_events_behind_the_history() -> None:
+    events = random_events(20)
+    whole = answer(life_of(events), 20)
+    parts = Answer("", life_of(events[:17]), 17, NOW_MS, whole.candidates, whole.task_scores, events[17:])
+    without = Answer("", life_of(events[:17]), 17, NOW_MS, whole.candidates, whole.task_scores)
+    errors = score_errors(CHECKPOINT, [parts, without], threads=1)
+    assert errors[parts] < 1e-6 and errors[without] > 10 * BOUND
 
 
 def test_an_outdated_history_is_further_away_than_the_bound() -> None:
@@ -235,6 +280,9 @@ def test_every_violation_breaks_the_run() -> None:
     unexpected.calls.ended[0] = Call("Rank", "INTERNAL", 0.01)
     stale.stale = 1
     lost.lost = ["u: an append ..."]
+    away = good_records()
+    away.calls.ended[1] = Call("Rank", "UNAVAILABLE", 0.01)
+    assert (summary(away).unexpected, summary(away, faults={"kill_redis": 1}).unexpected) == (1, 0)
     assert not summary(length).holds
     assert summary(length).complaints == ("u on replica, 4: history_len 3, acknowledged are 4",)
     assert (summary(late).late, summary(late).holds) == (1, False)

@@ -33,6 +33,7 @@ def test_no_fault_makes_a_wrong_answer_or_loses_an_event(served: Path) -> None:
     assert report.checked >= 100
     assert report.final > 0 and report.final % 2 == 0  # every user on both servers
     assert report.sources["redis"] > 0
+    assert report.mixes["appends_that_raced"] > 0 and report.mixes["ranks_with_recent_events"] > 0
     assert (report.wrong, report.stale, report.lost) == (0, 0, 0), report.complaints
     assert (report.unanswered, report.unexpected, report.unresolved) == (0, 0, 0), report
     assert report.exited == 0, report.complaints
