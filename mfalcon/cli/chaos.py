@@ -1,4 +1,4 @@
-"""`mfalcon chaos`: replicas on a Redis of its own, with faults, or running servers; each answer against a cold oracle."""
+"""`mfalcon chaos`: replicas on one Redis with faults, or running servers; every answer held against a cold oracle."""
 
 import dataclasses
 import os
