@@ -31,8 +31,11 @@ MakeClient = Callable[..., RedisClient]
 async def make_client() -> AsyncIterator[MakeClient]:
     clients = []
 
-    def make(url: str, timeout_s: float = PATIENCE_S, max_connections: int = 32) -> RedisClient:
-        clients.append(RedisClient(RedisSettings(url, timeout_s, PATIENCE_S, max_connections), StateMetrics()))
+    def make(
+        url: str, timeout_s: float = PATIENCE_S, max_connections: int = 32, metrics: StateMetrics | None = None
+    ) -> RedisClient:
+        settings = RedisSettings(url, timeout_s, PATIENCE_S, max_connections)
+        clients.append(RedisClient(settings, metrics or StateMetrics()))
         return clients[-1]
 
     yield make
@@ -183,12 +186,13 @@ async def test_callers_in_a_hurry_open_no_breaker(redis_server: RedisServer, mak
 async def test_a_slow_server_keeps_its_breaker_open(redis_server: RedisServer, make_client: MakeClient) -> None:
     """An answer to a probe that comes too late is not one."""
     with SlowProxy(redis_server.port) as proxy:
-        client = make_client(proxy.url, 0.04)
+        metrics = StateMetrics()
+        client = make_client(proxy.url, 0.04, metrics=metrics)
         client.start()
         await echo(client)
         proxy.delay_s = 0.15
         await asyncio.sleep(2.5)
-        opened = client._metrics.registry.get_sample_value("mfalcon_redis_breaker_opened_total")
+        opened = metrics.registry.get_sample_value("mfalcon_redis_breaker_opened_total")
         assert opened == 1 and not client.available(key("ann"))
         proxy.delay_s = 0.0
         for _ in range(100):
@@ -282,16 +286,24 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
 
     await asyncio.gather(*(give_up() for _ in range(16)))
     assert num_answered > 100
-    if client._exchanges:
-        await asyncio.wait(client._exchanges)
-    await asyncio.sleep(0)
-    assert client._slots._value == limit
-    pool = client._redis.connection_pool  # type: ignore[union-attr]
-    assert len(pool._in_use_connections) == 0
     await asyncio.gather(*(ask(user_id) for user_id in lengths))
     await asyncio.sleep(0.1)
+    assert await most_at_once(client, redis_server) == limit
     connected = redis_server.text("CLIENT", "LIST").count("\n")
     assert connected <= limit + 2
+
+
+async def most_at_once(client: RedisClient, server: RedisServer) -> int:
+    """How many calls Redis is given together, of more that all wait there."""
+    command: Command = ("BLPOP", key("nobody"), 1)
+    calls = [
+        client.call("test", key("nobody"), [command], PATIENCE_S) for _ in range(2 * client.settings.max_connections)
+    ]
+    waiting = asyncio.gather(*calls, return_exceptions=True)
+    await asyncio.sleep(0.5)
+    (blocked,) = (line for line in server.text("INFO", "clients").splitlines() if line.startswith("blocked_clients:"))
+    await waiting
+    return int(blocked.partition(":")[2])
 
 
 async def test_a_frozen_server_opens_the_breaker_within_a_second_and_closes_it_again(
@@ -333,12 +345,13 @@ async def test_a_server_that_wants_a_password_refuses_large_commands_too(
     own_redis: OwnRedis, make_client: MakeClient
 ) -> None:
     server = own_redis(password="x")
-    client = make_client(f"redis://127.0.0.1:{server.port}")
+    metrics = StateMetrics()
+    client = make_client(f"redis://127.0.0.1:{server.port}", metrics=metrics)
     commands: list[Command] = [("GET", "a"), ("EVAL", "return 1", 3, "a", "b", "c", *["x" * 20_000] * 6)] * 3
     for command in commands:
         with pytest.raises(StorageUnavailable, match=r"refused|unreachable"):
             await client.call("test", "a", [command], PATIENCE_S)
-    counted = client._metrics.registry.get_sample_value("mfalcon_redis_errors_total", {"op": "test", "reason": "auth"})
+    counted = metrics.registry.get_sample_value("mfalcon_redis_errors_total", {"op": "test", "reason": "auth"})
     assert counted is not None and counted >= 3
 
 
