@@ -75,7 +75,7 @@ bench: .venv/.installed-test ## time scoring, appending, states in Redis and fau
 	$(BIN)/mfalcon bench score
 	$(BIN)/mfalcon bench append
 	$(BIN)/mfalcon bench state
-	$(BIN)/mfalcon bench faults --frozen
+	$(BIN)/mfalcon bench faults --only 'under load'
 
 gpu: .venv/.installed-test .venv/.installed-gpu ## tests and laws on this machine's CUDA device
 	$(BIN)/python -m pytest -q -m gpu

@@ -76,6 +76,13 @@ class Ranked:
         """The median."""
         return float(np.median(self.seconds)) * 1e3 if self.seconds else 0.0
 
+    def add(self, other: "Ranked") -> None:
+        """Ranks of another time."""
+        self.seconds += other.seconds
+        self.waited_seconds += other.waited_seconds
+        self.errors += other.errors
+        self.answers += other.answers
+
     def outcomes(self, checkpoint: Checkpoint) -> Counter[str]:
         """right, stale (right for the history that it names), WRONG, or the name of an error; how often each."""
         errors = score_errors(checkpoint, [answer for answer, _ in self.answers], threads=1)

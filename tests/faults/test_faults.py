@@ -3,11 +3,17 @@ counter tells of it.
 """
 
 import asyncio
+import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from loadtest.faults.table import LATE_S, Fault, Row, cases, measure
+from loadtest.faults.redis_faults import Fault, cases
+from loadtest.faults.table import LATE_S, Row, measure
 from loadtest.faults.world import DEADLINE_S, Setup, fault_checkpoint
+from mfalcon.cli import bench
+from mfalcon.errors import ConfigError
 
 CHECKPOINT = fault_checkpoint()
 NUM_RANKS = 3
@@ -35,3 +41,22 @@ def test_every_rank_is_answered_and_a_counter_moves(fault: Fault, setup: Setup) 
         assert row.on_host.outcomes == {"right": NUM_RANKS}
         assert set(row.only_in_redis.outcomes) == {"right"}
         assert set(row.append) == {"acknowledged"}
+
+
+def test_one_command_measures_a_fault_alone_and_under_load_and_writes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "faults.md"
+    small = ("--ranks", "3", "--rounds", "1", "--clients", "2", "--only", "frozen", "--write", str(page), "--json")
+    shown = CliRunner().invoke(bench.app, ["faults", *small])
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    assert [row["setup"] for row in found["rows"]] == ["states", "refuse", "stale"]
+    assert [(case["setup"], case["where"]) for case in found["under_load"]] == [
+        *(("states", "cold"), ("stale", "cold")),
+        ("stale", "host"),
+    ]
+    assert len(found["bars"]) == 6
+    text = page.read_text()
+    assert text.startswith("# Faults of Redis") and "| frozen | SIGSTOP | log, stale |" in text
+    assert "## Frozen under load" in text and "| breaker open |" in text
+    refused = CliRunner().invoke(bench.app, ["faults", "--only", "melted"])
+    assert isinstance(refused.exception, ConfigError) and "frozen under load" in str(refused.exception)
