@@ -38,8 +38,12 @@ class TritonBackend:
     name = "triton"
     batched = True
 
-    def __init__(self, stack: Stack, shape: KVShape, codes: torch.dtype | None = None) -> None:
-        """codes: of K and V on the pages, None for the compute dtype."""
+    def __init__(
+        self, stack: Stack, shape: KVShape, codes: torch.dtype | None = None, *, ahead: bool | None = None
+    ) -> None:
+        """codes: of K and V on the pages, None for the compute dtype. ahead: whether `prepare` compiles, which the
+        interpreter does not need; None where it computes on a GPU.
+        """
         config = stack_config(stack)
         self._stack = GpuStack(config, layer_weights(stack))
         self._dim, self._num_heads = config.dim, config.num_heads
@@ -47,6 +51,7 @@ class TritonBackend:
             tile_rows_for, num_bytes=shape.dtype.itemsize, head_dim=max(config.qk_dim, config.v_dim)
         )
         self.layout = PlainLayout(shape, PAGE_TOKENS, codes)
+        self._ahead = shape.device.type == "cuda" if ahead is None else ahead
         self._pool: KVPool | None = None
         self._kv: list[PagedKV] = []
         self._graphs: list[Graph] = []
@@ -93,7 +98,7 @@ class TritonBackend:
             tile_rows = self._tile_rows(num_rows)
             splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, like.device)
             self._graphs.append(Graph(run, limits, tile_rows, splits, self._dim, like))
-        if like.device.type == "cuda":
+        if self._ahead:
             self._compile(pool, microbatch)
 
     def _compile(self, pool: KVPool, microbatch: int) -> None:

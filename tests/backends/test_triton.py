@@ -14,6 +14,7 @@ pytest.importorskip("triton")
 
 from kernels.gpu.graphs import Graph
 from kernels.gpu.self_check import deviation
+from kernels.gpu.stack import GpuStack
 from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score_all
 from mfalcon.backends import triton as gpu
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
@@ -74,6 +75,19 @@ def requests(states: Sequence[KVState], sizes: Sequence[int]) -> list[Scoring]:
     return [Scoring(state, targets(m, m), NOW_MS + m) for state, m in zip(states, sizes, strict=True)]
 
 
+def count_replays(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of every replay from now on."""
+    replayed: list[int] = []
+    right = Graph.__call__
+
+    def counted(self: Graph, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        replayed.append(len(x))
+        return right(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "__call__", counted)
+    return replayed
+
+
 @torch.inference_mode()
 def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoded together and scored together, replayed or not, against the reference one by one."""
@@ -85,14 +99,7 @@ def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(gpu, "_MOST_ROWS", 25)  # two computations
     states = append_all(served, [served.empty_state()] * 3, deltas)
     assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
-    replayed: list[int] = []
-    right = Graph.__call__
-
-    def counted(self: Graph, x: torch.Tensor, *rest: object) -> torch.Tensor:
-        replayed.append(len(x))
-        return right(self, x, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Graph, "__call__", counted)
+    replayed = count_replays(monkeypatch)
     served.stack.prepare(served.pool, 8)
     for _ in range(2):  # what a replay leaves behind is nothing to the next
         assert (score_all(served, requests(states, sizes), 8) - expected).abs().max() <= BOUND
@@ -107,14 +114,18 @@ def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of encoding and of scoring, and nothing stays behind on the pages."""
     monkeypatch.setattr(gpu, "_MOST_ROWS", 4)
-    served = serve(CHECKPOINT.model, "triton", BUDGET)
-    backend, encoded, scored = served.stack, [], []
-    assert isinstance(backend, TritonBackend)
-    monkeypatch.setattr(backend._stack, "extend", lambda x, *_: encoded.append(len(x)))
-    monkeypatch.setattr(backend._stack, "score", lambda x, *_: scored.append(len(x)))
-    backend._compile(served.pool, 2)
-    assert (encoded, scored) == ([1, 2, 4], [1, 2])
-    assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+    backend = TritonBackend(CHECKPOINT.model.stack, CHECKPOINT.model.kv_shape(), ahead=True)
+    pool, encoded, scored = BUDGET.device_pool(backend.layout), [], []
+
+    def score_nothing(_: GpuStack, x: torch.Tensor, *rest: object) -> torch.Tensor:
+        scored.append(len(x))
+        return x
+
+    monkeypatch.setattr(GpuStack, "extend", lambda _, x, *rest: encoded.append(len(x)))
+    monkeypatch.setattr(GpuStack, "score", score_nothing)
+    backend.prepare(pool, 2)
+    assert (encoded, scored[-2:]) == ([1, 2, 4], [1, 2])
+    assert pool.accounts.num_free == pool.accounts.num_pages
 
 
 @torch.inference_mode()
@@ -122,12 +133,13 @@ def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
     served = serve(CHECKPOINT.model, "triton", BUDGET)
     served.stack.prepare(served.pool, 8)
-    backend = served.stack
-    assert isinstance(backend, TritonBackend)
+    replayed = count_replays(monkeypatch)
     one, two = states_of(served, (5, 6))
-    assert backend._graph([one], 8) is not None
-    assert backend._graph([one], 9) is None
-    assert backend._graph([one, two], 2) is None
+    score_all(served, requests([one], [9]), 9)
+    score_all(served, requests([one, two], [1, 1]), 2)
+    assert replayed == []
+    score_all(served, requests([one], [8]), 8)
+    assert replayed == [8]
 
 
 def arriving(served: ServedModel, state: KVState) -> tuple[KVState, threading.Event, ThreadCopier]:

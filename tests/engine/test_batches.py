@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 
+from kernels.paged import to_device
 from mfalcon.backends.select import KV_DTYPES
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
@@ -91,14 +93,13 @@ async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
 async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))
     engine.wait_ready(ANSWER_SECONDS)
-    right = Runner._to_device
 
-    def refuse(self: Runner, numbers: np.ndarray) -> object:
+    def refuse(numbers: np.ndarray, device: torch.device) -> torch.Tensor:
         if len(numbers) == 1 + 3 * 2:
             raise RuntimeError("CUDA error: an illegal memory access")
-        return right(self, numbers)
+        return to_device(numbers, device)
 
-    monkeypatch.setattr(Runner, "_to_device", refuse)
+    monkeypatch.setattr("mfalcon.engine.runner.to_device", refuse)
     answers = await asyncio.gather(*(engine.rank(request(i), None) for i in range(4)), return_exceptions=True)
     assert [type(answer) for answer in answers] == [RankResult, RankResult, EngineFailure, RankResult]
     await engine.close()
@@ -112,7 +113,7 @@ async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypa
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access")
 
-    monkeypatch.setattr(Runner, "_to_device", lost)
+    monkeypatch.setattr("mfalcon.engine.runner.to_device", lost)
     monkeypatch.setattr(Runner, "check_device", lost)
     works = [engine.rank(request(number), None) for number in range(4)]
     answers = await asyncio.wait_for(asyncio.gather(*works, return_exceptions=True), ANSWER_SECONDS)

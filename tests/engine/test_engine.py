@@ -4,7 +4,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -24,7 +23,9 @@ from mfalcon.errors import (
     Overloaded,
     ShuttingDown,
 )
-from mfalcon.kvcache.fetch import Fetched
+from mfalcon.history.history import History
+from mfalcon.kvcache.cache import Found, KVCache
+from mfalcon.kvcache.tier import Entry
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
@@ -156,7 +157,7 @@ async def test_a_deadline_is_checked_before_device_work(engine: Engine, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("device work for a late request")
 
-    monkeypatch.setattr(Runner, "_encode", refuse)
+    monkeypatch.setattr(KVCache, "lookup", refuse)
     for work in (engine.rank(request(), time.monotonic()), engine.prefill("ann", time.monotonic() - 1)):
         with pytest.raises(DeadlineExceeded, match="while the request was queued"):
             await work
@@ -190,14 +191,14 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
 
 
 async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = Runner._need
+    right = KVCache.lookup
 
-    def fail_for_bob(self: Runner, log: Fetched, seen: Events, pins: ExitStack) -> object:
-        if log.history.user_id == "bob":
+    def fail_for_bob(self: KVCache, history: History, start: int, fetched: Entry | None = None) -> Found | None:
+        if history.user_id == "bob":
             raise RuntimeError("CUDA error: an illegal memory access")
-        return right(self, log, seen, pins)
+        return right(self, history, start, fetched)
 
-    monkeypatch.setattr(Runner, "_need", fail_for_bob)
+    monkeypatch.setattr(KVCache, "lookup", fail_for_bob)
     works = [engine.rank(request("bob" if i % 3 == 1 else f"user-{i}"), None) for i in range(9)]
     answers = await asyncio.gather(*works, return_exceptions=True)
     for i, answer in enumerate(answers):
@@ -225,7 +226,7 @@ async def test_a_forward_that_fails_halfway_leaves_the_state_as_it_was(
     with monkeypatch.context() as patch:
         patch.setattr(type(last), "keep", die)
         if here is CacheSource.GPU:
-            patch.setattr("kernels.gpu.stack.GpuStack._last", die)
+            patch.setattr("kernels.gpu.stack.prefix_attention_parts", die)
         with pytest.raises(EngineFailure):
             await engine.rank(request(), None)
     result = await engine.rank(request(), None)

@@ -103,13 +103,14 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
 ) -> None:
     engine = await replica()
     assert engine.histories.redis is not None and engine.histories.redis.deletions is not None
-    deletions = Deletions(engine.histories.redis.client, engine.histories.redis.keys)
+    client = engine.histories.redis.client
+    deletions = Deletions(client, engine.histories.redis.keys)
     monkeypatch.setattr("mfalcon.history.deletions._PAGE", 2)
     assert await deletions.poll() == []
     redis_server.command("XADD", "t:deletions", "*", "something", "else")
     for number in range(3):
         await deletions.publish(Deletion(bytes([number]), b"life"))
-    right, calls = deletions._client.call, 0
+    right, calls = client.call, 0
 
     async def fail_once(*arguments: object) -> object:
         nonlocal calls
@@ -118,7 +119,7 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
             raise StorageUnavailable("no answer")
         return await right(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(deletions._client, "call", fail_once)
+    monkeypatch.setattr(client, "call", fail_once)
     with pytest.raises(StorageUnavailable):
         await deletions.poll()
     assert [deletion.user for deletion in await deletions.poll() or ()] == [b"\0", b"\1", b"\2"]

@@ -24,7 +24,7 @@ from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.history.local_log import LocalLog
 from mfalcon.metrics import StateMetrics
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult, no_events
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
 from tests.small import small_checkpoint
@@ -421,7 +421,7 @@ CASES: Sequence[Case] = (
 
 
 class WatchedEngine(Engine):
-    """A real engine on a tiny model that shows what is stored and how often a request came so far as to be ranked."""
+    """A real engine on a tiny model that shows how many users it has and how often a request came to be ranked."""
 
     def __init__(self) -> None:
         metrics, checkpoint = StateMetrics(), small_checkpoint()
@@ -434,11 +434,6 @@ class WatchedEngine(Engine):
     def num_users(self) -> int:
         assert isinstance(self.histories.log, LocalLog)
         return len(self.histories.log)
-
-    def stored(self, user_id: str) -> Events:
-        assert isinstance(self.histories.log, LocalLog)
-        history = self.histories.log._histories.get(user_id)
-        return no_events() if history is None else history.events
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         self.num_ranks += 1

@@ -48,7 +48,8 @@ async def test_answer(shared: Served[WatchedEngine], good_scores: list[float], c
             assert answer.message.startswith(answer.field)
 
     assert shared.engine.num_users == 1
-    np.testing.assert_array_equal(shared.engine.stored(bad_input.USER), bad_input.stored_history())
+    stored = (await shared.engine.histories.log.read(bad_input.USER, 1.0)).history.events
+    np.testing.assert_array_equal(stored, bad_input.stored_history())
     if "older than" not in case.shown:
         assert shared.engine.num_ranks == num_ranks, "the engine saw it"
 
