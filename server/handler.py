@@ -7,9 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-import numpy as np
-
-from mfalcon.errors import DeadlineExceeded, EngineFailure, NotReady, ShuttingDown
+from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server import limits
 from server.limits import Limits
@@ -37,7 +35,9 @@ class RankingEngine(Protocol):
         ...
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
-        """Score the candidates by a model of this name. InvalidInput when recent events are older than the log."""
+        """Score the candidates by a model of this name, all finite. InvalidInput when recent events are older than the
+        log.
+        """
         ...
 
     async def append_events(
@@ -129,10 +129,7 @@ class Handler:
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
         async with self._admitted(time_left) as deadline:
-            result = await self._engine.rank(request, deadline, info.name)
-        if not (np.isfinite(result.scores).all() and np.isfinite(result.task_scores).all()):
-            raise EngineFailure("the model gave a score that is not a finite number")
-        return result
+            return await self._engine.rank(request, deadline, info.name)
 
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, time_left: float | None

@@ -26,6 +26,7 @@ from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
+from mfalcon.kvcache.planner import Predictor
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import event_tokens
 from mfalcon.models.checkpoint import Checkpoint
@@ -333,7 +334,7 @@ class _Bench:
             of_each = [(n, self._samples[network, payload, n, "redis"]) for n in sorted(self._options.histories)]
             points = [(n, median(samples.fetch), median(samples.recompute)) for n, samples in of_each]
             bytes_per_token = replica.remote.states.layout.payload_bytes(1) / per_event
-            tokens = replica.predictor.crossover(bytes_per_token, longest * per_event)
+            tokens = predicted_crossover(replica.predictor, bytes_per_token, longest * per_event)
             predicted = None if tokens is None else tokens / per_event
             found.append(Crossover(self._shape.name, network, payload, crossover(points), predicted))
         return found
@@ -414,6 +415,27 @@ def _host_cell(shape: str, key: _Key, samples: _Samples, other: _Samples) -> Sta
 def regret(fetched: Sequence[bool], fetch_ms: float, recompute_ms: float) -> float:
     """Mean cost of some choices over the cost of the better way; 1 is perfect."""
     return fmean(fetch_ms if choice else recompute_ms for choice in fetched) / min(fetch_ms, recompute_ms)
+
+
+def predicted_crossover(predictor: Predictor, bytes_per_token: float, limit: int = 65_536) -> int | None:
+    """The number of tokens from which fetching beats recomputing, up to a limit; None if it does not there.
+
+    Powers of two are tried downward from the limit until one loses; the answer lies between it and the last that
+    won, found by bisection.
+    """
+
+    def wins(num_tokens: int) -> bool:
+        return predictor.expected_fetch_wins(num_tokens, round(num_tokens * bytes_per_token))
+
+    if not wins(limit):
+        return None
+    won, lost = limit, 1 << (limit.bit_length() - 1)
+    while lost and wins(lost):
+        won, lost = lost, lost // 2
+    while won - lost > 1:
+        middle = (won + lost) // 2
+        won, lost = (middle, lost) if wins(middle) else (won, middle)
+    return won
 
 
 def crossover(points: Sequence[tuple[int, float, float]]) -> float | None:

@@ -155,5 +155,7 @@ class Device:
         runner = self._runners.get(first.model) if isinstance(first, RankJob) else None
         if runner is not None and runner.batched:
             step_batch(runner, batch)
+        elif len(batch) == 1:
+            step(self._runners, first)
         else:
             self.workers.run(partial(step, self._runners), batch)

@@ -6,13 +6,14 @@ the one the writer knows and writes nothing if it differs: concurrent writers ca
 checked atomically. A read brings the events that our verified copy lacks and proves them by the hash.
 """
 
+import contextlib
 import os
 import struct
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
+from cachetools import LRUCache
 
 from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
 from mfalcon.history.chain import LINK_BYTES
@@ -124,10 +125,8 @@ class RedisLog:
         self._keys = keys
         self._retention = retention
         self._metrics = metrics
-        self._cache_bytes = cache_bytes
         self._serve_stale = serve_stale
-        self._copies: OrderedDict[bytes, History] = OrderedDict()
-        self._num_bytes = 0
+        self._copies: LRUCache[bytes, History] = LRUCache(cache_bytes, getsizeof=lambda history: history.num_bytes)
 
     async def read(self, user_id: str, timeout_s: float) -> Reading:
         """The user's history, verified, within two round trips; mostly one.
@@ -186,14 +185,11 @@ class RedisLog:
 
     def drop(self, user: bytes) -> None:
         """Forget our copy of a user's history."""
-        copy = self._copies.pop(user, None)
-        if copy is not None:
-            self._num_bytes -= copy.num_bytes
+        self._copies.pop(user, None)
 
     def drop_all(self) -> None:
         """Forget every copy."""
         self._copies.clear()
-        self._num_bytes = 0
 
     async def _read(self, known: History, timeout_s: float) -> History:
         """The history now, from what we know of it."""
@@ -219,8 +215,6 @@ class RedisLog:
         raw, first, content = reply
         if first == AS_KNOWN:
             self._metrics.log_reads.labels("unchanged").inc()
-            if known.user in self._copies:
-                self._copies.move_to_end(known.user)
             return known
         if not raw:
             self.drop(known.user)
@@ -254,11 +248,8 @@ class RedisLog:
 
     def _keep(self, history: History) -> None:
         self.drop(history.user)
-        self._copies[history.user] = history
-        self._num_bytes += history.num_bytes
-        while self._num_bytes > self._cache_bytes:
-            _, oldest = self._copies.popitem(last=False)
-            self._num_bytes -= oldest.num_bytes
+        with contextlib.suppress(ValueError):  # larger than all of the cache
+            self._copies[history.user] = history
 
     def _append_command(self, known: History, after: History, events: Events) -> Command:
         is_whole = after.base != known.base or not known.generation

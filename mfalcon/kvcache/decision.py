@@ -18,11 +18,6 @@ class Decision:
     fetch: Estimate | None
     recompute: Estimate
 
-    @property
-    def expected(self) -> Estimate:
-        """The estimate of the chosen way."""
-        return self.fetch if self.choice == "fetch" and self.fetch is not None else self.recompute
-
     def explain(self) -> str:
         """One line for traces, the chosen way first."""
         if self.fetch is None:

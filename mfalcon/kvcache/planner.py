@@ -77,23 +77,3 @@ class Predictor:
         """Whether to fetch a state of `num_tokens` tokens, all other things equal: to start before more is known."""
         fetch = self.fetch.predict(num_bytes).seconds + self.decode.predict(num_bytes).seconds
         return fetch < self.encode.predict(0, num_tokens).seconds
-
-    def crossover(self, bytes_per_token: float, limit: int = 65_536) -> int | None:
-        """The number of tokens from which fetching beats recomputing, up to a limit; None if it does not there.
-
-        Powers of two are tried downward from the limit until one loses; the answer lies between it and the last that
-        won, found by bisection.
-        """
-
-        def wins(num_tokens: int) -> bool:
-            return self.expected_fetch_wins(num_tokens, round(num_tokens * bytes_per_token))
-
-        if not wins(limit):
-            return None
-        won, lost = limit, 1 << (limit.bit_length() - 1)
-        while lost and wins(lost):
-            won, lost = lost, lost // 2
-        while won - lost > 1:
-            middle = (won + lost) // 2
-            won, lost = (middle, lost) if wins(middle) else (won, middle)
-        return won

@@ -7,9 +7,10 @@ written to by itself, one user at a time: a slow one delays its own users alone.
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from concurrent.futures import Executor
 from dataclasses import dataclass
+
+from cachetools import LRUCache
 
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.history import History
@@ -65,7 +66,7 @@ class WriteBehind:
         self._workers = workers
         self._timeout_s = timeout_s
         self._queue = OffloadQueue(budget_bytes)
-        self._stored: OrderedDict[bytes, _Stored] = OrderedDict()
+        self._stored: LRUCache[bytes, _Stored] = LRUCache(_REMEMBERED_USERS)
         self._writing: dict[bytes, _Writing] = {}
         self._idle = asyncio.Event()
         self._idle.set()
@@ -102,9 +103,6 @@ class WriteBehind:
     def stored(self, history: History, start: int, stop: int) -> None:
         """Note that Redis holds history[start:stop]; its chunks shall live on."""
         self._stored[history.user] = _Stored(history.generation, start, stop, history.link(stop))
-        self._stored.move_to_end(history.user)
-        if len(self._stored) > _REMEMBERED_USERS:
-            self._stored.popitem(last=False)
 
     def drop(self, user: bytes) -> None:
         """Drop what waits for a user."""

@@ -16,7 +16,7 @@ from mfalcon.backends.choice import choose
 from mfalcon.backends.select import ServedModel
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.engine.workers import WorkerPool
+from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
@@ -89,9 +89,10 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     engine.wait_ready()
 
     def broken(*_: object) -> None:
-        raise RuntimeError("can't start new thread")
+        raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(WorkerPool, "run", broken)
+    monkeypatch.setattr(Runner, "rank", broken)
+    monkeypatch.setattr(Runner, "check_device", broken)
     asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
     answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
     assert all(isinstance(answer, MFalconError) for answer in answers)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.bench.state import predicted_crossover
 from mfalcon.kvcache.cost import EncodeCost, Estimate, QueueCost, TransferCost
 from mfalcon.kvcache.planner import Predictor, Situation
 
@@ -149,7 +150,7 @@ def test_the_crossover_is_where_fetching_begins_to_win(
 ) -> None:
     predictor = Predictor(encode=EncodeCost(call_seconds=call), fetch=TransferCost(latency, bandwidth))
     wins = [predictor.expected_fetch_wins(n, n * bytes_per_token) for n in range(limit + 1)]
-    crossover = predictor.crossover(bytes_per_token, limit)
+    crossover = predicted_crossover(predictor, bytes_per_token, limit)
     if not wins[limit]:
         assert crossover is None
         return
@@ -167,7 +168,7 @@ def test_known_crossovers() -> None:
         fetch=TransferCost(100.6e-3, 1e6),
         decode=TransferCost(1e-9, 1e15),
     )
-    assert predictor.crossover(0) == 101
-    assert predictor.crossover(500) == 202  # 100.6 / (1 - 0.5), and the next
-    assert predictor.crossover(500, limit=201) is None
-    assert predictor.crossover(1_000) is None
+    assert predicted_crossover(predictor, 0) == 101
+    assert predicted_crossover(predictor, 500) == 202  # 100.6 / (1 - 0.5), and the next
+    assert predicted_crossover(predictor, 500, limit=201) is None
+    assert predicted_crossover(predictor, 1_000) is None

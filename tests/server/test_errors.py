@@ -75,12 +75,6 @@ async def test_a_defect_is_logged_and_not_told(running: Running, caplog: pytest.
     assert "Traceback" in caplog.text
 
 
-async def test_a_score_that_is_no_number_is_an_error(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.server.fake_engine.like_scores", lambda ids, num_events: ids.astype("f4") * float("nan"))
-    code, text = await rank_refused(running)
-    assert (code, text) == ("INTERNAL", "the model gave a score that is not a finite number")
-
-
 async def test_deadline_of_the_server() -> None:
     async with serving(request_timeout_ms=50) as running:
         running.engine.gate.clear()
