@@ -17,6 +17,7 @@ from mfalcon.backends.select import ServedModel
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Runner
+from mfalcon.engine.workers import WorkerPool
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
