@@ -12,30 +12,27 @@ import numpy as np
 import torch
 
 from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.replica import Brought, Replica
 from loadtest.bench.shapes import REQUEST_TIME_MS, Shape, dtype_named, shape_named
-from loadtest.bench.state_replica import Brought, Device, Replica
 from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
 from loadtest.load.append_traffic import AppendTraffic, append_traffic
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar
 from loadtest.report.timing import Spread, spread
-from mfalcon.algorithm import prefill
-from mfalcon.backends.select import serve
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.kvcache.state import KVState
-from mfalcon.models.base import event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import EVENT_DTYPE, Events
 
 NOTES = (
     "each way is timed from the request's arrival to a state that can be scored against, through the engine's own "
-    "recall and runner; the event log is in the process, so that states alone are compared",
+    "fetcher and runner; the event log is in the process, so that states alone are compared",
     "recompute: encode all n events (tier behind: the last quarter, after a state of the others on the host)",
     "fetch: read all chunks from Redis, verify, decode, find; host: the state is on the host, which on a CPU is where "
     "a device hit is too: of it, acquire is what the store costs",
@@ -195,28 +192,24 @@ async def _run(options: StateOptions, progress: Callable[[str], None]) -> StateR
     crossovers: list[Crossover] = []
     sizes: list[Size] = []
     traffic: list[AppendTraffic] = []
-    device = Device(options.threads)
-    try:
-        for shape in map(shape_named, options.shapes):
-            longest = max(options.histories)
-            checkpoint = random_checkpoint(
-                shape, _ITEMS, options.seed, max_history=longest, dtype=dtype_named(options.dtype)
-            )
-            sizes += [_size(shape, checkpoint, payload, longest) for payload in options.payloads]
-            with ExitStack() as stack:
-                urls = _reach(options, stack)
-                async with AsyncExitStack() as entered:
-                    bench = _Bench(shape, checkpoint, options, device, progress)
-                    await bench.open(urls, entered)
-                    await bench.measure()
-                    cells += bench.cells()
-                    crossovers += bench.crossovers(longest)
-                    await bench.erase()
-            if options.redis_url is None:
-                progress(f"{shape.name}: what one appended event makes travel")
-                traffic += await _traffic(options, checkpoint, device)
-    finally:
-        device.close()
+    for shape in map(shape_named, options.shapes):
+        longest = max(options.histories)
+        checkpoint = random_checkpoint(
+            shape, _ITEMS, options.seed, max_history=longest, dtype=dtype_named(options.dtype)
+        )
+        sizes += [_size(shape, checkpoint, payload, longest) for payload in options.payloads]
+        with ExitStack() as stack:
+            urls = _reach(options, stack)
+            async with AsyncExitStack() as entered:
+                bench = _Bench(shape, checkpoint, options, progress)
+                await bench.open(urls, entered)
+                await bench.measure()
+                cells += bench.cells()
+                crossovers += bench.crossovers(longest)
+                await bench.erase()
+        if options.redis_url is None:
+            progress(f"{shape.name}: what one appended event makes travel")
+            traffic += await _traffic(options, checkpoint)
     return StateResult(
         "state",
         machine,
@@ -255,29 +248,24 @@ class _Bench:
         shape: Shape,
         checkpoint: Checkpoint,
         options: StateOptions,
-        device: Device,
         progress: Callable[[str], None],
     ) -> None:
         self._shape, self._checkpoint, self._options = shape, checkpoint, options
-        self._served = serve(checkpoint.model)
-        self._device, self._progress = device, progress
+        self._progress = progress
         self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
         self._replicas: dict[tuple[str, str], Replica] = {}
         self._samples: dict[_Key, _Samples] = {}
-        self._held: dict[int, tuple[KVState, KVState]] = {}
 
     async def open(self, urls: dict[str, str], entered: AsyncExitStack) -> None:
-        """Start and warm up the replicas; those of the first network write every state to Redis."""
+        """Start the replicas; those of the first network write every state to Redis."""
         options = self._options
-        self._held = await self._device.run(lambda: {n: self._states(n) for n in options.histories})
         for network, url in urls.items():
             for payload in options.payloads:
                 self._progress(f"{self._shape.name}: a replica with {payload} over {network}")
                 redis = _redis_options(url, self._prefix, payload, holds_log=False)
-                replica = Replica(self._checkpoint, redis, self._device, served=self._served)
+                replica = Replica(self._checkpoint, redis, threads=options.threads)
                 await entered.enter_async_context(replica)
                 self._replicas[network, payload] = replica
-                await replica.warm_up()
                 for n in options.histories:
                     await replica.log.append(_user(n), random_history(n, options.seed), 0, None)
         for (network, _), replica in self._replicas.items():
@@ -292,22 +280,15 @@ class _Bench:
             counts = index >= options.learning
             self._progress(f"{self._shape.name}: round {index + 1} of {options.learning + options.rounds}")
             for n in options.histories:
-                whole, part = self._held[n]
                 for (network, payload), replica in self._replicas.items():
                     history = await replica.read(_user(n))
-                    for tier, state in (("redis", None), ("behind", part)):
+                    behind = await replica.encoded(history, n - n // _BEHIND)
+                    for tier, state in (("redis", None), ("behind", behind)):
                         samples = self._samples.setdefault((network, payload, n, tier), _Samples())
                         await _take_turn(replica, history, state, samples if counts else None, index)
                     if counts:
                         samples = self._samples.setdefault((network, payload, n, "host"), _Samples())
-                        await _hit(replica, history, whole, samples)
-
-    def _states(self, n: int) -> tuple[KVState, KVState]:
-        """A state of the whole history and one that is behind."""
-        checkpoint, events = self._checkpoint, random_history(n, self._options.seed)
-        tokens = event_tokens(events, checkpoint.items, torch.device("cpu"))
-        behind = event_tokens(events[: n - n // _BEHIND], checkpoint.items, torch.device("cpu"))
-        return prefill(self._served, tokens), prefill(self._served, behind)
+                        await _hit(replica, history, samples)
 
     def cells(self) -> list[StateCell]:
         """What the samples say."""
@@ -363,8 +344,8 @@ async def _take_turn(
             samples.recompute.append((await replica.bring(history.user_id, "recompute")).seconds)
 
 
-async def _hit(replica: Replica, history: History, state: KVState, samples: _Samples) -> None:
-    await replica.hold(history, state)
+async def _hit(replica: Replica, history: History, samples: _Samples) -> None:
+    await replica.hold(history, await replica.encoded(history, len(history)))
     samples.host.append((await replica.bring(history.user_id)).seconds)
     samples.acquire += [await replica.acquire(history) for _ in range(_ACQUIRES)]
 
@@ -503,14 +484,14 @@ def _size(shape: Shape, checkpoint: Checkpoint, payload: str, n: int) -> Size:
     )
 
 
-async def _traffic(options: StateOptions, checkpoint: Checkpoint, device: Device) -> list[AppendTraffic]:
+async def _traffic(options: StateOptions, checkpoint: Checkpoint) -> list[AppendTraffic]:
     """At n=1024 if the window has room for one event more, else as near as it has."""
     n = min(1024, checkpoint.model.config.max_history - 1)
     events, found = random_history(n + 1, options.seed), []
     for payload in options.payloads:
         with RedisServer() as server:
             redis = _redis_options(server.url, "bench", payload, holds_log=True)
-            found.append(await append_traffic(server, checkpoint, redis, device, events))
+            found.append(await append_traffic(server, checkpoint, redis, events))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from loadtest.bench.state_replica import Device, Replica
+from loadtest.bench.replica import Replica
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.models.checkpoint import Checkpoint
@@ -32,16 +32,14 @@ class AppendTraffic:
 
 
 async def append_traffic(
-    server: RedisServer, checkpoint: Checkpoint, options: RedisOptions, device: Device, events: Events
+    server: RedisServer, checkpoint: Checkpoint, options: RedisOptions, events: Events
 ) -> AppendTraffic:
     """Count it for the last of the events, on a server that nobody else uses. options: with the log in Redis."""
     user_id, n = "append-traffic", len(events) - 1
     async with (
-        Replica(checkpoint, options, device, probing=False) as writer,
-        Replica(checkpoint, options, device, probing=False) as reader,
+        Replica(checkpoint, options, probing=False) as writer,
+        Replica(checkpoint, options, probing=False) as reader,
     ):
-        for replica in (writer, reader):
-            await replica.warm_up()
         await writer.log.append(user_id, events[:n], 0, None)
         await writer.bring(user_id, "recompute")
         await reader.bring("nobody", "recompute")  # connections are open from here on

@@ -8,9 +8,9 @@ import typer
 from typer.testing import CliRunner
 
 from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.replica import Replica
 from loadtest.bench.shapes import SHAPES
 from loadtest.bench.state import random_history
-from loadtest.bench.state_replica import Device, Replica
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import reference
@@ -48,11 +48,9 @@ async def test_redis_uses_what_is_counted(redis_server: RedisServer, dtype: str)
     row = next(row for row in inspect.measure(loaded).states if row.dtype == dtype)
     settings = RedisSettings(redis_server.url, timeout_s=5, write_timeout_s=5)
     options = RedisOptions(settings, state_dtype=PayloadDtype.from_name(dtype))
-    device = Device(1)
-    async with Replica(loaded, options, device, probing=False) as replica:
+    async with Replica(loaded, options, probing=False) as replica:
         await replica.log.append("ann", random_history(1_500, 0), 0, None)
         await replica.bring("ann", "recompute")
-    device.close()
     names = redis_server.command("KEYS", "*")
     assert isinstance(names, list)
     used = {name: _memory(redis_server, name) for name in names if isinstance(name, bytes)}
@@ -69,11 +67,10 @@ async def test_redis_uses_what_is_counted(redis_server: RedisServer, dtype: str)
 
 async def test_a_log_that_grows_by_events_has_at_most_twice_its_bytes(redis_server: RedisServer) -> None:
     settings = RedisSettings(redis_server.url, timeout_s=5, write_timeout_s=5)
-    events, device = random_history(700, 0), Device(1)
-    async with Replica(random_checkpoint(SHAPES["tiny"], 1_000), RedisOptions(settings), device) as replica:
+    events = random_history(700, 0)
+    async with Replica(random_checkpoint(SHAPES["tiny"], 1_000), RedisOptions(settings)) as replica:
         for index in range(len(events)):
             await replica.log.append("ann", events[index : index + 1], index, None)
-    device.close()
     (name,) = redis_server.command("KEYS", "*:log")  # type: ignore[misc]
     assert isinstance(name, bytes)
     raw = 64 + 24 * len(events)
