@@ -2,7 +2,8 @@
 
 `python -m loadtest.bench.gpu_all --out DIR [--minutes 9]` runs each step as a process of its own, so that one that dies
 takes nothing with it; the benchmarks write their JSON after every cell, the most important first. `make bench-gpu`
-calls it.
+calls it. `--step NAME` is one of them alone, in this process. It is no command of mfalcon, because the machine may have
+no typer.
 
 Needs torch >= 2.11, triton >= 3.6 and numpy. Stacks need pydantic too, laws and tests also opentelemetry-api, redis and
 pytest-asyncio; a step whose packages are missing is skipped and says so. For a machine that has torch, triton, numpy,
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,6 +29,7 @@ import torch
 
 from loadtest.bench.gpu_profile import ncu_command
 from loadtest.report.machine import commit as here
+from mfalcon.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 _MODEL = ("pydantic", "pydantic_core")
@@ -39,6 +42,8 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     check(torch.device("cuda"), dtype)
     print("self-check passed in", dtype, flush=True)
 """
+_STEPS = {"laws": "gpu_laws", "tune": "gpu_tune", "stacks": "gpu_stacks", "kernels": "kernels"}
+"""Modules with a function `step`. What they import may be missing here."""
 _LAST_LINES = 12
 _MARGIN_S = 10.0
 
@@ -70,28 +75,25 @@ def steps(out: Path, device_name: str, left_s: float, commit: str | None) -> lis
     python, name = (sys.executable, "-m"), device_name.replace(" ", "_")
     of_commit = () if commit is None else ("--commit", commit)
 
-    def budget(share: float) -> tuple[str, str]:
-        return "--budget", f"{share * left_s:.0f}"
+    def ours(step: str, budget: float) -> tuple[str, ...]:
+        seconds = ("--minutes", f"{budget * left_s / 60:.2f}")
+        return (*python, "loadtest.bench.gpu_all", "--step", step, "--out", str(out), *seconds, *of_commit)
 
-    kernels, stacks = out / f"kernels-{name}.json", out / f"stacks-{name}.json"
     return [
         Step("self-check", (sys.executable, "-c", _SELF_CHECK), gate=True),
-        Step(
-            "laws", (*python, "loadtest.bench.gpu_laws", "--json", str(out / f"laws-{name}.json")), _ENGINE, gate=True
-        ),
+        Step("laws", ours("laws", 1.0), _ENGINE, gate=True),
         Step("tests", (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), _TESTS, 0.3, gate=True),
-        Step("tune", (*python, "loadtest.bench.gpu_tune", *budget(0.2)), share=0.35),
-        Step(
-            "stacks",
-            (*python, "loadtest.bench.gpu_stacks", "--json", str(stacks), *budget(0.3), *of_commit),
-            _MODEL,
-            0.7,
-        ),
-        Step(
-            "kernels", (*python, "loadtest.bench.kernels", "--json", str(kernels), *budget(0.25), *of_commit), share=0.9
-        ),
+        Step("tune", ours("tune", 0.2), share=0.35),
+        Step("stacks", ours("stacks", 0.3), _MODEL, 0.7),
+        Step("kernels", ours("kernels", 0.25), share=0.9),
         Step("ncu", tuple(ncu_command(out / f"ncu-{name}.txt")), ("ncu",)),
     ]
+
+
+def run_step(step: str, out: Path, device_name: str, budget_s: float, commit: str | None) -> bool:
+    """One of ours in this process; False if something is wrong."""
+    file = out / f"{step}-{device_name.replace(' ', '_')}.json"
+    return bool(import_module(f"loadtest.bench.{_STEPS[step]}").step(file, budget_s, commit))
 
 
 def run(plan: Sequence[Step], log: Path, seconds: float) -> list[Outcome]:
@@ -122,11 +124,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--commit", default=here(), help="of this tree, where git cannot tell")
     parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="leave a step out; repeatable")
+    parser.add_argument("--step", choices=_STEPS, help="this one alone")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu_all: torch finds no CUDA device here")
     given.out.mkdir(parents=True, exist_ok=True)
-    out, seconds, name = given.out.resolve(), 60 * given.minutes - _MARGIN_S, torch.cuda.get_device_name()
+    out, name = given.out.resolve(), torch.cuda.get_device_name()
+    if given.step is not None:
+        try:
+            sys.exit(0 if run_step(given.step, out, name, 60 * given.minutes, given.commit) else 1)
+        except ConfigError as error:
+            sys.exit(f"gpu_all: {error}")
+    seconds = 60 * given.minutes - _MARGIN_S
     plan = [step for step in steps(out, name, seconds, given.commit) if step.name not in given.skip]
     outcomes = run(plan, out / "gpu.log", seconds)
     tuned = ROOT / "kernels" / "gpu" / "tuned" / f"{name.replace(' ', '_')}.json"

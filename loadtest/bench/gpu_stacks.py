@@ -1,13 +1,11 @@
 """Whole stacks on a device, against states on real pages as the engine keeps them: uncached, cached, appended.
 
-`python -m loadtest.bench.gpu_stacks --json FILE` needs torch, triton, numpy and pydantic; `mfalcon bench score --device
-cuda` is the same. What is timed has been held against the reference in the same run; where that fails, nothing is
+`mfalcon bench score --device cuda` runs it, and `loadtest.bench.gpu_all` where there is torch, triton, numpy and
+pydantic. What is timed has been held against the reference in the same run; where that fails, nothing is
 timed.
 """
 
-import argparse
 import gc
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +29,7 @@ from loadtest.bench.gpu_worlds import (
     score_work,
 )
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, headline, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, headline, say, write_json
 from loadtest.report.table import Part, Table, as_text
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
@@ -316,35 +314,12 @@ def page(result: StackResult) -> Iterator[Part]:
     yield from (f"RED {text}" for text in result.broken)
 
 
-def main() -> None:
-    """What `python -m loadtest.bench.gpu_stacks` does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the result here, after every cell")
-    parser.add_argument("--stack", action="append", default=[], help="dlrm-v3 or nvidia; repeat for more")
-    parser.add_argument("--seconds", type=float, default=StackOptions().seconds)
-    parser.add_argument("--budget", type=float, default=StackOptions().budget_s, help="seconds for everything")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
-    given = parser.parse_args()
-    options = StackOptions(
-        tuple(given.stack),
-        seconds=given.seconds,
-        budget_s=given.budget,
-        quick=given.quick,
-        commit=given.commit,
-    )
-
-    def save(result: StackResult) -> None:
-        if given.json is not None:
-            write_json(given.json, result)
-
-    try:
-        result = run(options, lambda text: print(text, file=sys.stderr, flush=True), save)
-    except ConfigError as error:
-        sys.exit(f"gpu_stacks: {error}")
-    save(result)
+def step(file: Path, budget_s: float, commit: str | None) -> bool:
+    """A step of `loadtest.bench.gpu_all`: the result is in the file after every cell. False if a stack is wrong."""
+    result = run(StackOptions(budget_s=budget_s, commit=commit), say, partial(write_json, file))
+    write_json(file, result)
     print(as_text(page(result)))
-    sys.exit(1 if result.broken else 0)
+    return not result.broken
 
 
 def _chosen(options: StackOptions, device: torch.device) -> list[Scenario]:
@@ -393,7 +368,3 @@ def _steps(cells: Sequence[StackCell]) -> dict[str, float]:
         if cell.path == REQUEST and ours is not None and theirs is not None:
             steps[f"{cell.scenario}, {cell.cached} cached"] = theirs / ours
     return steps
-
-
-if __name__ == "__main__":
-    main()

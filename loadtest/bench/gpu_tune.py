@@ -1,12 +1,10 @@
 """Block sizes for one device: a bounded list of candidates for each shape of the stacks, the fastest that is right.
 
-`python -m loadtest.bench.gpu_tune` writes `kernels/gpu/tuned/<device name>.json`, which `kernels.gpu.configs` reads,
+`mfalcon bench kernels --tune` writes `kernels/gpu/tuned/<device name>.json`, which `kernels.gpu.configs` reads,
 after every shape; it needs torch, triton and numpy. A candidate must agree with the configuration that it replaces.
 """
 
-import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,7 +20,7 @@ from kernels.gpu.linear import linear
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case, inputs
 from loadtest.bench.gpu_timing import DeviceTimer, Run, bench_device, name_of, relative_error
 from loadtest.bench.kernels import BOUNDS, launch
-from loadtest.report.result import as_ms
+from loadtest.report.result import as_ms, say
 from loadtest.report.table import Table, as_text
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
@@ -163,17 +161,10 @@ def table(found: list[Tuned]) -> Table:
     return Table("Tuned", ("key", "at", "rule", "ms", "fastest", "ms", "gain", "rejected"), rows)
 
 
-def main() -> None:
-    """What `python -m loadtest.bench.gpu_tune` does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="instead of kernels/gpu/tuned")
-    parser.add_argument("--budget", type=float, default=1e9, help="seconds for everything")
-    given = parser.parse_args()
-    try:
-        found = tune(given.folder, lambda text: print(text, file=sys.stderr, flush=True), given.budget)
-    except ConfigError as error:
-        sys.exit(f"gpu_tune: {error}")
-    print(as_text([table(found)]))
+def step(file: Path, budget_s: float, commit: str | None) -> bool:
+    """A step of `loadtest.bench.gpu_all`, which copies what is stored for this device."""
+    print(as_text([table(tune(None, say, budget_s))]))
+    return True
 
 
 def _sought(job: Job, timer: DeviceTimer, *, quick: bool) -> Tuned:
@@ -224,7 +215,3 @@ def _linear_job(rows: int, num_in: int, num_out: int, device: torch.device) -> J
 
 def _sizes(config: Config) -> str:
     return "/".join(str(size) for size in asdict(config).values())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,14 @@
 """The attention kernels alone: TFLOP/s, bytes/s, share of the measured roofline, and torch on the same device.
 
-`python -m loadtest.bench.kernels --json FILE` needs torch, triton and numpy, nothing else; `mfalcon bench kernels` is
-the same. Every cell is held against float64 before it is timed, and the file is written after every cell.
+`mfalcon bench kernels` runs it, and `loadtest.bench.gpu_all` where there is torch, triton and numpy, nothing
+else. Every cell is held against float64 before it is timed, and a file is written after every cell.
 """
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,10 +20,9 @@ from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, 
 from loadtest.bench.gpu_competitors import competitors
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, bench_device, probe
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, headline, write_json
+from loadtest.report.result import Bar, as_ms, bar_table, headline, say, write_json
 from loadtest.report.table import Part, Table, as_text
 from loadtest.report.timing import Spread
-from mfalcon.errors import ConfigError
 
 NOTES = (
     "ms: device time of one launch, median, fastest and slowest; the kernel as a stack calls it, whose splits of a "
@@ -258,37 +256,12 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def main() -> None:
-    """What `python -m loadtest.bench.kernels` does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="write the result here, after every cell")
-    parser.add_argument("--seconds", type=float, default=KernelOptions().seconds)
-    parser.add_argument("--budget", type=float, default=KernelOptions().budget_s, help="seconds for everything")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--commit", help="of this tree, where git cannot tell")
-    parser.add_argument("--no-competitors", action="store_true")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
-    given = parser.parse_args()
-    options = KernelOptions(
-        seconds=given.seconds,
-        budget_s=given.budget,
-        quick=given.quick,
-        with_competitors=not given.no_competitors,
-        with_compile=not given.no_compile,
-        commit=given.commit,
-    )
-
-    def save(result: KernelResult) -> None:
-        if given.json is not None:
-            write_json(given.json, result)
-
-    try:
-        result = run(options, lambda text: print(text, file=sys.stderr, flush=True), save)
-    except ConfigError as error:
-        sys.exit(f"bench_kernels: {error}")
-    save(result)
+def step(file: Path, budget_s: float, commit: str | None) -> bool:
+    """A step of `loadtest.bench.gpu_all`: the result is in the file after every cell. False if a kernel is wrong."""
+    result = run(KernelOptions(budget_s=budget_s, commit=commit), say, partial(write_json, file))
+    write_json(file, result)
     print(as_text(page(result)))
-    sys.exit(1 if result.errors else 0)
+    return not result.errors
 
 
 def _beside(
@@ -317,7 +290,3 @@ def _of_bar(case: Case) -> bool:
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-if __name__ == "__main__":
-    main()

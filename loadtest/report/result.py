@@ -4,6 +4,7 @@ Nothing here needs more than the standard library.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -93,6 +94,11 @@ def write_json(path: Path, result: Any) -> None:
     fresh = path.with_name(f"{path.name}.tmp")
     fresh.write_text(as_json(result) + "\n", encoding="utf-8")
     fresh.replace(path)
+
+
+def say(text: str) -> None:
+    """Progress, on standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _finite(value: Any) -> Any:
