@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from mfalcon.errors import CheckpointError, ConfigError, MFalconError, UnknownModel
+from mfalcon.models.manifest import MANIFEST, MOST_MANIFEST_BYTES
 from mfalcon.types import ModelInfo
 
 logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
 
 T = TypeVar("T")
 Mark = tuple[str, bytes]
@@ -98,6 +98,7 @@ class Reloads(Generic[T]):
 def mark_of(directory: Path) -> Mark | None:
     """What changes with a checkpoint: where the directory really is, and its manifest. None while there is none."""
     try:
-        return str(directory.resolve()), (directory / MANIFEST).read_bytes()
+        with (directory / MANIFEST).open("rb") as manifest:
+            return str(directory.resolve()), manifest.read(MOST_MANIFEST_BYTES + 1)  # more of it is refused anyhow
     except OSError:
         return None

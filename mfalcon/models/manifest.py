@@ -18,7 +18,8 @@ from mfalcon.models.items import ItemTable
 
 FORMAT: Final = 1
 CONFIG, WEIGHTS, ITEMS, MANIFEST = "config.json", "model.safetensors", "items.safetensors", "manifest.json"
-_MOST_BYTES: Final = {MANIFEST: 1 << 20, CONFIG: 64 << 20}
+MOST_MANIFEST_BYTES: Final = 1 << 20
+_MOST_BYTES: Final = {MANIFEST: MOST_MANIFEST_BYTES, CONFIG: 64 << 20}
 """Of the files that are parsed as text."""
 
 

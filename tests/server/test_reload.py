@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service, build_engine
 from server.config import load_config
 from server.reload import Reloads, mark_of
+from tests.models.bad_checkpoints import KINDS
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
@@ -92,6 +94,33 @@ async def test_admin_reloads_one_of_two_models_and_a_bad_one_changes_nothing(tmp
         ranked = await running.http.post("/v1/rank", json={"user_id": "ann", "candidates": [1, 2], "model": "two"})
         assert ranked.json()["model_version"] == three
         assert await running.versions() == {"one": one, "two": three}
+
+
+async def test_every_kind_of_bad_checkpoint_leaves_the_old_one_serving(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason names file and cause, in the answer and in the log."""
+    version, next_one = save(tmp_path / "v0", 0), tmp_path / "next" / "model"
+    question = {"user_id": "ann", "candidates": [1, 2, 3], "request_time_ms": 1}
+    async with serving(tmp_path, f'checkpoint = "{tmp_path / "v0"}"\nmodel_name = "main"') as running:
+        before = (await running.http.post("/v1/rank", json=question)).json()
+        for damage, file, cause in KINDS:
+            shutil.rmtree(next_one.parent, ignore_errors=True)
+            save(next_one, 1)
+            damage(next_one)
+            caplog.clear()
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await running.admin.Reload(ranking_pb2.ReloadRequest(checkpoint=str(next_one)))
+            why = error.value.details() or ""
+            assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION, damage
+            assert str(next_one / file) in why and cause in why
+            assert why in caplog.text
+            after = (await running.http.post("/v1/rank", json=question)).json()
+            assert (after["model_version"], after["scores"]) == (version, before["scores"])
+        metrics = (await running.http.get("/metrics")).text
+        assert f'mfalcon_reloads_total{{model="main",result="failed"}} {len(KINDS)}.0' in metrics
+        save(tmp_path / "good", 1)
+        await running.admin.Reload(ranking_pb2.ReloadRequest(checkpoint=str(tmp_path / "good")))
 
 
 async def test_a_changed_symlink_or_manifest_is_a_reload_and_a_bad_one_is_not(tmp_path: Path) -> None:
