@@ -79,7 +79,7 @@ bench: .venv/.installed-test ## time scoring, appending, states in Redis and fau
 
 gpu: .venv/.installed-test .venv/.installed-gpu ## tests and laws on this machine's CUDA device
 	$(BIN)/python -m pytest -q -m gpu
-	$(BIN)/python -m loadtest.bench.gpu_all --out build --step laws
+	$(BIN)/python -m loadtest.bench.gpu_all --out build --only laws
 
 bench-gpu: gpu ## the same, then tune, kernels, stacks and a profile; results in loadtest/results
 	$(BIN)/python -m loadtest.bench.gpu_all --out loadtest/results --minutes $(MINUTES) --skip laws --skip tests

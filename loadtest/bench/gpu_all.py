@@ -2,8 +2,7 @@
 
 `python -m loadtest.bench.gpu_all --out DIR [--minutes 9]` runs each step as a process of its own, so that one that dies
 takes nothing with it; the benchmarks write their JSON after every cell, the most important first. `make bench-gpu`
-calls it. `--step NAME` is one of them alone, in this process. It is no command of mfalcon, because the machine may have
-no typer.
+calls it. `--only STEP` picks. It is no command of mfalcon, because the machine may have no typer.
 
 Needs torch >= 2.11, triton >= 3.6 and numpy. Stacks need pydantic too, laws and tests also opentelemetry-api, redis and
 pytest-asyncio; a step whose packages are missing is skipped and says so. For a machine that has torch, triton, numpy,
@@ -21,7 +20,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +27,6 @@ import torch
 
 from loadtest.bench.gpu_profile import ncu_command
 from loadtest.report.machine import commit as here
-from mfalcon.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 _MODEL = ("pydantic", "pydantic_core")
@@ -42,8 +39,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     check(torch.device("cuda"), dtype)
     print("self-check passed in", dtype, flush=True)
 """
-_STEPS = {"laws": "gpu_laws", "tune": "gpu_tune", "stacks": "gpu_stacks", "kernels": "kernels"}
-"""Modules with a function `step`. What they import may be missing here."""
+_STEP = """
+import sys
+from pathlib import Path
+from loadtest.bench.{} import step
+sys.exit(not step(Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] or None))
+"""
+"""What they import may be missing here."""
 _LAST_LINES = 12
 _MARGIN_S = 10.0
 
@@ -73,27 +75,20 @@ class Outcome:
 def steps(out: Path, device_name: str, left_s: float, commit: str | None) -> list[Step]:
     """In their order. left_s: for everything."""
     python, name = (sys.executable, "-m"), device_name.replace(" ", "_")
-    of_commit = () if commit is None else ("--commit", commit)
 
-    def ours(step: str, budget: float) -> tuple[str, ...]:
-        seconds = ("--minutes", f"{budget * left_s / 60:.2f}")
-        return (*python, "loadtest.bench.gpu_all", "--step", step, "--out", str(out), *seconds, *of_commit)
+    def ours(step: str, module: str, budget: float) -> tuple[str, ...]:
+        file = out / f"{step}-{name}.json"
+        return (sys.executable, "-c", _STEP.format(module), str(file), f"{budget * left_s:.0f}", commit or "")
 
     return [
         Step("self-check", (sys.executable, "-c", _SELF_CHECK), gate=True),
-        Step("laws", ours("laws", 1.0), _ENGINE, gate=True),
+        Step("laws", ours("laws", "gpu_laws", 1.0), _ENGINE, gate=True),
         Step("tests", (*python, "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"), _TESTS, 0.3, gate=True),
-        Step("tune", ours("tune", 0.2), share=0.35),
-        Step("stacks", ours("stacks", 0.3), _MODEL, 0.7),
-        Step("kernels", ours("kernels", 0.25), share=0.9),
+        Step("tune", ours("tune", "gpu_tune", 0.2), share=0.35),
+        Step("stacks", ours("stacks", "gpu_stacks", 0.3), _MODEL, 0.7),
+        Step("kernels", ours("kernels", "kernels", 0.25), share=0.9),
         Step("ncu", tuple(ncu_command(out / f"ncu-{name}.txt")), ("ncu",)),
     ]
-
-
-def run_step(step: str, out: Path, device_name: str, budget_s: float, commit: str | None) -> bool:
-    """One of ours in this process; False if something is wrong."""
-    file = out / f"{step}-{device_name.replace(' ', '_')}.json"
-    return bool(import_module(f"loadtest.bench.{_STEPS[step]}").step(file, budget_s, commit))
 
 
 def run(plan: Sequence[Step], log: Path, seconds: float) -> list[Outcome]:
@@ -124,19 +119,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="for everything")
     parser.add_argument("--commit", default=here(), help="of this tree, where git cannot tell")
     parser.add_argument("--skip", action="append", default=[], metavar="STEP", help="leave a step out; repeatable")
-    parser.add_argument("--step", choices=_STEPS, help="this one alone")
+    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="these steps; repeatable")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("gpu_all: torch finds no CUDA device here")
     given.out.mkdir(parents=True, exist_ok=True)
     out, name = given.out.resolve(), torch.cuda.get_device_name()
-    if given.step is not None:
-        try:
-            sys.exit(0 if run_step(given.step, out, name, 60 * given.minutes, given.commit) else 1)
-        except ConfigError as error:
-            sys.exit(f"gpu_all: {error}")
     seconds = 60 * given.minutes - _MARGIN_S
-    plan = [step for step in steps(out, name, seconds, given.commit) if step.name not in given.skip]
+    plan = [
+        step
+        for step in steps(out, name, seconds, given.commit)
+        if step.name not in given.skip and (not given.only or step.name in given.only)
+    ]
     outcomes = run(plan, out / "gpu.log", seconds)
     tuned = ROOT / "kernels" / "gpu" / "tuned" / f"{name.replace(' ', '_')}.json"
     if tuned.is_file() and tuned.parent != out:
