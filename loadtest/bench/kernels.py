@@ -55,7 +55,6 @@ class KernelOptions:
     seconds: float = 0.1
     budget_s: float = 1e9
     limit_gib: float = 16.0
-    with_competitors: bool = True
     with_compile: bool = True
     quick: bool = False
     seed: int = 0
@@ -146,7 +145,7 @@ def run(
                 return replace(result, left=len(cases) - index)
             progress(f"{index + 1}/{len(cases)} {case.described}")
             cell = measured(case, device, timer, ceilings.of(case.torch_dtype), options.seed)
-            if options.with_competitors and cell.ms is not None:
+            if cell.ms is not None:
                 cell = replace(cell, beside=tuple(_beside(cell, device, timer, limit, options)))
             cells = (*result.cells, cell)
             result = replace(result, ceilings=tuple(ceilings.found.values()), cells=cells, bars=bars(cells))
