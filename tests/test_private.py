@@ -13,8 +13,6 @@ ALLOWED = {
     "gpu/test_device.py": {"copier._to_device"},  # only a busy stream makes a copy late for certain
     "kvcache/test_block_pool.py": {"accounts._free"},
     "kvcache/test_cost.py": {"cost._cells", "cost._moment"},
-    "kvcache/test_device_pool.py": {"run._accounts"},
-    "kvcache/test_remote.py": {"states._metrics"},
 }
 
 

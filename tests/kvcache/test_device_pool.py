@@ -56,7 +56,7 @@ class TwoPools(RuleBasedStateMachine):
         self.gate = Gate()
         self.copier = ThreadCopier(before_part=self.gate)
         self.num_parts = 0
-        self.runs: weakref.WeakSet[PageRun] = weakref.WeakSet()
+        self.runs: tuple[weakref.WeakSet[PageRun], weakref.WeakSet[PageRun]] = (weakref.WeakSet(), weakref.WeakSet())
         self.here: list[Held] = []  # as requests in flight do
         self.there: list[Held] = []  # on the host, as a worker does
         self.kept_here: list[Held] = []  # as the tiers do, the oldest first
@@ -85,7 +85,7 @@ class TwoPools(RuleBasedStateMachine):
             return future.result(TIMEOUT_S)
 
     def hold(self, held: list[Held], state: KVState, tokens: list[int]) -> None:
-        self.runs.add(state.run)
+        self.runs[state.pool is self.host].add(state.run)
         held.append(Held(state, tokens))
 
     def new_tokens(self, num_new: int) -> list[int]:
@@ -178,10 +178,8 @@ class TwoPools(RuleBasedStateMachine):
         if at_rest:
             self.copier.idle()
         self.check_what_is_here()
-        alive = list(self.runs)
-        for some in (self.device, self.host):
-            pages = [run for run in alive if run._accounts is some.accounts]
-            some.accounts.check_integrity(pages)
+        for some, runs in zip((self.device, self.host), self.runs, strict=True):
+            some.accounts.check_integrity(list(runs))
 
     def teardown(self) -> None:
         if not hasattr(self, "gate"):

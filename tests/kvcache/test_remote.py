@@ -22,9 +22,13 @@ EVENTS = random_events(3 * SIZE)
 
 
 @pytest.fixture
-async def states() -> AsyncIterator[RedisStates]:
+def metrics() -> StateMetrics:
+    return StateMetrics()
+
+
+@pytest.fixture
+async def states(metrics: StateMetrics) -> AsyncIterator[RedisStates]:
     """Asks no server."""
-    metrics = StateMetrics()
     client = RedisClient(RedisSettings("redis://127.0.0.1:1"), metrics)
     options = RemoteOptions(ttl_s=100, log_is_here=True)
     yield RedisStates(client, Keys("t"), LAYOUT, 10_000, options, metrics)
@@ -42,8 +46,8 @@ def chunks(states: RedisStates, of: History, start: int = 0) -> list[bytes | Non
     return [states.pack(of, start, number, state) for number in range(states.num_chunks(num_events))]
 
 
-def rejected(states: RedisStates, reason: str) -> float:
-    return states._metrics.registry.get_sample_value("mfalcon_chunks_rejected_total", {"reason": reason}) or 0.0
+def rejected(metrics: StateMetrics, reason: str) -> float:
+    return metrics.registry.get_sample_value("mfalcon_chunks_rejected_total", {"reason": reason}) or 0.0
 
 
 def test_the_sizes_here_are_odd_enough() -> None:
@@ -63,21 +67,23 @@ async def test_an_ancestor_counts_as_far_as_it_goes(states: RedisStates) -> None
     assert states.verify(older, history(EVENTS), 0).stop == SIZE + 5
 
 
-async def test_a_longer_state_counts_as_far_as_it_is_whole(states: RedisStates) -> None:
+async def test_a_longer_state_counts_as_far_as_it_is_whole(states: RedisStates, metrics: StateMetrics) -> None:
     """Another replica wrote on between our reading of the log and of the chunks."""
     newer = chunks(states, history(EVENTS))
     assert states.verify(newer, history(EVENTS[: 2 * SIZE + 3]), 0).stop == 2 * SIZE
-    assert rejected(states, "history") == 1
+    assert rejected(metrics, "history") == 1
 
 
 @pytest.mark.parametrize("position", [0, SIZE - 1, SIZE, 2 * SIZE])
 @pytest.mark.parametrize("field", ["item_id", "actions", "value", "time_ms"])
-async def test_nothing_after_an_edit_is_used(states: RedisStates, position: int, field: str) -> None:
+async def test_nothing_after_an_edit_is_used(
+    states: RedisStates, metrics: StateMetrics, position: int, field: str
+) -> None:
     """Same user, same length, same window: only the hash tells."""
     edited = EVENTS.copy()
     edited[field][position:] += 1
     assert states.verify(chunks(states, history(EVENTS)), history(edited), 0).stop == position // SIZE * SIZE
-    assert rejected(states, "history") == 1
+    assert rejected(metrics, "history") == 1
 
 
 async def test_another_window_or_another_place(states: RedisStates) -> None:
@@ -94,6 +100,6 @@ async def test_a_hole_ends_the_run(states: RedisStates) -> None:
     assert states.verify([None, *good[1:]], history(EVENTS), 0).stop == 0
 
 
-async def test_another_user(states: RedisStates) -> None:
+async def test_another_user(states: RedisStates, metrics: StateMetrics) -> None:
     assert states.verify(chunks(states, history(EVENTS, "bob")), history(EVENTS), 0).stop == 0
-    assert rejected(states, "user") == 1
+    assert rejected(metrics, "user") == 1
