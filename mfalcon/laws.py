@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.backends.choice import TRITON
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.backends.select import PoolBudget, ServedModel, serve
@@ -36,6 +35,7 @@ from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.state import KVPool
 from mfalcon.kvcache.tier import Entry
+from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.backends.select import reference
 from mfalcon.kvcache.state import KVState
 from mfalcon.laws import masked_forward
+from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kernels.reference import masked_attention
-from mfalcon.attention import AttentionForm, FullAttention, PrefixAttention, TargetAttention
+from mfalcon.attention import AttentionForm, PrefixAttention, TargetAttention
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
+from mfalcon.masked_attention import FullAttention
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import RelativeBiasWeights, Stack
 

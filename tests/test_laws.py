@@ -14,7 +14,7 @@ import mfalcon.kvcache.cache
 from kernels import reference
 from kernels.bias import RelativeBias
 from mfalcon import laws
-from mfalcon.attention import AttentionForm, BatchPrefixAttention
+from mfalcon.attention import AttentionForm
 from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve
 from mfalcon.engine.device import Runners
@@ -26,6 +26,7 @@ from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
+from mfalcon.masked_attention import BatchPrefixAttention
 from mfalcon.models.registry import architectures
 from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter

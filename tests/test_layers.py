@@ -19,7 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "redis": ("mfalcon.redis",),
     "kv": ("mfalcon.kvcache.state", "mfalcon.kvcache.block_pool"),
     "kvcache": ("mfalcon.kvcache",),
-    "attention": ("mfalcon.attention",),
+    "attention": ("mfalcon.attention", "mfalcon.masked_attention"),
     "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest"),
     "models": ("mfalcon.models",),
     "backends": ("mfalcon.backends",),

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mfalcon.attention import BatchPrefixAttention, BatchTargetAttention
+from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
 from mfalcon.models.config import Task
 from mfalcon.train.dataset import Dataset

@@ -24,8 +24,9 @@ from kernels.cpu.library import FusedUnavailable, Kernel
 from kernels.cpu.stack import FusedStack
 from kernels.reference import masked_attention, target_attention
 from kernels.stack import LayerWeights, StackConfig
-from mfalcon.attention import AttentionForm, FullAttention
+from mfalcon.attention import AttentionForm
 from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.masked_attention import FullAttention
 from mfalcon.models.config import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import Stack
 from tests.test_golden import golden, research, target_mask, v3
