@@ -39,11 +39,11 @@ class StateMetrics:
         self.device_evicted = Counter(
             "mfalcon_device_evicted", "KV states evicted from the GPU.", ["model"], registry=r
         )
-        self.demoted = Counter(
-            "mfalcon_demoted", "KV states copied from the GPU to host memory.", ["model"], registry=r
+        self.offloaded = Counter(
+            "mfalcon_offloaded", "KV states copied from the GPU to host memory.", ["model"], registry=r
         )
-        self.not_demoted = Counter(
-            "mfalcon_not_demoted",
+        self.not_offloaded = Counter(
+            "mfalcon_not_offloaded",
             "KV states that were not copied from the GPU: no room, or no time.",
             ["model"],
             registry=r,

@@ -207,8 +207,8 @@ class LoadedRanker:
         self._count_up(metrics.host_evicted, "host evicted", states.host.num_evicted)
         if states.device is not None and states.offload is not None:
             self._count_up(metrics.device_evicted, "device evicted", states.device.num_evicted)
-            self._count_up(metrics.demoted, "offloaded", states.offload.num_copied)
-            self._count_up(metrics.not_demoted, "not offloaded", states.offload.num_dropped)
+            self._count_up(metrics.offloaded, "offloaded", states.offload.num_copied)
+            self._count_up(metrics.not_offloaded, "not offloaded", states.offload.num_dropped)
         metrics.lookups.labels(name, cache.source.name.lower()).inc()
         metrics.tokens.labels(name, "reused").inc(cache.reused_tokens)
         metrics.tokens.labels(name, "encoded").inc(cache.encoded_tokens)

@@ -36,9 +36,9 @@ def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 19
 
 
 def measure_side_by_side(
-    served: ServedModel, lanes: WorkerPool, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
+    served: ServedModel, pool: WorkerPool, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
 ) -> int:
-    """Most candidates of a request that is better scored on one core, beside as many others as there are lanes, than
+    """Most candidates of a request that is better scored on one core, beside as many others as there are workers, than
     on all cores, one after the other. 0 if none is. Stops where a size takes long or is not 5% faster.
     """
     config, zeros = served.model.config, torch.zeros(max(sizes), dtype=torch.int64)
@@ -54,10 +54,10 @@ def measure_side_by_side(
         apart = together = float("inf")
         for _ in range(3):
             began = time.perf_counter()
-            for item in range(lanes.num_workers):
+            for item in range(pool.num_workers):
                 one(item)
             between = time.perf_counter()
-            lanes.run(one, range(lanes.num_workers))
+            pool.run(one, range(pool.num_workers))
             apart, together = min(apart, between - began), min(together, time.perf_counter() - between)
         if together > 0.95 * apart:
             break

@@ -28,10 +28,10 @@ class WorkerPool:
 
     def __init__(self, num_workers: int) -> None:
         self.num_workers = num_workers
-        self._threads = ThreadPoolExecutor(num_workers, "mfalcon-lane", take_cores, (1,))
+        self._threads = ThreadPoolExecutor(num_workers, "mfalcon-worker", take_cores, (1,))
 
     def run(self, work: Callable[[T], None], items: Sequence[T]) -> None:
-        """Do the work of every item: side by side if there is one for each lane, else one by one on all cores."""
+        """Do the work of every item: side by side if there is one for each worker, else one by one on all cores."""
         if len(items) < self.num_workers or self.num_workers == 1:
             for item in items:
                 work(item)
