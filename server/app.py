@@ -28,7 +28,7 @@ from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
-from mfalcon.errors import ConfigError
+from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.metrics import StateMetrics
 from mfalcon.models import checkpoint
@@ -63,6 +63,7 @@ T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
+HEARTBEAT_SECONDS = 0.25
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
 
@@ -78,6 +79,12 @@ class ServedEngine(RankingEngine, Protocol):
         """Begin what runs beside the requests. Raises ConfigError."""
         ...
 
+    def lost(self, stall_s: float) -> str | None:
+        """Why nobody will be answered any more, a step of more than `stall_s` seconds included; None while all is
+        well.
+        """
+        ...
+
     async def reach_redis(self) -> None:
         """Return once Redis has answered, at once without one. Raises ConfigError."""
         ...
@@ -85,6 +92,10 @@ class ServedEngine(RankingEngine, Protocol):
     async def close(self) -> None:
         """Stop the device thread; requests still queued get ShuttingDown."""
         ...
+
+
+class DeviceLost(EngineFailure):
+    """What computes has died or hangs; the message says which. Only another process helps."""
 
 
 class HttpServer(uvicorn.Server):
@@ -205,8 +216,17 @@ class Service:
         if config.watch_seconds:
             self._tasks.add(asyncio.create_task(reloads.watch(config.watch_seconds)))
 
+    async def lost(self) -> str:
+        """Return why, once the engine will answer nobody any more."""
+        assert self._engine is not None
+        while (why := self._engine.lost(self._config.device_stall_s)) is None:  # noqa: ASYNC110 (a hang has no event)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+        return why
+
     async def stop(self) -> None:
-        """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine."""
+        """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine unless it is
+        lost: it might wait for its device for ever.
+        """
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
         self._handler.drain()
@@ -228,7 +248,7 @@ class Service:
         await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
         await self._grpc.stop(None)
         await asyncio.gather(grpc_stopping, self._http_task)
-        if self._engine is not None:
+        if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.close()
 
 
@@ -238,7 +258,8 @@ async def run(
     """Listen, load an engine in a thread beside, serve until SIGTERM or SIGINT, then drain. A second signal ends the
     process at once.
 
-    load: raises what the process ends with. Returns False if a signal came while it loaded: its thread goes on.
+    load: raises what the process ends with. Returns False if a signal came while it loaded: its thread goes on. Raises
+    DeviceLost, after a drain, when nothing can be computed any more.
     """
     service = Service(config, registry)
     stopping = asyncio.Event()
@@ -256,7 +277,7 @@ async def run(
     async def start() -> None:
         await service.serve(await asyncio.shield(loading))
 
-    starting = asyncio.create_task(start())
+    starting, lost = asyncio.create_task(start()), None
     try:
         await asyncio.wait((stop, starting), return_when=asyncio.FIRST_COMPLETED)
         is_loaded = loading.done()
@@ -266,7 +287,8 @@ async def run(
             gc.collect()
             gc.freeze()
             say(f"ready grpc={addresses.grpc} http={addresses.http}")
-            await stop
+            lost = asyncio.create_task(service.lost())
+            await asyncio.wait((stop, lost), return_when=asyncio.FIRST_COMPLETED)
             say("draining")
     finally:
         stop.cancel()
@@ -276,6 +298,8 @@ async def run(
             loop.remove_signal_handler(number)
         await service.stop()
     say("stopped")
+    if lost is not None and lost.done():
+        raise DeviceLost(lost.result())
     return is_loaded
 
 
@@ -392,8 +416,14 @@ def serve(config: ServerConfig, build: Callable[[ServerConfig, StateMetrics], Se
     log_to_stderr(config.log_format)
     trace_to(config.otlp_endpoint)
     metrics = StateMetrics()
-    if not asyncio.run(run(lambda: build(config, metrics), config, metrics.registry)):
-        # A thread still loads: native code that must not meet an interpreter that is being taken down.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    exit_code = 0
+    try:
+        if asyncio.run(run(lambda: build(config, metrics), config, metrics.registry)):
+            return
+    except DeviceLost as error:
+        logger.critical("%s; the server ends", error)
+        exit_code = 1
+    # A thread still loads, or hangs: native code that must not meet an interpreter that is being taken down.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

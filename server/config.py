@@ -193,6 +193,13 @@ class ServerConfig(BaseSettings):
     max_message_bytes: int = Field(
         default=4 * 2**20, ge=1_024, le=2**30, description="Largest request and answer, in bytes, on either transport."
     )
+    device_stall_s: float = Field(
+        default=60.0,
+        ge=0,
+        le=3_600,
+        description="Seconds after which a step of the device counts as hung: the server drains and ends with exit "
+        "code 1, as when its device is lost. 0 waits for ever.",
+    )
     drain_seconds: float = Field(
         default=10.0, ge=0, le=3_600, description="Longest time that requests in flight get to finish on shutdown."
     )

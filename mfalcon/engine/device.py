@@ -19,7 +19,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
 from mfalcon.engine.step import refuse, step, step_batch
 from mfalcon.engine.workers import WorkerPool, take_cores
-from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kvcache.cost import Estimate, QueueCost
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Device:
         self._runners: Runners = {}
         self._started = threading.Event()
         self._failure: Exception | None = None
+        self._busy_since: float | None = None
         self._thread: threading.Thread | None = None
 
     def start(self, prepare: Callable[[], Runners]) -> None:
@@ -68,8 +69,21 @@ class Device:
             raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
 
     def check(self) -> None:
-        """Raise Overloaded when the queue is full, ShuttingDown after `close`."""
+        """Raise Overloaded when the queue is full, ShuttingDown after `close` and on a device that is lost."""
+        if self._failure is not None:
+            raise ShuttingDown("the device is lost, and the server ends; ask another one")
         self._scheduler.check()
+
+    def lost(self, stall_s: float) -> str | None:
+        """Why nobody will be answered any more: the thread has ended, or a step of requests takes longer than `stall_s`
+        seconds (0: however long). None while all is well. Any thread may ask.
+        """
+        if self._failure is not None:
+            return f"the device thread ended: {self._failure}"
+        since = self._busy_since
+        if stall_s and since is not None and time.monotonic() - since > stall_s:
+            return f"a step of the device takes longer than {stall_s:g} s"
+        return None
 
     def submit(self, job: Job) -> None:
         """Queue a job. Raises as `check` does; a job that deletes is never too many."""
@@ -122,6 +136,7 @@ class Device:
                 self._started.set()
             while batch := self._next_batch():
                 began = time.monotonic()
+                self._busy_since = None if isinstance(batch[0], CallJob) else began  # a reload measures for long
                 try:
                     self._do(batch)
                 except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
@@ -130,6 +145,7 @@ class Device:
                     refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
                     self.close(EngineFailure("the device thread ended"))
                     break
+                self._busy_since = None
                 for _ in batch:
                     self._queue_cost.observe((time.monotonic() - began) / len(batch))
                 del batch  # what its jobs hold is not kept while waiting for the next

@@ -70,6 +70,10 @@ class Engine:
         """Block until warm. Raises EngineFailure if the device thread could not start."""
         self.device.wait_ready(timeout)
 
+    def lost(self, stall_s: float) -> str | None:
+        """Why nobody will be answered any more; see `Device.lost`."""
+        return self.device.lost(stall_s)
+
     async def start(self) -> None:
         """Begin what runs beside the requests. Raises ConfigError."""
         await self.histories.start()

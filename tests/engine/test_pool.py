@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -15,10 +16,11 @@ from mfalcon.algorithm import append_all
 from mfalcon.backends.choice import choose
 from mfalcon.backends.select import ServedModel
 from mfalcon.engine.compose import EngineConfig, compose
+from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.workers import WorkerPool
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded
+from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, ShuttingDown
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
@@ -99,6 +101,9 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     assert all(isinstance(answer, MFalconError) for answer in answers)
     assert isinstance(answers[0], EngineFailure)
     assert not engine.ready
+    assert engine.lost(60.0) == "the device thread ended: the device is lost"
+    with pytest.raises(ShuttingDown, match="the device is lost, and the server ends; ask another one"):
+        await engine.rank(rank_request("ann", ITEMS), None)
     await engine.close()
 
 
@@ -109,6 +114,30 @@ def worst_error(checkpoint: Checkpoint, answers: list[tuple[Events, RankRequest,
         known, asked, result = answers[index]
         worst = max(worst, float(np.abs(result.task_scores - cold_scores(checkpoint, known, asked).numpy()).max()))
     return worst
+
+
+async def test_a_step_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
+    engine.wait_ready()
+    go_on, right = threading.Event(), Runner.rank
+
+    def hangs(runner: Runner, job: RankJob) -> RankResult:
+        assert go_on.wait(10)
+        return right(runner, job)
+
+    monkeypatch.setattr(Runner, "rank", hangs)
+    asked = asyncio.create_task(engine.rank(rank_request("ann", ITEMS), None))
+    async with asyncio.timeout(10):
+        while (why := engine.lost(0.05)) is None:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.01)
+    assert why == "a step of the device takes longer than 0.05 s"
+    assert engine.lost(0.0) is None  # 0 waits for ever
+    go_on.set()
+    assert len((await asked).scores) == len(ITEMS)
+    async with asyncio.timeout(10):
+        while engine.lost(0.05) is not None:  # noqa: ASYNC110 (the answer comes before the end of the step)
+            await asyncio.sleep(0.01)
+    await engine.close()
 
 
 @pytest.mark.usefixtures("many_switches")

@@ -39,6 +39,8 @@ MODEL = ModelInfo(
     backend="cpu float32",
 )
 OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context_features=())
+KILLER = "killer"
+"""A user whose rank is the last thing that the device does."""
 NUM_KNOWN_ITEMS = 2_000
 """Items 1 to so many are known."""
 
@@ -64,6 +66,7 @@ class FakeEngine:
         self.entered = asyncio.Event()
         self.cancelled = asyncio.Semaphore(0)
         self.num_cancelled = 0
+        self.lost_because: str | None = None
 
     @property
     def model(self) -> ModelInfo:
@@ -75,6 +78,8 @@ class FakeEngine:
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         await self._pass_gate()
+        if request.user_id == KILLER:
+            self.lost_because = "the device thread ended: a kernel died"
         self.requests.append(request)
         self.asked_of.append(model)
         self.deadlines.append(deadline)
@@ -103,6 +108,9 @@ class FakeEngine:
 
     async def reach_redis(self) -> None:
         pass
+
+    def lost(self, stall_s: float) -> str | None:
+        return self.lost_because
 
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, deadline: float | None

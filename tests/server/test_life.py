@@ -19,7 +19,8 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
 from server.app import LINGER_SECONDS, Service
 from server.config import load_config
-from tests.server.harness import FREE_PORTS, Running, serving
+from tests.server.fake_engine import KILLER
+from tests.server.harness import FREE_PORTS, Running, health_of, serving
 
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
@@ -209,3 +210,29 @@ async def test_a_hangup_ends_nothing_and_reloads() -> None:
             assert (await client.get(f"http://{http}/readyz")).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+
+
+async def test_a_lost_device_ends_the_process_which_says_why() -> None:
+    """Health says so first, requests in flight are answered, and whoever restarts servers sees the exit code."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        addresses = dict(part.split("=", 1) for part in (await process.stdout.readline()).decode().split()[1:])
+        async with (
+            grpc.aio.insecure_channel(addresses["grpc"]) as channel,
+            httpx.AsyncClient(base_url=f"http://{addresses['http']}") as http,
+        ):
+            stub = ranking_pb2_grpc.RankingStub(channel)
+            assert (await stub.Rank(ranking_pb2.RankRequest(user_id=KILLER, candidates=[1]))).scores
+            while (await health_of(channel)) != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110 (polled)
+                await asyncio.sleep(0.01)
+            assert (await http.get("/readyz")).status_code == 503
+        said, errors = await process.communicate()
+    assert process.returncode == 1
+    assert b"the device thread ended: a kernel died" in errors and b"Traceback" not in errors
+    assert said.decode().split() == ["draining", "stopped"]
