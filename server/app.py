@@ -63,6 +63,7 @@ T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
+LAST_CONNECTIONS_SECONDS = 0.1
 HEARTBEAT_SECONDS = 0.25
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
@@ -114,6 +115,13 @@ class HttpServer(uvicorn.Server):
         """Say when it listens."""
         await super().startup(sockets)
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop to listen a little before connections are closed: one that was just opened still gets its answer."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(LAST_CONNECTIONS_SECONDS)
+        await super().shutdown(sockets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,17 +232,21 @@ class Service:
         return why
 
     async def stop(self) -> None:
-        """Turn new requests away, let those in flight finish within `drain_seconds`, close the engine unless it is
-        lost: it might wait for its device for ever.
+        """Say that it leaves, and answer for `drain_linger_s` what comes all the same; then turn new requests away, let
+        those in flight finish within `drain_seconds`, close the engine unless it is lost: it might wait for its device
+        for ever.
         """
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
-        self._handler.drain()
+        self._handler.leave()
+        await self._grpc.report_not_serving()
         for task in self._tasks:
             task.cancel()
         if self._admin is not None:
             await self._admin.stop()
-        await self._grpc.report_not_serving()
+        if self._handler.serves:
+            await asyncio.sleep(self._config.drain_linger_s)
+        self._handler.drain()
         if self._engine is not None:
             # A transport that stops drops calls that are on the wire without a word; let there be none by then.
             await asyncio.sleep(LINGER_SECONDS)

@@ -200,6 +200,13 @@ class ServerConfig(BaseSettings):
         description="Seconds after which a step of the device counts as hung: the server drains and ends with exit "
         "code 1, as when its device is lost. 0 waits for ever.",
     )
+    drain_linger_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=600,
+        description="Seconds after SIGTERM for which requests are still answered while health says NOT_SERVING: for "
+        "balancers that lag. Draining begins then.",
+    )
     drain_seconds: float = Field(
         default=10.0, ge=0, le=3_600, description="Longest time that requests in flight get to finish on shutdown."
     )

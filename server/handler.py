@@ -65,6 +65,7 @@ class Handler:
         self._serving: RankingEngine | None = None
         self._starts_by = LOADING
         self._limits = limits
+        self._leaving = False
         self._draining = False
         self._aborted = False
         self._in_flight: set[asyncio.Timeout] = set()
@@ -74,12 +75,22 @@ class Handler:
     @property
     def ready(self) -> bool:
         """Whether new requests are welcome."""
-        return self._serving is not None and self._serving.ready and not self._draining
+        return self.serves and not self.leaving
+
+    @property
+    def serves(self) -> bool:
+        """Whether there is an engine that answers."""
+        return self._serving is not None and self._serving.ready
+
+    @property
+    def leaving(self) -> bool:
+        """Whether callers should look elsewhere for their next request."""
+        return self._leaving or self._draining
 
     @property
     def status(self) -> str:
         """What the server does, in a word or two."""
-        if self._draining:
+        if self.leaving:
             return "draining"
         if self._serving is None:
             return self._starts_by
@@ -92,6 +103,10 @@ class Handler:
     def serve(self, engine: RankingEngine) -> None:
         """Answer requests from now on."""
         self._serving = engine
+
+    def leave(self) -> None:
+        """Want no more requests from now on, and answer those that come."""
+        self._leaving = True
 
     def drain(self) -> None:
         """Refuse new requests from now on; those in flight go on."""

@@ -85,6 +85,26 @@ class BodyLimit:
         await self._app(scope, counted, send)
 
 
+class LastAnswer:
+    """ASGI middleware: while the server leaves, each answer is the last one of its connection, so that callers open the
+    next one elsewhere, and nothing is on its way here when connections are closed.
+    """
+
+    def __init__(self, app: ASGIApp, handler: Handler) -> None:
+        self._app = app
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the header."""
+
+        async def last(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._handler.leaving:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, last)
+
+
 class AnyText(Convertor[str]):
     """A path parameter that takes slashes and line breaks too; Starlette's own would cut a trailing line break off."""
 
@@ -142,6 +162,7 @@ def create_app(handler: Handler, max_body_bytes: int, registry: CollectorRegistr
     app.include_router(ranking_routes(handler))
     app.include_router(metrics_routes(registry))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(LastAnswer, handler=handler)
     return app
 
 

@@ -84,6 +84,27 @@ async def test_drain_lets_requests_finish_and_takes_no_more() -> None:
         assert running.engine.num_cancelled == 0
 
 
+async def test_a_lingering_server_answers_but_says_that_it_leaves() -> None:
+    """A balancer learns of it later than a health check: what it still sends is answered, on a last connection."""
+    async with serving(drain_linger_s=0.6) as running:
+        kept = await running.http.post("/v1/rank", json=RANK_JSON)
+        assert kept.status_code == 200 and "connection" not in kept.headers
+        stopping = asyncio.create_task(running.service.stop())
+        async with asyncio.timeout(2):
+            while await health_of(running.channel) != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        ready = await running.http.get("/readyz")
+        assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+        for _ in range(3):
+            answer = await running.http.post("/v1/rank", json=RANK_JSON)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+            assert (await running.stub.Rank(RANK)).scores
+        await asyncio.sleep(0.65)
+        refused = await running.http.post("/v1/rank", json=RANK_JSON)
+        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        await stopping
+
+
 async def test_drain_does_not_wait_for_ever() -> None:
     async with serving(drain_seconds=0.2) as running:
         running.engine.gate.clear()
@@ -101,6 +122,26 @@ async def test_drain_does_not_wait_for_ever() -> None:
         assert answer.json()["error"]["message"] == refused.value.details()
         assert running.engine.closed.is_set()
         assert running.engine.num_cancelled == 2
+
+
+async def test_no_http_request_is_lost_by_a_drain() -> None:
+    """Each is answered, or its connection is refused before it is sent; so a client may always ask elsewhere."""
+
+    async def ask_until_refused(user_id: str) -> set[int]:
+        statuses = set()
+        async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}", timeout=10) as http:
+            while True:
+                try:
+                    statuses.add((await http.post("/v1/rank", json=RANK_JSON | {"user_id": user_id})).status_code)
+                except httpx.ConnectError:
+                    return statuses
+
+    async with serving() as running:
+        asking = asyncio.gather(*(ask_until_refused(f"user {number}") for number in range(8)))
+        await asyncio.sleep(0.3)
+        await running.service.stop()
+        async with asyncio.timeout(5):
+            assert set().union(*await asking) == {200, 503}
 
 
 async def test_every_append_is_acknowledged_or_refused_in_words() -> None:
