@@ -21,6 +21,7 @@ from loadtest.faults.inject import MEAN_GAP_S, inject
 from loadtest.faults.redis_server import RedisServer
 from loadtest.report.machine import commit, this_machine
 from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.client import Client
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
@@ -125,8 +126,14 @@ def run(
 
 
 def run_against(path: Path, options: ChaosOptions, targets: Sequence[str]) -> ChaosReport:
-    """Send to servers that run already, and compare."""
-    sent = Chaos(checkpoint.load(path), targets, options)
+    """Send to servers that run already, and compare. Raises ConfigError if one serves another checkpoint."""
+    loaded = checkpoint.load(path)
+    for target in targets:
+        with Client(target) as client:
+            served = client.model().version
+        if not loaded.fingerprint.startswith(served):
+            raise ConfigError(f"{target} serves version {served}, {path} is {loaded.fingerprint[: len(served)]}")
+    sent = Chaos(loaded, targets, options)
     sent.run()
     return sent.report((), owned_cores())
 
@@ -138,7 +145,7 @@ def _print(report: ChaosReport) -> None:
     console.print(f"of them: {_counts(report.mixes)}")
     console.print(f"states found: {_counts(report.sources)}")
     console.print(
-        f"{report.checked:,} answers checked, {report.final:,} of them after the last fault: {report.wrong} wrong, "
+        f"{report.checked:,} answers checked, {report.final:,} of them at the very end: {report.wrong} wrong, "
         f"worst score error {report.worst_error:.1e}"
     )
     console.print(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -60,11 +61,11 @@ def evaluate(
 
 
 def report_table(title: str, reports: Sequence[Report | RegressionReport]) -> Table:
-    """Reports as rows, task by task; what is no metric of a task's kind stays empty."""
-    table = Table(title=title, title_justify="left")
+    """Reports as rows, task by task; what is no metric of a task's kind stays empty. 80 columns hold every figure."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     words = ("task", "scorer", "visibility")
     for name in (*words, "rows", "AUC", "NE", "GAUC", "NDCG@10", "RMSE", "MAE"):
-        table.add_column(name, justify="left" if name in words else "right")
+        table.add_column(name, justify="left" if name in words else "right", no_wrap=name not in words)
     order = list(dict.fromkeys(r.task for r in reports))
     for r in sorted(reports, key=lambda r: order.index(r.task)):
         match r:

@@ -25,5 +25,8 @@ def reload(
         try:
             done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise CallFailed(error.code().name, error.details() or "") from error
+            details = error.details() or ""
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                details = f"{target} does not reload; must be the server's --admin-port"
+            raise CallFailed(error.code().name, details) from error
     typer.echo(f"{done.model}: version {done.version} instead of {done.old_version}, after {done.took_ms / 1000:.1f} s")

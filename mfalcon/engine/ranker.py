@@ -177,11 +177,13 @@ class LoadedRanker:
             served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
         self.measured = measured = self.measured or self._measure()
         _log.info(
-            "model %s: %d threads, microbatch %d, side by side up to %d candidates, %d MiB of pages for KV states",
+            "model %s: %d threads, microbatch %d, %s, %d MiB of pages for KV states",
             self.name,
             self._device.threads,
             measured.microbatch,
-            measured.small_candidates,
+            f"side by side up to {measured.small_candidates} candidates"
+            if measured.small_candidates
+            else "no requests side by side",
             served.pool.num_bytes >> 20,
         )
         items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates

@@ -209,7 +209,7 @@ class RedisClient:
                 gauge.set(is_open)
                 if is_open:
                     self._metrics.breaker_opened.inc()
-                _log.warning("redis %s: breaker %s", node, "open" if is_open else "closed")
+                _log.warning("redis%s: breaker %s", f" {node}" if node else "", "open" if is_open else "closed")
 
             self._breakers[node] = Breaker(FAILURES_TO_OPEN, changed)
         return self._breakers[node]

@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("reading your own tables needs polars: pip install 'mfalcon[data]'") from error
 
 
-def read_frame(path: Path, needed: Sequence[str]) -> pl.DataFrame:
+def read_frame(path: Path, needed: Sequence[str], setting: str) -> pl.DataFrame:
     """The whole file, with at least one row and the needed columns. Every column of a CSV or TSV file is text.
 
     Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), or .parquet.
@@ -37,7 +37,10 @@ def read_frame(path: Path, needed: Sequence[str]) -> pl.DataFrame:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
     for column in needed:
         if column not in frame.columns:
-            raise DataError(f"{path}: has no column {column!r}, its columns are {', '.join(frame.columns)}")
+            raise DataError(
+                f"{path}: has no column {column!r}, its columns are {', '.join(frame.columns)}; "
+                f"`{setting}` says which is what"
+            )
     if len(frame) == 0:
         raise DataError(f"{path}: has no rows")
     return frame

@@ -71,7 +71,7 @@ def read_table(
     if like_at_least is not None and columns.value is None:
         raise DataError(f"{events}: like_at_least {like_at_least:g} needs a value column")
     wanted = (columns.user, columns.item, columns.time, columns.action, columns.value)
-    frame = read_frame(events, [column for column in wanted if column])
+    frame = read_frame(events, [column for column in wanted if column], "columns")
     user_ids, user = _users(events, frame[columns.user])
     actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
     rows = np.empty(len(frame), dtype=EVENT_DTYPE)

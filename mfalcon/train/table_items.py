@@ -48,7 +48,9 @@ def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, 
     Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these
     are few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
     """
-    frame = read_frame(path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())])
+    frame = read_frame(
+        path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "item_columns"
+    )
     row_item = item_ids(path, frame[columns.item])
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):

@@ -52,7 +52,8 @@ def test_evaluate_prints_one_json_object(trained: Path) -> None:
 
 
 def test_evaluate_prints_every_task_beside_the_baselines(trained: Path) -> None:
-    done = mfalcon("evaluate", str(trained), "--data", "synthetic", COLUMNS="120")
+    done = mfalcon("evaluate", str(trained), "--data", "synthetic", COLUMNS="80")
+    assert "…" not in done.stdout
     for words in (("like", "model", "strict"), ("rating", "model", "order"), ("like", "logistic")):
         assert any(all(word in line for word in words) for line in done.stdout.splitlines())
 
@@ -87,6 +88,16 @@ def test_a_second_load_finds_everything_there(trained: Path) -> None:
     total = f"{len(open_dataset('synthetic', '', None, '', None).events):,}"
     assert first.stdout == f"{total} events appended\n"
     assert second.stdout == f"0 events appended, {total} were there\n"
+
+
+def test_chaos_refuses_a_server_of_another_checkpoint(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    assert mfalcon("train", *TRAIN, "--seed", "1", "--out", str(other)).returncode == 0
+    with serving(trained) as served:
+        refused = mfalcon("chaos", str(other), "--target", served.grpc, "--minutes", "0.01")
+    versions = [checkpoint.load(path).fingerprint[:12] for path in (trained, other)]
+    assert refused.returncode == 1
+    assert f"{served.grpc} serves version {versions[0]}, {other} is {versions[1]}" in refused.stderr
 
 
 @pytest.mark.parametrize(

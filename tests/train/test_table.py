@@ -318,7 +318,7 @@ def test_item_columns_are_chosen(tmp_path: Path) -> None:
     assert [feature.name for feature in dataset.side_features] == ["stars"]
     assert ItemColumns.model_validate({"side": "stars+Film Genre"}).side == ("stars", "Film Genre")
     assert read_table(events, columns=RATED, items=items, item_columns=ItemColumns(side=())).side_features == ()
-    with pytest.raises(DataError, match=r"i\.csv: has no column 'colour'"):
+    with pytest.raises(DataError, match=r"i\.csv: has no column 'colour'.*`item_columns` says which"):
         read_table(events, columns=RATED, items=items, item_columns=ItemColumns(side=("colour",)))
 
 
