@@ -19,7 +19,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.scheduler import Scheduler
 from mfalcon.engine.step import refuse, step, step_batch
 from mfalcon.engine.workers import WorkerPool, take_cores
-from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
+from mfalcon.errors import EngineFailure, MFalconError, Overloaded, ShuttingDown
 from mfalcon.kvcache.cost import Estimate, QueueCost
 
 _log = logging.getLogger(__name__)
@@ -102,6 +102,22 @@ class Device:
     def expected_wait(self) -> Estimate:
         """What a job would wait behind those that are queued, of whichever model."""
         return self._queue_cost.predict(len(self._scheduler))
+
+    def admit(self, deadline: float | None) -> None:
+        """Raise as `check` does, and Overloaded for a job that would probably be answered after its deadline: of what
+        is begun and comes too late nobody has anything. Where nothing is queued everything is taken. deadline:
+        time.monotonic() seconds.
+        """
+        self.check()
+        ahead = len(self._scheduler)
+        if deadline is None or not ahead:
+            return
+        wait, left = self._queue_cost.predict(ahead + 2), deadline - time.monotonic()  # what is being done, and itself
+        if 0 < left < wait.upper:  # what is late already is answered as that
+            raise Overloaded(
+                f"deadline: got {1e3 * left:.0f} ms, must be at least {1e3 * wait.upper:.0f} ms behind {ahead} other "
+                "requests; try again later"
+            )
 
     def close(self, why: MFalconError) -> None:
         """Accept nothing more, and answer what is queued with an error; the step in progress goes on."""

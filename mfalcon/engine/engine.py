@@ -90,7 +90,7 @@ class Engine:
         older than the log; StorageUnavailable when the log cannot be asked.
         """
         accepted = time.monotonic()
-        self.device.check()
+        self.device.admit(deadline)
         ranker = self.catalog.get(model)
         with _tracer.start_as_current_span("rank") as span:
             fetched = await ranker.fetcher.open(
@@ -122,7 +122,7 @@ class Engine:
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model ahead of a request. Raises as `rank` does."""
-        self.device.check()
+        self.device.admit(deadline)
         ranker = self.catalog.get(model)
         fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
         if fetched.stale:
@@ -184,6 +184,7 @@ class Engine:
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
         try:
+            self.device.admit(job.deadline)  # others may have come while the history was read
             self.device.submit(job)
             return await asyncio.wrap_future(future)
         finally:
