@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,9 @@ def bench_reload(
                     options,
                     server.grpc,
                     f"{HOST}:{port}",
-                    lambda memory=memory: _resident_mb(memory),  # type: ignore[misc]
+                    partial(_resident_mb, memory),
                     versions,
-                    lambda text, name=name: progress(f"{name}: {text}"),  # type: ignore[misc]
+                    partial(_say, name),
                 )
     show(ReloadResults("reload", results), _page, json_output)
     if any(result.num_failed or result.num_wrong for result in results.values()):
@@ -71,6 +72,10 @@ def _save_other(path: Path, directory: Path) -> None:
         for parameter in loaded.model.parameters():
             parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=generator))
     checkpoint.save(directory, loaded.model, loaded.items)
+
+
+def _say(name: str, text: str) -> None:
+    progress(f"{name}: {text}")
 
 
 def _resident_mb(statm: Path) -> float:
