@@ -11,6 +11,12 @@ from mfalcon.models.config import ContextFeature, SideFeature
 from mfalcon.models.items import ItemTable
 
 _INIT_STD = 0.05
+_LARGEST_VALUE = {torch.float16: 2.0**12}
+_LARGEST_VALUE_ELSE = 2.0**30
+"""Largest magnitude of a scaled value in a compute dtype. Times a weight, squared and added up over a vector by a norm,
+it is still finite. The scale is the standard deviation of the training data: no value of fewer than 2**24 events is so
+far off, so that none of those changes.
+"""
 
 
 class ItemEmbedding(nn.Module):
@@ -73,8 +79,9 @@ class ActionEmbedding(nn.Module):
         bits = torch.arange(self._num_actions, device=actions.device)
         x = functional.linear((actions.unsqueeze(-1) >> bits & 1).to(self.weight.dtype), self.weight.t())
         if self._value_scale is not None:
-            scaled = ((values - self._value_center) / self._value_scale).to(x.dtype)
-            x = x + scaled.unsqueeze(-1) * self.value_weight
+            largest = _LARGEST_VALUE.get(x.dtype, _LARGEST_VALUE_ELSE)
+            scaled = ((values - self._value_center) / self._value_scale).clamp(-largest, largest)
+            x = x + scaled.to(x.dtype).unsqueeze(-1) * self.value_weight
         return x
 
 
