@@ -2,23 +2,20 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
 import dataclasses
 import gc
 import logging
 import math
 import os
 import signal
-import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-import uvicorn
 from prometheus_client import CollectorRegistry
 
 from mfalcon.backends.select import device_named, free_bytes, use_device
@@ -43,6 +40,7 @@ from server.grpc.admin import AdminServer
 from server.grpc.api import GrpcServer
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
+from server.http.server import HttpServer
 from server.limits import Limits
 from server.logs import log_to_stderr
 from server.reload import Reloads, mark_of
@@ -63,7 +61,6 @@ T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
-LAST_CONNECTIONS_SECONDS = 0.1
 HEARTBEAT_SECONDS = 0.25
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
@@ -99,31 +96,6 @@ class DeviceLost(EngineFailure):
     """What computes has died or hangs; the message says which. Only another process helps."""
 
 
-class HttpServer(uvicorn.Server):
-    """uvicorn inside our event loop: our socket, our signals."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.listening = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `run`."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say when it listens."""
-        await super().startup(sockets)
-        self.listening.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop to listen a little before connections are closed: one that was just opened still gets its answer."""
-        for server in self.servers:
-            server.close()
-        await asyncio.sleep(LAST_CONNECTIONS_SECONDS)
-        await super().shutdown(sockets)
-
-
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Where the server listens."""
@@ -152,16 +124,8 @@ class Service:
         )
         self._grpc = GrpcServer(self._handler, config.max_message_bytes)
         self._http = HttpServer(
-            uvicorn.Config(
-                create_app(self._handler, config.max_message_bytes, registry or CollectorRegistry()),
-                http="h11",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                timeout_graceful_shutdown=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
-            )
+            create_app(self._handler, config.max_message_bytes, registry or CollectorRegistry()),
+            close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None
         self._reloads: Reloads[Checkpoint] | None = None
