@@ -1,4 +1,4 @@
-"""A legal value of an event, however large, makes finite numbers in every compute dtype; usual ones change by no bit."""
+"""A legal value of an event, however large, makes finite numbers in every dtype; usual ones change by no bit."""
 
 import numpy as np
 import pytest
