@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
-from prometheus_client import CollectorRegistry
 
 from mfalcon.backends.select import device_named, free_bytes, use_device
 from mfalcon.cores import owned_cores
@@ -27,7 +26,7 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.kvcache.chunk import PayloadDtype
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
@@ -110,7 +109,8 @@ class Service:
     It listens first, refuses with NotReady, and serves once it is given an engine.
     """
 
-    def __init__(self, config: ServerConfig, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, config: ServerConfig, metrics: ServerMetrics | None = None) -> None:
+        metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
         self._handler = Handler(
@@ -124,7 +124,7 @@ class Service:
         )
         self._grpc = GrpcServer(self._handler, config.max_message_bytes)
         self._http = HttpServer(
-            create_app(self._handler, config.max_message_bytes, registry or CollectorRegistry()),
+            create_app(self._handler, config.max_message_bytes, metrics.registry),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None
@@ -228,16 +228,14 @@ class Service:
             await self._engine.close()
 
 
-async def run(
-    load: Callable[[], ServedEngine], config: ServerConfig, registry: CollectorRegistry | None = None
-) -> bool:
+async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: ServerMetrics | None = None) -> bool:
     """Listen, load an engine in a thread beside, serve until SIGTERM or SIGINT, then drain. A second signal ends the
     process at once.
 
     load: raises what the process ends with. Returns False if a signal came while it loaded: its thread goes on. Raises
     DeviceLost, after a drain, when nothing can be computed any more.
     """
-    service = Service(config, registry)
+    service = Service(config, metrics)
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     addresses = await service.listen()
@@ -304,7 +302,7 @@ def say(line: str) -> None:
             os.dup2(devnull.fileno(), sys.stdout.fileno())
 
 
-def build_engine(config: ServerConfig, metrics: StateMetrics) -> ServedEngine:
+def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
     """Load the checkpoint and start a warm engine on it."""
     device = device_named(config.device)
     use_device(device)
@@ -387,14 +385,14 @@ def read_secret(path: Path | None) -> bytes | None:
     return secret
 
 
-def serve(config: ServerConfig, build: Callable[[ServerConfig, StateMetrics], ServedEngine] = build_engine) -> None:
+def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], ServedEngine] = build_engine) -> None:
     """Serve a checkpoint until a signal ends it."""
     log_to_stderr(config.log_format)
     trace_to(config.otlp_endpoint)
-    metrics = StateMetrics()
+    metrics = ServerMetrics()
     exit_code = 0
     try:
-        if asyncio.run(run(lambda: build(config, metrics), config, metrics.registry)):
+        if asyncio.run(run(lambda: build(config, metrics), config, metrics)):
             return
     except DeviceLost as error:
         logger.critical("%s; the server ends", error)

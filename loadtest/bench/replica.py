@@ -27,7 +27,7 @@ from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.base import event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo
@@ -68,7 +68,7 @@ class Replica:
     """`async with Replica(...)`. probing: whether Redis is probed five times a second, as it is in service."""
 
     def __init__(self, checkpoint: Checkpoint, redis: RedisOptions, *, threads: int = 1, probing: bool = True) -> None:
-        self.metrics = StateMetrics()
+        self.metrics = ServerMetrics()
         self._redis, self._probing = redis, probing
         window = checkpoint.model.config.max_history
         # A microbatch matters to scoring alone.
@@ -162,7 +162,7 @@ class Replica:
         ranker = self._ranker
         config, timeout_s = ranker.checkpoint.model.config, self._redis.client.timeout_s
         window = WindowRule(config.max_history, config.window_chunk)
-        fetcher = Fetcher(self.log, ranker.cache, predictor, window, self.metrics, timeout_s, is_shared=False)
+        fetcher = Fetcher(self.log, ranker.cache, predictor, window, self.metrics.states, timeout_s, is_shared=False)
         return _Way(fetcher, self._runner(predictor))
 
     def _runner(self, predictor: Predictor) -> Runner:

@@ -15,7 +15,7 @@ from loadtest.faults.redis_faults import Fault, lift
 from loadtest.faults.world import DEADLINE_S, Person, Ranked, Setup, World, place, rank
 from loadtest.faults.world import random_events as new_events
 from mfalcon.errors import MFalconError, StorageUnavailable
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 
 LATE_S = 0.1
@@ -140,7 +140,7 @@ async def _append(world: World, person: Person, into: Counter[str], ranked: Rank
         await rank(world.cold, person, 3_000, ranked)
 
 
-async def _moved(metrics: StateMetrics, began: Counter[str], tells: str) -> dict[str, float]:
+async def _moved(metrics: ServerMetrics, began: Counter[str], tells: str) -> dict[str, float]:
     """What has moved since; what is written behind the requests' backs takes a moment."""
     for _ in range(100):
         now = counters(metrics)
@@ -153,12 +153,12 @@ async def _moved(metrics: StateMetrics, began: Counter[str], tells: str) -> dict
     return moved
 
 
-def counters(metrics: StateMetrics) -> Counter[str]:
-    """Every counter, as name{labels}, without what all names begin and end with."""
+def counters(metrics: ServerMetrics) -> Counter[str]:
+    """Every counter of ours, as name{labels}, without what all names begin and end with."""
     counts: Counter[str] = Counter()
     for family in metrics.registry.collect():
         for sample in family.samples:
-            if sample.name.endswith("_total"):
+            if sample.name.startswith("mfalcon_") and sample.name.endswith("_total"):
                 name = sample.name.removeprefix("mfalcon_").removesuffix("_total")
                 labels = ",".join(value for label, value in sample.labels.items() if label != "model")  # there is one
                 counts[f"{name}{{{labels}}}" if labels else name] = round(sample.value)

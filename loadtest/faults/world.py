@@ -25,7 +25,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.keys import Keys
@@ -191,7 +191,7 @@ class World:
         names = (f"user-{number}" for number in range(100_000))
         owned = (name for name in names if at.owns(name))
         self.people = [Person(next(owned), Life()) for _ in range(num_users)]
-        self.host_metrics, self.cold_metrics = StateMetrics(), StateMetrics()
+        self.host_metrics, self.cold_metrics = ServerMetrics(), ServerMetrics()
         self._host: Engine | None = None
         self._cold: Engine | None = None
 
@@ -263,7 +263,7 @@ class World:
 
 @asynccontextmanager
 async def engine(
-    checkpoint: Checkpoint, redis: RedisOptions | None, kv_budget_bytes: int, metrics: StateMetrics | None = None
+    checkpoint: Checkpoint, redis: RedisOptions | None, kv_budget_bytes: int, metrics: ServerMetrics | None = None
 ) -> AsyncIterator[Engine]:
     """An engine of this process, warm and started."""
     # The reference encodes so slowly that fetching wins: a fault of Redis must have something to hit.

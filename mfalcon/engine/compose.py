@@ -9,7 +9,7 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.engine.reload import ReloadOptions
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 
 
@@ -26,19 +26,19 @@ class EngineConfig:
     reload: ReloadOptions = field(default_factory=ReloadOptions)
 
 
-def compose(checkpoint: Checkpoint, config: EngineConfig, metrics: StateMetrics | None = None) -> Engine:
+def compose(checkpoint: Checkpoint, config: EngineConfig, metrics: ServerMetrics | None = None) -> Engine:
     """An engine of one model. Raises ConfigError."""
     return compose_all([(checkpoint, config.ranker)], config, metrics)
 
 
 def compose_all(
-    models: Sequence[tuple[Checkpoint, RankerOptions]], config: EngineConfig, metrics: StateMetrics | None = None
+    models: Sequence[tuple[Checkpoint, RankerOptions]], config: EngineConfig, metrics: ServerMetrics | None = None
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
-    metrics = metrics or StateMetrics()
+    metrics = metrics or ServerMetrics()
     device = Device(models[0][0].model.kv_shape().device, config.threads, config.queue_size)
-    histories = Histories(config.histories, metrics)
-    rankers = [LoadedRanker(checkpoint, options, device, histories, metrics) for checkpoint, options in models]
+    histories = Histories(config.histories, metrics.states)
+    rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
     return Engine(histories, device, Catalog(rankers), metrics, config.reload)
 
 

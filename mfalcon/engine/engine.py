@@ -22,7 +22,7 @@ from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import check_order
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 
@@ -39,7 +39,7 @@ class Engine:
         histories: Histories,
         device: Device,
         catalog: Catalog,
-        metrics: StateMetrics,
+        metrics: ServerMetrics,
         reload: ReloadOptions | None = None,
     ) -> None:
         """Starts the device on the models of the catalog."""
@@ -47,7 +47,7 @@ class Engine:
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
-        self._reloader = Reloader(catalog, device, histories, metrics, reload or ReloadOptions())
+        self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions())
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
 
@@ -169,7 +169,7 @@ class Engine:
         if histories.redis is not None:
             await histories.redis.delete(Deletion(user, generation))
         await asyncio.wrap_future(job.future)
-        self.metrics.deleted.labels("us").inc()
+        self.metrics.states.deleted.labels("us").inc()
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:
         """A user was deleted by another replica, or (None) any may have been; of ours we hear a second time."""
@@ -180,7 +180,7 @@ class Engine:
             tombstones.add(deletion.generation)
         with contextlib.suppress(ShuttingDown):
             self.device.submit(DeleteJob(None if deletion is None else deletion.user))
-        self.metrics.deleted.labels("replica" if deletion else "gap").inc()
+        self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
     async def _answer(self, job: Job, future: "Future[T]") -> T:
         try:

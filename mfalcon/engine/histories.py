@@ -10,7 +10,7 @@ from mfalcon.history.history import Retention
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
 from mfalcon.window import WindowRule

@@ -19,7 +19,7 @@ from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
 from mfalcon.kvcache.codec import exact_dtype
 from mfalcon.kvcache.remote import RedisStates, RemoteOptions
 from mfalcon.kvcache.write_behind import WriteBehind
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.base import Ranker
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys

@@ -17,7 +17,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.workers import take_cores
 from mfalcon.errors import MFalconError, Overloaded, ShuttingDown
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import ModelInfo
 

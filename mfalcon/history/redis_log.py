@@ -18,7 +18,7 @@ from cachetools import LRUCache
 from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
 from mfalcon.history.chain import LINK_BYTES
 from mfalcon.history.history import History, Reading, Retention, check_append, no_history
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import Command, RedisClient, Reply
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events

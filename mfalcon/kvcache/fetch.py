@@ -19,7 +19,7 @@ from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.remote import RedisStates
 from mfalcon.kvcache.tier import Entry
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import Reply
 from mfalcon.window import WindowRule
 

@@ -12,7 +12,7 @@ from mfalcon.history.history import History
 from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, pack, unpack
 from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.state import KVPool, KVState
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import Command, RedisClient, Reply
 from mfalcon.redis.keys import Keys
 

@@ -17,7 +17,7 @@ from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.offload_queue import Offer, OffloadQueue
 from mfalcon.kvcache.remote import RedisStates
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 
 _log = logging.getLogger(__name__)
 

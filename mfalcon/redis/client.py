@@ -30,7 +30,7 @@ from redis.exceptions import (
 )
 
 from mfalcon.errors import StorageUnavailable
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
 from mfalcon.redis.url import AnyRedis, connect, disconnect
 

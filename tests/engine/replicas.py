@@ -19,7 +19,7 @@ from mfalcon.kvcache.cache import RemoteTier
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor, Situation
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import CacheSource, Events, RankRequest, RankResult
 from tests.small import cold_scores, rank_request, small_checkpoint
@@ -100,7 +100,7 @@ async def settle(*engines: Engine) -> None:
         await asyncio.wait_for(remote(engine).writes.idle(), 10)
 
 
-def value(metrics: StateMetrics, name: str, **labels: str) -> float:
+def value(metrics: ServerMetrics, name: str, **labels: str) -> float:
     return metrics.registry.get_sample_value(name, labels) or 0.0
 
 

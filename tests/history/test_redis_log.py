@@ -12,7 +12,7 @@ from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, StorageU
 from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_log import _DELETE, RedisLog, header_of
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events

@@ -23,7 +23,7 @@ from mfalcon.kvcache.fetch import Fetched, Fetcher
 from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.state import KVPool, PlainLayout
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisSettings
 from mfalcon.window import WindowRule
 from tests.small import random_events, small_checkpoint

@@ -9,7 +9,7 @@ from mfalcon.history.history import History, no_history
 from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
 from mfalcon.kvcache.remote import RedisStates, RemoteOptions
 from mfalcon.kvcache.state import KVPool, KVShape, PlainLayout
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
 from mfalcon.types import Events

@@ -14,7 +14,7 @@ from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.remote import RedisStates, RemoteOptions
 from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.write_behind import WriteBehind
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
 from tests.kvcache.states import PAGE, history, state_of

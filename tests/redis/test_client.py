@@ -14,7 +14,7 @@ from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_log import RedisLog
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
 from mfalcon.redis.client import Command, RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys

@@ -23,7 +23,7 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.history.local_log import LocalLog
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
@@ -424,9 +424,9 @@ class WatchedEngine(Engine):
     """A real engine on a tiny model that shows how many users it has and how often a request came to be ranked."""
 
     def __init__(self) -> None:
-        metrics, checkpoint = StateMetrics(), small_checkpoint()
-        device, histories = Device(torch.device("cpu"), 1, 1_024), Histories(HistoryOptions(), metrics)
-        ranker = LoadedRanker(checkpoint, RankerOptions(microbatch=16), device, histories, metrics)
+        metrics, checkpoint = ServerMetrics(), small_checkpoint()
+        device, histories = Device(torch.device("cpu"), 1, 1_024), Histories(HistoryOptions(), metrics.states)
+        ranker = LoadedRanker(checkpoint, RankerOptions(microbatch=16), device, histories, metrics.states)
         super().__init__(histories, device, Catalog([ranker]), metrics)
         self.num_ranks = 0
 

@@ -8,8 +8,8 @@ from typing import Generic, TypeVar
 import grpc.aio
 import httpx
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry
 
+from mfalcon.metrics.server_metrics import ServerMetrics
 from proto import ranking_pb2_grpc
 from server.app import Addresses, ServedEngine, Service
 from server.config import load_config
@@ -63,10 +63,10 @@ async def serving(**settings: object) -> AsyncIterator[Running]:
 
 @asynccontextmanager
 async def serving_engine(
-    engine: EngineT, registry: CollectorRegistry | None = None, **settings: object
+    engine: EngineT, metrics: ServerMetrics | None = None, **settings: object
 ) -> AsyncIterator[Served[EngineT]]:
-    """Start a server around the engine, hand out, stop. registry: what its /metrics shows."""
-    service = Service(load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings), registry)
+    """Start a server around the engine, hand out, stop. metrics: what it counts in."""
+    service = Service(load_config(None, FREE_PORTS | {"drain_seconds": 1} | settings), metrics)
     addresses = await service.listen()
     await service.serve(engine)
     async with (

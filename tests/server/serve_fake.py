@@ -4,25 +4,25 @@ import sys
 import threading
 
 from mfalcon.errors import CheckpointError
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from server.app import serve
 from server.config import ServerConfig, load_config
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS
 
 
-def quick(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+def quick(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     """An engine at once."""
     return FakeEngine()
 
 
-def endless(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+def endless(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     """A load without an end."""
     threading.Event().wait()
     raise AssertionError
 
 
-def broken(config: ServerConfig, metrics: StateMetrics) -> FakeEngine:
+def broken(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     """A load that fails."""
     raise CheckpointError("somewhere: there is no such checkpoint")
 

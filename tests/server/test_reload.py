@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from mfalcon.errors import CheckpointError, Overloaded
-from mfalcon.metrics import StateMetrics
+from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.types import ModelInfo
 from proto import ranking_pb2, ranking_pb2_grpc
@@ -59,8 +59,8 @@ async def serving(tmp_path: Path, text: str, **flags: object) -> AsyncIterator[R
     port = free_port()
     file = tmp_path / "server.toml"
     file.write_text(f"grpc_port = 0\nhttp_port = 0\nadmin_port = {port}\nthreads = 1\nmicrobatch = 16\n{text}")
-    config, metrics = load_config(file, flags), StateMetrics()
-    service = Service(config, metrics.registry)
+    config, metrics = load_config(file, flags), ServerMetrics()
+    service = Service(config, metrics)
     addresses = await service.listen()
     await service.serve(await asyncio.to_thread(build_engine, config, metrics))
     try:

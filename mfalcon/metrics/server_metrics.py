@@ -1,0 +1,27 @@
+"""All metrics of one server, by what they speak of."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
+
+from mfalcon.metrics.states import StateMetrics
+
+
+class Registry(CollectorRegistry):
+    """A registry that leaves out the `_created` twin of every counter and histogram: nobody asks when a count began."""
+
+    def collect(self) -> Iterator[Metric]:
+        """What is registered, sampled now."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+class ServerMetrics:
+    """states: the event log, the tiers and Redis."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        self.states = StateMetrics(self.registry)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
