@@ -11,8 +11,10 @@ import locust  # before anything that opens sockets or makes locks
 import locust.argument_parser
 import locust.env
 import locust.exception
+import locust.runners
 
 import hashlib
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -59,6 +61,15 @@ def add_arguments(parser: locust.argument_parser.LocustArgumentParser) -> None:
         group.add_argument(
             f"--{name}", type=kind, default=default, env_var=f"LOCUST_{name.upper().replace('-', '_')}", help=text
         )
+
+
+@locust.events.quitting.add_listener  # type: ignore[untyped-decorator]
+def fail_if_nothing_was_answered(environment: locust.env.Environment, **_: object) -> None:
+    """Locust counts failures, and a server that nobody reached in time has none. A worker's are its master's."""
+    total = environment.stats.total
+    if total.num_requests == total.num_failures and not isinstance(environment.runner, locust.runners.WorkerRunner):
+        print(f"error: no request was answered by {environment.host}", file=sys.stderr)
+        environment.process_exit_code = 1
 
 
 @lru_cache(maxsize=1)

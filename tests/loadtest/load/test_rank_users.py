@@ -14,6 +14,7 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
+from loadtest.faults.redis_server import free_port
 from mfalcon.cli import loadtest
 from mfalcon.models import checkpoint
 from tests.small import small_checkpoint
@@ -80,6 +81,13 @@ def test_every_late_answer_is_a_failure(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "stats.json").read_text())
     assert rows
     assert all(row["num_failures"] == row["num_requests"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_port_where_nobody_listens_is_a_failure() -> None:
+    done = locust(f"127.0.0.1:{free_port()}", "--skip-log", "-t", "2s")
+    assert done.returncode == 1, done.stderr
+    assert "no request was answered" in done.stderr
 
 
 def test_the_command_runs_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
