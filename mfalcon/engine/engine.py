@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from opentelemetry import trace
 
+from mfalcon.engine.answers import Answers
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.histories import Histories
@@ -47,6 +48,7 @@ class Engine:
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
+        self._answers = Answers()
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions())
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
@@ -186,7 +188,7 @@ class Engine:
         try:
             self.device.admit(job.deadline)  # others may have come while the history was read
             self.device.submit(job)
-            return await asyncio.wrap_future(future)
+            return await self._answers.of(future)
         finally:
             del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
 
