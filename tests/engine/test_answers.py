@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import Context
-from typing import TypeVarTuple, Unpack
+from typing import TypeVarTuple
 
 import pytest
 
@@ -19,7 +19,7 @@ class CountedLoop(asyncio.SelectorEventLoop):
     num_woken = 0
 
     def call_soon_threadsafe(
-        self, callback: Callable[[Unpack[Args]], object], *args: Unpack[Args], context: Context | None = None
+        self, callback: Callable[[*Args], object], *args: *Args, context: Context | None = None
     ) -> asyncio.Handle:
         """As the loop's own."""
         self.num_woken += 1
