@@ -5,13 +5,11 @@ import concurrent.futures
 import dataclasses
 import gc
 import logging
-import math
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -33,17 +31,13 @@ from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
 from mfalcon.types import ModelInfo
 from server import banner
-from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc.admin import AdminServer
-from server.grpc.api import GrpcServer
-from server.handler import Handler, RankingEngine
-from server.http.api import create_app
-from server.http.server import HttpServer
-from server.limits import Limits
+from server.handler import RankingEngine
 from server.logs import log_to_stderr
 from server.reload import Reloads, mark_of
 from server.tracing import trace_to
+from server.transports import Addresses, Transports
 
 logger = logging.getLogger(__name__)
 
@@ -58,11 +52,7 @@ DTYPES = {
 T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-LINGER_SECONDS = 0.3
-"""Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
 HEARTBEAT_SECONDS = 0.25
-LAST_BYTES_SECONDS = 0.5
-"""Time for answers already given to leave, before open streams (health watches) are cut."""
 
 
 class ServedEngine(RankingEngine, Protocol):
@@ -95,16 +85,8 @@ class DeviceLost(EngineFailure):
     """What computes has died or hangs; the message says which. Only another process helps."""
 
 
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the server listens."""
-
-    grpc: str
-    http: str
-
-
 class Service:
-    """Both transports over one handler, from the first byte accepted to the last one drained.
+    """An engine behind its transports, from the first byte accepted to the last one drained.
 
     It listens first, refuses with NotReady, and serves once it is given an engine.
     """
@@ -113,21 +95,7 @@ class Service:
         metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
-        self._handler = Handler(
-            Limits(
-                max_candidates=config.max_candidates,
-                max_events_per_append=config.max_events_per_append,
-                max_recent_events=config.max_recent_events,
-                max_user_id_bytes=config.max_user_id_bytes,
-                request_timeout_ms=config.request_timeout_ms,
-            ),
-        )
-        self._grpc = GrpcServer(self._handler, config.max_message_bytes)
-        self._http = HttpServer(
-            create_app(self._handler, config.max_message_bytes, metrics.registry),
-            close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
-        )
-        self._http_task: asyncio.Task[None] | None = None
+        self._transports = Transports(config, metrics.registry)
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
@@ -136,21 +104,11 @@ class Service:
     @property
     def running(self) -> bool:
         """From the start until the last answer of a stop."""
-        return self._http_task is not None and not self._http_task.done()
+        return self._transports.running
 
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
-        config = self._config
-        http_socket = listen("http", config.http_host, config.http_port)
-        try:
-            grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
-        except ConfigError:
-            http_socket.close()
-            raise
-        http_port = http_socket.getsockname()[1]
-        self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
-        await self._http.listening.wait()
-        return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
+        return await self._transports.listen()
 
     async def serve(self, engine: ServedEngine) -> None:
         """Start a warm engine, wait for its Redis and answer requests with it; `stop` closes it. ConfigError if it
@@ -159,11 +117,10 @@ class Service:
         self._engine = engine
         await engine.start()
         if not self._config.ready_without_redis:
-            self._handler.wait_for_redis()
+            self._transports.wait_for_redis()
             await engine.reach_redis()
         await self._start_reloads(engine)
-        self._handler.serve(engine)
-        await self._grpc.report_serving()
+        await self._transports.serve(engine)
 
     def hang_up(self) -> None:
         """What SIGHUP does: reload every model from its directory. By default it would end the process."""
@@ -196,34 +153,12 @@ class Service:
         return why
 
     async def stop(self) -> None:
-        """Say that it leaves, and answer for `drain_linger_s` what comes all the same; then turn new requests away, let
-        those in flight finish within `drain_seconds`, close the engine unless it is lost: it might wait for its device
-        for ever.
-        """
-        assert self._http_task is not None
-        drain_seconds = self._config.drain_seconds
-        self._handler.leave()
-        await self._grpc.report_not_serving()
+        """Drain the transports, then close the engine unless it is lost: it might wait for its device for ever."""
         for task in self._tasks:
             task.cancel()
         if self._admin is not None:
             await self._admin.stop()
-        if self._handler.serves:
-            await asyncio.sleep(self._config.drain_linger_s)
-        self._handler.drain()
-        if self._engine is not None:
-            # A transport that stops drops calls that are on the wire without a word; let there be none by then.
-            await asyncio.sleep(LINGER_SECONDS)
-            drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
-        self._http.should_exit = True
-        grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
-        try:
-            await asyncio.wait_for(self._handler.wait_idle(), drain_seconds)
-        except TimeoutError:
-            self._handler.abort()
-        await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
-        await self._grpc.stop(None)
-        await asyncio.gather(grpc_stopping, self._http_task)
+        await self._transports.stop()
         if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.close()
 

@@ -17,8 +17,9 @@ from grpc_health.v1 import health_pb2
 from mfalcon.errors import ConfigError
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
-from server.app import LINGER_SECONDS, Service
+from server.app import Service
 from server.config import load_config
+from server.transports import LINGER_SECONDS
 from tests.server.fake_engine import KILLER
 from tests.server.harness import FREE_PORTS, Running, health_of, serving
 

@@ -1,0 +1,107 @@
+"""Both transports over one handler: what callers meet, in one process, from the first byte accepted to the last one."""
+
+import asyncio
+import math
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry
+
+from mfalcon.errors import ConfigError
+from server.addresses import authority, listen
+from server.config import ServerConfig
+from server.grpc.api import GrpcServer
+from server.handler import Handler, RankingEngine
+from server.http.api import create_app
+from server.http.server import HttpServer
+from server.limits import Limits
+
+LINGER_SECONDS = 0.3
+"""Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
+LAST_BYTES_SECONDS = 0.5
+"""Time for answers already given to leave, before open streams (health watches) are cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens."""
+
+    grpc: str
+    http: str
+
+
+class Transports:
+    """They listen first, refuse with NotReady, and answer once there is an engine."""
+
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry) -> None:
+        self._config = config
+        self._handler = Handler(
+            Limits(
+                max_candidates=config.max_candidates,
+                max_events_per_append=config.max_events_per_append,
+                max_recent_events=config.max_recent_events,
+                max_user_id_bytes=config.max_user_id_bytes,
+                request_timeout_ms=config.request_timeout_ms,
+            ),
+        )
+        self._grpc = GrpcServer(self._handler, config.max_message_bytes)
+        self._http = HttpServer(
+            create_app(self._handler, config.max_message_bytes, registry),
+            close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
+        )
+        self._http_task: asyncio.Task[None] | None = None
+        self._has_engine = False
+
+    @property
+    def running(self) -> bool:
+        """From the start until the last answer of a stop."""
+        return self._http_task is not None and not self._http_task.done()
+
+    async def listen(self) -> Addresses:
+        """Listen on both transports. ConfigError when an address is taken."""
+        config = self._config
+        http_socket = listen("http", config.http_host, config.http_port)
+        try:
+            grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
+        except ConfigError:
+            http_socket.close()
+            raise
+        http_port = http_socket.getsockname()[1]
+        self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
+        await self._http.listening.wait()
+        return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
+
+    def wait_for_redis(self) -> None:
+        """Say from now on that this is what an engine waits for."""
+        self._has_engine = True
+        self._handler.wait_for_redis()
+
+    async def serve(self, engine: RankingEngine) -> None:
+        """Answer requests with an engine from now on."""
+        self._has_engine = True
+        self._handler.serve(engine)
+        await self._grpc.report_serving()
+
+    async def stop(self) -> None:
+        """Say that the server leaves, and answer for `drain_linger_s` what comes all the same; then turn new requests
+        away, and let those in flight finish within `drain_seconds`.
+        """
+        assert self._http_task is not None
+        drain_seconds = self._config.drain_seconds
+        self._handler.leave()
+        await self._grpc.report_not_serving()
+        if self._handler.serves:
+            await asyncio.sleep(self._config.drain_linger_s)
+        self._handler.drain()
+        if self._has_engine:
+            # A transport that stops drops calls that are on the wire without a word; let there be none by then.
+            await asyncio.sleep(LINGER_SECONDS)
+            drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
+        self._http.should_exit = True
+        grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
+        try:
+            await asyncio.wait_for(self._handler.wait_idle(), drain_seconds)
+        except TimeoutError:
+            self._handler.abort()
+        await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
+        await self._grpc.stop(None)
+        await asyncio.gather(grpc_stopping, self._http_task)
