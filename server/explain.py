@@ -12,10 +12,15 @@ def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
         case "missing":
             return InvalidInput(field, None, "given")
         case "extra_forbidden":
-            return InvalidInput(field, brief(error["input"]), "absent: there is no such field")
+            return unknown_field(path, error["input"])
         case "model_type" | "model_attributes_type":
             return InvalidInput(field, brief(error["input"]), "a JSON object")
     return InvalidInput(field, brief(error["input"]), error["msg"].removeprefix("Input should be "))
+
+
+def unknown_field(path: tuple[int | str, ...], value: object) -> InvalidInput:
+    """A field that there is not was given."""
+    return InvalidInput(field_name(path), brief(value), "absent: there is no such field")
 
 
 def field_name(path: tuple[int | str, ...]) -> str:

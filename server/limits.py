@@ -1,19 +1,21 @@
 """What a request may hold. Every value of a caller is checked here, once, whichever transport it came by.
 
-Types (an int64, a float32, UTF-8) are the transports' business; whatever passes them meets the same limits here. Each
-refusal names the field, the value and the limit. What depends on the stored history (`expected_len`, events older than
-the log) is checked where the log is.
+Types (an int64, a float32, UTF-8) are the transports' business, and so is to count before they convert; whatever passes
+them meets the same limits here. Each refusal names the field, the value and the limit. What depends on the stored
+history (`expected_len`, events older than the log) is checked where the log is.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
 
 from mfalcon.errors import InvalidInput, UnknownModel
-from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, Ids, ModelInfo
+from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, ModelInfo
 
+MAX_CONTEXT_ENTRIES = 256
+"""A model reads no more context features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -52,7 +54,7 @@ def check_model(model: str, served: Sequence[ModelInfo]) -> ModelInfo:
     raise UnknownModel(f"model: got {model[:80]!r}, must be {names} or empty")
 
 
-def check_candidates(candidates: Ids, max_candidates: int) -> None:
+def check_candidates(candidates: Sized, max_candidates: int) -> None:
     """1 to `max_candidates` of them; any id is legal."""
     if not 1 <= len(candidates) <= max_candidates:
         raise InvalidInput("candidates", len(candidates), f"1 to {max_candidates} candidates")
@@ -64,7 +66,7 @@ def check_request_time(request_time_ms: int) -> None:
         raise InvalidInput("request_time_ms", request_time_ms, f"0 to {MAX_TIME_MS} (0 is now)")
 
 
-def check_num_events(field: str, events: Events, at_least: int, at_most: int) -> None:
+def check_num_events(field: str, events: Sized, at_least: int, at_most: int) -> None:
     """`at_least` to `at_most` of them."""
     if not at_least <= len(events) <= at_most:
         raise InvalidInput(field, len(events), f"{at_least} to {at_most} events")
@@ -93,6 +95,12 @@ def check_events(field: str, events: Events, num_actions: int) -> None:
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         at = int(bad[0])
         raise InvalidInput(f"{field}[{at}].value", float(values[at]), "a finite 32-bit float")
+
+
+def check_num_context(context: Sized) -> None:
+    """At most `MAX_CONTEXT_ENTRIES`."""
+    if len(context) > MAX_CONTEXT_ENTRIES:
+        raise InvalidInput("context", len(context), f"0 to {MAX_CONTEXT_ENTRIES} entries")
 
 
 def check_context(context: Mapping[str, int], features: Sequence[ContextFeatureInfo]) -> None:

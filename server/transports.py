@@ -34,18 +34,17 @@ class Transports:
 
     def __init__(self, config: ServerConfig, registry: CollectorRegistry) -> None:
         self._config = config
-        self._handler = Handler(
-            Limits(
-                max_candidates=config.max_candidates,
-                max_events_per_append=config.max_events_per_append,
-                max_recent_events=config.max_recent_events,
-                max_user_id_bytes=config.max_user_id_bytes,
-                request_timeout_ms=config.request_timeout_ms,
-            ),
+        limits = Limits(
+            max_candidates=config.max_candidates,
+            max_events_per_append=config.max_events_per_append,
+            max_recent_events=config.max_recent_events,
+            max_user_id_bytes=config.max_user_id_bytes,
+            request_timeout_ms=config.request_timeout_ms,
         )
+        self._handler = Handler(limits)
         self._grpc = GrpcServer(self._handler, config.max_message_bytes)
         self._http = HttpServer(
-            create_app(self._handler, config.max_message_bytes, registry),
+            create_app(self._handler, limits, config.max_message_bytes, registry),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None

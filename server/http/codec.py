@@ -1,95 +1,15 @@
-"""JSON bodies of the HTTP transport: requests checked for type by strict pydantic, answers written by orjson.
-
-Field names are those of proto/ranking.proto; 64-bit integers are JSON numbers. The answer models describe the answers
-in /openapi.json; the answers themselves go from numpy to orjson without passing through them.
+"""JSON bodies of answers. The models describe them in /openapi.json; the answers themselves go from numpy to orjson
+without passing through them.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import ConfigDict, Field
 
-from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult
-
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
-
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-Uint64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
-Uint32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
-
-
-class Body(BaseModel):
-    """No "7" or true for an integer, no NaN, no field that we do not know."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EventBody(Body):
-    """One user action on one item."""
-
-    item_id: Int64
-    actions: Uint32 = Field(default=0, description="Bitmask over the model's actions: bit i is actions[i].")
-    value: Float32 = Field(default=0.0, description="A rating, a dwell time: whatever the model was trained on.")
-    time_ms: Int64 = Field(description="Milliseconds since 1970-01-01T00:00:00Z.")
-
-
-class RankBody(Body):
-    """Candidates to score for a user."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "user_id": "186",
-                    "candidates": [50, 181, 258],
-                    "top_k": 2,
-                    "recent_events": [{"item_id": 7, "actions": 8, "value": 4.0, "time_ms": 893286638000}],
-                    "context": {"gender": 1},
-                }
-            ]
-        }
-    )
-
-    user_id: str
-    candidates: Annotated[list[Int64], FailFast()] = Field(description="Item ids, any order, duplicates allowed.")
-    top_k: Uint32 = Field(default=0, description="How many positions `top` names; 0 for none.")
-    request_time_ms: Int64 = Field(default=0, description="The time that the model sees as now; 0 is the server's.")
-    recent_events: Annotated[list[EventBody], FailFast()] = Field(
-        default=[], description="Events after the stored history that this request alone sees, in time order."
-    )
-    context: dict[str, Int64] = Field(default={}, description="Request-context features by name.")
-    model: str = Field(default="", description="The model's name; empty is the default one.")
-
-    def request(self) -> RankRequest:
-        """The request, not yet checked against limits."""
-        return RankRequest(
-            user_id=self.user_id,
-            candidates=np.array(self.candidates, dtype=np.int64),
-            top_k=self.top_k,
-            request_time_ms=self.request_time_ms,
-            recent_events=events(self.recent_events),
-            context=self.context,
-        )
-
-
-class AppendEventsBody(Body):
-    """Events to add to the end of a user's history."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"events": [{"item_id": 50, "actions": 16, "value": 5.0, "time_ms": 893286700000}], "expected_len": 12}
-            ]
-        }
-    )
-
-    events: Annotated[list[EventBody], FailFast()] = Field(description="In time order, not older than the history.")
-    expected_len: Uint64 | None = Field(
-        default=None, description="Length of the history that you know; if it is another, nothing is written."
-    )
+from mfalcon.types import CacheInfo, ModelInfo, RankResult
+from server.http.bodies import Body, Uint32, Uint64
 
 
 class CacheReply(Body):
@@ -202,11 +122,6 @@ class StatusReply(Body):
     """The state of the server."""
 
     status: str
-
-
-def events(bodies: list[EventBody]) -> Events:
-    """[num_events] of EVENT_DTYPE, not yet checked against limits."""
-    return np.array([(b.item_id, b.actions, b.value, b.time_ms) for b in bodies], dtype=EVENT_DTYPE)
 
 
 def rank_reply(result: RankResult) -> bytes:

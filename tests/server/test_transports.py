@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from mfalcon.client import Client
 from proto import ranking_pb2
-from server.http import codec
+from server.http import bodies, codec
 from tests.server.fake_engine import MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
@@ -193,9 +193,9 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert rank["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankReply")
     for status in ("404", "409", "413", "422", "429", "500", "503", "504"):
         assert rank["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
-    for name in ("RankBody", "AppendEventsBody", "RankReply"):
-        (example,) = schema["components"]["schemas"][name]["examples"]
-        getattr(codec, name).model_validate(example)
+    for model in (bodies.RankBody, bodies.AppendEventsBody, codec.RankReply):
+        (example,) = schema["components"]["schemas"][model.__name__]["examples"]
+        model.model_validate(example)
     assert (await running.http.get("/docs")).status_code == 200
 
 

@@ -1,0 +1,239 @@
+"""JSON bodies of requests: their fields, and how one is read at a cost that the limits bound, not its sender.
+
+Field names are those of proto/ranking.proto; 64-bit integers are JSON numbers. Counts come before values: what holds
+more signs than any legal request is not parsed, a list that is too long is not looked at, and only the first thing that
+is wrong is described. Lists are checked by pydantic some elements at a time, since nothing else runs during a call of
+it, and become arrays.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    GetPydanticSchema,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+)
+from pydantic_core import core_schema
+
+from mfalcon.errors import InvalidInput
+from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
+from server import limits
+from server.explain import refusal, unknown_field
+from server.limits import MAX_CONTEXT_ENTRIES, Limits
+
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
+ELEMENTS_AT_ONCE = 1_000
+SIGNS = b",:[{"
+SIGNS_OF_AN_EVENT = 9
+SLACK = 2
+"""Requests of so many times what is legal are still told which of their lists is too long."""
+
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Uint64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
+Uint32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
+
+BodyT = TypeVar("BodyT", bound="RequestBody")
+
+
+class Body(BaseModel):
+    """No "7" or true for an integer, no NaN, no field that we do not know."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EventBody(Body):
+    """One user action on one item."""
+
+    item_id: Int64
+    actions: Uint32 = Field(default=0, description="Bitmask over the model's actions: bit i is actions[i].")
+    value: Float32 = Field(default=0.0, description="A rating, a dwell time: whatever the model was trained on.")
+    time_ms: Int64 = Field(description="Milliseconds since 1970-01-01T00:00:00Z.")
+
+
+def list_as_array(
+    element: object, convert: Callable[[Any], NDArray[Any]], check_num: Callable[[list[object], Limits], None]
+) -> GetPydanticSchema:
+    """The annotation of an array that is a list of `element` in JSON; its number is checked first."""
+
+    def checked(value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Limits | None]) -> object:
+        field = info.field_name
+        assert field is not None
+        if not isinstance(value, list):
+            return check(value)  # which refuses it
+        if info.context is not None:
+            check_num(value, info.context)
+        parts = []
+        for start in range(0, len(value), ELEMENTS_AT_ONCE):
+            part = value[start : start + ELEMENTS_AT_ONCE]
+            if element is EventBody:
+                for number, fields in enumerate(part, start):
+                    refuse_unknown(fields, EventBody.model_fields, (field, number))
+            try:
+                parts.append(convert(check(part)))
+            except ValidationError as error:
+                details = error.errors(include_url=False)[0]
+                at, *path = details["loc"]
+                assert isinstance(at, int)
+                raise refusal(details, (field, start + at, *path)) from error
+        return np.concatenate(parts) if parts else convert([])
+
+    return GetPydanticSchema(
+        lambda source, schema_of: core_schema.with_info_wrap_validator_function(
+            checked,
+            schema_of(Annotated[list[element], FailFast()]),  # type: ignore[valid-type]
+        )
+    )
+
+
+def refuse_unknown(fields: object, known: Collection[str], path: tuple[str | int, ...] = ()) -> None:
+    """InvalidInput for the first unknown field of an object that has more than there are; pydantic would describe
+    each.
+    """
+    if isinstance(fields, dict) and len(fields) > len(known):
+        name = next(name for name in fields if name not in known)
+        raise unknown_field((*path, name), fields[name])
+
+
+def to_ids(values: list[int]) -> Ids:
+    """[num_values]."""
+    return np.array(values, dtype=np.int64)
+
+
+def to_events(bodies: list[EventBody]) -> Events:
+    """[num_events] of EVENT_DTYPE, not yet checked against limits."""
+    return np.array([(b.item_id, b.actions, b.value, b.time_ms) for b in bodies], dtype=EVENT_DTYPE)
+
+
+def check_context(context: object) -> object:
+    """Its number of entries."""
+    if isinstance(context, dict):
+        limits.check_num_context(context)
+    return context
+
+
+class RequestBody(Body):
+    """A body that has a longest legal form."""
+
+    @classmethod
+    def num_signs(cls, most: Limits) -> int:
+        """Commas, colons and opening brackets of a body with the longest legal lists, at most."""
+        raise NotImplementedError
+
+
+class RankBody(RequestBody):
+    """Candidates to score for a user."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "user_id": "186",
+                    "candidates": [50, 181, 258],
+                    "top_k": 2,
+                    "recent_events": [{"item_id": 7, "actions": 8, "value": 4.0, "time_ms": 893286638000}],
+                    "context": {"gender": 1},
+                }
+            ]
+        }
+    )
+
+    user_id: str
+    candidates: Annotated[
+        Ids, list_as_array(Int64, to_ids, lambda ids, most: limits.check_candidates(ids, most.max_candidates))
+    ] = Field(description="Item ids, any order, duplicates allowed.")
+    top_k: Uint32 = Field(default=0, description="How many positions `top` names; 0 for none.")
+    request_time_ms: Int64 = Field(default=0, description="The time that the model sees as now; 0 is the server's.")
+    recent_events: Annotated[
+        Events,
+        list_as_array(
+            EventBody,
+            to_events,
+            lambda events, most: limits.check_num_events("recent_events", events, 0, most.max_recent_events),
+        ),
+    ] = Field(
+        default_factory=no_events,
+        description="Events after the stored history that this request alone sees, in time order.",
+        json_schema_extra={"default": []},
+    )
+    context: Annotated[dict[str, Int64], BeforeValidator(check_context)] = Field(
+        default={}, description="Request-context features by name."
+    )
+    model: str = Field(default="", description="The model's name; empty is the default one.")
+
+    @classmethod
+    def num_signs(cls, most: Limits) -> int:
+        """Of candidates, events, context, and texts that hold nothing else."""
+        texts = 2 * most.max_user_id_bytes
+        return most.max_candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
+
+    def request(self) -> RankRequest:
+        """The request, its values not yet checked against limits."""
+        return RankRequest(
+            user_id=self.user_id,
+            candidates=self.candidates,
+            top_k=self.top_k,
+            request_time_ms=self.request_time_ms,
+            recent_events=self.recent_events,
+            context=self.context,
+        )
+
+
+class AppendEventsBody(RequestBody):
+    """Events to add to the end of a user's history."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"events": [{"item_id": 50, "actions": 16, "value": 5.0, "time_ms": 893286700000}], "expected_len": 12}
+            ]
+        }
+    )
+
+    events: Annotated[
+        Events,
+        list_as_array(
+            EventBody,
+            to_events,
+            lambda events, most: limits.check_num_events("events", events, 1, most.max_events_per_append),
+        ),
+    ] = Field(description="In time order, not older than the history.")
+    expected_len: Uint64 | None = Field(
+        default=None, description="Length of the history that you know; if it is another, nothing is written."
+    )
+
+    @classmethod
+    def num_signs(cls, most: Limits) -> int:
+        """Of the events, and of the names around them."""
+        return SIGNS_OF_AN_EVENT * most.max_events_per_append + SIGNS_OF_AN_EVENT
+
+
+def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:
+    """A body of a kind, its counts checked. InvalidInput says what is wrong first."""
+    max_signs = SLACK * kind.num_signs(most)
+    if len(raw) > max_signs and (num_signs := sum(map(raw.count, SIGNS))) > max_signs:
+        raise InvalidInput(
+            "body", num_signs, f"at most {max_signs} commas, colons and brackets: no legal request has more"
+        )
+    try:
+        fields = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if "memory" in error.msg:  # orjson has no other way to say it
+            raise MemoryError from error
+        raise InvalidInput("body", error.msg, f"JSON (character {error.pos})") from error
+    refuse_unknown(fields, kind.model_fields)
+    try:
+        return kind.model_validate(fields, context=most)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        raise refusal(details, tuple(details["loc"])) from error

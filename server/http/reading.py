@@ -1,0 +1,68 @@
+"""Routes whose JSON bodies are read within limits, and beside the event loop where they are large."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from server.http.bodies import RequestBody, parse
+from server.limits import Limits
+
+CLIENT_CLOSED_REQUEST = 499
+MAX_BYTES_ON_THE_LOOP = 2**16
+
+
+class BodyReader:
+    """Reads bodies, the large ones in one thread: the event loop never waits behind several for the interpreter."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._thread = ThreadPoolExecutor(1, "mfalcon-json")
+
+    async def read(self, request: Request, kind: type[RequestBody]) -> RequestBody | None:
+        """The body of the request, None if there is none. Raises InvalidInput."""
+        try:
+            raw = await request.body()
+        except ClientDisconnect as error:
+            raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection") from error
+        if not raw:
+            return None
+        if len(raw) <= MAX_BYTES_ON_THE_LOOP:
+            return parse(kind, raw, self._limits)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, parse, kind, raw, self._limits)
+
+
+class JsonRequest(Request):
+    """A request whose body was read; FastAPI takes what is of the declared type already as it is."""
+
+    read: RequestBody | None = None
+
+    async def json(self) -> Any:
+        """What was read."""
+        return self.read
+
+
+def json_route(reader: BodyReader) -> type[APIRoute]:
+    """Routes whose bodies the reader reads. FastAPI describes them, and checks their content type."""
+
+    class JsonRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            inner = super().get_route_handler()
+            if self.body_field is None:
+                return inner
+            kind = self.body_field.field_info.annotation
+            assert isinstance(kind, type) and issubclass(kind, RequestBody)
+
+            async def handle(request: Request) -> Response:
+                json_request = JsonRequest(request.scope, request.receive)
+                json_request.read = await reader.read(json_request, kind)
+                return await inner(json_request)
+
+            return handle
+
+    return JsonRoute
