@@ -1,0 +1,1 @@
+"""Processes that terminate gRPC and HTTP in front of the one that computes (`--frontends`)."""

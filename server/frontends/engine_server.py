@@ -1,0 +1,137 @@
+"""The engine's end of the pipes: what front-ends ask is answered by the one engine, and its status is told to all."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+import zmq
+
+from mfalcon.errors import EngineFailure, MFalconError, NotReady
+from server.frontends import wire
+from server.frontends.link import MOST_WAITING, Link
+from server.handler import LOADING, WAITING, RankingEngine
+
+logger = logging.getLogger(__name__)
+
+STATUS_SECONDS = 0.02
+"""Time after which a change of the status is told."""
+STATUS_AGAIN_SECONDS = 1.0
+"""Time after which it is told all the same: one that did not read for a while may have missed it."""
+
+
+class EngineServer:
+    """Lives on one event loop, the engine's."""
+
+    def __init__(self, endpoint: str, most_waiting: int = MOST_WAITING) -> None:
+        """endpoint: where it listens for `RemoteEngine`s. most_waiting: messages that wait for one that does not read;
+        what is more is dropped.
+        """
+        self._engine: RankingEngine | None = None
+        self._phase: str = LOADING
+        self._calls: dict[bytes, dict[int, asyncio.Task[None]]] = {}
+        """By name of the front-end."""
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._link = Link(self._context, zmq.ROUTER, self._receive, most_waiting)
+        self._link.socket.router_handover = True
+        self._link.socket.bind(endpoint)
+        self._told, self._told_at = self._status(), time.monotonic()
+        self._telling = asyncio.create_task(self._tell_changes())
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that have no answer yet."""
+        return sum(map(len, self._calls.values()))
+
+    def wait_for_redis(self) -> None:
+        """Say from now on that this is what an engine waits for."""
+        self._phase = WAITING
+
+    def serve(self, engine: RankingEngine) -> None:
+        """Answer with an engine from now on."""
+        self._engine = engine
+        self._phase = wire.SERVING
+        self._tell()
+
+    def forget(self, name: str) -> None:
+        """A front-end has ended: nobody waits for its calls any more."""
+        for task in self._calls.pop(name.encode(), {}).values():
+            task.cancel()
+
+    async def close(self) -> None:
+        """Hang up, and cancel what is left."""
+        tasks = [self._telling, *(task for calls in self._calls.values() for task in calls.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        self._link.close()
+        self._context.destroy(linger=0)
+
+    def _receive(self, frames: Sequence[bytes]) -> None:
+        name, message = frames
+        question = wire.decode_question(message)
+        if isinstance(question, wire.Hello):
+            self._calls[name] = {}
+            self._link.send(name, wire.encode(self._status()))
+            return
+        calls = self._calls.get(name)
+        if calls is None:  # it has ended since it said this
+            return
+        match question:
+            case wire.Cancel():
+                if (left := calls.get(question.call)) is not None:
+                    left.cancel()
+            case _:
+                task = calls[question.call] = asyncio.create_task(self._answer(name, question))
+                task.add_done_callback(lambda _: calls.pop(question.call))
+
+    async def _answer(
+        self, name: bytes, question: wire.Rank | wire.AppendEvents | wire.Prefill | wire.DeleteUser
+    ) -> None:
+        try:
+            answer = await self._ask(question)
+        except MFalconError as error:
+            answer = wire.Failed.of(question.call, error)
+        except Exception:
+            logger.exception("%s failed", type(question).__name__)
+            failure = EngineFailure("the server failed on this request; its log has the cause")
+            answer = wire.Failed.of(question.call, failure)
+        self._link.send(name, wire.encode(answer))
+
+    async def _ask(
+        self, question: wire.Rank | wire.AppendEvents | wire.Prefill | wire.DeleteUser
+    ) -> wire.Ranked | wire.Appended | wire.Prefilled | wire.Deleted | wire.Failed:
+        engine, call = self._engine, question.call
+        if engine is None:
+            raise NotReady(f"the server is still {self._phase}; ask another one")
+        match question:
+            case wire.Rank():
+                result = await engine.rank(question.request(), question.deadline, question.model)
+                return wire.Ranked.of(call, result)
+            case wire.AppendEvents(_, user_id, _, expected_len, deadline):
+                return wire.Appended(
+                    call, await engine.append_events(user_id, question.array(), expected_len, deadline)
+                )
+            case wire.Prefill(_, user_id, deadline, model):
+                return wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
+            case wire.DeleteUser(_, user_id, deadline):
+                await engine.delete_user(user_id, deadline)
+                return wire.Deleted(call)
+
+    def _status(self) -> wire.Status:
+        engine = self._engine
+        if engine is None:
+            return wire.Status(0, self._phase, ready=False, models=(), free_at=0.0)
+        return wire.Status(0, self._phase, engine.ready, engine.models, free_at=0.0)
+
+    def _tell(self) -> None:
+        self._told, self._told_at = self._status(), time.monotonic()
+        message = wire.encode(self._told)
+        for name in self._calls:
+            self._link.send(name, message)
+
+    async def _tell_changes(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_SECONDS)
+            if self._status() != self._told or time.monotonic() - self._told_at > STATUS_AGAIN_SECONDS:
+                self._tell()

@@ -1,0 +1,105 @@
+"""The engine as a front-end sees it: the other end of a pipe to the process that computes."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import TypeVar
+
+import zmq
+
+from mfalcon.errors import MFalconError, Overloaded, ShuttingDown, StorageUnavailable
+from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from server.frontends import wire
+from server.frontends.link import Link
+from server.handler import LOADING
+
+T = TypeVar("T", bound=wire.Message)
+
+
+class RemoteEngine:
+    """Satisfies `server.handler.RankingEngine`. Lives on one event loop."""
+
+    def __init__(self, endpoint: str, name: str, heard: Callable[[wire.Status], None]) -> None:
+        """endpoint: where an `EngineServer` listens. name: of this front-end, and of no other. heard: is called with
+        every status.
+        """
+        self.status = wire.Status(0, LOADING, ready=False, models=(), free_at=0.0)
+        self._heard = heard
+        self._waiting: dict[int, asyncio.Future[wire.Answer]] = {}
+        self._calls = count(1)
+        self._gone: MFalconError | None = None
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._link = Link(self._context, zmq.DEALER, self._receive)
+        self._link.socket.routing_id = name.encode()
+        self._link.socket.connect(endpoint)
+        self._link.send(wire.encode(wire.Hello(0)))
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every served model, the default one first."""
+        return self.status.models
+
+    @property
+    def ready(self) -> bool:
+        """Warm and not closing, as far as was heard."""
+        return self.status.ready and self._gone is None
+
+    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+        """See `RankingEngine`."""
+        return (await self._ask(wire.Rank.of(next(self._calls), request, deadline, model), wire.Ranked)).result()
+
+    async def append_events(
+        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
+    ) -> int:
+        """See `RankingEngine`."""
+        question = wire.AppendEvents.of(next(self._calls), user_id, events, expected_len, deadline)
+        return (await self._ask(question, wire.Appended)).history_len
+
+    async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
+        """See `RankingEngine`."""
+        return (await self._ask(wire.Prefill(next(self._calls), user_id, deadline, model), wire.Prefilled)).cache
+
+    async def delete_user(self, user_id: str, deadline: float | None) -> None:
+        """See `RankingEngine`."""
+        await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline), wire.Deleted)
+
+    def lose(self, why: str) -> None:
+        """The engine's process has ended: nobody is answered by it any more."""
+        self._gone = ShuttingDown(f"{why}; ask another one")
+        for answer in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(StorageUnavailable(f"{why}; it may have done this call", may_be_done=True))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._link.close()
+        self._context.destroy(linger=0)
+
+    async def _ask(self, question: wire.Question, kind: type[T]) -> T:
+        if self._gone is not None:
+            raise self._gone
+        if not self._link.send(wire.encode(question)):
+            raise Overloaded("the engine's process does not keep up; try again later")
+        waiting: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
+        self._waiting[question.call] = waiting
+        try:
+            answer = await waiting
+        except asyncio.CancelledError:
+            self._link.send(wire.encode(wire.Cancel(question.call)))
+            raise
+        finally:
+            del self._waiting[question.call]
+        if isinstance(answer, wire.Failed):
+            raise answer.error()
+        assert isinstance(answer, kind)
+        return answer
+
+    def _receive(self, frames: Sequence[bytes]) -> None:
+        answer = wire.decode_answer(frames[-1])
+        if isinstance(answer, wire.Status):
+            self.status = answer
+            self._heard(answer)
+            return
+        waiting = self._waiting.get(answer.call)
+        if waiting is not None and not waiting.done():  # else its caller has left meanwhile
+            waiting.set_result(answer)

@@ -1,0 +1,225 @@
+"""What front-ends and the engine's process say to each other: one MessagePack message each, with numbers as bytes.
+
+Both ends are of one version and on one machine: byte order is the machine's, and a deadline is a reading of
+`time.monotonic()`, whose clock on Linux is one for all processes. Nothing is pickled. An error travels as the name of
+its class in mfalcon/errors.py, its text and its attributes, and is raised as the very same on the other side.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from mfalcon import errors
+from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult, Timings
+
+Attribute: TypeAlias = str | int | float | bool | None
+
+ERRORS: Mapping[str, type[MFalconError]] = {
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MFalconError)
+}
+
+
+class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
+    """One message. call: which call of the front-end it is about."""
+
+    call: int
+
+
+class Rank(Message):
+    """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE."""
+
+    user_id: str
+    candidates: bytes
+    top_k: int
+    request_time_ms: int
+    recent_events: bytes
+    context: dict[str, int]
+    deadline: float | None
+    model: str
+
+    @classmethod
+    def of(cls, call: int, request: RankRequest, deadline: float | None, model: str) -> "Rank":
+        """What asks for the scores of a request."""
+        return cls(
+            call,
+            request.user_id,
+            _flat(request.candidates, np.int64),
+            request.top_k,
+            request.request_time_ms,
+            _flat(request.recent_events, EVENT_DTYPE),
+            dict(request.context),
+            deadline,
+            model,
+        )
+
+    def request(self) -> RankRequest:
+        """The request, checked by the front-end."""
+        return RankRequest(
+            user_id=self.user_id,
+            candidates=np.frombuffer(self.candidates, np.int64),
+            top_k=self.top_k,
+            request_time_ms=self.request_time_ms,
+            recent_events=np.frombuffer(self.recent_events, EVENT_DTYPE),
+            context=self.context,
+        )
+
+
+class AppendEvents(Message):
+    """events: EVENT_DTYPE."""
+
+    user_id: str
+    events: bytes
+    expected_len: int | None
+    deadline: float | None
+
+    @classmethod
+    def of(
+        cls, call: int, user_id: str, events: Events, expected_len: int | None, deadline: float | None
+    ) -> "AppendEvents":
+        """What adds events to a history."""
+        return cls(call, user_id, _flat(events, EVENT_DTYPE), expected_len, deadline)
+
+    def array(self) -> Events:
+        """The events, checked by the front-end."""
+        return np.frombuffer(self.events, EVENT_DTYPE)
+
+
+class Prefill(Message):
+    """Encode a user's history."""
+
+    user_id: str
+    deadline: float | None
+    model: str
+
+
+class DeleteUser(Message):
+    """Forget a user."""
+
+    user_id: str
+    deadline: float | None
+
+
+class Cancel(Message):
+    """The caller of a call has left."""
+
+
+class Hello(Message):
+    """A front-end has come and wants to know the status; the call is its own affair."""
+
+
+class Ranked(Message):
+    """See `RankResult`. scores: float32; task_scores: float32, task by task; top, unknown: uint32."""
+
+    scores: bytes
+    tasks: tuple[str, ...]
+    task_scores: bytes
+    top: bytes
+    model_version: str
+    cache: CacheInfo
+    timings: Timings
+    history_len: int
+    unknown: bytes
+    stale: bool
+
+    @classmethod
+    def of(cls, call: int, result: RankResult) -> "Ranked":
+        """What answers with a result."""
+        return cls(
+            call,
+            _flat(result.scores, np.float32),
+            result.tasks,
+            _flat(result.task_scores, np.float32),
+            _flat(result.top, np.uint32),
+            result.model_version,
+            result.cache,
+            result.timings,
+            result.history_len,
+            _flat(result.unknown, np.uint32),
+            result.stale,
+        )
+
+    def result(self) -> RankResult:
+        """The result, as the engine gave it."""
+        scores = np.frombuffer(self.scores, np.float32)
+        return RankResult(
+            scores=scores,
+            tasks=self.tasks,
+            task_scores=np.frombuffer(self.task_scores, np.float32).reshape(len(self.tasks), len(scores)),
+            top=np.frombuffer(self.top, np.uint32),
+            model_version=self.model_version,
+            cache=self.cache,
+            timings=self.timings,
+            history_len=self.history_len,
+            unknown=np.frombuffer(self.unknown, np.uint32),
+            stale=self.stale,
+        )
+
+
+class Appended(Message):
+    """The new length of the history."""
+
+    history_len: int
+
+
+class Prefilled(Message):
+    """What there was of the state."""
+
+    cache: CacheInfo
+
+
+class Deleted(Message):
+    """The user is forgotten."""
+
+
+class Failed(Message):
+    """The error of a call. name: its class; attributes: what it carries beside its text."""
+
+    name: str
+    text: str
+    attributes: dict[str, Attribute]
+
+    @classmethod
+    def of(cls, call: int, error: MFalconError) -> "Failed":
+        """What answers with an error; one of a class that is not in mfalcon/errors.py travels as that which it is a
+        kind of.
+        """
+        name = next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in ERRORS)
+        attributes = {key: value for key, value in vars(error).items() if isinstance(value, Attribute)}
+        return cls(call, name, str(error), attributes)
+
+    def error(self) -> MFalconError:
+        """The error, to be raised."""
+        kind = ERRORS.get(self.name, EngineFailure)
+        error = kind.__new__(kind, self.text)
+        vars(error).update(self.attributes)
+        return error
+
+
+class Status(Message):
+    """How the engine's process does. phase: LOADING or WAITING of server/handler.py, or SERVING. ready: see
+    `RankingEngine`. models: the default one first, none before it serves. free_at: when the device will probably have
+    done what is queued.
+    """
+
+    phase: str
+    ready: bool
+    models: tuple[ModelInfo, ...]
+    free_at: float
+
+
+SERVING: Final = "serving"
+
+Question: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Cancel | Hello
+Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Failed | Status
+
+encode = msgspec.msgpack.Encoder().encode
+decode_question = msgspec.msgpack.Decoder(Question).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+
+
+def _flat(array: NDArray[Any], dtype: DTypeLike) -> bytes:
+    return np.asarray(array, dtype=dtype).tobytes()

@@ -1,0 +1,199 @@
+"""An engine asked over a pipe answers as the engine itself, whatever becomes of either side."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from mfalcon.errors import (
+    EngineFailure,
+    InvalidInput,
+    LengthMismatch,
+    MFalconError,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    StorageUnavailable,
+)
+from mfalcon.types import EVENT_DTYPE, RankRequest, no_events
+from server.frontends import wire
+from server.frontends.engine_server import EngineServer
+from server.frontends.remote import RemoteEngine
+from tests.server.fake_engine import MODEL, OTHER, FakeEngine
+
+EVENTS = np.array([(7, 3, 4.5, 1_000), (8, 1, 0.5, 2_000)], dtype=EVENT_DTYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Both ends of a pipe."""
+
+    engine: FakeEngine
+    server: EngineServer
+    remote: RemoteEngine
+    endpoint: str
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait for something that nobody tells."""
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def connected(endpoint: str, name: str) -> AsyncIterator[RemoteEngine]:
+    """A front-end's end."""
+    remote = RemoteEngine(endpoint, name, lambda status: None)
+    yield remote
+    remote.close()
+
+
+@pytest.fixture
+async def joined(tmp_path: Path) -> AsyncIterator[Joined]:
+    endpoint, engine = f"ipc://{tmp_path}/engine", FakeEngine()
+    server = EngineServer(endpoint)
+    async with connected(endpoint, "0.1") as remote:
+        server.serve(engine)
+        await until(lambda: remote.ready)
+        yield Joined(engine, server, remote, endpoint)
+        await server.close()
+
+
+def rank_request(user_id: str = "ann", num_candidates: int = 77) -> RankRequest:
+    return RankRequest(user_id, np.arange(num_candidates) + 1_950, 5, 3_000, no_events(), {"gender": 1})
+
+
+async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
+    remote, engine = joined.remote, joined.engine
+    assert remote.models == (MODEL, OTHER)
+    assert await remote.append_events("ann", EVENTS, 0, None) == 2
+    assert np.array_equal(engine.histories["ann"], EVENTS)
+    deadline = time.monotonic() + 60
+    answer = await remote.rank(rank_request(), deadline, "other")
+    assert (engine.deadlines, engine.asked_of) == ([deadline], ["other"])
+    right = await engine.rank(rank_request(), None, "other")
+    assert wire.Ranked.of(0, answer) == wire.Ranked.of(0, right)
+    assert (await remote.prefill("ann", None, "fake")).encoded_tokens == 2
+    await remote.delete_user("ann", None)
+    assert not engine.histories
+
+
+async def test_many_calls_at_once_get_their_own_answers(joined: Joined) -> None:
+    async with connected(joined.endpoint, "1.1") as second:
+        await until(lambda: second.ready)
+        sizes = range(1, 401)
+        answers = await asyncio.gather(
+            *((joined.remote, second)[size % 2].rank(rank_request(num_candidates=size), None) for size in sizes)
+        )
+        assert [len(answer.scores) for answer in answers] == list(sizes)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        InvalidInput("recent_events[0].time_ms", 3, "later"),
+        LengthMismatch(3, 4),
+        StorageUnavailable("no Redis", may_be_done=True),
+        Overloaded("try again"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_an_error_is_raised_as_it_was(joined: Joined, fault: MFalconError) -> None:
+    joined.engine.fault = fault
+    with pytest.raises(type(fault)) as raised:
+        await joined.remote.rank(rank_request(), None)
+    assert (str(raised.value), vars(raised.value)) == (str(fault), vars(fault))
+
+
+async def test_a_defect_is_an_answer_too(joined: Joined, caplog: pytest.LogCaptureFixture) -> None:
+    joined.engine.fault = ZeroDivisionError("oops")
+    with pytest.raises(EngineFailure, match="its log has the cause"):
+        await joined.remote.rank(rank_request(), None)
+    assert "oops" in caplog.text
+
+
+async def test_a_caller_that_leaves_cancels_the_work(joined: Joined) -> None:
+    joined.engine.gate.clear()
+    call = asyncio.create_task(joined.remote.rank(rank_request(), None))
+    await joined.engine.entered.wait()
+    call.cancel()
+    async with asyncio.timeout(30):
+        await joined.engine.cancelled.acquire()
+    joined.engine.gate.set()
+    assert (await joined.remote.rank(rank_request("bob"), None)).scores.size  # an answer to nobody harms nobody
+
+
+async def test_the_calls_of_a_front_end_that_died_are_cancelled_and_no_others(joined: Joined) -> None:
+    joined.engine.gate.clear()
+    async with connected(joined.endpoint, "1.1") as dying:
+        call = asyncio.create_task(joined.remote.rank(rank_request(), None))
+        lost = [asyncio.create_task(dying.rank(rank_request("bob"), None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await until(lambda: joined.server.num_calls == 4)
+        joined.server.forget("1.1")
+        await until(lambda: joined.engine.num_cancelled == 3)
+        joined.engine.gate.set()
+        assert (await call).scores.size
+        for task in lost:
+            task.cancel()
+
+
+async def test_who_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
+    """A frozen process: what does not fit in its queue is dropped, and the others are answered."""
+    endpoint, engine = f"ipc://{tmp_path}/engine", FakeEngine()
+    server = EngineServer(endpoint, most_waiting=2)
+    server.serve(engine)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    frozen = context.socket(zmq.DEALER)
+    frozen.rcvhwm, frozen.linger, frozen.routing_id = 1, 0, b"0.1"
+    frozen.connect(endpoint)
+    frozen.send(wire.encode(wire.Hello(0)))
+    for call in range(1, 17):
+        frozen.send(wire.encode(wire.Rank.of(call, rank_request(num_candidates=100_000), None, "")))
+    await until(lambda: len(engine.requests) == 16 and server.num_calls == 0)
+    async with connected(endpoint, "1.1") as remote:
+        assert (await remote.rank(rank_request(), None)).scores.size
+    arrived = 0
+    while frozen.poll(500):
+        arrived += isinstance(wire.decode_answer(frozen.recv()), wire.Ranked)
+    assert 0 < arrived < 16
+    context.destroy(linger=0)
+    await server.close()
+
+
+async def test_the_status_is_told_when_it_changes(tmp_path: Path) -> None:
+    endpoint, engine, heard = f"ipc://{tmp_path}/engine", FakeEngine(), list[str]()
+    server = EngineServer(endpoint)
+    remote = RemoteEngine(endpoint, "0.1", lambda status: heard.append(status.phase))
+    await until(lambda: heard)
+    assert not remote.ready and not remote.models
+    with pytest.raises(NotReady, match="still loading"):
+        await remote.rank(rank_request(), None)
+    server.wait_for_redis()
+    await until(lambda: heard[-1] == "waiting for Redis")
+    server.serve(engine)
+    await until(lambda: remote.ready)
+    engine.ready = False
+    await until(lambda: not remote.ready)
+    remote.close()
+    await server.close()
+
+
+async def test_an_engine_that_ends_leaves_nobody_waiting(joined: Joined) -> None:
+    joined.engine.gate.clear()
+    call = asyncio.create_task(joined.remote.rank(rank_request(), None))
+    await joined.engine.entered.wait()
+    joined.remote.lose("the engine's process has ended")
+    with pytest.raises(StorageUnavailable, match="has ended; it may have done this call") as lost:
+        await call
+    assert lost.value.may_be_done
+    assert not joined.remote.ready
+    with pytest.raises(ShuttingDown, match="the engine's process has ended; ask another one"):
+        await joined.remote.rank(rank_request(), None)

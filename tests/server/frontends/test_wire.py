@@ -1,0 +1,82 @@
+"""What crosses between the processes comes out as it went in."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, StorageUnavailable
+from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, Timings, no_events
+from server.frontends import wire
+from tests.server.fake_engine import MODEL, OTHER
+
+EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtype=EVENT_DTYPE)
+
+
+@pytest.mark.parametrize("events", [no_events(), EVENTS])
+@pytest.mark.parametrize("num_candidates", [0, 1, 77])
+def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]") -> None:
+    candidates = np.arange(num_candidates)[::-1] * -(2**55)
+    request = RankRequest("Zoë \N{OUTLINED WHITE STAR}", candidates, 2**32 - 1, 2**62, events, {"gender": 1})
+    message = wire.decode_question(wire.encode(wire.Rank.of(2**40, request, 1.5, "m")))
+    assert isinstance(message, wire.Rank)
+    assert (message.call, message.deadline, message.model) == (2**40, 1.5, "m")
+    arrived = message.request()
+    for field in dataclasses.fields(RankRequest):
+        assert np.array_equal(getattr(arrived, field.name), getattr(request, field.name))
+    assert arrived.candidates.dtype == np.int64
+    assert arrived.recent_events.dtype == EVENT_DTYPE
+
+
+@pytest.mark.parametrize("num_candidates", [1, 77])
+@pytest.mark.parametrize("tasks", [("like",), ("like", "rating")])
+def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
+    scores = np.linspace(-3e38, 3e38, num_candidates, dtype=np.float32)
+    result = RankResult(
+        scores=scores,
+        tasks=tasks,
+        task_scores=np.stack([scores - 1] * len(tasks))[:, ::-1],  # no row of it lies in one piece
+        top=np.array([num_candidates - 1], dtype=np.uint32),
+        model_version="v",
+        cache=CacheInfo(CacheSource.REDIS, 1, 2),
+        timings=Timings(1, 2, 3, 4, 5),
+        history_len=2**40,
+        unknown=np.empty(0, dtype=np.uint32),
+        stale=True,
+    )
+    message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
+    assert isinstance(message, wire.Ranked)
+    arrived = message.result()
+    for field in dataclasses.fields(RankResult):
+        one, other = getattr(arrived, field.name), getattr(result, field.name)
+        assert np.array_equal(one, other) and getattr(one, "dtype", None) == getattr(other, "dtype", None)
+
+
+def test_a_status() -> None:
+    status = wire.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), free_at=1.25)
+    assert wire.decode_answer(wire.encode(status)) == status
+
+
+class Special(EngineFailure):
+    """Not in the tree of mfalcon/errors.py."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInput("candidates[3]", "x" * 200, "1 to 3 candidates"),
+        LengthMismatch(3, 2**40),
+        StorageUnavailable("no Redis; 'quoted' \ud800".encode(errors="replace").decode(), may_be_done=True),
+        *(kind("why") for kind in MFalconError.__subclasses__() if kind.__init__ is MFalconError.__init__),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_is_the_very_same(error: MFalconError) -> None:
+    message = wire.decode_answer(wire.encode(wire.Failed.of(1, error)))
+    assert isinstance(message, wire.Failed)
+    arrived = message.error()
+    assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
+
+
+def test_another_error_travels_as_what_it_is_a_kind_of() -> None:
+    assert type(wire.Failed.of(1, Special("why")).error()) is EngineFailure
