@@ -1,10 +1,13 @@
-"""How much memory is left to us: what the machine has available, cut by a container's limit."""
+"""How much memory is left to us: what the machine has available, cut by a container's limit; and when it has ended."""
 
+import errno
 import os
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_TORCH_SAYS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+"""In lower case: the CPU's allocator; the GPU's, CUDA itself, and oneDNN; cuBLAS. All raise RuntimeError."""
 
 
 def available_bytes(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
@@ -20,6 +23,18 @@ def available_bytes(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
         except (OSError, ValueError):  # no such cgroup, or the limit is "max"
             continue
     return left
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that an allocation failed: Python's, numpy's and our kernel's MemoryError, torch's on the
+    CPU or a GPU, or the system's ENOMEM. What failed may be asked again, in smaller parts or when others have ended.
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        text = str(error).lower()
+        return any(said in text for said in _TORCH_SAYS)
+    return isinstance(error, MemoryError)
 
 
 def _of_machine(meminfo: Path) -> int:
