@@ -18,6 +18,7 @@ from pydantic_settings import (
 from mfalcon.errors import ConfigError
 from mfalcon.types import MAX_USER_ID_BYTES
 from server.explain import refusal
+from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
 
 PREFIX = "MFALCON_"
@@ -182,7 +183,10 @@ class ServerConfig(BaseSettings):
         default=1_024, description="Requests that may wait for the device; more are refused as overload."
     )
     request_timeout_ms: int = Field(
-        default=10_000, ge=1, le=3_600_000, description="Longest time for one request, in ms; callers may ask for less."
+        default=10_000,
+        ge=1,
+        le=MAX_TIMEOUT_MS,
+        description="Longest time for one request, in ms; callers may ask for less.",
     )
     max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
     max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")

@@ -13,6 +13,8 @@ def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
             return InvalidInput(field, None, "given")
         case "extra_forbidden":
             return unknown_field(path, error["input"])
+        case "int_parsing_size":
+            return InvalidInput(field, brief(error["input"]), "a valid integer")
         case "model_type" | "model_attributes_type":
             return InvalidInput(field, brief(error["input"]), "a JSON object")
     return InvalidInput(field, brief(error["input"]), error["msg"].removeprefix("Input should be "))

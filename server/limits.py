@@ -14,6 +14,8 @@ import numpy as np
 from mfalcon.errors import InvalidInput, UnknownModel
 from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, ModelInfo
 
+MAX_TIMEOUT_MS = 3_600_000
+"""Nobody waits longer for an answer, whatever setting or caller says."""
 MAX_CONTEXT_ENTRIES = 256
 """A model reads no more context features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -8,6 +8,9 @@ from typing import Literal
 import orjson
 
 LogFormat = Literal["text", "json"]
+SELDOM = {"seldom": True}
+"""As `extra` of a log call: what many requests may cause is written once in a while, not for each."""
+SELDOM_SECONDS = 10.0
 OURS = ("mfalcon", "server")
 """Loggers that say what is well too; of others' only warnings are shown."""
 
@@ -40,10 +43,30 @@ class JsonFormatter(TextFormatter):
         return orjson.dumps({name: text.encode(errors="replace").decode() for name, text in content.items()}).decode()
 
 
+class Seldom(logging.Filter):
+    """Drops a record marked `SELDOM` where its like was written less than `SELDOM_SECONDS` ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write it. Records are alike whose text is, before values are put in."""
+        if not getattr(record, "seldom", False):
+            return True
+        like = (record.name, str(record.msg))
+        written = self._written.get(like)
+        if written is not None and record.created - written < SELDOM_SECONDS:
+            return False
+        self._written[like] = record.created
+        return True
+
+
 def log_to_stderr(log_format: LogFormat) -> None:
     """Have this process log to standard error, Python's own warnings too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(Seldom())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)

@@ -30,7 +30,8 @@ from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
-from server.limits import Limits
+from server.limits import MAX_TIMEOUT_MS, Limits
+from server.logs import SELDOM
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ RETRY_LATER = frozenset({429, 503})
 Answer = TypeVar("Answer")
 Timeout = Annotated[
     int | None,
-    Header(alias="x-request-timeout-ms", ge=1, description="Give up after so many milliseconds."),
+    Header(alias="x-request-timeout-ms", ge=1, le=MAX_TIMEOUT_MS, description="Give up after so many milliseconds."),
 ]
 ModelName = Annotated[str, Query(description="The model's name; empty is the default one.")]
 
@@ -133,6 +134,7 @@ def create_app(handler: Handler, limits: Limits, max_body_bytes: int, registry: 
             MFalconError: on_error,
             RequestValidationError: on_invalid_request,
             HTTPException: on_framework_refusal,
+            MemoryError: on_memory_error,
             Exception: on_failure,
         },
     )
@@ -293,6 +295,12 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = FRAMEWORK_CODE.get(error.status_code, "INVALID_ARGUMENT")
     return json_response(codec.error_reply(code, str(error.detail), None), error.status_code)
+
+
+async def on_memory_error(request: Request, error: Exception) -> Response:
+    """No memory for this request; others may be smaller, or come later."""
+    logger.error("out of memory while answering a request", extra=SELDOM)
+    return await on_error(request, Overloaded("the server is short of memory; ask again later"))
 
 
 async def on_failure(request: Request, error: Exception) -> Response:

@@ -75,6 +75,14 @@ async def test_a_defect_is_logged_and_not_told(running: Running, caplog: pytest.
     assert "Traceback" in caplog.text
 
 
+async def test_no_memory_is_overload(running: Running) -> None:
+    running.engine.fault = MemoryError()
+    answer = await running.http.post("/v1/rank", json=RANK_JSON)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+    message = "the server is short of memory; ask again later"
+    assert answer.json() == {"error": {"code": "RESOURCE_EXHAUSTED", "message": message, "field": None}}
+
+
 async def test_deadline_of_the_server() -> None:
     async with serving(request_timeout_ms=50) as running:
         running.engine.gate.clear()

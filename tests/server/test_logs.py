@@ -13,7 +13,7 @@ import pytest
 from mfalcon.models import checkpoint
 from server import banner
 from server.config import load_config
-from server.logs import JsonFormatter, TextFormatter
+from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, TextFormatter
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
@@ -44,6 +44,19 @@ def test_json_is_one_object_a_line() -> None:
 
 def test_json_of_what_is_no_text() -> None:
     assert orjson.loads(JsonFormatter().format(failed("\ud800")))["message"] == "?"
+
+
+def test_what_many_requests_cause_is_written_once_in_a_while() -> None:
+    def record(message: str, after_s: float, *, seldom: bool = True) -> logging.LogRecord:
+        made = logging.LogRecord("server.app", logging.WARNING, __file__, 1, message, (), None)
+        made.created, made.seldom = 1e9 + after_s, seldom
+        return made
+
+    keeps = Seldom().filter
+    assert [keeps(record("full", after)) for after in (0, 1, SELDOM_SECONDS - 1)] == [True, False, False]
+    assert keeps(record("short of memory", 1))
+    assert keeps(record("full", SELDOM_SECONDS + 0.1)) and not keeps(record("full", SELDOM_SECONDS + 1))
+    assert keeps(record("full", SELDOM_SECONDS + 1, seldom=False))
 
 
 def test_the_banner_names_what_an_operator_asks() -> None:
