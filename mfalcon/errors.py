@@ -15,7 +15,7 @@ MFalconError
 ├── ConfigError         a setting is missing or contradicts another
 └── CallFailed          a client's call was refused, or reached no server
 
-Each transport maps this tree to its own codes in one table (`server/grpc/api.py`, `server/http/api.py`).
+Each transport maps this tree to its own codes in one table (`server/grpc/edge.py`, `server/http/api.py`).
 """
 
 
@@ -30,7 +30,8 @@ class InvalidInput(MFalconError):
     """
 
     def __init__(self, field: str, value: object, limit: str) -> None:
-        shown = repr(value)
+        # A caller's text may be megabytes.
+        shown = repr(value[:80] if isinstance(value, str) else value)
         if len(shown) > 80:
             shown = shown[:77] + "..."
         super().__init__(f"{field}: got {shown}, must be {limit}")

@@ -197,6 +197,25 @@ class ServerConfig(BaseSettings):
     max_message_bytes: int = Field(
         default=4 * 2**20, ge=1_024, le=2**30, description="Largest request and answer, in bytes, on either transport."
     )
+    grpc_max_connections: AtLeastOne = Field(
+        default=1_024, description="Most gRPC connections at once; more are closed as they come."
+    )
+    grpc_max_streams: AtLeastOne = Field(
+        default=256, description="Most calls at once on one gRPC connection; a client waits with more."
+    )
+    grpc_max_calls: AtLeastOne = Field(
+        default=4_096, description="Most gRPC calls at once, health watches included; more are refused as overload."
+    )
+    grpc_max_watches: int = Field(
+        default=1_024, ge=0, description="Most health watches at once; more are refused as overload."
+    )
+    grpc_connection_age_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=10**6,
+        description="Seconds after which a gRPC connection is asked to end, so that clients spread over new replicas; "
+        "its calls get request_timeout_ms. 0 keeps connections.",
+    )
     device_stall_s: float = Field(
         default=60.0,
         ge=0,

@@ -10,6 +10,7 @@ from mfalcon.errors import ConfigError
 from server.addresses import authority, listen
 from server.config import ServerConfig
 from server.grpc.api import GrpcServer
+from server.grpc.bounds import Bounds
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
 from server.http.server import HttpServer
@@ -42,7 +43,19 @@ class Transports:
             request_timeout_ms=config.request_timeout_ms,
         )
         self._handler = Handler(limits)
-        self._grpc = GrpcServer(self._handler, config.max_message_bytes)
+        self._grpc = GrpcServer(
+            self._handler,
+            limits,
+            Bounds(
+                max_message_bytes=config.max_message_bytes,
+                max_connections=config.grpc_max_connections,
+                max_streams=config.grpc_max_streams,
+                max_calls=config.grpc_max_calls,
+                max_watches=config.grpc_max_watches,
+                connection_age_s=config.grpc_connection_age_s,
+                grace_ms=config.request_timeout_ms,
+            ),
+        )
         self._http = HttpServer(
             create_app(self._handler, limits, config.max_message_bytes, registry),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),

@@ -8,12 +8,15 @@ import grpc.aio
 from mfalcon.errors import CheckpointError, ConfigError
 from proto import ranking_pb2
 from server.addresses import authority, listen
-from server.grpc import api
+from server.grpc import edge
+from server.grpc.wire import MessageLimits
 from server.reload import Reloaded
 
 SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
+WAIT_S = 10.0
+"""Longest time that a message may take to arrive."""
 STATUS = {
-    **api.STATUS,
+    **edge.STATUS,
     CheckpointError: grpc.StatusCode.FAILED_PRECONDITION,
     ConfigError: grpc.StatusCode.FAILED_PRECONDITION,
 }
@@ -33,7 +36,8 @@ class AdminServer:
     def __init__(self, reloads: Reloading) -> None:
         self._reloads = reloads
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        methods = {"Reload": api.raw_method(ranking_pb2.ReloadRequest, self._reload, STATUS)}
+        limits = MessageLimits(ranking_pb2.ReloadRequest.DESCRIPTOR.full_name)
+        methods = {"Reload": edge.raw_method(ranking_pb2.ReloadRequest, self._reload, limits, WAIT_S, STATUS)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def start(self, host: str, port: int) -> str:

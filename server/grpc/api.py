@@ -1,73 +1,49 @@
-"""The gRPC transport: mfalcon.v1.Ranking over the handler, with grpc.health.v1 and reflection.
+"""The gRPC transport: mfalcon.v1.Ranking over the handler, with grpc.health.v1 and reflection."""
 
-Methods take and give raw bytes: stock grpc.aio answers a malformed message with UNKNOWN, we say INVALID_ARGUMENT.
-"""
-
-import logging
-from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+import asyncio
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection
 
-from mfalcon.errors import (
-    ConfigError,
-    DeadlineExceeded,
-    EngineFailure,
-    InvalidInput,
-    LengthMismatch,
-    MFalconError,
-    NotReady,
-    Overloaded,
-    ShuttingDown,
-    StorageUnavailable,
-    UnknownModel,
-)
+from mfalcon.errors import ConfigError
+from mfalcon.types import Events
 from proto import ranking_pb2
 from server.addresses import authority, listen
 from server.grpc import codec
+from server.grpc.bounds import Bounds, append_limits, rank_limits
+from server.grpc.edge import Answer, Request, raw_method
+from server.grpc.stock import Health, reflection_of
+from server.grpc.wire import MessageLimits
 from server.handler import Handler
-
-logger = logging.getLogger(__name__)
+from server.limits import Limits
 
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
-
-STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
-    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
-    UnknownModel: grpc.StatusCode.NOT_FOUND,
-    LengthMismatch: grpc.StatusCode.FAILED_PRECONDITION,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
-    NotReady: grpc.StatusCode.UNAVAILABLE,
-    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
-    StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
-    EngineFailure: grpc.StatusCode.INTERNAL,
-}
-
-Context = grpc.aio.ServicerContext[bytes, bytes]
-Method = Callable[[bytes, Context], Awaitable[bytes]]
-Request = TypeVar("Request", bound=Message)
+MAX_EVENTS_ON_LOOP: Final = 1_024
+"""More are converted in a thread beside: a microsecond each is too long for everybody else."""
 
 
 class RankingApi:
-    """The five methods: message in, serialized message out; `time_left` is what the caller grants, in seconds."""
+    """The methods: message in, serialized message out; `time_left` is what the caller grants, in seconds."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
+        self._converter = ThreadPoolExecutor(1, thread_name_prefix="mfalcon-grpc")
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
-        request = codec.rank_request(message)
+        request = codec.rank_request(message, await self._events(message.recent_events))
         return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
         expected_len = message.expected_len if message.HasField("expected_len") else None
         history_len = await self._handler.append_events(
-            message.user_id, codec.events(message.events), expected_len, time_left
+            message.user_id, await self._events(message.events), expected_len, time_left
         )
         return ranking_pb2.AppendEventsResponse(history_len=history_len).SerializeToString()
 
@@ -91,61 +67,31 @@ class RankingApi:
         models = map(codec.model_response, self._handler.models())
         return ranking_pb2.ListModelsResponse(models=models).SerializeToString()
 
-
-def raw_method(
-    message_type: type[Request],
-    answer: Callable[[Request, float | None], Awaitable[bytes]],
-    status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
-) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Wrap a method: parse, answer, and turn every error into a status."""
-
-    async def method(raw: bytes, context: Context) -> bytes:
-        try:
-            return await answer(message_type.FromString(raw), context.time_remaining())
-        except DecodeError:
-            name = message_type.DESCRIPTOR.full_name
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, f"{name}: got {len(raw)} bytes that are no such message"
-        except MFalconError as error:
-            code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
-        except Exception:
-            logger.exception("%s failed", message_type.DESCRIPTOR.full_name)
-            code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
-        await context.abort(code, text)
-
-    return grpc.unary_unary_rpc_method_handler(method)
+    async def _events(self, messages: Collection[ranking_pb2.Event]) -> Events:
+        """The array of these events, of many in a thread: it gives the interpreter back to the loop after 5 ms. One
+        thread, because each that wants the interpreter makes the loop wait once more.
+        """
+        if len(messages) <= MAX_EVENTS_ON_LOOP:
+            return codec.events(messages)
+        return await asyncio.get_running_loop().run_in_executor(self._converter, codec.events, messages)
 
 
 class GrpcServer:
     """A grpc.aio server with the ranking service, its health and reflection."""
 
-    def __init__(self, handler: Handler, max_message_bytes: int) -> None:
+    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds) -> None:
         self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
-                # A second server on the same port must fail, not take half of the requests.
-                ("grpc.so_reuseport", 0),
-            )
+            options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
-        api = RankingApi(handler)
+        wait_s = limits.request_timeout_ms / 1000
+        self._health = Health(bounds.max_watches, wait_s)
         self._server.add_generic_rpc_handlers(
             (
-                grpc.method_handlers_generic_handler(
-                    SERVICE,
-                    {
-                        "Rank": raw_method(ranking_pb2.RankRequest, api.rank),
-                        "AppendEvents": raw_method(ranking_pb2.AppendEventsRequest, api.append_events),
-                        "Prefill": raw_method(ranking_pb2.PrefillRequest, api.prefill),
-                        "DeleteUser": raw_method(ranking_pb2.DeleteUserRequest, api.delete_user),
-                        "GetModel": raw_method(ranking_pb2.GetModelRequest, api.get_model),
-                        "ListModels": raw_method(ranking_pb2.ListModelsRequest, api.list_models),
-                    },
-                ),
+                ranking_service(handler, limits, wait_s),
+                self._health.service,
+                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), wait_s),
             )
         )
-        self._health = health.aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
 
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 is any free one), report NOT_SERVING and return the port."""
@@ -168,8 +114,30 @@ class GrpcServer:
 
     async def report_not_serving(self) -> None:
         """Tell health checks to send requests elsewhere, for good."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.leave()
 
     async def stop(self, grace: float | None) -> None:
         """Accept nothing more and return when every call has ended; after `grace` seconds they are cancelled."""
         await self._server.stop(grace)
+
+
+def ranking_service(handler: Handler, limits: Limits, wait_s: float) -> grpc.GenericRpcHandler:
+    """mfalcon.v1.Ranking. wait_s: longest time that a message may take to arrive."""
+    api = RankingApi(handler)
+
+    def method(
+        message_type: type[Request], answer: Answer[Request], most: MessageLimits | None = None
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        return raw_method(message_type, answer, most or MessageLimits(message_type.DESCRIPTOR.full_name), wait_s)
+
+    return grpc.method_handlers_generic_handler(
+        SERVICE,
+        {
+            "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits)),
+            "AppendEvents": method(ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits)),
+            "Prefill": method(ranking_pb2.PrefillRequest, api.prefill),
+            "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user),
+            "GetModel": method(ranking_pb2.GetModelRequest, api.get_model),
+            "ListModels": method(ranking_pb2.ListModelsRequest, api.list_models),
+        },
+    )

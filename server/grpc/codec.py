@@ -11,19 +11,17 @@ import numpy as np
 
 from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, Floats, ModelInfo, RankRequest, RankResult
 from proto import ranking_pb2
-
-LENGTH_DELIMITED = 2
-"""Wire type of a packed field (protobuf.dev/programming-guides/encoding)."""
+from server.grpc.wire import LENGTH_DELIMITED
 
 
-def rank_request(message: ranking_pb2.RankRequest) -> RankRequest:
-    """The request, not yet checked."""
+def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> RankRequest:
+    """The request with its events, not yet checked."""
     return RankRequest(
         user_id=message.user_id,
         candidates=np.asarray(message.candidates, dtype=np.int64),
         top_k=message.top_k,
         request_time_ms=message.request_time_ms,
-        recent_events=events(message.recent_events),
+        recent_events=recent_events,
         context=dict(message.context),
     )
 

@@ -223,7 +223,7 @@ CASES: Sequence[Case] = (
         "Rank",
         "16,385 candidates",
         rank_with(candidates=[1] * 16_385),
-        "candidates: got 16385, must be 1 to 16384",
+        ", must be 1 to 16384 candidates",
     ),
     *over_both(
         "Rank", "request_time_ms -1", rank_with(request_time_ms=-1), "request_time_ms: got -1, must be 0 to 253402300"
@@ -254,7 +254,7 @@ CASES: Sequence[Case] = (
         "Rank",
         "1,025 recent events",
         rank_with(recent_events=[EVENT] * 1_025),
-        "recent_events: got 1025, must be 0 to 1024",
+        ", must be 0 to 1024 events",
     ),
     *(
         case
@@ -268,7 +268,7 @@ CASES: Sequence[Case] = (
     ),
     # AppendEvents
     *over_both("AppendEvents", "no events", append_with(), "events: got 0, must be 1 to 10000"),
-    *over_both("AppendEvents", "10,001 events", append_with(*[{}] * 10_001), "events: got 10001, must be 1 to 10000"),
+    *over_both("AppendEvents", "10,001 events", append_with(*[{}] * 10_001), ", must be 1 to 10000 events"),
     *over_both(
         "AppendEvents",
         "expected_len 2 for a history of 1",
@@ -322,6 +322,17 @@ CASES: Sequence[Case] = (
     GrpcCase("Rank", "user_id that is not UTF-8", b"\x0a\x02\xff\xfe", INVALID, "mfalcon.v1.RankRequest: got 4 bytes"),
     GrpcCase("Rank", "candidates of 7 bytes, packed", b"\x0a\x01a\x12\x07" + b"\1" * 7, INVALID, "no such message"),
     GrpcCase("Rank", "an empty message", b"", INVALID, "user_id: got ''"),
+    *(
+        GrpcCase(method, f"4 MiB of {shown}", part * (4 * 2**20 // len(part)), INVALID, says)
+        for method, shown, part, says in (
+            ("Rank", "empty events", b"\x2a\0", "recent_events: got more than 1024, must be 0 to 1024 events"),
+            ("Rank", "context without names", b"\x32\0", "context: got more than 256, must be 0 to 256 entries"),
+            ("Rank", "candidates one by one", b"\x11" + b"\1" * 8, "candidates: got more than 16384, must be 1 to"),
+            ("AppendEvents", "empty events", b"\x12\0", "events: got more than 10000, must be 1 to 10000 events"),
+            ("Prefill", "user ids", b"\x0a\0", "got more than 256, must be at most 256 single or unknown fields"),
+            ("DeleteUser", "unknown fields", b"\x78\1", "got more than 256, must be at most 256 single or unknown"),
+        )
+    ),
     GrpcCase("Rank", "more than 4 MiB", b"\0" * (4 * 2**20 + 1), TOO_LARGE, "4194304"),
     GrpcCase("Delete", "a method that there is not", b"", "UNIMPLEMENTED", "Method not found"),
     # HTTP alone

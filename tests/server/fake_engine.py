@@ -64,6 +64,7 @@ class FakeEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.entered = asyncio.Event()
+        self.num_entered = 0
         self.cancelled = asyncio.Semaphore(0)
         self.num_cancelled = 0
         self.lost_because: str | None = None
@@ -140,6 +141,7 @@ class FakeEngine:
 
     async def _pass_gate(self) -> None:
         self.entered.set()
+        self.num_entered += 1
         try:
             await self.gate.wait()
         except asyncio.CancelledError:

@@ -11,7 +11,7 @@ import pytest
 
 from mfalcon import errors
 from proto import ranking_pb2
-from server.grpc import api as grpc_api
+from server.grpc import edge as grpc_edge
 from server.http import api as http_api
 from tests.server.harness import Running, serving
 
@@ -28,9 +28,9 @@ async def rank_refused(running: Running, **options: float) -> tuple[str, str]:
 def test_both_tables_cover_what_an_engine_raises() -> None:
     of_commands = {errors.CheckpointError, errors.DataError, errors.ConfigError, errors.CallFailed}
     answers = set(errors.MFalconError.__subclasses__()) - of_commands
-    assert set(grpc_api.STATUS) == set(http_api.STATUS) == answers
+    assert set(grpc_edge.STATUS) == set(http_api.STATUS) == answers
     for error in answers:
-        assert grpc_api.STATUS[error].name == http_api.STATUS[error][1]
+        assert grpc_edge.STATUS[error].name == http_api.STATUS[error][1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfalcon.types import EVENT_DTYPE, CacheSource
+from mfalcon.types import EVENT_DTYPE, CacheSource, no_events
 from proto import ranking_pb2
 from server.grpc import codec
 
@@ -33,7 +33,7 @@ def test_varint(value: int) -> None:
 @given(st.lists(st.integers(-(2**63), 2**63 - 1)))
 def test_candidates(ids: list[int]) -> None:
     message = ranking_pb2.RankRequest.FromString(ranking_pb2.RankRequest(candidates=ids).SerializeToString())
-    candidates = codec.rank_request(message).candidates
+    candidates = codec.rank_request(message, no_events()).candidates
     assert candidates.dtype == np.int64
     assert candidates.tolist() == ids
 

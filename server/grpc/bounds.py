@@ -1,0 +1,81 @@
+"""What a gRPC server lets its callers take of it: of messages, calls, streams and connections."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from proto import ranking_pb2
+from server.grpc.wire import MessageLimits, Repeated
+from server.limits import MAX_CONTEXT_ENTRIES, Limits
+
+KEEPALIVE_MS = 60_000
+KEEPALIVE_TIMEOUT_MS = 20_000
+"""A connection on which nothing was heard is asked after a minute, and closed without an answer: its calls and watches
+are nobody's."""
+MIN_PING_MS = 10_000
+"""Callers may ask as often; gRPC's own five minutes close connections of clients that are set up as is usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The settings of these. connection_age_s: when a connection is asked to end, 0 for never; its calls get
+    `grace_ms`.
+    """
+
+    max_message_bytes: int
+    max_connections: int
+    max_streams: int
+    max_calls: int
+    max_watches: int
+    connection_age_s: float
+    grace_ms: int
+
+    def options(self) -> Mapping[str, int]:
+        """Channel arguments of grpc.aio.server."""
+        options = {
+            "grpc.max_receive_message_length": self.max_message_bytes,
+            "grpc.max_send_message_length": self.max_message_bytes,
+            "grpc.max_allowed_incoming_connections": self.max_connections,
+            # Streams that were reset count until they are cleared away: this is what holds against rapid resets.
+            "grpc.max_concurrent_streams": self.max_streams,
+            "grpc.keepalive_time_ms": KEEPALIVE_MS,
+            "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
+            "grpc.keepalive_permit_without_calls": 1,
+            "grpc.http2.min_ping_interval_without_data_ms": MIN_PING_MS,
+            # A second server on the same port must fail, not take half of the requests.
+            "grpc.so_reuseport": 0,
+        }
+        if self.connection_age_s:
+            options["grpc.max_connection_age_ms"] = round(self.connection_age_s * 1000)
+            options["grpc.max_connection_age_grace_ms"] = self.grace_ms
+        return options
+
+
+def rank_limits(limits: Limits) -> MessageLimits:
+    """What a RankRequest may hold."""
+    message = ranking_pb2.RankRequest
+    return MessageLimits(
+        message.DESCRIPTOR.full_name,
+        Repeated(
+            "candidates",
+            message.CANDIDATES_FIELD_NUMBER,
+            limits.max_candidates,
+            f"1 to {limits.max_candidates} candidates",
+            is_fixed64=True,
+        ),
+        Repeated(
+            "recent_events",
+            message.RECENT_EVENTS_FIELD_NUMBER,
+            limits.max_recent_events,
+            f"0 to {limits.max_recent_events} events",
+        ),
+        Repeated("context", message.CONTEXT_FIELD_NUMBER, MAX_CONTEXT_ENTRIES, f"0 to {MAX_CONTEXT_ENTRIES} entries"),
+    )
+
+
+def append_limits(limits: Limits) -> MessageLimits:
+    """What an AppendEventsRequest may hold."""
+    message, most = ranking_pb2.AppendEventsRequest, limits.max_events_per_append
+    return MessageLimits(
+        message.DESCRIPTOR.full_name,
+        Repeated("events", message.EVENTS_FIELD_NUMBER, most, f"1 to {most} events"),
+    )

@@ -1,0 +1,125 @@
+"""Where a gRPC call enters and leaves us: its message is fetched and checked, and every error becomes a status.
+
+Methods take and give raw bytes: stock grpc.aio makes UNKNOWN of a malformed message, and of one for which there was no
+memory.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+
+from mfalcon.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    LengthMismatch,
+    MFalconError,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    StorageUnavailable,
+    UnknownModel,
+)
+from mfalcon.memory import is_out_of_memory
+from server.grpc.wire import MessageLimits
+
+logger = logging.getLogger(__name__)
+
+STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
+    InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownModel: grpc.StatusCode.NOT_FOUND,
+    LengthMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    NotReady: grpc.StatusCode.UNAVAILABLE,
+    ShuttingDown: grpc.StatusCode.UNAVAILABLE,
+    StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    EngineFailure: grpc.StatusCode.INTERNAL,
+}
+OUT_OF_MEMORY = "alloc failed"
+"""How protobuf says that it had no memory; its exception is that of a malformed message."""
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Request = TypeVar("Request", bound=Message)
+Answer = Callable[[Request, float | None], Awaitable[bytes]]
+"""A message and the seconds that its caller grants -> a serialized answer."""
+
+
+@asynccontextmanager
+async def statuses(
+    name: str, context: Context, status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS
+) -> AsyncIterator[None]:
+    """Turn what is raised into the call's status. name: the message's, for the log."""
+    try:
+        yield
+        return
+    except grpc.aio.AbortError:
+        raise
+    except DecodeError as error:
+        code, text = STATUS[InvalidInput], str(error)
+    except MFalconError as error:
+        code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
+    except Exception as error:
+        logger.exception("%s failed", name)
+        if is_out_of_memory(error):
+            code, text = STATUS[Overloaded], "the server has no memory left for this request"
+        else:
+            code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
+    await context.abort(code, text)
+
+
+async def received(context: Context, wait_s: float) -> bytes | None:
+    """The next message of a call, None after the last one. DeadlineExceeded if it takes longer than `wait_s`."""
+    try:
+        async with asyncio.timeout(wait_s):
+            raw = await context.read()
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"no message within {wait_s * 1000:.0f} ms") from error
+    return raw if isinstance(raw, bytes) else None  # grpc.aio.EOF
+
+
+async def message_of(context: Context, message_type: type[Request], limits: MessageLimits, wait_s: float) -> Request:
+    """The one message of a call. Raises what `received` and `parsed` do."""
+    raw = await received(context, wait_s)
+    if raw is None:
+        raise DecodeError(f"{message_type.DESCRIPTOR.full_name}: got no message")
+    return parsed(raw, message_type, limits)
+
+
+def parsed(raw: bytes, message_type: type[Request], limits: MessageLimits) -> Request:
+    """The message of these bytes. InvalidInput for more than it may hold, DecodeError for no message, MemoryError."""
+    limits.check(raw)
+    try:
+        return message_type.FromString(raw)
+    except DecodeError as error:
+        if OUT_OF_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
+        name = message_type.DESCRIPTOR.full_name
+        raise DecodeError(f"{name}: got {len(raw)} bytes that are no such message") from error
+
+
+def raw_method(
+    message_type: type[Request],
+    answer: Answer[Request],
+    limits: MessageLimits,
+    wait_s: float,
+    status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """Wrap a method of one message and one answer. wait_s: longest time that the message may take to arrive.
+
+    To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
+    """
+
+    async def method(_: object, context: Context) -> bytes:
+        async with statuses(message_type.DESCRIPTOR.full_name, context, status):
+            message = await message_of(context, message_type, limits, wait_s)
+            return await answer(message, context.time_remaining())
+        raise AssertionError("statuses let an error pass")
+
+    return grpc.stream_unary_rpc_method_handler(method)

@@ -1,0 +1,113 @@
+"""Counts of a serialized message before protobuf makes objects of it: two million empty events fit into 4 MiB, and are
+seconds of work.
+
+The scan reads the outermost tags and lengths alone and ends where a limit is passed, so its cost is bounded by the
+limits and not by the message (protobuf.dev/programming-guides/encoding).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from mfalcon.errors import InvalidInput
+
+VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
+"""Wire types: the last three bits of a tag."""
+SIZES: Final = {FIXED64: 8, FIXED32: 4}
+MAX_VARINT_BYTES: Final = 10
+MAX_OTHER_FIELDS: Final = 256
+"""Fields that are not repeated: our messages have seven at most, and newer clients may know some more."""
+
+
+class Malformed(Exception):
+    """The bytes are no protobuf message."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoreThan:
+    """A number of something that was not counted to its end."""
+
+    number: int
+
+    def __repr__(self) -> str:
+        return f"more than {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A repeated field, and how many of it are welcome.
+
+    limit: that in words. is_fixed64: its elements are numbers of 8 bytes, packed or not; messages and maps otherwise.
+    """
+
+    name: str
+    number: int
+    at_most: int
+    limit: str
+    is_fixed64: bool = False
+
+
+class MessageLimits:
+    """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given."""
+
+    def __init__(self, name: str, *repeated: Repeated, max_bytes: int | None = None) -> None:
+        self.name = name
+        self._max_bytes = max_bytes
+        self._of_tag = {field.number << 3 | LENGTH_DELIMITED: field for field in repeated}
+        self._of_tag |= {field.number << 3 | FIXED64: field for field in repeated if field.is_fixed64}
+
+    def check(self, raw: bytes) -> None:
+        """Raise InvalidInput for more. What is malformed passes: protobuf refuses it."""
+        if self._max_bytes is not None and len(raw) > self._max_bytes:
+            raise InvalidInput(self.name, len(raw), f"at most {self._max_bytes} bytes")
+        try:
+            self._scan(raw)
+        except (Malformed, IndexError):
+            return
+
+    def _scan(self, raw: bytes) -> None:
+        of_tag = self._of_tag
+        room = {field.number: field.at_most for field in of_tag.values()}
+        at, end, depth, num_others = 0, len(raw), 0, 0
+        while at < end:
+            # A byte is the whole varint nearly always: ten thousand calls would cost as much as all the rest.
+            tag, at = (raw[at], at + 1) if raw[at] < 0x80 else varint(raw, at)
+            wire_type, length = tag & 7, 0
+            if wire_type == LENGTH_DELIMITED:
+                length, at = (raw[at], at + 1) if raw[at] < 0x80 else varint(raw, at)
+            elif wire_type == VARINT:
+                _, at = varint(raw, at)
+            elif wire_type == START_GROUP:
+                depth += 1
+            elif wire_type == END_GROUP:
+                depth -= 1
+            elif wire_type in SIZES:
+                length = SIZES[wire_type]
+            else:
+                raise Malformed
+            at += length
+            if at > end or depth < 0:
+                raise Malformed
+
+            field = None if depth else of_tag.get(tag)
+            num_items = length // 8 if field is not None and field.is_fixed64 else 1
+            # A packed field without elements is work too.
+            if field is None or num_items == 0:
+                num_others += 1
+                if num_others > MAX_OTHER_FIELDS:
+                    limit = f"at most {MAX_OTHER_FIELDS} single or unknown fields"
+                    raise InvalidInput(self.name, MoreThan(MAX_OTHER_FIELDS), limit)
+                continue
+            room[field.number] -= num_items
+            if room[field.number] < 0:
+                raise InvalidInput(field.name, MoreThan(field.at_most), field.limit)
+
+
+def varint(raw: bytes, at: int) -> tuple[int, int]:
+    """The number at a position, and the position after it. Malformed or IndexError where there is none."""
+    value = 0
+    for index in range(MAX_VARINT_BYTES):
+        byte = raw[at + index]
+        value |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return value, at + index + 1
+    raise Malformed

@@ -1,0 +1,248 @@
+"""What one caller takes of a gRPC server is bounded, and no other caller's calls suffer."""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from proto import ranking_pb2
+from tests.server import raw_http2
+from tests.server.harness import Clients, Running, health_of, serving
+
+RANK = "/mfalcon.v1.Ranking/Rank"
+WATCH = "/grpc.health.v1.Health/Watch"
+GOOD = ranking_pb2.RankRequest(user_id="ann", candidates=[1, 2])
+SHORT = 5
+
+
+async def code_of(call: Awaitable[object]) -> str:
+    """How a call ended."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code().name
+    return "OK"
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Return once it holds."""
+    while not true():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+async def send(clients: Clients, method: str, message: bytes) -> grpc.aio.AioRpcError | None:
+    """The error with which bytes are answered."""
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = clients.channel.unary_unary(method)
+    try:
+        await call(message, timeout=30)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+@asynccontextmanager
+async def ranking(running: Running, at_least: int) -> AsyncIterator[list[str]]:
+    """Rank on a connection of one's own all the while, and so often; hands out how each call ended."""
+    codes: list[str] = []
+    enough = asyncio.Event()
+
+    async def rank() -> None:
+        while True:
+            codes.append(await code_of(running.stub.Rank(GOOD, timeout=30)))
+            if len(codes) >= at_least:
+                enough.set()
+
+    task = asyncio.create_task(rank())
+    yield codes
+    await enough.wait()
+    task.cancel()
+
+
+async def test_counts_are_checked_before_the_message_is_parsed() -> None:
+    """What no protobuf is, is refused for its counts: so it was not parsed, let alone converted."""
+    async with serving() as running:
+        for method, events, says in (
+            ("AppendEvents", b"\x12\0" * 2_000_000, "events: got more than 10000, must be 1 to 10000 events"),
+            ("Rank", b"\x2a\0" * 2_000_000, "recent_events: got more than 1024, must be 0 to 1024 events"),
+        ):
+            refused = await send(running, f"/mfalcon.v1.Ranking/{method}", events + b"\xff\xff")
+            assert refused is not None
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert refused.details() == says
+
+
+async def test_the_largest_append_is_whole() -> None:
+    """It is converted beside the loop."""
+    events = [ranking_pb2.Event(item_id=number, actions=1, value=0.5, time_ms=number + 1) for number in range(10_000)]
+    async with serving() as running:
+        request = ranking_pb2.AppendEventsRequest(user_id="ann", events=events)
+        assert (await running.stub.AppendEvents(request)).history_len == 10_000
+        assert running.engine.histories["ann"].tolist() == [(n, 1, 0.5, n + 1) for n in range(10_000)]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["open", "reset"])
+async def test_thousands_of_streams_on_a_connection_cancel_no_call_of_another(reset: bool) -> None:
+    async with serving(request_timeout_ms=60_000) as running, raw_http2.connected(running.addresses.grpc) as flood:
+        await running.stub.Rank(GOOD)
+        async with ranking(running, at_least=20) as codes:
+            await flood.open_calls(RANK, 10_000, reset=reset)
+            await flood.round_trip()
+        assert set(codes) == {"OK"}
+        assert flood.num_refused > 5_000
+
+
+async def test_calls_past_the_streams_of_a_connection_wait_for_a_turn() -> None:
+    async with serving(grpc_max_streams=2) as running:
+        await running.stub.Rank(GOOD)
+        running.engine.gate.clear()
+        calls = [asyncio.create_task(code_of(running.stub.Rank(GOOD))) for _ in range(8)]
+        await running.engine.entered.wait()
+        running.engine.gate.set()
+        assert await asyncio.gather(*calls) == ["OK"] * 8
+
+
+async def test_more_calls_than_in_all_are_refused() -> None:
+    async with serving(grpc_max_calls=2) as running:
+        running.engine.gate.clear()
+        kept = [asyncio.create_task(code_of(running.stub.Rank(GOOD))) for _ in range(2)]
+        await until(lambda: running.engine.num_entered == 2)
+        assert await code_of(running.stub.Rank(GOOD)) == "RESOURCE_EXHAUSTED"
+        running.engine.gate.set()
+        assert await asyncio.gather(*kept) == ["OK"] * 2
+        assert await code_of(running.stub.Rank(GOOD)) == "OK"
+
+
+async def test_more_connections_than_are_welcome_are_closed() -> None:
+    async with serving(grpc_max_connections=3) as running, AsyncExitStack() as stack:
+        await running.stub.Rank(GOOD)
+        first, second = [await stack.enter_async_context(raw_http2.connected(running.addresses.grpc)) for _ in range(2)]
+        await first.round_trip()
+        await second.round_trip()
+        third = await stack.enter_async_context(raw_http2.connected(running.addresses.grpc))
+        await asyncio.wait_for(third.closed.wait(), SHORT)
+        assert not first.closed.is_set()
+        assert await code_of(running.stub.Rank(GOOD)) == "OK"
+
+
+Watch = grpc.aio.UnaryStreamCall[bytes, health_pb2.HealthCheckResponse]
+
+
+def watch(clients: Clients) -> Watch:
+    """A health watch."""
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, health_pb2.HealthCheckResponse] = clients.channel.unary_stream(
+        WATCH, response_deserializer=health_pb2.HealthCheckResponse.FromString
+    )
+    return call(b"")
+
+
+async def first_status(watching: Watch) -> int:
+    """What a watch says at once."""
+    answer = await watching.read()
+    assert isinstance(answer, health_pb2.HealthCheckResponse)
+    return answer.status
+
+
+async def test_more_watches_than_in_all_are_refused() -> None:
+    serves = health_pb2.HealthCheckResponse.SERVING
+    async with serving(grpc_max_watches=2) as running:
+        first, second = watch(running), watch(running)
+        assert [await first_status(first), await first_status(second)] == [serves, serves]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await first_status(watch(running))
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.value.details() == "health watches: got 3, must be at most 2"
+        assert await health_of(running.channel) == serves
+
+        first.cancel()
+        while await code_of(first_status(watch(running))) != "OK":  # noqa: ASYNC110 (the server has no event for us)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_message_that_does_not_come_ends_its_call() -> None:
+    async with serving(request_timeout_ms=100) as running, raw_http2.connected(running.addresses.grpc) as connection:
+        await connection.open_calls(RANK, 3)
+        await until(lambda: connection.heard[raw_http2.HEADERS] == 3)
+
+
+async def test_a_connection_of_an_age_is_asked_to_end_and_calls_go_on() -> None:
+    async with serving(grpc_connection_age_s=0.2) as running, raw_http2.connected(running.addresses.grpc) as connection:
+        async with ranking(running, at_least=20) as codes:
+            await until(lambda: connection.heard[raw_http2.GOAWAY] > 0)
+        assert set(codes) == {"OK"}
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+async def test_health_is_asked_in_few_bytes(method: str) -> None:
+    async with serving() as running:
+        for message, says in (
+            (b"\x0a\x80\x40" + b"a" * 2**13, "got 8195, must be at most 4096 bytes"),
+            (b"\xff", "got 1 bytes that are no such message"),
+        ):
+            refused = await send(running, f"/grpc.health.v1.Health/{method}", message)
+            assert refused is not None
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert refused.details() == f"grpc.health.v1.HealthCheckRequest: {says}"
+
+
+async def test_reflection_is_asked_in_few_bytes() -> None:
+    async with serving() as running:
+        info: grpc.aio.StreamStreamMultiCallable[bytes, reflection_pb2.ServerReflectionResponse] = (
+            running.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in info(iter([b"\x78\1" * 4_000])):
+                pass
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert refused.value.details() == (
+            "grpc.reflection.v1alpha.ServerReflectionRequest: got 8000, must be at most 4096 bytes"
+        )
+
+
+@pytest.mark.parametrize("granted", ["99999999H", "99999999n", "999999999999999999999H"])
+async def test_no_timeout_is_too_large(granted: str) -> None:
+    """The server's own bounds it."""
+    async with serving(request_timeout_ms=60_000) as running, raw_http2.connected(running.addresses.grpc) as connection:
+        status = await connection.ask(RANK, GOOD.SerializeToString(), grpc_timeout=granted)
+        assert status == grpc.StatusCode.OK.value[0]
+        (deadline,) = running.engine.deadlines
+        assert deadline is not None
+        assert deadline <= time.monotonic() + 60
+
+
+async def test_a_call_without_memory_is_refused_as_overload() -> None:
+    async with serving() as running:
+        running.engine.fault = MemoryError()
+        refused = await send(running, RANK, GOOD.SerializeToString())
+        assert refused is not None
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.details() == "the server has no memory left for this request"
+
+
+PARSE_WITHOUT_MEMORY = """
+import resource
+from proto import ranking_pb2
+from server.grpc.edge import parsed
+from server.grpc.wire import MessageLimits
+
+raw = ranking_pb2.RankRequest(user_id="a" * (64 << 20)).SerializeToString()
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 20), resource.RLIM_INFINITY))
+try:
+    parsed(raw, ranking_pb2.RankRequest, MessageLimits("Rank"))
+except MemoryError:
+    print("MemoryError")
+"""
+
+
+def test_a_message_for_which_there_is_no_memory_is_still_a_message() -> None:
+    """protobuf's error is that of bytes that are no message."""
+    done = subprocess.run([sys.executable, "-c", PARSE_WITHOUT_MEMORY], capture_output=True, text=True, check=True)
+    assert done.stdout == "MemoryError\n"

@@ -1,0 +1,159 @@
+"""What the scan of a message counts is what protobuf finds in it, and it ends where a limit is passed."""
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mfalcon.errors import InvalidInput
+from proto import ranking_pb2
+from server.grpc.codec import varint
+from server.grpc.wire import MAX_OTHER_FIELDS, MessageLimits, Repeated
+
+UNKNOWN = b"\x78\x01"
+"""Field 15, which no message of ours has."""
+EVENT = ranking_pb2.Event(item_id=7, actions=1, value=3.0, time_ms=4)
+
+
+def limits(candidates: int = 10, events: int = 10, context: int = 10) -> MessageLimits:
+    return MessageLimits(
+        "Rank",
+        Repeated("candidates", 2, candidates, f"at most {candidates}", is_fixed64=True),
+        Repeated("recent_events", 5, events, f"at most {events}"),
+        Repeated("context", 6, context, f"at most {context}"),
+    )
+
+
+def rank(num_candidates: int = 0, num_events: int = 0, num_context: int = 0) -> bytes:
+    return ranking_pb2.RankRequest(
+        user_id="ann",
+        candidates=range(num_candidates),
+        top_k=2**32 - 1,
+        request_time_ms=-1,
+        recent_events=[EVENT] * num_events,
+        context={str(number): number for number in range(num_context)},
+        model="m",
+    ).SerializeToString()
+
+
+def unpacked(num_candidates: int) -> bytes:
+    return b"".join(b"\x11" + number.to_bytes(8, "little") for number in range(num_candidates))
+
+
+def refusal(raw: bytes, of: MessageLimits) -> str:
+    with pytest.raises(InvalidInput) as refused:
+        of.check(raw)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("num", [0, 1, 31, 32, 63, 77, 5_000])
+def test_so_many_are_welcome_and_one_more_is_not(num: int) -> None:
+    of = limits(num, num, num)
+    of.check(rank(num, num, num))
+    of.check(rank(num_candidates=num // 2) + unpacked(num - num // 2))
+    more = f"got more than {num}, must be at most {num}"
+    assert refusal(rank(num_candidates=num + 1), of) == f"candidates: {more}"
+    assert refusal(rank(num_candidates=num) + unpacked(1), of) == f"candidates: {more}"
+    assert refusal(rank(num_events=num + 1), of) == f"recent_events: {more}"
+    assert refusal(rank(num_context=num + 1), of) == f"context: {more}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        UNKNOWN,
+        b"\x79" + b"\1" * 8,
+        b"\x7d" + b"\1" * 4,
+        b"\x7a\x02ab",
+        b"\x7b\x7c",
+        b"\x7b" + b"\x2a\0" * 2 + b"\x7c",
+        b"\x0a\x01a",
+        b"\x12\0",
+        b"\x12\x07" + b"\1" * 7,
+        b"\xf8\x07\x01",
+        b"\x28\x01",
+    ],
+    ids=["varint", "fixed64", "fixed32", "bytes", "group", "full-group", "user_id", "none", "odd", "far", "mistyped"],
+)
+def test_few_other_fields_are_welcome(other: bytes) -> None:
+    of = limits(events=1)
+    of.check(other * 4)
+    assert refusal(other * (MAX_OTHER_FIELDS + 1), of) == (
+        f"Rank: got more than {MAX_OTHER_FIELDS}, must be at most {MAX_OTHER_FIELDS} single or unknown fields"
+    )
+
+
+def test_the_scan_ends_where_a_limit_is_passed() -> None:
+    class Watched(bytes):
+        """Bytes that tell how far they were read."""
+
+        read_to = 0
+
+        def __getitem__(self, at):  # type: ignore[no-untyped-def]
+            self.read_to = max(self.read_to, at)
+            return super().__getitem__(at)
+
+    for item, room in ((b"\x2a\0", 10), (b"\x32\0", 10), (unpacked(1), 10), (UNKNOWN, MAX_OTHER_FIELDS)):
+        raw = Watched(item * 100_000)
+        refusal(raw, limits())
+        assert raw.read_to < len(item) * (room + 1)
+
+
+def test_a_size() -> None:
+    of = MessageLimits("Small", max_bytes=10)
+    of.check(UNKNOWN * 5)
+    assert refusal(UNKNOWN * 6, of) == "Small: got 12, must be at most 10 bytes"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\x12" + varint(2**40),
+        b"\x12" + b"\xff" * 30,
+        b"\xff" * 30,
+        b"\x78" + b"\xff" * 4_000_000,
+        b"\x7c",
+        b"\x7b",
+        b"\x7e",
+        b"\x7f",
+        b"\x12",
+        b"\x79\1",
+    ],
+    ids=["length", "long-length", "long-tag", "long-value", "end", "start", "type-6", "type-7", "cut", "cut-number"],
+)
+def test_what_is_malformed_is_left_to_protobuf(raw: bytes) -> None:
+    limits(0).check(raw)
+    with pytest.raises(DecodeError):
+        ranking_pb2.RankRequest.FromString(raw)
+
+
+def numbers() -> st.SearchStrategy[bytes]:
+    """A field with a number, long forms of its varint included."""
+    padded = st.integers(0, 3).map(lambda num: b"\x80" * num + b"\0")
+    return st.tuples(st.integers(0, 2**64 - 1).map(varint) | padded).map(lambda parts: b"\x78" + parts[0])
+
+
+PARTS = st.one_of(
+    st.integers(0, 9).map(lambda num: rank(num_candidates=num)),
+    st.integers(0, 9).map(unpacked),
+    st.integers(0, 9).map(lambda num: rank(num_events=num)),
+    st.integers(1, 4).map(lambda num: b"\x12" + b"\x88" + b"\x80" * num + b"\0" + b"\1" * 8),
+    numbers(),
+    st.binary(max_size=9),
+    st.sampled_from([b"\x7b", b"\x7c", b"\x2a\0", b"\x32\0", b"\xaa\x80\0\0"]),
+)
+
+
+@settings(max_examples=1_000, deadline=None)
+@given(st.lists(PARTS, max_size=8).map(b"".join))
+def test_counts_are_those_of_protobuf(raw: bytes) -> None:
+    try:
+        message = ranking_pb2.RankRequest.FromString(raw)
+    except DecodeError:
+        return
+    num_candidates, num_events = len(message.candidates), len(message.recent_events)
+    limits(num_candidates, num_events, 1_000).check(raw)
+    if num_candidates:
+        assert "candidates" in refusal(raw, limits(num_candidates - 1, num_events, 1_000))
+    if num_events:
+        assert "recent_events" in refusal(raw, limits(num_candidates, num_events - 1, 1_000))
