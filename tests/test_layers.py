@@ -82,6 +82,7 @@ NEEDS_OPTIONAL = (
     "loadtest.bench.kernels",
     "loadtest.bench.gpu_stacks",
     "loadtest.bench.gpu_tune",
+    "loadtest.load.http_target",
     "mfalcon.backends.triton",
     "mfalcon.train.frames",
     "mfalcon.train.table",

@@ -11,6 +11,7 @@ from loadtest.bench.overhead import OverheadResult
 from loadtest.bench.score import PEER, UNBATCHED, ScoreResult
 from loadtest.bench.state import StateCell, StateResult
 from loadtest.bench.state_quality import QualityResult
+from loadtest.load.load_result import Found, LoadResult
 from loadtest.report.result import as_ms, as_number, bar_table, headline
 from loadtest.report.table import Part, Table
 from loadtest.report.timing import Cell, Spread
@@ -147,12 +148,62 @@ def quality_page(result: QualityResult) -> Iterator[Part]:
     yield _notes(result.notes)
 
 
+def load_page(result: LoadResult) -> Iterator[Part]:
+    """What was asked of whom, what became of the requests, their latencies, and what each word means."""
+    yield headline(result.machine, result.commit)
+    yield f"{result.target}: {result.model} {result.version}, {result.backend}; seed {result.seed}\n{result.command}"
+    classes = [(run, one) for run in result.runs for one in run.classes]
+    ledger = [
+        (
+            *(one.name, str(one.traffic.candidates), str(one.traffic.deadline_ms or "-"), f"{one.offered:,.1f}"),
+            *(f"{one.goodput:,.1f}", f"{one.sent:,}", f"{one.right:,}", f"{sum(one.errors.values()):,}"),
+            *(f"{count:,}" for count in (one.late, one.never, one.wrong, one.cancelled, one.unsent)),
+            *(f"{one.checked:,}", f"{one.encoded:,}"),
+        )
+        for _, one in classes
+    ]
+    columns = (
+        *("class", "m", "deadline ms", "offered/s", "goodput/s", "sent", "right", "errors", "late", "never", "wrong"),
+        *("cancelled", "unsent", "checked", "encoded"),
+    )
+    yield Table("The ledger: each request once", columns, ledger)
+    latencies = [
+        (one.name, what, f"{of.num:,}", *map(as_number, (of.p50_ms, of.p90_ms, of.p99_ms, of.p999_ms, of.max_ms)))
+        for _, one in classes
+        for what, of in (("answered", one.answered), *one.by_error.items())
+        if of is not None
+    ]
+    yield Table(
+        "Latency from the intended time, ms",
+        ("class", "what", "requests", "p50", "p90", "p99", "p99.9", "most"),
+        latencies,
+    )
+    driver = [
+        (run.main.name, f"{run.seconds:.1f}", as_number(run.lag_p99_ms), as_number(run.lag_max_ms), f"{run.cores:.2f}")
+        for run in result.runs
+    ]
+    yield Table("The driver", ("run", "seconds", "lag p99 ms", "lag most ms", "cores"), driver)
+    if result.found is not None:
+        yield _found(result.found)
+    yield _notes((*result.complaints, *result.warnings) or ("every request has one end, and none of them is wrong",))
+    yield _notes(result.notes)
+
+
+def _found(found: Found) -> str:
+    """The bracket of a search in words."""
+    asked = f"p99 at most {found.p99_ms:g} ms and nothing lost"
+    holds = "no rate that was tried" if found.holds is None else f"{found.holds:,.1f} requests a second"
+    fails = "no higher rate was seen to fail" if found.fails is None else f"{found.fails:,.1f} a second failed"
+    return f"{asked}: {holds}; {fails}"
+
+
 _PAGES: dict[str, tuple[type, Callable[[Any], Iterator[Part]]]] = {
     # name of the benchmark in its file: the result, and its page
     "score": (ScoreResult, score_page),
     "append": (AppendResult, append_page),
     "state": (StateResult, state_page),
     "state-quality": (QualityResult, quality_page),
+    "load": (LoadResult, load_page),
 }
 
 

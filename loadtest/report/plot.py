@@ -1,13 +1,16 @@
 """The benchmarks' results as pictures; needs the extra `plot`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.bench.append import AppendResult
 from loadtest.bench.score import ScoreResult
 from loadtest.bench.state import StateResult
+from loadtest.load.load_result import LoadResult
 from loadtest.report.machine import Machine
 from loadtest.report.timing import Cell
+
+_REFUSED = "RESOURCE_EXHAUSTED"
 
 
 def plot_score(result: ScoreResult, path: Path) -> None:
@@ -80,6 +83,36 @@ def plot_state(result: StateResult, path: Path) -> None:
         axes.set(title=f"{shape}, {network}", xlabel="events in the state", ylabel="ms")
         axes.legend(fontsize="small")
     figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_load(results: Mapping[str, LoadResult], path: Path) -> None:
+    """Goodput, and p99 of what was answered and of refusals (dotted), over the offered rate, of results by their
+    labels. Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    goodput, p99 = figure.subplots(1, 2)
+    for index, (label, result) in enumerate(results.items()):
+        mains = sorted((run.main for run in result.runs), key=lambda one: one.offered)
+        offered = [one.offered for one in mains]
+        goodput.plot(offered, [one.goodput for one in mains], "o-", color=f"C{index}", label=label)
+        answered = [(one.offered, one.answered.p99_ms) for one in mains if one.answered]
+        refused = [(one.offered, one.by_error[_REFUSED].p99_ms) for one in mains if _REFUSED in one.by_error]
+        for points, style, what in ((answered, "o-", "answered"), (refused, "s:", "refused")):
+            if points:
+                p99.semilogy(*zip(*points, strict=True), style, color=f"C{index}", label=f"{label}, {what}")
+    most = max((run.main.offered for result in results.values() for run in result.runs), default=1.0)
+    goodput.plot((0, most), (0, most), "k--", label="offered")
+    for deadline in {run.main.traffic.deadline_ms for result in results.values() for run in result.runs} - {0}:
+        p99.axhline(deadline, color="k", linestyle="--", label=f"deadline {deadline} ms")
+    goodput.set(xlabel="offered, requests/s", ylabel="right and in time, requests/s", ylim=(0, None))
+    p99.set(xlabel="offered, requests/s", ylabel="p99, ms")
+    for axes in (goodput, p99):
+        axes.legend(fontsize="small")
+    last = list(results.values())[-1]
+    figure.suptitle(_caption(last.machine, last.commit, last.backend), fontsize="small")
     figure.savefig(path, format="png", dpi=120)
 
 

@@ -1,27 +1,231 @@
-"""`mfalcon loadtest`: load a running server with the Locust scenario `loadtest/load/rank_users.py`."""
+"""`mfalcon loadtest`: load a running server in an open loop (`--rate`), or with the Locust scenario."""
 
+import asyncio
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, NoReturn
 
+import numpy as np
 import typer
+from pydantic import TypeAdapter, ValidationError
+
+from loadtest.load.grpc_target import GrpcTarget
+from loadtest.load.load_result import LoadResult
+from loadtest.load.open_loop import LoadOptions, load
+from loadtest.load.target import Target
+from loadtest.load.traffic import parse_traffic, traffic_of
+from loadtest.report.pages import load_page
+from loadtest.report.plot import plot_load
+from loadtest.report.result import write_json
+from loadtest.report.table import as_markdown
+from mfalcon.cli.bench_output import progress, show
+from mfalcon.errors import ConfigError, DataError
+from mfalcon.models.manifest import load_items, read_manifest
+from mfalcon.types import Ids
 
 _SCENARIO = "loadtest.load.rank_users"
 _STOP_SECONDS = 5
 """Longest time that requests in flight get when the time is up."""
+_OPEN, _CLOSED = "Open loop (--rate)", "Locust"
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
 
 
 def loadtest(
-    target: Annotated[str, typer.Option(help="HOST:PORT of the server's gRPC.")] = "127.0.0.1:50051",
-    users: Annotated[int, typer.Option(min=1, help="Concurrent clients.")] = 20,
-    seconds: Annotated[int, typer.Option(min=1, help="How long.")] = 30,
+    context: typer.Context,
+    target: Annotated[
+        str, typer.Option(help="HOST:PORT of the server's gRPC; with --rate also grpc://HOST:PORT or http://HOST:PORT.")
+    ] = "127.0.0.1:50051",
+    users: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --rate: users who have a history, 32; else concurrent clients, 20."),
+    ] = None,
+    seconds: Annotated[int, typer.Option(min=1, max=86_400, help="How long; with --rate each of them.")] = 30,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates of a request.")] = 500,
-    user_space: Annotated[int, typer.Option(min=1, help="Distinct user ids, drawn by Zipf's law.")] = 10_000,
     items: Annotated[int, typer.Option(min=1, help="Draw item ids from 1 to this.")] = 1_682,
-    as_json: Annotated[bool, typer.Option("--json", help="Print Locust's statistics as JSON.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object instead of tables; without --rate Locust's statistics."),
+    ] = False,
+    user_space: Annotated[
+        int, typer.Option(min=1, help="Distinct user ids, drawn by Zipf's law.", rich_help_panel=_CLOSED)
+    ] = 10_000,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.01,
+            max=100_000,
+            help="Requests a second, at the times of a Poisson process; repeatable.",
+            rich_help_panel=_OPEN,
+        ),
+    ] = None,
+    deadline_ms: Annotated[
+        int, typer.Option(min=0, help="Of each request, from its intended time on; 0 for none.", rich_help_panel=_OPEN)
+    ] = 1_000,
+    history: Annotated[int, typer.Option(min=0, help="Events of each user.", rich_help_panel=_OPEN)] = 256,
+    cancel_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the requests, cancelled at random.", rich_help_panel=_OPEN)
+    ] = 0.0,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="A class of requests at the same time: name, rate or clients (a closed loop), candidates, "
+            "deadline_ms, users, history, cold (new users), cancel_share; repeatable.",
+            rich_help_panel=_OPEN,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The served one: item ids that the model knows.", rich_help_panel=_OPEN)
+    ] = None,
+    item_ids: Annotated[
+        Path | None, typer.Option(help="A file of item ids, one a line.", rich_help_panel=_OPEN)
+    ] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            help="Hold scores against those of before the load, within 1e-5; by default if it computes in float32.",
+            rich_help_panel=_OPEN,
+        ),
+    ] = None,
+    search: Annotated[
+        bool,
+        typer.Option(
+            "--search",
+            help="From --rate on, the highest rate whose p99 is at most --p99-ms and of which nothing is lost.",
+            rich_help_panel=_OPEN,
+        ),
+    ] = False,
+    p99_ms: Annotated[float | None, typer.Option(min=0, help="The bound of --search.", rich_help_panel=_OPEN)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of times, items and events.", rich_help_panel=_OPEN)] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option(help="Also write the result here, as JSON.", rich_help_panel=_OPEN)
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw goodput and p99 over the rate here, a PNG (extra: plot).", rich_help_panel=_OPEN),
+    ] = None,
+    before: Annotated[
+        Path | None, typer.Option(help="An earlier --json-file to draw in the same plot.", rich_help_panel=_OPEN)
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Also write the page here, as Markdown.", rich_help_panel=_OPEN)
+    ] = None,
 ) -> None:
-    """Rank, AppendEvents and Prefill from many clients; fails if any request fails. For more: locust -f."""
+    """Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.
+
+    With --rate requests leave at their times whatever becomes of them (open loop), and each has one entry in a ledger.
+    Without it Locust's clients rank, append and prefill one after the other; for more: locust -f.
+    """
+    _refuse_others(context, _CLOSED if rate else _OPEN)
+    if not rate:
+        _run_locust(target, users or 20, seconds, candidates, user_space, items, as_json)
+    if search != (p99_ms is not None):
+        raise ConfigError("--search and --p99-ms: one needs the other")
+    if before is not None and plot is None:
+        raise ConfigError("--before: it is drawn by --plot, which is not given")
+    if checkpoint is not None and item_ids is not None:
+        raise ConfigError("--checkpoint and --item-ids: one at most")
+    earlier = None if before is None else _read(before)
+    options = LoadOptions(
+        target=target,
+        main=traffic_of(
+            {
+                "rate": rate[0],
+                "candidates": candidates,
+                "deadline_ms": deadline_ms,
+                "users": users or 32,
+                "history": history,
+                "cancel_share": cancel_share,
+            }
+        ),
+        rates=tuple(rate),
+        item_ids=_item_ids(checkpoint, item_ids, items),
+        seconds=seconds,
+        beside=tuple(map(parse_traffic, beside or [])),
+        version="" if checkpoint is None else read_manifest(checkpoint).fingerprint,
+        check=check,
+        search_p99_ms=p99_ms,
+        seed=seed,
+        command=shlex.join(["mfalcon", *sys.argv[1:]]),
+    )
+    live = progress if sys.stderr.isatty() else None
+    try:
+        result = asyncio.run(_load(options, live))
+    except asyncio.CancelledError:
+        raise typer.Exit(_INTERRUPTED) from None
+    if json_file is not None:
+        write_json(json_file, result)
+    if write is not None:
+        write.write_text(as_markdown(load_page(result)) + "\n", encoding="utf-8")
+    if plot is not None:
+        plot_load({"now": result} if earlier is None else {"before": earlier, "now": result}, plot)
+    show(result, load_page, as_json)
+    for complaint in result.complaints:
+        typer.echo(complaint, err=True)
+    if result.complaints:
+        raise typer.Exit(1)
+
+
+def _refuse_others(context: typer.Context, panel: str) -> None:
+    """Options of the other kind of load mean nothing here. Raises ConfigError."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if getattr(option, "rich_help_panel", None) == panel and source is not None and source.name == "COMMANDLINE":
+            raise ConfigError(f"{option.opts[0]}: it {'needs' if panel == _OPEN else 'does not go with'} --rate")
+
+
+async def _load(options: LoadOptions, live: Callable[[str], None] | None) -> LoadResult:
+    target = _target(options.target)
+    try:
+        return await load(options, target, progress, live)
+    finally:
+        await target.close()
+
+
+def _target(address: str) -> Target:
+    """The transport that the address names."""
+    scheme, separator, rest = address.rpartition("://")
+    if not separator or scheme == "grpc":
+        return GrpcTarget(rest)
+    if scheme == "http":
+        from loadtest.load.http_target import HttpTarget  # noqa: PLC0415 an optional dependency
+
+        return HttpTarget(address)
+    raise ConfigError(f"--target: got {address!r}, must be HOST:PORT, grpc://HOST:PORT or http://HOST:PORT")
+
+
+def _item_ids(checkpoint: Path | None, file: Path | None, items: int) -> Ids:
+    """Those to draw from."""
+    if checkpoint is not None:
+        return load_items(checkpoint).item_id
+    if file is None:
+        return np.arange(1, items + 1)
+    try:
+        ids = np.array([int(line) for line in file.read_text(encoding="utf-8").split()], dtype=np.int64)
+    except (OSError, ValueError, OverflowError) as error:
+        raise DataError(f"--item-ids: {file}: {error}") from error
+    if len(ids) == 0:
+        raise DataError(f"--item-ids: {file}: there is none")
+    return ids
+
+
+def _read(path: Path) -> LoadResult:
+    """What --json-file wrote."""
+    try:
+        return TypeAdapter(LoadResult).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"--before: {path}: no result of mfalcon loadtest --rate") from error
+
+
+def _run_locust(
+    target: str, users: int, seconds: int, candidates: int, user_space: int, items: int, as_json: bool
+) -> NoReturn:
+    """Leave with the exit code of Locust."""
     if find_spec("locust") is None:
         raise ModuleNotFoundError("No module named 'locust'", name="locust")
     scenario = find_spec(_SCENARIO)

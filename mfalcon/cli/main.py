@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "loadtest": (
         "mfalcon.cli.loadtest",
-        "Rank, AppendEvents and Prefill from many clients; fails if any request fails. For more: locust -f.",
+        "Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.",
     ),
     "chaos": (
         "mfalcon.cli.chaos",
@@ -120,9 +120,9 @@ def main() -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in ("polars", "matplotlib", "locust"):
+        if error.name not in ("polars", "matplotlib", "httpx", "locust"):
             raise
-        extra = {"polars": "data", "matplotlib": "plot", "locust": "loadtest"}[error.name]
+        extra = {"polars": "data", "matplotlib": "plot", "httpx": "loadtest", "locust": "loadtest"}[error.name]
         Console(stderr=True).print(f"[red]error:[/red] this needs {error.name}: pip install -e '.\\[{extra}]'")
         sys.exit(1)
 

@@ -111,5 +111,8 @@ def test_the_command_runs_the_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_locust_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loadtest, "find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match="locust"):
-        loadtest.loadtest()
+    app = Typer()
+    app.command()(loadtest.loadtest)
+    error = CliRunner().invoke(app, []).exception
+    assert isinstance(error, ModuleNotFoundError)
+    assert error.name == "locust"

@@ -1,0 +1,93 @@
+"""A server over gRPC: a few channels in turns, so that no connection's limit of streams holds requests back."""
+
+import math
+from collections.abc import Awaitable
+from itertools import cycle
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from loadtest.load.target import SETUP_TIMEOUT_S, Scored, ServedModel
+from mfalcon.client import append_message, rank_message
+from mfalcon.errors import CallFailed
+from mfalcon.types import Events, Floats, Ids
+from proto import ranking_pb2 as pb
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Ranking"].full_name
+_MAX_MESSAGE_BYTES = 64 << 20
+
+Answer = TypeVar("Answer")
+
+
+class GrpcTarget:
+    """Satisfies `Target`. A body is a serialized message: a user's field in front of it makes the message whole."""
+
+    def __init__(self, address: str, num_channels: int = 4) -> None:
+        options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
+        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(num_channels)]
+        self._ranks = cycle([_method(channel, "Rank") for channel in self._channels])
+        self._append = _method(self._channels[0], "AppendEvents")
+        self._delete = _method(self._channels[0], "DeleteUser")
+        self._model = _method(self._channels[0], "GetModel")
+
+    def rank_body(self, candidates: Ids, request_time_ms: int) -> bytes:
+        """A serialized RankRequest."""
+        return rank_message("", candidates, request_time_ms=request_time_ms).SerializeToString()
+
+    def append_body(self, events: Events) -> bytes:
+        """A serialized AppendEventsRequest."""
+        return append_message("", events, None).SerializeToString()
+
+    async def model(self) -> ServedModel:
+        """GetModel."""
+        reply = pb.GetModelResponse.FromString(await _explained(self._model(b"", timeout=SETUP_TIMEOUT_S)))
+        return ServedModel(reply.name, reply.version, reply.backend, reply.max_candidates, len(reply.actions))
+
+    async def rank(self, user_id: str, body: bytes, timeout_s: float | None) -> Scored:
+        """Rank. The timeout goes on the wire alone: gRPC's own would end the call here, and hide a silent server."""
+        metadata = None if timeout_s is None else (("grpc-timeout", _on_the_wire(timeout_s)),)
+        raw = await _explained(next(self._ranks)(_user(user_id) + body, metadata=metadata))
+        try:
+            reply = pb.RankResponse.FromString(raw)
+        except DecodeError:
+            return Scored(np.empty(0, dtype=np.float32), 0, 0, "")
+        scores: Floats = np.asarray(reply.scores, dtype=np.float32)
+        return Scored(scores, reply.cache.encoded_tokens, len(reply.unknown), reply.model_version)
+
+    async def append(self, user_id: str, body: bytes) -> None:
+        """AppendEvents."""
+        await _explained(self._append(_user(user_id) + body, timeout=SETUP_TIMEOUT_S))
+
+    async def delete(self, user_id: str) -> None:
+        """DeleteUser."""
+        await _explained(self._delete(_user(user_id), timeout=SETUP_TIMEOUT_S))
+
+    async def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels:
+            await channel.close()
+
+
+def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
+    """A method of raw bytes."""
+    return channel.unary_unary(f"/{_SERVICE}/{name}")
+
+
+def _user(user_id: str) -> bytes:
+    """The user's field, which has the same number in every request."""
+    return pb.DeleteUserRequest(user_id=user_id).SerializeToString()
+
+
+def _on_the_wire(seconds: float) -> str:
+    """A header has at most eight digits."""
+    return f"{math.ceil(seconds * 1e6)}u" if seconds < 90 else f"{math.ceil(seconds * 1e3)}m"
+
+
+async def _explained(call: Awaitable[Answer]) -> Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise CallFailed(error.code().name, error.details() or "no details") from error
