@@ -1,8 +1,12 @@
 """Addresses to listen on: how they are written, and why one could not be had."""
 
 import socket
+from collections.abc import Sequence
 
 from mfalcon.errors import ConfigError
+
+ALONE = (socket.SO_REUSEADDR,)
+SHARED = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
 
 
 def authority(host: str, port: int) -> str:
@@ -10,18 +14,43 @@ def authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def listen(transport: str, host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0 is any free one. ConfigError names the settings of the transport and the cause."""
+def listen(transport: str, host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening TCP socket; port 0 is any free one. shared: with other processes of ours that do the same.
+
+    ConfigError names the settings of the transport and the cause.
+    """
+    try:
+        return _bound(host, port, SHARED if shared else ALONE, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"{transport}_host, {transport}_port: cannot listen on {authority(host, port)}: {error.strerror}"
+        ) from error
+
+
+def reserve(transport: str, host: str, port: int) -> socket.socket:
+    """A socket that does not listen, and keeps a port for processes of ours that share it; port 0 is any free one.
+
+    ConfigError when anybody listens there.
+    """
+    with listen(transport, host, port) as alone:
+        port = alone.getsockname()[1]
+    try:
+        return _bound(host, port, (socket.SO_REUSEPORT,))  # in the way of everybody who would be alone there
+    except OSError:  # connections of a server that was alone on this port are not quite over
+        return _bound(host, port, SHARED)
+
+
+def _bound(host: str, port: int, options: Sequence[int], backlog: int | None = None) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only where the protocol is named; with it on, each answer takes 40 ms.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for option in options:
+            sock.setsockopt(socket.SOL_SOCKET, option, 1)
         sock.bind((host, port))
-        sock.listen(2048)
+        if backlog is not None:
+            sock.listen(backlog)
         return sock
-    except OSError as error:
+    except OSError:
         sock.close()
-        raise ConfigError(
-            f"{transport}_host, {transport}_port: cannot listen on {authority(host, port)}: {error.strerror}"
-        ) from error
+        raise

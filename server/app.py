@@ -32,6 +32,7 @@ from mfalcon.redis.url import redacted
 from mfalcon.types import ModelInfo
 from server import banner
 from server.config import ServerConfig
+from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.logs import log_to_stderr
@@ -81,6 +82,31 @@ class ServedEngine(RankingEngine, Protocol):
         ...
 
 
+class Front(Protocol):
+    """What callers meet: `Transports` in this process, or `Frontends` in others."""
+
+    @property
+    def running(self) -> bool:
+        """From the start until the last answer of a stop."""
+        ...
+
+    async def listen(self) -> Addresses:
+        """Listen on both transports. ConfigError when an address is taken."""
+        ...
+
+    def wait_for_redis(self) -> None:
+        """Say from now on that this is what an engine waits for."""
+        ...
+
+    async def serve(self, engine: RankingEngine) -> None:
+        """Answer requests with an engine from now on."""
+        ...
+
+    async def stop(self) -> None:
+        """Drain."""
+        ...
+
+
 class DeviceLost(EngineFailure):
     """What computes has died or hangs; the message says which. Only another process helps."""
 
@@ -95,7 +121,7 @@ class Service:
         metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
-        self._transports = Transports(config, metrics.registry)
+        self._front: Front = Frontends(config) if config.frontends else Transports(config, metrics.registry)
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
@@ -104,11 +130,11 @@ class Service:
     @property
     def running(self) -> bool:
         """From the start until the last answer of a stop."""
-        return self._transports.running
+        return self._front.running
 
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
-        return await self._transports.listen()
+        return await self._front.listen()
 
     async def serve(self, engine: ServedEngine) -> None:
         """Start a warm engine, wait for its Redis and answer requests with it; `stop` closes it. ConfigError if it
@@ -117,10 +143,10 @@ class Service:
         self._engine = engine
         await engine.start()
         if not self._config.ready_without_redis:
-            self._transports.wait_for_redis()
+            self._front.wait_for_redis()
             await engine.reach_redis()
         await self._start_reloads(engine)
-        await self._transports.serve(engine)
+        await self._front.serve(engine)
 
     def hang_up(self) -> None:
         """What SIGHUP does: reload every model from its directory. By default it would end the process."""
@@ -153,12 +179,12 @@ class Service:
         return why
 
     async def stop(self) -> None:
-        """Drain the transports, then close the engine unless it is lost: it might wait for its device for ever."""
+        """Drain, then close the engine unless it is lost: it might wait for its device for ever."""
         for task in self._tasks:
             task.cancel()
         if self._admin is not None:
             await self._admin.stop()
-        await self._transports.stop()
+        await self._front.stop()
         if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.close()
 

@@ -65,6 +65,13 @@ class ServerConfig(BaseSettings):
     http_host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
     http_port: Port = Field(default=8_080, description="Port of HTTP; 0 takes any free one.")
 
+    frontends: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="Processes that speak gRPC and HTTP in front of the one that computes; 0 does both in one process.",
+    )
+
     admin_host: str = Field(default="127.0.0.1", min_length=1, description="Address that Admin (gRPC) listens on.")
     admin_port: Port | None = Field(
         default=None, description="Port of Admin, which reloads models; 0 takes any free one. Off if not given."

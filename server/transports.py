@@ -54,6 +54,7 @@ class Transports:
                 max_watches=config.grpc_max_watches,
                 connection_age_s=config.grpc_connection_age_s,
                 grace_ms=config.request_timeout_ms,
+                shares_port=config.frontends > 0,
             ),
         )
         self._http = HttpServer(
@@ -71,7 +72,7 @@ class Transports:
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
         config = self._config
-        http_socket = listen("http", config.http_host, config.http_port)
+        http_socket = listen("http", config.http_host, config.http_port, shared=config.frontends > 0)
         try:
             grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
         except ConfigError:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import zmq
 
@@ -23,10 +23,18 @@ STATUS_AGAIN_SECONDS = 1.0
 class EngineServer:
     """Lives on one event loop, the engine's."""
 
-    def __init__(self, endpoint: str, most_waiting: int = MOST_WAITING) -> None:
-        """endpoint: where it listens for `RemoteEngine`s. most_waiting: messages that wait for one that does not read;
-        what is more is dropped.
+    def __init__(
+        self,
+        endpoint: str,
+        met: Callable[[str], None] = lambda name: None,
+        serving: Callable[[str], None] = lambda name: None,
+        most_waiting: int = MOST_WAITING,
+    ) -> None:
+        """endpoint: where it listens for `RemoteEngine`s. met, serving: are called with the name of each that has come,
+        and of each that answers requests. most_waiting: messages that wait for one that does not read; what is more is
+        dropped.
         """
+        self._met, self._serving = met, serving
         self._engine: RankingEngine | None = None
         self._phase: str = LOADING
         self._calls: dict[bytes, dict[int, asyncio.Task[None]]] = {}
@@ -73,11 +81,14 @@ class EngineServer:
         if isinstance(question, wire.Hello):
             self._calls[name] = {}
             self._link.send(name, wire.encode(self._status()))
+            self._met(name.decode())
             return
         calls = self._calls.get(name)
         if calls is None:  # it has ended since it said this
             return
         match question:
+            case wire.Serving():
+                self._serving(name.decode())
             case wire.Cancel():
                 if (left := calls.get(question.call)) is not None:
                     left.cancel()

@@ -63,6 +63,10 @@ class RemoteEngine:
         """See `RankingEngine`."""
         await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline), wire.Deleted)
 
+    def say_serving(self) -> None:
+        """Tell the engine's process that requests are answered from now on."""
+        self._link.send(wire.encode(wire.Serving(0)))
+
     def lose(self, why: str) -> None:
         """The engine's process has ended: nobody is answered by it any more."""
         self._gone = ShuttingDown(f"{why}; ask another one")

@@ -108,7 +108,11 @@ class Cancel(Message):
 
 
 class Hello(Message):
-    """A front-end has come and wants to know the status; the call is its own affair."""
+    """A front-end has come and listens, and wants to know the status; it is about no call."""
+
+
+class Serving(Message):
+    """A front-end answers requests from now on; it is about no call."""
 
 
 class Ranked(Message):
@@ -213,7 +217,7 @@ class Status(Message):
 
 SERVING: Final = "serving"
 
-Question: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Cancel | Hello
+Question: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Cancel | Hello | Serving
 Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode

@@ -18,7 +18,7 @@ MIN_PING_MS = 10_000
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """The settings of these. connection_age_s: when a connection is asked to end, 0 for never; its calls get
-    `grace_ms`.
+    `grace_ms`. shares_port: other processes of this server listen on the same port.
     """
 
     max_message_bytes: int
@@ -28,6 +28,7 @@ class Bounds:
     max_watches: int
     connection_age_s: float
     grace_ms: int
+    shares_port: bool = False
 
     def options(self) -> Mapping[str, int]:
         """Channel arguments of grpc.aio.server."""
@@ -42,7 +43,7 @@ class Bounds:
             "grpc.keepalive_permit_without_calls": 1,
             "grpc.http2.min_ping_interval_without_data_ms": MIN_PING_MS,
             # A second server on the same port must fail, not take half of the requests.
-            "grpc.so_reuseport": 0,
+            "grpc.so_reuseport": int(self.shares_port),
         }
         if self.connection_age_s:
             options["grpc.max_connection_age_ms"] = round(self.connection_age_s * 1000)

@@ -55,6 +55,28 @@ async def health_of(channel: grpc.aio.Channel, service: str = "") -> int:
     return (await check(health_pb2.HealthCheckRequest(service=service))).status
 
 
+HealthWatch = grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
+
+
+async def next_status(watch: HealthWatch) -> int:
+    """The next change."""
+    answer = await watch.read()
+    assert isinstance(answer, health_pb2.HealthCheckResponse)
+    return answer.status
+
+
+def watch_health(channel: grpc.aio.Channel) -> HealthWatch:
+    """The changes of the server's health."""
+    call: grpc.aio.UnaryStreamMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
+        channel.unary_stream(
+            "/grpc.health.v1.Health/Watch",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+    )
+    return call(health_pb2.HealthCheckRequest())
+
+
 @asynccontextmanager
 async def serving(**settings: object) -> AsyncIterator[Running]:
     """Start a server around a fake engine, hand out, stop."""

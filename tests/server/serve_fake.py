@@ -1,4 +1,4 @@
-"""A whole process around the fake engine: `python -m tests.server.serve_fake [quick|endless|broken] [HTTP_PORT]`."""
+"""A whole process around the fake engine: `python -m tests.server.serve_fake [BUILD] [HTTP_PORT] [FRONTENDS]`."""
 
 import sys
 import threading
@@ -30,5 +30,5 @@ def broken(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
 BUILDS = {"quick": quick, "endless": endless, "broken": broken}
 
 if __name__ == "__main__":
-    how, http_port = (*sys.argv[1:], *("quick", "0")[len(sys.argv) - 1 :])
-    serve(load_config(None, FREE_PORTS | {"http_port": http_port}), BUILDS[how])
+    how, http_port, frontends = (*sys.argv[1:], *("quick", "0", "0")[len(sys.argv) - 1 :])
+    serve(load_config(None, FREE_PORTS | {"http_port": http_port, "frontends": frontends}), BUILDS[how])

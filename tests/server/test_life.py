@@ -21,37 +21,18 @@ from server.app import Service
 from server.config import load_config
 from server.transports import LINGER_SECONDS
 from tests.server.fake_engine import KILLER
-from tests.server.harness import FREE_PORTS, Running, health_of, serving
+from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
 RANK_JSON = {"user_id": "ann", "candidates": [1]}
 
 
-HealthWatch = grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse]
-
-
-async def next_status(watch: HealthWatch) -> int:
-    answer = await watch.read()
-    assert isinstance(answer, health_pb2.HealthCheckResponse)
-    return answer.status
-
-
-def watch_health(running: Running) -> HealthWatch:
-    call: grpc.aio.UnaryStreamMultiCallable[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse] = (
-        running.channel.unary_stream(
-            "/grpc.health.v1.Health/Watch",
-            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-            response_deserializer=health_pb2.HealthCheckResponse.FromString,
-        )
-    )
-    return call(health_pb2.HealthCheckRequest())
-
-
-async def test_drain_lets_requests_finish_and_takes_no_more() -> None:
-    async with serving(drain_seconds=5) as running:
+@pytest.mark.parametrize("frontends", [0, 2])
+async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> None:
+    async with serving(drain_seconds=5, frontends=frontends) as running:
         running.engine.gate.clear()
-        watch = watch_health(running)
+        watch = watch_health(running.channel)
         assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
         by_grpc = asyncio.ensure_future(running.stub.Rank(RANK))
         by_http = asyncio.create_task(running.http.post("/v1/rank", json=RANK_JSON))
@@ -125,7 +106,8 @@ async def test_drain_does_not_wait_for_ever() -> None:
         assert running.engine.num_cancelled == 2
 
 
-async def test_no_http_request_is_lost_by_a_drain() -> None:
+@pytest.mark.parametrize("frontends", [0, 2])
+async def test_no_http_request_is_lost_by_a_drain(frontends: int) -> None:
     """Each is answered, or its connection is refused before it is sent; so a client may always ask elsewhere."""
 
     async def ask_until_refused(user_id: str) -> set[int]:
@@ -137,7 +119,7 @@ async def test_no_http_request_is_lost_by_a_drain() -> None:
                 except httpx.ConnectError:
                     return statuses
 
-    async with serving() as running:
+    async with serving(frontends=frontends) as running:
         asking = asyncio.gather(*(ask_until_refused(f"user {number}") for number in range(8)))
         async with asyncio.timeout(10):
             while len(running.engine.requests) < 16:  # noqa: ASYNC110 (nobody is told)
@@ -147,7 +129,8 @@ async def test_no_http_request_is_lost_by_a_drain() -> None:
             assert set().union(*await asking) == {200, 503}
 
 
-async def test_every_append_is_acknowledged_or_refused_in_words() -> None:
+@pytest.mark.parametrize("frontends", [0, 2])
+async def test_every_append_is_acknowledged_or_refused_in_words(frontends: int) -> None:
     async def append_until_refused(user_id: str) -> tuple[int, grpc.aio.AioRpcError]:
         """How many were acknowledged, and the end."""
         options = [("grpc.use_local_subchannel_pool", 1)]
@@ -164,7 +147,7 @@ async def test_every_append_is_acknowledged_or_refused_in_words() -> None:
                     return num_acknowledged, error
         raise AssertionError
 
-    async with serving() as running:
+    async with serving(frontends=frontends) as running:
         users = [f"user {i}" for i in range(16)]
         appending = asyncio.gather(*map(append_until_refused, users))
         await asyncio.sleep(0.5)

@@ -1,0 +1,177 @@
+"""The front-ends of an engine's process: they are started, started again when they die, and drained."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+import tempfile
+import time
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+
+import msgspec
+
+from mfalcon.errors import ConfigError
+from server.addresses import authority, reserve
+from server.config import PREFIX, ServerConfig
+from server.frontends.engine_server import EngineServer
+from server.frontends.process import Orders
+from server.handler import RankingEngine
+from server.transports import LAST_BYTES_SECONDS, Addresses
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).parents[2]
+OF_THE_ENGINE = {"redis_url", "redis_secret_file", "event_log"}
+"""Settings that a front-end need not know; two of them are secrets."""
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
+"""Before a front-end is started again: twice as long each time, until one has lived for longer than the longest."""
+SERVE_SECONDS = 10.0
+"""For front-ends to hear that there is an engine; one that is frozen shall not keep the others from serving."""
+END_SECONDS = 5.0
+"""For a front-end to end once its drain should be over."""
+
+
+class Frontends:
+    """Does what `Transports` does, in `config.frontends` processes of their own. Lives on one event loop."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._held = ExitStack()
+        self._server: EngineServer | None = None
+        self._processes: dict[int, Process] = {}
+        self._listening = [asyncio.Event() for _ in range(config.frontends)]
+        self._serving = [asyncio.Event() for _ in range(config.frontends)]
+        self._keeping: list[asyncio.Task[None]] = []
+        self._stopping = asyncio.Event()
+
+    @property
+    def running(self) -> bool:
+        """From the start until the last answer of a stop."""
+        return self._server is not None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that live."""
+        return tuple(process.pid for process in self._processes.values())
+
+    async def listen(self) -> Addresses:
+        """Listen on both transports, by every front-end. ConfigError when an address is taken."""
+        config = self._config
+        try:
+            # Only we may enter such a directory.
+            directory = self._held.enter_context(tempfile.TemporaryDirectory(prefix="mfalcon-"))
+            http_port = _port(self._held.enter_context(reserve("http", config.http_host, config.http_port)))
+            grpc_port = _port(self._held.enter_context(reserve("grpc", config.grpc_host, config.grpc_port)))
+            settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
+            settings |= {"http_port": http_port, "grpc_port": grpc_port}
+            orders = Orders("", directory, settings)
+            self._server = EngineServer(
+                orders.endpoint,
+                lambda name: self._listening[_number(name)].set(),
+                lambda name: self._serving[_number(name)].set(),
+            )
+            self._keeping = [asyncio.create_task(self._keep(number, orders)) for number in range(config.frontends)]
+            await self._all_listen()
+        except BaseException:
+            await self.stop()
+            raise
+        return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
+
+    def wait_for_redis(self) -> None:
+        """Say from now on that this is what an engine waits for."""
+        assert self._server is not None
+        self._server.wait_for_redis()
+
+    async def serve(self, engine: RankingEngine) -> None:
+        """Answer requests with an engine from now on, by every front-end that is well."""
+        assert self._server is not None
+        self._server.serve(engine)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SERVE_SECONDS):
+                for serving in self._serving:
+                    await serving.wait()
+
+    async def stop(self) -> None:
+        """Have every front-end drain, as `Transports.stop` does, and end."""
+        self._stopping.set()
+        for process in self._processes.values():
+            _signal(process, kill=False)
+        if self._keeping:
+            config = self._config
+            patience = config.drain_linger_s + config.drain_seconds + LAST_BYTES_SECONDS + END_SECONDS
+            await asyncio.wait(self._keeping, timeout=patience)
+            for process in self._processes.values():
+                _signal(process, kill=True)
+            await asyncio.wait(self._keeping)
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
+        self._held.close()
+
+    async def _all_listen(self) -> None:
+        """Return when all listen. ConfigError when one ends before."""
+        for listening, keeping in zip(self._listening, self._keeping, strict=True):
+            waiting = asyncio.create_task(listening.wait())
+            await asyncio.wait((waiting, keeping), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+        if not all(listening.is_set() for listening in self._listening):
+            raise ConfigError("frontends: one ended before it listened; the log has the cause")
+
+    async def _keep(self, number: int, orders: Orders) -> None:
+        """Have one front-end at all times."""
+        assert self._server is not None
+        pause = SHORTEST_PAUSE_S
+        for life in count(1):
+            name, began = f"{number}.{life}", time.monotonic()
+            how = await self._live(number, msgspec.structs.replace(orders, name=name))
+            self._server.forget(name)
+            if self._stopping.is_set() or not self._listening[number].is_set():
+                return
+            pause = SHORTEST_PAUSE_S if time.monotonic() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
+            logger.error("front-end %d %s; it is started again in %g s", number, how, pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return
+
+    async def _live(self, number: int, orders: Orders) -> str:
+        """One life of a front-end; returns how it ended."""
+        # What is in our environment has become settings, and these are all that it shall know.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        command = (sys.executable, "-m", "server.frontends.process")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command, stdin=PIPE, stdout=DEVNULL, cwd=ROOT, env=environment
+            )
+        except OSError as error:
+            return f"could not be started: {error}"
+        self._processes[number] = process
+        if self._stopping.is_set():
+            _signal(process, kill=False)
+        assert process.stdin is not None
+        process.stdin.write(msgspec.json.encode(orders) + b"\n")  # and it stays open for as long as we live
+        code = await process.wait()
+        del self._processes[number]
+        process.stdin.close()
+        return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _port(sock: socket.socket) -> int:
+    port = sock.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])
+
+
+def _signal(process: Process, *, kill: bool) -> None:
+    with suppress(ProcessLookupError):
+        if kill:
+            process.kill()
+        else:
+            process.terminate()

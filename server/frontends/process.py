@@ -1,0 +1,100 @@
+"""One front-end: `python -m server.frontends.process`, started by `Frontends` and by nobody else.
+
+It is told what to do in a line of JSON on standard input. When that ends, the engine's process has ended: nobody will
+answer any more, and the front-end says so and ends too.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from mfalcon.errors import ConfigError
+from server.config import ServerConfig
+from server.frontends import wire
+from server.frontends.remote import RemoteEngine
+from server.handler import WAITING
+from server.logs import log_to_stderr
+from server.transports import Transports
+
+logger = logging.getLogger(__name__)
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What a front-end is told. name: its own. directory: where the engine's process listens. settings: those of the
+    server that concern a front-end, with the ports that it shares.
+    """
+
+    name: str
+    directory: str
+    settings: dict[str, Any]
+
+    @property
+    def endpoint(self) -> str:
+        """Where the engine's process listens."""
+        return f"ipc://{self.directory}/engine"
+
+
+async def front(orders: Orders, config: ServerConfig) -> bool:
+    """Answer callers until SIGTERM, then drain; or until the engine is gone. Returns whether all went well."""
+    loop = asyncio.get_running_loop()
+    stopping, lost = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    transports = Transports(config, CollectorRegistry())
+    await transports.listen()
+    serving: asyncio.Task[None] | None = None
+
+    async def serve() -> None:
+        await transports.serve(engine)
+        engine.say_serving()
+
+    def heard(status: wire.Status) -> None:
+        nonlocal serving
+        if status.phase == WAITING:
+            transports.wait_for_redis()
+        elif status.phase == wire.SERVING and serving is None:
+            serving = asyncio.create_task(serve())
+
+    def read() -> None:
+        if not os.read(sys.stdin.fileno(), 1):
+            loop.remove_reader(sys.stdin)
+            engine.lose("the engine's process has ended")
+            lost.set()
+
+    engine = RemoteEngine(orders.endpoint, orders.name, heard)
+    loop.add_reader(sys.stdin, read)
+    ends = [asyncio.create_task(event.wait()) for event in (stopping, lost)]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    for end in ends:
+        end.cancel()
+    await transports.stop()
+    engine.close()
+    return not lost.is_set()
+
+
+def main() -> None:
+    """Read the orders and follow them."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; who starts us decides
+        signal.signal(number, signal.SIG_IGN)
+    orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
+    config = ServerConfig(**orders.settings)
+    log_to_stderr(config.log_format)
+    try:
+        if asyncio.run(front(orders, config)):
+            return
+    except ConfigError as error:
+        logger.error("%s", error)
+        sys.exit(1)
+    logger.critical("front-end %s: the engine's process has ended, and so does this", orders.name)
+    shutil.rmtree(orders.directory, ignore_errors=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
