@@ -3,13 +3,13 @@
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
-from server import limits
+from server import arrivals, limits
 from server.limits import Limits
 
 LOADING: Final = "loading"
@@ -125,7 +125,7 @@ class Handler:
 
     def model(self, name: str = "") -> ModelInfo:
         """The model of a name, the default one for "". Raises UnknownModel."""
-        return limits.check_model(name, self.models())
+        return self._found(name, self.models())
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Every served model, with the candidate limit that this server enforces; the default one first."""
@@ -134,7 +134,7 @@ class Handler:
 
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
-        info = limits.check_model(model, self._engine.models)
+        info = self._found(model, self._engine.models)
         limits.check_user_id(request.user_id, self._limits.max_user_id_bytes)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
         limits.check_request_time(request.request_time_ms)
@@ -144,7 +144,11 @@ class Handler:
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
         async with self._admitted(time_left) as deadline:
-            return await self._engine.rank(request, deadline, info.name)
+            arrival = arrivals.current()
+            arrival.asked = time.perf_counter()
+            result = await self._engine.rank(request, deadline, info.name)
+            arrival.told = time.perf_counter()
+            return result
 
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, time_left: float | None
@@ -158,7 +162,7 @@ class Handler:
 
     async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now, by a model."""
-        info = limits.check_model(model, self._engine.models)
+        info = self._found(model, self._engine.models)
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         async with self._admitted(time_left) as deadline:
             return await self._engine.prefill(user_id, deadline, info.name)
@@ -168,6 +172,13 @@ class Handler:
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)
         async with self._admitted(time_left) as deadline:
             await self._engine.delete_user(user_id, deadline)
+
+    @staticmethod
+    def _found(name: str, models: Sequence[ModelInfo]) -> ModelInfo:
+        """The model of a name, which the request is counted under from now on. Raises UnknownModel."""
+        info = limits.check_model(name, models)
+        arrivals.current().model = info.name
+        return info
 
     @property
     def _engine(self) -> RankingEngine:

@@ -4,15 +4,16 @@ import asyncio
 import math
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry
-
 from mfalcon.errors import ConfigError
+from mfalcon.metrics.server_metrics import ServerMetrics
 from server.addresses import authority, listen
+from server.arrivals import Arrivals
 from server.config import ServerConfig
 from server.grpc.api import GrpcServer
 from server.grpc.bounds import Bounds
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
+from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
 
@@ -33,7 +34,7 @@ class Addresses:
 class Transports:
     """They listen first, refuse with NotReady, and answer once there is an engine."""
 
-    def __init__(self, config: ServerConfig, registry: CollectorRegistry) -> None:
+    def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
         self._config = config
         limits = Limits(
             max_candidates=config.max_candidates,
@@ -43,6 +44,7 @@ class Transports:
             request_timeout_ms=config.request_timeout_ms,
         )
         self._handler = Handler(limits)
+        by_grpc, by_http = (Arrivals(name, metrics.requests, metrics.stages) for name in ("grpc", "http"))
         self._grpc = GrpcServer(
             self._handler,
             limits,
@@ -56,9 +58,10 @@ class Transports:
                 grace_ms=config.request_timeout_ms,
                 shares_port=config.frontends > 0,
             ),
+            by_grpc,
         )
         self._http = HttpServer(
-            create_app(self._handler, limits, config.max_message_bytes, registry),
+            CountedApp(create_app(self._handler, limits, config.max_message_bytes, metrics.registry), by_http),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "train": ("words", "attention", "config", "models"),
     "proto": (),
     "client": ("words", "proto"),
-    "server": ("words", "config", "proto"),
+    "server": ("words", "metrics", "config", "proto"),
     "app": ("words", "metrics", "history", "redis", "kvcache", "config", "models", "backends", "engine", "server"),
     "loadtest": tuple(room for room in ROOMS if room not in ("loadtest", "server", "app", "cli")),
     "cli": tuple(room for room in ROOMS if room != "cli"),

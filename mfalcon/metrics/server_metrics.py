@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
 
+from mfalcon.metrics.requests import RequestMetrics
+from mfalcon.metrics.stages import StageMetrics
 from mfalcon.metrics.states import StateMetrics
 
 
@@ -18,10 +20,12 @@ class Registry(CollectorRegistry):
 
 
 class ServerMetrics:
-    """states: the event log, the tiers and Redis."""
+    """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis."""
 
     def __init__(self) -> None:
         self.registry = Registry()
+        self.requests = RequestMetrics(self.registry)
+        self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)

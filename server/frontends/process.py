@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import ConfigError
+from mfalcon.metrics.server_metrics import ServerMetrics
 from server.config import ServerConfig
 from server.frontends import wire
 from server.frontends.remote import RemoteEngine
@@ -46,7 +46,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
     loop = asyncio.get_running_loop()
     stopping, lost = asyncio.Event(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    transports = Transports(config, CollectorRegistry())
+    transports = Transports(config, ServerMetrics())
     await transports.listen()
     serving: asyncio.Task[None] | None = None
 

@@ -14,8 +14,10 @@ from mfalcon.errors import ConfigError
 from mfalcon.types import Events
 from proto import ranking_pb2
 from server.addresses import authority, listen
+from server.arrivals import Arrivals
 from server.grpc import codec
 from server.grpc.bounds import Bounds, append_limits, rank_limits
+from server.grpc.counted import CountedService
 from server.grpc.edge import Answer, Request, raw_method
 from server.grpc.stock import Health, reflection_of
 from server.grpc.wire import MessageLimits
@@ -79,7 +81,7 @@ class RankingApi:
 class GrpcServer:
     """A grpc.aio server with the ranking service, its health and reflection."""
 
-    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds) -> None:
+    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds, arrivals: Arrivals) -> None:
         self._server = grpc.aio.server(
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
@@ -87,7 +89,7 @@ class GrpcServer:
         self._health = Health(bounds.max_watches, wait_s)
         self._server.add_generic_rpc_handlers(
             (
-                ranking_service(handler, limits, wait_s),
+                CountedService(SERVICE, ranking_service(handler, limits, wait_s), arrivals),
                 self._health.service,
                 reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), wait_s),
             )

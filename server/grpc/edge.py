@@ -27,6 +27,7 @@ from mfalcon.errors import (
     UnknownModel,
 )
 from mfalcon.memory import is_out_of_memory
+from server import arrivals
 from server.grpc.wire import MessageLimits
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ async def message_of(context: Context, message_type: type[Request], limits: Mess
     raw = await received(context, wait_s)
     if raw is None:
         raise DecodeError(f"{message_type.DESCRIPTOR.full_name}: got no message")
+    arrivals.current().received()
     return parsed(raw, message_type, limits)
 
 

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 LAST_CONNECTIONS_SECONDS = 0.1
 
@@ -14,7 +14,7 @@ LAST_CONNECTIONS_SECONDS = 0.1
 class HttpServer(uvicorn.Server):
     """uvicorn inside our event loop: our socket, our signals."""
 
-    def __init__(self, app: FastAPI, close_within_s: int) -> None:
+    def __init__(self, app: ASGIApp, close_within_s: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,

@@ -1,0 +1,71 @@
+"""Requests from their arrival to their end: each transport begins one at its edge and ends it there, exactly once.
+
+What only the handler learns (the model, when the engine was asked) gets back to the edge by the context of the task,
+because frameworks whose signatures are not ours lie between the two.
+"""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from mfalcon.metrics.requests import RequestMetrics
+from mfalcon.metrics.stages import StageMetrics
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """A request that is being answered. Times are readings of `time.perf_counter()`.
+
+    model: the served one that is asked, "" until it is known and where there is none. began: when the whole message
+    was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank.
+    """
+
+    verb: str
+    model: str = ""
+    began: float = field(default_factory=time.perf_counter)
+    asked: float | None = None
+    told: float | None = None
+    is_whole: bool = False
+    ended: bool = False
+
+    def received(self) -> None:
+        """The whole message is here: what is ours to answer for begins."""
+        self.began = time.perf_counter()
+        self.is_whole = True
+
+
+_current: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
+
+
+def current() -> Arrival:
+    """The request that this task answers; one that nobody counts where no transport has begun one."""
+    return _current.get() or Arrival("")
+
+
+class Arrivals:
+    """Those of one transport."""
+
+    def __init__(self, transport: str, requests: RequestMetrics, stages: StageMetrics) -> None:
+        self._transport = transport
+        self._requests = requests
+        self._stages = stages
+
+    def begin(self, verb: str) -> Arrival:
+        """A request for a verb of ours, or for none that there is (""), which this task answers."""
+        arrival = Arrival(verb)
+        _current.set(arrival)
+        return arrival
+
+    def end(self, arrival: Arrival, code: str, *, answered: bool = False) -> None:
+        """Count a request unless it was; answered: as its caller wished."""
+        if arrival.ended:
+            return
+        arrival.ended = True
+        self._requests.count(arrival.model, arrival.verb, self._transport, code)
+        if not answered:
+            return
+        now = time.perf_counter()
+        self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began)
+        if arrival.asked is not None and arrival.told is not None:
+            self._stages.took(arrival.model, "admission", arrival.asked - arrival.began)
+            self._stages.took(arrival.model, "reply", now - arrival.told)

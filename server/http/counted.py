@@ -1,0 +1,56 @@
+"""Counts every request for a method of ours at the edge of HTTP, whatever its end."""
+
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.arrivals import Arrivals
+
+VERBS: Final = frozenset({"rank", "append_events", "prefill", "delete_user", "get_model", "list_models"})
+"""Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
+CLIENT_CLOSED_REQUEST: Final = "499"
+FAILED: Final = "500"
+
+
+class CountedApp:
+    """An ASGI application around another. A request ends with the first line of its answer; one whose client has left
+    before that is 499, whatever is then answered to nobody.
+    """
+
+    def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
+        self._app = app
+        self._arrivals = arrivals
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and count it."""
+        arrival = self._arrivals.begin("")
+        has_left = False
+
+        def end(code: str) -> None:
+            endpoint = scope.get("endpoint")  # none where no route fits
+            if endpoint is not None:
+                if endpoint.__name__ not in VERBS:
+                    return
+                arrival.verb = endpoint.__name__
+            if has_left:
+                code = CLIENT_CLOSED_REQUEST
+            self._arrivals.end(arrival, code, answered=code.startswith("2"))
+
+        async def received() -> Message:
+            nonlocal has_left
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                has_left = True
+            elif not message.get("more_body", False):
+                arrival.received()
+            return message
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                end(str(message["status"]))
+            await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        finally:
+            end(FAILED)  # of one that has an answer this says nothing more
