@@ -32,6 +32,8 @@ from loadtest.report.machine import commit, this_machine
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.types import Ids
 
+_FEW = 20
+"""A run of fewer requests says nothing about a p99."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -159,11 +161,10 @@ async def _runs(
         done = await run(rate)
         answered, bound = done.main.answered, options.search_p99_ms
         assert bound is not None
-        held = done.main.lost_nothing and answered is not None and answered.p99_ms <= bound
-        return held and not done.driver_was_late
+        return done.main.lost_nothing and answered is not None and answered.p99_ms <= bound
 
     if options.search_p99_ms is not None:
-        low, high = await search(options.rates[0], holds)
+        low, high = await search(options.rates[0], holds, lowest=_FEW / options.seconds)
         return tuple(runs), None if stop.asked.is_set() else Found(options.search_p99_ms, low, high)
     for rate in options.rates:
         if not stop.asked.is_set():
