@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 2
+_ABI = 3
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -66,6 +66,7 @@ class Kernel:
         tokens_of_layer = (pointer, pointer, number, number, pointer, pointer, number)
         self.read = _function(library, "mf_read", None, *tokens_of_layer)
         self.write = _function(library, "mf_write", result, *tokens_of_layer)
+        self.finite = _function(library, "mf_finite", result, pointer, pointer, number, number, number)
         self.page_bytes = _function(library, "mf_page_bytes", number, pointer)
         geometry = CGeometry()
         _function(library, "mf_geometry", None, pointer)(ctypes.byref(geometry))

@@ -153,6 +153,12 @@ class FusedStack:
         self._check_layer(layer)
         _done(self.kernel.write(self._handle, pages.data_ptr(), layer, first, k.data_ptr(), v.data_ptr(), num_tokens))
 
+    def is_finite(self, pages: Tensor, layer: int, first: int, stop: int) -> bool:
+        """Whether tokens first to stop - 1 of a layer have only finite keys and values. Raises ValueError."""
+        pages = self._pages(pages, first, stop - first)
+        self._check_layer(layer)
+        return bool(self.kernel.finite(self._handle, pages.data_ptr(), layer, first, stop - first))
+
     def _hidden(self, x: Tensor) -> Tensor:
         return _tensor("x", x, torch.float32, (x.shape[0] if x.ndim else 0, self.config.dim))
 

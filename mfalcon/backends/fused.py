@@ -41,6 +41,10 @@ class FusedLayout:
         """See `Layout`."""
         return self._pages.read(_addresses(pages), layer, first, stop)
 
+    def is_finite(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> bool:
+        """See `Layout`."""
+        return self._pages.is_finite(_addresses(pages), layer, first, stop)
+
     def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
         """See `Layout`."""
         self._pages.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())

@@ -75,6 +75,10 @@ class Layout(Protocol):
         """The inverse of `read`, for the tokens from `first` on."""
         ...
 
+    def is_finite(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> bool:
+        """Whether all that `read` would give is finite."""
+        ...
+
 
 @dataclass(frozen=True)
 class PlainLayout:
@@ -147,6 +151,11 @@ class PlainLayout:
                 block[:, begin:end] = source[:, at:to]
             at = to
 
+    def is_finite(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> bool:
+        """See `Layout`."""
+        k, v = self.read(pages, layer, first, stop)
+        return bool(torch.isfinite(k).all() & torch.isfinite(v).all())
+
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
         """Where the blocks of a layer begin in it, and where it ends."""
@@ -192,6 +201,11 @@ class KVPool:
     def num_bytes(self) -> int:
         """Of all pages. Memory that was never written does not count for the operating system."""
         return self.accounts.num_pages * self.layout.page_bytes
+
+    @property
+    def has_slab(self) -> bool:
+        """Whether the pool is of fixed size."""
+        return self._fixed is not None
 
     @property
     def slab(self) -> Tensor:
@@ -305,6 +319,16 @@ class KVState:
         """Store the newest tokens' keys [num_heads, num_new, qk_dim] and values [num_heads, num_new, v_dim]."""
         self.wait(layer)
         self.pool.layout.write(self.pages, layer, self.num_tokens - k.shape[1], k, v)
+
+    def is_finite(self, first: int = 0) -> bool:
+        """Whether the tokens from `first` on have only finite keys and values; those of the last layer are looked at.
+
+        What is not finite in an earlier layer is not in the last one either: a token attends to itself, and no norm,
+        activation or sum makes NaN or infinity finite again.
+        """
+        layer = self.pool.layout.shape.num_layers - 1
+        self.wait(layer)
+        return self.pool.layout.is_finite(self.pages, layer, first, self.num_tokens)
 
     def extend(self, times: Tensor, leaving: int = 0) -> "KVState":
         """A state that is longer by tokens of these times, their keys and values still to be written.

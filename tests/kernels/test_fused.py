@@ -413,6 +413,32 @@ def test_plain_keys_and_values_come_back(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_number_that_is_not_finite_is_seen(policy: str, int8: bool, bad: float) -> None:
+    """In any place of any token, and only in its own: what stands around it in memory is NaN and nobody's."""
+    _, reference = small()
+    generator, num_tokens = torch.Generator().manual_seed(0), 135
+    clean = [torch.randn(2, num_tokens, dim, generator=generator) for dim in (4, 7)]
+    for first in (0, 1, 62, 63):
+        state = paged(packed(policy, reference, 64, int8), torch.arange(200))
+        state.stack.write(state.pages, 1, first, *clean)
+        stop = first + num_tokens
+        assert state.stack.is_finite(state.pages, 1, first, stop)
+        assert state.stack.is_finite(state.pages, 1, stop, stop)
+        assert not state.stack.is_finite(state.pages, 0, first, stop)
+        for which, head, token, column in ((0, 0, 0, 0), (0, 1, 134, 3), (1, 0, 67, 6), (1, 1, 134, 2), (1, 1, 1, 0)):
+            spoilt = [numbers.clone() for numbers in clean]
+            spoilt[which][head, token, column] = bad
+            state.stack.write(state.pages, 1, first, *spoilt)
+            at = first + token
+            assert not state.stack.is_finite(state.pages, 1, first, stop)
+            assert not state.stack.is_finite(state.pages, 1, at, at + 1)
+            assert state.stack.is_finite(state.pages, 1, first, at)
+            assert state.stack.is_finite(state.pages, 1, at + 1, stop)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_int8_scores_are_near_those_of_float(policy: str) -> None:
     case, reference = small(num_layers=3)
     x, times, targets = case.inputs()

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 2
+#define MFALCON_ABI 3
 
 extern "C" {
 
@@ -62,5 +62,9 @@ std::int32_t mf_write(const void* stack, MfPages pages, std::int64_t layer, std:
                       const float* v, std::int64_t num_tokens);
 void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, float* k, float* v,
              std::int64_t num_tokens);
+
+// 1 if all of one layer's keys and values of the tokens from `first` on are finite, else 0. Of codes, their scales.
+std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,
+                       std::int64_t num_tokens);
 
 }

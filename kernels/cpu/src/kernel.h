@@ -62,4 +62,9 @@ void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t 
   mfalcon::read_plain(mfalcon::stack_of(stack), pages, layer, first, k, v, num_tokens);
 }
 
+std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,
+                       std::int64_t num_tokens) {
+  return mfalcon::is_finite(mfalcon::stack_of(stack), pages, layer, first, num_tokens) ? 1 : 0;
+}
+
 }

@@ -1,5 +1,7 @@
 // Keys and values of one head in the pages of a state: written token by token, read in blocks of keys.
 #pragma once
+#include <cmath>
+
 #include "int8.h"
 
 namespace mfalcon {
@@ -76,6 +78,35 @@ class HeadPages {
     const float k_scale = *scale(layout_.key_scales_at, token), v_scale = *scale(layout_.value_scales_at, token);
     for (Index i = 0; i < k_dim; i++) k[i] = static_cast<float>(*key<std::int8_t>(token, i)) * k_scale;
     for (Index i = 0; i < v_dim; i++) v[i] = static_cast<float>(*value<std::int8_t>(token, i)) * v_scale;
+  }
+  // Whether all numbers of tokens [token, token + count), of one panel of keys, are finite; of codes, all scales.
+  bool is_finite(Index token, Index count) const {
+    auto not_finite = P::zero();  // 0 or NaN
+    const auto look = [&](const Element* from, Index size) {
+      for (Index i = 0; i < size; i += P::kLanes) {
+        Element lanes[P::kLanes] = {};
+        const bool whole = i + P::kLanes <= size;
+        if (!whole) std::copy_n(from + i, size - i, lanes);
+        not_finite = P::fma(P::load_elements(whole ? from + i : lanes), P::zero(), not_finite);
+      }
+    };
+    if (layout_.int8) {
+      const float *of_keys = scale(layout_.key_scales_at, token), *of_values = scale(layout_.value_scales_at, token);
+      const auto is = [](float x) { return std::isfinite(x); };
+      return std::all_of(of_keys, of_keys + count, is) && std::all_of(of_values, of_values + count, is);
+    }
+    for (Index i = 0; i < padded_qk_; i += P::kStep) look(key<Element>(token, i), count * P::kStep);
+    for (Index i = 0; i < padded_v_; i += Panels<P>::kPanel) {
+      const Index width = std::min(Panels<P>::kPanel, padded_v_ - i), stop = token + count;
+      for (Index t = token; t < stop;) {
+        const bool whole = t % P::kStep == 0 && t + P::kStep <= stop;  // else a neighbour may be nobody's token
+        const Element* at = value<Element>(t, i);
+        if (whole) look(at, width * P::kStep);
+        for (Index column = 0; !whole && column < width; column++) look(at + column * P::kStep, 1);
+        t += whole ? P::kStep : 1;
+      }
+    }
+    return P::sum(not_finite) == 0.0f;
   }
   // Tokens [first, first + count), count at most P::kKeyBlock; first is a multiple of kPageStep. From int8 they are
   // written into `space`.
@@ -176,6 +207,20 @@ void read_plain(const Stack<P>& stack, MfPages pages, Index layer, Index first, 
       kv.get(first + t, s.qk_dim, k + (head * tokens + t) * s.qk_dim, s.v_dim, v + (head * tokens + t) * s.v_dim);
     }
   }
+}
+
+// Whether all keys and values of a layer's tokens from `first` on are finite.
+template <class P>
+bool is_finite(const Stack<P>& stack, MfPages pages, Index layer, Index first, Index tokens) {
+  for (Index head = 0; head < stack.shape.heads; head++) {
+    const HeadPages<P> kv(stack, pages, layer, head);
+    for (Index t = first; t < first + tokens;) {
+      const Index count = std::min(Panels<P>::kPanel - t % Panels<P>::kPanel, first + tokens - t);
+      if (!kv.is_finite(t, count)) return false;
+      t += count;
+    }
+  }
+  return true;
 }
 
 }  // namespace mfalcon
