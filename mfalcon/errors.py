@@ -52,7 +52,14 @@ class LengthMismatch(MFalconError):
 
 
 class Overloaded(MFalconError):
-    """The bounded queue is full and the request was not accepted, or all memory for KV states is in use."""
+    """The request was not accepted: it would be answered too late, the queue is full, or all memory is in use.
+
+    retry_after_s: after how many seconds the same request would have been accepted, if that is known.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineExceeded(MFalconError):

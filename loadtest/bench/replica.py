@@ -14,7 +14,7 @@ from typing import Self, TypeVar
 from mfalcon.algorithm import prefill
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.histories import HistoryOptions
-from mfalcon.engine.job import PrefillJob
+from mfalcon.engine.job import prefill_job
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.runner import Runner
@@ -111,7 +111,7 @@ class Replica:
         chosen = self._free if way is None else self._forced[way]
         began = time.perf_counter()
         fetched = await chosen.fetcher.open(user_id, None, NOTHING)
-        cache = await self.compute(lambda: chosen.runner.prefill(PrefillJob(fetched, None)))
+        cache = await self.compute(lambda: chosen.runner.rank(prefill_job(fetched, None)).cache)
         seconds = time.perf_counter() - began
         await asyncio.sleep(0)  # what was kept is offered to the write-behind from the device thread
         await self.remote.writes.idle()

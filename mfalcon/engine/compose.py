@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from mfalcon.engine.catalog import Catalog
-from mfalcon.engine.device import Device
+from mfalcon.engine.device import SLICE_S, Device
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
@@ -15,12 +15,13 @@ from mfalcon.models.checkpoint import Checkpoint
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """threads: cores of the device thread. queue_size: jobs that may wait. ranker: of every model, whose budgets they
-    share.
+    """threads: cores of the device thread. queue_size: jobs that may wait. slice_s: seconds that a step of the device
+    is predicted to take at most. ranker: of every model, whose budgets they share.
     """
 
     threads: int
     queue_size: int = 1_024
+    slice_s: float = SLICE_S
     ranker: RankerOptions = field(default_factory=RankerOptions)
     histories: HistoryOptions = field(default_factory=HistoryOptions)
     reload: ReloadOptions = field(default_factory=ReloadOptions)
@@ -36,7 +37,7 @@ def compose_all(
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()
-    device = Device(models[0][0].model.kv_shape().device, config.threads, config.queue_size)
+    device = Device(models[0][0].model.kv_shape().device, config.threads, config.queue_size, config.slice_s)
     histories = Histories(config.histories, metrics.states)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
     return Engine(histories, device, Catalog(rankers), metrics, config.reload)

@@ -1,30 +1,36 @@
-"""The device: one thread that owns it, the workers that share its cores, and the queue in front of them.
+"""The device: one thread that owns it, the workers that share its cores, and the schedule in front of them.
 
 A device knows no checkpoint: it is given a runner for each model by name, and a job says which model it is for.
 """
 
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeVar
 
 import torch
 
 from mfalcon.backends.select import use_device
-from mfalcon.engine.job import CallJob, Job, RankJob
+from mfalcon.engine.job import CallJob, RankJob
 from mfalcon.engine.runner import Runner
-from mfalcon.engine.scheduler import Scheduler
-from mfalcon.engine.step import refuse, step, step_batch
+from mfalcon.engine.scheduler import Scheduler, Turn
+from mfalcon.engine.step import call, refuse, step
 from mfalcon.engine.workers import WorkerPool, take_cores
-from mfalcon.errors import EngineFailure, MFalconError, Overloaded, ShuttingDown
-from mfalcon.kvcache.cost import Estimate, QueueCost
+from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
+from mfalcon.kvcache.cost import Estimate
 
 _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
 """Users of one computation on a GPU."""
+SLICE_S = 0.008
+_GAP_S = 0.001
+"""The time between two steps is a part of the second if it is shorter than this: the device was not idle."""
 
 T = TypeVar("T")
 Runners = Mapping[str, Runner]
@@ -33,17 +39,19 @@ Runners = Mapping[str, Runner]
 class Device:
     """Runs the jobs of all models, step after step. Any thread may submit; the device thread alone computes."""
 
-    def __init__(self, device: torch.device, threads: int, queue_size: int) -> None:
-        """threads: cores that compute. queue_size: jobs that may wait."""
+    def __init__(self, device: torch.device, threads: int, queue_size: int, slice_s: float = SLICE_S) -> None:
+        """threads: cores that compute. queue_size: jobs that may wait. slice_s: seconds that a step is predicted to
+        take at most.
+        """
         self.device = device
         self.threads = threads
         self.workers = WorkerPool(1 if device.type == "cuda" else threads)
-        self._queue_cost = QueueCost()
-        self._scheduler = Scheduler(queue_size)
+        self._scheduler = Scheduler(queue_size, slice_s)
         self._runners: Runners = {}
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._busy_since: float | None = None
+        self._letting_go = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self, prepare: Callable[[], Runners]) -> None:
@@ -68,11 +76,12 @@ class Device:
         if self._failure is not None:
             raise EngineFailure(f"the device thread could not start: {self._failure}") from self._failure
 
-    def check(self) -> None:
-        """Raise Overloaded when the queue is full, ShuttingDown after `close` and on a device that is lost."""
+    def check_open(self) -> None:
+        """Raise ShuttingDown after `close` and on a device that is lost."""
         if self._failure is not None:
             raise ShuttingDown("the device is lost, and the server ends; ask another one")
-        self._scheduler.check()
+        if self.closed:
+            raise ShuttingDown("the server is shutting down")
 
     def lost(self, stall_s: float) -> str | None:
         """Why nobody will be answered any more: the thread has ended, or a step of requests takes longer than `stall_s`
@@ -85,15 +94,41 @@ class Device:
             return f"a step of the device takes longer than {stall_s:g} s"
         return None
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises as `check` does; a job that deletes is never too many."""
+    def coming(self, deadline: float | None) -> AbstractContextManager[None]:
+        """Count a job that will be submitted; see `Scheduler.coming`."""
+        self.check_open()
+        return self._scheduler.coming(deadline)
+
+    def submit(self, job: RankJob) -> None:
+        """Queue a job. Raises as `check_open` does, and Overloaded for one that is too many or would come too late; see
+        `Scheduler.admit`.
+        """
+        self.check_open()
+        runner = self._runners.get(job.model)
+        if runner is not None:
+            job.forecast = runner.forecast(job)
         self._scheduler.submit(job)
 
+    def discard(self, job: RankJob) -> None:
+        """Forget a job whose caller has left."""
+        if self._scheduler.discard(job) and job.progress is not None:
+            with contextlib.suppress(ShuttingDown):
+                self.call(partial(self._let_go, job))
+
     def call(self, work: Callable[[], T]) -> "Future[T]":
-        """Do something on the device thread, behind what is queued. Raises ShuttingDown."""
+        """Do something on the device thread, before its next step. Raises ShuttingDown."""
         job = CallJob(work)
-        self._scheduler.submit(job)
+        self._scheduler.call(job)
         return job.future
+
+    def delete(self, user: bytes | None) -> "Future[None]":
+        """Delete every state of a user in every model, or of all users if that is None. Raises ShuttingDown."""
+
+        def delete() -> None:
+            for runner in self._runners.values():
+                runner.delete(user)
+
+        return self.call(delete)
 
     def num_queued(self) -> int:
         """Jobs that wait."""
@@ -101,23 +136,7 @@ class Device:
 
     def expected_wait(self) -> Estimate:
         """What a job would wait behind those that are queued, of whichever model."""
-        return self._queue_cost.predict(len(self._scheduler))
-
-    def admit(self, deadline: float | None) -> None:
-        """Raise as `check` does, and Overloaded for a job that would probably be answered after its deadline: of what
-        is begun and comes too late nobody has anything. Where nothing is queued everything is taken. deadline:
-        time.monotonic() seconds.
-        """
-        self.check()
-        ahead = len(self._scheduler)
-        if deadline is None or not ahead:
-            return
-        wait, left = self._queue_cost.predict(ahead + 2), deadline - time.monotonic()  # what is being done, and itself
-        if 0 < left < wait.upper:  # what is late already is answered as that
-            raise Overloaded(
-                f"deadline: got {1e3 * left:.0f} ms, must be at least {1e3 * wait.upper:.0f} ms behind {ahead} other "
-                "requests; try again later"
-            )
+        return self._scheduler.expected_wait()
 
     def close(self, why: MFalconError) -> None:
         """Accept nothing more, and answer what is queued with an error; the step in progress goes on."""
@@ -150,44 +169,57 @@ class Device:
             finally:
                 del prepare
                 self._started.set()
-            while batch := self._next_batch():
+            ended = time.monotonic()
+            while turn := self._scheduler.next_turn(*self._bounds()):
                 began = time.monotonic()
-                self._busy_since = None if isinstance(batch[0], CallJob) else began  # a reload measures for long
+                self._scheduler.idle(began - ended)
+                self._busy_since = began if turn.jobs else None  # a reload measures for long
                 try:
-                    self._do(batch)
+                    self._do(turn, ended if began - ended < _GAP_S else began)
                 except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
                     _log.exception("the device thread ended")
                     self._failure = error
-                    refuse(batch, EngineFailure("the device thread ended; the server's log has the cause"))
+                    refuse(turn.jobs, EngineFailure("the device thread ended; the server's log has the cause"))
                     self.close(EngineFailure("the device thread ended"))
                     break
                 self._busy_since = None
-                for _ in batch:
-                    self._queue_cost.observe((time.monotonic() - began) / len(batch))
-                del batch  # what its jobs hold is not kept while waiting for the next
+                ended = time.monotonic()
+                del turn  # what its jobs hold is not kept while waiting for the next
         self.workers.close()
 
-    def _next_batch(self) -> list[Job]:
-        """What is done at once: users of one model as one computation, or small requests side by side, a core each."""
-        batched = any(runner.batched for runner in self._runners.values())
-        return self._scheduler.next_batch(_LARGEST_BATCH if batched else self.workers.num_workers, self._joins)
+    def _bounds(self) -> tuple[int, float]:
+        """Most jobs of one step, and the seconds that it is predicted to take at most: users of one model as one
+        computation, or small requests side by side, a core each.
+        """
+        if any(runner.batched for runner in self._runners.values()):
+            return _LARGEST_BATCH, self._scheduler.slice_s
+        return self.workers.num_workers, math.inf
 
-    def _joins(self, first: Job, other: Job) -> bool:
-        if not isinstance(first, RankJob) or not isinstance(other, RankJob):
-            return False
-        one, two = self._runners.get(first.model), self._runners.get(other.model)
-        if one is None or two is None:
-            return False
-        if one.batched or two.batched:
-            return one is two
-        return one.is_small(first) and two.is_small(other)
-
-    def _do(self, batch: list[Job]) -> None:
-        first = batch[0]
-        runner = self._runners.get(first.model) if isinstance(first, RankJob) else None
-        if runner is not None and runner.batched:
-            step_batch(runner, batch)
-        elif len(batch) == 1:
-            step(self._runners, first)
+    def _do(self, turn: Turn, began: float) -> None:
+        if turn.call is not None:
+            call(turn.call)
+            return
+        jobs, slice_s = turn.jobs, self._scheduler.slice_s
+        predicted = sum(min(job.left_s, slice_s) for job in jobs)
+        runner = self._runners.get(jobs[0].model)
+        if len(jobs) == 1 or (runner is not None and runner.batched):
+            step(self._runners, jobs, slice_s, self._make_room)
         else:
-            self.workers.run(partial(step, self._runners), batch)
+            self.workers.run(lambda job: step(self._runners, [job], math.inf, self._make_room), jobs)
+        refuse(
+            self._scheduler.did(jobs, predicted, time.monotonic() - began),
+            ShuttingDown("the server shut down before this request was done"),
+        )
+
+    def _make_room(self) -> bool:
+        """Have the jobs that wait give up their pages: they will find their states again, or make them."""
+        with self._letting_go:
+            suspended = self._scheduler.suspended
+            for job in suspended:
+                self._let_go(job)
+            return bool(suspended)
+
+    def _let_go(self, job: RankJob) -> None:
+        runner = self._runners.get(job.model)
+        if runner is not None:
+            runner.let_go(job)

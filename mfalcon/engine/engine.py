@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
 from opentelemetry import trace
 
@@ -16,7 +14,7 @@ from mfalcon.engine.answers import Answers
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.histories import Histories
-from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
+from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.errors import ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
@@ -28,8 +26,6 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 
 _tracer = trace.get_tracer("mfalcon")
-
-T = TypeVar("T")
 
 
 class Engine:
@@ -92,16 +88,16 @@ class Engine:
         older than the log; StorageUnavailable when the log cannot be asked.
         """
         accepted = time.monotonic()
-        self.device.admit(deadline)
         ranker = self.catalog.get(model)
         with _tracer.start_as_current_span("rank") as span:
-            fetched = await ranker.fetcher.open(
-                request.user_id, deadline, self.device.expected_wait(), len(request.recent_events)
-            )
+            with self.device.coming(deadline):
+                fetched = await ranker.fetcher.open(
+                    request.user_id, deadline, self.device.expected_wait(), len(request.recent_events)
+                )
             check_order(fetched.history, request.recent_events, "recent_events")
             job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted)
             try:
-                result = await self._answer(job, job.future)
+                result = await self._answer(job)
             finally:
                 del job  # see `_answer`
             ranker.note(request.user_id)
@@ -124,14 +120,14 @@ class Engine:
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model ahead of a request. Raises as `rank` does."""
-        self.device.admit(deadline)
         ranker = self.catalog.get(model)
-        fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
+        with self.device.coming(deadline):
+            fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
         if fetched.stale:
             raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
-        job = PrefillJob(fetched, deadline, ranker.name)
+        job = prefill_job(fetched, deadline, ranker.name)
         try:
-            cache = await self._answer(job, job.future)
+            cache = (await self._answer(job)).cache
         finally:
             del job  # see `_answer`
         ranker.count(cache)
@@ -141,9 +137,9 @@ class Engine:
         """Delete the history and every state of every model; when this returns none is left here or in Redis, and no
         work in flight can restore one. A caller that leaves does not stop it.
 
-        Raises Overloaded, and then nothing was deleted; StorageUnavailable or ShuttingDown: ask again.
+        Raises StorageUnavailable or ShuttingDown: ask again.
         """
-        self.device.check()
+        self.device.check_open()
         deleting = asyncio.create_task(self._delete(user_id, deadline))
         deleting.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may be gone
         await asyncio.shield(deleting)
@@ -166,11 +162,10 @@ class Engine:
         histories, user = self.histories, user_hash(user_id)
         generation = await histories.log.delete(user_id, deadline)
         histories.tombstones.add(generation)
-        job = DeleteJob(user)
-        self.device.submit(job)
+        deleted = self.device.delete(user)
         if histories.redis is not None:
             await histories.redis.delete(Deletion(user, generation))
-        await asyncio.wrap_future(job.future)
+        await asyncio.wrap_future(deleted)
         self.metrics.states.deleted.labels("us").inc()
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:
@@ -181,15 +176,17 @@ class Engine:
                 return
             tombstones.add(deletion.generation)
         with contextlib.suppress(ShuttingDown):
-            self.device.submit(DeleteJob(None if deletion is None else deletion.user))
+            self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
-    async def _answer(self, job: Job, future: "Future[T]") -> T:
+    async def _answer(self, job: RankJob) -> RankResult:
+        future = job.future
         try:
-            self.device.admit(job.deadline)  # others may have come while the history was read
             self.device.submit(job)
             return await self._answers.of(future)
         finally:
+            if future.cancelled():
+                self.device.discard(job)
             del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
 
     def _warm(self) -> Runners:

@@ -14,7 +14,7 @@ from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
-from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_side_by_side
+from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor
@@ -196,8 +196,8 @@ class LoadedRanker:
         else:
             microbatch = microbatch or measure_microbatch(served)
             small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
-        if self._histories.redis is not None:
-            measure_encoding(served, self.predictor.encode)
+        measure_encoding(served, self.predictor.encode)
+        measure_scoring(served, self.predictor.score, microbatch)
         return Measured(microbatch, small, self.predictor)
 
     def count(self, cache: CacheInfo) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
-from mfalcon.engine.job import PrefillJob
+from mfalcon.engine.job import prefill_job
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.workers import take_cores
@@ -139,7 +139,7 @@ class Reloader:
                 reading = await self._histories.log.read(user_id, _READ_S)
                 if reading.stale or not len(reading.history):
                     continue
-                job = PrefillJob(Fetched(reading.history), until, staged)
+                job = prefill_job(Fetched(reading.history), until, staged)
                 self._device.submit(job)
                 await asyncio.wrap_future(job.future)
             except ShuttingDown:

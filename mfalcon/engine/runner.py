@@ -1,11 +1,10 @@
-"""Runs jobs on the device: finds or makes the KV states, scores, blends, sorts. Several may run at once; a batch of
-ranks of different users is one computation.
+"""Runs requests on the device, a slice at a time: finds or makes the KV states, scores, blends, sorts. Several may run
+at once; a batch of requests of different users is one computation.
 """
 
+import math
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,14 +12,13 @@ import torch
 from kernels.paged import to_device
 from mfalcon.algorithm import Scoring, append_all, score_all
 from mfalcon.backends.select import ServedModel
-from mfalcon.engine.clock import Moment, clock_of
-from mfalcon.engine.job import Job, PrefillJob, RankJob
+from mfalcon.engine.clock import clock_of
+from mfalcon.engine.job import Forecast, RankJob
+from mfalcon.engine.progress import Progress
+from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
-from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
-from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
@@ -29,51 +27,12 @@ from mfalcon.window import WindowRule
 
 _SMALL_EVENTS = 32
 """New events of a request that is still small: fewer than one tile of rows for each core."""
+_SLICE_TOKENS = 64
+"""A slice of an encoding is a multiple of this: what fills the kernels' tiles."""
+_SMALL = "small"
+"""The batch of requests that are done on one core each."""
 
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """The way of one request to the KV state that it scores against.
-
-    state: what is reused of it. history_events: what is missing of the acknowledged history; recent: what only this
-    request knows. keep: what to keep the state of the history under, if it may be: the history, where this window
-    begins, and where the history's own begins.
-    """
-
-    state: KVState
-    source: CacheSource
-    history_events: Events
-    recent: Events
-    keep: tuple[History, int, int] | None
-    state_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """The KV states that requests score against, and the work that it took to get them."""
-
-    states: Sequence[KVState]
-    work: Sequence["_Work"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """One encoding, of one or many users. sizes: tokens before, and new ones, of each."""
-
-    sizes: Sequence[tuple[int, int]]
-    began: Moment
-    ended: Moment
-
-
-@dataclass(frozen=True, slots=True)
-class _Ranking:
-    """A request on its way, and when the device thread took it."""
-
-    job: RankJob
-    rows: Ids
-    need: Need
-    state: KVState
-    began: float
+Answer = RankResult | MFalconError
 
 
 class Runner:
@@ -89,6 +48,7 @@ class Runner:
         predictor: Predictor | None = None,
         small_candidates: int = 0,
     ) -> None:
+        """On the thread that will compute, whose cores it counts."""
         self._served = served
         self._model = model = served.model
         self._items = items
@@ -99,189 +59,284 @@ class Runner:
         self._predictor = predictor or Predictor()
         self._small_candidates = small_candidates
         self._device = model.items.id.weight.device
+        self._cores = torch.get_num_threads()
         self._clock = clock_of(self._device)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
-
-    def rank(self, job: RankJob) -> RankResult:
-        """Score the candidates of a request. Raises DeadlineExceeded between encoding and scoring if it is too late."""
-        [answer] = self.rank_all([job])
-        if isinstance(answer, MFalconError):
-            raise answer
-        return answer
-
-    def rank_all(self, jobs: Sequence[RankJob]) -> list[RankResult | MFalconError]:
-        """`rank` for several users at once: each one's answer or its own error. Raises what is wrong with any of them
-        before it was known whose it is.
-        """
-        with ExitStack() as pins:
-            return self._rank_all(jobs, pins)
-
-    def _rank_all(self, jobs: Sequence[RankJob], pins: ExitStack) -> list[RankResult | MFalconError]:
-        began = time.monotonic()
-        needs = [self._need(job.fetched_history, job.request.recent_events, pins) for job in jobs]
-        encoded = self._encode(needs, pins)
-        encode_s = self._observe(encoded.work)  # waits for it: until then nobody knows who is too late
-        answers: dict[int, RankResult | MFalconError] = {}
-        going: dict[int, _Ranking] = {}
-        for index, (job, need, state) in enumerate(zip(jobs, needs, encoded.states, strict=True)):
-            if job.deadline is not None and time.monotonic() > job.deadline:
-                answers[index] = DeadlineExceeded("the deadline passed while the history was being encoded")
-            else:
-                going[index] = _Ranking(job, self._items.rows(job.request.candidates), need, state, began)
-        scoring = time.monotonic()
-        by_task = self._score(list(going.values()))
-        for (index, ranking), scores in zip(going.items(), by_task, strict=True):
-            answers[index] = self._result(ranking, scores, encode_s, time.monotonic() - scoring)
-        return [answers[index] for index in range(len(jobs))]
-
-    def prefill(self, job: PrefillJob) -> CacheInfo:
-        """Bring a user's state up to date."""
-        with ExitStack() as pins:
-            need = self._need(job.fetched_history, no_events(), pins)
-            encoded = self._encode([need], pins)
-        self._observe(encoded.work)
-        return _cache_info(need, encoded.states[0])
-
-    def check_device(self) -> None:
-        """Raises if the device is lost: after an error in a kernel CUDA refuses everything, for good."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
     @property
     def batched(self) -> bool:
         """Whether several users are better done as one computation than one after the other."""
         return self._served.stack.batched
 
-    def is_small(self, job: Job) -> bool:
-        """Whether a job is better done on one core beside others than on all cores. Any thread may ask."""
-        if not isinstance(job, RankJob) or len(job.request.candidates) > self._small_candidates:
-            return False
-        log, num_recent = job.fetched_history.history, len(job.request.recent_events)
-        start = self._window.start(len(log) + num_recent, log.base)
+    def rank(self, job: RankJob) -> RankResult:
+        """All of a request at once. Raises its error."""
+        try:
+            [answer] = self.advance([job], math.inf)
+        finally:
+            self.let_go(job)
+        if isinstance(answer, RankResult):
+            return answer
+        assert answer is not None
+        raise answer
+
+    def forecast(self, job: RankJob) -> Forecast:
+        """What a job will be, by what is cached now. Any thread may ask."""
+        log, fetched, num_recent = (
+            job.fetched_history.history,
+            job.fetched_history.fetched,
+            len(job.request.recent_events),
+        )
+        start, per_event = self._window.start(len(log) + num_recent, log.base), self._model.tokens_per_event
+        num_events = len(log) + num_recent - start
         held = self._cache.peek(log, start) if start < len(log) else 0
-        return len(log) + num_recent - start - held <= _SMALL_EVENTS
+        if fetched is not None and fetched.key.start == start:
+            held = max(held, fetched.key.stop - start)
+        num_candidates, new = len(job.request.candidates), num_events - held
+        cost = self._predictor
+        seconds = cost.encode.predict(held * per_event, new * per_event).seconds
+        seconds += cost.score.predict(num_events * per_event, num_candidates).seconds
+        link = log.link(len(log)) if not num_recent else None
+        if self.batched:
+            return Forecast(seconds, (job.model,), link)
+        is_small = num_candidates <= self._small_candidates and new <= _SMALL_EVENTS
+        return Forecast(seconds, _SMALL if is_small else None, None if new else link)
+
+    def advance(self, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+        """A slice of each request: what is predicted to take no longer than `seconds`, and at least a little. Its
+        answer if that was the last one, else None. Raises what is wrong with any of them before it was known whose it
+        is.
+        """
+        began = time.monotonic()
+        works = [self._progress(job) for job in jobs]
+        left = [seconds] * len(works)
+        encode_s = self._encode(works, left, seconds)  # waits for it: until then nobody knows who is too late
+        scoring = time.monotonic()
+        counts = [
+            self._num_candidates(work, left[index], is_first=left[index] == seconds)
+            if work.is_encoded and job.due >= scoring
+            else 0
+            for index, (job, work) in enumerate(zip(jobs, works, strict=True))
+        ]
+        self._score(jobs, works, counts)
+        ended = time.monotonic()
+        self._observe_scores(works, counts, ended - began - encode_s)
+        answers: list[Answer | None] = []
+        for job, work in zip(jobs, works, strict=True):
+            work.encode_s += encode_s
+            work.score_s += ended - scoring
+            if work.is_done:
+                answers.append(self._result(job, work))
+            elif job.due < ended:
+                answers.append(DeadlineExceeded("the deadline passed while the request was computed"))
+            else:
+                job.left_s = self._left_s(work)
+                answers.append(None)
+        return answers
+
+    def let_go(self, job: RankJob) -> None:
+        """Give up what a job holds. What was encoded of the user's history is kept, for as long as there is room."""
+        work, job.progress = job.progress, None
+        if work is not None and work.owner is self:
+            if work.keep is not None and len(work.history) and work.state.num_tokens > work.reused_tokens:
+                history, start, _ = work.keep
+                self._cache.put_part(history, start, len(history) - len(work.history), work.state)
+            work.release()
 
     def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
         self._cache.delete(user)
 
-    def _need(self, fetched_history: Fetched, recent: Events, pins: ExitStack) -> Need:
-        """What there is of the window of history and recent events, and what is missing. The history's part will be
-        kept in the cache, the rest not.
+    def check_device(self) -> None:
+        """Raises if the device is lost: after an error in a kernel CUDA refuses everything, for good."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
-        If the recent events move the window's start, the state of what they leave of the history is kept too, beside
-        that of the history's own window: the next request with recent events finds it, and so does the history when
-        they are acknowledged. pins: hold what was found, so that making room for one user does not drop the state of
-        another.
+    def _progress(self, job: RankJob) -> Progress:
+        """How far a job is; one that has not begun here begins.
+
+        It finds what there is of the window of history and recent events. The history's part will be kept in the cache,
+        the rest not. If the recent events move the window's start, the state of what they leave of the history is kept
+        too, beside that of the history's own window: the next request with recent events finds it, and so does the
+        history when they are acknowledged.
         """
+        if job.progress is not None and job.progress.owner is self:
+            return job.progress
         began = time.monotonic()
-        log = fetched_history.history
+        rows, recent, log = (
+            self._items.rows(job.request.candidates),
+            job.request.recent_events,
+            job.fetched_history.history,
+        )
         start = self._window.start(len(log) + len(recent), log.base)
+        state, source, none = self._served.empty_state(), CacheSource.NONE, no_events()
         if not self._model.prefix_stable or (start > 0 and start >= len(log)):  # nothing of the history to keep
-            kept = log.since(start) if start < len(log) else no_events()
+            kept = log.since(start) if start < len(log) else none
             left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
-            empty = self._served.empty_state()
-            return Need(empty, CacheSource.NONE, no_events(), left, None, time.monotonic() - began)
-        found = self._cache.lookup(log, start, fetched_history.fetched)
+            job.progress = Progress(self, state, source, none, left, None, rows, time.monotonic() - began)
+            return job.progress
+        found = self._cache.lookup(log, start, job.fetched_history.fetched)
+        if found is not None:
+            state, source = found.state, found.source
         stop = found.stop if found else start
-        missing = log.since(stop) if stop < len(log) else no_events()
-        state, source = (found.state, found.source) if found else (self._served.empty_state(), CacheSource.NONE)
-        pins.enter_context(state.pinned())
+        missing = log.since(stop) if stop < len(log) else none
         keep = log, start, self._window.start(len(log), log.base)
-        return Need(state, source, missing, recent, keep, time.monotonic() - began)
+        job.progress = Progress(self, state, source, missing, recent, keep, rows, time.monotonic() - began)
+        return job.progress
 
-    def _encode(self, needs: Sequence[Need], pins: ExitStack) -> Encoded:
-        """The states that are needed: first all histories, which are kept, then all that is recent. pins: hold them."""
-        states = [need.state for need in needs]
-        states, history_work = self._append(states, [need.history_events for need in needs])
-        for need, state in zip(needs, states, strict=True):
-            pins.enter_context(state.pinned())
-            if need.keep is not None and len(need.history_events):
-                history, start, own_start = need.keep
-                self._cache.put(history, start, state, own_start)
-        states, recent_work = self._append(states, [need.recent for need in needs])
-        return Encoded(states, [*history_work, *recent_work])
-
-    def _append(self, states: Sequence[KVState], events: Sequence[Events]) -> tuple[list[KVState], list[_Work]]:
-        """Each state with its new events; those without any stay as they are."""
-        longer = list(states)
-        growing = [index for index, new in enumerate(events) if len(new)]
-        if not growing:
-            return longer, []
-        began = self._clock.now()
-        deltas = [event_tokens(events[index], self._items, self._device) for index in growing]
-        grown = append_all(self._served, [states[index] for index in growing], deltas)
-        sizes = []
-        for index, state in zip(growing, grown, strict=True):
-            sizes.append((states[index].num_tokens, state.num_tokens - states[index].num_tokens))
-            longer[index] = state
-        return longer, [_Work(sizes, began, self._clock.now())]
-
-    def _observe(self, work: Sequence[_Work]) -> float:
-        """Learn what encoding costs; of several users at once each has its share by what was expected of it. Returns
-        the seconds of all of it.
+    def _encode(self, works: Sequence[Progress], left: list[float], whole: float) -> float:
+        """Encode of each what fits into the seconds it has left of a whole slice: first the histories, which are kept,
+        then what is recent. Returns the seconds of all of it. Of those with one history only the first encodes it.
         """
-        total, cost = 0.0, self._predictor.encode
-        for done in work:
-            seconds = self._clock.seconds(done.began, done.ended)
-            expected = [cost.predict(*size).seconds for size in done.sizes]
-            for size, share in zip(done.sizes, expected, strict=True):
-                cost.observe(*size, seconds * share / sum(expected))
-            total += seconds
-        return total
+        leaders = self._leaders(works)
+        chunks = [
+            no_events() if index in leaders else self._next_events(work, work.history, index, left, whole)
+            for index, work in enumerate(works)
+        ]
+        took = self._append(works, chunks)
+        for work, chunk in zip(works, chunks, strict=True):
+            if len(chunk):
+                work.history = work.history[len(chunk) :]
+                self._keep(work)
+        for index, leader in leaders.items():
+            works[index].follow(works[leader], self._cache.fastest)
+        chunks = [
+            no_events() if len(work.history) else self._next_events(work, work.recent, index, left, whole)
+            for index, work in enumerate(works)
+        ]
+        took += self._append(works, chunks)
+        for work, chunk in zip(works, chunks, strict=True):
+            work.recent = work.recent[len(chunk) :]
+        return took
 
-    def _score(self, rankings: Sequence[_Ranking]) -> list[np.ndarray]:
-        """Scores of each request, float64 [num_tasks, num_candidates]."""
-        if not rankings:
-            return []
-        features = self._model.config.context_features
-        requests = []
-        for ranking in rankings:
-            request = ranking.job.request
-            codes = context_codes(features, request.context, request.request_time_ms)
-            targets = Targets(self._to_device(ranking.rows), self._to_device(codes))
-            requests.append(Scoring(ranking.state, targets, request.request_time_ms))
+    def _next_events(self, work: Progress, events: Events, index: int, left: list[float], whole: float) -> Events:
+        """Of events, those that fit into the seconds left, a few at least if nothing was done in this slice."""
+        unit, prefix = max(1, _SLICE_TOKENS // self._model.tokens_per_event), work.state.num_tokens
+        num = fitting(lambda num: self._encode_seconds(prefix, num), len(events), unit, left[index])
+        if not num and left[index] == whole:
+            num = min(unit, len(events))
+        left[index] -= self._encode_seconds(prefix, num)
+        return events[:num]
+
+    def _leaders(self, works: Sequence[Progress]) -> dict[int, int]:
+        """Of those that wait for the same history as one before them: whom they follow."""
+        if len(works) < 2:
+            return {}
+        first: dict[tuple[bytes, int, int], int] = {}
+        leaders = {}
+        for index, work in enumerate(works):
+            if work.keep is None or not len(work.history):
+                continue
+            log, start, _ = work.keep
+            leader = first.setdefault((log.link(len(log)), start, len(work.history)), index)
+            if leader != index:
+                leaders[index] = leader
+        return leaders
+
+    def _encode_seconds(self, prefix: int, num_events: int) -> float:
+        return self._predictor.encode.predict(prefix, num_events * self._model.tokens_per_event).seconds
+
+    def _append(self, works: Sequence[Progress], chunks: Sequence[Events]) -> float:
+        """Add events to each state; learn what that costs. Of several users at once each has its share by what was
+        expected of it. Returns the seconds of all of it.
+        """
+        growing = [(work, chunk) for work, chunk in zip(works, chunks, strict=True) if len(chunk)]
+        if not growing:
+            return 0.0
+        cost, began = self._predictor.encode, self._clock.now()
+        deltas = [event_tokens(chunk, self._items, self._device) for _, chunk in growing]
+        longer = append_all(self._served, [work.state for work, _ in growing], deltas)
+        seconds = self._clock.seconds(began, self._clock.now())
+        sizes = [(work.state.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
+        expected = [cost.predict(before, after - before).seconds for before, after in sizes]
+        for (before, after), share in zip(sizes, expected, strict=True):
+            cost.observe(before, after - before, seconds * share / sum(expected))
+        for (work, _), state in zip(growing, longer, strict=True):
+            work.hold(state)
+        return seconds
+
+    def _keep(self, work: Progress) -> None:
+        """Keep the state of a history that has been encoded to its end."""
+        if work.keep is not None and not len(work.history):
+            history, start, own_start = work.keep
+            self._cache.put(history, start, work.state, own_start)
+
+    def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
+        """Candidates to score in so many seconds, a few at least if nothing else was done in this slice."""
+        cost, tokens = self._predictor.score, work.state.num_tokens
+        most, unit = len(work.rows) - work.num_scored, self._microbatch * self._cores
+        num = fitting(lambda num: cost.predict(tokens, num).seconds, most, unit, seconds)
+        return min(unit, most) if not num and is_first else num
+
+    def _score(self, jobs: Sequence[RankJob], works: Sequence[Progress], counts: Sequence[int]) -> None:
+        """Score the next candidates of each, so many."""
+        features, requests, scored = self._model.config.context_features, list[Scoring](), list[Progress]()
+        for job, work, count in zip(jobs, works, counts, strict=True):
+            if not count:
+                continue
+            time_ms = job.request.request_time_ms
+            codes = self._to_device(context_codes(features, job.request.context, time_ms))
+            rows = self._to_device(work.rows[work.num_scored : work.num_scored + count])
+            requests.append(Scoring(work.state, Targets(rows, codes), time_ms))
+            scored.append(work)
+        if not requests:
+            return
         out = score_all(self._served, requests, self._microbatch).to("cpu", torch.float64).numpy()
-        ends = np.cumsum([len(ranking.rows) for ranking in rankings])[:-1]
-        return [np.ascontiguousarray(part.T) for part in np.split(out, ends)]
+        ends = np.cumsum([len(request.targets.rows) for request in requests])
+        for work, part in zip(scored, np.split(out, ends[:-1]), strict=True):
+            work.scores.append(part)
+            work.num_scored += len(part)
 
-    def _result(
-        self, ranking: _Ranking, by_task: np.ndarray, encode_s: float, score_s: float
-    ) -> RankResult | EngineFailure:
-        job, fetched_history, need = ranking.job, ranking.job.fetched_history, ranking.need
+    def _observe_scores(self, works: Sequence[Progress], counts: Sequence[int], seconds: float) -> None:
+        """Learn what scoring costs, and all that is done around it, of the whole device: on one core of two a second is
+        half of one. Each has its share by what was expected of it.
+        """
+        cost, sizes = self._predictor.score, []
+        for work, count in zip(works, counts, strict=True):
+            if count:
+                sizes.append((work.state.num_tokens, count))
+        seconds *= torch.get_num_threads() / self._cores
+        expected = [cost.predict(*size).seconds for size in sizes]
+        for size, share in zip(sizes, expected, strict=True):
+            cost.observe(*size, seconds * share / sum(expected))
+
+    def _left_s(self, work: Progress) -> float:
+        """What is predicted of the rest."""
+        per_event, num_events = self._model.tokens_per_event, len(work.history) + len(work.recent)
+        total = work.state.num_tokens + num_events * per_event
+        seconds = self._predictor.score.predict(total, len(work.rows) - work.num_scored).seconds
+        return seconds + self._encode_seconds(work.state.num_tokens, num_events)
+
+    def _result(self, job: RankJob, work: Progress) -> Answer:
+        fetched_history = job.fetched_history
+        by_task = np.concatenate(work.scores).T if work.scores else np.empty((len(self._tasks), 0))
         with np.errstate(over="ignore"):
-            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32)
+            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32, order="C")
         if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
             return EngineFailure("the model gave a score that is not a finite number")
-        top = best_first(scores, job.request.top_k)
+        now = time.monotonic()
         timings = Timings(
-            queue_us=_us(ranking.began - job.queued),
-            state_us=_us(fetched_history.seconds + need.state_s),
-            encode_us=_us(encode_s),
-            score_us=_us(score_s),
-            total_us=_us(time.monotonic() - job.accepted),
+            queue_us=max(0, _us(now - job.queued - work.state_s - work.encode_s - work.score_s)),
+            state_us=_us(fetched_history.seconds + work.state_s),
+            encode_us=_us(work.encode_s),
+            score_us=_us(work.score_s),
+            total_us=_us(now - job.accepted),
         )
         return RankResult(
             scores=scores,
             tasks=self._tasks,
             task_scores=task_scores,
-            top=top,
+            top=best_first(scores, job.request.top_k),
             model_version=self._version,
-            cache=_cache_info(need, ranking.state),
+            cache=CacheInfo(work.source, work.reused_tokens, work.state.num_tokens - work.reused_tokens),
             timings=timings,
             history_len=len(fetched_history.history),
             stale=fetched_history.stale,
-            unknown=np.flatnonzero(ranking.rows == UNKNOWN_ROW).astype(np.uint32),
+            unknown=np.flatnonzero(work.rows == UNKNOWN_ROW).astype(np.uint32),
         )
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)
-
-
-def _cache_info(need: Need, state: KVState) -> CacheInfo:
-    reused = need.state.num_tokens
-    return CacheInfo(need.source, reused, state.num_tokens - reused)
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:

@@ -1,63 +1,227 @@
-"""The bounded queue between the event loop and the device thread: first come, first served."""
+"""The one schedule: what the device does next, and what is refused because it would come too late.
 
+Work comes in slices of a bounded predicted time. The earliest deadline goes first within two priorities: a job of less
+than a slice is short and goes before long ones, which keep a share of the device while both wait. What would miss its
+deadline behind the rest, or make another miss its own, is refused when it comes: it would cost the others what nobody
+has any use of. Source: earliest deadline first is optimal on one processor that may preempt (Liu and Layland, 1973).
+"""
+
+import math
 import threading
+import time
+from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
 
-from mfalcon.engine.job import CallJob, DeleteJob, Job
+from mfalcon.engine.job import CallJob, RankJob
 from mfalcon.errors import Overloaded, ShuttingDown
+from mfalcon.kvcache.cost import Estimate, Pace
+
+LONG_SHARE = 0.25
+"""Of the device's time, what long jobs get at least while short ones wait too."""
+_USUAL_GAIN = 0.05
+_LOAD_SECONDS = 1.0
+"""Over which the short jobs' part of the device's time is measured."""
+
+_Queued = tuple[float, int, RankJob]
+"""Deadline, order of arrival, job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is done next: jobs as one step, or a call; neither when the scheduler is closed."""
+
+    jobs: Sequence[RankJob] = ()
+    call: CallJob | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs) or self.call is not None
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Jobs of one priority, by deadline."""
+
+    jobs: list[_Queued] = field(default_factory=list)
+
+    def take(self, most: int, seconds: float) -> list[RankJob]:
+        """The most urgent job, and up to `most` in all that share a batch with it while their sum is predicted to take
+        no longer than `seconds`. A user's other jobs are passed over, unless what they need is the same.
+        """
+        batch = [self.jobs.pop(0)[2]]
+        forecast, left = batch[0].forecast, seconds - batch[0].left_s
+        if forecast.batch is None:
+            return batch
+        twins, index = {batch[0].user: forecast.twin}, 0
+        while index < len(self.jobs) and len(batch) < most:
+            other = self.jobs[index][2]
+            twin = other.forecast.twin
+            is_twin = twin is not None and twins.get(other.user) == twin
+            if other.forecast.batch == forecast.batch and other.left_s <= left and (is_twin or other.user not in twins):
+                batch.append(self.jobs.pop(index)[2])
+                twins[other.user] = twin
+                left -= other.left_s
+            else:
+                index += 1
+        return batch
+
+    def seconds(self, due: float = math.inf) -> float:
+        """Predicted, of what is to be answered by then."""
+        return sum(job.left_s for deadline, _, job in self.jobs if deadline <= due)
 
 
 class Scheduler:
-    """Accepts jobs from any thread, hands them to one. The bound refuses work early instead of answering it late."""
+    """Accepts jobs from any thread, hands them to one.
 
-    def __init__(self, queue_size: int) -> None:
+    queue_size: jobs that may wait. slice_s: the bound of a slice, seconds.
+    """
+
+    def __init__(self, queue_size: int, slice_s: float) -> None:
+        self.slice_s = slice_s
+        self.pace = Pace()
         self._queue_size = queue_size
-        self._jobs: deque[Job] = deque()
-        self._changed = threading.Condition()
+        self._short, self._long = _Lane(), _Lane()
+        self._calls: deque[CallJob] = deque()
+        self._running: Sequence[RankJob] = ()
+        self._coming: dict[int, float] = {}
+        self._usual_s = 0.0
+        self._credit_s = 0.0
+        self._short_load = 0.0
+        self._number = 0
+        self._changed = threading.Condition(threading.RLock())
         self._closed = False
 
     def check(self) -> None:
         """Raise Overloaded when the queue is full, ShuttingDown after `close`."""
-        if self._closed:
-            raise ShuttingDown("the server is shutting down")
-        if len(self._jobs) >= self._queue_size:
+        self._check_open()
+        if len(self) + len(self._coming) >= self._queue_size:
             raise Overloaded(f"the queue holds {self._queue_size} requests, which is its limit; try again later")
 
-    def submit(self, job: Job) -> None:
-        """Queue a job. Raises as `check` does; a job that deletes is never too many."""
-        with self._changed:
-            if self._closed or not isinstance(job, DeleteJob | CallJob):
-                self.check()
-            self._jobs.append(job)
-            self._changed.notify()
-
-    def next_batch(self, most: int = 1, joins: Callable[[Job, Job], bool] = lambda _, __: False) -> list[Job]:
-        """Wait for work; an empty list means closed.
-
-        The oldest job, and up to `most` in all of those right behind it that join it, each of another user: a user's
-        jobs stay in order, and so does a job that deletes.
+    @contextmanager
+    def coming(self, deadline: float | None) -> Iterator[None]:
+        """Count a job that will be submitted by then: others that are admitted meanwhile wait behind it. Raises as
+        `admit` does, for a job that costs nothing.
         """
         with self._changed:
-            while not self._jobs and not self._closed:
-                self._changed.wait()
-            if not self._jobs:
-                return []
-            batch = [self._jobs.popleft()]
-            users = {batch[0].user}
-            while len(batch) < most and self._jobs and joins(batch[0], self._jobs[0]):
-                if self._jobs[0].user in users:
-                    break
-                batch.append(self._jobs.popleft())
-                users.add(batch[-1].user)
-            return batch
+            self.admit(deadline, 0.0, is_short=True)
+            self._number += 1
+            number = self._number
+            self._coming[number] = self._usual_s
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._coming.pop(number)
 
-    def close(self) -> list[Job]:
+    def admit(self, deadline: float | None, seconds: float, *, is_short: bool) -> None:
+        """Raise as `check` does, and Overloaded for a job of so many predicted seconds that would probably be answered
+        after its deadline, or make another so. Where nothing waits or runs everything is taken: what nobody else wants
+        costs nothing, and a prediction that is too high would never be corrected. deadline: time.monotonic() seconds.
+        """
+        with self._changed:
+            self.check()
+            ahead = len(self) + len(self._at_work)
+            now = time.monotonic()
+            if deadline is None or not ahead or deadline <= now:  # what is late already is answered as that
+                return
+            needed = self._wait(deadline, seconds, is_short=is_short)
+            if now + needed > deadline:
+                raise Overloaded(
+                    f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * needed:.0f} ms behind "
+                    f"{ahead} other requests; try again later",
+                    retry_after_s=now + needed - deadline,
+                )
+            if seconds and (late := self._made_late(now, deadline, seconds, is_short=is_short)) is not None:
+                raise Overloaded(
+                    f"deadline: got {1e3 * (deadline - now):.0f} ms, which would make another of {ahead} requests miss "
+                    "its own; try again later",
+                    retry_after_s=late,
+                )
+
+    def submit(self, job: RankJob) -> None:
+        """Queue a job, with its forecast. Raises as `admit` does."""
+        with self._changed:
+            job.left_s = job.forecast.seconds
+            job.is_short = job.left_s <= self.slice_s
+            self.admit(job.deadline, job.left_s, is_short=job.is_short)
+            self._usual_s += _USUAL_GAIN * (job.left_s - self._usual_s)
+            self._put(job)
+            self._changed.notify()
+
+    def call(self, job: CallJob) -> None:
+        """Have something else done before the next step; it is never too much. Raises ShuttingDown."""
+        with self._changed:
+            self._check_open()
+            self._calls.append(job)
+            self._changed.notify()
+
+    def next_turn(self, most: int, seconds: float) -> Turn:
+        """Wait for work. most: jobs of one step; seconds: what a step of several is predicted to take at most."""
+        with self._changed:
+            while not (self._calls or len(self) or self._closed):
+                self._changed.wait()
+            if self._calls:
+                return Turn(call=self._calls.popleft())
+            if not len(self):
+                return Turn()
+            self._running = self._next_lane().take(most, seconds)
+            return Turn(self._running)
+
+    def did(self, jobs: Sequence[RankJob], predicted: float, seconds: float) -> list[RankJob]:
+        """A step is over: queue again what is not answered, and learn how long it took. Returns what will not go on
+        because the scheduler is closed.
+        """
+        with self._changed:
+            self._running = ()
+            self.pace.observe(predicted, seconds)
+            is_short = jobs[0].is_short
+            self._short_load += (is_short - self._short_load) * min(1.0, seconds / _LOAD_SECONDS)
+            if not is_short:
+                self._credit_s = max(0.0, self._credit_s - seconds)
+            elif self._long.jobs:
+                self._credit_s += seconds * LONG_SHARE / (1 - LONG_SHARE)
+            unanswered = [job for job in jobs if not job.future.done()]
+            if self._closed:
+                return unanswered
+            for job in unanswered:
+                self._put(job)
+            return []
+
+    def idle(self, seconds: float) -> None:
+        """Nothing was to be done for so long."""
+        with self._changed:
+            self._short_load -= self._short_load * min(1.0, seconds / _LOAD_SECONDS)
+
+    def discard(self, job: RankJob) -> bool:
+        """Forget a job whose caller has left; False if it does not wait."""
+        with self._changed:
+            lane = self._short if job.is_short else self._long
+            jobs = [entry for entry in lane.jobs if entry[2] is not job]
+            is_here, lane.jobs = len(jobs) < len(lane.jobs), jobs
+            return is_here
+
+    @property
+    def suspended(self) -> list[RankJob]:
+        """Jobs that have begun and wait to go on."""
+        with self._changed:
+            return [job for _, _, job in chain(self._long.jobs, self._short.jobs) if job.progress is not None]
+
+    def expected_wait(self) -> Estimate:
+        """What a job without a deadline would wait."""
+        with self._changed:
+            return self.pace.predict(self._ahead() + self._long.seconds(), len(self) + len(self._at_work))
+
+    def close(self) -> list[RankJob | CallJob]:
         """Accept nothing more; returns what was still queued, for the caller to answer."""
         with self._changed:
             self._closed = True
-            left = list(self._jobs)
-            self._jobs.clear()
+            left: list[RankJob | CallJob] = [*self._calls]
+            left += [job for _, _, job in chain(self._short.jobs, self._long.jobs)]
+            self._calls.clear()
+            self._short, self._long = _Lane(), _Lane()
             self._changed.notify_all()
             return left
 
@@ -67,4 +231,58 @@ class Scheduler:
         return self._closed
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._short.jobs) + len(self._long.jobs)
+
+    @property
+    def _at_work(self) -> list[RankJob]:
+        """Those of the step that runs that have no answer yet: the end of a step comes a little behind its answers."""
+        return [job for job in self._running if not job.future.done()]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ShuttingDown("the server is shutting down")
+
+    def _put(self, job: RankJob) -> None:
+        self._number += 1
+        insort((self._short if job.is_short else self._long).jobs, (job.due, self._number, job))
+
+    def _next_lane(self) -> _Lane:
+        if not self._long.jobs:
+            self._credit_s = 0.0
+            return self._short
+        is_owed = self._credit_s >= min(self.slice_s, self._long.jobs[0][2].left_s)
+        return self._long if is_owed or not self._short.jobs else self._short
+
+    def _ahead(self, due: float = math.inf) -> float:
+        """Predicted seconds of what goes before a short job of that deadline: other short ones, the slice that runs,
+        and what is coming.
+        """
+        running = sum(min(job.left_s, self.slice_s) for job in self._at_work)
+        return running + self._short.seconds(due) + sum(self._coming.values())
+
+    def _wait(self, due: float, seconds: float, *, is_short: bool) -> float:
+        """Seconds until a new job is answered, which 19 of 20 stay below."""
+        work = self._ahead(due) if is_short else self._ahead() + self._long.seconds(due)
+        return self._upper(work + seconds) / self._rest(is_short=is_short)
+
+    def _made_late(self, now: float, due: float, seconds: float, *, is_short: bool) -> float | None:
+        """By how many seconds a new job would make one of a later deadline late that is not so without it, at most."""
+        lane, rest = self._short if is_short else self._long, self._rest(is_short=is_short)
+        work = self._ahead(-math.inf) if is_short else self._ahead()
+        own, worst = self.pace.predict(seconds, 0).seconds / rest, 0.0
+        for deadline, _, job in lane.jobs:
+            work += job.left_s
+            if due < deadline < math.inf:
+                left = deadline - now - self._upper(work) / rest
+                if 0 <= left < own:
+                    worst = max(worst, own - left)
+        return worst or None
+
+    def _upper(self, seconds: float) -> float:
+        return self.pace.predict(seconds, len(self) + len(self._at_work) + 1).upper
+
+    def _rest(self, *, is_short: bool) -> float:
+        """The part of the device's time that the other priority leaves."""
+        if is_short:
+            return 1 - LONG_SHARE if self._long.jobs else 1.0
+        return max(LONG_SHARE, 1 - self._short_load)

@@ -1,104 +1,106 @@
-"""One step of the device thread: do jobs and answer each of them, whatever goes wrong."""
+"""One step of the device thread: a slice of some jobs, and an answer for each that is done, whatever goes wrong."""
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mfalcon.engine.job import CallJob, DeleteJob, Job, PrefillJob, RankJob
-from mfalcon.engine.runner import Runner
+from mfalcon.engine.job import CallJob, RankJob
+from mfalcon.engine.runner import Answer, Runner
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, UnknownModel
 
 _log = logging.getLogger(__name__)
 
 
-def step(runners: Mapping[str, Runner], job: Job) -> None:
-    """Do one job and answer it; an error is this request's alone. Raises what a device says that is lost for good.
+def step(
+    runners: Mapping[str, Runner],
+    jobs: Sequence[RankJob],
+    seconds: float,
+    make_room: Callable[[], bool] = lambda: False,
+) -> None:
+    """Do a slice of jobs of one model; who is done has an answer then. If several fail each is done on its own: an
+    error is one's alone. Raises what a device says that is lost for good.
 
-    runners: by name of their model.
+    runners: by name of their model. seconds: predicted, of the slice. make_room: has jobs that wait give up their pages
+    and says whether there were any.
     """
-    if _begun(job):
-        _do(runners, job)
-
-
-def step_batch(runner: Runner, jobs: Sequence[Job]) -> None:
-    """Do jobs of different users as one computation. If that fails each is done on its own: an error is one's alone.
-
-    Raises as `step` does.
-    """
-    alone = {job.model: runner for job in jobs if isinstance(job, RankJob)}
-    begun = [job for job in jobs if _begun(job)]
-    ranks = [job for job in begun if isinstance(job, RankJob)]
-    if len(ranks) < len(begun) or len(ranks) < 2:
-        for job in begun:
-            _do(alone, job)
+    jobs = [job for job in jobs if _is_wanted(runners, job)]
+    if not jobs:
         return
+    runner = runners[jobs[0].model]
     try:
-        answers = runner.rank_all(ranks)
-    except Exception as error:  # noqa: BLE001 (each is answered below; what is wrong with one shows there)
-        if not isinstance(error, Overloaded):
-            _log.warning("a batch of %d failed and is done one by one", len(ranks), exc_info=True)
-        _without_frames(error)
-        for job in ranks:
-            if not _is_late(job):
-                _do(alone, job)
-        return
-    for job, answer in zip(ranks, answers, strict=True):
-        if isinstance(answer, MFalconError):
-            job.future.set_exception(_without_frames(answer))
+        answers = runner.advance(jobs, seconds)
+    except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
+        for job in jobs:
+            runner.let_go(job)
+        if not isinstance(error, MFalconError):
+            _log.error("a step of %d requests failed", len(jobs), exc_info=error)
+        _without_frames(error)  # before anything is tried again: they hold pages
+        if len(jobs) > 1:
+            for job in jobs:
+                step(runners, [job], seconds, make_room)
+        elif isinstance(error, Overloaded) and make_room():
+            step(runners, jobs, seconds)
         else:
-            job.future.set_result(answer)
+            _fail(runner, jobs[0], error)
+        return
+    for job, answer in zip(jobs, answers, strict=True):
+        if answer is not None:
+            _answer(job, answer)
+        if job.future.done():
+            runner.let_go(job)
 
 
-def refuse(jobs: Iterable[Job], error: MFalconError) -> None:
+def refuse(jobs: Iterable[RankJob | CallJob], error: MFalconError) -> None:
     """Answer those that have no answer yet."""
     for job in jobs:
-        if not job.future.done() and (job.future.running() or job.future.set_running_or_notify_cancel()):
-            job.future.set_exception(error)
+        if not job.future.done() and job.future.set_running_or_notify_cancel():
+            job.future.set_exception(_without_frames(error))
 
 
-def _begun(job: Job) -> bool:
-    """Whether there is anything to do: somebody waits, and not too late."""
+def call(job: CallJob) -> None:
+    """Do something else; what goes wrong is the answer."""
     if not job.future.set_running_or_notify_cancel():
-        return False
-    return not _is_late(job)
-
-
-def _is_late(job: Job) -> bool:
-    """Whether its deadline has passed; then it is answered."""
-    if job.deadline is None or time.monotonic() <= job.deadline:
-        return False
-    job.future.set_exception(DeadlineExceeded("the deadline passed while the request was queued"))
-    return True
-
-
-def _do(runners: Mapping[str, Runner], job: Job) -> None:
+        return
     try:
-        match job:
-            case RankJob():
-                job.future.set_result(_runner(runners, job.model).rank(job))
-            case PrefillJob():
-                job.future.set_result(_runner(runners, job.model).prefill(job))
-            case DeleteJob():
-                for runner in runners.values():
-                    runner.delete(job.user)
-                job.future.set_result(None)
-            case CallJob():
-                job.future.set_result(job.work())
-    except MFalconError as error:
+        job.future.set_result(job.work())
+    except Exception as error:  # noqa: BLE001 (the step's edge: whoever awaits the future gets it)
         job.future.set_exception(_without_frames(error))
-    except Exception as error:  # noqa: BLE001 (the step's edge: it must answer somebody)
-        _log.exception("a step failed")
-        failure = EngineFailure("the engine failed on this request; the server's log has the cause")
-        failure.__cause__ = _without_frames(error)
-        job.future.set_exception(failure)
-        for runner in runners.values():
-            runner.check_device()
 
 
-def _runner(runners: Mapping[str, Runner], model: str) -> Runner:
-    if model not in runners:
-        raise UnknownModel(f"model: got {model!r}, which is no longer served")
-    return runners[model]
+def _is_wanted(runners: Mapping[str, Runner], job: RankJob) -> bool:
+    """Whether there is anything to do: somebody waits, not too late, and for a model that is served."""
+    answer: Answer | None = None
+    runner = runners.get(job.model)
+    if runner is None:
+        answer = UnknownModel(f"model: got {job.model!r}, which is no longer served")
+    elif job.due < time.monotonic():
+        how = "queued" if job.progress is None else "computed"
+        answer = DeadlineExceeded(f"the deadline passed while the request was {how}")
+    elif not job.future.done():
+        return True
+    if runner is not None:
+        runner.let_go(job)
+    if answer is not None:
+        _answer(job, answer)
+    return False
+
+
+def _answer(job: RankJob, answer: Answer) -> None:
+    """Unless the caller has left."""
+    if isinstance(answer, MFalconError):
+        refuse([job], answer)
+    elif job.future.set_running_or_notify_cancel():
+        job.future.set_result(answer)
+
+
+def _fail(runner: Runner, job: RankJob, error: Exception) -> None:
+    if isinstance(error, MFalconError):
+        _answer(job, error)
+        return
+    failure = EngineFailure("the engine failed on this request; the server's log has the cause")
+    failure.__cause__ = error
+    _answer(job, failure)
+    runner.check_device()
 
 
 def _without_frames(error: BaseException) -> BaseException:

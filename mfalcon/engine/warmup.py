@@ -8,10 +8,11 @@ from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import ServedModel
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.workers import WorkerPool
-from mfalcon.kvcache.cost import EncodeCost
+from mfalcon.kvcache.cost import EncodeCost, ScoreCost
 from mfalcon.models.base import EventTokens, Targets
 
 _LONG_SECONDS = 0.2
+_SCORED = ((64, 64), (64, 1_024), (1_024, 64), (1_024, 1_024), (4_096, 512))
 
 
 def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 192, 512)) -> int:
@@ -70,7 +71,8 @@ def measure_side_by_side(
 def measure_encoding(served: ServedModel, cost: EncodeCost, sizes: tuple[int, ...] = (64, 256, 1_024, 4_096)) -> None:
     """Tell a cost how long prefills of some lengths take, so that the first decisions are not blind.
 
-    Events of zeros; lengths up to the model's window. The first run of each size warms it up and does not count.
+    Events of zeros; lengths up to the model's window. The first run of each size warms it up and does not count. Stops
+    where a size takes long.
     """
     model = served.model
     device, limit = model.items.id.weight.device, model.config.max_history
@@ -83,3 +85,29 @@ def measure_encoding(served: ServedModel, cost: EncodeCost, sizes: tuple[int, ..
             seconds = clock.seconds(began, clock.now())
             if run:
                 cost.observe(0, state.num_tokens, seconds)
+        if seconds > _LONG_SECONDS:
+            return
+
+
+def measure_scoring(
+    served: ServedModel, cost: ScoreCost, microbatch: int, sizes: tuple[tuple[int, int], ...] = _SCORED
+) -> None:
+    """Tell a cost how long scores of some sizes take, (events, candidates), so that the first requests are admitted by
+    more than a guess. Events of zeros, as many as the model's window holds; stops where a size takes long.
+    """
+    config, device = served.model.config, served.model.items.id.weight.device
+    clock = clock_of(device)
+    for most_events, num_candidates in sizes:
+        num_events = min(most_events, config.max_history)
+        zeros = torch.zeros(max(num_events, num_candidates), dtype=torch.int64, device=device)
+        state = prefill(served, EventTokens(*(zeros[:num_events],) * 4))
+        targets = Targets(zeros[:num_candidates], zeros[: len(config.context_features)])
+        seconds = 0.0
+        for run in range(3):
+            began = clock.now()
+            score(served, state, targets, 0, microbatch)
+            seconds = clock.seconds(began, clock.now())
+            if run:
+                cost.observe(state.num_tokens, num_candidates, seconds)
+        if seconds > _LONG_SECONDS:
+            return

@@ -89,6 +89,11 @@ class KVCache:
             self._leave_pools.append(leave)
 
     @property
+    def fastest(self) -> CacheSource:
+        """The tier that a state is put into."""
+        return self._tiers()[0][0]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes held in this process."""
         return sum(tier.num_bytes for _, tier in self._tiers())
@@ -146,6 +151,11 @@ class KVCache:
             self.offload.offer(Offer(history, start, state, self._copier.mark(), start == own_start))
         elif self._below is not None and start == own_start:
             self._below.offer(Offer(history, start, state))
+
+    def put_part(self, history: History, start: int, stop: int, state: KVState) -> None:
+        """Keep the state of history[start:stop] here, as `put` does, unless there is one that covers more of it."""
+        if history.generation not in self._tombstones and self.peek(history, start) < stop - start:
+            self._tiers()[0][1].put(Entry(self.key(history, start, stop), state))
 
     def delete(self, user: bytes | None) -> None:
         """Erase the states of a user, or everybody's, from every tier in this process."""

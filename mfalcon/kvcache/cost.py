@@ -1,4 +1,4 @@
-"""What encoding, moving and waiting will cost, learned from what they have cost.
+"""What encoding, scoring, moving and waiting will cost, learned from what they have cost.
 
 A cost is speed * sum(shape[j] * feature[j]). The speed belongs to the moment: one number for all sizes, it follows a
 machine that drifts by 2-3x over minutes within a dozen observations. The shape, how sizes compare, belongs to the model
@@ -166,6 +166,40 @@ class EncodeCost(_Cost):
         return 1.0, float(new), float(prefix), new * (prefix + new / 2)
 
 
+class ScoreCost(_Cost):
+    """Seconds of scoring `num_targets` candidates against `num_tokens` cached tokens: a + b * m + d * n + c * m * n.
+
+    a is the call, b the linear layers, c the pairs of attention, d what is read once of the state. The default prior is
+    a model of 3 layers of width 256 on two CPU cores.
+    """
+
+    def __init__(
+        self,
+        call_seconds: float = 5e-4,
+        target_seconds: float = 5e-6,
+        token_seconds: float = 1e-7,
+        pair_seconds: float = 8e-9,
+    ) -> None:
+        super().__init__(
+            (call_seconds, target_seconds, token_seconds, pair_seconds), num_cells=_NUM_LENGTHS * _NUM_PREFIXES
+        )
+
+    def observe(self, num_tokens: int, num_targets: int, seconds: float) -> None:
+        """Learn from one call. No targets or no time: nothing to learn."""
+        if num_targets > 0:
+            targets = min(num_targets.bit_length(), _NUM_LENGTHS) - 1
+            tokens = min((num_tokens.bit_length() + 1) // 2, _NUM_PREFIXES - 1)
+            self._observe(self._features(num_tokens, num_targets), targets * _NUM_PREFIXES + tokens, seconds)
+
+    def predict(self, num_tokens: int, num_targets: int) -> Estimate:
+        """The cost of scoring so many; nothing for no candidates."""
+        return self._predict(self._features(num_tokens, num_targets)) if num_targets > 0 else NOTHING
+
+    @staticmethod
+    def _features(num_tokens: int, num_targets: int) -> tuple[float, ...]:
+        return 1.0, float(num_targets), float(num_tokens), float(num_targets * num_tokens)
+
+
 class TransferCost(_Cost):
     """Seconds of moving bytes out of a tier, or of decoding them: latency + bytes / bandwidth."""
 
@@ -185,30 +219,33 @@ _STEP_GAIN = 0.02
 _STEP_CLIP = 15.0
 
 
-class QueueCost:
-    """Seconds that a job waits for the device behind others.
+class Pace:
+    """What steps of the device really take of what was predicted of them: a factor, and how much they scatter.
 
-    Unlike a cost of known size this needs the arithmetic mean of steps that differ by 50x (a hit beside a prefill), so
-    its memory is long (50 steps) and a step counts as at most 15 times the mean. Threads: as the other costs.
+    The factor has in it what no prediction knows: the time between two steps, a neighbour on the cores. Its memory is
+    long (50 steps), and a step counts as at most 15 times what was expected or is usual. Not to be used by two threads
+    at once.
     """
 
-    def __init__(self, step_seconds: float = 5e-3) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, step_seconds: float = 2e-3) -> None:
+        """step_seconds: the scatter until there is a measured one."""
+        self._predicted = self._actual = step_seconds
+        self._variance = step_seconds**2
         self._num_observed = 0
-        self._published = (step_seconds, step_seconds**2)
 
-    def observe(self, seconds: float) -> None:
-        """Learn from what one job kept the device busy."""
-        if not 0 <= seconds < math.inf:
+    def observe(self, predicted: float, seconds: float) -> None:
+        """Learn from one step. A step of which nothing was predicted teaches nothing."""
+        if not (predicted > 0 and 0 <= seconds < math.inf):
             return
-        with self._lock:
-            mean, variance = self._published
-            self._num_observed += 1
-            gain = max(_STEP_GAIN, 1 / (1 + self._num_observed))  # the prior counts as one step
-            step = min(seconds, _STEP_CLIP * mean) - mean
-            self._published = (mean + gain * step, (1 - gain) * (variance + gain * step**2))
+        expected = self._actual / self._predicted * predicted
+        seconds = min(seconds, _STEP_CLIP * max(expected, self._actual))
+        self._num_observed += 1
+        gain = max(_STEP_GAIN, 1 / (1 + self._num_observed))  # the prior counts as one step
+        self._predicted += gain * (predicted - self._predicted)
+        self._actual += gain * (seconds - self._actual)
+        self._variance += gain * ((seconds - expected) ** 2 - self._variance)
 
-    def predict(self, num_jobs: int) -> Estimate:
-        """The wait behind `num_jobs` jobs, the one on the device included."""
-        mean, variance = self._published
-        return Estimate(num_jobs * mean, num_jobs * mean + 1.65 * math.sqrt(num_jobs * variance))
+    def predict(self, predicted: float, num_steps: int) -> Estimate:
+        """What so many steps, of which so much was predicted in all, will take."""
+        seconds = self._actual / self._predicted * predicted
+        return Estimate(seconds, seconds + 1.65 * math.sqrt(num_steps * self._variance))

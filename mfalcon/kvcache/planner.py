@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, TransferCost
+from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, ScoreCost, TransferCost
 from mfalcon.kvcache.decision import Decision, decide
 
 _LEAST_COVERAGE = 0.05
@@ -52,6 +52,7 @@ class Predictor:
     """
 
     encode: EncodeCost = field(default_factory=EncodeCost)
+    score: ScoreCost = field(default_factory=ScoreCost)
     fetch: TransferCost = field(default_factory=TransferCost)
     decode: TransferCost = field(default_factory=_decoding)
     coverage: Coverage = field(default_factory=Coverage)

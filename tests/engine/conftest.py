@@ -51,7 +51,7 @@ def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     one_at_a_time(monkeypatch)
     monkeypatch.setattr(mfalcon.engine.ranker, "serve", _serve_on_triton)
     monkeypatch.setattr(mfalcon.engine.ranker, "DEVICE_MICROBATCH", 32)
-    for slow in ("measure_encoding", "probe"):  # seconds each
+    for slow in ("measure_encoding", "measure_scoring", "probe"):  # seconds each
         monkeypatch.setattr(mfalcon.engine.ranker, slow, _nothing)
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_PAGES", 8)
     monkeypatch.setattr("mfalcon.backends.triton._SHAPE_USERS", 4)

@@ -15,8 +15,8 @@ from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.engine.runner import Runner
-from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
+from mfalcon.engine.runner import Answer, Runner
+from mfalcon.errors import EngineFailure, ShuttingDown
 from mfalcon.kvcache.state import PlainLayout
 from mfalcon.types import CacheSource, Events, RankRequest, RankResult
 from tests.device import needs_interpreter
@@ -40,13 +40,13 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the computations of several users."""
     sizes: list[int] = []
-    right = Runner.rank_all
+    right = Runner.advance
 
-    def counted(self: Runner, jobs: Sequence[RankJob]) -> list[RankResult | MFalconError]:
+    def counted(self: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         sizes.append(len(jobs))
-        return right(self, jobs)
+        return right(self, jobs, seconds)
 
-    monkeypatch.setattr(Runner, "rank_all", counted)
+    monkeypatch.setattr(Runner, "advance", counted)
     return sizes
 
 

@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from mfalcon.backends.select import ServedModel
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.engine.runner import Runner
+from mfalcon.engine.runner import Answer, Runner
 from mfalcon.engine.workers import WorkerPool
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, ShuttingDown
 from mfalcon.kvcache.state import KVState
@@ -94,7 +94,7 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     def broken(*_: object) -> None:
         raise RuntimeError("the device is lost")
 
-    monkeypatch.setattr(Runner, "rank", broken)
+    monkeypatch.setattr(Runner, "advance", broken)
     monkeypatch.setattr(Runner, "check_device", broken)
     asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
     answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
@@ -121,25 +121,25 @@ async def test_what_would_be_late_is_refused_at_once_unless_nothing_is_queued(
 ) -> None:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     engine.wait_ready()
-    request, go_on, right = rank_request("ann", ITEMS), threading.Event(), Runner.rank
+    request, go_on, right = rank_request("ann", ITEMS), threading.Event(), Runner.advance
     with pytest.raises(DeadlineExceeded):
         await engine.rank(request, time.monotonic() - 1)
 
-    def slow(runner: Runner, job: RankJob) -> RankResult:
+    def slow(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         go_on.wait(0.3)
-        return right(runner, job)
+        return right(runner, jobs, seconds)
 
-    monkeypatch.setattr(Runner, "rank", slow)
+    monkeypatch.setattr(Runner, "advance", slow)
     for _ in range(2):  # so that a queue of three means seconds, and how busy this machine is does not matter
         assert len((await engine.rank(request, time.monotonic() + 60)).scores) == len(ITEMS)
-    monkeypatch.setattr(Runner, "rank", lambda runner, job: go_on.wait(10) and right(runner, job))
+    monkeypatch.setattr(Runner, "advance", lambda runner, *args: go_on.wait(10) and right(runner, *args))
     waiting = [asyncio.create_task(engine.rank(request, None)) for _ in range(4)]
     async with asyncio.timeout(10):
         while engine.device.num_queued() != 3:  # noqa: ASYNC110 (nobody is told)
             await asyncio.sleep(0.001)
     for verb in (lambda deadline: engine.rank(request, deadline), lambda deadline: engine.prefill("ann", deadline)):
-        with pytest.raises(Overloaded, match=r"deadline: got \d+ ms, must be at least \d+ ms behind 3 other requests"):
-            await verb(time.monotonic() + 0.3)
+        with pytest.raises(Overloaded, match=r"deadline: got \d+ ms, must be at least \d+ ms behind 4 other requests"):
+            await verb(time.monotonic() + 0.1)
     waiting.append(asyncio.create_task(engine.rank(request, time.monotonic() + 60)))
     await asyncio.sleep(0)
     go_on.set()
@@ -151,13 +151,13 @@ async def test_what_would_be_late_is_refused_at_once_unless_nothing_is_queued(
 async def test_a_step_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     engine.wait_ready()
-    go_on, right = threading.Event(), Runner.rank
+    go_on, right = threading.Event(), Runner.advance
 
-    def hangs(runner: Runner, job: RankJob) -> RankResult:
+    def hangs(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         assert go_on.wait(10)
-        return right(runner, job)
+        return right(runner, jobs, seconds)
 
-    monkeypatch.setattr(Runner, "rank", hangs)
+    monkeypatch.setattr(Runner, "advance", hangs)
     asked = asyncio.create_task(engine.rank(rank_request("ann", ITEMS), None))
     async with asyncio.timeout(10):
         while (why := engine.lost(0.05)) is None:  # noqa: ASYNC110 (nobody is told)

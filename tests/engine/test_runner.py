@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfalcon.backends.select import reference
-from mfalcon.engine.job import PrefillJob, RankJob
+from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.runner import Runner, best_first
 from mfalcon.engine.warmup import measure_microbatch
 from mfalcon.errors import EngineFailure
@@ -146,9 +146,9 @@ def test_a_request_is_small_by_the_window_that_it_sees() -> None:
     moved = rank_job(events[:78], rank_request("ann", ITEMS[:9].tolist(), recent=events[78:]))
     with torch.inference_mode():
         runner.rank(plain)
-        assert runner.is_small(plain) and not runner.is_small(moved)  # [40:82] is new
+        assert runner.forecast(plain).batch and not runner.forecast(moved).batch  # [40:82] is new
         runner.rank(moved)
-        assert runner.is_small(plain) and runner.is_small(moved)
+        assert runner.forecast(plain).batch and runner.forecast(moved).batch
 
 
 def test_recent_events_alone() -> None:
@@ -184,7 +184,7 @@ def test_prefill_then_rank_is_a_hit() -> None:
     runner, _ = runner_of(checkpoint)
     job = rank_job(random_events(9), rank_request("ann", ITEMS[:3].tolist()))
     with torch.inference_mode():
-        assert runner.prefill(PrefillJob(job.fetched_history, None)) == CacheInfo(CacheSource.NONE, 0, 9)
+        assert runner.rank(prefill_job(job.fetched_history, None)).cache == CacheInfo(CacheSource.NONE, 0, 9)
         assert runner.rank(job).cache == CacheInfo(CacheSource.HOST, 9, 0)
 
 

@@ -1,84 +1,230 @@
-"""The bounded queue: order, bound, closing; every job goes to exactly one taker."""
+"""The schedule: order, priorities, batches, what is refused; every job goes to exactly one taker."""
 
 import threading
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from mfalcon.engine.job import DeleteJob, Job, PrefillJob
-from mfalcon.engine.scheduler import Scheduler
+from mfalcon.engine.job import CallJob, Forecast, RankJob, prefill_job
+from mfalcon.engine.scheduler import LONG_SHARE, Scheduler, Turn
 from mfalcon.errors import Overloaded, ShuttingDown
 from mfalcon.history.history import no_history
 from mfalcon.kvcache.fetch import Fetched
+from mfalcon.types import CacheInfo, CacheSource, RankResult, Timings
+
+SLICE_S = 0.01
+began = [0.0]
+ANSWER = RankResult(
+    *(None, (), None, None, "", CacheInfo(CacheSource.NONE, 0, 0), Timings(0, 0, 0, 0, 0), 0, None),  # type: ignore[arg-type]
+)
 
 
-def job(name: str = "ann") -> PrefillJob:
-    return PrefillJob(Fetched(no_history(name)), None)
+@pytest.fixture(autouse=True)
+def begin() -> None:
+    began[0] = time.monotonic()
 
 
-def test_first_come_first_served() -> None:
-    scheduler, jobs = Scheduler(10), [job(str(i)) for i in range(5)]
+def job(
+    name: str = "ann", due: float | None = None, seconds: float = 0.001, batch: object = None, twin: object = None
+) -> RankJob:
+    """due: seconds from the start of the test."""
+    one = prefill_job(Fetched(no_history(name)), None if due is None else began[0] + due)
+    one.forecast = Forecast(seconds, batch, twin)
+    return one
+
+
+def scheduler_of(*jobs: RankJob, queue_size: int = 1_000, slice_s: float = SLICE_S) -> Scheduler:
+    scheduler = Scheduler(queue_size, slice_s)
+    for _ in range(200):  # steps that take what is predicted
+        scheduler.pace.observe(0.001, 0.001)
     for one in jobs:
         scheduler.submit(one)
+    return scheduler
+
+
+def turn(scheduler: Scheduler, most: int = 1, seconds: float = 1.0) -> list[RankJob]:
+    """What is done next, and answered."""
+    jobs = list(scheduler.next_turn(most, seconds).jobs)
+    for one in jobs:
+        one.future.set_result(ANSWER)
+    predicted = sum(one.left_s for one in jobs)
+    assert scheduler.did(jobs, predicted, predicted) == []
+    return jobs
+
+
+def users(jobs: Sequence[RankJob]) -> list[str]:
+    return [one.fetched_history.history.user_id for one in jobs]
+
+
+def test_the_earliest_deadline_goes_first_and_equal_ones_in_the_order_in_which_they_came() -> None:
+    given = [job("a"), job("b", 900), job("c", 500), job("d"), job("e", 500)]
+    scheduler = scheduler_of(*given)
     assert len(scheduler) == 5
-    taken = [one for _ in range(5) for one in scheduler.next_batch()]
-    assert taken == jobs
+    assert [users(turn(scheduler)) for _ in given] == [["c"], ["e"], ["b"], ["a"], ["d"]]
     assert len(scheduler) == 0
 
 
+def test_short_jobs_go_before_long_ones_which_keep_their_share() -> None:
+    long = job("long", 500, seconds=100.0)
+    scheduler = scheduler_of(long, *(job(f"user-{number}", 900, seconds=0.005) for number in range(200)))
+    spent = {"long": 0.0, "short": 0.0}
+    for _ in range(200):
+        [one] = scheduler.next_turn(1, 1.0).jobs
+        seconds = min(one.left_s, SLICE_S)
+        spent["long" if one is long else "short"] += seconds
+        if one is not long:
+            one.future.set_result(ANSWER)
+        scheduler.did([one], seconds, seconds)
+    assert spent["long"] / sum(spent.values()) == pytest.approx(LONG_SHARE, abs=0.02)
+
+
+def test_a_job_that_is_not_done_goes_on_in_its_turn() -> None:
+    first, second = job("first", 500), job("second", 600)
+    scheduler = scheduler_of(first, second)
+    assert scheduler.next_turn(1, 1.0).jobs == [first]
+    assert scheduler.did([first], 0.001, 0.001) == []
+    assert [users(turn(scheduler)) for _ in range(2)] == [["first"], ["second"]]
+
+
+def test_a_batch_is_of_jobs_that_share_one_and_passes_over_the_rest() -> None:
+    given = [
+        job("ann", 100, batch="small"),
+        job("ann", 101, batch="small"),  # of one user only one, unless what they need is the same
+        job("bob", 102),
+        job("cleo", 103, batch="other"),
+        job("dan", 104, batch="small"),
+        job("eve", 105, batch="small", twin="history"),
+        job("eve", 106, batch="small", twin="history"),
+        job("eve", 107, batch="small", twin="longer history"),
+        job("flo", 108, batch="small"),
+    ]
+    scheduler = scheduler_of(*given)
+    assert users(turn(scheduler, most=4)) == ["ann", "dan", "eve", "eve"]
+    assert users(turn(scheduler, most=4)) == ["ann", "eve", "flo"]
+    assert [users(turn(scheduler, most=4)) for _ in range(2)] == [["bob"], ["cleo"]]
+
+
+def test_a_batch_takes_no_longer_than_it_may() -> None:
+    scheduler = scheduler_of(*(job(f"user-{number}", seconds=0.003, batch="all") for number in range(7)))
+    assert [len(turn(scheduler, 32, SLICE_S)) for _ in range(3)] == [3, 3, 1]
+
+
+def test_calls_go_before_jobs_and_are_never_too_many() -> None:
+    scheduler = scheduler_of(job(), queue_size=1)
+    calls = [CallJob(lambda: None) for _ in range(3)]
+    for one in calls:
+        scheduler.call(one)
+    with pytest.raises(Overloaded):
+        scheduler.check()
+    assert [scheduler.next_turn(1, 1.0).call for _ in calls] == calls
+    assert len(turn(scheduler)) == 1
+    scheduler.check()
+
+
 def test_full() -> None:
-    scheduler = Scheduler(2)
-    scheduler.submit(job())
+    scheduler = scheduler_of(job(), queue_size=2)
+    with scheduler.coming(None), pytest.raises(Overloaded, match="2 requests, which is its limit"):
+        scheduler.submit(job())  # one waits for its history
     scheduler.submit(job())
     with pytest.raises(Overloaded, match="2 requests, which is its limit"):
         scheduler.submit(job())
     assert len(scheduler) == 2
-    scheduler.next_batch()
+    turn(scheduler)
     scheduler.submit(job())
 
 
-def test_a_job_that_erases_is_never_too_many() -> None:
-    """Its log is gone already; `check` refuses a deletion before that."""
-    scheduler = Scheduler(1)
-    for user in (b"ann", b"bob"):
-        scheduler.submit(DeleteJob(user))
+def soon(seconds: float) -> float:
+    return time.monotonic() + seconds
+
+
+def test_what_would_be_late_is_refused_with_the_time_after_which_it_would_not_be() -> None:
+    scheduler = scheduler_of(*(job(due=60, seconds=5.0) for _ in range(10)), slice_s=10.0)
+    scheduler.admit(soon(9), 5.0, is_short=True)  # it goes first
+    scheduler.admit(None, 100.0, is_short=True)
+    with pytest.raises(Overloaded, match=r"deadline: got \d+ ms, must be at least \d+ ms behind 10 other") as refused:
+        scheduler.admit(soon(100), 100.0, is_short=True)
+    assert refused.value.retry_after_s == pytest.approx(50, abs=2)
+
+
+def test_what_would_make_another_late_is_refused() -> None:
+    scheduler = scheduler_of(*(job(due=60, seconds=5.0) for _ in range(10)), slice_s=10.0)
+    with pytest.raises(Overloaded, match="would make another of 10 requests miss its own") as refused:
+        scheduler.admit(soon(50), 40.0, is_short=True)
+    assert refused.value.retry_after_s == pytest.approx(30, abs=5)
+
+
+def test_what_comes_is_waited_for() -> None:
+    scheduler = scheduler_of(job(due=900, seconds=5.0), slice_s=10.0)
+    for _ in range(200):
+        turn(scheduler)
+        scheduler.submit(job(due=900, seconds=5.0))
+    with scheduler.coming(None), scheduler.coming(None), pytest.raises(Overloaded):
+        scheduler.admit(soon(10), 5.0, is_short=True)
+    scheduler.admit(soon(10), 5.0, is_short=True)
+
+
+def test_a_long_job_waits_for_all_short_ones_and_a_short_one_for_no_more_than_its_share() -> None:
+    scheduler = scheduler_of(*(job(due=500, seconds=5.0) for _ in range(4)), job(due=100, seconds=50.0), slice_s=10.0)
+    scheduler.admit(soon(29), 1.0, is_short=True)
     with pytest.raises(Overloaded):
-        scheduler.check()
+        scheduler.admit(soon(26), 20.0, is_short=True)  # three quarters of 26 s are 19.5 s
     with pytest.raises(Overloaded):
-        scheduler.submit(job())
+        scheduler.admit(soon(15), 1.0, is_short=False)  # 20 s of short ones
+
+
+def test_where_nothing_waits_everything_is_taken() -> None:
+    scheduler = scheduler_of()
+    scheduler.submit(job(due=500, seconds=1_000.0))
+    with pytest.raises(Overloaded):
+        scheduler.submit(job(due=500, seconds=1_000.0))
+
+
+def test_a_caller_that_left_leaves_no_work() -> None:
+    one, other = job("one", 500), job("other", 600)
+    scheduler = scheduler_of(one, other)
+    assert scheduler.discard(one) and not scheduler.discard(one)
+    assert users(turn(scheduler)) == ["other"]
 
 
 def test_close_hands_back_what_is_queued_and_refuses_the_rest() -> None:
-    scheduler, one = Scheduler(2), job()
-    scheduler.submit(one)
-    assert scheduler.close() == [one]
-    assert scheduler.next_batch() == []
-    for late in (job(), DeleteJob(b"ann")):
-        with pytest.raises(ShuttingDown):
-            scheduler.submit(late)
+    one, other, third = job(), job("running", 1), CallJob(lambda: None)
+    scheduler = scheduler_of(one, other)
+    assert scheduler.next_turn(1, 1.0).jobs == [other]
+    scheduler.call(third)
+    assert scheduler.close() == [third, one]
+    assert scheduler.did([other], 0.001, 0.001) == [other]  # nobody will do the rest of it
+    assert not scheduler.next_turn(1, 1.0)
+    with pytest.raises(ShuttingDown):
+        scheduler.submit(job())
+    with pytest.raises(ShuttingDown):
+        scheduler.call(third)
     assert scheduler.close() == []
 
 
 def test_close_wakes_the_one_who_waits() -> None:
-    scheduler, got = Scheduler(2), list[list[Job]]()
-    thread = threading.Thread(target=lambda: got.append(scheduler.next_batch()))
+    scheduler, got = Scheduler(2, SLICE_S), list[Turn]()
+    thread = threading.Thread(target=lambda: got.append(scheduler.next_turn(1, 1.0)))
     thread.start()
     time.sleep(0.05)
     assert thread.is_alive()
     scheduler.close()
     thread.join(5)
-    assert got == [[]]
+    assert got == [Turn()]
 
 
 def test_no_job_is_lost_or_served_twice() -> None:
-    scheduler, taken, refused = Scheduler(7), list[Job](), list[Job]()
-    submitted = [[job() for _ in range(300)] for _ in range(4)]
+    scheduler, taken, refused = Scheduler(7, SLICE_S), list[RankJob](), list[RankJob]()
+    submitted = [[job(seconds=0.001 if number % 3 else 1.0) for number in range(300)] for _ in range(4)]
 
     def take() -> None:
-        while batch := scheduler.next_batch():
+        while batch := scheduler.next_turn(1, 1.0).jobs:
             taken.extend(batch)
+            for one in batch:
+                one.future.set_result(ANSWER)
+            scheduler.did(batch, 0.001, 0.001)
 
-    def submit(jobs: list[PrefillJob]) -> None:
+    def submit(jobs: list[RankJob]) -> None:
         for one in jobs:
             try:
                 scheduler.submit(one)

@@ -17,7 +17,7 @@ from mfalcon.backends.choice import AUTO, TRITON
 from mfalcon.backends.select import serve
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
-from mfalcon.engine.job import PrefillJob
+from mfalcon.engine.job import prefill_job
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import CheckpointError
@@ -101,9 +101,9 @@ async def staged(engine: Engine, checkpoint: Checkpoint) -> AsyncIterator[Loaded
 async def encode(engine: Engine, number: int) -> CacheInfo:
     """By the next version."""
     reading = await engine.histories.log.read(f"user-{number}", 1.0)
-    job = PrefillJob(Fetched(reading.history), None, "next")
+    job = prefill_job(Fetched(reading.history), None, "next")
     engine.device.submit(job)
-    return await asyncio.wrap_future(job.future)
+    return (await asyncio.wrap_future(job.future)).cache
 
 
 async def test_a_reload_of_the_same_sizes_allocates_no_second_pool(here: CacheSource) -> None:

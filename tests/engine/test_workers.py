@@ -1,4 +1,4 @@
-"""Cores of the device thread: small requests side by side, a user's requests in order, nobody's answer mixed up."""
+"""Cores of the device thread: small requests side by side, each done once."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,56 +8,9 @@ import pytest
 import torch
 
 from mfalcon.backends.select import reference
-from mfalcon.engine.job import DeleteJob, Job, PrefillJob, RankJob
-from mfalcon.engine.scheduler import Scheduler
 from mfalcon.engine.warmup import measure_side_by_side
 from mfalcon.engine.workers import WorkerPool, take_cores
-from mfalcon.history.history import no_history
-from mfalcon.kvcache.fetch import Fetched
-from tests.small import rank_request, small_checkpoint
-
-
-def job_of(user_id: str, num_candidates: int = 1) -> RankJob:
-    return RankJob(rank_request(user_id, [1] * num_candidates), Fetched(no_history(user_id, b"life")), None)
-
-
-def is_small(job: Job) -> bool:
-    return isinstance(job, RankJob) and len(job.request.candidates) == 1
-
-
-def batches(jobs: list[Job], most: int = 3) -> list[list[Job]]:
-    scheduler = Scheduler(100)
-    for job in jobs:
-        scheduler.submit(job)
-    found = []
-    while len(scheduler):
-        found.append(scheduler.next_batch(most, lambda first, other: is_small(first) and is_small(other)))
-    return found
-
-
-def test_a_batch_is_of_small_jobs_of_different_users_in_order() -> None:
-    ann, bob, cleo, dan, ann_again, eve = [job_of(name) for name in ("ann", "bob", "cleo", "dan", "ann", "eve")]
-    large = job_of("flo", 2)
-    delete: Job = DeleteJob(b"user")
-    prefill: Job = PrefillJob(Fetched(no_history("gil", b"life")), None)
-    given: list[Job] = [ann, bob, cleo, dan, ann_again, large, eve, delete, ann_again, ann, bob, prefill]
-    expected: list[list[Job]] = [
-        [ann, bob, cleo],
-        [dan, ann_again],
-        [large],
-        [eve],
-        [delete],
-        [ann_again],
-        [ann, bob],
-        [prefill],
-    ]
-    assert [[id(job) for job in batch] for batch in batches(given)] == [
-        [id(job) for job in batch] for batch in expected
-    ]
-
-
-def test_without_workers_every_job_is_alone() -> None:
-    assert [len(batch) for batch in batches([job_of("ann"), job_of("bob")], most=1)] == [1, 1]
+from tests.small import small_checkpoint
 
 
 def test_items_run_side_by_side_on_a_core_each_and_one_alone_on_all() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, QueueCost, TransferCost
+from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, Pace, ScoreCost, TransferCost
 
 TRUE = (1.4e-3, 4e-5, 2e-6, 3e-8)
 """Call, token, prefix token, pair: unlike the prior in scale and in shape."""
@@ -162,13 +162,13 @@ def test_transfers_of_one_size_leave_the_shape_of_the_prior() -> None:
 
 
 def test_what_no_clock_measures_teaches_nothing() -> None:
-    cost, queue = TransferCost(), QueueCost()
+    cost, pace = TransferCost(), Pace()
     for seconds in (0.0, -1.0, math.inf, math.nan):
         cost.observe(1_000, seconds)
-    for seconds in (-1.0, math.inf, math.nan):
-        queue.observe(seconds)
+    for predicted, seconds in ((1.0, -1.0), (1.0, math.inf), (1.0, math.nan), (0.0, 1.0), (-1.0, 1.0)):
+        pace.observe(predicted, seconds)
     assert cost.predict(5_000) == TransferCost().predict(5_000)
-    assert queue.predict(2) == QueueCost().predict(2)
+    assert pace.predict(2.0, 2) == Pace().predict(2.0, 2)
 
 
 SECONDS = st.floats(1e-9, 1e4)
@@ -205,34 +205,46 @@ def test_moving_more_never_costs_less_whatever_was_observed(
     assert_monotone([cost.predict(size) for size in sorted(sizes)])
 
 
-@given(st.lists(SECONDS, max_size=30))
-def test_waiting_behind_more_never_takes_less(observed: list[float]) -> None:
-    queue = QueueCost()
-    for seconds in observed:
-        queue.observe(seconds)
-    assert queue.predict(0) == NOTHING
-    assert_monotone([queue.predict(num_jobs) for num_jobs in range(5)])
+@given(st.lists(st.tuples(TOKENS, TOKENS, SECONDS), max_size=30), st.lists(TOKENS, min_size=2), TOKENS)
+def test_scoring_more_never_costs_less_whatever_was_observed(
+    observed: list[tuple[int, int, float]], lengths: list[int], other: int
+) -> None:
+    cost = ScoreCost()
+    for tokens, targets, seconds in observed:
+        cost.observe(tokens, targets, seconds)
+    assert cost.predict(other, 0) == NOTHING
+    assert_monotone([cost.predict(other, targets) for targets in sorted(lengths)])
+    assert_monotone([cost.predict(tokens, other) for tokens in sorted(lengths)])
+
+
+@given(st.lists(st.tuples(SECONDS, SECONDS), max_size=30))
+def test_waiting_behind_more_never_takes_less(observed: list[tuple[float, float]]) -> None:
+    pace = Pace()
+    for predicted, seconds in observed:
+        pace.observe(predicted, seconds)
+    assert pace.predict(0.0, 0) == NOTHING
+    assert_monotone([pace.predict(1e-3 * num_jobs, num_jobs) for num_jobs in range(5)])
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_queue_knows_the_mean_of_hits_and_prefills(seed: int) -> None:
-    """One step in ten takes 40x: a median, or a mean of logarithms, would promise a third of the wait. A memory of 50
-    such steps has itself a spread of 24%; this holds its average.
+def test_the_pace_is_of_all_seconds_and_not_of_most_steps(seed: int) -> None:
+    """One step in ten takes eight times what is predicted: a median, or a mean of logarithms, would promise too little.
+    A memory of 50 such steps has itself a spread; this holds its average.
     """
     generator = np.random.default_rng(seed)
-    queue, expected = QueueCost(), []
+    pace, expected = Pace(), []
     for _ in range(2_000):
-        queue.observe(80e-3 if generator.random() < 0.1 else 2e-3)
-        expected.append(queue.predict(4).seconds)
-    assert np.mean(expected[200:]) == pytest.approx(4 * 9.8e-3, rel=0.1)
+        pace.observe(2e-3, 16e-3 if generator.random() < 0.1 else 2e-3)
+        expected.append(pace.predict(4 * 2e-3, 4).seconds)
+    assert np.mean(expected[200:]) == pytest.approx(4 * 3.4e-3, rel=0.1)
 
 
 def test_one_accident_moves_no_wait_by_more_than_30_percent() -> None:
-    queue = QueueCost()
+    pace = Pace()
     for _ in range(100):
-        queue.observe(4e-3)
-    queue.observe(0.4)
-    assert queue.predict(3).seconds == pytest.approx(12e-3, rel=0.3)
+        pace.observe(4e-3, 4e-3)
+    pace.observe(4e-3, 0.4)
+    assert pace.predict(12e-3, 3).seconds == pytest.approx(12e-3, rel=0.3)
 
 
 def test_estimates_add_up_and_overlap() -> None:

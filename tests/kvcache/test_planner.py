@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.bench.state import predicted_crossover
-from mfalcon.kvcache.cost import EncodeCost, Estimate, QueueCost, TransferCost
+from mfalcon.kvcache.cost import EncodeCost, Estimate, Pace, TransferCost
 from mfalcon.kvcache.planner import Predictor, Situation
 
 COLD = Situation(history_tokens=1000, host_tokens=0, redis_tokens=900, fetch_bytes=900 * 3072)
@@ -125,7 +125,7 @@ def test_an_uncertain_fetch_yields_when_time_is_short() -> None:
 )
 def test_a_longer_wait_makes_neither_way_quicker(n: int, host: int, redis: int, num_bytes: int, jobs: int) -> None:
     at = Situation(n, min(host, n), min(redis, n), num_bytes)
-    idle, busy = Predictor().decide(at), Predictor().decide(replace(at, wait=QueueCost().predict(jobs)))
+    idle, busy = Predictor().decide(at), Predictor().decide(replace(at, wait=Pace().predict(5e-3 * jobs, jobs)))
     assert 0 <= idle.recompute.seconds <= busy.recompute.seconds <= busy.recompute.upper
     if idle.fetch is not None:
         assert 0 <= idle.fetch.seconds <= seconds(busy.fetch)

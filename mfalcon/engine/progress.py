@@ -1,0 +1,67 @@
+"""How far a request is between two slices of work. What it has computed is not lost when others go first."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mfalcon.history.history import History
+from mfalcon.kvcache.state import KVState
+from mfalcon.types import CacheSource, Events, Ids
+
+
+@dataclass(slots=True, eq=False)
+class Progress:
+    """A request that has begun. The device thread's alone, or one worker's while it works on it.
+
+    owner: the runner that began it; another one begins again. state: what it has of the KV state that it scores
+    against, pinned as long as this lives. reused_tokens, source: what there was of it. history, recent: events that are
+    still to be encoded, first those of the acknowledged history. keep: what to keep the state of the history under, if
+    it may be: the history, where this window begins, and where the history's own begins. rows: item rows of the
+    candidates. scores: of the first `num_scored` of them, [num, num_tasks] each.
+    """
+
+    owner: object
+    state: KVState
+    source: CacheSource
+    history: Events
+    recent: Events
+    keep: tuple[History, int, int] | None
+    rows: Ids
+    state_s: float
+    reused_tokens: int = 0
+    encode_s: float = 0.0
+    score_s: float = 0.0
+    num_scored: int = 0
+    scores: list[np.ndarray] = field(default_factory=list)
+    _pin: ExitStack = field(default_factory=ExitStack)
+
+    def __post_init__(self) -> None:
+        self.reused_tokens = self.state.num_tokens
+        self._pin.enter_context(self.state.pinned())
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the state is that of all events."""
+        return not len(self.history) and not len(self.recent)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to compute."""
+        return self.is_encoded and self.num_scored == len(self.rows)
+
+    def hold(self, state: KVState) -> None:
+        """Go on with a longer state."""
+        old, self._pin, self.state = self._pin, ExitStack(), state
+        self._pin.enter_context(state.pinned())
+        old.close()
+
+    def follow(self, leader: "Progress", source: CacheSource) -> None:
+        """Go on with what another one has made of the same history, found in that tier."""
+        self.hold(leader.state)
+        self.history = leader.history
+        self.source, self.reused_tokens = source, leader.state.num_tokens
+
+    def release(self) -> None:
+        """Hold the state no longer: whoever makes room may drop it."""
+        self._pin.close()
