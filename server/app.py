@@ -274,6 +274,7 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
         EngineConfig(
             threads=config.threads or owned_cores(),
             queue_size=config.queue_size,
+            slice_s=config.slice_ms / 1000,
             reload=ReloadOptions(config.reload_warm_users, config.reload_warm_s),
             histories=HistoryOptions(
                 log_max_events=config.log_max_events, log_slack=config.log_slack_events, redis=redis_options(config)

@@ -186,6 +186,13 @@ class ServerConfig(BaseSettings):
     log_format: LogFormat = Field(
         default="text", description="Form of the log on standard error: lines for people, or a JSON object a line."
     )
+    slice_ms: float = Field(
+        default=8.0,
+        ge=0.5,
+        le=1_000,
+        description="Predicted time, in ms, after which a large request lets others go first; what takes less goes "
+        "before it.",
+    )
     queue_size: AtLeastOne = Field(
         default=1_024, description="Requests that may wait for the device; more are refused as overload."
     )

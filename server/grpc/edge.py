@@ -6,6 +6,7 @@ memory.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -46,6 +47,9 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
 OUT_OF_MEMORY = "alloc failed"
 """How protobuf says that it had no memory; its exception is that of a malformed message."""
 
+PUSHBACK = "grpc-retry-pushback-ms"
+"""When to try again (gRPC's retry design, gRFC A6): clients that retry by themselves obey it."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Request = TypeVar("Request", bound=Message)
 Answer = Callable[[Request, float | None], Awaitable[bytes]]
@@ -57,6 +61,7 @@ async def statuses(
     name: str, context: Context, status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS
 ) -> AsyncIterator[None]:
     """Turn what is raised into the call's status. name: the message's, for the log."""
+    metadata: tuple[tuple[str, str], ...] = ()
     try:
         yield
         return
@@ -66,13 +71,15 @@ async def statuses(
         code, text = STATUS[InvalidInput], str(error)
     except MFalconError as error:
         code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
+        if isinstance(error, Overloaded) and error.retry_after_s is not None:
+            metadata = ((PUSHBACK, str(math.ceil(1_000 * error.retry_after_s))),)
     except Exception as error:
         logger.exception("%s failed", name)
         if is_out_of_memory(error):
             code, text = STATUS[Overloaded], "the server has no memory left for this request"
         else:
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
-    await context.abort(code, text)
+    await context.abort(code, text, metadata)
 
 
 async def received(context: Context, wait_s: float) -> bytes | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -269,9 +270,9 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-def json_response(content: bytes, status: int = 200) -> Response:
-    """JSON that is already serialized."""
-    headers = {"retry-after": "1"} if status in RETRY_LATER else None
+def json_response(content: bytes, status: int = 200, retry_after_s: float | None = None) -> Response:
+    """JSON that is already serialized. retry_after_s: when to come again, if that is known."""
+    headers = {"retry-after": str(max(1, math.ceil(retry_after_s or 0)))} if status in RETRY_LATER else None
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
@@ -280,7 +281,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, MFalconError)
     status, code = STATUS.get(type(error), (500, "INTERNAL"))
     field = error.field if isinstance(error, InvalidInput) else None
-    return json_response(codec.error_reply(code, str(error), field), status)
+    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
+    return json_response(codec.error_reply(code, str(error), field), status, retry_after_s)
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:

@@ -83,6 +83,15 @@ async def test_no_memory_is_overload(running: Running) -> None:
     assert answer.json() == {"error": {"code": "RESOURCE_EXHAUSTED", "message": message, "field": None}}
 
 
+async def test_who_is_refused_is_told_when_to_come_again(running: Running) -> None:
+    running.engine.fault = errors.Overloaded("too much to do", retry_after_s=2.1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Rank(RANK)
+    assert dict(refused.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "2100"
+    answer = await running.http.post("/v1/rank", json=RANK_JSON)
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+
+
 async def test_deadline_of_the_server() -> None:
     async with serving(request_timeout_ms=50) as running:
         running.engine.gate.clear()
