@@ -121,7 +121,7 @@ class Service:
         metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
-        self._front: Front = Frontends(config) if config.frontends else Transports(config, metrics)
+        self._front: Front = Frontends(config, metrics.registry) if config.frontends else Transports(config, metrics)
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded

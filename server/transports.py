@@ -2,10 +2,15 @@
 
 import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry, generate_latest
 
 from mfalcon.errors import ConfigError
-from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.metrics.requests import RequestMetrics
+from mfalcon.metrics.stages import StageMetrics
 from server.addresses import authority, listen
 from server.arrivals import Arrivals
 from server.config import ServerConfig
@@ -31,10 +36,36 @@ class Addresses:
     http: str
 
 
+class CallMetrics(Protocol):
+    """What is counted of calls, and where."""
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """Where they are registered."""
+        ...
+
+    @property
+    def requests(self) -> RequestMetrics:
+        """What callers get."""
+        ...
+
+    @property
+    def stages(self) -> StageMetrics:
+        """Where the time goes."""
+        ...
+
+
 class Transports:
     """They listen first, refuse with NotReady, and answer once there is an engine."""
 
-    def __init__(self, config: ServerConfig, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, config: ServerConfig, metrics: CallMetrics, scrape: Callable[[], Awaitable[bytes]] | None = None
+    ) -> None:
+        """scrape: what /metrics shows, in Prometheus' text format; what is in the registry if not given."""
+
+        async def scrape_registry() -> bytes:
+            return generate_latest(metrics.registry)
+
         self._config = config
         limits = Limits(
             max_candidates=config.max_candidates,
@@ -61,7 +92,7 @@ class Transports:
             by_grpc,
         )
         self._http = HttpServer(
-            CountedApp(create_app(self._handler, limits, config.max_message_bytes, metrics.registry), by_http),
+            CountedApp(create_app(self._handler, limits, config.max_message_bytes, scrape or scrape_registry), by_http),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None

@@ -32,8 +32,6 @@ from loadtest.report.machine import commit, this_machine
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.types import Ids
 
-_FEW = 20
-"""A run of fewer requests says nothing about a p99."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -161,10 +159,11 @@ async def _runs(
         done = await run(rate)
         answered, bound = done.main.answered, options.search_p99_ms
         assert bound is not None
-        return done.main.lost_nothing and answered is not None and answered.p99_ms <= bound
+        held = done.main.lost_nothing and answered is not None and answered.p99_ms <= bound
+        return held and not done.driver_was_late
 
     if options.search_p99_ms is not None:
-        low, high = await search(options.rates[0], holds, lowest=_FEW / options.seconds)
+        low, high = await search(options.rates[0], holds)
         return tuple(runs), None if stop.asked.is_set() else Found(options.search_p99_ms, low, high)
     for rate in options.rates:
         if not stop.asked.is_set():

@@ -28,13 +28,14 @@ class EngineServer:
         endpoint: str,
         met: Callable[[str], None] = lambda name: None,
         serving: Callable[[str], None] = lambda name: None,
+        scrape: Callable[[], bytes] = lambda: b"",
         most_waiting: int = MOST_WAITING,
     ) -> None:
         """endpoint: where it listens for `RemoteEngine`s. met, serving: are called with the name of each that has come,
-        and of each that answers requests. most_waiting: messages that wait for one that does not read; what is more is
-        dropped.
+        and of each that answers requests. scrape: shows the metrics, in a thread. most_waiting: messages that wait for
+        one that does not read; what is more is dropped.
         """
-        self._met, self._serving = met, serving
+        self._met, self._serving, self._scrape = met, serving, scrape
         self._engine: RankingEngine | None = None
         self._phase: str = LOADING
         self._calls: dict[bytes, dict[int, asyncio.Task[None]]] = {}
@@ -96,11 +97,9 @@ class EngineServer:
                 task = calls[question.call] = asyncio.create_task(self._answer(name, question))
                 task.add_done_callback(lambda _: calls.pop(question.call))
 
-    async def _answer(
-        self, name: bytes, question: wire.Rank | wire.AppendEvents | wire.Prefill | wire.DeleteUser
-    ) -> None:
+    async def _answer(self, name: bytes, question: wire.Call) -> None:
         try:
-            answer = await self._ask(question)
+            answer: wire.Answer = await self._ask(question)
         except MFalconError as error:
             answer = wire.Failed.of(question.call, error)
         except Exception:
@@ -109,10 +108,10 @@ class EngineServer:
             answer = wire.Failed.of(question.call, failure)
         self._link.send(name, wire.encode(answer))
 
-    async def _ask(
-        self, question: wire.Rank | wire.AppendEvents | wire.Prefill | wire.DeleteUser
-    ) -> wire.Ranked | wire.Appended | wire.Prefilled | wire.Deleted | wire.Failed:
+    async def _ask(self, question: wire.Call) -> wire.Answer:
         engine, call = self._engine, question.call
+        if isinstance(question, wire.Scrape):
+            return wire.Scraped(call, await asyncio.to_thread(self._scrape))
         if engine is None:
             raise NotReady(f"the server is still {self._phase}; ask another one")
         match question:

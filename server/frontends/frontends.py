@@ -13,11 +13,13 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import ConfigError
 from server.addresses import authority, reserve
 from server.config import PREFIX, ServerConfig
 from server.frontends.engine_server import EngineServer
+from server.frontends.fleet_metrics import FleetMetrics
 from server.frontends.process import Orders
 from server.handler import RankingEngine
 from server.transports import LAST_BYTES_SECONDS, Addresses
@@ -38,8 +40,10 @@ END_SECONDS = 5.0
 class Frontends:
     """Does what `Transports` does, in `config.frontends` processes of their own. Lives on one event loop."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry) -> None:
+        """registry: of this process; /metrics of any front-end shows it with what all of them count."""
         self._config = config
+        self._registry = registry
         self._held = ExitStack()
         self._server: EngineServer | None = None
         self._processes: dict[int, Process] = {}
@@ -54,9 +58,9 @@ class Frontends:
         return self._server is not None
 
     @property
-    def pids(self) -> tuple[int, ...]:
-        """Of the processes that live."""
-        return tuple(process.pid for process in self._processes.values())
+    def pids(self) -> dict[int, int]:
+        """Of the front-ends that live, by number."""
+        return {number: process.pid for number, process in self._processes.items()}
 
     async def listen(self) -> Addresses:
         """Listen on both transports, by every front-end. ConfigError when an address is taken."""
@@ -68,11 +72,12 @@ class Frontends:
             grpc_port = _port(self._held.enter_context(reserve("grpc", config.grpc_host, config.grpc_port)))
             settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
             settings |= {"http_port": http_port, "grpc_port": grpc_port}
-            orders = Orders("", directory, settings)
+            orders = Orders(0, 0, directory, settings)
             self._server = EngineServer(
                 orders.endpoint,
                 lambda name: self._listening[_number(name)].set(),
                 lambda name: self._serving[_number(name)].set(),
+                FleetMetrics(self._registry, directory, lambda: self.pids).text,
             )
             self._keeping = [asyncio.create_task(self._keep(number, orders)) for number in range(config.frontends)]
             await self._all_listen()
@@ -126,9 +131,9 @@ class Frontends:
         assert self._server is not None
         pause = SHORTEST_PAUSE_S
         for life in count(1):
-            name, began = f"{number}.{life}", time.monotonic()
-            how = await self._live(number, msgspec.structs.replace(orders, name=name))
-            self._server.forget(name)
+            began, orders = time.monotonic(), msgspec.structs.replace(orders, number=number, life=life)
+            how = await self._live(orders)
+            self._server.forget(orders.name)
             if self._stopping.is_set() or not self._listening[number].is_set():
                 return
             pause = SHORTEST_PAUSE_S if time.monotonic() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
@@ -137,7 +142,7 @@ class Frontends:
                 await asyncio.wait_for(self._stopping.wait(), pause)
                 return
 
-    async def _live(self, number: int, orders: Orders) -> str:
+    async def _live(self, orders: Orders) -> str:
         """One life of a front-end; returns how it ended."""
         # What is in our environment has become settings, and these are all that it shall know.
         environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
@@ -148,13 +153,13 @@ class Frontends:
             )
         except OSError as error:
             return f"could not be started: {error}"
-        self._processes[number] = process
+        self._processes[orders.number] = process
         if self._stopping.is_set():
             _signal(process, kill=False)
         assert process.stdin is not None
         process.stdin.write(msgspec.json.encode(orders) + b"\n")  # and it stays open for as long as we live
         code = await process.wait()
-        del self._processes[number]
+        del self._processes[orders.number]
         process.stdin.close()
         return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 
 from mfalcon.errors import ConfigError
-from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.metrics.front_metrics import FrontMetrics
 from server.config import ServerConfig
 from server.frontends import wire
+from server.frontends.fleet_metrics import count_in_files
 from server.frontends.remote import RemoteEngine
 from server.handler import WAITING
 from server.logs import log_to_stderr
@@ -27,13 +28,20 @@ logger = logging.getLogger(__name__)
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What a front-end is told. name: its own. directory: where the engine's process listens. settings: those of the
-    server that concern a front-end, with the ports that it shares.
+    """What a front-end is told. number, life: which one it is, and how many there were in its place with it.
+    directory: where the engine's process listens, and where it counts. settings: those of the server that concern a
+    front-end, with the ports that it shares.
     """
 
-    name: str
+    number: int
+    life: int
     directory: str
     settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of this one alone."""
+        return f"{self.number}.{self.life}"
 
     @property
     def endpoint(self) -> str:
@@ -46,8 +54,6 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
     loop = asyncio.get_running_loop()
     stopping, lost = asyncio.Event(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
-    transports = Transports(config, ServerMetrics())
-    await transports.listen()
     serving: asyncio.Task[None] | None = None
 
     async def serve() -> None:
@@ -68,6 +74,9 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
             lost.set()
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
+    transports = Transports(config, FrontMetrics(), engine.scrape)
+    await transports.listen()
+    engine.say_listening()
     loop.add_reader(sys.stdin, read)
     ends = [asyncio.create_task(event.wait()) for event in (stopping, lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -85,6 +94,7 @@ def main() -> None:
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
     config = ServerConfig(**orders.settings)
     log_to_stderr(config.log_format)
+    count_in_files(orders.directory, orders.number)
     try:
         if asyncio.run(front(orders, config)):
             return

@@ -32,7 +32,6 @@ class RemoteEngine:
         self._link = Link(self._context, zmq.DEALER, self._receive)
         self._link.socket.routing_id = name.encode()
         self._link.socket.connect(endpoint)
-        self._link.send(wire.encode(wire.Hello(0)))
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -62,6 +61,14 @@ class RemoteEngine:
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
         """See `RankingEngine`."""
         await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline), wire.Deleted)
+
+    async def scrape(self) -> bytes:
+        """The metrics of all processes of the server, in Prometheus' text format."""
+        return (await self._ask(wire.Scrape(next(self._calls)), wire.Scraped)).text
+
+    def say_listening(self) -> None:
+        """Tell the engine's process that callers come here from now on; it tells its status in turn."""
+        self._link.send(wire.encode(wire.Hello(0)))
 
     def say_serving(self) -> None:
         """Tell the engine's process that requests are answered from now on."""

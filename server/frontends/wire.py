@@ -107,6 +107,10 @@ class Cancel(Message):
     """The caller of a call has left."""
 
 
+class Scrape(Message):
+    """Show the metrics of all processes."""
+
+
 class Hello(Message):
     """A front-end has come and listens, and wants to know the status; it is about no call."""
 
@@ -179,6 +183,12 @@ class Deleted(Message):
     """The user is forgotten."""
 
 
+class Scraped(Message):
+    """The metrics, in Prometheus' text format."""
+
+    text: bytes
+
+
 class Failed(Message):
     """The error of a call. name: its class; attributes: what it carries beside its text."""
 
@@ -217,8 +227,9 @@ class Status(Message):
 
 SERVING: Final = "serving"
 
-Question: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Cancel | Hello | Serving
-Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Failed | Status
+Call: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Scrape
+Question: TypeAlias = Call | Cancel | Hello | Serving
+Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import math
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -123,8 +123,10 @@ class AnyText(Convertor[str]):
 register_url_convertor("any_text", AnyText())
 
 
-def create_app(handler: Handler, limits: Limits, max_body_bytes: int, registry: CollectorRegistry) -> FastAPI:
-    """The whole application."""
+def create_app(
+    handler: Handler, limits: Limits, max_body_bytes: int, scrape: Callable[[], Awaitable[bytes]]
+) -> FastAPI:
+    """The whole application. scrape: gives the metrics in Prometheus' text format."""
     app = FastAPI(
         title="mfalcon",
         summary="Online ranking with generative rankers.",
@@ -141,7 +143,7 @@ def create_app(handler: Handler, limits: Limits, max_body_bytes: int, registry: 
     )
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits))
-    app.include_router(metrics_routes(registry))
+    app.include_router(metrics_routes(scrape))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(LastAnswer, handler=handler)
     return app
@@ -164,14 +166,14 @@ def probe_routes(handler: Handler) -> APIRouter:
     return router
 
 
-def metrics_routes(registry: CollectorRegistry) -> APIRouter:
+def metrics_routes(scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
     """What Prometheus scrapes."""
     router = APIRouter(tags=["probes"])
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
 
     return router
 

@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2
+from prometheus_client import CollectorRegistry
+from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.errors import ConfigError
 from proto import ranking_pb2, ranking_pb2_grpc
@@ -42,7 +44,8 @@ class Fronted:
 @asynccontextmanager
 async def fronted(number: int, **settings: object) -> AsyncIterator[Fronted]:
     """A fake engine behind so many front-ends."""
-    frontends = Frontends(load_config(None, FREE_PORTS | {"frontends": number, "drain_seconds": 1} | settings))
+    config = load_config(None, FREE_PORTS | {"frontends": number, "drain_seconds": 1} | settings)
+    frontends = Frontends(config, CollectorRegistry())
     engine = FakeEngine()
     addresses = await frontends.listen()
     await frontends.serve(engine)
@@ -113,7 +116,7 @@ async def test_a_front_end_that_is_killed_loses_its_own_calls_and_is_started_aga
         async with asyncio.timeout(60):
             while engine.num_entered < 16:  # noqa: ASYNC110 (nobody is told)
                 await asyncio.sleep(0.01)
-        victim, other = running.frontends.pids
+        victim, other = running.frontends.pids.values()
         os.kill(victim, signal.SIGKILL)
         async with asyncio.timeout(60):
             while not any(call.done() for call in calls):  # noqa: ASYNC110
@@ -127,7 +130,7 @@ async def test_a_front_end_that_is_killed_loses_its_own_calls_and_is_started_aga
         async with asyncio.timeout(60):
             while len(running.frontends.pids) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert other in running.frontends.pids and victim not in running.frontends.pids
+        assert other in running.frontends.pids.values() and victim not in running.frontends.pids.values()
         os.kill(other, signal.SIGSTOP)  # now the new one alone can answer
         try:
             await ask_until_served(address)
@@ -137,7 +140,7 @@ async def test_a_front_end_that_is_killed_loses_its_own_calls_and_is_started_aga
 
 async def test_a_frozen_front_end_holds_up_no_other() -> None:
     async with fronted(2) as running:
-        frozen, _ = running.frontends.pids
+        frozen, _ = running.frontends.pids.values()
         os.kill(frozen, signal.SIGSTOP)
         try:
             for number in range(8):
@@ -185,10 +188,34 @@ async def test_a_front_end_that_is_told_to_end_drains_and_is_started_again() -> 
         call = asyncio.create_task(ask_once(running.addresses.grpc, "ann"))
         async with asyncio.timeout(60):
             await running.engine.entered.wait()
-            (first,) = running.frontends.pids
+            (first,) = running.frontends.pids.values()
             os.kill(first, signal.SIGTERM)
             running.engine.gate.set()
             assert await call is grpc.StatusCode.OK
-            while running.frontends.pids in ((), (first,)):  # noqa: ASYNC110
+            while running.frontends.pids in ({}, {0: first}):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await ask_until_served(running.addresses.grpc)
+
+
+async def test_metrics_are_of_all_and_do_not_go_back() -> None:
+    async def num_ranks() -> float:
+        async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}", timeout=60) as http:
+            text = (await http.get("/metrics")).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(
+            one.value for one in samples if one.name == "mfalcon_requests_total" and one.labels["verb"] == "rank"
+        )
+
+    async with fronted(2) as running:
+        for number in range(12):
+            await ask_until_served(running.addresses.grpc, f"user {number}")
+        counted = {await num_ranks() for _ in range(8)}  # whichever front-end it asks
+        assert len(counted) == 1 and counted.pop() >= 12
+        victim = running.frontends.pids[0]
+        os.kill(victim, signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while running.frontends.pids.get(0, victim) == victim:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        for number in range(12):
+            await ask_until_served(running.addresses.grpc, f"user {number}")
+        assert await num_ranks() >= 24

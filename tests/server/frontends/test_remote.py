@@ -51,6 +51,7 @@ async def until(holds: Callable[[], object]) -> None:
 async def connected(endpoint: str, name: str) -> AsyncIterator[RemoteEngine]:
     """A front-end's end."""
     remote = RemoteEngine(endpoint, name, lambda status: None)
+    remote.say_listening()
     yield remote
     remote.close()
 
@@ -58,7 +59,7 @@ async def connected(endpoint: str, name: str) -> AsyncIterator[RemoteEngine]:
 @pytest.fixture
 async def joined(tmp_path: Path) -> AsyncIterator[Joined]:
     endpoint, engine = f"ipc://{tmp_path}/engine", FakeEngine()
-    server = EngineServer(endpoint)
+    server = EngineServer(endpoint, scrape=lambda: b"all")
     async with connected(endpoint, "0.1") as remote:
         server.serve(engine)
         await until(lambda: remote.ready)
@@ -83,6 +84,7 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     assert (await remote.prefill("ann", None, "fake")).encoded_tokens == 2
     await remote.delete_user("ann", None)
     assert not engine.histories
+    assert await remote.scrape() == b"all"
 
 
 async def test_many_calls_at_once_get_their_own_answers(joined: Joined) -> None:
@@ -172,6 +174,7 @@ async def test_the_status_is_told_when_it_changes(tmp_path: Path) -> None:
     endpoint, engine, heard = f"ipc://{tmp_path}/engine", FakeEngine(), list[str]()
     server = EngineServer(endpoint)
     remote = RemoteEngine(endpoint, "0.1", lambda status: heard.append(status.phase))
+    remote.say_listening()
     await until(lambda: heard)
     assert not remote.ready and not remote.models
     with pytest.raises(NotReady, match="still loading"):

@@ -1,0 +1,15 @@
+"""What a front-end counts, in a process of its own."""
+
+from prometheus_client import CollectorRegistry
+
+from mfalcon.metrics.requests import RequestMetrics
+from mfalcon.metrics.stages import StageMetrics
+
+
+class FrontMetrics:
+    """requests: what callers get. stages: where its time goes, as far as a front-end sees it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = RequestMetrics(self.registry)
+        self.stages = StageMetrics(self.registry)
