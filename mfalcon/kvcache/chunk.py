@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, TypeAlias
 
+import numpy as np
 import xxhash
 
 from mfalcon.errors import ConfigError
@@ -44,6 +45,7 @@ Reason: TypeAlias = Literal[
     "shape",  # other layers, heads or dimensions
     "user",  # another user's
     "range",  # events that no chunk of this layout holds
+    "finite",  # good bytes, but some number is NaN or infinity: it would spoil every score of its user
     "history",  # not the next chunk of the asked history
     "checksum",  # altered
     "mac",  # altered, or made under another secret, or with a secret where there is none, or the reverse
@@ -93,6 +95,16 @@ _CODE_BYTES = {
     PayloadDtype.FLOAT64: 8,
     PayloadDtype.FLOAT16: 2,
 }
+
+
+_INFINITY = {
+    PayloadDtype.FLOAT32: 0x7F80_0000,
+    PayloadDtype.BFLOAT16: 0x7F80,
+    PayloadDtype.INT8: 0x7C00,  # of their scales, in float16
+    PayloadDtype.FLOAT64: 0x7FF0_0000_0000_0000,
+    PayloadDtype.FLOAT16: 0x7C00,
+}
+"""As bits; a magnitude from there on is infinite or no number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +212,20 @@ def unpack(value: bytes, layout: ChunkLayout, user: bytes, secret: bytes | None)
     if not hmac.compare_digest(expected, view[_FACTS.size : HEADER_BYTES]):
         raise ChunkRejected("mac" if keyed else "checksum")
     return ChunkHeader(layout, user, link, start, first, stop), payload
+
+
+def is_finite(payload: memoryview, layout: ChunkLayout) -> bool:
+    """Whether every number of a payload is finite, for int8 every scale: 7 us for 256 KiB."""
+    num_tokens = layout.tokens_per_event * (len(payload) // layout.payload_bytes(1))
+    begin, end = 8 * num_tokens, len(payload)
+    if layout.dtype is PayloadDtype.INT8:
+        end = begin + 2 * num_tokens * layout.num_layers * layout.num_heads * layout.dtype.scale_bytes
+    infinity = _INFINITY[layout.dtype]
+    size = layout.dtype.scale_bytes or layout.dtype.code_bytes
+    bits = np.frombuffer(payload[begin:end], dtype=f"<u{size}")
+    # Two passes that copy nothing: the sign is the first bit, so positive numbers are the largest of signed integers,
+    # negative ones of unsigned integers, each in the order of their magnitudes.
+    return int(bits.view(f"<i{size}").max()) < infinity and int(bits.max()) < infinity | 1 << 8 * size - 1
 
 
 def _in_range(start: int, first: int, stop: int, layout: ChunkLayout) -> bool:

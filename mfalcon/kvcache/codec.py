@@ -90,11 +90,15 @@ def decode(payloads: Sequence[tuple[memoryview, int]], pool: KVPool, dtype: Payl
 
 
 def _numbers(blocks: _Blocks, index: int, dtype: torch.dtype) -> Tensor:
-    """Codes as numbers; int8 codes are exact in every compute dtype."""
+    """Codes as numbers; int8 codes are exact in every compute dtype. float16 has the smallest range of all: what was
+    rounded up beyond it is its largest number, not infinity.
+    """
     codes = blocks.codes[index]
-    if codes.dtype != torch.int8:
-        return codes
-    return codes.to(dtype).mul_(blocks.scales[index].unsqueeze(-1))
+    saturates = dtype == torch.float16 and codes.dtype != torch.float16
+    wide = torch.float32 if saturates else dtype
+    if codes.dtype == torch.int8:
+        codes = codes.to(wide).mul_(blocks.scales[index].unsqueeze(-1))
+    return codes.to(wide).clamp(-_MAX_SCALE, _MAX_SCALE) if saturates else codes
 
 
 def _sizes(shape: KVShape, num_tokens: int, dtype: PayloadDtype) -> list[int]:

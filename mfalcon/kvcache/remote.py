@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mfalcon.history.history import History
-from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, pack, unpack
+from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, is_finite, pack, unpack
 from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.metrics.states import StateMetrics
@@ -103,6 +103,8 @@ class RedisStates:
             try:
                 header, payload = unpack(value, self.layout, history.user, self._secret)
                 _check(header, history, start, stop)
+                if not is_finite(payload, self.layout):
+                    raise ChunkRejected("finite")
             except ChunkRejected as error:
                 self._metrics.rejected.labels(error.reason).inc()
                 break

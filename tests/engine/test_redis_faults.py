@@ -119,6 +119,26 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
 
 
 @pytest.mark.usefixtures("always_fetch")
+async def test_a_forged_state_of_no_numbers_is_a_miss(replica: StartReplica, redis_server: RedisServer) -> None:
+    """Every checksum holds. Nobody gets INTERNAL for it, and the next replica finds a good state again."""
+    one, events = await replica(), random_events(20)
+    await one.append_events("ann", events, 0)
+    await rank(one, events)
+    await settle(one)
+    states, user = remote(one).states, user_hash("ann")
+    name = states.chunk_key(user, 0)
+    good = redis_server.command("GET", name)
+    assert isinstance(good, bytes)
+    header, payload = chunk.unpack(good, states.layout, user, None)
+    redis_server.command("SET", name, chunk.pack(header, bytes(payload[:-16]) + b"\xff" * 16, None))
+    other = await replica()
+    assert (await rank(other, events)).cache.source is NONE
+    assert value(other.metrics, "mfalcon_chunks_rejected_total", reason="finite") == 1
+    await settle(other)
+    assert redis_server.command("GET", name) == good
+
+
+@pytest.mark.usefixtures("always_fetch")
 async def test_signed_states(replica: StartReplica) -> None:
     events = random_events(20)
     signed = await replica(secret=b"s" * 16)

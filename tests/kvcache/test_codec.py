@@ -12,7 +12,7 @@ from torch import Tensor
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import reference
 from mfalcon.errors import Overloaded
-from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, PayloadDtype, pack, unpack
+from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, PayloadDtype, is_finite, pack, unpack
 from mfalcon.kvcache.codec import decode, encode, exact_dtype
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Targets
@@ -305,3 +305,38 @@ def test_the_device_makes_the_same_bytes_and_states(dtype: PayloadDtype) -> None
         blocks(decode([(payload, 77)], device, dtype)), blocks(there_and_back(state, dtype)), strict=True
     ):
         assert torch.equal(mine.cpu(), others)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-nan"), float("inf"), float("-inf"), None])
+@pytest.mark.parametrize("dtype", PayloadDtype)
+@pytest.mark.parametrize("compute", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_number_that_is_none_is_found_in_every_payload(
+    compute: torch.dtype, dtype: PayloadDtype, bad: float | None
+) -> None:
+    """Of K or V, of the first token or the last. int8 saturates what is infinite, as it does what is too large."""
+    layout = ChunkLayout(bytes(16), 1, SHAPE.num_layers, SHAPE.num_heads, SHAPE.qk_dim, SHAPE.v_dim, dtype)
+    for is_value, layer, head, token in ((0, 0, 0, 0), (1, 1, 2, 8)):
+        state = random_state(9, compute)
+        assert is_finite(encode(state, 0, 9, dtype), layout)
+        if bad is not None:
+            with torch.inference_mode():
+                kv = state.read(layer)
+                kv[is_value][head, token, 0] = bad
+                state.write(layer, *kv)
+            saturated = dtype is PayloadDtype.INT8 and bad in (float("inf"), float("-inf"))
+            assert is_finite(encode(state, 0, 9, dtype), layout) == saturated
+
+
+@pytest.mark.parametrize("dtype", [PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8])
+def test_what_a_payload_can_hold_is_finite_in_float16_too(dtype: PayloadDtype) -> None:
+    """The largest numbers of float16 round up in bfloat16 and in int8's scales; a forged one is larger still."""
+    state = random_state(3, torch.float16)
+    largest = torch.finfo(torch.float16).max
+    with torch.inference_mode():
+        k, v = state.read(0)
+        state.write(0, torch.full_like(k, largest), torch.full_like(v, -largest))
+        payload = encode(state, 0, 3, dtype)
+        decoded = decode([(payload, 3)], pool_of(replace(SHAPE, dtype=torch.float16)), dtype)
+        k, v = decoded.read(0)
+        assert (k == largest).all()
+        assert (v == -largest).all()

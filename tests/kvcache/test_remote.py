@@ -42,7 +42,9 @@ def history(events: Events, user_id: str = "ann") -> History:
 def chunks(states: RedisStates, of: History, start: int = 0) -> list[bytes | None]:
     """As a replica would have written them for history[start:]."""
     num_events = len(of) - start
-    state = KVPool(PlainLayout(SHAPE)).empty().grown(num_events * LAYOUT.tokens_per_event)
+    num_tokens = num_events * LAYOUT.tokens_per_event
+    state = KVPool(PlainLayout(SHAPE)).empty().grown(num_tokens)
+    state.write(0, torch.zeros(1, num_tokens, 512), torch.zeros(1, num_tokens, 512))
     return [states.pack(of, start, number, state) for number in range(states.num_chunks(num_events))]
 
 
@@ -103,3 +105,22 @@ async def test_a_hole_ends_the_run(states: RedisStates) -> None:
 async def test_another_user(states: RedisStates, metrics: StateMetrics) -> None:
     assert states.verify(chunks(states, history(EVENTS, "bob")), history(EVENTS), 0).stop == 0
     assert rejected(metrics, "user") == 1
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+async def test_good_bytes_of_no_number_are_a_miss_and_counted(
+    states: RedisStates, metrics: StateMetrics, bad: float
+) -> None:
+    """Forged, or by a replica that computes wrongly: its checksum holds, and every score against it would be NaN."""
+    of = history(EVENTS)
+    state = KVPool(PlainLayout(SHAPE)).empty().grown(2 * len(EVENTS))
+    k, v = torch.zeros(2, 1, 2 * len(EVENTS), 512, dtype=torch.float64)
+    v[0, 2 * SIZE + 7, 300] = bad
+    state.write(0, k, v)
+    values = [states.pack(of, 0, number, state) for number in range(3)]
+    assert states.verify(values, of, 0).stop == SIZE
+    assert rejected(metrics, "finite") == 1
+    v[0, 2 * SIZE + 7, 300] = 1e300
+    state.write(0, k, v)
+    values[1] = states.pack(of, 0, 1, state)
+    assert states.verify(values, of, 0).stop == len(EVENTS)
