@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown
+from mfalcon.load import Load
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server import arrivals, limits
 from server.limits import Limits
@@ -32,6 +33,11 @@ class RankingEngine(Protocol):
     @property
     def ready(self) -> bool:
         """Warm and not closing."""
+        ...
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
         ...
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:

@@ -13,7 +13,15 @@ PACKAGES = ("kernels", "mfalcon", "server", "loadtest")
 ROOMS: dict[str, tuple[str, ...]] = {
     # room: the modules in it; the longest name that fits a module is its room
     "kernels": ("kernels",),
-    "words": ("mfalcon", "mfalcon.types", "mfalcon.errors", "mfalcon.window", "mfalcon.cores", "mfalcon.memory"),
+    "words": (
+        "mfalcon",
+        "mfalcon.types",
+        "mfalcon.errors",
+        "mfalcon.window",
+        "mfalcon.load",
+        "mfalcon.cores",
+        "mfalcon.memory",
+    ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),
     "redis": ("mfalcon.redis",),

@@ -24,6 +24,7 @@ from mfalcon.engine.step import call, refuse, step
 from mfalcon.engine.workers import WorkerPool, take_cores
 from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kvcache.cost import Estimate
+from mfalcon.load import Load
 
 _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
@@ -137,6 +138,10 @@ class Device:
     def expected_wait(self) -> Estimate:
         """What a job would wait behind those that are queued, of whichever model."""
         return self._scheduler.expected_wait()
+
+    def load(self) -> Load:
+        """How busy it is, for those who ask from afar."""
+        return self._scheduler.load()
 
     def close(self, why: MFalconError) -> None:
         """Accept nothing more, and answer what is queued with an error; the step in progress goes on."""

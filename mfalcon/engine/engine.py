@@ -21,6 +21,7 @@ from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import check_order
 from mfalcon.kvcache.fetch import Fetched
+from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
@@ -63,6 +64,11 @@ class Engine:
     def ready(self) -> bool:
         """True once the models are warm and until the engine closes."""
         return self.device.ready
+
+    @property
+    def load(self) -> Load:
+        """How busy the device is."""
+        return self.device.load()
 
     def wait_ready(self, timeout: float | None = None) -> None:
         """Block until warm. Raises EngineFailure if the device thread could not start."""

@@ -19,6 +19,7 @@ from itertools import chain
 from mfalcon.engine.job import CallJob, RankJob
 from mfalcon.errors import Overloaded, ShuttingDown
 from mfalcon.kvcache.cost import Estimate, Pace
+from mfalcon.load import Load
 
 LONG_SHARE = 0.25
 """Of the device's time, what long jobs get at least while short ones wait too."""
@@ -213,6 +214,15 @@ class Scheduler:
         """What a job without a deadline would wait."""
         with self._changed:
             return self.pace.predict(self._ahead() + self._long.seconds(), len(self) + len(self._at_work))
+
+    def load(self) -> Load:
+        """What a short job finds that is due after all others; it need not be asked again while nothing waits."""
+        with self._changed:
+            is_full = len(self) + len(self._coming) >= self._queue_size
+            if not len(self):
+                return Load(is_full=is_full)
+            last_due = self._short.jobs[-1][0] if self._short.jobs else 0.0
+            return Load(time.monotonic() + self._wait(math.inf, 0.0, is_short=True), last_due, is_full)
 
     def close(self) -> list[RankJob | CallJob]:
         """Accept nothing more; returns what was still queued, for the caller to answer."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
+from mfalcon.load import Load
 from server.frontends import wire
 from server.frontends.link import MOST_WAITING, Link
 from server.handler import LOADING, WAITING, RankingEngine
@@ -131,8 +132,8 @@ class EngineServer:
     def _status(self) -> wire.Status:
         engine = self._engine
         if engine is None:
-            return wire.Status(0, self._phase, ready=False, models=(), free_at=0.0)
-        return wire.Status(0, self._phase, engine.ready, engine.models, free_at=0.0)
+            return wire.Status(0, self._phase, ready=False, models=(), load=Load())
+        return wire.Status(0, self._phase, engine.ready, engine.models, engine.load)
 
     def _tell(self) -> None:
         self._told, self._told_at = self._status(), time.monotonic()

@@ -8,6 +8,7 @@ from typing import TypeVar
 import zmq
 
 from mfalcon.errors import MFalconError, Overloaded, ShuttingDown, StorageUnavailable
+from mfalcon.load import Load
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server.frontends import wire
 from server.frontends.link import Link
@@ -23,7 +24,7 @@ class RemoteEngine:
         """endpoint: where an `EngineServer` listens. name: of this front-end, and of no other. heard: is called with
         every status.
         """
-        self.status = wire.Status(0, LOADING, ready=False, models=(), free_at=0.0)
+        self.status = wire.Status(0, LOADING, ready=False, models=(), load=Load())
         self._heard = heard
         self._waiting: dict[int, asyncio.Future[wire.Answer]] = {}
         self._calls = count(1)
@@ -43,8 +44,14 @@ class RemoteEngine:
         """Warm and not closing, as far as was heard."""
         return self.status.ready and self._gone is None
 
+    @property
+    def load(self) -> Load:
+        """How busy it is, as far as was heard."""
+        return self.status.load
+
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         """See `RankingEngine`."""
+        self.load.admit(deadline)
         return (await self._ask(wire.Rank.of(next(self._calls), request, deadline, model), wire.Ranked)).result()
 
     async def append_events(
@@ -56,6 +63,7 @@ class RemoteEngine:
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""
+        self.load.admit(deadline)
         return (await self._ask(wire.Prefill(next(self._calls), user_id, deadline, model), wire.Prefilled)).cache
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mfalcon import errors
 from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.load import Load
 from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult, Timings
 
 Attribute: TypeAlias = str | int | float | bool | None
@@ -214,15 +215,14 @@ class Failed(Message):
 
 
 class Status(Message):
-    """How the engine's process does. phase: LOADING or WAITING of server/handler.py, or SERVING. ready: see
-    `RankingEngine`. models: the default one first, none before it serves. free_at: when the device will probably have
-    done what is queued.
+    """How the engine's process does. phase: LOADING or WAITING of server/handler.py, or SERVING. ready, load: see
+    `RankingEngine`. models: the default one first, none before it serves.
     """
 
     phase: str
     ready: bool
     models: tuple[ModelInfo, ...]
-    free_at: float
+    load: Load
 
 
 SERVING: Final = "serving"

@@ -11,6 +11,7 @@ from mfalcon.engine.scheduler import LONG_SHARE, Scheduler, Turn
 from mfalcon.errors import Overloaded, ShuttingDown
 from mfalcon.history.history import no_history
 from mfalcon.kvcache.fetch import Fetched
+from mfalcon.load import Load
 from mfalcon.types import CacheInfo, CacheSource, RankResult, Timings
 
 SLICE_S = 0.01
@@ -241,3 +242,29 @@ def test_no_job_is_lost_or_served_twice() -> None:
     taker.join(10)
     everyone = [id(one) for jobs in submitted for one in jobs]
     assert sorted(id(one) for one in (*taken, *refused, *left)) == sorted(everyone)
+
+
+def test_seen_from_afar_the_load_refuses_what_is_due_last_and_would_be_late() -> None:
+    """Who is due before others may go before them: that is for the schedule to judge."""
+    assert scheduler_of().load() == Load()
+    scheduler = scheduler_of(*(job(f"user-{number}", 900, seconds=0.005) for number in range(200)))
+    load = scheduler.load()
+    assert load.last_due == began[0] + 900 and load.free_at - time.monotonic() >= 0.9
+    load.admit(began[0] + 901)
+    load.admit(time.monotonic() + 0.1)
+    load.admit(None)
+    behind = scheduler_of(*(job(due=60, seconds=5.0) for _ in range(10)), slice_s=10.0)
+    for _ in range(200):  # the device has become slower
+        behind.pace.observe(0.001, 0.002)
+    behind.load().admit(began[0] + 59)
+    with pytest.raises(Overloaded) as refused:
+        behind.load().admit(began[0] + 70)
+    with pytest.raises(Overloaded) as refused_here:
+        behind.admit(began[0] + 70, 0.0, is_short=True)
+    assert refused.value.retry_after_s == pytest.approx(refused_here.value.retry_after_s, abs=1.0)
+
+
+def test_a_full_queue_is_seen_from_afar() -> None:
+    full = scheduler_of(job("ann"), job("bob"), queue_size=2)
+    with pytest.raises(Overloaded):
+        full.load().admit(None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mfalcon.errors import LengthMismatch
 from mfalcon.history.history import check_order, no_history
+from mfalcon.load import Load
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
     CacheInfo,
@@ -59,6 +60,7 @@ class FakeEngine:
         self.deadlines: list[float | None] = []
         self.asked_of: list[str] = []
         self.ready = True
+        self.load = Load()
         self.closed = asyncio.Event()
         self.fault: Exception | None = None
         self.gate = asyncio.Event()

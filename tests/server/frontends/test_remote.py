@@ -21,6 +21,7 @@ from mfalcon.errors import (
     ShuttingDown,
     StorageUnavailable,
 )
+from mfalcon.load import Load
 from mfalcon.types import EVENT_DTYPE, RankRequest, no_events
 from server.frontends import wire
 from server.frontends.engine_server import EngineServer
@@ -187,6 +188,23 @@ async def test_the_status_is_told_when_it_changes(tmp_path: Path) -> None:
     await until(lambda: not remote.ready)
     remote.close()
     await server.close()
+
+
+async def test_what_must_come_too_late_is_refused_without_asking(joined: Joined) -> None:
+    now = time.monotonic()
+    joined.engine.load = Load(free_at=now + 3_600, last_due=now + 600)
+    await until(lambda: joined.remote.load == joined.engine.load)
+    with pytest.raises(Overloaded, match=r"deadline: got \d+ ms, must be at least \d+ ms behind") as refused:
+        await joined.remote.rank(rank_request(), now + 1_800)
+    assert refused.value.retry_after_s is not None and 1_790 < refused.value.retry_after_s < 1_810
+    with pytest.raises(Overloaded):
+        await joined.remote.prefill("ann", now + 1_800)
+    assert not joined.engine.num_entered
+    await joined.remote.rank(rank_request(), now + 300)  # it may go before others: the engine judges
+    await joined.remote.rank(rank_request(), None)
+    joined.engine.load = Load()
+    await until(lambda: joined.remote.load == Load())
+    await joined.remote.rank(rank_request(), now + 1_800)
 
 
 async def test_an_engine_that_ends_leaves_nobody_waiting(joined: Joined) -> None:

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, StorageUnavailable
+from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, Overloaded, StorageUnavailable
+from mfalcon.load import Load
 from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, Timings, no_events
 from server.frontends import wire
 from tests.server.fake_engine import MODEL, OTHER
@@ -53,7 +54,7 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
 
 
 def test_a_status() -> None:
-    status = wire.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), free_at=1.25)
+    status = wire.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), load=Load(1.25, 2.5, is_full=True))
     assert wire.decode_answer(wire.encode(status)) == status
 
 
@@ -66,6 +67,7 @@ class Special(EngineFailure):
     [
         InvalidInput("candidates[3]", "x" * 200, "1 to 3 candidates"),
         LengthMismatch(3, 2**40),
+        Overloaded("the queue is full", retry_after_s=0.25),
         StorageUnavailable("no Redis; 'quoted' \ud800".encode(errors="replace").decode(), may_be_done=True),
         *(kind("why") for kind in MFalconError.__subclasses__() if kind.__init__ is MFalconError.__init__),
     ],
