@@ -205,14 +205,15 @@ class Device:
             call(turn.call)
             return
         jobs, slice_s = turn.jobs, self._scheduler.slice_s
-        predicted = sum(min(job.left_s, slice_s) for job in jobs)
+        before = sum(job.left_s for job in jobs)
         runner = self._runners.get(jobs[0].model)
         if len(jobs) == 1 or (runner is not None and runner.batched):
             step(self._runners, jobs, slice_s, self._make_room)
         else:
             self.workers.run(lambda job: step(self._runners, [job], math.inf, self._make_room), jobs)
+        done = before - sum(job.left_s for job in jobs if not job.future.done())
         refuse(
-            self._scheduler.did(jobs, predicted, time.monotonic() - began),
+            self._scheduler.did(jobs, done, time.monotonic() - began),
             ShuttingDown("the server shut down before this request was done"),
         )
 

@@ -29,6 +29,8 @@ _SMALL_EVENTS = 32
 """New events of a request that is still small: fewer than one tile of rows for each core."""
 _SLICE_TOKENS = 64
 """A slice of an encoding is a multiple of this: what fills the kernels' tiles."""
+_SLICE_CANDIDATES = 64
+"""The same of scoring, for each core."""
 _SMALL = "small"
 """The batch of requests that are done on one core each."""
 
@@ -60,6 +62,7 @@ class Runner:
         self._small_candidates = small_candidates
         self._device = model.items.id.weight.device
         self._cores = torch.get_num_threads()
+        self._slice_candidates = microbatch if self.batched else _SLICE_CANDIDATES * self._cores
         self._clock = clock_of(self._device)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
@@ -264,7 +267,7 @@ class Runner:
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
         """Candidates to score in so many seconds, a few at least if nothing else was done in this slice."""
         cost, tokens = self._predictor.score, work.state.num_tokens
-        most, unit = len(work.rows) - work.num_scored, self._microbatch * self._cores
+        most, unit = len(work.rows) - work.num_scored, self._slice_candidates
         num = fitting(lambda num: cost.predict(tokens, num).seconds, most, unit, seconds)
         return min(unit, most) if not num and is_first else num
 
@@ -281,7 +284,9 @@ class Runner:
             scored.append(work)
         if not requests:
             return
-        out = score_all(self._served, requests, self._microbatch).to("cpu", torch.float64).numpy()
+        size = max(len(request.targets.rows) for request in requests)
+        microbatch = self._microbatch if self.batched else min(self._microbatch, -(-size // torch.get_num_threads()))
+        out = score_all(self._served, requests, microbatch).to("cpu", torch.float64).numpy()
         ends = np.cumsum([len(request.targets.rows) for request in requests])
         for work, part in zip(scored, np.split(out, ends[:-1]), strict=True):
             work.scores.append(part)

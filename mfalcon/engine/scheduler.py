@@ -213,7 +213,8 @@ class Scheduler:
     def expected_wait(self) -> Estimate:
         """What a job without a deadline would wait."""
         with self._changed:
-            return self.pace.predict(self._ahead() + self._long.seconds(), len(self) + len(self._at_work))
+            seconds = self._ahead() + self._long.seconds()
+            return self.pace.predict(seconds, 1 + seconds / self.slice_s)
 
     def load(self) -> Load:
         """What a short job finds that is due after all others; it need not be asked again while nothing waits."""
@@ -279,7 +280,7 @@ class Scheduler:
         """By how many seconds a new job would make one of a later deadline late that is not so without it, at most."""
         lane, rest = self._short if is_short else self._long, self._rest(is_short=is_short)
         work = self._ahead(-math.inf) if is_short else self._ahead()
-        own, worst = self.pace.predict(seconds, 0).seconds / rest, 0.0
+        own, worst = self.pace.predict(seconds, 1).seconds / rest, 0.0
         for deadline, _, job in lane.jobs:
             work += job.left_s
             if due < deadline < math.inf:
@@ -289,7 +290,7 @@ class Scheduler:
         return worst or None
 
     def _upper(self, seconds: float) -> float:
-        return self.pace.predict(seconds, len(self) + len(self._at_work) + 1).upper
+        return self.pace.predict(seconds, 1 + seconds / self.slice_s).upper
 
     def _rest(self, *, is_short: bool) -> float:
         """The part of the device's time that the other priority leaves."""

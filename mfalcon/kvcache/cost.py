@@ -217,10 +217,11 @@ class TransferCost(_Cost):
 
 _STEP_GAIN = 0.02
 _STEP_CLIP = 15.0
+_MOST_MARGIN = math.log(8)
 
 
 class Pace:
-    """What steps of the device really take of what was predicted of them: a factor, and how much they scatter.
+    """What steps of the device really take of what was predicted of them: a factor, and how far single steps are off.
 
     The factor has in it what no prediction knows: the time between two steps, a neighbour on the cores. Its memory is
     long (50 steps), and a step counts as at most 15 times what was expected or is usual. Not to be used by two threads
@@ -228,24 +229,28 @@ class Pace:
     """
 
     def __init__(self, step_seconds: float = 2e-3) -> None:
-        """step_seconds: the scatter until there is a measured one."""
+        """step_seconds: of one step, until some have been seen."""
         self._predicted = self._actual = step_seconds
-        self._variance = step_seconds**2
+        self._margin = _FIRST_MARGIN
         self._num_observed = 0
 
     def observe(self, predicted: float, seconds: float) -> None:
         """Learn from one step. A step of which nothing was predicted teaches nothing."""
-        if not (predicted > 0 and 0 <= seconds < math.inf):
+        if not (predicted > 0 and 0 < seconds < math.inf):
             return
         expected = self._actual / self._predicted * predicted
+        residual = math.log(seconds / expected)
         seconds = min(seconds, _STEP_CLIP * max(expected, self._actual))
         self._num_observed += 1
         gain = max(_STEP_GAIN, 1 / (1 + self._num_observed))  # the prior counts as one step
         self._predicted += gain * (predicted - self._predicted)
         self._actual += gain * (seconds - self._actual)
-        self._variance += gain * ((seconds - expected) ** 2 - self._variance)
+        margin = self._margin + _MARGIN_STEP * ((residual > self._margin) - 0.05)  # as that of `_Cost`
+        self._margin = min(max(0.0, margin), _MOST_MARGIN)
 
-    def predict(self, predicted: float, num_steps: int) -> Estimate:
-        """What so many steps, of which so much was predicted in all, will take."""
+    def predict(self, predicted: float, num_steps: float) -> Estimate:
+        """What so many steps, of which so much was predicted in all, will take. The more they are, the less does it
+        matter how far one is off.
+        """
         seconds = self._actual / self._predicted * predicted
-        return Estimate(seconds, seconds + 1.65 * math.sqrt(num_steps * self._variance))
+        return Estimate(seconds, seconds + seconds * math.expm1(self._margin) / math.sqrt(max(1.0, num_steps)))
