@@ -41,7 +41,7 @@ async def prepare(
     """Append a history for each user and rank once, which leaves a state of it and is the oracle. Raises CallFailed."""
     now_ms = time.time_ns() // 1_000_000
     prepared = []
-    for _ in range(traffic.users):
+    for _ in range(traffic.num_users):
         events = _history(traffic.history, item_ids, num_actions, now_ms, rng)
         chunks = [events[at : at + _EVENTS_PER_APPEND] for at in range(0, len(events), _EVENTS_PER_APPEND)]
         append_bodies = tuple(map(target.append_body, chunks))

@@ -9,9 +9,11 @@ _STEP = 2.0
 
 
 async def search(
-    start: float, holds: Callable[[float], Awaitable[bool]], max_runs: int = MAX_RUNS
+    start: float, holds: Callable[[float], Awaitable[bool]], *, lowest: float, highest: float, max_runs: int = MAX_RUNS
 ) -> tuple[float | None, float | None]:
     """The highest rate that held and the lowest above it that failed; None where every rate tried was of one kind.
+
+    lowest, highest: no rate beyond is tried.
 
     Taken for granted: what holds at a rate holds at every lower one. A run that was unlucky makes the answer too low.
     """
@@ -27,8 +29,8 @@ async def search(
             rate /= _STEP
         elif high is None:
             rate *= _STEP
-        elif high / low <= NARROW:
-            break
         else:
             rate = (low * high) ** 0.5
+        if not lowest <= rate <= highest or (low is not None and high is not None and high / low <= NARROW):
+            break
     return low, high

@@ -10,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from mfalcon.errors import ConfigError
 
+MAX_RATE = 100_000
 MAX_REQUESTS = 1_000_000
 """The most requests of one class in one run: all of them are kept until its end."""
 
@@ -21,19 +22,24 @@ class Traffic:
     rate: requests a second in an open loop, sent at the times of a Poisson process whatever became of the ones before.
     clients: those of a closed loop, of whom each sends its next request when the last has ended; one of the two is 0.
     deadline_ms: from the intended time on; 0 for none. users: who have a history of so many events and are asked for
-    in turns. cold: each request is for a new user instead, whose history is appended just before it.
-    cancel_share: of the requests, which their client cancels after a random part of the deadline.
+    in turns; 0 for as many as clients, or 32. cold: each request is for a new user instead, whose history is appended
+    just before it. cancel_share: of the requests, which their client cancels after a random part of the deadline.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,40}$")] = "main"
-    rate: Annotated[float, Field(ge=0, le=100_000)] = 0.0
+    rate: Annotated[float, Field(ge=0, le=MAX_RATE)] = 0.0
     clients: Annotated[int, Field(ge=0, le=1_000)] = 0
     candidates: Annotated[int, Field(ge=1, le=1_000_000)] = 500
     deadline_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 1_000
-    users: Annotated[int, Field(ge=1, le=10_000)] = 32
+    users: Annotated[int, Field(ge=0, le=10_000)] = 0
     history: Annotated[int, Field(ge=0, le=100_000)] = 256
     cold: bool = False
     cancel_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @property
+    def num_users(self) -> int:
+        """Users to prepare."""
+        return self.users or self.clients or 32
 
     @model_validator(mode="after")
     def _one_loop(self) -> Self:
@@ -60,12 +66,13 @@ def traffic_of(given: Mapping[str, object]) -> Traffic:
         raise ConfigError(f"{where}: got {str(first['input'])[:80]}: {first['msg']}") from None
 
 
+def highest_rate(seconds: float) -> float:
+    """The most requests a second of which a run can be kept."""
+    return min(MAX_RATE, MAX_REQUESTS / seconds)
+
+
 def poisson_arrivals(rate: float, seconds: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Ascending times in seconds of a Poisson process. Raises ConfigError if they are too many to keep."""
-    if rate * seconds > MAX_REQUESTS:
-        raise ConfigError(
-            f"--rate: got {rate * seconds:,.0f} requests in {seconds:g} s, must be at most {MAX_REQUESTS:,}"
-        )
+    """Ascending times in seconds of a Poisson process."""
     times = np.empty(0)
     while len(times) == 0 or times[-1] < seconds:
         gaps = rng.exponential(1 / rate, size=int(rate * seconds) + 16)

@@ -152,32 +152,29 @@ def load_page(result: LoadResult) -> Iterator[Part]:
     """What was asked of whom, what became of the requests, their latencies, and what each word means."""
     yield headline(result.machine, result.commit)
     yield f"{result.target}: {result.model} {result.version}, {result.backend}; seed {result.seed}\n{result.command}"
-    classes = [(run, one) for run in result.runs for one in run.classes]
+    classes = [one for run in result.runs for one in run.classes]
     ledger = [
         (
             *(one.name, str(one.traffic.candidates), str(one.traffic.deadline_ms or "-"), f"{one.offered:,.1f}"),
-            *(f"{one.goodput:,.1f}", f"{one.sent:,}", f"{one.right:,}", f"{sum(one.errors.values()):,}"),
-            *(f"{count:,}" for count in (one.late, one.never, one.wrong, one.cancelled, one.unsent)),
-            *(f"{one.checked:,}", f"{one.encoded:,}"),
+            *(f"{one.goodput:,.1f}", str(one.sent), str(one.right), str(sum(one.errors.values())), str(one.late)),
+            *map(str, (one.never, one.wrong, one.cancelled, one.unsent, one.checked, one.encoded)),
+            "-" if one.latest_ms is None else f"{one.latest_ms:.0f}",
         )
-        for _, one in classes
+        for one in classes
     ]
     columns = (
         *("class", "m", "deadline ms", "offered/s", "goodput/s", "sent", "right", "errors", "late", "never", "wrong"),
-        *("cancelled", "unsent", "checked", "encoded"),
+        *("cancelled", "unsent", "checked", "encoded", "latest"),
     )
     yield Table("The ledger: each request once", columns, ledger)
     latencies = [
-        (one.name, what, f"{of.num:,}", *map(as_number, (of.p50_ms, of.p90_ms, of.p99_ms, of.p999_ms, of.max_ms)))
-        for _, one in classes
+        (one.name, what, str(of.num), *map(as_number, (of.p50_ms, of.p90_ms, of.p99_ms, of.p999_ms, of.max_ms)))
+        for one in classes
         for what, of in (("answered", one.answered), *one.by_error.items())
         if of is not None
     ]
-    yield Table(
-        "Latency from the intended time, ms",
-        ("class", "what", "requests", "p50", "p90", "p99", "p99.9", "most"),
-        latencies,
-    )
+    of_latency = ("class", "what", "requests", "p50", "p90", "p99", "p99.9", "most")
+    yield Table("Latency from the intended time, ms", of_latency, latencies)
     driver = [
         (run.main.name, f"{run.seconds:.1f}", as_number(run.lag_p99_ms), as_number(run.lag_max_ms), f"{run.cores:.2f}")
         for run in result.runs

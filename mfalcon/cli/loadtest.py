@@ -66,6 +66,9 @@ def loadtest(
     deadline_ms: Annotated[
         int, typer.Option(min=0, help="Of each request, from its intended time on; 0 for none.", rich_help_panel=_OPEN)
     ] = 1_000,
+    connections: Annotated[
+        int, typer.Option(min=1, max=1_000, help="gRPC connections, used in turns.", rich_help_panel=_OPEN)
+    ] = 4,
     history: Annotated[int, typer.Option(min=0, help="Events of each user.", rich_help_panel=_OPEN)] = 256,
     cancel_share: Annotated[
         float, typer.Option(min=0, max=1, help="Of the requests, cancelled at random.", rich_help_panel=_OPEN)
@@ -138,7 +141,7 @@ def loadtest(
                 "rate": rate[0],
                 "candidates": candidates,
                 "deadline_ms": deadline_ms,
-                "users": users or 32,
+                "users": users or 0,
                 "history": history,
                 "cancel_share": cancel_share,
             }
@@ -155,16 +158,16 @@ def loadtest(
     )
     live = progress if sys.stderr.isatty() else None
     try:
-        result = asyncio.run(_load(options, live))
+        result = asyncio.run(_load(options, connections, live))
     except asyncio.CancelledError:
         raise typer.Exit(_INTERRUPTED) from None
+    show(result, load_page, as_json)
     if json_file is not None:
         write_json(json_file, result)
     if write is not None:
         write.write_text(as_markdown(load_page(result)) + "\n", encoding="utf-8")
     if plot is not None:
         plot_load({"now": result} if earlier is None else {"before": earlier, "now": result}, plot)
-    show(result, load_page, as_json)
     for complaint in result.complaints:
         typer.echo(complaint, err=True)
     if result.complaints:
@@ -179,19 +182,19 @@ def _refuse_others(context: typer.Context, panel: str) -> None:
             raise ConfigError(f"{option.opts[0]}: it {'needs' if panel == _OPEN else 'does not go with'} --rate")
 
 
-async def _load(options: LoadOptions, live: Callable[[str], None] | None) -> LoadResult:
-    target = _target(options.target)
+async def _load(options: LoadOptions, connections: int, live: Callable[[str], None] | None) -> LoadResult:
+    target = _target(options.target, connections)
     try:
         return await load(options, target, progress, live)
     finally:
         await target.close()
 
 
-def _target(address: str) -> Target:
+def _target(address: str, connections: int) -> Target:
     """The transport that the address names."""
     scheme, separator, rest = address.rpartition("://")
     if not separator or scheme == "grpc":
-        return GrpcTarget(rest)
+        return GrpcTarget(rest, connections)
     if scheme == "http":
         from loadtest.load.http_target import HttpTarget  # noqa: PLC0415 an optional dependency
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loadtest.load.search import search
-from loadtest.load.traffic import MAX_REQUESTS, Traffic, parse_traffic, poisson_arrivals
+from loadtest.load.traffic import Traffic, parse_traffic, poisson_arrivals
 from mfalcon.errors import ConfigError
 
 
@@ -48,11 +48,6 @@ def test_arrivals_fill_the_time_also_where_the_first_draw_is_too_short() -> None
     assert 96 < np.mean(ends) < 99
 
 
-def test_more_than_can_be_kept_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at most"):
-        poisson_arrivals(MAX_REQUESTS, 2, np.random.default_rng(0))
-
-
 @pytest.mark.parametrize("limit", [37.0, 100.0, 1_234.0])
 async def test_a_search_brackets_the_limit(limit: float) -> None:
     tried = []
@@ -61,17 +56,31 @@ async def test_a_search_brackets_the_limit(limit: float) -> None:
         tried.append(rate)
         return rate <= limit
 
-    low, high = await search(100.0, holds)
+    low, high = await search(100.0, holds, lowest=1.0, highest=10_000.0)
     assert low is not None and high is not None
     assert low <= limit < high <= low * 1.051
     assert len(tried) == len(set(tried)) <= 12
 
 
-@pytest.mark.parametrize(("always", "known"), [(True, 0), (False, 1)])
-async def test_a_search_without_a_bracket_says_so(always: bool, known: int) -> None:
+@pytest.mark.parametrize(
+    ("always", "lowest", "highest", "max_runs", "found"),
+    [
+        (True, 0.0, 1e9, 4, (64.0, None)),
+        (True, 0.0, 20.0, 12, (16.0, None)),
+        (False, 0.0, 1e9, 4, (None, 1.0)),
+        (False, 3.0, 1e9, 12, (None, 4.0)),
+    ],
+)
+async def test_a_search_without_a_bracket_says_so(
+    always: bool, lowest: float, highest: float, max_runs: int, found: tuple[float | None, float | None]
+) -> None:
     async def holds(rate: float) -> bool:
         return always
 
-    found = await search(8.0, holds, max_runs=4)
-    assert found[known] == (64.0 if always else 1.0)
-    assert found[1 - known] is None
+    assert await search(8.0, holds, lowest=lowest, highest=highest, max_runs=max_runs) == found
+
+
+def test_a_class_has_a_user_for_each_client_or_32() -> None:
+    assert Traffic(clients=2).num_users == 2
+    assert Traffic(rate=2).num_users == 32
+    assert Traffic(rate=2, users=5).num_users == 5
