@@ -125,6 +125,7 @@ class Service:
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
+        self._process = metrics.process
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -134,6 +135,7 @@ class Service:
 
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
+        self._tasks.add(asyncio.create_task(self._process.watch_loop()))
         return await self._front.listen()
 
     async def serve(self, engine: ServedEngine) -> None:

@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # room: the rooms below it that it may import, besides itself
     "kernels": (),
     "words": (),
-    "metrics": (),
+    "metrics": ("words",),
     "history": ("words", "metrics", "redis"),
     "redis": ("words", "metrics"),
     "kv": ("kernels", "words"),

@@ -25,6 +25,7 @@ from mfalcon.engine.workers import WorkerPool, take_cores
 from mfalcon.errors import EngineFailure, MFalconError, ShuttingDown
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.load import Load
+from mfalcon.metrics.device import DeviceMetrics
 
 _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
@@ -40,7 +41,9 @@ Runners = Mapping[str, Runner]
 class Device:
     """Runs the jobs of all models, step after step. Any thread may submit; the device thread alone computes."""
 
-    def __init__(self, device: torch.device, threads: int, queue_size: int, slice_s: float = SLICE_S) -> None:
+    def __init__(
+        self, device: torch.device, threads: int, queue_size: int, metrics: DeviceMetrics, slice_s: float = SLICE_S
+    ) -> None:
         """threads: cores that compute. queue_size: jobs that may wait. slice_s: seconds that a step is predicted to
         take at most.
         """
@@ -54,6 +57,8 @@ class Device:
         self._busy_since: float | None = None
         self._letting_go = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._metrics = metrics
+        metrics.watch(self.num_queued, lambda: self.expected_wait().seconds, self.heartbeat)
 
     def start(self, prepare: Callable[[], Runners]) -> None:
         """Begin. prepare: makes the runners, by name of their model, on the device thread; jobs may queue meanwhile."""
@@ -94,6 +99,11 @@ class Device:
         if stall_s and since is not None and time.monotonic() - since > stall_s:
             return f"a step of the device takes longer than {stall_s:g} s"
         return None
+
+    def heartbeat(self) -> float:
+        """Seconds since the step of requests in progress began, 0 while there is none. Any thread may ask."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def coming(self, deadline: float | None) -> AbstractContextManager[None]:
         """Count a job that will be submitted; see `Scheduler.coming`."""
@@ -211,9 +221,11 @@ class Device:
             step(self._runners, jobs, slice_s, self._make_room)
         else:
             self.workers.run(lambda job: step(self._runners, [job], math.inf, self._make_room), jobs)
-        done = before - sum(job.left_s for job in jobs if not job.future.done())
+        done_s = before - sum(job.left_s for job in jobs if not job.future.done())
+        took_s = time.monotonic() - began
+        self._metrics.step(jobs[0].model, len(jobs), self._scheduler.pace.predict(done_s, 1).seconds, took_s)
         refuse(
-            self._scheduler.did(jobs, done, time.monotonic() - began),
+            self._scheduler.did(jobs, done_s, took_s),
             ShuttingDown("the server shut down before this request was done"),
         )
 

@@ -24,7 +24,7 @@ from mfalcon.kvcache.fetch import Fetched
 from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult, Timings
 
 _tracer = trace.get_tracer("mfalcon")
 
@@ -95,7 +95,7 @@ class Engine:
         """
         accepted = time.monotonic()
         ranker = self.catalog.get(model)
-        with _tracer.start_as_current_span("rank") as span:
+        with _tracer.start_as_current_span("rank") as span, self.metrics.device.answering(ranker.name, deadline):
             with self.device.coming(deadline):
                 fetched = await ranker.fetcher.open(
                     request.user_id, deadline, self.device.expected_wait(), len(request.recent_events)
@@ -108,6 +108,7 @@ class Engine:
                 del job  # see `_answer`
             ranker.note(request.user_id)
             ranker.count(result.cache)
+            self._count_stages(ranker.name, fetched, result.timings)
             if span.is_recording():
                 span.set_attributes(_explained(result, fetched, ranker.name))
         return result
@@ -127,15 +128,16 @@ class Engine:
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model ahead of a request. Raises as `rank` does."""
         ranker = self.catalog.get(model)
-        with self.device.coming(deadline):
-            fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
-        if fetched.stale:
-            raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
-        job = prefill_job(fetched, deadline, ranker.name)
-        try:
-            cache = (await self._answer(job)).cache
-        finally:
-            del job  # see `_answer`
+        with self.metrics.device.answering(ranker.name, deadline):
+            with self.device.coming(deadline):
+                fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
+            if fetched.stale:
+                raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
+            job = prefill_job(fetched, deadline, ranker.name)
+            try:
+                cache = (await self._answer(job)).cache
+            finally:
+                del job  # see `_answer`
         ranker.count(cache)
         return cache
 
@@ -194,6 +196,14 @@ class Engine:
             if future.cancelled():
                 self.device.discard(job)
             del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
+
+    def _count_stages(self, model: str, fetched: Fetched, timings: Timings) -> None:
+        took, fetched_us = self.metrics.stages.took, 1e6 * fetched.seconds
+        took(model, "log", fetched.log_seconds)
+        took(model, "fetch", fetched.seconds - fetched.log_seconds)
+        took(model, "queue", timings.queue_us / 1e6)
+        took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
+        took(model, "score", timings.score_us / 1e6)
 
     def _warm(self) -> Runners:
         for ranker in self.catalog:

@@ -38,7 +38,7 @@ class Fetched:
     """What a job takes to the device.
 
     fetched: a state from Redis, to be verified like any other. decision: how that was decided, None if there was
-    nothing to decide. seconds: what it took.
+    nothing to decide. seconds: what it took, log_seconds of it to read the log.
     """
 
     history: History
@@ -46,6 +46,7 @@ class Fetched:
     fetched: Entry | None = None
     decision: Decision | None = None
     seconds: float = 0.0
+    log_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +106,15 @@ class Fetcher:
         patience = self._patience(deadline)
         guessed = self._guess_fetch(user_id, patience)
         reading = await self._log.read(user_id, patience)
+        log_seconds = time.monotonic() - began
         if reading.stale:  # Redis has had its time
-            return Fetched(reading.history, stale=True, seconds=time.monotonic() - began)
+            return Fetched(reading.history, stale=True, seconds=log_seconds, log_seconds=log_seconds)
         length = len(reading.history)
         if self._remote is None or self._window.start(length + num_recent) != self._window.start(length):
-            return Fetched(reading.history, seconds=time.monotonic() - began)
+            return Fetched(reading.history, seconds=log_seconds, log_seconds=log_seconds)
         waits = Waits(wait, deadline, began + patience)
         fetched, decision = await self._fetch(self._remote, reading.history, waits, guessed)
-        return Fetched(reading.history, False, fetched, decision, time.monotonic() - began)
+        return Fetched(reading.history, False, fetched, decision, time.monotonic() - began, log_seconds)
 
     def _patience(self, deadline: float | None) -> float:
         """Seconds that a request may wait for Redis: a share of what it has left, 5 ms at least."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Metric, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Metric
 
+from mfalcon.metrics.device import DeviceMetrics
+from mfalcon.metrics.process import ProcessMetrics
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.metrics.states import StateMetrics
@@ -20,12 +22,14 @@ class Registry(CollectorRegistry):
 
 
 class ServerMetrics:
-    """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis."""
+    """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
+    queue and its steps. process: memory, descriptors, threads, the event loop.
+    """
 
     def __init__(self) -> None:
         self.registry = Registry()
         self.requests = RequestMetrics(self.registry)
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self.device = DeviceMetrics(self.registry)
+        self.process = ProcessMetrics(self.registry)

@@ -443,7 +443,8 @@ class WatchedEngine(Engine):
 
     def __init__(self) -> None:
         metrics, checkpoint = ServerMetrics(), small_checkpoint()
-        device, histories = Device(torch.device("cpu"), 1, 1_024), Histories(HistoryOptions(), metrics.states)
+        device = Device(torch.device("cpu"), 1, 1_024, metrics.device)
+        histories = Histories(HistoryOptions(), metrics.states)
         ranker = LoadedRanker(checkpoint, RankerOptions(microbatch=16), device, histories, metrics.states)
         super().__init__(histories, device, Catalog([ranker]), metrics)
         self.num_ranks = 0

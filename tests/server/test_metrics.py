@@ -25,4 +25,5 @@ async def test_the_exposition_is_what_prometheus_parses_without_created_series()
         scraped = await running.http.get("/metrics")
     families = {family.name: family for family in text_string_to_metric_families(scraped.text)}
     assert not [name for name in families if name.endswith("_created")]
-    assert {"process_resident_memory_bytes", "process_open_fds", "python_info"} <= families.keys()
+    process = {"process_resident_memory_bytes", "process_open_fds", "process_threads", "python_info"}
+    assert process | {"mfalcon_loop_lag_seconds", "mfalcon_queue_jobs"} <= families.keys()
