@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from mfalcon.errors import ConfigError
 
+BACKLOG = 128
+"""Connections that the kernel may hold for us: a queue that nobody sees, and whose clients wait for nothing."""
 ALONE = (socket.SO_REUSEADDR,)
 SHARED = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
 
@@ -20,7 +22,7 @@ def listen(transport: str, host: str, port: int, *, shared: bool = False) -> soc
     ConfigError names the settings of the transport and the cause.
     """
     try:
-        return _bound(host, port, SHARED if shared else ALONE, backlog=2048)
+        return _bound(host, port, SHARED if shared else ALONE, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"{transport}_host, {transport}_port: cannot listen on {authority(host, port)}: {error.strerror}"

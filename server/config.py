@@ -64,6 +64,20 @@ class ServerConfig(BaseSettings):
     grpc_port: Port = Field(default=50_051, description="Port of gRPC; 0 takes any free one.")
     http_host: str = Field(default="127.0.0.1", min_length=1, description="Address that HTTP listens on.")
     http_port: Port = Field(default=8_080, description="Port of HTTP; 0 takes any free one.")
+    http_connections: AtLeastOne = Field(
+        default=4_096,
+        description="Most HTTP connections, and at most half of the files that the process may open. Where one more "
+        "comes, the one that has waited longest for its client is closed.",
+    )
+    http_header_timeout_s: float = Field(
+        default=10.0, ge=0.01, le=3_600, description="Longest time for the head of an HTTP request to arrive, in s."
+    )
+    http_body_timeout_s: float = Field(
+        default=30.0,
+        ge=0.01,
+        le=3_600,
+        description="Longest time for the body of an HTTP request to arrive, and for its answer to be read, in s.",
+    )
 
     frontends: int = Field(
         default=0,

@@ -18,6 +18,7 @@ from server.grpc.api import GrpcServer
 from server.grpc.bounds import Bounds
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
+from server.http.connection import ConnectionLimits
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
@@ -93,6 +94,11 @@ class Transports:
         )
         self._http = HttpServer(
             CountedApp(create_app(self._handler, limits, config.max_message_bytes, scrape or scrape_registry), by_http),
+            ConnectionLimits(
+                header_timeout_s=config.http_header_timeout_s,
+                body_timeout_s=config.http_body_timeout_s,
+                max_connections=config.http_connections,
+            ),
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None

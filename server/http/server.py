@@ -8,13 +8,16 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http.connection import Connection, ConnectionLimits
+from server.http.listener import Listener, room_for
+
 LAST_CONNECTIONS_SECONDS = 0.1
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn inside our event loop: our socket, our signals."""
+    """uvicorn inside our event loop: our socket, our connections, our signals."""
 
-    def __init__(self, app: ASGIApp, close_within_s: int) -> None:
+    def __init__(self, app: ASGIApp, limits: ConnectionLimits, close_within_s: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -22,12 +25,14 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 lifespan="off",
                 log_config=None,
-                log_level="warning",
+                log_level="error",  # warnings are of what clients send
                 access_log=False,
                 timeout_graceful_shutdown=close_within_s,
             )
         )
         self.listening = asyncio.Event()
+        self._limits = limits
+        self._listeners: list[Listener] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -35,13 +40,27 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say when it listens."""
-        await super().startup(sockets)
+        """Listen, and say so."""
+        room = room_for(self._limits.max_connections)
+        connections, waiting = set[Connection](), dict[Connection, None]()
+        self.server_state.connections = connections  # type: ignore[assignment]
+        self.servers = []
+        self._listeners = [
+            Listener(
+                sock,
+                lambda: Connection(self.config, self.server_state, self._limits, waiting),
+                connections,
+                waiting,
+                room,
+            )
+            for sock in sockets or []
+        ]
+        self.started = True
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop to listen a little before connections are closed: one that was just opened still gets its answer."""
-        for server in self.servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()
         await asyncio.sleep(LAST_CONNECTIONS_SECONDS)
         await super().shutdown(sockets)

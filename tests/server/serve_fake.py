@@ -1,5 +1,7 @@
 """A whole process around the fake engine: `python -m tests.server.serve_fake [BUILD] [HTTP_PORT] [FRONTENDS]`."""
 
+import contextlib
+import os
 import sys
 import threading
 
@@ -16,6 +18,17 @@ def quick(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     return FakeEngine()
 
 
+def greedy(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
+    """An engine that keeps most of the files that the process may open."""
+    files = []
+    with contextlib.suppress(OSError):
+        while True:
+            files.append(os.open(os.devnull, os.O_RDONLY))
+    for file in files[-24:]:
+        os.close(file)
+    return FakeEngine()
+
+
 def endless(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     """A load without an end."""
     threading.Event().wait()
@@ -27,7 +40,7 @@ def broken(config: ServerConfig, metrics: ServerMetrics) -> FakeEngine:
     raise CheckpointError("somewhere: there is no such checkpoint")
 
 
-BUILDS = {"quick": quick, "endless": endless, "broken": broken}
+BUILDS = {"quick": quick, "greedy": greedy, "endless": endless, "broken": broken}
 
 if __name__ == "__main__":
     how, http_port, frontends = (*sys.argv[1:], *("quick", "0", "0")[len(sys.argv) - 1 :])

@@ -1,0 +1,160 @@
+"""A connection: how long it may wait for its client, and what it answers where no application does."""
+
+import asyncio
+import http
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from server.http import codec
+from server.http.wire import Wire
+
+CODE: Mapping[int, str] = {
+    400: "INVALID_ARGUMENT",
+    408: "DEADLINE_EXCEEDED",
+    431: "RESOURCE_EXHAUSTED",
+    501: "UNIMPLEMENTED",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """How long a client may take for the head of a request, and for its body or to read an answer; how many connections
+    there may be.
+    """
+
+    header_timeout_s: float
+    body_timeout_s: float
+    max_connections: int
+
+
+class Awaited(Enum):
+    """What a connection waits for; the last is the server's turn."""
+
+    REQUEST = "the next request"
+    HEAD = "the head of the request"
+    BODY = "the body of the request"
+    READER = "the client to read its answer"
+    NOTHING = "nothing"
+
+
+class Connection(H11Protocol):
+    """uvicorn's, with timeouts and errors in JSON.
+
+    waiting: holds the connections that wait for their clients, those first that do so for longest.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, state: ServerState, limits: ConnectionLimits, waiting: "dict[Connection, None]"
+    ) -> None:
+        super().__init__(config, state, {})
+        self.conn: Wire = Wire()
+        self._seconds: Mapping[Awaited, float] = {
+            Awaited.HEAD: limits.header_timeout_s,
+            Awaited.BODY: limits.body_timeout_s,
+            Awaited.READER: limits.body_timeout_s,
+        }
+        self._waiting = waiting
+        self._awaited = Awaited.NOTHING
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """It waits for a request from now on."""
+        super().connection_made(transport)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It waits for nobody any more."""
+        self._await(Awaited.NOTHING)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Of the client."""
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """Not before the client has read it."""
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """It does."""
+        super().resume_writing()
+        self._watch()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """No next request came."""
+        super().timeout_keep_alive_handler()
+        self._watch()
+
+    def send_400_response(self, msg: str) -> None:
+        """What h11 refuses."""
+        error = self.conn.refusal
+        if error is None:
+            self._refuse(400, msg)
+        else:
+            self._refuse(error.error_status_hint, str(error).partition(": bytearray")[0])
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self.transport.abort()
+
+    def _watch(self) -> None:
+        """See what is awaited now."""
+        if self.flow.write_paused or (self.transport.is_closing() and self.transport.get_write_buffer_size()):
+            self._await(Awaited.READER)
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._await(Awaited.BODY)
+        elif self.conn.their_state is h11.IDLE:
+            self._await(Awaited.HEAD if self.timeout_keep_alive_task is None else Awaited.REQUEST)
+        else:
+            self._await(Awaited.NOTHING)
+
+    def _await(self, awaited: Awaited) -> None:
+        if awaited is self._awaited:
+            return
+        self._awaited = awaited
+        if awaited is Awaited.NOTHING:
+            self._waiting.pop(self, None)
+        else:
+            self._waiting.setdefault(self)
+        if self._timer is not None:
+            self._timer.cancel()
+        seconds = self._seconds.get(awaited)
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        if self._awaited is Awaited.READER or self.conn.is_between_requests:
+            self.abort()
+        else:
+            self._refuse(408, f"{self._awaited.value}: got no end within {self._seconds[self._awaited]:g} s")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """The last answer of this connection, given over the application's head; none where another has begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.abort()
+            return
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None)
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(content))),
+            ("connection", "close"),
+        ]
+        head = h11.Response(status_code=status, headers=headers, reason=http.HTTPStatus(status).phrase)
+        for event in (head, h11.Data(data=content), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self._watch()

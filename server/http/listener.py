@@ -1,0 +1,107 @@
+"""Who may connect: as many as there is room for, and then those who have waited least for a request."""
+
+import asyncio
+import logging
+import resource
+import socket
+from collections.abc import Callable
+
+from server.http.connection import Connection
+from server.logs import SELDOM
+
+logger = logging.getLogger(__name__)
+
+ACCEPTED_AT_ONCE = 16
+RESERVE = 16
+"""So many come in beyond the limit while every connection has a request in work: probes do not wait for others."""
+RETRY_SECONDS = 0.1
+MIN_CONNECTIONS = 16
+
+
+def room_for(max_connections: int) -> int:
+    """As many, and at most half of the files that this process may open; others are gRPC's, Redis', the model's."""
+    max_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = min(max_connections, max(MIN_CONNECTIONS, max_files // 2))
+    if room < max_connections:
+        logger.warning("http: %d connections at most, since this process may open %d files", room, max_files)
+    return room
+
+
+class Listener:
+    """Accepts connections from a listening socket until it is closed.
+
+    connections: those open. waiting: those of them that wait for their client, the one that does for longest first; it
+    is closed where there is no room for another.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        connect: Callable[[], Connection],
+        connections: "set[Connection]",
+        waiting: dict[Connection, None],
+        max_connections: int,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._sock.setblocking(False)
+        self._connect = connect
+        self._connections = connections
+        self._waiting = waiting
+        self._max_connections = max_connections
+        self._opening: set[asyncio.Task[None]] = set()
+        self._listen()
+
+    def close(self) -> None:
+        """Accept no more than those who have connected already."""
+        if self._sock.fileno() < 0:
+            return
+        self._accept_some()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+
+    def _listen(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock, self._accept_some)
+
+    def _accept_some(self) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                accepted, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                logger.warning("http: cannot accept a connection: %s", error.strerror, extra=SELDOM)
+                if not self._close_one():
+                    # The socket stays readable: it would be asked, and fail, as often as the processor can.
+                    self._loop.remove_reader(self._sock)
+                    self._loop.call_later(RETRY_SECONDS, self._listen)
+                return
+            if self._has_room():
+                task = self._loop.create_task(self._open(accepted))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            else:
+                accepted.close()
+
+    def _has_room(self) -> bool:
+        """Whether another may come, for whom one that waits may have to go."""
+        num_connections = len(self._connections) + len(self._opening)
+        if num_connections < self._max_connections or self._close_one():
+            return True
+        logger.warning("http: all %d connections have a request in work", num_connections, extra=SELDOM)
+        return num_connections < self._max_connections + RESERVE
+
+    def _close_one(self) -> bool:
+        """Whether there was one that waits."""
+        for connection in self._waiting:
+            del self._waiting[connection]
+            connection.abort()
+            return True
+        return False
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._connect, accepted)
+        except OSError:
+            accepted.close()

@@ -1,0 +1,115 @@
+"""What is no request, or not one that everybody reads alike, is refused in JSON; nothing of it floods the log."""
+
+import logging
+
+import pytest
+
+from tests.server.harness import Running
+from tests.server.http.raw import ask, connected
+
+CHUNKED = b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+BODY = b'{"user_id":"ann","candidates":[1,2]}'
+
+REFUSED = {
+    "no HTTP": (b"hello\r\n\r\n", 400, "INVALID_ARGUMENT", "illegal request line"),
+    "a TLS handshake": (
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 20 + b"\r\n\r\n",
+        400,
+        "INVALID",
+        "",
+    ),
+    "no Host": (b"GET /livez HTTP/1.1\r\n\r\n", 400, "INVALID_ARGUMENT", "Missing mandatory Host: header"),
+    "both lengths": (
+        b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        400,
+        "INVALID_ARGUMENT",
+        "Transfer-Encoding and Content-Length cannot both be given",
+    ),
+    "two lengths": (
+        b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        400,
+        "INVALID_ARGUMENT",
+        "conflicting Content-Length headers",
+    ),
+    "another encoding": (
+        b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        501,
+        "UNIMPLEMENTED",
+        "Only Transfer-Encoding: chunked is supported",
+    ),
+    "a head without an end": (
+        b"GET /livez HTTP/1.1\r\nhost: a\r\n" + b"a: b\r\n" * 10_000,
+        431,
+        "RESOURCE_EXHAUSTED",
+        "Receive buffer too long",
+    ),
+    "a head of 60 KB": (
+        b"GET /livez HTTP/1.1\r\nhost: a\r\n" + b"a: b\r\n" * 10_000 + b"\r\n",
+        431,
+        "RESOURCE_EXHAUSTED",
+        "Receive buffer too long",
+    ),
+    "a chunk without a size": (CHUNKED + b"x\r\n", 400, "INVALID_ARGUMENT", ""),
+    "chunks of a byte": (CHUNKED + b"1\r\n{\r\n" * 1_000, 400, "INVALID_ARGUMENT", "chunks: got 501 for 501 bytes"),
+    "a trailer of 60 KB": (
+        CHUNKED + b"0\r\n" + b"a: b\r\n" * 10_000 + b"\r\n",
+        431,
+        "RESOURCE_EXHAUSTED",
+        "Receive buffer too long",
+    ),
+}
+
+
+@pytest.mark.parametrize("shown", REFUSED)
+async def test_what_is_refused(running: Running, caplog: pytest.LogCaptureFixture, shown: str) -> None:
+    request, status, code, says = REFUSED[shown]
+    with caplog.at_level(logging.WARNING):
+        async with connected(running.addresses.http) as connection:
+            await connection.send(request)
+            answer = await connection.answer()
+            assert await connection.rest() == b""
+    assert answer.status == status
+    assert answer.headers["connection"] == "close"
+    assert answer.error[0].startswith(code) and says in answer.error[1]
+    assert not caplog.records
+    assert not running.engine.requests
+
+
+async def test_chunks_of_a_usual_size_are_read(running: Running) -> None:
+    pieces = [BODY[start : start + 10] for start in range(0, len(BODY), 10)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, *[b" " * 1_000] * 1_000])
+    answer = await ask(running.addresses.http, CHUNKED + chunks + b"0\r\n\r\n")
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://other:8080/livez", 200),
+        (b"https://other/v1/model?model=other", 200),
+        (b"http://other/v1/model?model=none", 404),
+        (b"http://other", 404),
+        (b"ftp://other/livez", 404),
+        (b"*", 404),
+    ],
+)
+async def test_the_whole_url_may_be_the_target(running: Running, target: bytes, status: int) -> None:
+    answer = await ask(running.addresses.http, b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n" % target)
+    assert answer.status == status
+
+
+async def test_requests_that_come_at_once_are_answered_in_order(running: Running) -> None:
+    request = b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+    async with connected(running.addresses.http) as connection:
+        await connection.send(
+            b"".join(request % (len(BODY), BODY) + b"GET /livez HTTP/1.1\r\nhost: a\r\n\r\n" for _ in range(50))
+        )
+        for _ in range(50):
+            assert b'"scores"' in (await connection.answer()).body
+            assert (await connection.answer()).body == b'{"status":"ok"}'
+
+
+async def test_an_upgrade_is_not_offered_and_not_logged(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    request = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    assert (await ask(running.addresses.http, request)).status == 200
+    assert not caplog.records
