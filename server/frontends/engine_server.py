@@ -78,11 +78,14 @@ class EngineServer:
         self._context.destroy(linger=0)
 
     def _receive(self, frames: Sequence[bytes]) -> None:
-        name, message = frames
-        question = wire.decode_question(message)
+        name, *messages = frames
+        for message in messages:
+            self._take(name, wire.decode_question(message))
+
+    def _take(self, name: bytes, question: wire.Question) -> None:
         if isinstance(question, wire.Hello):
             self._calls[name] = {}
-            self._link.send(name, wire.encode(self._status()))
+            self._link.send(wire.encode(self._status()), name)
             self._met(name.decode())
             return
         calls = self._calls.get(name)
@@ -107,7 +110,7 @@ class EngineServer:
             logger.exception("%s failed", type(question).__name__)
             failure = EngineFailure("the server failed on this request; its log has the cause")
             answer = wire.Failed.of(question.call, failure)
-        self._link.send(name, wire.encode(answer))
+        self._link.send(wire.encode(answer), name)
 
     async def _ask(self, question: wire.Call) -> wire.Answer:
         engine, call = self._engine, question.call
@@ -139,7 +142,7 @@ class EngineServer:
         self._told, self._told_at = self._status(), time.monotonic()
         message = wire.encode(self._told)
         for name in self._calls:
-            self._link.send(name, message)
+            self._link.send(message, name)
 
     async def _tell_changes(self) -> None:
         while True:

@@ -1,17 +1,22 @@
-"""A ZeroMQ socket on the event loop: whatever has come is taken with one wake-up.
+"""A ZeroMQ socket on the event loop: messages travel together, with one wake-up for many on either side.
 
-`zmq.asyncio` makes a future and a turn of the loop of every message; this calls a function.
+`zmq.asyncio` makes a future and a turn of the loop of every message; this calls a function. To wake the socket's own
+thread costs more than all else, so what is sent in one turn of the loop to one peer is one message of several frames.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import zmq
 
 MOST_AT_ONCE = 256
-"""Messages that are taken before others have a turn on the loop."""
+"""Bundles of messages that are taken before others have a turn on the loop."""
 MOST_WAITING = 1_024
-"""Messages that wait for a process that does not read; what is more is dropped."""
+"""Bundles that wait for a process that does not read; what is more is dropped."""
+
+Peer = tuple[bytes, ...]
+"""The name of one of several, for a ROUTER; nothing for a DEALER, which has one."""
 
 
 class Link:
@@ -24,24 +29,28 @@ class Link:
         receive: Callable[[Sequence[bytes]], None],
         most_waiting: int = MOST_WAITING,
     ) -> None:
-        """kind: zmq.ROUTER or zmq.DEALER. receive: is called with the frames of each message."""
+        """kind: zmq.ROUTER or zmq.DEALER. receive: is called with what came at once, behind the name of the peer where
+        there are several.
+        """
         self.socket = context.socket(kind)
         self.socket.set_hwm(most_waiting)
         self.socket.linger = 0
         self._receive = receive
+        self._outgoing: dict[Peer, list[bytes]] = {}
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.socket.FD, self._take)
         self._waits = False
 
-    def send(self, *frames: bytes) -> bool:
-        """False if it was dropped."""
-        try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        finally:
-            self._look_again()
-        return True
+    @property
+    def is_full(self) -> bool:
+        """Whether what is sent would be dropped."""
+        return not self._is(zmq.POLLOUT)
+
+    def send(self, message: bytes, *peer: bytes) -> None:
+        """Send a message with all others of this turn of the loop."""
+        if not self._outgoing:
+            self._loop.call_soon(self._flush)
+        self._outgoing.setdefault(peer, []).append(message)
 
     def close(self) -> None:
         """Drop what waits."""
@@ -49,11 +58,18 @@ class Link:
             self._loop.remove_reader(self.socket.FD)
             self.socket.close()
 
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, {}
+        if self.socket.closed:
+            return
+        for peer, messages in outgoing.items():
+            with suppress(zmq.Again):
+                self.socket.send_multipart((*peer, *messages), zmq.NOBLOCK)
+        self._look_again()
+
     def _look_again(self) -> None:
         """The descriptor tells of a change once, and whatever one does with the socket may take note of it."""
-        events = self.socket.get(zmq.EVENTS)
-        assert isinstance(events, int)
-        if events & zmq.POLLIN and not self._waits:
+        if not self._waits and self._is(zmq.POLLIN):
             self._waits = True
             self._loop.call_soon(self._take)
 
@@ -68,3 +84,8 @@ class Link:
                 return
             self._receive(frames)
         self._look_again()
+
+    def _is(self, state: int) -> bool:
+        events = self.socket.get(zmq.EVENTS)
+        assert isinstance(events, int)
+        return bool(events & state)

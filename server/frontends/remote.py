@@ -97,8 +97,9 @@ class RemoteEngine:
     async def _ask(self, question: wire.Question, kind: type[T]) -> T:
         if self._gone is not None:
             raise self._gone
-        if not self._link.send(wire.encode(question)):
+        if self._link.is_full:
             raise Overloaded("the engine's process does not keep up; try again later")
+        self._link.send(wire.encode(question))
         waiting: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
         self._waiting[question.call] = waiting
         try:
@@ -113,12 +114,12 @@ class RemoteEngine:
         assert isinstance(answer, kind)
         return answer
 
-    def _receive(self, frames: Sequence[bytes]) -> None:
-        answer = wire.decode_answer(frames[-1])
-        if isinstance(answer, wire.Status):
-            self.status = answer
-            self._heard(answer)
-            return
-        waiting = self._waiting.get(answer.call)
-        if waiting is not None and not waiting.done():  # else its caller has left meanwhile
-            waiting.set_result(answer)
+    def _receive(self, messages: Sequence[bytes]) -> None:
+        for answer in map(wire.decode_answer, messages):
+            if isinstance(answer, wire.Status):
+                self.status = answer
+                self._heard(answer)
+                continue
+            waiting = self._waiting.get(answer.call)
+            if waiting is not None and not waiting.done():  # else its caller has left meanwhile
+                waiting.set_result(answer)

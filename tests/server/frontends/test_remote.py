@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,11 @@ async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+def all_answered(engine: FakeEngine, server: EngineServer, number: int) -> bool:
+    """So many, and nobody waits."""
+    return len(engine.requests) == number and server.num_calls == 0
 
 
 @asynccontextmanager
@@ -158,14 +164,14 @@ async def test_who_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
     frozen.rcvhwm, frozen.linger, frozen.routing_id = 1, 0, b"0.1"
     frozen.connect(endpoint)
     frozen.send(wire.encode(wire.Hello(0)))
-    for call in range(1, 17):
+    for call in range(1, 17):  # one after the other: none shares a bundle
         frozen.send(wire.encode(wire.Rank.of(call, rank_request(num_candidates=100_000), None, "")))
-    await until(lambda: len(engine.requests) == 16 and server.num_calls == 0)
+        await until(partial(all_answered, engine, server, call))
     async with connected(endpoint, "1.1") as remote:
         assert (await remote.rank(rank_request(), None)).scores.size
     arrived = 0
     while frozen.poll(500):
-        arrived += isinstance(wire.decode_answer(frozen.recv()), wire.Ranked)
+        arrived += sum(isinstance(wire.decode_answer(one), wire.Ranked) for one in frozen.recv_multipart())
     assert 0 < arrived < 16
     context.destroy(linger=0)
     await server.close()
