@@ -164,8 +164,10 @@ def in_steps(monkeypatch: pytest.MonkeyPatch, defect: Callable[[int, Runners, Ra
     """Put a defect into the engine's step; it gets the number of the step and says whether to go on as usual."""
     right, count = mfalcon.engine.step.step, iter(range(10**6))
 
-    def one(runners: Runners, jobs: Sequence[RankJob], seconds: float, make_room: Callable[[], bool]) -> None:
-        right(runners, [job for job in jobs if defect(next(count), runners, job)], seconds, make_room)
+    def one(
+        runners: Runners, jobs: Sequence[RankJob], seconds: float, make_room: Callable[[int], bool]
+    ) -> list[RankJob]:
+        return right(runners, [job for job in jobs if defect(next(count), runners, job)], seconds, make_room)
 
     monkeypatch.setattr(mfalcon.engine.device, "step", one)
 

@@ -56,6 +56,7 @@ class Device:
         self._failure: Exception | None = None
         self._busy_since: float | None = None
         self._letting_go = threading.Lock()
+        self._largest_batch = _LARGEST_BATCH
         self._thread: threading.Thread | None = None
         self._metrics = metrics
         metrics.watch(self.num_queued, lambda: self.expected_wait().seconds, self.heartbeat)
@@ -207,31 +208,35 @@ class Device:
         computation, or small requests side by side, a core each.
         """
         if any(runner.batched for runner in self._runners.values()):
-            return _LARGEST_BATCH, self._scheduler.slice_s
+            return self._largest_batch, self._scheduler.slice_s
         return self.workers.num_workers, math.inf
 
     def _do(self, turn: Turn, began: float) -> None:
         if turn.call is not None:
             call(turn.call)
             return
-        jobs, slice_s = turn.jobs, self._scheduler.slice_s
-        before = sum(job.left_s for job in jobs)
+        jobs, slice_s, done = turn.jobs, self._scheduler.slice_s, list[RankJob]()
+        left = {id(job): job.left_s for job in jobs}
         runner = self._runners.get(jobs[0].model)
         if len(jobs) == 1 or (runner is not None and runner.batched):
-            step(self._runners, jobs, slice_s, self._make_room)
+            done += step(self._runners, jobs, slice_s, self._make_room)
         else:
-            self.workers.run(lambda job: step(self._runners, [job], math.inf, self._make_room), jobs)
-        done_s = before - sum(job.left_s for job in jobs if not job.future.done())
+            self.workers.run(lambda job: done.extend(step(self._runners, [job], math.inf, self._make_room)), jobs)
+        done_s = sum(left[id(job)] - (0.0 if job.future.done() else job.left_s) for job in done)
         took_s = time.monotonic() - began
-        self._metrics.step(jobs[0].model, len(jobs), self._scheduler.pace.predict(done_s, 1).seconds, took_s)
+        if done:
+            self._metrics.step(done[0].model, len(done), self._scheduler.pace.predict(done_s, 1).seconds, took_s)
         refuse(
             self._scheduler.did(jobs, done_s, took_s),
             ShuttingDown("the server shut down before this request was done"),
         )
 
-    def _make_room(self) -> bool:
-        """Have the jobs that wait give up their pages: they will find their states again, or make them."""
+    def _make_room(self, num_jobs: int) -> bool:
+        """So many jobs at once were too much for the memory: try no batch of more than half again, and have the jobs
+        that wait give up their pages. They will find their states again, or make them.
+        """
         with self._letting_go:
+            self._largest_batch = max(1, min(self._largest_batch, num_jobs // 2 or self._largest_batch))
             suspended = self._scheduler.suspended
             for job in suspended:
                 self._let_go(job)

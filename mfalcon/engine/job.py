@@ -32,9 +32,9 @@ class RankJob:
     """Rank candidates; without any, bring the user's KV state up to the acknowledged history.
 
     fetched_history: the acknowledged history, before the request's own recent events, and what was found of it. model:
-    by name. accepted: when the engine was asked. The rest is the scheduler's and the device thread's: forecast, the
-    predicted seconds that are left of it, and how far it is. The future stays pending until there is an answer, so that
-    a caller may leave at any time.
+    by name. accepted: when the engine was asked. The rest is the scheduler's and the device thread's: forecast; the
+    predicted seconds that are left; whether it takes no state that is cached; how far it is. The future stays pending
+    until there is an answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
@@ -46,6 +46,7 @@ class RankJob:
     queued: float = field(default_factory=time.monotonic)
     forecast: Forecast = field(default_factory=Forecast)
     left_s: float = 0.0
+    is_cold: bool = False
     is_short: bool = True
     progress: Progress | None = None
 

@@ -18,7 +18,8 @@ class Progress:
     against, pinned as long as this lives. reused_tokens, source: what there was of it. history, recent: events that are
     still to be encoded, first those of the acknowledged history. keep: what to keep the state of the history under, if
     it may be: the history, where this window begins, and where the history's own begins. rows: item rows of the
-    candidates. scores: of the first `num_scored` of them, [num, num_tasks] each.
+    candidates. scores: of the first `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or value is not
+    finite; nobody else may see that state.
     """
 
     owner: object
@@ -33,6 +34,7 @@ class Progress:
     encode_s: float = 0.0
     score_s: float = 0.0
     num_scored: int = 0
+    is_spoilt: bool = False
     scores: list[np.ndarray] = field(default_factory=list)
     _pin: ExitStack = field(default_factory=ExitStack)
 
@@ -59,6 +61,7 @@ class Progress:
     def follow(self, leader: "Progress", source: CacheSource) -> None:
         """Go on with what another one has made of the same history, found in that tier."""
         self.hold(leader.state)
+        self.is_spoilt = leader.is_spoilt
         self.history = leader.history
         self.source, self.reused_tokens = source, leader.state.num_tokens
 

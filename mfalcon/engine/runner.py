@@ -2,6 +2,7 @@
 at once; a batch of requests of different users is one computation.
 """
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.kvcache.cache import KVCache
+from mfalcon.kvcache.finite import are_finite
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
@@ -25,6 +27,7 @@ from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import CacheInfo, CacheSource, Events, Ids, Positions, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
 
+_log = logging.getLogger(__name__)
 _SMALL_EVENTS = 32
 """New events of a request that is still small: fewer than one tile of rows for each core."""
 _SLICE_TOKENS = 64
@@ -33,6 +36,9 @@ _SLICE_CANDIDATES = 64
 """The same of scoring, for each core."""
 _SMALL = "small"
 """The batch of requests that are done on one core each."""
+
+_MOST_NAMED = 5
+"""Candidates that an error names."""
 
 Answer = RankResult | MFalconError
 
@@ -74,14 +80,15 @@ class Runner:
 
     def rank(self, job: RankJob) -> RankResult:
         """All of a request at once. Raises its error."""
+        answer: Answer | None = None
         try:
-            [answer] = self.advance([job], math.inf)
+            while answer is None:
+                [answer] = self.advance([job], math.inf)
         finally:
             self.let_go(job)
-        if isinstance(answer, RankResult):
-            return answer
-        assert answer is not None
-        raise answer
+        if isinstance(answer, MFalconError):
+            raise answer
+        return answer
 
     def forecast(self, job: RankJob) -> Forecast:
         """What a job will be, by what is cached now. Any thread may ask."""
@@ -117,7 +124,7 @@ class Runner:
         scoring = time.monotonic()
         counts = [
             self._num_candidates(work, left[index], is_first=left[index] == seconds)
-            if work.is_encoded and job.due >= scoring
+            if work.is_encoded and job.due >= scoring and not work.is_spoilt
             else 0
             for index, (job, work) in enumerate(zip(jobs, works, strict=True))
         ]
@@ -128,7 +135,7 @@ class Runner:
         for job, work in zip(jobs, works, strict=True):
             work.encode_s += encode_s
             work.score_s += ended - scoring
-            if work.is_done:
+            if work.is_done or work.is_spoilt:
                 answers.append(self._result(job, work))
             elif job.due < ended:
                 answers.append(DeadlineExceeded("the deadline passed while the request was computed"))
@@ -141,7 +148,8 @@ class Runner:
         """Give up what a job holds. What was encoded of the user's history is kept, for as long as there is room."""
         work, job.progress = job.progress, None
         if work is not None and work.owner is self:
-            if work.keep is not None and len(work.history) and work.state.num_tokens > work.reused_tokens:
+            is_longer = len(work.history) > 0 and work.state.num_tokens > work.reused_tokens
+            if work.keep is not None and is_longer and not work.is_spoilt:
                 history, start, _ = work.keep
                 self._cache.put_part(history, start, len(history) - len(work.history), work.state)
             work.release()
@@ -178,7 +186,7 @@ class Runner:
             left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
             job.progress = Progress(self, state, source, none, left, None, rows, time.monotonic() - began)
             return job.progress
-        found = self._cache.lookup(log, start, job.fetched_history.fetched)
+        found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
         if found is not None:
             state, source = found.state, found.source
         stop = found.stop if found else start
@@ -254,13 +262,15 @@ class Runner:
         expected = [cost.predict(before, after - before).seconds for before, after in sizes]
         for (before, after), share in zip(sizes, expected, strict=True):
             cost.observe(before, after - before, seconds * share / sum(expected))
-        for (work, _), state in zip(growing, longer, strict=True):
+        finite = are_finite(longer, [before for before, _ in sizes])
+        for (work, _), state, is_finite in zip(growing, longer, finite, strict=True):
             work.hold(state)
+            work.is_spoilt |= not is_finite
         return seconds
 
     def _keep(self, work: Progress) -> None:
         """Keep the state of a history that has been encoded to its end."""
-        if work.keep is not None and not len(work.history):
+        if work.keep is not None and not len(work.history) and not work.is_spoilt:
             history, start, own_start = work.keep
             self._cache.put(history, start, work.state, own_start)
 
@@ -312,13 +322,27 @@ class Runner:
         seconds = self._predictor.score.predict(total, len(work.rows) - work.num_scored).seconds
         return seconds + self._encode_seconds(work.state.num_tokens, num_events)
 
-    def _result(self, job: RankJob, work: Progress) -> Answer:
+    def _result(self, job: RankJob, work: Progress) -> Answer | None:
+        """The answer. None where a score is not a finite number and a state was reused: that is deleted, and all of the
+        request is done again without it.
+        """
         fetched_history = job.fetched_history
+        if work.is_spoilt:
+            if self._begin_again(job, work):
+                return None
+            return EngineFailure("this model gives the history keys or values that are not finite numbers")
         by_task = np.concatenate(work.scores).T if work.scores else np.empty((len(self._tasks), 0))
         with np.errstate(over="ignore"):
             scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32, order="C")
-        if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
-            return EngineFailure("the model gave a score that is not a finite number")
+        is_finite = np.isfinite(scores) & np.isfinite(task_scores).all(0)
+        if not is_finite.all():
+            if self._begin_again(job, work):
+                return None
+            wrong = job.request.candidates[~is_finite]
+            ids = ", ".join(map(str, wrong[:_MOST_NAMED])) + (", ..." if len(wrong) > _MOST_NAMED else "")
+            return EngineFailure(
+                f"the model gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
+            )
         now = time.monotonic()
         timings = Timings(
             queue_us=max(0, _us(now - job.queued - work.state_s - work.encode_s - work.score_s)),
@@ -339,6 +363,16 @@ class Runner:
             stale=fetched_history.stale,
             unknown=np.flatnonzero(work.rows == UNKNOWN_ROW).astype(np.uint32),
         )
+
+    def _begin_again(self, job: RankJob, work: Progress) -> bool:
+        """Whether a request can be done without the state that it reused; then that is deleted."""
+        if job.is_cold or not work.reused_tokens:
+            return False
+        _log.error("model version %s: a KV state of a user spoils scores; it is deleted and made again", self._version)
+        self._cache.delete(job.user)
+        work.release()
+        job.progress, job.is_cold, job.left_s = None, True, self.forecast(job).seconds
+        return True
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mfalcon.engine.job import CallJob, RankJob
 from mfalcon.engine.runner import Answer, Runner
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, UnknownModel
+from mfalcon.memory import is_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -15,17 +16,18 @@ def step(
     runners: Mapping[str, Runner],
     jobs: Sequence[RankJob],
     seconds: float,
-    make_room: Callable[[], bool] = lambda: False,
-) -> None:
+    make_room: Callable[[int], bool] = lambda _: False,
+) -> list[RankJob]:
     """Do a slice of jobs of one model; who is done has an answer then. If several fail each is done on its own: an
-    error is one's alone. Raises what a device says that is lost for good.
+    error is one's alone. Returns those that there was anything to do for. Raises what a device says that is lost for
+    good.
 
-    runners: by name of their model. seconds: predicted, of the slice. make_room: has jobs that wait give up their pages
-    and says whether there were any.
+    runners: by name of their model. seconds: predicted, of the slice. make_room: told that so many jobs at
+    once were too much for the memory, has jobs that wait give up their pages and says whether there were any.
     """
     jobs = [job for job in jobs if _is_wanted(runners, job)]
     if not jobs:
-        return
+        return jobs
     runner = runners[jobs[0].model]
     try:
         answers = runner.advance(jobs, seconds)
@@ -35,19 +37,22 @@ def step(
         if not isinstance(error, MFalconError):
             _log.error("a step of %d requests failed", len(jobs), exc_info=error)
         _without_frames(error)  # before anything is tried again: they hold pages
+        is_out = is_out_of_memory(error)
+        has_room = (is_out or isinstance(error, Overloaded)) and make_room(len(jobs))
         if len(jobs) > 1:
             for job in jobs:
                 step(runners, [job], seconds, make_room)
-        elif isinstance(error, Overloaded) and make_room():
-            step(runners, jobs, seconds)
+        elif has_room or (is_out and seconds):
+            step(runners, jobs, 0.0)  # the least that is done at once
         else:
             _fail(runner, jobs[0], error)
-        return
+        return jobs
     for job, answer in zip(jobs, answers, strict=True):
         if answer is not None:
             _answer(job, answer)
         if job.future.done():
             runner.let_go(job)
+    return jobs
 
 
 def refuse(jobs: Iterable[RankJob | CallJob], error: MFalconError) -> None:
@@ -96,6 +101,9 @@ def _answer(job: RankJob, answer: Answer) -> None:
 def _fail(runner: Runner, job: RankJob, error: Exception) -> None:
     if isinstance(error, MFalconError):
         _answer(job, error)
+        return
+    if is_out_of_memory(error):
+        _answer(job, Overloaded("the server has no memory left for this request"))
         return
     failure = EngineFailure("the engine failed on this request; the server's log has the cause")
     failure.__cause__ = error

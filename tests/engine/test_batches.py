@@ -105,6 +105,30 @@ async def test_one_that_fails_costs_the_others_of_its_batch_nothing(monkeypatch:
     await engine.close()
 
 
+async def test_a_batch_that_is_too_much_for_the_memory_is_split_and_the_bound_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))
+    engine.wait_ready(ANSWER_SECONDS)
+    sizes: list[int] = []
+    right = Runner.advance
+
+    def advance(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+        sizes.append(len(jobs))
+        if len(jobs) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return right(runner, jobs, seconds)
+
+    monkeypatch.setattr(Runner, "advance", advance)
+    for _ in range(2):
+        for answer in await asyncio.gather(*(engine.rank(request(number), None) for number in range(8))):
+            assert isinstance(answer, RankResult)
+    largest = max(sizes)
+    assert largest > 2 and sizes.count(largest) == 1
+    assert max(sizes[sizes.index(largest) + 1 :]) <= largest // 2
+    await engine.close()
+
+
 async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     """After an error in a kernel CUDA refuses everything: a balancer must send the users elsewhere."""
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=32)))

@@ -222,7 +222,7 @@ async def test_a_forward_that_fails_halfway_leaves_the_state_as_it_was(
     last = CHECKPOINT.model.stack.layers[-1]
 
     def die(*_: object) -> None:
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a kernel failed")
 
     with monkeypatch.context() as patch:
         patch.setattr(type(last), "keep", die)

@@ -5,7 +5,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -145,6 +145,42 @@ async def test_what_would_be_late_is_refused_at_once_unless_nothing_is_queued(
     go_on.set()
     for result in await asyncio.gather(*waiting):
         assert len(result.scores) == len(ITEMS)
+    await engine.close()
+
+
+class Hungry:
+    """A device whose memory is too little for some steps: those for which `is_too_much`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, is_too_much: Callable[[int, float], bool]) -> None:
+        self.steps: list[tuple[int, float]] = []
+        right = Runner.advance
+
+        def advance(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+            self.steps.append((len(jobs), seconds))
+            if is_too_much(len(jobs), seconds):
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+            return right(runner, jobs, seconds)
+
+        monkeypatch.setattr(Runner, "advance", advance)
+
+
+async def test_what_is_too_much_for_the_memory_is_done_in_smaller_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
+    engine.wait_ready()
+    hungry = Hungry(monkeypatch, lambda _, seconds: seconds > 0)
+    assert len((await engine.rank(rank_request("ann", ITEMS), None)).scores) == len(ITEMS)
+    assert [seconds > 0 for _, seconds in hungry.steps] == [True, False]
+    await engine.close()
+
+
+async def test_no_memory_at_all_is_overload_and_the_next_request_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
+    engine.wait_ready()
+    with monkeypatch.context() as patch:
+        Hungry(patch, lambda *_: True)
+        with pytest.raises(Overloaded, match="the server has no memory left for this request"):
+            await engine.rank(rank_request("ann", ITEMS), None)
+    assert len((await engine.rank(rank_request("ann", ITEMS), None)).scores) == len(ITEMS)
     await engine.close()
 
 

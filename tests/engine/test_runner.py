@@ -198,19 +198,52 @@ def test_unknown_candidates_are_flagged() -> None:
     assert result.scores[0] == result.scores[2] == result.scores[3]
 
 
-def test_a_score_that_is_no_number_is_an_error() -> None:
+def test_a_score_that_is_no_number_is_an_error_that_names_the_candidates() -> None:
     checkpoint = small_checkpoint()
     runner, _ = runner_of(checkpoint)
     checkpoint.model.heads.item_bias.weight[1] = float("nan")
-    with torch.inference_mode(), pytest.raises(EngineFailure, match="not a finite number"):
-        runner.rank(rank_job(no_events(), rank_request("ann", ITEMS[:3].tolist())))
+    bad = int(ITEMS[0])
+    with (
+        torch.inference_mode(),
+        pytest.raises(EngineFailure, match=rf"gives 2 of 4 candidates .* no finite number: {bad}, {bad}$"),
+    ):
+        runner.rank(rank_job(no_events(), rank_request("ann", [bad, *ITEMS[1:3].tolist(), bad])))
+
+
+@pytest.mark.parametrize("what", [float("nan"), float("inf")])
+def test_a_state_that_spoils_scores_is_deleted_and_made_again(what: float) -> None:
+    """However it came to be: one request pays for it, and none gets an error."""
+    checkpoint = small_checkpoint()
+    runner, cache = runner_of(checkpoint)
+    events, request = random_events(20), rank_request("ann", ITEMS[:9].tolist())
+    assert_right(checkpoint, runner, events, request)
+    found = cache.lookup(rank_job(events, request).fetched_history.history, 0)
+    assert found is not None
+    k, v = found.state.read(1)
+    found.state.write(1, k, torch.full_like(v, what))
+    assert assert_right(checkpoint, runner, events, request) == CacheInfo(CacheSource.NONE, 0, 20)
+    assert assert_right(checkpoint, runner, events, request) == CacheInfo(CacheSource.HOST, 20, 0)
+
+
+def test_what_is_encoded_to_no_number_is_not_kept() -> None:
+    checkpoint = small_checkpoint()
+    runner, cache = runner_of(checkpoint)
+    checkpoint.model.items.id.weight[5] = float("nan")
+    events = random_events(20)
+    events["item_id"][7] = ITEMS[4]  # rows begin at 1
+    with torch.inference_mode():
+        with pytest.raises(EngineFailure, match="keys or values that are not finite numbers"):
+            runner.rank(rank_job(events, rank_request("ann", ITEMS[:3].tolist())))
+        assert cache.num_bytes == 0
+        with pytest.raises(EngineFailure, match="keys or values that are not finite numbers"):
+            runner.rank(prefill_job(rank_job(events, rank_request("ann", [1])).fetched_history, None))
 
 
 def test_a_blend_beyond_float32_is_an_error() -> None:
     config = small_config().model_copy(update={"blend": {"rating": 1e39}})
     checkpoint = small_checkpoint(config=config)
     runner, _ = runner_of(checkpoint)
-    with torch.inference_mode(), pytest.raises(EngineFailure, match="not a finite number"):
+    with torch.inference_mode(), pytest.raises(EngineFailure, match="no finite number"):
         runner.rank(rank_job(no_events(), rank_request("ann", ITEMS[:3].tolist())))
 
 
