@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass, replace
-
-from prometheus_client import Counter as PrometheusCounter
 
 from mfalcon.backends.base import DEVICE_MICROBATCH
 from mfalcon.backends.choice import AUTO
@@ -18,6 +16,7 @@ from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.planner import Predictor
+from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
@@ -120,7 +119,7 @@ class LoadedRanker:
         self._device = device
         self._histories = histories
         self._metrics = metrics
-        self._counts = Counter[str]()
+        self._counted = ModelStates(metrics, self.name)
         self._recent: OrderedDict[str, None] = OrderedDict() if predecessor is None else predecessor._recent
         metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
         shape = served.pool.layout.shape
@@ -202,18 +201,16 @@ class LoadedRanker:
 
     def count(self, cache: CacheInfo) -> None:
         """Bring the metrics up to date after a request."""
-        states, metrics, name = self.cache, self._metrics, self.name
-        metrics.host_bytes.labels(name).set(states.host.num_bytes)
-        metrics.device_bytes.labels(name).set(states.device.num_bytes if states.device is not None else 0)
-        metrics.pool_free_pages.labels(name).set(self.served.pool.accounts.num_free)
-        self._count_up(metrics.host_evicted, "host evicted", states.host.num_evicted)
+        states, counted = self.cache, self._counted
+        counted.host_bytes.set(states.host.num_bytes)
+        counted.pool_free_pages.set(self.served.pool.accounts.num_free)
+        counted.host_evicted.follow(states.host.num_evicted)
         if states.device is not None and states.offload is not None:
-            self._count_up(metrics.device_evicted, "device evicted", states.device.num_evicted)
-            self._count_up(metrics.offloaded, "offloaded", states.offload.num_copied)
-            self._count_up(metrics.not_offloaded, "not offloaded", states.offload.num_dropped)
-        metrics.lookups.labels(name, cache.source.name.lower()).inc()
-        metrics.tokens.labels(name, "reused").inc(cache.reused_tokens)
-        metrics.tokens.labels(name, "encoded").inc(cache.encoded_tokens)
+            counted.device_bytes.set(states.device.num_bytes)
+            counted.device_evicted.follow(states.device.num_evicted)
+            counted.offloaded.follow(states.offload.num_copied)
+            counted.not_offloaded.follow(states.offload.num_dropped)
+        counted.answered(cache)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""
@@ -221,11 +218,6 @@ class LoadedRanker:
         await asyncio.to_thread(self.cache.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)
-
-    def _count_up(self, metric: PrometheusCounter, name: str, total: int) -> None:
-        """Bring a metric to a total that is counted elsewhere."""
-        metric.labels(self.name).inc(total - self._counts[name])
-        self._counts[name] = total
 
 
 def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:

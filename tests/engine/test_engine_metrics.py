@@ -1,9 +1,12 @@
 """What an engine counts: stages of its answers, its queue, its heartbeat, and why others had no answer."""
 
 import asyncio
+import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from types import FrameType
 
 import pytest
 
@@ -74,6 +77,25 @@ async def test_each_stage_of_each_rank(engine: Engine) -> None:
     for name in ("batch_jobs", "slice_seconds", "cost_ratio"):
         assert value(engine.metrics, f"mfalcon_{name}_count", model=MODEL) >= 3
     assert not any(unanswered(engine, reason) for reason in ("refused", "late", "abandoned"))
+
+
+async def test_no_rank_looks_a_metric_up_by_its_labels_again(engine: Engine) -> None:
+    """That costs more than to count; a rank counts a score of things."""
+    await engine.rank(REQUEST, None)
+    await engine.rank(REQUEST, None)  # found, not encoded
+    called = Counter[str]()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and "prometheus_client" in frame.f_code.co_filename:
+            called[frame.f_code.co_name] += 1
+
+    sys.setprofile(note)
+    try:
+        await engine.rank(REQUEST, None)
+    finally:
+        sys.setprofile(None)
+    assert called["observe"] == len(STAGES)
+    assert not called["labels"]
 
 
 async def test_the_queue_and_the_heartbeat_are_asked_when_somebody_looks(engine: Engine, gate: Gate) -> None:
