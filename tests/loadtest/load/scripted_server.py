@@ -32,9 +32,9 @@ async def refused(request: pb.RankRequest, context: Context) -> pb.RankResponse:
 
 @dataclass(slots=True)
 class ScriptedServer:
-    """target: its address. Ranks are answered by `script` in turns once `begun` is set, and rightly before.
+    """target: its address. Ranks are answered by `script` in turns, but the first `num_before`, which are right.
 
-    users: who were appended to and not deleted. left: ranks that their caller cancelled.
+    users: who were appended to and not deleted.
     """
 
     target: str = ""
@@ -42,16 +42,21 @@ class ScriptedServer:
     num_before: int = 0
     num_ranks: int = 0
     users: set[str] = field(default_factory=set)
-    left: int = 0
+    left: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
 
     async def never(self, request: pb.RankRequest, context: Context) -> pb.RankResponse:
         """No answer, until the caller leaves."""
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            self.left += 1
+            self.left.release()
             raise
         raise AssertionError
+
+    async def all_left(self, number: int) -> None:
+        """Wait until so many callers have left."""
+        for _ in range(number):
+            await self.left.acquire()
 
 
 class _Servicer(ranking_pb2_grpc.RankingServicer):

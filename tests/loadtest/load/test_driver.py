@@ -8,7 +8,7 @@ import pytest
 
 from loadtest.load.driver import Driver, Limits, Stream
 from loadtest.load.ledger import Ledger, Outcome
-from loadtest.load.load_result import ClassReport, class_report, lag_ms
+from loadtest.load.load_result import ClassReport, Run, class_report, lag_ms, warnings_of
 from loadtest.load.own_users import OwnUsers
 from loadtest.load.prepare import Prepared
 from loadtest.load.target import Scored, ServedModel
@@ -31,6 +31,7 @@ class ScriptedTarget:
         self.users: set[str] = set()
         self.deleted: set[str] = set()
         self.refuses_appends = False
+        self.refuses_deletes = False
 
     def rank_body(self, candidates: Ids, request_time_ms: int) -> bytes:
         return b""
@@ -51,6 +52,8 @@ class ScriptedTarget:
             raise CallFailed("UNAVAILABLE", "no")
 
     async def delete(self, user_id: str) -> None:
+        if self.refuses_deletes:
+            raise CallFailed("UNAVAILABLE", "no")
         self.deleted.add(user_id)
 
     async def close(self) -> None:
@@ -256,3 +259,35 @@ def test_a_request_without_an_end_does_not_add_up() -> None:
     ledger = Ledger()
     ledger.issue(0.0)
     assert not class_report(open_loop(), ledger, 1.0).adds_up
+
+
+def test_users_whom_the_server_does_not_delete_are_named_and_not_waited_for_for_ever() -> None:
+    target = ScriptedTarget()
+    target.refuses_deletes = True
+
+    async def some() -> tuple[OwnUsers, list[str], float]:
+        began = asyncio.get_running_loop().time()
+        async with OwnUsers(target, give_up_s=30) as users:
+            names = [await users.create([b""]) for _ in range(20)]
+        return users, names, asyncio.get_running_loop().time() - began
+
+    users, names, took = in_virtual_time(some())
+    assert sorted(names) == list(users.undeleted)
+    assert took == pytest.approx(30)
+    assert f"20 users could not be deleted, {users.undeleted[0]}" in "".join(warnings_of([], 0.0, users.undeleted))
+
+
+@pytest.mark.parametrize(
+    ("worst_ms", "answer_ms", "unsent", "late"),
+    [(9.0, 1.0, 0, False), (11.0, 20.0, 0, True), (11.0, 100.0, 0, False), (26.0, 100.0, 0, True), (0.0, 1.0, 1, True)],
+)
+def test_the_driver_is_the_bottleneck_where_its_lateness_is_much_of_what_it_measures(
+    worst_ms: float, answer_ms: float, unsent: int, late: bool
+) -> None:
+    ledger = Ledger()
+    ledger.settle(ledger.issue(0.0), Outcome.RIGHT, answer_ms / 1e3)
+    for _ in range(unsent):
+        ledger.settle(ledger.issue(0.0), Outcome.UNSENT, 1.0)
+    run = Run(1.0, False, worst_ms, worst_ms, 0.1, (class_report(open_loop(), ledger, 1.0),))
+    assert run.driver_was_late == late
+    assert any("the driver was the bottleneck" in text for text in warnings_of([run], 0.0, ())) == late

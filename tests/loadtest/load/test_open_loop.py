@@ -30,7 +30,7 @@ from loadtest.report.result import write_json
 from loadtest.report.table import as_text
 from mfalcon.cli import loadtest
 from mfalcon.cli.process import serving
-from mfalcon.errors import ConfigError
+from mfalcon.errors import ConfigError, DataError
 from mfalcon.models import checkpoint
 from proto import ranking_pb2 as pb
 from tests.loadtest.load.scripted_server import Context, refused, right, scripted_server, wrong
@@ -62,14 +62,15 @@ async def test_every_end_over_a_real_connection() -> None:
         )
         result = await loaded(GrpcTarget(server.target), options)
         assert not server.users
-    (one,) = result.runs[0].classes
+        (one,) = result.runs[0].classes
+        async with asyncio.timeout(60):
+            await server.all_left(one.never)  # what the client gives up ends on the server too
     ends = (one.right, one.errors["RESOURCE_EXHAUSTED"], one.wrong, one.never)
     assert sum(ends) == one.sent > 4
     assert max(ends) - min(ends) <= 1
     assert one.adds_up and one.late == one.unsent == one.cancelled == 0
     assert one.checked == one.right + one.wrong
     assert one.worst_gap == pytest.approx(0.001, rel=0.01)
-    assert server.left == one.never  # those are cancelled on the server too
     assert [text.partition(": ")[2] for text in result.complaints] == [
         f"{one.wrong} wrong answers",
         f"{one.never} requests were never answered",
@@ -110,9 +111,11 @@ async def test_cancelled_requests_end_on_the_server_too() -> None:
         server.script, server.num_before = (server.never,), MAIN.users
         options = replace(OPTIONS, main=replace(MAIN, deadline_ms=0, cancel_share=1.0))
         result = await loaded(GrpcTarget(server.target), options)
-        (one,) = result.runs[0].classes
-        assert one.cancelled == one.sent == server.left > 0
-        assert one.adds_up
+        async with asyncio.timeout(60):
+            await server.all_left(server.num_ranks - MAIN.users)
+    (one,) = result.runs[0].classes
+    assert one.cancelled == one.sent > 0
+    assert one.adds_up
 
 
 @pytest.mark.parametrize("transport", ["grpc", "http"])
@@ -136,6 +139,17 @@ async def test_a_load_on_a_server_checks_every_answer_and_leaves_nothing(transpo
     assert not running.engine.histories
     cold = [request.user_id for request in running.engine.requests if len(request.candidates) == 7]
     assert len(cold) == len(set(cold))
+
+
+def test_item_ids_come_from_a_file_of_them(tmp_path: Path) -> None:
+    for text, complaint in (("", "there is none"), ("1\nx\n", "invalid literal"), (str(2**63), "too large")):
+        (tmp_path / "ids").write_text(text)
+        result = invoke("--rate", "3", "--item-ids", str(tmp_path / "ids"))
+        assert isinstance(result.exception, DataError)
+        assert complaint in str(result.exception)
+    (tmp_path / "ids").write_text("7\n-9\n")
+    result = invoke("--rate", "3", "--item-ids", str(tmp_path / "ids"), "--target", f"127.0.0.1:{free_port()}")
+    assert isinstance(result.exception, ConfigError)  # the ids are fine, nobody listens
 
 
 async def test_unknown_items_are_told(running: Running) -> None:
@@ -230,16 +244,16 @@ async def test_a_load_that_is_stopped_tells_what_it_has_and_deletes_its_users(
 
 
 async def test_a_load_that_is_stopped_while_it_prepares_deletes_its_users(running: Running) -> None:
-    process = await started(running)
-    await until(lambda: len(running.engine.histories) > 0, process)
     running.engine.gate.clear()
-    running.engine.entered.clear()
+    process = await started(running)
+    await running.engine.entered.wait()  # the first append
     process.send_signal(signal.SIGINT)
-    await running.engine.entered.wait()
+    await running.engine.cancelled.acquire()
     running.engine.gate.set()
     await process.communicate()
-    assert process.returncode in (0, 130)  # 0: it had begun to send
+    assert process.returncode == 130
     assert not running.engine.histories
+    assert not running.engine.requests
 
 
 def invoke(*arguments: str) -> Result:
