@@ -125,7 +125,7 @@ class Service:
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
-        self._process = metrics.process
+        self._loop_lag = metrics.loop_lag
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -135,7 +135,7 @@ class Service:
 
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
-        self._tasks.add(asyncio.create_task(self._process.watch_loop()))
+        self._tasks.add(asyncio.create_task(self._loop_lag.watch()))
         return await self._front.listen()
 
     async def serve(self, engine: ServedEngine) -> None:

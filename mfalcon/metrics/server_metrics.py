@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Metric
 
 from mfalcon.metrics.device import DeviceMetrics
-from mfalcon.metrics.process import ProcessMetrics
+from mfalcon.metrics.loop_lag import LoopLag
+from mfalcon.metrics.process import count_process
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.metrics.states import StateMetrics
@@ -23,7 +24,7 @@ class Registry(CollectorRegistry):
 
 class ServerMetrics:
     """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
-    queue and its steps. process: memory, descriptors, threads, the event loop.
+    queue and its steps. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -32,4 +33,5 @@ class ServerMetrics:
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
-        self.process = ProcessMetrics(self.registry)
+        self.loop_lag = LoopLag(self.registry)
+        count_process(self.registry)

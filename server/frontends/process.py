@@ -74,7 +74,9 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
             lost.set()
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
-    transports = Transports(config, FrontMetrics(), engine.scrape)
+    metrics = FrontMetrics(orders.number)
+    transports = Transports(config, metrics, engine.scrape)
+    watching = asyncio.create_task(metrics.loop_lag.watch())
     await transports.listen()
     engine.say_listening()
     loop.add_reader(sys.stdin, read)
@@ -83,6 +85,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
     for end in ends:
         end.cancel()
     await transports.stop()
+    watching.cancel()
     engine.close()
     return not lost.is_set()
 

@@ -201,7 +201,11 @@ async def test_metrics_are_of_all_and_do_not_go_back() -> None:
     async def num_ranks() -> float:
         async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}", timeout=60) as http:
             text = (await http.get("/metrics")).text
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        series = [(one.name, *sorted(one.labels.items())) for one in samples]
+        assert len(series) == len(set(series))
+        loops = {one.labels["frontend"] for one in samples if one.name == "mfalcon_loop_lag_seconds_count"}
+        assert loops == {"0", "1"}
         return sum(
             one.value for one in samples if one.name == "mfalcon_requests_total" and one.labels["verb"] == "rank"
         )
