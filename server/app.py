@@ -3,7 +3,6 @@
 import asyncio
 import concurrent.futures
 import dataclasses
-import gc
 import logging
 import os
 import signal
@@ -37,6 +36,7 @@ from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.logs import log_to_stderr
 from server.reload import Reloads, mark_of
+from server.runtime import new_event_loop, settle
 from server.tracing import trace_to
 from server.transports import Addresses, Transports
 
@@ -163,9 +163,13 @@ class Service:
         config = self._config
         names = [info.name for info in engine.models]
         directories = dict(zip(names, (model.checkpoint for model in config.served), strict=False))
-        self._reloads = reloads = Reloads(
-            directories, self._marks, loader(config), engine.reload, lambda: engine.models
-        )
+
+        async def exchange(model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
+            info = await engine.reload(model, load)
+            settle()
+            return info
+
+        self._reloads = reloads = Reloads(directories, self._marks, loader(config), exchange, lambda: engine.models)
         if config.admin_port is not None:
             self._admin = AdminServer(reloads)
             address = await self._admin.start(config.admin_host, config.admin_port)
@@ -220,9 +224,7 @@ async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: S
         is_loaded = loading.done()
         if starting.done():
             starting.result()
-            # What lives now lives as long as the process; later collections need not look at it.
-            gc.collect()
-            gc.freeze()
+            settle()
             say(f"ready grpc={addresses.grpc} http={addresses.http}")
             lost = asyncio.create_task(service.lost())
             await asyncio.wait((stop, lost), return_when=asyncio.FIRST_COMPLETED)
@@ -356,8 +358,9 @@ def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], S
     metrics = ServerMetrics()
     exit_code = 0
     try:
-        if asyncio.run(run(lambda: build(config, metrics), config, metrics)):
-            return
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            if runner.run(run(lambda: build(config, metrics), config, metrics)):
+                return
     except DeviceLost as error:
         logger.critical("%s; the server ends", error)
         exit_code = 1

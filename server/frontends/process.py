@@ -22,6 +22,7 @@ from server.frontends.fleet_metrics import count_in_files
 from server.frontends.remote import RemoteEngine
 from server.handler import WAITING
 from server.logs import log_to_stderr
+from server.runtime import new_event_loop, settle
 from server.transports import Transports
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
 
     async def serve() -> None:
         await transports.serve(engine)
+        settle()
         engine.say_serving()
 
     def heard(status: wire.Status) -> None:
@@ -99,8 +101,9 @@ def main() -> None:
     log_to_stderr(config.log_format)
     count_in_files(orders.directory, orders.number)
     try:
-        if asyncio.run(front(orders, config)):
-            return
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            if runner.run(front(orders, config)):
+                return
     except ConfigError as error:
         logger.error("%s", error)
         sys.exit(1)
