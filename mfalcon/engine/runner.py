@@ -92,21 +92,18 @@ class Runner:
 
     def forecast(self, job: RankJob) -> Forecast:
         """What a job will be, by what is cached now. Any thread may ask."""
-        log, fetched, num_recent = (
-            job.fetched_history.history,
-            job.fetched_history.fetched,
-            len(job.request.recent_events),
-        )
-        start, per_event = self._window.start(len(log) + num_recent, log.base), self._model.tokens_per_event
-        num_events = len(log) + num_recent - start
-        held = self._cache.peek(log, start) if start < len(log) else 0
+        log, fetched = job.fetched_history.history, job.fetched_history.fetched
+        log_len, num_recent, per_event = len(log), len(job.request.recent_events), self._model.tokens_per_event
+        start = self._window.start(log_len + num_recent, log.base)
+        num_events = log_len + num_recent - start
+        held = self._cache.peek(log, start) if start < log_len else 0
         if fetched is not None and fetched.key.start == start:
             held = max(held, fetched.key.stop - start)
         num_candidates, new = len(job.request.candidates), num_events - held
         cost = self._predictor
         seconds = cost.encode.predict(held * per_event, new * per_event).seconds
         seconds += cost.score.predict(num_events * per_event, num_candidates).seconds
-        link = log.link(len(log)) if not num_recent else None
+        link = log.link(log_len) if not num_recent else None
         if self.batched:
             return Forecast(seconds, (job.model,), link)
         is_small = num_candidates <= self._small_candidates and new <= _SMALL_EVENTS
@@ -147,12 +144,14 @@ class Runner:
     def let_go(self, job: RankJob) -> None:
         """Give up what a job holds. What was encoded of the user's history is kept, for as long as there is room."""
         work, job.progress = job.progress, None
-        if work is not None and work.owner is self:
+        if work is None:
+            return
+        if work.owner is self:
             is_longer = len(work.history) > 0 and work.state.num_tokens > work.reused_tokens
             if work.keep is not None and is_longer and not work.is_spoilt:
                 history, start, _ = work.keep
                 self._cache.put_part(history, start, len(history) - len(work.history), work.state)
-            work.release()
+        work.release()
 
     def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
@@ -179,19 +178,20 @@ class Runner:
             job.request.recent_events,
             job.fetched_history.history,
         )
-        start = self._window.start(len(log) + len(recent), log.base)
+        log_len = len(log)
+        start = self._window.start(log_len + len(recent), log.base)
         state, source, none = self._served.empty_state(), CacheSource.NONE, no_events()
-        if not self._model.prefix_stable or (start > 0 and start >= len(log)):  # nothing of the history to keep
-            kept = log.since(start) if start < len(log) else none
-            left = np.concatenate([kept, recent[max(0, start - len(log)) :]])
+        if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
+            kept = log.since(start) if start < log_len else none
+            left = np.concatenate([kept, recent[max(0, start - log_len) :]])
             job.progress = Progress(self, state, source, none, left, None, rows, time.monotonic() - began)
             return job.progress
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
         if found is not None:
             state, source = found.state, found.source
         stop = found.stop if found else start
-        missing = log.since(stop) if stop < len(log) else none
-        keep = log, start, self._window.start(len(log), log.base)
+        missing = log.since(stop) if stop < log_len else none
+        keep = log, start, self._window.start(log_len, log.base)
         job.progress = Progress(self, state, source, missing, recent, keep, rows, time.monotonic() - began)
         return job.progress
 
@@ -199,6 +199,8 @@ class Runner:
         """Encode of each what fits into the seconds it has left of a whole slice: first the histories, which are kept,
         then what is recent. Returns the seconds of all of it. Of those with one history only the first encodes it.
         """
+        if all([work.is_encoded for work in works]):
+            return 0.0
         leaders = self._leaders(works)
         chunks = [
             no_events() if index in leaders else self._next_events(work, work.history, index, left, whole)
@@ -311,6 +313,9 @@ class Runner:
             if count:
                 sizes.append((work.state.num_tokens, count))
         seconds *= torch.get_num_threads() / self._cores
+        if len(sizes) == 1:
+            cost.observe(*sizes[0], seconds)
+            return
         expected = [cost.predict(*size).seconds for size in sizes]
         for size, share in zip(sizes, expected, strict=True):
             cost.observe(*size, seconds * share / sum(expected))
