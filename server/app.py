@@ -34,7 +34,7 @@ from server.config import ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
-from server.logs import log_to_stderr
+from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.reload import Reloads, mark_of
 from server.runtime import new_event_loop, settle
 from server.tracing import trace_to
@@ -262,9 +262,7 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError:
-        # What could not be written stays in the buffer; Python would try again at exit, and exit with 120.
-        with open(os.devnull, "w") as devnull:
-            os.dup2(devnull.fileno(), sys.stdout.fileno())
+        flush_or_forget(sys.stdout)
 
 
 def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
@@ -365,6 +363,5 @@ def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], S
         logger.critical("%s; the server ends", error)
         exit_code = 1
     # A thread still loads, or hangs: native code that must not meet an interpreter that is being taken down.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_output()
     os._exit(exit_code)

@@ -1,9 +1,11 @@
 """What the log looks like: a line a record on standard error, with time and level, for people or for machines."""
 
+import atexit
 import logging
+import os
 import sys
 import time
-from typing import Literal
+from typing import Literal, TextIO
 
 import orjson
 
@@ -62,12 +64,40 @@ class Seldom(logging.Filter):
         return True
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to standard error. A line that cannot be written (a full disk, nobody who reads) is lost, and no more."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Python's own way is to print a traceback to where nothing can be written."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
+def flush_or_forget(stream: TextIO | None) -> None:
+    """Write out what is buffered. If that cannot be written it is forgotten, as is what follows: Python would try again
+    when it ends, and end with exit code 120.
+    """
+    try:
+        if stream is not None:
+            stream.flush()
+    except OSError:
+        with open(os.devnull, "w") as devnull:
+            os.dup2(devnull.fileno(), stream.fileno())
+
+
+def flush_output() -> None:
+    """Write out what is buffered, at the end."""
+    flush_or_forget(sys.stdout)
+    flush_or_forget(sys.stderr)
+
+
 def log_to_stderr(log_format: LogFormat) -> None:
     """Have this process log to standard error, Python's own warnings too."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(Seldom())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     logging.captureWarnings(True)
+    atexit.register(flush_output)

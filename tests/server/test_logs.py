@@ -1,19 +1,26 @@
 """What a server logs: its form, and what it says when it starts."""
 
 import asyncio
+import contextlib
+import errno
+import io
 import logging
+import os
 import re
 import signal
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
 
 from mfalcon.models import checkpoint
 from server import banner
 from server.config import load_config
-from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, TextFormatter
+from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, StderrHandler, TextFormatter
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
@@ -100,3 +107,82 @@ async def test_a_real_start_is_told(tmp_path: Path, log_format: str) -> None:
         "MiB of pages",
     ):
         assert part in told.decode()
+
+
+@pytest.fixture
+def full_disk() -> Iterator[int]:
+    """A file of which every write fails."""
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    with Path("/dev/full").open("w") as file:
+        yield file.fileno()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+async def answers(port: int, path: str) -> None:
+    """Wait until a server answers well: it has nowhere to say that it is ready."""
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get(path)).status_code == 200:
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def started(port: int, build: str, stdout: int, stderr: int) -> asyncio.subprocess.Process:
+    command = (sys.executable, "-m", "tests.server.serve_fake", build, str(port))
+    buffered = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}  # fails once more, late
+    return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=stdout, stderr=stderr, env=buffered)
+
+
+@pytest.mark.parametrize(("build", "path"), [("quick", "/readyz"), ("endless", "/livez")])
+async def test_a_full_disk_ends_no_server(full_disk: int, build: str, path: str) -> None:
+    """Neither while it loads nor while it serves; a signal ends it, with exit code 0."""
+    port = free_port()
+    process = await started(port, build, full_disk, full_disk)
+    async with asyncio.timeout(120):
+        await answers(port, path)
+        process.send_signal(signal.SIGHUP)  # is logged: as a failed reload, or as too early
+        await asyncio.sleep(0.2)
+        assert process.returncode is None
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_a_checkpoint_that_cannot_be_loaded_is_exit_code_1_on_a_full_disk_too(full_disk: int) -> None:
+    process = await started(0, "broken", full_disk, full_disk)
+    async with asyncio.timeout(120):
+        assert await process.wait() == 1
+
+
+class Sometimes(io.StringIO):
+    """A disk that is full for a while."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+def test_a_log_goes_on_when_there_is_room_again(capsys: pytest.CaptureFixture[str]) -> None:
+    disk = Sometimes()
+    handler = StderrHandler(disk)
+    handler.handle(failed("lost"))
+    disk.full = False
+    handler.handle(failed("written"))
+    assert disk.getvalue().startswith("written")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_in_a_log_call_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.LogRecord("server.app", logging.ERROR, __file__, 1, "%d", ("no number",), None)
+    StderrHandler(io.StringIO()).handle(record)
+    assert "TypeError" in capsys.readouterr().err
