@@ -77,9 +77,10 @@ def flush_or_forget(stream: TextIO | None) -> None:
     """Write out what is buffered. If that cannot be written it is forgotten, as is what follows: Python would try again
     when it ends, and end with exit code 120.
     """
+    if stream is None:  # closed from the start
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except OSError:
         with open(os.devnull, "w") as devnull:
             os.dup2(devnull.fileno(), stream.fileno())
