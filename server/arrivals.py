@@ -56,6 +56,10 @@ class Arrivals:
         _current.set(arrival)
         return arrival
 
+    def refused(self, code: str) -> None:
+        """Count what is no request for any verb."""
+        self.end(Arrival(""), code)
+
     def end(self, arrival: Arrival, code: str, *, answered: bool = False) -> None:
         """Count a request unless it was; answered: as its caller wished."""
         if arrival.ended:

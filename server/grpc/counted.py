@@ -46,7 +46,7 @@ class CountedService(grpc.GenericRpcHandler):
         if handler is None:
             found = self._service.service(handler_call_details)
             if found is None:
-                self._arrivals.end(self._arrivals.begin(""), grpc.StatusCode.UNIMPLEMENTED.name)
+                self._arrivals.refused(grpc.StatusCode.UNIMPLEMENTED.name)
                 return None
             handler = self._counted[path] = self._wrapped(found)
         arrival = self._arrivals.begin(VERBS[path.removeprefix(self._prefix)])

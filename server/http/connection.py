@@ -2,9 +2,10 @@
 
 import asyncio
 import http
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import h11
 import uvicorn
@@ -20,6 +21,8 @@ CODE: Mapping[int, str] = {
     431: "RESOURCE_EXHAUSTED",
     501: "UNIMPLEMENTED",
 }
+REFUSED: Final = "refused"
+"""In the state of a request: what its client was answered over the application's head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,17 @@ class Awaited(Enum):
 class Connection(H11Protocol):
     """uvicorn's, with timeouts and errors in JSON.
 
-    waiting: holds the connections that wait for their clients, those first that do so for longest.
+    waiting: holds the connections that wait for their clients, those first that do so for longest. refused: is called
+    with the status of what no application has heard of.
     """
 
     def __init__(
-        self, config: uvicorn.Config, state: ServerState, limits: ConnectionLimits, waiting: "dict[Connection, None]"
+        self,
+        config: uvicorn.Config,
+        state: ServerState,
+        limits: ConnectionLimits,
+        waiting: "dict[Connection, None]",
+        refused: Callable[[int], None],
     ) -> None:
         super().__init__(config, state, {})
         self.conn: Wire = Wire()
@@ -60,6 +69,7 @@ class Connection(H11Protocol):
             Awaited.READER: limits.body_timeout_s,
         }
         self._waiting = waiting
+        self._refused = refused
         self._awaited = Awaited.NOTHING
         self._timer: asyncio.TimerHandle | None = None
 
@@ -145,7 +155,10 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()
             return
-        if self.cycle is not None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._refused(status)
+        else:
+            self.cycle.scope["state"][REFUSED] = status
             self.cycle.disconnected = True
         content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None)
         headers = [

@@ -5,10 +5,11 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.arrivals import Arrivals
+from server.http.connection import REFUSED
+from server.http.reading import CLIENT_CLOSED_REQUEST
 
 VERBS: Final = frozenset({"rank", "append_events", "prefill", "delete_user", "get_model", "list_models"})
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
-CLIENT_CLOSED_REQUEST: Final = "499"
 FAILED: Final = "500"
 
 
@@ -20,6 +21,10 @@ class CountedApp:
     def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
         self._app = app
         self._arrivals = arrivals
+
+    def refused(self, status: int) -> None:
+        """Count a request that is none, or never came whole: no application has heard of it."""
+        self._arrivals.refused(str(status))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
@@ -33,7 +38,7 @@ class CountedApp:
                     return
                 arrival.verb = endpoint.__name__
             if has_left:
-                code = CLIENT_CLOSED_REQUEST
+                code = str(scope["state"].get(REFUSED, CLIENT_CLOSED_REQUEST))
             self._arrivals.end(arrival, code, answered=code.startswith("2"))
 
         async def received() -> Message:

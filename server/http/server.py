@@ -6,9 +6,9 @@ import socket
 from collections.abc import Iterator
 
 import uvicorn
-from starlette.types import ASGIApp
 
 from server.http.connection import Connection, ConnectionLimits
+from server.http.counted import CountedApp
 from server.http.listener import Listener, room_for
 
 LAST_CONNECTIONS_SECONDS = 0.1
@@ -17,7 +17,7 @@ LAST_CONNECTIONS_SECONDS = 0.1
 class HttpServer(uvicorn.Server):
     """uvicorn inside our event loop: our socket, our connections, our signals."""
 
-    def __init__(self, app: ASGIApp, limits: ConnectionLimits, close_within_s: int) -> None:
+    def __init__(self, app: CountedApp, limits: ConnectionLimits, close_within_s: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -32,6 +32,7 @@ class HttpServer(uvicorn.Server):
         )
         self.listening = asyncio.Event()
         self._limits = limits
+        self._refused = app.refused
         self._listeners: list[Listener] = []
 
     @contextlib.contextmanager
@@ -48,7 +49,7 @@ class HttpServer(uvicorn.Server):
         self._listeners = [
             Listener(
                 sock,
-                lambda: Connection(self.config, self.server_state, self._limits, waiting),
+                lambda: Connection(self.config, self.server_state, self._limits, waiting, self._refused),
                 connections,
                 waiting,
                 room,

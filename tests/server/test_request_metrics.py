@@ -251,6 +251,23 @@ async def half_sent(running: Running, body: bytes, missing: int) -> asyncio.Stre
     return writer
 
 
+async def test_what_no_application_hears_of() -> None:
+    """Bytes that are no HTTP, a head and a body that never end."""
+    metrics = ServerMetrics()
+    limits = {"http_header_timeout_s": 0.2, "http_body_timeout_s": 0.2}
+    async with serving_engine(FakeEngine(), metrics, **limits) as running:
+        host, port = running.addresses.http.rsplit(":", 1)
+        for said, status in ((b"\0\r\n\r\n", b"400"), (b"GET /livez HTTP/1.1\r\n", b"408")):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(said)
+            assert (await reader.readline()).split()[1] == status
+            writer.close()
+        writer = await half_sent(running, b"{", 100)
+        expected = {("", "", "http", "400"): 1, ("", "", "http", "408"): 1, ("", "rank", "http", "408"): 1}
+        await Counting(running, metrics).become(expected)
+        writer.close()
+
+
 async def test_before_there_is_an_engine() -> None:
     metrics = ServerMetrics()
     service = Service(load_config(None, FREE_PORTS | {"drain_seconds": 1}), metrics)
