@@ -138,6 +138,11 @@ class Handler:
         limit = self._limits.max_candidates
         return tuple(dataclasses.replace(info, max_candidates=limit) for info in self._engine.models)
 
+    def admit(self, time_left: float | None) -> None:
+        """Refuse a rank that must come too late before anything is made of its body. Raises Overloaded."""
+        if self._serving is not None:
+            self._serving.load.admit(time.monotonic() + self._granted(time_left))
+
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
         info = self._found(model, self._engine.models)
@@ -195,14 +200,17 @@ class Handler:
             raise NotReady(f"the server is still {self._starts_by}; ask another one")
         return self._serving
 
+    def _granted(self, time_left: float | None) -> float:
+        """Seconds that a request has: the sooner of the caller's deadline and ours."""
+        longest = self._limits.request_timeout_ms / 1000
+        return longest if time_left is None else min(longest, time_left)
+
     @asynccontextmanager
     async def _admitted(self, time_left: float | None) -> AsyncIterator[float]:
-        """Count the request as in flight and bound it by the sooner of the caller's deadline and ours."""
+        """Count the request as in flight and bound it."""
         if self._draining:
             raise ShuttingDown("the server is shutting down; ask another one")
-        seconds = self._limits.request_timeout_ms / 1000
-        if time_left is not None:
-            seconds = min(seconds, time_left)
+        seconds = self._granted(time_left)
         scope = asyncio.timeout(seconds)
         try:
             async with scope:

@@ -38,6 +38,7 @@ class RankingApi:
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
+        self._handler.admit(time_left)
         request = codec.rank_request(message, await self._events(message.recent_events))
         return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Annotated, Any, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -184,7 +185,7 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
         status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
     }
-    route_class = json_route(BodyReader(limits))
+    route_class = json_route(BodyReader(limits, lambda request: handler.admit(granted(request))))
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=route_class, responses=refusals)
 
     @router.post("/rank", response_model=codec.RankReply)
@@ -240,6 +241,12 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
 def seconds(timeout_ms: int | None) -> float | None:
     """The caller's timeout as the handler wants it."""
     return None if timeout_ms is None else timeout_ms / 1000
+
+
+def granted(request: Request) -> float | None:
+    """The caller's timeout before it has been checked, None if it is none."""
+    timeout_ms = request.headers.get("x-request-timeout-ms", "")
+    return int(timeout_ms) / 1000 if re.fullmatch(r"[0-9]{1,9}", timeout_ms) else None
 
 
 def strict_user_id(user_id: str, request: Request) -> str:

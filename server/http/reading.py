@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from server.http.bodies import RequestBody, parse
+from server.http.bodies import RankBody, RequestBody, parse
 from server.limits import Limits
 
 CLIENT_CLOSED_REQUEST = 499
@@ -20,8 +20,10 @@ MAX_BYTES_ON_THE_LOOP = 2**16
 class BodyReader:
     """Reads bodies, the large ones in one thread: the event loop never waits behind several for the interpreter."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, admit: Callable[[Request], None] = lambda _: None) -> None:
+        """admit: refuses a rank before it is parsed."""
         self._limits = limits
+        self._admit = admit
         self._thread = ThreadPoolExecutor(1, "mfalcon-json")
 
     async def read(self, request: Request, kind: type[RequestBody]) -> RequestBody | None:
@@ -32,6 +34,8 @@ class BodyReader:
             raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection") from error
         if not raw:
             return None
+        if issubclass(kind, RankBody):
+            self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:
             return parse(kind, raw, self._limits)
         return await asyncio.get_running_loop().run_in_executor(self._thread, parse, kind, raw, self._limits)

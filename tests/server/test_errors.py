@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from mfalcon import errors
+from mfalcon.load import Load
 from proto import ranking_pb2
 from server.grpc import edge as grpc_edge
 from server.http import api as http_api
@@ -90,6 +91,26 @@ async def test_who_is_refused_is_told_when_to_come_again(running: Running) -> No
     assert dict(refused.value.trailing_metadata() or ())["grpc-retry-pushback-ms"] == "2100"
     answer = await running.http.post("/v1/rank", json=RANK_JSON)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+
+
+async def test_a_rank_that_must_come_too_late_is_refused_before_its_body_is_converted(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def converted(*_: object) -> None:
+        raise AssertionError("made something of the body")
+
+    running.engine.load = Load(free_at=time.monotonic() + 60)
+    monkeypatch.setattr("server.grpc.codec.rank_request", converted)
+    monkeypatch.setattr("server.http.reading.parse", converted)
+    code, text = await rank_refused(running, timeout=5.0)
+    assert code == "RESOURCE_EXHAUSTED" and "behind the other requests" in text
+    for headers in ({"x-request-timeout-ms": "50"}, {}):  # ours is 10 s
+        answer = await running.http.post("/v1/rank", json=RANK_JSON, headers=headers)
+        assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 45
+    assert running.engine.requests == []
+    monkeypatch.undo()
+    running.engine.load = Load()
+    assert (await running.stub.Rank(RANK)).scores
 
 
 async def test_deadline_of_the_server() -> None:
