@@ -4,8 +4,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import grpc
 import grpc.aio
@@ -15,21 +15,12 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from proto import ranking_pb2
 from tests.server import raw_http2
-from tests.server.harness import Clients, Running, health_of, serving
+from tests.server.callers import GOOD, code_of, ranking
+from tests.server.harness import Clients, health_of, serving
 
 RANK = "/mfalcon.v1.Ranking/Rank"
 WATCH = "/grpc.health.v1.Health/Watch"
-GOOD = ranking_pb2.RankRequest(user_id="ann", candidates=[1, 2])
 SHORT = 5
-
-
-async def code_of(call: Awaitable[object]) -> str:
-    """How a call ended."""
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code().name
-    return "OK"
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -46,24 +37,6 @@ async def send(clients: Clients, method: str, message: bytes) -> grpc.aio.AioRpc
     except grpc.aio.AioRpcError as error:
         return error
     return None
-
-
-@asynccontextmanager
-async def ranking(running: Running, at_least: int) -> AsyncIterator[list[str]]:
-    """Rank on a connection of one's own all the while, and so often; hands out how each call ended."""
-    codes: list[str] = []
-    enough = asyncio.Event()
-
-    async def rank() -> None:
-        while True:
-            codes.append(await code_of(running.stub.Rank(GOOD, timeout=30)))
-            if len(codes) >= at_least:
-                enough.set()
-
-    task = asyncio.create_task(rank())
-    yield codes
-    await enough.wait()
-    task.cancel()
 
 
 async def test_counts_are_checked_before_the_message_is_parsed() -> None:
