@@ -36,8 +36,13 @@ class Bounds:
             "grpc.max_receive_message_length": self.max_message_bytes,
             "grpc.max_send_message_length": self.max_message_bytes,
             "grpc.max_allowed_incoming_connections": self.max_connections,
-            # Streams that were reset count until they are cleared away: this is what holds against rapid resets.
             "grpc.max_concurrent_streams": self.max_streams,
+            # Streams that have ended count too until they are cleared away, which holds against rapid resets. Without
+            # room for those of answered calls, clients who use all of their streams are refused more.
+            "grpc.http2.max_deallocating_streams": self.max_streams,
+            # Calls that wait to be taken up: past gRPC's 1,000 a caller of many makes it drop anybody's.
+            "grpc.server.max_pending_requests": self.max_calls,
+            "grpc.server.max_pending_requests_hard_limit": 2 * self.max_calls,
             "grpc.keepalive_time_ms": KEEPALIVE_MS,
             "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
             "grpc.keepalive_permit_without_calls": 1,

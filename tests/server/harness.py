@@ -98,6 +98,8 @@ async def serving_engine(
         httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=10) as http,
     ):
         stub = ranking_pb2_grpc.RankingStub(channel)
-        yield Served(channel, stub, http, engine, service, addresses)
-        if service.running:
-            await service.stop()
+        try:
+            yield Served(channel, stub, http, engine, service, addresses)
+        finally:  # of a test that failed too: a gRPC server that was not stopped hangs whoever collects it
+            if service.running:
+                await service.stop()
