@@ -51,7 +51,7 @@ class Arrivals:
         self._stages = stages
 
     def begin(self, verb: str) -> Arrival:
-        """A request for a verb of ours, or for none that there is (""), which this task answers."""
+        """A request that this task answers; its verb is "" while that is not known."""
         arrival = Arrival(verb)
         _current.set(arrival)
         return arrival

@@ -4,13 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from mfalcon.errors import DeadlineExceeded, Overloaded
-
-Reason: TypeAlias = Literal["refused", "late", "abandoned"]
 
 _BATCH_JOBS = (1, 2, 4, 8, 16, 32, 64)
 _SLICE_SECONDS = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.012, 0.016, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -24,11 +21,11 @@ class DeviceMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
-        self.queue_jobs = Gauge("mfalcon_queue_jobs", "Jobs that wait for the device, now.", registry=r)
-        self.queue_seconds = Gauge(
+        self._queue_jobs = Gauge("mfalcon_queue_jobs", "Jobs that wait for the device, now.", registry=r)
+        self._queue_seconds = Gauge(
             "mfalcon_queue_seconds", "Time that the jobs which wait are predicted to take, now.", registry=r
         )
-        self.heartbeat = Gauge(
+        self._heartbeat = Gauge(
             "mfalcon_device_heartbeat_seconds",
             "Time since the step of requests in progress began, 0 while there is none.",
             registry=r,
@@ -54,6 +51,7 @@ class DeviceMetrics:
             registry=r,
         )
         self._of_steps: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
+        """The last three, of a model."""
 
     def watch(
         self,
@@ -62,17 +60,16 @@ class DeviceMetrics:
         heartbeat: Callable[[], float],
     ) -> None:
         """Ask these whenever somebody looks. Any thread may be asked."""
-        self.queue_jobs.set_function(num_queued)
-        self.queue_seconds.set_function(queue_seconds)
-        self.heartbeat.set_function(heartbeat)
+        self._queue_jobs.set_function(num_queued)
+        self._queue_seconds.set_function(queue_seconds)
+        self._heartbeat.set_function(heartbeat)
 
     def step(self, model: str, num_jobs: int, predicted_s: float, took_s: float) -> None:
         """A step has ended."""
         children = self._of_steps.get(model)
         if children is None:
-            metrics = self._batch_jobs, self._slice_seconds, self._cost_ratio
-            batch_jobs, slice_seconds, cost_ratio = (metric.labels(model) for metric in metrics)
-            children = self._of_steps[model] = batch_jobs, slice_seconds, cost_ratio
+            children = self._batch_jobs.labels(model), self._slice_seconds.labels(model), self._cost_ratio.labels(model)
+            self._of_steps[model] = children
         batch_jobs, slice_seconds, cost_ratio = children
         batch_jobs.observe(num_jobs)
         slice_seconds.observe(took_s)

@@ -1,6 +1,7 @@
 """Counts every call of our service at the edge of gRPC, whatever its end."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, cast
@@ -10,14 +11,6 @@ import grpc.aio
 
 from server.arrivals import Arrival, Arrivals, current
 
-VERBS: Final = {
-    "Rank": "rank",
-    "AppendEvents": "append_events",
-    "Prefill": "prefill",
-    "DeleteUser": "delete_user",
-    "GetModel": "get_model",
-    "ListModels": "list_models",
-}
 OK: Final = grpc.StatusCode.OK.name
 CANCELLED: Final = grpc.StatusCode.CANCELLED.name
 DEADLINE: Final = grpc.StatusCode.DEADLINE_EXCEEDED.name
@@ -35,28 +28,29 @@ class CountedService(grpc.GenericRpcHandler):
         self._prefix = f"/{name}/"
         self._service = service
         self._arrivals = arrivals
-        self._counted: dict[str, grpc.RpcMethodHandler[Any, bytes]] = {}
+        self._counted: dict[str, tuple[str, grpc.RpcMethodHandler[Any, bytes]]] = {}
+        """Verb and handler by path."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, bytes] | None":
         """Begin to count a call; runs in the task that will answer it."""
         path = handler_call_details.method
         if not path.startswith(self._prefix):
             return None
-        handler = self._counted.get(path)
-        if handler is None:
-            found = self._service.service(handler_call_details)
-            if found is None:
+        known = self._counted.get(path)
+        if known is None:
+            handler = self._service.service(handler_call_details)
+            if handler is None:
                 self._arrivals.refused(grpc.StatusCode.UNIMPLEMENTED.name)
                 return None
-            handler = self._counted[path] = self._wrapped(found)
-        arrival = self._arrivals.begin(VERBS[path.removeprefix(self._prefix)])
+            method = self._method(cast(Method, handler.stream_unary))
+            known = verb_of(path.removeprefix(self._prefix)), grpc.stream_unary_rpc_method_handler(method)
+            self._counted[path] = known
+        verb, handler = known
+        arrival = self._arrivals.begin(verb)
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(partial(self._ended, arrival))
         return handler
-
-    def _wrapped(self, handler: "grpc.RpcMethodHandler[Any, bytes]") -> "grpc.RpcMethodHandler[Any, bytes]":
-        return grpc.stream_unary_rpc_method_handler(self._method(cast(Method, handler.stream_unary)))
 
     def _method(self, method: Method) -> Method:
         async def counted(messages: Any, context: Context) -> bytes:
@@ -80,6 +74,11 @@ class CountedService(grpc.GenericRpcHandler):
 
     def _ended(self, arrival: Arrival, _: "asyncio.Task[object]") -> None:
         self._arrivals.end(arrival, REFUSED)
+
+
+def verb_of(method: str) -> str:
+    """The name of a method as HTTP and the code have it: AppendEvents is append_events."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", method).lower()
 
 
 def is_late(context: Context, granted_s: float | None) -> bool:

@@ -16,6 +16,8 @@ from proto import ranking_pb2
 from server.app import Service
 from server.config import load_config
 from server.grpc.api import SERVICE
+from server.grpc.counted import verb_of
+from server.http.counted import VERBS
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, Running, serving_engine
 
@@ -72,6 +74,11 @@ async def code_of(call: Awaitable[object]) -> str:
 def raw_call(running: Running, method: str, message: bytes) -> Awaitable[bytes]:
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(f"/{SERVICE}/{method}")
     return call(message)
+
+
+def test_verbs_have_one_name_on_both_transports() -> None:
+    methods = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].methods
+    assert {verb_of(method.name) for method in methods} == VERBS
 
 
 async def test_each_verb_of_both_transports(counting: Counting) -> None:
