@@ -43,7 +43,6 @@ class EngineServer:
         """By name of the front-end."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, zmq.ROUTER, self._receive, most_waiting)
-        self._link.socket.router_handover = True
         self._link.socket.bind(endpoint)
         self._told, self._told_at = self._status(), time.monotonic()
         self._telling = asyncio.create_task(self._tell_changes())

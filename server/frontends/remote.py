@@ -7,12 +7,15 @@ from typing import TypeVar
 
 import zmq
 
-from mfalcon.errors import MFalconError, Overloaded, ShuttingDown, StorageUnavailable
+from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server.frontends import wire
 from server.frontends.link import Link
 from server.handler import LOADING
+
+SCRAPE_SECONDS = 5.0
+"""Longest wait for metrics: whoever asks for them will ask again."""
 
 T = TypeVar("T", bound=wire.Message)
 
@@ -28,7 +31,7 @@ class RemoteEngine:
         self._heard = heard
         self._waiting: dict[int, asyncio.Future[wire.Answer]] = {}
         self._calls = count(1)
-        self._gone: MFalconError | None = None
+        self._gone: str | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, zmq.DEALER, self._receive)
         self._link.socket.routing_id = name.encode()
@@ -72,7 +75,11 @@ class RemoteEngine:
 
     async def scrape(self) -> bytes:
         """The metrics of all processes of the server, in Prometheus' text format."""
-        return (await self._ask(wire.Scrape(next(self._calls)), wire.Scraped)).text
+        try:
+            async with asyncio.timeout(SCRAPE_SECONDS):
+                return (await self._ask(wire.Scrape(next(self._calls)), wire.Scraped)).text
+        except TimeoutError as error:
+            raise NotReady("the engine's process does not answer") from error
 
     def say_listening(self) -> None:
         """Tell the engine's process that callers come here from now on; it tells its status in turn."""
@@ -84,7 +91,7 @@ class RemoteEngine:
 
     def lose(self, why: str) -> None:
         """The engine's process has ended: nobody is answered by it any more."""
-        self._gone = ShuttingDown(f"{why}; ask another one")
+        self._gone = why
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(StorageUnavailable(f"{why}; it may have done this call", may_be_done=True))
@@ -96,7 +103,7 @@ class RemoteEngine:
 
     async def _ask(self, question: wire.Question, kind: type[T]) -> T:
         if self._gone is not None:
-            raise self._gone
+            raise ShuttingDown(f"{self._gone}; ask another one")
         if self._link.is_full:
             raise Overloaded("the engine's process does not keep up; try again later")
         self._link.send(wire.encode(question))

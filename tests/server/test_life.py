@@ -184,13 +184,17 @@ def test_ipv6_addresses_stand_in_brackets() -> None:
     assert authority("127.0.0.1", 5000) == "127.0.0.1:5000"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_signal_drains_and_exits_with_0(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "frontends"), [(signal.SIGTERM, "0"), (signal.SIGINT, "0"), (signal.SIGTERM, "2"), (signal.SIGINT, "1")]
+)
+async def test_a_signal_drains_and_exits_with_0(number: signal.Signals, frontends: str) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake"), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.server.serve_fake", "quick", "0", frontends),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         ready = (await process.stdout.readline()).decode()
         found = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n", ready)
         assert found
@@ -239,16 +243,17 @@ async def test_a_hangup_ends_nothing_and_reloads() -> None:
         assert await process.wait() == 0
 
 
-async def test_a_lost_device_ends_the_process_which_says_why() -> None:
+@pytest.mark.parametrize("frontends", ["0", "1"])
+async def test_a_lost_device_ends_the_process_which_says_why(frontends: str) -> None:
     """Health says so first, requests in flight are answered, and whoever restarts servers sees the exit code."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake"),
+        *(sys.executable, "-m", "tests.server.serve_fake", "quick", "0", frontends),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     assert process.stdout is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         addresses = dict(part.split("=", 1) for part in (await process.stdout.readline()).decode().split()[1:])
         async with (
             grpc.aio.insecure_channel(addresses["grpc"]) as channel,
