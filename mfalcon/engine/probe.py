@@ -1,5 +1,7 @@
 """A few scores before a model answers anybody: finite, and those of the reference backend on the same weights."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,7 +10,9 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import ServedModel, reference
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.config import RankerConfig
 from mfalcon.models.heads import blend_weights
+from mfalcon.types import MAX_TIME_MS
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Worst absolute score difference per dtype. float64 and float32: rounding of differently ordered sums. bfloat16:
@@ -24,20 +28,22 @@ _SLACK = 10.0
 _EVENTS, _NEW_EVENTS, _TARGETS = 24, 3, 16
 _TIME_MS = 1_700_000_000_000
 _STEP_MS = 3_600_000
+LARGEST_VALUE = float(np.finfo(np.float32).max)
+"""Of an event."""
 
 
 def probe(served: ServedModel, kv_dtype: str = "auto") -> None:
-    """Prefill, append and score a made-up history by the served backend and by the reference.
+    """Prefill, append and score a made-up history by the served backend and by the reference, and one of the most
+    extreme events that are legal by the served backend alone.
 
-    Raises CheckpointError if a score or the blend of some is not finite, or differs by more than rounding explains.
+    Raises CheckpointError if a key, a value, a score or the blend of some is not finite, or if scores differ by more
+    than rounding explains.
     """
-    config = served.model.config
-    blend = torch.tensor(blend_weights(config.tasks, config.blend), dtype=torch.float64)
+    config, name = served.model.config, served.stack.name
+    usual = _usual(config)
     with torch.inference_mode():
-        found, expected = _scores(served), _scores(reference(served.model))
-    for what, scores in ((served.stack.name, found), ("reference", expected)):
-        if not (torch.isfinite(scores).all() and torch.isfinite((scores @ blend).float()).all()):
-            raise CheckpointError(f"{config.name}: scores or their blend are not finite on backend {what}")
+        found, expected = _scores(served, usual, name), _scores(reference(served.model), usual, "reference")
+        _scores(served, _extreme(config), f"{name} for the largest values of events")
     dtype = served.model.items.id.weight.dtype
     bound = _SLACK * max(BOUNDS[dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
     unit = expected.abs().amax(0).clamp(min=1)
@@ -49,30 +55,77 @@ def probe(served: ServedModel, kv_dtype: str = "auto") -> None:
         )
 
 
-def _scores(served: ServedModel) -> Tensor:
-    """[_TARGETS, num_tasks] in float64, on the CPU."""
-    model = served.model
-    config, device = model.config, model.items.id.weight.device
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A history, and candidates at a time. Every array is [num_events] or [num_targets]; context: [num_features]."""
+
+    rows: np.ndarray
+    actions: np.ndarray
+    values: np.ndarray
+    times: np.ndarray
+    candidates: np.ndarray
+    context: np.ndarray
+    time_ms: int
+
+
+def _usual(config: RankerConfig) -> _Question:
     num_events = min(_EVENTS, config.max_history)
     rng = np.random.default_rng(0)
-    events = _tokens(
+    return _Question(
         rng.integers(0, config.num_items, num_events),
         rng.integers(0, 1 << min(len(config.actions), 16), num_events),
         np.full(num_events, config.value_center),
         _TIME_MS + _STEP_MS * np.arange(num_events),
-        device=device,
+        rng.integers(0, config.num_items, _TARGETS),
+        np.zeros(len(config.context_features), dtype=np.int64),
+        _TIME_MS + _STEP_MS * num_events,
     )
-    first = max(0, num_events - _NEW_EVENTS)
+
+
+def _extreme(config: RankerConfig) -> _Question:
+    """The largest values of both signs, every action, the first and the last item, from the first to the last time."""
+    num_events = min(_EVENTS, config.max_history)
+    ends = np.arange(num_events) % 2
+    return _Question(
+        ends * (config.num_items - 1),
+        ends * ((1 << len(config.actions)) - 1),
+        np.where(ends == 0, LARGEST_VALUE, -LARGEST_VALUE),
+        np.linspace(1, MAX_TIME_MS, num_events).astype(np.int64),
+        np.linspace(0, config.num_items - 1, _TARGETS).astype(np.int64),
+        np.array([feature.num_values - 1 for feature in config.context_features], dtype=np.int64),
+        MAX_TIME_MS,
+    )
+
+
+def _scores(served: ServedModel, asked: _Question, who: str) -> Tensor:
+    """[_TARGETS, num_tasks] in float64, on the CPU. Raises CheckpointError unless all is finite; who: computes."""
+    config = served.model.config
+    is_finite, scores = _computed(served, asked)
+    if not is_finite:
+        raise CheckpointError(f"{config.name}: keys or values of a history are not finite on backend {who}")
+    for task, of_task in zip(config.tasks, scores.unbind(1), strict=True):
+        if not torch.isfinite(of_task.float()).all():
+            raise CheckpointError(f"{config.name}: scores of task {task.name!r} are not finite on backend {who}")
+    blend = torch.tensor(blend_weights(config.tasks, config.blend), dtype=torch.float64)
+    if not torch.isfinite((scores @ blend).float()).all():
+        raise CheckpointError(f"{config.name}: the blend of finite scores is not finite on backend {who}")
+    return scores
+
+
+def _computed(served: ServedModel, asked: _Question) -> tuple[bool, Tensor]:
+    """Whether the history's state is finite, and the scores. An error of a caller holds no frame that has the state."""
+    device = served.model.items.id.weight.device
+    events = EventTokens(*(_to(column, device) for column in (asked.rows, asked.actions, asked.values, asked.times)))
+    first = max(0, len(asked.rows) - _NEW_EVENTS)
     state = prefill(served, _part(events, slice(0, first)))
     state = append(served, state, _part(events, slice(first, None)))
-    rows = torch.from_numpy(rng.integers(0, config.num_items, _TARGETS)).to(device)
-    context = torch.zeros(len(config.context_features), dtype=torch.int64, device=device)
-    time_ms = _TIME_MS + _STEP_MS * num_events
-    return score(served, state, Targets(rows, context), time_ms, _TARGETS).to("cpu", torch.float64)
+    targets = Targets(_to(asked.candidates, device), _to(asked.context, device))
+    scores = score(served, state, targets, asked.time_ms, _TARGETS)
+    return state.is_finite(), scores.to("cpu", torch.float64)
 
 
-def _tokens(*columns: np.ndarray, device: torch.device) -> EventTokens:
-    return EventTokens(*(torch.from_numpy(column).to(device) for column in columns))
+def _to(column: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(column).to(device)
 
 
 def _part(events: EventTokens, part: slice) -> EventTokens:

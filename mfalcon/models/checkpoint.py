@@ -5,6 +5,7 @@ No pickle anywhere. A checkpoint that is not exactly what its manifest says is r
 elsewhere, do not fit each other or do not fit into memory: all of that is known before a weight is read.
 """
 
+import math
 import os
 import shutil
 import tempfile
@@ -31,13 +32,22 @@ from mfalcon.models.manifest import (
     check_memory,
     check_num_items,
     fingerprint_of,
+    headers_of,
     read_config,
     read_items,
     sha256_of,
-    shapes_of,
     verified,
 )
 from mfalcon.models.registry import architectures, build
+
+_STORED = "F32"
+_LARGEST_WEIGHT = 1e15
+_LARGEST_OF = {torch.float16: 2.0**13}
+"""Most that a weight may be, which is far above any that was learned: squared, and added up by a norm, it is finite.
+float16 holds up to 2**16, and a token is the sum of several.
+"""
+_LARGEST_HEAD = torch.finfo(torch.float32).max
+"""Heads stay at float32, and scores may be as large as the values that they learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     _check_weights(directory / WEIGHTS, config)
     items = read_items(directory / ITEMS, config)
     model = build(config)
-    _load_weights(model, directory / WEIGHTS)
+    _load_weights(model, directory / WEIGHTS, dtype)
     model.items.load_items(items)
     model.cast(dtype)
     return Checkpoint(model.to(device).eval().requires_grad_(False), items, manifest.fingerprint)
@@ -120,7 +130,7 @@ def _check_weights(path: Path, config: RankerConfig) -> None:
 
     The model's shapes are those of one without memory, on the meta device.
     """
-    found = shapes_of(path)
+    found = headers_of(path)
     with torch.device("meta"):
         model = build(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -128,18 +138,25 @@ def _check_weights(path: Path, config: RankerConfig) -> None:
         raise CheckpointError(f"{path}: lacks {len(missing)} tensors that {CONFIG} calls for, first {missing[0]!r}")
     if extra := sorted(found.keys() - expected.keys()):
         raise CheckpointError(f"{path}: has {len(extra)} tensors that {CONFIG} does not know, first {extra[0]!r}")
-    for name, shape in found.items():
-        if shape != expected[name]:
-            raise CheckpointError(f"{path}: {name!r} is {shape}, {CONFIG} calls for {expected[name]}")
+    for name, header in found.items():
+        if header.shape != expected[name]:
+            raise CheckpointError(f"{path}: {name!r} is {header.shape}, {CONFIG} calls for {expected[name]}")
+        if header.dtype != _STORED:
+            raise CheckpointError(f"{path}: {name!r} is {header.dtype}, weights are stored as {_STORED}")
     check_memory(path, sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())))
 
 
-def _load_weights(model: Ranker, path: Path) -> None:
+def _load_weights(model: Ranker, path: Path, dtype: torch.dtype) -> None:
+    """Raises CheckpointError for a weight that is not finite, or too large to compute with in this dtype."""
     for name, tensor in (weights := load_tensors(path)).items():
-        if tensor.dtype != torch.float32:
-            raise CheckpointError(f"{path}: {name!r} is {tensor.dtype}, weights are stored in torch.float32")
-        if not torch.isfinite(tensor).all():
+        low, high = (float(end) for end in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
+        worst = max(-low, high)  # NaN if there is one
+        most = _LARGEST_HEAD if name.startswith("heads.") else _LARGEST_OF.get(dtype, _LARGEST_WEIGHT)
+        if not math.isfinite(worst):
             raise CheckpointError(f"{path}: {name!r} has values that are not finite")
+        if worst > most:
+            computed = str(dtype).removeprefix("torch.")
+            raise CheckpointError(f"{path}: {name!r} has values of up to {worst:.3g}, at most {most:g} fit {computed}")
     model.load_state_dict(weights)
 
 

@@ -108,7 +108,7 @@ class Task(Frozen):
 class RankerConfig(Frozen):
     """A whole ranker: tokens, layers, heads and window."""
 
-    name: str = Field(min_length=1, max_length=128)
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
     """A name of the registry: hstu, dfgr."""
     num_layers: int = Field(gt=0, le=256)

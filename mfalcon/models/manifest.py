@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -69,16 +70,25 @@ def check_memory(path: Path, needed: int) -> None:
 
 def check_num_items(path: Path, config: RankerConfig) -> None:
     """Raise CheckpointError unless an item table has as many rows as the configuration says, by its header alone."""
-    shape = shapes_of(path).get("item_id", ())
+    shape = headers_of(path).get("item_id", Header("", ())).shape
     if len(shape) == 1 and shape[0] + 1 != config.num_items:
         raise CheckpointError(f"{path}: {shape[0] + 1} rows, {CONFIG} says {config.num_items}")
 
 
-def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a safetensors file, of which the header alone is read. Raises CheckpointError."""
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says of a tensor. dtype: "F32" and so on."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def headers_of(path: Path) -> dict[str, Header]:
+    """Every tensor of a safetensors file, of which the header alone is read. Raises CheckpointError."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return {name: Header(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 

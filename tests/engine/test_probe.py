@@ -41,10 +41,29 @@ def test_enormous_weights_are_refused_and_keep_no_page(architecture: str, dtype:
     for parameter in model.parameters():
         parameter.mul_(1e30)
     served = serve(model)
-    with pytest.raises(CheckpointError, match=r"^small: scores .* not finite on backend") as caught:
+    with pytest.raises(CheckpointError, match=r"^small: keys or values .* not finite on backend") as caught:
         probe(served)
     assert served.stack.name in str(caught.value)
     assert served.pool.accounts.num_free == served.pool.accounts.num_pages
+
+
+def test_the_task_whose_scores_are_not_finite_is_named() -> None:
+    """Its bias fits the weights' dtype, the sum with what the value's center is does not fit an answer's."""
+    model = small_checkpoint(dtype=torch.float64).model
+    model.heads.item_bias.weight[:, 1] = 1e39
+    with pytest.raises(CheckpointError, match="small: scores of task 'rating' are not finite on backend reference"):
+        probe(reference(model))
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_what_only_extreme_values_reach_is_refused(architecture: str) -> None:
+    """A usual history scores well; the first dwell time of a day would poison its user."""
+    model = small_checkpoint(architecture, torch.float16).model
+    model.actions.value_weight.fill_(30.0)
+    with pytest.raises(CheckpointError, match="not finite on backend reference for the largest values of events"):
+        probe(reference(model))
+    model.actions.value_weight.fill_(3.0)
+    probe(reference(model))
 
 
 def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
@@ -52,7 +71,7 @@ def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
     model = small_checkpoint(dtype=torch.float32).model
     model.heads.item_bias.weight[:, 1] = 1e34
     model.config = model.config.model_copy(update={"blend": {"rating": 1e6}})
-    with pytest.raises(CheckpointError, match="small: scores or their blend are not finite"):
+    with pytest.raises(CheckpointError, match="small: the blend of finite scores is not finite"):
         probe(serve(model))
 
 

@@ -20,7 +20,7 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service, build_engine
 from server.config import load_config
 from server.reload import Reloads, mark_of
-from tests.models.bad_checkpoints import KINDS
+from tests.models.bad_checkpoints import KINDS, UNSOUND
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
@@ -101,10 +101,12 @@ async def test_every_kind_of_bad_checkpoint_leaves_the_old_one_serving(
 ) -> None:
     """The reason names file and cause, in the answer and in the log."""
     version, next_one = save(tmp_path / "v0", 0), tmp_path / "next" / "model"
+    cases = [(damage, str(next_one / file), cause) for damage, file, cause in KINDS]
+    cases += [(damage, "small: ", cause) for damage, cause in UNSOUND]
     question = {"user_id": "ann", "candidates": [1, 2, 3], "request_time_ms": 1}
     async with serving(tmp_path, f'checkpoint = "{tmp_path / "v0"}"\nmodel_name = "main"') as running:
         before = (await running.http.post("/v1/rank", json=question)).json()
-        for damage, file, cause in KINDS:
+        for damage, place, cause in cases:
             shutil.rmtree(next_one.parent, ignore_errors=True)
             save(next_one, 1)
             damage(next_one)
@@ -113,12 +115,12 @@ async def test_every_kind_of_bad_checkpoint_leaves_the_old_one_serving(
                 await running.admin.Reload(ranking_pb2.ReloadRequest(checkpoint=str(next_one)))
             why = error.value.details() or ""
             assert error.value.code() is grpc.StatusCode.FAILED_PRECONDITION, damage
-            assert str(next_one / file) in why and cause in why
+            assert place in why and cause in why, damage
             assert why in caplog.text
             after = (await running.http.post("/v1/rank", json=question)).json()
             assert (after["model_version"], after["scores"]) == (version, before["scores"])
         metrics = (await running.http.get("/metrics")).text
-        assert f'mfalcon_reloads_total{{model="main",result="failed"}} {len(KINDS)}.0' in metrics
+        assert f'mfalcon_reloads_total{{model="main",result="failed"}} {len(cases)}.0' in metrics
         save(tmp_path / "good", 1)
         await running.admin.Reload(ranking_pb2.ReloadRequest(checkpoint=str(tmp_path / "good")))
 
