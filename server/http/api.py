@@ -14,7 +14,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mfalcon.errors import (
     DeadlineExceeded,
@@ -31,6 +30,7 @@ from mfalcon.errors import (
 from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
+from server.http.middleware import BodyLimit, LastAnswer
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
 from server.limits import MAX_TIMEOUT_MS, Limits
 from server.logs import SELDOM
@@ -63,48 +63,6 @@ Timeout = Annotated[
     Header(alias="x-request-timeout-ms", ge=1, le=MAX_TIMEOUT_MS, description="Give up after so many milliseconds."),
 ]
 ModelName = Annotated[str, Query(description="The model's name; empty is the default one.")]
-
-
-class BodyLimit:
-    """ASGI middleware: refuses a body of more than `max_bytes`, also one that comes in chunks of unknown number."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count what the application receives."""
-        num_bytes = 0
-
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                raise HTTPException(413, f"body: got more, must be at most {self._max_bytes} bytes")
-            return message
-
-        await self._app(scope, counted, send)
-
-
-class LastAnswer:
-    """ASGI middleware: while the server leaves, each answer is the last one of its connection, so that callers open the
-    next one elsewhere, and nothing is on its way here when connections are closed.
-    """
-
-    def __init__(self, app: ASGIApp, handler: Handler) -> None:
-        self._app = app
-        self._handler = handler
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Add the header."""
-
-        async def last(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._handler.leaving:
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
-        await self._app(scope, receive, last)
 
 
 class AnyText(Convertor[str]):
@@ -263,10 +221,12 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer])
     """Await the answer; when the client goes away first, cancel it."""
     answering = asyncio.ensure_future(answer)
     leaving = asyncio.ensure_future(disconnected(request))
+    leaving.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, also where nobody asks
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
         if answering.done():
             return answering.result()
+        leaving.result()
         raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection")
     finally:
         leaving.cancel()
@@ -274,7 +234,7 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer])
 
 
 async def disconnected(request: Request) -> None:
-    """Return when the client has gone; the body was read before."""
+    """Return when the client has gone; a body that nobody has read is dropped. Raises what is wrong with it."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -35,7 +35,7 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ELEMENTS_AT_ONCE = 1_000
 SIGNS = b",:[{"
 SIGNS_OF_AN_EVENT = 9
-SLACK = 2
+SLACK = 1.25
 """Requests of so many times what is legal are still told which of their lists is too long."""
 
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
@@ -220,7 +220,7 @@ class AppendEventsBody(RequestBody):
 
 def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:
     """A body of a kind, its counts checked. InvalidInput says what is wrong first."""
-    max_signs = SLACK * kind.num_signs(most)
+    max_signs = int(SLACK * kind.num_signs(most))
     if len(raw) > max_signs and (num_signs := sum(map(raw.count, SIGNS))) > max_signs:
         raise InvalidInput(
             "body", num_signs, f"at most {max_signs} commas, colons and brackets: no legal request has more"
@@ -228,9 +228,11 @@ def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:
     try:
         fields = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        if "memory" in error.msg:  # orjson has no other way to say it
+        if error.msg.startswith("Not enough memory"):  # orjson has no other way to say it
             raise MemoryError from error
-        raise InvalidInput("body", error.msg, f"JSON (character {error.pos})") from error
+        # and says that it failed to allocate where lists within lists do not end, of a kilobyte too
+        why = "unexpected end of data" if error.msg == "failed to allocate memory" else error.msg
+        raise InvalidInput("body", why, f"JSON (character {error.pos})") from error
     refuse_unknown(fields, kind.model_fields)
     try:
         return kind.model_validate(fields, context=most)

@@ -41,15 +41,15 @@ LARGE: dict[str, tuple[str, bytes, str]] = {
         "body: got 2000004, must be at most",
     ),
     "a million lists": ("/v1/rank", b"[%s[]]" % (b"[]," * 1_000_000), "body: got 2000002, must be at most"),
-    "an event of 80,000 fields": (
+    "an event of 50,000 fields": (
         "/v1/users/ann/events",
-        b'{"events":[{"item_id":1,"time_ms":1,%s}]}' % b",".join(b'"f%d":1' % number for number in range(80_000)),
+        b'{"events":[{"item_id":1,"time_ms":1,%s}]}' % b",".join(b'"f%d":1' % number for number in range(50_000)),
         "events[0].f0: got 1, must be absent: there is no such field",
     ),
-    "a context of 20,000 entries": (
+    "a context of 10,000 entries": (
         "/v1/rank",
-        b'{"user_id":"ann","candidates":[1],"context":{%s}}' % b",".join(b'"f%d":null' % n for n in range(20_000)),
-        "context: got 20000, must be 0 to 256 entries",
+        b'{"user_id":"ann","candidates":[1],"context":{%s}}' % b",".join(b'"f%d":null' % n for n in range(10_000)),
+        "context: got 10000, must be 0 to 256 entries",
     ),
     "32,000 candidates that are texts": (
         "/v1/rank",
@@ -126,6 +126,14 @@ def test_the_first_wrong_element_is_named(at: int) -> None:
         with pytest.raises(InvalidInput) as refused:
             parse(AppendEventsBody, orjson.dumps({"events": events}), LIMITS)
         assert str(refused.value) == f"events[{at}].{says}"
+
+
+@pytest.mark.parametrize("depth", [1, 512, 1_000, 1_024, 2_000])
+@pytest.mark.parametrize("opened", [b"[", b'{"a":', b'{"events":['])
+def test_depth_is_never_taken_for_a_lack_of_memory(opened: bytes, depth: int) -> None:
+    for kind in (RankBody, AppendEventsBody):
+        with pytest.raises(InvalidInput, match=r"^body: got '(unexpected end of data|depth limit exceeded)'"):
+            parse(kind, opened * depth, LIMITS)
 
 
 class Watched(Limits):
