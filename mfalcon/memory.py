@@ -6,8 +6,10 @@ from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
-_TORCH_SAYS = ("can't allocate memory", "out of memory", "cublas_status_alloc_failed")
-"""In lower case: the CPU's allocator; the GPU's, CUDA itself, and oneDNN; cuBLAS. All raise RuntimeError."""
+_TORCH_SAYS = ("cannot allocate memory", "can't allocate memory", "out of memory", "cublas_status_alloc_failed")
+"""In lower case: what maps a file; the CPU's allocator; the GPU's, CUDA itself, and oneDNN; cuBLAS. All raise
+RuntimeError.
+"""
 
 
 def available_bytes(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:

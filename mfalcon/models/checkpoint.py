@@ -19,6 +19,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 from mfalcon.errors import CheckpointError
+from mfalcon.memory import is_out_of_memory
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
@@ -117,12 +118,17 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
         )
     check_num_items(directory / ITEMS, config)
     _check_weights(directory / WEIGHTS, config)
-    items = read_items(directory / ITEMS, config)
-    model = build(config)
-    _load_weights(model, directory / WEIGHTS, dtype)
-    model.items.load_items(items)
-    model.cast(dtype)
-    return Checkpoint(model.to(device).eval().requires_grad_(False), items, manifest.fingerprint)
+    try:
+        items = read_items(directory / ITEMS, config)
+        model = build(config)
+        _load_weights(model, directory / WEIGHTS, dtype)
+        model.items.load_items(items)
+        model.cast(dtype)
+        return Checkpoint(model.to(device).eval().requires_grad_(False), items, manifest.fingerprint)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{directory}: memory ended while it was loaded: {error}") from error
 
 
 def _check_weights(path: Path, config: RankerConfig) -> None:

@@ -11,6 +11,7 @@ from mfalcon.models.config import ContextFeature, SideFeature
 from mfalcon.models.items import ItemTable
 
 _INIT_STD = 0.05
+_ROWS_AT_ONCE = 65_536
 _LARGEST_VALUE = {torch.float16: 2.0**12}
 _LARGEST_VALUE_ELSE = 2.0**30
 """Largest magnitude of a scaled value in a compute dtype. Times a weight, squared and added up over a vector by a norm,
@@ -47,8 +48,10 @@ class ItemEmbedding(nn.Module):
             if feature.kind == "category":
                 rows[1:] = torch.from_numpy(column.astype(np.int64))
             else:
-                tags = torch.from_numpy(column.astype(np.float64))
-                rows[1:] = (tags / tags.sum(1, keepdim=True).clamp(min=1)).to(rows.dtype)
+                for first in range(0, len(column), _ROWS_AT_ONCE):  # in float64 a whole table is 8 times as large
+                    tags = torch.from_numpy(column[first : first + _ROWS_AT_ONCE].astype(np.float64))
+                    shares = tags / tags.sum(1, keepdim=True).clamp(min=1)
+                    rows[1 + first : 1 + first + len(tags)] = shares.to(rows.dtype)
 
     def forward(self, rows: Tensor) -> Tensor:
         """int64 [...] -> [..., dim]."""

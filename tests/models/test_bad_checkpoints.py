@@ -15,8 +15,9 @@ from mfalcon.backends.select import serve
 from mfalcon.engine.probe import probe
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import load, save
+from mfalcon.models.config import ContextFeature
 from tests.models.bad_checkpoints import KINDS, UNSOUND, configured, weighed
-from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
+from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -32,11 +33,11 @@ def start(directory):
     model = load(Path(directory)).model
     probe(serve(model, budget=PoolBudget(1 << 20, 1, 64)))
 
-good, *bad = sys.argv[1:]
+mib, good, *bad = sys.argv[1:]
 start(good)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + (1 << 30), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (size + (int(mib) << 20), resource.RLIM_INFINITY))
 for directory in bad:
     try:
         start(directory)
@@ -67,7 +68,7 @@ def test_all_kinds_are_refused_in_bounded_time_and_memory(tmp_path: Path) -> Non
         directory = good(tmp_path / str(number) / "model")
         damage(directory)
         causes[str(directory)] = cause
-    command = [sys.executable, "-c", START, str(good(tmp_path / "good")), *causes]
+    command = [sys.executable, "-c", START, "1024", str(good(tmp_path / "good")), *causes]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -78,6 +79,19 @@ def test_all_kinds_are_refused_in_bounded_time_and_memory(tmp_path: Path) -> Non
         assert seconds - previous < 20, said  # CPU seconds
         assert grown_kib < 256 << 10, said
         previous = seconds
+
+
+def test_memory_that_ends_while_one_is_loaded_is_said(tmp_path: Path) -> None:
+    """The machine has it, this process may not take it: a table of 144 MB, twice."""
+    config = small_config()
+    feature = ContextFeature(name="surface", num_values=3_000_000)
+    made = small_checkpoint(dtype=torch.float32, config=config.model_copy(update={"context_features": (feature,)}))
+    save(tmp_path / "large", made.model, made.items)
+    del made
+    command = [sys.executable, "-c", START, "200", str(good(tmp_path / "good")), str(tmp_path / "large")]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "large: memory ended while it was loaded: " in done.stdout
 
 
 @pytest.mark.parametrize(("damage", "cause"), [(KINDS[0][0], KINDS[0][2]), UNSOUND[0]])
