@@ -30,10 +30,11 @@ from mfalcon.window import WindowRule
 _log = logging.getLogger(__name__)
 _SMALL_EVENTS = 32
 """New events of a request that is still small: fewer than one tile of rows for each core."""
-_SLICE_TOKENS = 64
-"""A slice of an encoding is a multiple of this: what fills the kernels' tiles."""
-_SLICE_CANDIDATES = 64
-"""The same of scoring, for each core."""
+_SLICE_TOKENS, _SLICE_CANDIDATES = 64, 96
+"""A slice is a multiple of so many tokens, or candidates, for each core: fewer do not fill the kernel's tiles, and read
+all keys and values for little."""
+_BATCHED_TOKENS = 512
+"""The same of tokens where users are computed together; of candidates it is a microbatch there."""
 _SMALL = "small"
 """The batch of requests that are done on one core each."""
 
@@ -68,6 +69,8 @@ class Runner:
         self._small_candidates = small_candidates
         self._device = model.items.id.weight.device
         self._cores = torch.get_num_threads()
+        slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
+        self._slice_events = max(1, slice_tokens // model.tokens_per_event)
         self._slice_candidates = microbatch if self.batched else _SLICE_CANDIDATES * self._cores
         self._clock = clock_of(self._device)
         self._tasks = tuple(task.name for task in model.config.tasks)
@@ -224,7 +227,7 @@ class Runner:
 
     def _next_events(self, work: Progress, events: Events, index: int, left: list[float], whole: float) -> Events:
         """Of events, those that fit into the seconds left, a few at least if nothing was done in this slice."""
-        unit, prefix = max(1, _SLICE_TOKENS // self._model.tokens_per_event), work.state.num_tokens
+        unit, prefix = self._slice_events, work.state.num_tokens
         num = fitting(lambda num: self._encode_seconds(prefix, num), len(events), unit, left[index])
         if not num and left[index] == whole:
             num = min(unit, len(events))

@@ -89,7 +89,7 @@ def test_cuts_move_no_score(architecture: str, backend: str) -> None:
             asked = job_of(events, 333, recent[:num_recent])
             one, slices = in_slices(cut[0], replace(asked))
             other = whole[0].rank(replace(asked))
-            assert slices > 5
+            assert slices >= 4
             assert np.abs(one.task_scores - other.task_scores).max() <= (1e-6 if is_fused else 2e-5)
             assert one.cache == other.cache and one.unknown.tolist() == other.unknown.tolist()
             assert one.timings.encode_us > 0 and one.timings.score_us > 0
