@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from mfalcon.metrics.process import ThreadCollector
+
 
 def count_in_files(directory: str, number: int) -> None:
     """Have this process, a front-end, count in files. To be called before there is any counter."""
@@ -45,7 +47,9 @@ class FleetMetrics(Collector):
         yield from self._registry.collect()
         yield from self._files.collect()
         for number, pid in self._pids().items():
-            yield from _labelled(ProcessCollector(pid=partial(int, pid), registry=None).collect(), str(number))
+            asked = partial(int, pid)
+            for collector in (ProcessCollector(pid=asked, registry=None), ThreadCollector(asked)):
+                yield from _labelled(collector.collect(), str(number))
 
 
 def _labelled(families: Iterable[Metric], number: str) -> Iterator[Metric]:

@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
+from mfalcon.metrics.process import count_process
 from server.frontends.fleet_metrics import FleetMetrics
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +35,7 @@ def test_counters_are_sums_that_outlive_whoever_counted(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     Counter("reloads", "Reloads.", registry=registry).inc(7)
     Histogram("stage_seconds", "Stages.", ["stage"], buckets=(1.0,), registry=registry).labels("score").observe(2)
-    ProcessCollector(registry=registry)
+    count_process(registry)
     fleet = FleetMetrics(registry, str(tmp_path), lambda: {0: 1})
     count(tmp_path, 0, 3)
     count(tmp_path, 1, 4)
@@ -46,4 +47,5 @@ def test_counters_are_sums_that_outlive_whoever_counted(tmp_path: Path) -> None:
     assert samples["requests_total", "OK"] == 12
     assert samples["stage_seconds_count", "reply"] == samples["stage_seconds_bucket", "1.0", "reply"] == 3
     assert (samples["stage_seconds_count", "score"], samples["reloads_total",]) == (1, 7)
-    assert samples["process_resident_memory_bytes",] > 0 and samples["process_resident_memory_bytes", "0"] > 0
+    for name in ("process_resident_memory_bytes", "process_threads"):
+        assert samples[name,] > 0 and samples[name, "0"] > 0
