@@ -27,6 +27,7 @@ from server.transports import LAST_BYTES_SECONDS, Addresses
 logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
+MEMORY = "/dev/shm"
 OF_THE_ENGINE = {"redis_url", "redis_secret_file", "event_log"}
 """Settings that a front-end need not know; two of them are secrets."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
@@ -66,8 +67,7 @@ class Frontends:
         """Listen on both transports, by every front-end. ConfigError when an address is taken."""
         config = self._config
         try:
-            # Only we may enter such a directory.
-            directory = self._held.enter_context(tempfile.TemporaryDirectory(prefix="mfalcon-"))
+            directory = self._held.enter_context(_private_directory())
             http_port = _port(self._held.enter_context(reserve("http", config.http_host, config.http_port)))
             grpc_port = _port(self._held.enter_context(reserve("grpc", config.grpc_host, config.grpc_port)))
             settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
@@ -162,6 +162,14 @@ class Frontends:
         del self._processes[orders.number]
         process.stdin.close()
         return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _private_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory that only we may enter, in memory where there is such a place: counters shall not wait for a disk."""
+    try:
+        return tempfile.TemporaryDirectory(prefix="mfalcon-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None)
+    except OSError as error:
+        raise ConfigError(f"frontends: there is no directory for their socket: {error}") from error
 
 
 def _port(sock: socket.socket) -> int:
