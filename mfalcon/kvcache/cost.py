@@ -131,12 +131,37 @@ _NUM_LENGTHS = 18
 _NUM_PREFIXES = 10
 
 
-class EncodeCost(_Cost):
-    """Seconds of encoding `new` tokens after `prefix` tokens: a + b * new + d * prefix + c * new * (prefix + new / 2).
+class _PairCost(_Cost):
+    """Of new tokens that attend to those before them: a + b * new + d * before + c * pairs.
 
-    a is the call, b the linear layers, c the pairs of attention; d is what even one new token pays for the state before
-    it, which is read and often copied (without it one token after 3,000 is predicted a third too low). The default
-    prior is a model of 3 layers of width 256 on two CPU cores.
+    a is the call, b the linear layers, c the pairs of attention, d what is paid for the tokens before whatever comes
+    new. Default priors are of a model of 3 layers of width 256 on two CPU cores.
+    """
+
+    def __init__(self, call_seconds: float, new_seconds: float, before_seconds: float, pair_seconds: float) -> None:
+        prior = (call_seconds, new_seconds, before_seconds, pair_seconds)
+        super().__init__(prior, num_cells=_NUM_LENGTHS * _NUM_PREFIXES)
+
+    def observe(self, before: int, new: int, seconds: float) -> None:
+        """Learn from one call. Nothing new or no time: nothing to learn."""
+        if new > 0:
+            length = min(new.bit_length(), _NUM_LENGTHS) - 1
+            prefix = min((before.bit_length() + 1) // 2, _NUM_PREFIXES - 1)
+            self._observe(self._features(before, new), length * _NUM_PREFIXES + prefix, seconds)
+
+    def predict(self, before: int, new: int) -> Estimate:
+        """The cost of `new` after `before`; nothing for nothing new."""
+        return self._predict(self._features(before, new)) if new > 0 else NOTHING
+
+    @staticmethod
+    def _features(before: int, new: int) -> tuple[float, ...]:
+        raise NotImplementedError
+
+
+class EncodeCost(_PairCost):
+    """Seconds of encoding `new` tokens after `before`, which attend to each other too: new * (before + new / 2) pairs.
+
+    The state before is read and often copied: without that term one token after 3,000 is predicted a third too low.
     """
 
     def __init__(
@@ -146,32 +171,15 @@ class EncodeCost(_Cost):
         prefix_seconds: float = 1e-6,
         pair_seconds: float = 7e-8,
     ) -> None:
-        super().__init__(
-            (call_seconds, token_seconds, prefix_seconds, pair_seconds), num_cells=_NUM_LENGTHS * _NUM_PREFIXES
-        )
-
-    def observe(self, prefix: int, new: int, seconds: float) -> None:
-        """Learn from one encoding. No tokens or no time: nothing to learn."""
-        if new > 0:
-            length = min(new.bit_length(), _NUM_LENGTHS) - 1
-            before = min((prefix.bit_length() + 1) // 2, _NUM_PREFIXES - 1)
-            self._observe(self._features(prefix, new), length * _NUM_PREFIXES + before, seconds)
-
-    def predict(self, prefix: int, new: int) -> Estimate:
-        """The cost of encoding `new` tokens after `prefix`; nothing for no tokens."""
-        return self._predict(self._features(prefix, new)) if new > 0 else NOTHING
+        super().__init__(call_seconds, token_seconds, prefix_seconds, pair_seconds)
 
     @staticmethod
-    def _features(prefix: int, new: int) -> tuple[float, ...]:
-        return 1.0, float(new), float(prefix), new * (prefix + new / 2)
+    def _features(before: int, new: int) -> tuple[float, ...]:
+        return 1.0, float(new), float(before), new * (before + new / 2)
 
 
-class ScoreCost(_Cost):
-    """Seconds of scoring `num_targets` candidates against `num_tokens` cached tokens: a + b * m + d * n + c * m * n.
-
-    a is the call, b the linear layers, c the pairs of attention, d what is read once of the state. The default prior is
-    a model of 3 layers of width 256 on two CPU cores.
-    """
+class ScoreCost(_PairCost):
+    """Seconds of scoring `new` candidates against `before` cached tokens: before * new pairs."""
 
     def __init__(
         self,
@@ -180,24 +188,11 @@ class ScoreCost(_Cost):
         token_seconds: float = 1e-7,
         pair_seconds: float = 8e-9,
     ) -> None:
-        super().__init__(
-            (call_seconds, target_seconds, token_seconds, pair_seconds), num_cells=_NUM_LENGTHS * _NUM_PREFIXES
-        )
-
-    def observe(self, num_tokens: int, num_targets: int, seconds: float) -> None:
-        """Learn from one call. No targets or no time: nothing to learn."""
-        if num_targets > 0:
-            targets = min(num_targets.bit_length(), _NUM_LENGTHS) - 1
-            tokens = min((num_tokens.bit_length() + 1) // 2, _NUM_PREFIXES - 1)
-            self._observe(self._features(num_tokens, num_targets), targets * _NUM_PREFIXES + tokens, seconds)
-
-    def predict(self, num_tokens: int, num_targets: int) -> Estimate:
-        """The cost of scoring so many; nothing for no candidates."""
-        return self._predict(self._features(num_tokens, num_targets)) if num_targets > 0 else NOTHING
+        super().__init__(call_seconds, target_seconds, token_seconds, pair_seconds)
 
     @staticmethod
-    def _features(num_tokens: int, num_targets: int) -> tuple[float, ...]:
-        return 1.0, float(num_targets), float(num_tokens), float(num_targets * num_tokens)
+    def _features(before: int, new: int) -> tuple[float, ...]:
+        return 1.0, float(new), float(before), float(before * new)
 
 
 class TransferCost(_Cost):
