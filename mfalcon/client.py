@@ -27,6 +27,7 @@ def rank_message(
     recent_events: Events | None = None,
     context: Mapping[str, int] = MappingProxyType({}),
     model: str = "",
+    allow_partial: bool = False,
 ) -> pb.RankRequest:
     """A request as it travels. model: by name, "" for the server's default one."""
     return pb.RankRequest(
@@ -37,6 +38,7 @@ def rank_message(
         request_time_ms=request_time_ms,
         context=dict(context),
         model=model,
+        allow_partial=allow_partial,
     )
 
 
@@ -108,8 +110,11 @@ class Client:
         recent_events: Events | None = None,
         context: Mapping[str, int] = MappingProxyType({}),
         model: str = "",
+        allow_partial: bool = False,
     ) -> RankResult:
-        """Score candidates for a user by a model; see `RankResult`. Raises CallFailed."""
+        """Score candidates for a user by a model; see `RankResult`. allow_partial: where the timeout is too short for
+        all, those of the first ones. Raises CallFailed.
+        """
         request = rank_message(
             user_id,
             candidates,
@@ -118,6 +123,7 @@ class Client:
             recent_events=recent_events,
             context=context,
             model=model,
+            allow_partial=allow_partial,
         )
         with _explained():
             return rank_result(self._stub.Rank(request, timeout=self._timeout_s))

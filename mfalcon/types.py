@@ -69,6 +69,7 @@ class RankRequest:
     request_time_ms: the time that the model sees as now.
     recent_events: events after the log that this request alone sees.
     context: request-context features by name; absent ones are missing to the model.
+    allow_partial: where time is short the scores of the first candidates are a welcome answer.
     """
 
     user_id: str
@@ -77,15 +78,16 @@ class RankRequest:
     request_time_ms: int
     recent_events: Events
     context: Mapping[str, int]
+    allow_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RankResult:
-    """The answer to a `RankRequest`.
+    """The answer to a `RankRequest`, for its first `num_scored` candidates: all of them unless it allowed fewer.
 
-    scores: [num_candidates] blend, aligned with the candidates.
-    task_scores: [num_tasks, num_candidates].
-    top: [min(top_k, num_candidates)] positions, best first, ties by position.
+    scores: [num_scored] blend, aligned with the candidates.
+    task_scores: [num_tasks, num_scored].
+    top: [min(top_k, num_scored)] positions, best first, ties by position.
     history_len: events acknowledged for the user (not the window that the model saw).
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
@@ -101,6 +103,11 @@ class RankResult:
     history_len: int
     unknown: Positions
     stale: bool = False
+
+    @property
+    def num_scored(self) -> int:
+        """How many of the candidates have a score."""
+        return len(self.scores)
 
 
 @dataclass(frozen=True, slots=True)

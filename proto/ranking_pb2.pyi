@@ -40,7 +40,7 @@ class Event(_message.Message):
     def __init__(self, item_id: _Optional[int] = ..., actions: _Optional[int] = ..., value: _Optional[float] = ..., time_ms: _Optional[int] = ...) -> None: ...
 
 class RankRequest(_message.Message):
-    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model")
+    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model", "allow_partial")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class RankRequest(_message.Message):
     RECENT_EVENTS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     candidates: _containers.RepeatedScalarFieldContainer[int]
     top_k: int
@@ -62,7 +63,8 @@ class RankRequest(_message.Message):
     recent_events: _containers.RepeatedCompositeFieldContainer[Event]
     context: _containers.ScalarMap[str, int]
     model: str
-    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ...) -> None: ...
+    allow_partial: bool
+    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ..., allow_partial: _Optional[bool] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("queue_us", "state_us", "encode_us", "score_us", "total_us")
@@ -99,7 +101,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,7 @@ class RankResponse(_message.Message):
     HISTORY_LEN_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SCORED_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: _containers.RepeatedScalarFieldContainer[float]
@@ -120,7 +123,8 @@ class RankResponse(_message.Message):
     history_len: int
     unknown: _containers.RepeatedScalarFieldContainer[int]
     stale: bool
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ...) -> None: ...
+    num_scored: int
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("user_id", "events", "expected_len")

@@ -34,18 +34,27 @@ def rank(
     top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
     context: Annotated[list[str] | None, typer.Option(help="A context feature, name=code; repeatable.")] = None,
     model: Annotated[str, typer.Option(help="Name of the model; the server's default one if not given.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.001)] = 10.0,
+    allow_partial: Annotated[
+        bool,
+        typer.Option("--allow-partial", help="Where the timeout is too short, score the first candidates that fit."),
+    ] = False,
     target: TargetOption = DEFAULT_TARGET,
     json_output: JsonOption = False,
 ) -> None:
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
     ids = _candidates(candidates, items)
-    with Client(target) as client:
-        result = client.rank(user, ids, top_k=top, context=_context(context or []), model=model)
+    with Client(target, timeout) as client:
+        result = client.rank(
+            user, ids, top_k=top, context=_context(context or []), model=model, allow_partial=allow_partial
+        )
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
         return
     _console.print(top_table(result, ids, items))
+    if result.num_scored < len(ids):
+        _console.print(f"scored the first {result.num_scored} of {len(ids)} candidates: there was no time for more")
     _console.print(cost_line(result))
 
 
@@ -113,6 +122,7 @@ def as_json(result: RankResult, ids: Ids, items: ItemTable | None) -> dict[str, 
         "top": top,
         "model_version": result.model_version,
         "history_len": result.history_len,
+        "num_scored": result.num_scored,
         "num_unknown": len(unknown),
         "cache": cache,
         "timings": dataclasses.asdict(result.timings),

@@ -215,14 +215,14 @@ class Device:
         if turn.call is not None:
             call(turn.call)
             return
-        jobs, slice_s, done = turn.jobs, self._scheduler.slice_s, list[RankJob]()
+        jobs, done = turn.jobs, list[RankJob]()
         left = {id(job): job.left_s for job in jobs}
         runner = self._runners.get(jobs[0].model)
         if len(jobs) == 1 or (runner is not None and runner.batched):
-            done += step(self._runners, jobs, slice_s, self._make_room)
+            done += step(self._runners, jobs, self._scheduler.slice_of(jobs), self._make_room)
         else:
             self.workers.run(lambda job: done.extend(step(self._runners, [job], math.inf, self._make_room)), jobs)
-        done_s = sum(left[id(job)] - (0.0 if job.future.done() else job.left_s) for job in done)
+        done_s = sum(left[id(job)] - job.left_s for job in done)
         took_s = time.monotonic() - began
         if done:
             self._metrics.step(done[0].model, len(done), self._scheduler.pace.predict(done_s, 1).seconds, took_s)

@@ -5,8 +5,10 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 
 from opentelemetry import trace
 
@@ -16,7 +18,7 @@ from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.reload import Reloader, ReloadOptions
-from mfalcon.errors import ShuttingDown, StorageUnavailable
+from mfalcon.errors import DeadlineExceeded, ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import check_order
@@ -108,6 +110,8 @@ class Engine:
                 del job  # see `_answer`
             ranker.note(request.user_id)
             ranker.count(result.cache)
+            if result.num_scored < len(request.candidates):
+                self.metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)
             if span.is_recording():
                 span.set_attributes(_explained(result, fetched, ranker.name))
@@ -188,14 +192,23 @@ class Engine:
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
     async def _answer(self, job: RankJob) -> RankResult:
-        future = job.future
+        future, timer = job.future, None
         try:
             self.device.submit(job)
+            if job.cut_at < math.inf:
+                timer = asyncio.get_running_loop().call_later(job.cut_at - time.monotonic(), job.cut)
             return await self._answers.of(future)
+        except CancelledError:  # not asyncio's: `RankJob.cut`
+            if job.so_far is None:  # those scores were spoilt, as is known by now
+                raise DeadlineExceeded("the deadline passed while the request was done again") from None
+            return job.so_far
         finally:
+            if timer is not None:
+                timer.cancel()
             if future.cancelled():
                 self.device.discard(job)
-            del job, future  # an error holds this frame: if that held the error too, its pages would wait for the GC
+            # An error holds this frame: if that held the error too, its pages would wait for the GC.
+            del job, future, timer
 
     def _count_stages(self, model: str, fetched: Fetched, timings: Timings) -> None:
         took, fetched_us = self.metrics.stages.took, 1e6 * fetched.seconds

@@ -13,18 +13,24 @@ from mfalcon.engine.progress import Progress
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.types import RankRequest, RankResult, no_events
 
+_REPLY_S = 0.002
+_REPLY_SHARE = 0.05
+"""Of a caller's time, what remains for the reply to a partial answer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """What a job will be, as far as one knows when it is queued.
 
     seconds: of the device. batch: jobs of an equal one are better done at once than one after the other; None: this one
-    is done alone. twin: jobs of one user share a batch only if they have an equal one, which is not None.
+    is done alone. twin: jobs of one user share a batch only if they have an equal one, which is not None. least_s:
+    seconds until the first candidates have a score.
     """
 
     seconds: float = 0.0
     batch: object = None
     twin: object = None
+    least_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -33,8 +39,9 @@ class RankJob:
 
     fetched_history: the acknowledged history, before the request's own recent events, and what was found of it. model:
     by name. accepted: when the engine was asked. The rest is the scheduler's and the device thread's: forecast; the
-    predicted seconds that are left; whether it takes no state that is cached; how far it is. The future stays pending
-    until there is an answer, so that a caller may leave at any time.
+    predicted seconds that are left, and of them those that others need not wait for; whether it takes no state that is
+    cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial. The future stays
+    pending until there is an answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
@@ -46,9 +53,11 @@ class RankJob:
     queued: float = field(default_factory=time.monotonic)
     forecast: Forecast = field(default_factory=Forecast)
     left_s: float = 0.0
+    extra_s: float = 0.0
     is_cold: bool = False
     is_short: bool = True
     progress: Progress | None = None
+    so_far: RankResult | None = None
 
     @property
     def user(self) -> bytes:
@@ -59,6 +68,23 @@ class RankJob:
     def due(self) -> float:
         """The deadline, infinity without one."""
         return math.inf if self.deadline is None else self.deadline
+
+    @property
+    def cut_at(self) -> float:
+        """When it is answered with what is scored by then; infinity if it wants all. The reply needs time too."""
+        if self.deadline is None or not self.request.allow_partial:
+            return math.inf
+        return self.deadline - max(_REPLY_S, _REPLY_SHARE * (self.deadline - self.accepted))
+
+    @property
+    def owed_s(self) -> float:
+        """Predicted seconds that are left of what others wait for."""
+        return max(0.0, self.left_s - self.extra_s)
+
+    def cut(self) -> None:
+        """Have the caller take what is scored so far, if anything is. Any thread may say so."""
+        if self.so_far is not None:
+            self.future.cancel()
 
 
 def prefill_job(fetched_history: Fetched, deadline: float | None, model: str = "") -> RankJob:

@@ -103,14 +103,15 @@ class Runner:
         if fetched is not None and fetched.key.start == start:
             held = max(held, fetched.key.stop - start)
         num_candidates, new = len(job.request.candidates), num_events - held
-        cost = self._predictor
-        seconds = cost.encode.predict(held * per_event, new * per_event).seconds
-        seconds += cost.score.predict(num_events * per_event, num_candidates).seconds
+        cost, num_tokens, least = self._predictor, num_events * per_event, min(num_candidates, self._slice_candidates)
+        encode_s = cost.encode.predict(held * per_event, new * per_event).seconds
+        seconds = encode_s + cost.score.predict(num_tokens, num_candidates).seconds
+        least_s = encode_s + cost.score.predict(num_tokens, least).seconds
         link = log.link(log_len) if not num_recent else None
         if self.batched:
-            return Forecast(seconds, (job.model,), link)
+            return Forecast(seconds, (job.model,), link, least_s)
         is_small = num_candidates <= self._small_candidates and new <= _SMALL_EVENTS
-        return Forecast(seconds, _SMALL if is_small else None, None if new else link)
+        return Forecast(seconds, _SMALL if is_small else None, None if new else link, least_s)
 
     def advance(self, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         """A slice of each request: what is predicted to take no longer than `seconds`, and at least a little. Its
@@ -131,18 +132,10 @@ class Runner:
         self._score(jobs, works, counts)
         ended = time.monotonic()
         self._observe_scores(works, counts, ended - began - encode_s)
-        answers: list[Answer | None] = []
-        for job, work in zip(jobs, works, strict=True):
+        for work in works:
             work.encode_s += encode_s
             work.score_s += ended - scoring
-            if work.is_done or work.is_spoilt:
-                answers.append(self._result(job, work))
-            elif job.due < ended:
-                answers.append(DeadlineExceeded("the deadline passed while the request was computed"))
-            else:
-                job.left_s = self._left_s(work)
-                answers.append(None)
-        return answers
+        return [self._answer(job, work, ended) for job, work in zip(jobs, works, strict=True)]
 
     def let_go(self, job: RankJob) -> None:
         """Give up what a job holds. What was encoded of the user's history is kept, for as long as there is room."""
@@ -307,6 +300,21 @@ class Runner:
             work.scores.append(part)
             work.num_scored += len(part)
 
+    def _answer(self, job: RankJob, work: Progress, now: float) -> Answer | None:
+        """The answer to a job, None if it goes on."""
+        job.left_s = self._left_s(work)
+        if work.is_done or work.is_spoilt:
+            return self._result(job, work)
+        if job.due < now:
+            return DeadlineExceeded("the deadline passed while the request was computed")
+        if not (job.request.allow_partial and work.num_scored):
+            return None
+        answer = self._result(job, work)
+        if not isinstance(answer, RankResult) or now >= job.cut_at:
+            return answer
+        job.so_far = answer
+        return None
+
     def _observe_scores(self, works: Sequence[Progress], counts: Sequence[int], seconds: float) -> None:
         """Learn what scoring costs, and all that is done around it, of the whole device: on one core of two a second is
         half of one. Each has its share by what was expected of it.
@@ -331,8 +339,8 @@ class Runner:
         return seconds + self._encode_seconds(work.state.num_tokens, num_events)
 
     def _result(self, job: RankJob, work: Progress) -> Answer | None:
-        """The answer. None where a score is not a finite number and a state was reused: that is deleted, and all of the
-        request is done again without it.
+        """The answer, for the candidates that are scored. None where a score is not a finite number and a state was
+        reused: that is deleted, and all of the request is done again without it.
         """
         fetched_history = job.fetched_history
         if work.is_spoilt:
@@ -346,7 +354,7 @@ class Runner:
         if not is_finite.all():
             if self._begin_again(job, work):
                 return None
-            wrong = job.request.candidates[~is_finite]
+            wrong = job.request.candidates[: work.num_scored][~is_finite]
             ids = ", ".join(map(str, wrong[:_MOST_NAMED])) + (", ..." if len(wrong) > _MOST_NAMED else "")
             return EngineFailure(
                 f"the model gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
@@ -369,7 +377,7 @@ class Runner:
             timings=timings,
             history_len=len(fetched_history.history),
             stale=fetched_history.stale,
-            unknown=np.flatnonzero(work.rows == UNKNOWN_ROW).astype(np.uint32),
+            unknown=np.flatnonzero(work.rows[: work.num_scored] == UNKNOWN_ROW).astype(np.uint32),
         )
 
     def _begin_again(self, job: RankJob, work: Progress) -> bool:
@@ -379,7 +387,7 @@ class Runner:
         _log.error("model version %s: a KV state of a user spoils scores; it is deleted and made again", self._version)
         self._cache.delete(job.user)
         work.release()
-        job.progress, job.is_cold, job.left_s = None, True, self.forecast(job).seconds
+        job.progress, job.so_far, job.is_cold, job.left_s = None, None, True, self.forecast(job).seconds
         return True
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
@@ -390,7 +398,10 @@ def best_first(scores: np.ndarray, top_k: int) -> Positions:
     """Positions of the top_k highest scores, best first, ties by position."""
     if top_k == 0:
         return np.empty(0, dtype=np.uint32)
-    return np.argsort(-scores, kind="stable")[:top_k].astype(np.uint32)
+    if top_k >= len(scores):
+        return np.argsort(-scores, kind="stable").astype(np.uint32)
+    good = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])  # a few more where scores are equal
+    return good[np.argsort(-scores[good], kind="stable")[:top_k]].astype(np.uint32)
 
 
 def _us(seconds: float) -> int:

@@ -3,7 +3,9 @@
 Work comes in slices of a bounded predicted time. The earliest deadline goes first within two priorities: a job of less
 than a slice is short and goes before long ones, which keep a share of the device while both wait. What would miss its
 deadline behind the rest, or make another miss its own, is refused when it comes: it would cost the others what nobody
-has any use of. Source: earliest deadline first is optimal on one processor that may preempt (Liu and Layland, 1973).
+has any use of. Where a job may be answered in part, it is taken instead if its first candidates can be scored in time;
+the rest of it has what all others leave of the device. Sources: earliest deadline first is optimal on one processor
+that may preempt (Liu and Layland, 1973); mandatory and optional parts of imprecise computations (Liu et al., 1991).
 """
 
 import math
@@ -14,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 
 from mfalcon.engine.job import CallJob, RankJob
 from mfalcon.errors import Overloaded, ShuttingDown
@@ -71,7 +72,7 @@ class _Lane:
 
     def seconds(self, due: float = math.inf) -> float:
         """Predicted, of what is to be answered by then."""
-        return sum(job.left_s for deadline, _, job in self.jobs if deadline <= due)
+        return sum(job.owed_s for deadline, _, job in self.jobs if deadline <= due)
 
 
 class Scheduler:
@@ -84,7 +85,7 @@ class Scheduler:
         self.slice_s = slice_s
         self.pace = Pace()
         self._queue_size = queue_size
-        self._short, self._long = _Lane(), _Lane()
+        self._short, self._long, self._extra = _Lane(), _Lane(), _Lane()
         self._calls: deque[CallJob] = deque()
         self._running: Sequence[RankJob] = ()
         self._coming: dict[int, float] = {}
@@ -124,31 +125,19 @@ class Scheduler:
         """
         with self._changed:
             self.check()
-            ahead = len(self) + len(self._at_work)
-            now = time.monotonic()
-            if deadline is None or not ahead or deadline <= now:  # what is late already is answered as that
-                return
-            needed = self._wait(deadline, seconds, is_short=is_short)
-            if now + needed > deadline:
-                raise Overloaded(
-                    f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * needed:.0f} ms behind "
-                    f"{ahead} other requests; try again later",
-                    retry_after_s=now + needed - deadline,
-                )
-            if seconds and (late := self._made_late(now, deadline, seconds, is_short=is_short)) is not None:
-                raise Overloaded(
-                    f"deadline: got {1e3 * (deadline - now):.0f} ms, which would make another of {ahead} requests miss "
-                    "its own; try again later",
-                    retry_after_s=late,
-                )
+            if self._num_ahead and (refusal := self._refusal(deadline, seconds, is_short=is_short)):
+                raise refusal
 
     def submit(self, job: RankJob) -> None:
         """Queue a job, with its forecast. Raises as `admit` does."""
         with self._changed:
             job.left_s = job.forecast.seconds
             job.is_short = job.left_s <= self.slice_s
-            self.admit(job.deadline, job.left_s, is_short=job.is_short)
-            self._usual_s += _USUAL_GAIN * (job.left_s - self._usual_s)
+            if job.request.allow_partial and self._refusal(job.deadline, job.left_s, is_short=job.is_short):
+                job.extra_s = job.left_s - job.forecast.least_s
+                job.is_short = job.owed_s <= self.slice_s
+            self.admit(job.deadline, job.owed_s, is_short=job.is_short)
+            self._usual_s += _USUAL_GAIN * (job.owed_s - self._usual_s)
             self._put(job)
             self._changed.notify()
 
@@ -191,6 +180,18 @@ class Scheduler:
                 self._put(job)
             return []
 
+    def slice_of(self, jobs: Sequence[RankJob]) -> float:
+        """Predicted seconds that a step of these may take: less where one is soon answered with what it has, or has not
+        yet what it was taken for.
+        """
+        with self._changed:
+            now, rate, seconds = time.monotonic(), self.pace.predict(1.0, 1).seconds, self.slice_s
+            for job in jobs:
+                seconds = min(seconds, max(0.0, job.cut_at - now) / rate)
+                if job.extra_s and job.so_far is None:
+                    seconds = min(seconds, job.owed_s)
+            return seconds
+
     def idle(self, seconds: float) -> None:
         """Nothing was to be done for so long."""
         with self._changed:
@@ -199,16 +200,18 @@ class Scheduler:
     def discard(self, job: RankJob) -> bool:
         """Forget a job whose caller has left; False if it does not wait."""
         with self._changed:
-            lane = self._short if job.is_short else self._long
-            jobs = [entry for entry in lane.jobs if entry[2] is not job]
-            is_here, lane.jobs = len(jobs) < len(lane.jobs), jobs
-            return is_here
+            for lane in self._lanes:
+                jobs = [entry for entry in lane.jobs if entry[2] is not job]
+                if len(jobs) < len(lane.jobs):
+                    lane.jobs = jobs
+                    return True
+            return False
 
     @property
     def suspended(self) -> list[RankJob]:
         """Jobs that have begun and wait to go on."""
         with self._changed:
-            return [job for _, _, job in chain(self._long.jobs, self._short.jobs) if job.progress is not None]
+            return [job for lane in self._lanes for _, _, job in lane.jobs if job.progress is not None]
 
     def expected_wait(self) -> Estimate:
         """What a job without a deadline would wait."""
@@ -230,9 +233,9 @@ class Scheduler:
         with self._changed:
             self._closed = True
             left: list[RankJob | CallJob] = [*self._calls]
-            left += [job for _, _, job in chain(self._short.jobs, self._long.jobs)]
+            left += [job for lane in self._lanes for _, _, job in lane.jobs]
             self._calls.clear()
-            self._short, self._long = _Lane(), _Lane()
+            self._short, self._long, self._extra = _Lane(), _Lane(), _Lane()
             self._changed.notify_all()
             return left
 
@@ -242,7 +245,16 @@ class Scheduler:
         return self._closed
 
     def __len__(self) -> int:
-        return len(self._short.jobs) + len(self._long.jobs)
+        return sum(len(lane.jobs) for lane in self._lanes)
+
+    @property
+    def _lanes(self) -> tuple[_Lane, _Lane, _Lane]:
+        """The first two count as work that is to be done; nobody waits for the last."""
+        return self._short, self._long, self._extra
+
+    @property
+    def _num_ahead(self) -> int:
+        return len(self) + len(self._at_work)
 
     @property
     def _at_work(self) -> list[RankJob]:
@@ -255,12 +267,16 @@ class Scheduler:
 
     def _put(self, job: RankJob) -> None:
         self._number += 1
-        insort((self._short if job.is_short else self._long).jobs, (job.due, self._number, job))
+        if job.extra_s and job.so_far is not None:
+            lane, job.is_short = self._extra, False
+        else:
+            lane = self._short if job.is_short else self._long
+        insort(lane.jobs, (job.due, self._number, job))
 
     def _next_lane(self) -> _Lane:
         if not self._long.jobs:
             self._credit_s = 0.0
-            return self._short
+            return self._short if self._short.jobs else self._extra
         is_owed = self._credit_s >= min(self.slice_s, self._long.jobs[0][2].left_s)
         return self._long if is_owed or not self._short.jobs else self._short
 
@@ -270,6 +286,26 @@ class Scheduler:
         """
         running = sum(min(job.left_s, self.slice_s) for job in self._at_work)
         return running + self._short.seconds(due) + sum(self._coming.values())
+
+    def _refusal(self, deadline: float | None, seconds: float, *, is_short: bool) -> Overloaded | None:
+        """Why a new job should not be taken, if it should not: it, or another one, would be late."""
+        now = time.monotonic()
+        if deadline is None or deadline <= now:  # what is late already is answered as that
+            return None
+        needed = self._wait(deadline, seconds, is_short=is_short)
+        if now + needed > deadline:
+            return Overloaded(
+                f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * needed:.0f} ms behind "
+                f"{self._num_ahead} other requests; try again later",
+                retry_after_s=now + needed - deadline,
+            )
+        if seconds and (late := self._made_late(now, deadline, seconds, is_short=is_short)) is not None:
+            return Overloaded(
+                f"deadline: got {1e3 * (deadline - now):.0f} ms, which would make another of {self._num_ahead} "
+                "requests miss its own; try again later",
+                retry_after_s=late,
+            )
+        return None
 
     def _wait(self, due: float, seconds: float, *, is_short: bool) -> float:
         """Seconds until a new job is answered, which 19 of 20 stay below."""
@@ -282,7 +318,7 @@ class Scheduler:
         work = self._ahead(-math.inf) if is_short else self._ahead()
         own, worst = self.pace.predict(seconds, 1).seconds / rest, 0.0
         for deadline, _, job in lane.jobs:
-            work += job.left_s
+            work += job.owed_s
             if due < deadline < math.inf:
                 left = deadline - now - self._upper(work) / rest
                 if 0 <= left < own:

@@ -37,6 +37,12 @@ class DeviceMetrics:
             ["model", "reason"],
             registry=r,
         )
+        self.partial = Counter(
+            "mfalcon_partial",
+            "Ranks that were answered with the scores of their first candidates alone, as they allow.",
+            ["model"],
+            registry=r,
+        )
         self._batch_jobs = Histogram(
             "mfalcon_batch_jobs", "Jobs that one step did.", ["model"], buckets=_BATCH_JOBS, registry=r
         )

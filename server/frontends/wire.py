@@ -39,6 +39,7 @@ class Rank(Message):
     request_time_ms: int
     recent_events: bytes
     context: dict[str, int]
+    allow_partial: bool
     deadline: float | None
     model: str
 
@@ -53,6 +54,7 @@ class Rank(Message):
             request.request_time_ms,
             _flat(request.recent_events, EVENT_DTYPE),
             dict(request.context),
+            request.allow_partial,
             deadline,
             model,
         )
@@ -66,6 +68,7 @@ class Rank(Message):
             request_time_ms=self.request_time_ms,
             recent_events=np.frombuffer(self.recent_events, EVENT_DTYPE),
             context=self.context,
+            allow_partial=self.allow_partial,
         )
 
 

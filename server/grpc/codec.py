@@ -23,6 +23,7 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         request_time_ms=message.request_time_ms,
         recent_events=recent_events,
         context=dict(message.context),
+        allow_partial=message.allow_partial,
     )
 
 
@@ -49,6 +50,7 @@ def rank_response(result: RankResult) -> bytes:
         history_len=result.history_len,
         unknown=result.unknown.tolist(),
         stale=result.stale,
+        num_scored=result.num_scored,
     )
     return b"".join(
         (

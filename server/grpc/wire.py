@@ -15,7 +15,7 @@ VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
 SIZES: Final = {FIXED64: 8, FIXED32: 4}
 MAX_VARINT_BYTES: Final = 10
 MAX_OTHER_FIELDS: Final = 256
-"""Fields that are not repeated: our messages have seven at most, and newer clients may know some more."""
+"""Fields that are not repeated: our messages have eight at most, and newer clients may know some more."""
 
 
 class Malformed(Exception):

@@ -170,6 +170,10 @@ class RankBody(RequestBody):
         default={}, description="Request-context features by name."
     )
     model: str = Field(default="", description="The model's name; empty is the default one.")
+    allow_partial: bool = Field(
+        default=False,
+        description="Where time is short the scores of the first candidates are welcome, as many as `num_scored` says.",
+    )
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:
@@ -186,6 +190,7 @@ class RankBody(RequestBody):
             request_time_ms=self.request_time_ms,
             recent_events=self.recent_events,
             context=self.context,
+            allow_partial=self.allow_partial,
         )
 
 

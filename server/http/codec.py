@@ -47,6 +47,7 @@ class RankReply(Body):
                     "history_len": 92,
                     "unknown": [],
                     "stale": False,
+                    "num_scored": 3,
                 }
             ]
         }
@@ -54,7 +55,7 @@ class RankReply(Body):
 
     scores: list[float] = Field(description="The blend of the tasks: the score that ranks.")
     tasks: list[str]
-    task_scores: list[float] = Field(description="Task-major: task t of candidate c is at t * num_candidates + c.")
+    task_scores: list[float] = Field(description="Task-major: task t of candidate c is at t * num_scored + c.")
     top: list[Uint32] = Field(description="Positions in the candidates, best first, ties by position.")
     model_version: str
     cache: CacheReply
@@ -62,6 +63,9 @@ class RankReply(Body):
     history_len: Uint64 = Field(description="Events acknowledged for this user.")
     unknown: list[Uint32] = Field(description="Positions of candidates that the model does not know.")
     stale: bool = Field(description="The event log could not be asked; newer events may exist.")
+    num_scored: Uint32 = Field(
+        description="Everything here is of so many candidates, the first ones: of all unless you said allow_partial."
+    )
 
 
 class AppendEventsReply(Body):
@@ -138,6 +142,7 @@ def rank_reply(result: RankResult) -> bytes:
             "history_len": result.history_len,
             "unknown": result.unknown,
             "stale": result.stale,
+            "num_scored": result.num_scored,
         }
     )
 

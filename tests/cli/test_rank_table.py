@@ -42,4 +42,5 @@ def test_json_holds_all_of_the_answer() -> None:
     assert content["top"][0]["tasks"].keys() == {"like", "rating"}
     assert content["cache"] == {"source": "HOST", "reused_tokens": 5, "encoded_tokens": 1}
     assert content["history_len"] == 6
+    assert content["num_scored"] == 3
     assert content["timings"]["total_us"] == 10

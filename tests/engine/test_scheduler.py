@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,14 @@ def job(
     """due: seconds from the start of the test."""
     one = prefill_job(Fetched(no_history(name)), None if due is None else began[0] + due)
     one.forecast = Forecast(seconds, batch, twin)
+    return one
+
+
+def partial_job(name: str, due: float, seconds: float, least_s: float) -> RankJob:
+    """A job that may be answered with what takes `least_s`."""
+    one = job(name, due)
+    one.forecast = Forecast(seconds, least_s=least_s)
+    one.request = replace(one.request, allow_partial=True)
     return one
 
 
@@ -179,6 +188,47 @@ def test_where_nothing_waits_everything_is_taken() -> None:
     scheduler.submit(job(due=500, seconds=1_000.0))
     with pytest.raises(Overloaded):
         scheduler.submit(job(due=500, seconds=1_000.0))
+
+
+def test_what_may_be_partial_is_taken_where_all_of_it_would_be_late() -> None:
+    scheduler = scheduler_of(*(job(due=60, seconds=5.0) for _ in range(10)), slice_s=10.0)
+    with pytest.raises(Overloaded):
+        scheduler.submit(job("all", 100, seconds=90.0))
+    with pytest.raises(Overloaded):
+        scheduler.submit(partial_job("too much at least", 100, 90.0, 80.0))
+    fits, part = partial_job("fits", 100, 20.0, 1.0), partial_job("part", 100, 90.0, 1.0)
+    scheduler.submit(fits)
+    assert (fits.extra_s, fits.owed_s) == (0.0, 20.0)
+    scheduler.submit(part)
+    assert (part.extra_s, part.owed_s) == (89.0, 1.0)
+    before = scheduler.expected_wait().seconds
+    assert before == pytest.approx(71, rel=0.01), "others wait for what is owed"
+    part.left_s = 10.0
+    assert part.owed_s == 0.0
+
+
+def test_the_rest_of_what_may_be_partial_has_what_others_leave() -> None:
+    part = partial_job("part", 0.1, 100.0, 0.005)
+    scheduler = scheduler_of(part, job("short", 900, 0.001), job("long", 950, 5.0), job("short", 990, 0.002))
+    assert scheduler.next_turn(1, 1.0).jobs == [part]
+    assert scheduler.slice_of([part]) == pytest.approx(0.005), "what it was taken for and no more"
+    part.left_s, part.so_far = 99.9, ANSWER
+    assert scheduler.did([part], 0.005, 0.005) == []
+    scheduler.admit(soon(900), 5.0, is_short=True)
+    assert [users(turn(scheduler)) for _ in range(3)] == [["short"], ["short"], ["long"]]
+    assert len(scheduler) == 1 and scheduler.expected_wait().seconds == 0.0
+    assert scheduler.next_turn(1, 1.0).jobs == [part]
+    assert scheduler.did([part], 0.01, 0.01) == []
+    assert scheduler.discard(part) and not scheduler.discard(part)
+
+
+def test_a_slice_ends_before_what_may_be_partial_is_answered() -> None:
+    one = partial_job("ann", 100, 0.5, 0.005)
+    scheduler = scheduler_of(one, slice_s=1_000.0)
+    assert one.cut_at == pytest.approx(began[0] + 95, abs=1)
+    assert scheduler.slice_of([one]) == pytest.approx(one.cut_at - time.monotonic(), rel=0.02)
+    assert scheduler.slice_of([job("bob", 100)]) == 1_000.0
+    assert scheduler.slice_of([partial_job("late", -1, 0.5, 0.005)]) == 0.0
 
 
 def test_a_caller_that_left_leaves_no_work() -> None:

@@ -54,6 +54,7 @@ async def test_rank_is_equal_by_both(running: Running, num_candidates: int) -> N
     assert list(by_grpc.tasks) == by_http["tasks"] == ["like", "rating"]
     assert by_grpc.model_version == by_http["model_version"] == MODEL.version
     assert by_grpc.history_len == by_http["history_len"] == 0
+    assert by_grpc.num_scored == by_http["num_scored"] == num_candidates
     assert by_http["cache"] == {"source": "HOST", "reused_tokens": 0, "encoded_tokens": 0}
     assert by_grpc.cache == ranking_pb2.CacheInfo(source="HOST")
     assert by_http["timings"] == {"queue_us": 1, "state_us": 2, "encode_us": 3, "score_us": 4, "total_us": 10}
@@ -70,6 +71,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         recent_events=[EVENT, EVENT | {"actions": 31}],
         context={"gender": 1, "hour": 23},
         model="fake",
+        allow_partial=True,
     )
 
     for request in running.engine.requests:
@@ -79,6 +81,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         assert request.request_time_ms == 1_700_000_000_000
         assert request.recent_events.tolist() == [(7, 17, 3.5, 1_000_000), (7, 31, 3.5, 1_000_000)]
         assert request.context == {"gender": 1, "hour": 23}
+        assert request.allow_partial
     assert len(running.engine.requests) == 2
 
 

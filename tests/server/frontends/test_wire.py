@@ -18,7 +18,9 @@ EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtyp
 @pytest.mark.parametrize("num_candidates", [0, 1, 77])
 def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]") -> None:
     candidates = np.arange(num_candidates)[::-1] * -(2**55)
-    request = RankRequest("Zoë \N{OUTLINED WHITE STAR}", candidates, 2**32 - 1, 2**62, events, {"gender": 1})
+    request = RankRequest(
+        "Zoë \N{OUTLINED WHITE STAR}", candidates, 2**32 - 1, 2**62, events, {"gender": 1}, allow_partial=True
+    )
     message = wire.decode_question(wire.encode(wire.Rank.of(2**40, request, 1.5, "m")))
     assert isinstance(message, wire.Rank)
     assert (message.call, message.deadline, message.model) == (2**40, 1.5, "m")
@@ -48,6 +50,7 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)
     arrived = message.result()
+    assert arrived.num_scored == num_candidates
     for field in dataclasses.fields(RankResult):
         one, other = getattr(arrived, field.name), getattr(result, field.name)
         assert np.array_equal(one, other) and getattr(one, "dtype", None) == getattr(other, "dtype", None)
