@@ -3,6 +3,7 @@ answer is its own.
 """
 
 import asyncio
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,6 +88,39 @@ async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
     results = await asyncio.gather(*(engine.rank(each, None) for each in asked))
     for result, history, each in zip(results, histories, asked, strict=True):
         assert_right(result, history, each)
+    await engine.close()
+
+
+async def test_a_batch_is_of_all_that_wait_and_one_history_is_encoded_once(
+    batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their order: several of one user ("anonymous"), and a prefill before a rank."""
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, slice_s=1e3, ranker=RankerOptions(microbatch=32)))
+    engine.wait_ready(ANSWER_SECONDS)
+    go_on, right = threading.Event(), Runner.advance
+
+    def held(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+        assert go_on.wait(ANSWER_SECONDS)
+        return right(runner, jobs, seconds)
+
+    monkeypatch.setattr(Runner, "advance", held)
+    history = random_events(20)
+    for number in range(3):
+        await engine.append_events(f"user-{number}", history, 0)
+    asked = [request(number) for number in (0, 1, 0, 2, 0)]
+    first = asyncio.create_task(engine.rank(request(9), None))
+    await asyncio.sleep(0.1)
+    prefilling = asyncio.create_task(engine.prefill("user-2", None))
+    ranking = [asyncio.create_task(engine.rank(one, None)) for one in asked]
+    await asyncio.sleep(0.1)
+    go_on.set()
+    await first
+    prefilled, results = await prefilling, await asyncio.gather(*ranking)
+    assert batches == [1, 6]
+    for result, one in zip(results, asked, strict=True):
+        assert_right(result, history, one)
+    encoded = [prefilled.encoded_tokens, *(result.cache.encoded_tokens for result in results)]
+    assert sorted(encoded) == [0, 0, 0, 20, 20, 20]
     await engine.close()
 
 
