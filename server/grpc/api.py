@@ -35,6 +35,8 @@ class RankingApi:
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._converter = ThreadPoolExecutor(1, thread_name_prefix="mfalcon-grpc")
+        # A thread that is started when there is no memory left may never come up, and whoever starts it waits for it.
+        self._converter.submit(int).result()
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""

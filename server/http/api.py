@@ -207,7 +207,7 @@ def granted(request: Request) -> float | None:
     return int(timeout_ms) / 1000 if re.fullmatch(r"[0-9]{1,9}", timeout_ms) else None
 
 
-def strict_user_id(user_id: str, request: Request) -> str:
+async def strict_user_id(user_id: str, request: Request) -> str:
     """The user id of the path. ASGI replaces bytes that are not UTF-8, so that two users would become one."""
     if "\N{REPLACEMENT CHARACTER}" in user_id:
         try:

@@ -25,6 +25,8 @@ class BodyReader:
         self._limits = limits
         self._admit = admit
         self._thread = ThreadPoolExecutor(1, "mfalcon-json")
+        # Started now: one that is started when there is no memory left may never come up.
+        self._thread.submit(int).result()
 
     async def read(self, request: Request, kind: type[RequestBody]) -> RequestBody | None:
         """The body of the request, None if there is none. Raises InvalidInput."""
