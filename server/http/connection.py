@@ -116,6 +116,11 @@ class Connection(H11Protocol):
         else:
             self._refuse(error.error_status_hint, str(error).partition(": bytearray")[0])
 
+    def shutdown(self) -> None:
+        """Close it after what is in work."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def abort(self) -> None:
         """Close it at once."""
         self.transport.abort()
@@ -167,7 +172,7 @@ class Connection(H11Protocol):
             ("connection", "close"),
         ]
         head = h11.Response(status_code=status, headers=headers, reason=http.HTTPStatus(status).phrase)
-        for event in (head, h11.Data(data=content), h11.EndOfMessage()):
+        for event in (head, h11.Data(data=b"" if self.conn.wants_no_body else content), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
         self._watch()

@@ -6,6 +6,7 @@ import resource
 import socket
 from collections.abc import Callable
 
+from server.addresses import BACKLOG
 from server.http.connection import Connection
 from server.logs import SELDOM
 
@@ -56,16 +57,16 @@ class Listener:
         """Accept no more than those who have connected already."""
         if self._sock.fileno() < 0:
             return
-        self._accept_some()
+        self._accept(BACKLOG)
         self._loop.remove_reader(self._sock)
         self._sock.close()
 
     def _listen(self) -> None:
         if self._sock.fileno() >= 0:
-            self._loop.add_reader(self._sock, self._accept_some)
+            self._loop.add_reader(self._sock, self._accept, ACCEPTED_AT_ONCE)
 
-    def _accept_some(self) -> None:
-        for _ in range(ACCEPTED_AT_ONCE):
+    def _accept(self, at_most: int) -> None:
+        for _ in range(at_most):
             try:
                 accepted, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

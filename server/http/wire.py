@@ -16,7 +16,7 @@ Event = h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]
 
 
 class Wire(h11.Connection):
-    """The server's side of a connection. What it raises is in `refusal` too.
+    """The server's side of a connection. What it raises is in `refusal` too; a HEAD request wants no body.
 
     h11 bounds what is unfinished, and parses whatever is finished in one go; so it is given a little at a time.
     """
@@ -24,6 +24,7 @@ class Wire(h11.Connection):
     def __init__(self) -> None:
         super().__init__(h11.SERVER, MAX_HEAD_BYTES)
         self.refusal: h11.RemoteProtocolError | None = None
+        self.wants_no_body = False
         self._received = deque[bytes]()
         self._num_chunks = 0
         self._num_body_bytes = 0
@@ -33,11 +34,12 @@ class Wire(h11.Connection):
         """Whether nothing of the next request has arrived."""
         return self.their_state is h11.IDLE and not self._received and not self.trailing_data[0]
 
-    def receive_data(self, data: bytes | bytearray) -> None:
-        """Keep what was received until it is asked for."""
-        self._received.extend(
-            bytes(data[start : start + BYTES_AT_ONCE]) for start in range(0, len(data), BYTES_AT_ONCE)
-        )
+    def receive_data(self, data: bytes) -> None:
+        """Keep what was received until it is asked for, unless it is little."""
+        if not self._received and len(data) <= BYTES_AT_ONCE:
+            super().receive_data(data)
+            return
+        self._received.extend(data[start : start + BYTES_AT_ONCE] for start in range(0, len(data), BYTES_AT_ONCE))
 
     def next_event(self) -> Event:
         """Of h11. Raises RemoteProtocolError."""
@@ -55,9 +57,15 @@ class Wire(h11.Connection):
             raise
         return event
 
+    def start_next_cycle(self) -> None:
+        """Nothing is known of the next request."""
+        super().start_next_cycle()
+        self.wants_no_body = False
+
     def _accepted(self, request: h11.Request) -> h11.Request:
         """The request with a path for a target; a proxy's request names the whole URL."""
         self._num_chunks = self._num_body_bytes = 0
+        self.wants_no_body = request.method == b"HEAD"
         if {b"transfer-encoding", b"content-length"} <= {name for name, _ in request.headers}:
             raise h11.RemoteProtocolError("Transfer-Encoding and Content-Length cannot both be given")
         if request.target.startswith((b"http://", b"https://")):

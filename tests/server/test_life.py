@@ -92,7 +92,9 @@ async def test_drain_does_not_wait_for_ever() -> None:
         running.engine.gate.clear()
         by_grpc = asyncio.ensure_future(running.stub.Rank(RANK))
         by_http = asyncio.create_task(running.http.post("/v1/rank", json=RANK_JSON))
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(10):
+            while running.engine.num_entered < 2:  # noqa: ASYNC110 (nobody is told)
+                await asyncio.sleep(0.01)
         async with asyncio.timeout(3):
             await running.service.stop()
         with pytest.raises(grpc.aio.AioRpcError) as refused:

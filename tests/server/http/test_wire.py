@@ -75,6 +75,15 @@ async def test_what_is_refused(running: Running, caplog: pytest.LogCaptureFixtur
     assert not running.engine.requests
 
 
+async def test_head_is_refused_without_a_body(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    request = b"HEAD /livez HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with connected(running.addresses.http) as connection:
+        await connection.send(request)
+        answer = await connection.rest()
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.endswith(b"\r\n\r\n")
+    assert not caplog.records
+
+
 async def test_chunks_of_a_usual_size_are_read(running: Running) -> None:
     pieces = [BODY[start : start + 10] for start in range(0, len(BODY), 10)]
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in [*pieces, *[b" " * 1_000] * 1_000])
