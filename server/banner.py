@@ -10,7 +10,8 @@ from server.config import ServerConfig
 def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -> Iterator[str]:
     """What is known before anything is loaded. redis: its URL without credentials. grpc, http: where it listens."""
     yield f"mfalcon {__version__} loads {', '.join(str(model.checkpoint) for model in config.served)}"
-    yield f"addresses: grpc {grpc}, http {http}"
+    behind = f", {config.frontends} front-ends" if config.frontends else ""
+    yield f"addresses: grpc {grpc}, http {http}{behind}"
     yield (
         f"limits: {config.max_candidates} candidates, {config.max_recent_events} recent events, "
         f"{config.max_events_per_append} events an append, {config.max_message_bytes} bytes a message, "
