@@ -69,7 +69,7 @@ class GrpcCase:
     async def send(self, running: Clients) -> Answer:
         call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(SERVICE + self.method)
         try:
-            await call(self.message, timeout=5)
+            await call(self.message, timeout=60)
         except grpc.aio.AioRpcError as error:
             return Answer(error.code().name, 0, error.details() or "")
         return Answer("OK", 0, "")
