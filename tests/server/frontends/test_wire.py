@@ -85,3 +85,8 @@ def test_an_error_is_the_very_same(error: MFalconError) -> None:
 
 def test_another_error_travels_as_what_it_is_a_kind_of() -> None:
     assert type(wire.Failed.of(1, Special("why")).error()) is EngineFailure
+
+
+@pytest.mark.parametrize(("word", "message"), [(RankRequest, wire.Rank), (RankResult, wire.Ranked)])
+def test_no_part_of_a_request_or_a_result_is_left_behind(word: type, message: type[wire.Message]) -> None:
+    assert {field.name for field in dataclasses.fields(word)} <= set(message.__struct_fields__)
