@@ -10,6 +10,8 @@ from mfalcon.engine.runner import Answer, Runner
 
 LEAST_S = 1e-9
 """Seconds that nothing fits into: each slice is the least that is done at all."""
+LONGER_AND_LONGER_S = (1, 4, 16, 60)
+"""Deadlines of a request that is asked again with the next one where even the first slice, or the reply, was late."""
 
 
 class SlowDevice:
