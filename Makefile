@@ -17,7 +17,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu chaos loadtest proto clean
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu chaos loadtest soak \
+  proto clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -90,6 +91,16 @@ chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for fiv
 
 loadtest: .venv/.installed-loadtest ## load a running server
 	$(BIN)/mfalcon loadtest
+
+# docs/load.md says how to read it.
+soak: .venv/.installed-test ## load what `make serve` serves for half an hour: do memory, descriptors, threads grow?
+	mkdir -p build
+	$(BIN)/mfalcon loadtest --checkpoint checkpoints/ml-100k-dfgr --seconds 1800 --rate 20 --candidates 500 \
+	  --beside name=cold,clients=1,pause-ms=1000,candidates=100,deadline-ms=10000,history=1024,cold=true \
+	  --beside name=large,rate=0.5,candidates=16384,deadline-ms=10000 \
+	  --beside name=cancelled,rate=5,candidates=4096,deadline-ms=500,cancel-share=0.9 \
+	  --watch 127.0.0.1:8080 --fail-on-slope \
+	  --json-file build/soak.json --write build/soak.md --watch-plot build/soak.png
 
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. proto/ranking.proto

@@ -91,6 +91,7 @@ NEEDS_OPTIONAL = (
     "loadtest.bench.gpu_stacks",
     "loadtest.bench.gpu_tune",
     "loadtest.load.http_target",
+    "loadtest.load.process_metrics",
     "mfalcon.backends.triton",
     "mfalcon.train.frames",
     "mfalcon.train.table",

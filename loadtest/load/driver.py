@@ -34,6 +34,12 @@ class Stream:
     checks: bool
     ledger: Ledger = field(default_factory=Ledger)
 
+    def in_time(self) -> list[float]:
+        """When the answers came that were right and within the deadline."""
+        return [
+            entry.ended for entry in self.ledger if entry.ended is not None and entry.in_time(self.traffic.within_s)
+        ]
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -87,8 +93,9 @@ class Driver:
                 right = await self._ask_for_new_user(stream, prepared)
             else:
                 right = await self._ask(stream, prepared, prepared.user_id, self._loop.time())
-            if not right:
-                await asyncio.sleep(_REFUSED_PAUSE_S)
+            pause_s = max(stream.traffic.pause_ms / 1e3, 0 if right else _REFUSED_PAUSE_S)
+            if pause_s and await _set_before(stop, min(self._loop.time() + pause_s, end)):
+                return
 
     async def _ask_for_new_user(self, stream: Stream, prepared: Prepared) -> bool:
         try:

@@ -38,6 +38,10 @@ class Entry:
     outcome: Outcome = Outcome.OPEN
     code: str = ""
 
+    def in_time(self, within_s: float) -> bool:
+        """Right, and at most so long after its intended time."""
+        return self.outcome is Outcome.RIGHT and self.ended is not None and self.ended - self.intended <= within_s
+
 
 class Ledger:
     """Requests of one class, numbered from 0.

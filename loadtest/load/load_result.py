@@ -8,6 +8,7 @@ import numpy as np
 
 from loadtest.load.ledger import Ledger, Outcome
 from loadtest.load.traffic import Traffic
+from loadtest.load.watched import Watched
 from loadtest.report.machine import Machine
 
 LAG_LIMIT_MS, LAG_SHARE = 10.0, 0.25
@@ -83,7 +84,10 @@ class ClassReport:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Some classes side by side. cores: that the driver's own process used. stopped: before its time was up."""
+    """Some classes side by side. cores: that the driver's own process used. stopped: before its time was up.
+
+    watched: the server meanwhile, if somebody looked.
+    """
 
     seconds: float
     stopped: bool
@@ -91,6 +95,7 @@ class Run:
     lag_max_ms: float
     cores: float
     classes: tuple[ClassReport, ...]
+    watched: Watched | None = None
 
     @property
     def main(self) -> ClassReport:
@@ -144,7 +149,6 @@ def class_report(traffic: Traffic, ledger: Ledger, seconds: float) -> ClassRepor
     if traffic.clients and len(ledger):
         last = max(entry.ended or 0.0 for entry in ledger)
         seconds = max(seconds, last - min(entry.intended for entry in ledger))
-    within_ms = traffic.deadline_ms or float("inf")
     answered, by_error, ends_ms = [], defaultdict(list), []
     for entry in ledger:
         if entry.ended is None or entry.outcome in (Outcome.CANCELLED, Outcome.UNSENT, Outcome.NEVER):
@@ -155,10 +159,7 @@ def class_report(traffic: Traffic, ledger: Ledger, seconds: float) -> ClassRepor
             by_error[entry.code].append(milliseconds)
         elif not entry.code:
             answered.append(milliseconds)
-    in_time = sum(
-        entry.outcome is Outcome.RIGHT and entry.ended is not None and (entry.ended - entry.intended) * 1e3 <= within_ms
-        for entry in ledger
-    )
+    in_time = sum(entry.in_time(traffic.within_s) for entry in ledger)
     return ClassReport(
         traffic=traffic,
         sent=len(ledger),
@@ -178,7 +179,7 @@ def class_report(traffic: Traffic, ledger: Ledger, seconds: float) -> ClassRepor
         goodput=in_time / seconds,
         answered=latency(answered),
         by_error={code: found for code, times in sorted(by_error.items()) if (found := latency(times))},
-        latest_ms=max(ends_ms) - within_ms if ends_ms and traffic.deadline_ms else None,
+        latest_ms=max(ends_ms) - traffic.deadline_ms if ends_ms and traffic.deadline_ms else None,
     )
 
 

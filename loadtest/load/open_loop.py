@@ -29,6 +29,8 @@ from loadtest.load.prepare import Prepared, prepare, unknown_share
 from loadtest.load.search import search
 from loadtest.load.target import ServedModel, Target
 from loadtest.load.traffic import Traffic, highest_rate
+from loadtest.load.watch import Ask, Watch
+from loadtest.load.watched import NOTES as WATCHED_NOTES
 from loadtest.report.machine import commit, this_machine
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.types import Ids
@@ -44,7 +46,8 @@ class LoadOptions:
 
     item_ids: of candidates and histories. version: of the checkpoint that they come from, or "". check: answers are
     held against the oracle's; None for whether the model computes in float32. search_p99_ms: search from the first rate
-    on for the highest whose p99 is at most this. command: as it was called, for the result.
+    on for the highest whose p99 is at most this. command: as it was called, for the result. fail_on_slope: a figure of
+    the server that grows is a complaint, not a warning.
     """
 
     target: str
@@ -58,6 +61,7 @@ class LoadOptions:
     search_p99_ms: float | None = None
     seed: int = 0
     command: str = ""
+    fail_on_slope: bool = False
     limits: Limits = field(default_factory=Limits)
 
 
@@ -68,13 +72,17 @@ class _Stop:
 
 
 async def load(
-    options: LoadOptions, target: Target, say: Callable[[str], None], live: Callable[[str], None] | None = None
+    options: LoadOptions,
+    target: Target,
+    say: Callable[[str], None],
+    live: Callable[[str], None] | None = None,
+    ask: Ask | None = None,
 ) -> LoadResult:
     """Load the server and delete what was made there, also when it is stopped: a SIGINT or SIGTERM ends the run that
     sends and keeps its figures; at any other time, and as the second one, it gives up (CancelledError).
 
-    live: takes a line a second. Raises ConfigError if the server cannot be reached, refuses, or serves another
-    checkpoint.
+    live: takes a line a second. ask: for what the server tells of itself, which is watched during each run. Raises
+    ConfigError if the server cannot be reached, refuses, or serves another checkpoint.
     """
     _check_options(options)
     machine = this_machine()
@@ -85,16 +93,18 @@ async def load(
             users = OwnUsers(target)
             async with users:
                 classes = await _prepared(options, target, users, model, say)
-                runs, found = await _runs(options, target, users, classes, model, stop, say, live)
+                runs, found = await _runs(options, target, users, classes, model, stop, say, live, ask)
         except CallFailed as error:
             raise ConfigError(f"target: {options.target} answers {error}") from error
+    grown = [f"{run.main.name}: {text}" for run in runs if run.watched for text in run.watched.complaints()]
+    complaints, warnings = (grown, []) if options.fail_on_slope else ([], grown)
     unknown = unknown_share([each for prepared in classes.values() for each in prepared])
     return LoadResult(
         benchmark="load",
         machine=machine,
         commit=commit(),
         command=options.command,
-        notes=NOTES,
+        notes=NOTES if ask is None else (*NOTES, *WATCHED_NOTES),
         target=options.target,
         model=model.name,
         version=model.version,
@@ -104,8 +114,8 @@ async def load(
         runs=runs,
         found=found,
         undeleted=users.undeleted,
-        complaints=tuple(complaints_of(runs)),
-        warnings=tuple(warnings_of(runs, unknown, users.undeleted)),
+        complaints=(*complaints_of(runs), *complaints),
+        warnings=(*warnings_of(runs, unknown, users.undeleted), *warnings),
     )
 
 
@@ -153,6 +163,7 @@ async def _runs(
     stop: _Stop,
     say: Callable[[str], None],
     live: Callable[[str], None] | None,
+    ask: Ask | None,
 ) -> tuple[tuple[Run, ...], Found | None]:
     runs: list[Run] = []
     stop.sending = True
@@ -163,7 +174,8 @@ async def _runs(
         rng = np.random.default_rng((options.seed, 1, len(runs)))
         all_traffic = (dataclasses.replace(options.main, rate=rate), *options.beside)
         streams = [Stream(traffic, classes[traffic.name], checks) for traffic in all_traffic]
-        runs.append(await _run(Driver(target, users, options.limits, rng), streams, options.seconds, stop, live))
+        driver, watch = Driver(target, users, options.limits, rng), None if ask is None else Watch(ask, options.seconds)
+        runs.append(await _run(driver, streams, options.seconds, stop, live, watch))
         return runs[-1]
 
     async def holds(rate: float) -> bool:
@@ -186,19 +198,27 @@ async def _runs(
 
 
 async def _run(
-    driver: Driver, streams: Sequence[Stream], seconds: float, stop: _Stop, live: Callable[[str], None] | None
+    driver: Driver,
+    streams: Sequence[Stream],
+    seconds: float,
+    stop: _Stop,
+    live: Callable[[str], None] | None,
+    watch: Watch | None,
 ) -> Run:
     ledgers = [stream.ledger for stream in streams]
     gc.collect()
     gc.freeze()  # a collection that looks at every module there is would be a stall of the driver
     cpu = time.process_time()
-    telling = asyncio.create_task(_tell(driver, ledgers, seconds, live)) if live else None
+    beside = [_tell(driver, ledgers, seconds, live)] if live else []
+    beside += [watch.run()] if watch else []
+    tasks = [asyncio.create_task(each) for each in beside]
     try:
         took = await driver.run(streams, seconds, stop.asked)
     finally:
         gc.unfreeze()
-        if telling is not None:
-            telling.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
     took = max(took, 1e-3)
     p99, most = lag_ms(ledgers)
     return Run(
@@ -208,6 +228,7 @@ async def _run(
         lag_max_ms=most,
         cores=(time.process_time() - cpu) / took,
         classes=tuple(class_report(stream.traffic, stream.ledger, took) for stream in streams),
+        watched=watch.result({stream.traffic.name: stream.in_time() for stream in streams}) if watch else None,
     )
 
 

@@ -24,6 +24,7 @@ class Traffic:
     deadline_ms: from the intended time on; 0 for none. users: who have a history of so many events and are asked for
     in turns; 0 for as many as clients, or 32. cold: each request is for a new user instead, whose history is appended
     just before it. cancel_share: of the requests, which their client cancels after a random part of the deadline.
+    pause_ms: a client's, after each of its requests.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,40}$")] = "main"
@@ -35,11 +36,17 @@ class Traffic:
     history: Annotated[int, Field(ge=0, le=100_000)] = 256
     cold: bool = False
     cancel_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    pause_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 0
 
     @property
     def num_users(self) -> int:
         """Users to prepare."""
         return self.users or self.clients or 32
+
+    @property
+    def within_s(self) -> float:
+        """The deadline in seconds, without bound if there is none."""
+        return self.deadline_ms / 1e3 or float("inf")
 
     @model_validator(mode="after")
     def _one_loop(self) -> Self:
@@ -47,6 +54,8 @@ class Traffic:
             raise ValueError("give either a rate or a number of clients")
         if self.cold and self.rate > 0:
             raise ValueError("cold users go with clients: each needs an append before its request")
+        if self.pause_ms and self.rate > 0:
+            raise ValueError("a pause goes with clients")
         return self
 
 

@@ -12,6 +12,8 @@ from loadtest.bench.score import PEER, UNBATCHED, ScoreResult
 from loadtest.bench.state import StateCell, StateResult
 from loadtest.bench.state_quality import QualityResult
 from loadtest.load.load_result import Found, LoadResult
+from loadtest.load.slope import Slope
+from loadtest.load.watched import Watched
 from loadtest.report.result import as_ms, as_number, bar_table, headline
 from loadtest.report.table import Part, Table
 from loadtest.report.timing import Cell, Spread
@@ -180,10 +182,31 @@ def load_page(result: LoadResult) -> Iterator[Part]:
         for run in result.runs
     ]
     yield Table("The driver", ("run", "seconds", "lag p99 ms", "lag most ms", "cores"), driver)
+    for run in result.runs:
+        if run.watched is not None:
+            yield _watched(run.main.name, run.watched)
     if result.found is not None:
         yield _found(result.found)
     yield _notes((*result.complaints, *result.warnings) or ("every request has one end, and none of them is wrong",))
     yield _notes(result.notes)
+
+
+def _watched(run: str, watched: Watched) -> Table:
+    """Figures of the server over time."""
+    rows = [
+        (
+            *(one.figure.label, one.of, *map(as_number, (one.first, one.last, one.most))),
+            *(_slope(one.slope) if one.slope else "---"),
+            one.verdict,
+        )
+        for one in watched.series
+    ]
+    title = f"The server during {run}: {len(watched.seconds)} samples, {watched.missed} missed"
+    return Table(title, ("figure", "of", "first", "last", "most", "slope/h", "from", "to", "verdict"), rows)
+
+
+def _slope(slope: Slope) -> tuple[str, ...]:
+    return tuple(f"{number:+,.2f}" for number in (slope.per_hour, slope.low, slope.high))
 
 
 def _found(found: Found) -> str:

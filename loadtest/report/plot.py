@@ -9,6 +9,7 @@ from loadtest.bench.state import StateResult
 from loadtest.load.load_result import LoadResult
 from loadtest.report.machine import Machine
 from loadtest.report.timing import Cell
+from mfalcon.errors import ConfigError
 
 _REFUSED = "RESOURCE_EXHAUSTED"
 
@@ -113,6 +114,30 @@ def plot_load(results: Mapping[str, LoadResult], path: Path) -> None:
         axes.legend(fontsize="small")
     last = list(results.values())[-1]
     figure.suptitle(_caption(last.machine, last.commit, last.backend), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_watched(result: LoadResult, path: Path) -> None:
+    """A panel for each figure of the last run that was watched, over time; slopes in the legends. Writes a PNG. Raises
+    ConfigError if there is none.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    watched = [run.watched for run in result.runs if run.watched is not None]
+    if not watched or not watched[-1].series:
+        raise ConfigError("plot: no run was watched")
+    minutes = [seconds / 60 for seconds in watched[-1].seconds]
+    labels = list(dict.fromkeys(one.figure.label for one in watched[-1].series))
+    figure = Figure(figsize=(4.8 * 3, 3.6 * -(-len(labels) // 3)), layout="constrained")
+    for axes, label in zip(figure.subplots(-(-len(labels) // 3), 3, squeeze=False).flat, labels, strict=False):
+        for one in watched[-1].series:
+            if one.figure.label == label:
+                values = [float("nan") if value is None else value for value in one.values]
+                slope = one.slope and f": {one.slope.per_hour:+.2f}/h ({one.slope.low:+.2f} to {one.slope.high:+.2f})"
+                axes.plot(minutes, values, linewidth=1, label=f"{one.of}{slope or ''}")
+        axes.set(title=label, xlabel="minutes", ylim=(0, None))
+        axes.legend(fontsize="x-small")
+    figure.suptitle(_caption(result.machine, result.commit, result.backend), fontsize="small")
     figure.savefig(path, format="png", dpi=120)
 
 

@@ -19,11 +19,11 @@ from loadtest.load.open_loop import LoadOptions, load
 from loadtest.load.target import Target
 from loadtest.load.traffic import parse_traffic, traffic_of
 from loadtest.report.pages import load_page
-from loadtest.report.plot import plot_load
+from loadtest.report.plot import plot_load, plot_watched
 from loadtest.report.result import write_json
 from loadtest.report.table import as_markdown
 from mfalcon.cli.bench_output import progress, show
-from mfalcon.errors import ConfigError, DataError
+from mfalcon.errors import CallFailed, ConfigError, DataError
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
 
@@ -78,7 +78,7 @@ def loadtest(
         typer.Option(
             metavar="NAME=VALUE,...",
             help="A class of requests at the same time: name, rate or clients (a closed loop), candidates, "
-            "deadline_ms, users, history, cold (new users), cancel_share; repeatable.",
+            "deadline_ms, users, history, cold (new users), cancel_share, pause_ms; repeatable.",
             rich_help_panel=_OPEN,
         ),
     ] = None,
@@ -118,6 +118,22 @@ def loadtest(
     write: Annotated[
         Path | None, typer.Option(help="Also write the page here, as Markdown.", rich_help_panel=_OPEN)
     ] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="The server's HTTP: sample memory, descriptors and threads from its /metrics (extra: loadtest).",
+            rich_help_panel=_OPEN,
+        ),
+    ] = None,
+    watch_plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw what --watch saw of the last rate here, over time, a PNG.", rich_help_panel=_OPEN),
+    ] = None,
+    fail_on_slope: Annotated[
+        bool,
+        typer.Option("--fail-on-slope", help="Exit code 1 if a figure of --watch grows.", rich_help_panel=_OPEN),
+    ] = False,
 ) -> None:
     """Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.
 
@@ -131,6 +147,8 @@ def loadtest(
         raise ConfigError("--search and --p99-ms: one needs the other")
     if before is not None and plot is None:
         raise ConfigError("--before: it is drawn by --plot, which is not given")
+    if watch is None and (watch_plot is not None or fail_on_slope):
+        raise ConfigError("--watch-plot, --fail-on-slope: they need --watch")
     if checkpoint is not None and item_ids is not None:
         raise ConfigError("--checkpoint and --item-ids: one at most")
     earlier = None if before is None else _read(before)
@@ -155,10 +173,11 @@ def loadtest(
         search_p99_ms=p99_ms,
         seed=seed,
         command=shlex.join(["mfalcon", *sys.argv[1:]]),
+        fail_on_slope=fail_on_slope,
     )
     live = progress if sys.stderr.isatty() else None
     try:
-        result = asyncio.run(_load(options, connections, live))
+        result = asyncio.run(_load(options, connections, watch, live))
     except asyncio.CancelledError:
         raise typer.Exit(_INTERRUPTED) from None
     show(result, load_page, as_json)
@@ -168,6 +187,8 @@ def loadtest(
         write.write_text(as_markdown(load_page(result)) + "\n", encoding="utf-8")
     if plot is not None:
         plot_load({"now": result} if earlier is None else {"before": earlier, "now": result}, plot)
+    if watch_plot is not None:
+        plot_watched(result, watch_plot)
     for complaint in result.complaints:
         typer.echo(complaint, err=True)
     if result.complaints:
@@ -182,10 +203,21 @@ def _refuse_others(context: typer.Context, panel: str) -> None:
             raise ConfigError(f"{option.opts[0]}: it {'needs' if panel == _OPEN else 'does not go with'} --rate")
 
 
-async def _load(options: LoadOptions, connections: int, live: Callable[[str], None] | None) -> LoadResult:
+async def _load(
+    options: LoadOptions, connections: int, watch: str | None, live: Callable[[str], None] | None
+) -> LoadResult:
     target = _target(options.target, connections)
     try:
-        return await load(options, target, progress, live)
+        if watch is None:
+            return await load(options, target, progress, live)
+        from loadtest.load.process_metrics import process_metrics  # noqa: PLC0415 an optional dependency
+
+        async with process_metrics(watch) as ask:
+            try:
+                await ask()
+            except CallFailed as error:
+                raise ConfigError(f"--watch: {watch} answers {error}") from error
+            return await load(options, target, progress, live, ask)
     finally:
         await target.close()
 

@@ -218,6 +218,16 @@ def test_clients_of_a_closed_loop_ask_one_after_the_other() -> None:
     assert all(entry.sent == entry.intended for entry in ledger)
 
 
+def test_a_client_pauses_between_its_requests() -> None:
+    report, _ = drive(ScriptedTarget(scores(after_s=0.05)), Traffic(clients=2, candidates=2, pause_ms=150))
+    assert 10 <= report.sent <= 12
+
+
+def test_a_pause_ends_with_the_run() -> None:
+    report, _ = drive(ScriptedTarget(scores()), Traffic(clients=1, candidates=2, pause_ms=600_000), stop_at=0.5)
+    assert report.right == report.sent == 1
+
+
 def test_a_refused_client_pauses() -> None:
     report, _ = drive(ScriptedTarget(fails("RESOURCE_EXHAUSTED", after_s=0)), Traffic(clients=1, candidates=2))
     assert 9 <= report.errors["RESOURCE_EXHAUSTED"] <= 11
