@@ -38,6 +38,8 @@ STATES = Figure("KV states", "MiB")
 QUEUE = Figure("queue", "jobs")
 GOODPUT = Figure("goodput", "requests/s")
 
+_GROWS = "GROWS"
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -82,9 +84,6 @@ class Watched:
                 yield f"{one.figure.name} of {one.of} grows by {one.slope.per_hour:,.2f}{unit} an hour"
 
 
-_GROWS = "GROWS"
-
-
 def series_of(figure: Figure, of: str, seconds: Sequence[float], values: Sequence[float | None]) -> Series | None:
     """None if it was never there."""
     there = [(second, value) for second, value in zip(seconds, values, strict=True) if value is not None]
@@ -107,7 +106,7 @@ def series_of(figure: Figure, of: str, seconds: Sequence[float], values: Sequenc
 def _verdict(slope: Slope | None, borne: float | None) -> str:
     if slope is None:
         return "too few samples"
-    if slope.low <= 0 <= slope.high:
+    if slope.zero_within_noise:
         return "zero within noise"
     if slope.high < 0:
         return "falls"
