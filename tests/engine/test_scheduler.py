@@ -208,7 +208,7 @@ def test_what_may_be_partial_is_taken_where_all_of_it_would_be_late() -> None:
 
 
 def test_the_rest_of_what_may_be_partial_has_what_others_leave() -> None:
-    part = partial_job("part", 0.1, 100.0, 0.005)
+    part = partial_job("part", 50, 100.0, 0.005)
     scheduler = scheduler_of(part, job("short", 900, 0.001), job("long", 950, 5.0), job("short", 990, 0.002))
     assert scheduler.next_turn(1, 1.0).jobs == [part]
     assert scheduler.slice_of([part]) == pytest.approx(0.005), "what it was taken for and no more"
