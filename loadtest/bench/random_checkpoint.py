@@ -14,13 +14,20 @@ _WEIGHT_STD = 0.4
 
 
 def random_checkpoint(
-    shape: Shape, num_items: int, seed: int = 0, *, max_history: int = 4_096, dtype: torch.dtype = torch.float32
+    shape: Shape,
+    num_items: int,
+    seed: int = 0,
+    *,
+    max_history: int = 4_096,
+    dtype: torch.dtype = torch.float32,
+    value_scale: float | None = None,
 ) -> Checkpoint:
     """A loaded checkpoint of a shape over items 1 to `num_items`, as `mfalcon.models.checkpoint.load` returns one.
 
-    `mfalcon.models.checkpoint.save` writes it for `mfalcon serve`; the fingerprint is then the written one's.
+    value_scale: of events' values, which are not read if that is None. `mfalcon.models.checkpoint.save` writes it for
+    `mfalcon serve`; the fingerprint is then the written one's.
     """
-    config = _config(shape, num_items, max_history)
+    config = _config(shape, num_items, max_history, value_scale)
     items = ItemTable(np.arange(1, num_items + 1), tuple(f"item {number}" for number in range(1, num_items + 1)), {})
     model = build(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -31,7 +38,8 @@ def random_checkpoint(
     return Checkpoint(model, items, f"random-{shape.name}-{num_items}-{max_history}-{seed}")
 
 
-def _config(shape: Shape, num_items: int, max_history: int) -> RankerConfig:
+def _config(shape: Shape, num_items: int, max_history: int, value_scale: float | None) -> RankerConfig:
     config = ranker_config(shape).model_dump()
-    changes = {"num_items": num_items + 1, "max_history": max_history, "window_chunk": max(1, max_history // 8)}
+    changes: dict[str, object] = {"num_items": num_items + 1, "value_scale": value_scale}
+    changes |= {"max_history": max_history, "window_chunk": max(1, max_history // 8)}
     return RankerConfig.model_validate(config | changes)

@@ -15,8 +15,8 @@ from mfalcon.errors import EngineFailure
 _STOP_S = 30
 
 
-class _Server(NamedTuple):
-    """A server, and a shell that kills it when the pipe between us and the shell closes."""
+class Guarded(NamedTuple):
+    """A process, and a shell that kills it when the pipe between us and the shell closes."""
 
     process: "subprocess.Popen[str]"
     guard: "subprocess.Popen[bytes]"
@@ -38,7 +38,7 @@ class Fleet:
             port = free_port()
             if port not in self._ports:
                 self._ports.append(port)
-        self._servers: list[_Server] = []
+        self._servers: list[Guarded] = []
         self._exited: list[str] = []
 
     @property
@@ -66,7 +66,7 @@ class Fleet:
     def kill(self, number: int) -> None:
         """End a server with SIGKILL."""
         self._exited += self._exit_of(number)
-        _end(self._servers[number])
+        end(self._servers[number])
 
     def start(self, number: int) -> None:
         """Start a killed server on its port and wait until it is ready. Raises EngineFailure if it does not start."""
@@ -81,35 +81,36 @@ class Fleet:
         code = self._servers[number].process.poll()
         return [] if code is None else [f"the server on {self.targets[number]} exited with {code}"]
 
-    def _spawn(self, number: int) -> _Server:
+    def _spawn(self, number: int) -> Guarded:
         command = [*self._command, "--grpc-port", str(self._ports[number])]
         if self._logs is None:
-            return _guarded(command, subprocess.DEVNULL)
+            return guarded(command, subprocess.DEVNULL)
         with (self._logs / f"server-{number}.log").open("a") as log:
-            return _guarded(command, log)
+            return guarded(command, log)
 
     def _end_all(self) -> None:
         for server in self._servers:
-            _end(server)
+            end(server)
 
 
-def _guarded(command: list[str], stderr: IO[str] | int) -> _Server:
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+def guarded(command: list[str], stderr: IO[str] | int, stdout: IO[str] | int = subprocess.PIPE) -> Guarded:
+    """Start a process that does not outlive this one."""
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True)
     guard = subprocess.Popen(
         ["/bin/sh", "-c", 'read -r line; kill -9 "$0"', str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
     )
-    return _Server(process, guard)
+    return Guarded(process, guard)
 
 
-def _wait_ready(server: _Server) -> None:
+def _wait_ready(server: Guarded) -> None:
     process = server.process
     assert process.stdout is not None
     if not process.stdout.readline().startswith("ready "):
         raise EngineFailure(f"mfalcon serve did not start (exit code {process.wait(_STOP_S)})")
 
 
-def _end(server: _Server) -> None:
-    """The guard first: the number of a process that is gone may become another's."""
+def end(server: Guarded) -> None:
+    """Kill it. The guard first: the number of a process that is gone may become another's."""
     server.guard.kill()
     server.guard.wait(_STOP_S)
     server.process.kill()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from loadtest.faults.bad_checkpoints import KINDS, UNSOUND, configured, weighed
 from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import serve
 from mfalcon.engine.probe import probe
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import load, save
 from mfalcon.models.config import ContextFeature
-from tests.models.bad_checkpoints import KINDS, UNSOUND, configured, weighed
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 ROOT = Path(__file__).parents[2]

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from loadtest.faults.bad_checkpoints import KINDS, reconfigure, sign
 from mfalcon.errors import CheckpointError
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Ranker
@@ -24,7 +25,6 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS, load_items
 from mfalcon.models.registry import architectures, build
-from tests.models.bad_checkpoints import KINDS, reconfigure, sign
 from tests.small import small_checkpoint, small_config, small_items
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ import grpc.aio
 import httpx
 import pytest
 
+from loadtest.faults.bad_checkpoints import KINDS, UNSOUND
 from mfalcon.errors import CheckpointError, Overloaded
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
@@ -20,7 +21,6 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service, build_engine
 from server.config import load_config
 from server.reload import Reloads, mark_of
-from tests.models.bad_checkpoints import KINDS, UNSOUND
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
