@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _LARGEST_BATCH = 32
 """Users of one computation on a GPU."""
 SLICE_S = 0.008
+_LOST = "the device is lost, and the server ends; ask another one"
 _GAP_S = 0.001
 """The time between two steps is a part of the second if it is shorter than this: the device was not idle."""
 
@@ -86,7 +87,7 @@ class Device:
     def check_open(self) -> None:
         """Raise ShuttingDown after `close` and on a device that is lost."""
         if self._failure is not None:
-            raise ShuttingDown("the device is lost, and the server ends; ask another one")
+            raise ShuttingDown(_LOST)
         if self.closed:
             raise ShuttingDown("the server is shutting down")
 
@@ -196,7 +197,7 @@ class Device:
                     _log.exception("the device thread ended")
                     self._failure = error
                     refuse(turn.jobs, EngineFailure("the device thread ended; the server's log has the cause"))
-                    self.close(EngineFailure("the device thread ended"))
+                    self.close(ShuttingDown(_LOST))  # what was only queued may be asked of another server
                     break
                 self._busy_since = None
                 ended = time.monotonic()

@@ -20,7 +20,7 @@ from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Answer, Runner
 from mfalcon.engine.workers import WorkerPool
-from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError, Overloaded, ShuttingDown
+from mfalcon.errors import DeadlineExceeded, EngineFailure, Overloaded, ShuttingDown
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
@@ -98,8 +98,9 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     monkeypatch.setattr(Runner, "check_device", broken)
     asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
     answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
-    assert all(isinstance(answer, MFalconError) for answer in answers)
-    assert isinstance(answers[0], EngineFailure)
+    assert [type(answer) for answer in answers] == [EngineFailure, ShuttingDown, ShuttingDown], (
+        "the rest may be retried"
+    )
     assert not engine.ready
     assert engine.lost(60.0) == "the device thread ended: the device is lost"
     with pytest.raises(ShuttingDown, match="the device is lost, and the server ends; ask another one"):
