@@ -51,6 +51,7 @@ class Device:
         self.device = device
         self.threads = threads
         self.workers = WorkerPool(1 if device.type == "cuda" else threads)
+        self._slice_s = slice_s
         self._scheduler = Scheduler(queue_size, slice_s)
         self._runners: Runners = {}
         self._started = threading.Event()
@@ -209,7 +210,7 @@ class Device:
         computation, or small requests side by side, a core each.
         """
         if any(runner.batched for runner in self._runners.values()):
-            return self._largest_batch, self._scheduler.slice_s
+            return self._largest_batch, self._slice_s
         return self.workers.num_workers, math.inf
 
     def _do(self, turn: Turn, began: float) -> None:

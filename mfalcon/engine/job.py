@@ -24,13 +24,14 @@ class Forecast:
 
     seconds: of the device. batch: jobs of an equal one are better done at once than one after the other; None: this one
     is done alone. twin: jobs of one user share a batch only if they have an equal one, which is not None. least_s:
-    seconds until the first candidates have a score.
+    seconds until the first candidates have a score. slowness: how many times as long as usual all that takes now.
     """
 
     seconds: float = 0.0
     batch: object = None
     twin: object = None
     least_s: float = 0.0
+    slowness: float = 1.0
 
 
 @dataclass(slots=True, eq=False)

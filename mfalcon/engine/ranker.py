@@ -197,6 +197,7 @@ class LoadedRanker:
             small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
         measure_encoding(served, self.predictor.encode)
         measure_scoring(served, self.predictor.score, microbatch)
+        self.predictor.score.settle()
         return Measured(microbatch, small, self.predictor)
 
     def count(self, cache: CacheInfo) -> None:

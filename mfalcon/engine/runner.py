@@ -35,6 +35,7 @@ _SLICE_TOKENS, _SLICE_CANDIDATES = 64, 96
 all keys and values for little."""
 _BATCHED_TOKENS = 512
 """The same of tokens where users are computed together; of candidates it is a microbatch there."""
+_MOST_SLOWNESS = 16.0
 _SMALL = "small"
 """The batch of requests that are done on one core each."""
 
@@ -108,10 +109,11 @@ class Runner:
         seconds = encode_s + cost.score.predict(num_tokens, num_candidates).seconds
         least_s = encode_s + cost.score.predict(num_tokens, least).seconds
         link = log.link(log_len) if not num_recent else None
+        slowness = min(max(1.0, cost.score.slowness), _MOST_SLOWNESS)
         if self.batched:
-            return Forecast(seconds, (job.model,), link, least_s)
+            return Forecast(seconds, (job.model,), link, least_s, slowness)
         is_small = num_candidates <= self._small_candidates and new <= _SMALL_EVENTS
-        return Forecast(seconds, _SMALL if is_small else None, None if new else link, least_s)
+        return Forecast(seconds, _SMALL if is_small else None, None if new else link, least_s, slowness)
 
     def advance(self, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         """A slice of each request: what is predicted to take no longer than `seconds`, and at least a little. Its

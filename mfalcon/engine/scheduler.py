@@ -78,11 +78,12 @@ class _Lane:
 class Scheduler:
     """Accepts jobs from any thread, hands them to one.
 
-    queue_size: jobs that may wait. slice_s: the bound of a slice, seconds.
+    queue_size: jobs that may wait. slice_s: the bound of a slice, seconds at the usual speed.
     """
 
     def __init__(self, queue_size: int, slice_s: float) -> None:
-        self.slice_s = slice_s
+        self._usual_slice_s = slice_s
+        self._slowness = 1.0
         self.pace = Pace()
         self._queue_size = queue_size
         self._short, self._long, self._extra = _Lane(), _Lane(), _Lane()
@@ -131,11 +132,11 @@ class Scheduler:
     def submit(self, job: RankJob) -> None:
         """Queue a job, with its forecast. Raises as `admit` does."""
         with self._changed:
-            job.left_s = job.forecast.seconds
-            job.is_short = job.left_s <= self.slice_s
+            job.left_s, self._slowness = job.forecast.seconds, job.forecast.slowness
+            job.is_short = job.left_s <= self._slice_s
             if job.request.allow_partial and self._refusal(job.deadline, job.left_s, is_short=job.is_short):
                 job.extra_s = job.left_s - job.forecast.least_s
-                job.is_short = job.owed_s <= self.slice_s
+                job.is_short = job.owed_s <= self._slice_s
             self.admit(job.deadline, job.owed_s, is_short=job.is_short)
             self._usual_s += _USUAL_GAIN * (job.owed_s - self._usual_s)
             self._put(job)
@@ -185,7 +186,7 @@ class Scheduler:
         yet what it was taken for.
         """
         with self._changed:
-            now, rate, seconds = time.monotonic(), self.pace.predict(1.0, 1).seconds, self.slice_s
+            now, rate, seconds = time.monotonic(), self.pace.predict(1.0, 1).seconds, self._slice_s
             for job in jobs:
                 seconds = min(seconds, max(0.0, job.cut_at - now) / rate)
                 if job.extra_s and job.so_far is None:
@@ -217,7 +218,7 @@ class Scheduler:
         """What a job without a deadline would wait."""
         with self._changed:
             seconds = self._ahead() + self._long.seconds()
-            return self.pace.predict(seconds, 1 + seconds / self.slice_s)
+            return self.pace.predict(seconds, 1 + seconds / self._slice_s)
 
     def load(self) -> Load:
         """What a short job finds that is due after all others; it need not be asked again while nothing waits."""
@@ -253,6 +254,11 @@ class Scheduler:
         return self._short, self._long, self._extra
 
     @property
+    def _slice_s(self) -> float:
+        """The bound of a slice now: what is short and what a slice holds does not change with a neighbour's load."""
+        return self._usual_slice_s * self._slowness
+
+    @property
     def _num_ahead(self) -> int:
         return len(self) + len(self._at_work)
 
@@ -277,14 +283,14 @@ class Scheduler:
         if not self._long.jobs:
             self._credit_s = 0.0
             return self._short if self._short.jobs else self._extra
-        is_owed = self._credit_s >= min(self.slice_s, self._long.jobs[0][2].left_s)
+        is_owed = self._credit_s >= min(self._slice_s, self._long.jobs[0][2].left_s)
         return self._long if is_owed or not self._short.jobs else self._short
 
     def _ahead(self, due: float = math.inf) -> float:
         """Predicted seconds of what goes before a short job of that deadline: other short ones, the slice that runs,
         and what is coming.
         """
-        running = sum(min(job.left_s, self.slice_s) for job in self._at_work)
+        running = sum(min(job.left_s, self._slice_s) for job in self._at_work)
         return running + self._short.seconds(due) + sum(self._coming.values())
 
     def _refusal(self, deadline: float | None, seconds: float, *, is_short: bool) -> Overloaded | None:
@@ -326,7 +332,7 @@ class Scheduler:
         return worst or None
 
     def _upper(self, seconds: float) -> float:
-        return self.pace.predict(seconds, 1 + seconds / self.slice_s).upper
+        return self.pace.predict(seconds, 1 + seconds / self._slice_s).upper
 
     def _rest(self, *, is_short: bool) -> float:
         """The part of the device's time that the other priority leaves."""

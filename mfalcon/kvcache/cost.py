@@ -62,7 +62,7 @@ class _Cost:
         assert all(0 < term < math.inf for term in prior)
         self._prior = prior
         self._lock = threading.Lock()
-        self._log_speed = 0.0
+        self._log_speed = self._usual_log_speed = 0.0
         self._margin = _FIRST_MARGIN
         self._num_observed = 0
         self._shape = [1.0] * len(prior)  # in units of the prior
@@ -77,6 +77,15 @@ class _Cost:
     def coefficients(self) -> tuple[float, ...]:
         """Seconds per unit of each feature, at the present speed."""
         return self._published[0]
+
+    def settle(self) -> None:
+        """Take the speed of this moment for the usual one: the machine was quiet while it was measured."""
+        self._usual_log_speed = self._log_speed
+
+    @property
+    def slowness(self) -> float:
+        """How many times as long as usual everything takes at this moment: 2 beside a busy neighbour, say."""
+        return math.exp(self._log_speed - self._usual_log_speed)
 
     def _predict(self, features: tuple[float, ...]) -> Estimate:
         coefficients, margin = self._published

@@ -183,6 +183,22 @@ def test_a_long_job_waits_for_all_short_ones_and_a_short_one_for_no_more_than_it
         scheduler.admit(soon(15), 1.0, is_short=False)  # 20 s of short ones
 
 
+def test_what_is_short_does_not_change_with_a_neighbour_s_load() -> None:
+    """A machine at a fifth of its speed: else one client's crowd would make another's small requests large ones, which
+    wait for all of it.
+    """
+    scheduler = scheduler_of(*(job(due=900, seconds=0.005) for _ in range(200)))
+    slow = job("slow", 100, seconds=0.04)
+    slow.forecast = replace(slow.forecast, slowness=5.0)
+    scheduler.submit(slow)
+    assert slow.is_short
+    assert users(turn(scheduler)) == ["slow"]
+    large = job("large", 100, seconds=0.06)
+    large.forecast = replace(large.forecast, slowness=5.0)
+    scheduler.submit(large)
+    assert not large.is_short
+
+
 def test_where_nothing_waits_everything_is_taken() -> None:
     scheduler = scheduler_of()
     scheduler.submit(job(due=500, seconds=1_000.0))

@@ -239,6 +239,17 @@ def test_the_pace_is_of_all_seconds_and_not_of_most_steps(seed: int) -> None:
     assert np.mean(expected[200:]) == pytest.approx(4 * 3.4e-3, rel=0.1)
 
 
+def test_slowness_is_told_from_what_work_costs() -> None:
+    cost = ScoreCost()
+    for size in (64, 256, 1_024) * 10:
+        cost.observe(500, size, 1e-5 * size)
+    cost.settle()
+    assert cost.slowness == 1.0
+    for size in (64, 256, 1_024) * 10:
+        cost.observe(500, size, 4e-5 * size)
+    assert cost.slowness == pytest.approx(4, rel=0.3)
+
+
 def test_one_accident_moves_no_wait_by_more_than_30_percent() -> None:
     pace = Pace()
     for _ in range(100):
