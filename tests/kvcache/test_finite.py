@@ -1,5 +1,7 @@
 """What is not finite is seen in the last layer, wherever it arose and whatever computes; of others nothing is."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -23,9 +25,22 @@ BACKENDS = [
     ("auto", torch.bfloat16, "auto"),
     ("auto", torch.float32, "int8"),
     ("auto", torch.bfloat16, "int8"),
-    pytest.param(("triton", torch.float32, "auto"), marks=needs_interpreter),
-    pytest.param(("triton", torch.float32, "fp8"), marks=needs_interpreter),
+    ("triton", torch.float32, "auto"),
+    ("triton", torch.float32, "fp8"),
 ]
+
+
+def cases() -> list[object]:
+    """Every backend with every damage; in the interpreter, at seconds each, two always and all in `make thorough`."""
+    found: list[object] = []
+    hows = ["item nan", "item inf", *(f"weight {i} {part}" for i in range(3) for part in "uvqk")]
+    for architecture, backend, how in itertools.product(architectures(), BACKENDS, hows):
+        marks = [needs_interpreter] if backend[0] == "triton" else []
+        if marks and (architecture != "dfgr" or how not in ("item nan", "weight 1 k")):
+            marks.append(pytest.mark.thorough)
+        name = f"{architecture}-{'-'.join(map(str, backend))}-{how}".replace("torch.", "")
+        found.append(pytest.param(architecture, backend, how, marks=marks, id=name))
+    return found
 
 
 def not_finite(state: KVState, layers: range) -> set[int]:
@@ -52,14 +67,10 @@ def spoil(model: Ranker, how: str, row: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter computes by numpy, which warns of overflow
-@pytest.mark.parametrize("how", ["item nan", "item inf", *(f"weight {i} {part}" for i in range(3) for part in "uvqk")])
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize(("architecture", "backend", "how"), cases())
 def test_the_last_layer_shows_it(architecture: str, backend: tuple[str, torch.dtype, str], how: str) -> None:
     """No token that is not finite in an earlier layer is finite in the last one: nothing makes it so again."""
     name, dtype, kv_dtype = backend
-    if name == "triton" and (architecture != "dfgr" or how not in ("item nan", "weight 1 k")):
-        pytest.skip("seconds each in the interpreter")
     config = small_config(architecture, num_layers=3)
     checkpoint = small_checkpoint(architecture, dtype, config=config)
     events = random_events(EVENTS)
