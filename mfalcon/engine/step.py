@@ -38,7 +38,8 @@ def step(
             _log.error("a step of %d requests failed", len(jobs), exc_info=error)
         _without_frames(error)  # before anything is tried again: they hold pages
         is_out = is_out_of_memory(error)
-        has_room = (is_out or isinstance(error, Overloaded)) and make_room(len(jobs))
+        too_many = len(jobs) if is_out else 1  # pages come back, memory that a step never had does not
+        has_room = (is_out or isinstance(error, Overloaded)) and make_room(too_many)
         if len(jobs) > 1:
             for job in jobs:
                 step(runners, [job], seconds, make_room)

@@ -17,7 +17,7 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Answer, Runner
-from mfalcon.errors import EngineFailure, ShuttingDown
+from mfalcon.errors import EngineFailure, Overloaded, ShuttingDown
 from mfalcon.kvcache.state import PlainLayout
 from mfalcon.types import CacheSource, Events, RankRequest, RankResult
 from tests.device import needs_interpreter
@@ -160,6 +160,31 @@ async def test_a_batch_that_is_too_much_for_the_memory_is_split_and_the_bound_re
     largest = max(sizes)
     assert largest > 2 and sizes.count(largest) == 1
     assert max(sizes[sizes.index(largest) + 1 :]) <= largest // 2
+    await engine.close()
+
+
+async def test_a_batch_that_finds_no_pages_is_split_and_the_next_one_is_as_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pages come back, memory that a step never had does not."""
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, slice_s=1e3, ranker=RankerOptions(microbatch=32)))
+    engine.wait_ready(ANSWER_SECONDS)
+    sizes: list[int] = []
+    right = Runner.advance
+
+    def advance(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+        sizes.append(len(jobs))
+        if len(jobs) > 2 and len(sizes) < 4:
+            raise Overloaded("the memory for KV states is in use")
+        return right(runner, jobs, seconds)
+
+    monkeypatch.setattr(Runner, "advance", advance)
+    for _ in range(2):
+        for answer in await asyncio.gather(*(engine.rank(request(number), None) for number in range(8))):
+            assert isinstance(answer, RankResult)
+    refused = max(sizes[:3])
+    assert refused > 2
+    assert max(sizes[sizes.index(refused) + 1 :]) > refused // 2
     await engine.close()
 
 

@@ -226,16 +226,18 @@ async def test_who_is_late_half_way_is_told_and_costs_no_more(steps: Steps) -> N
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
     await engine.append_events("ann", random_events(250), None)
     deadline = time.monotonic() + 60
-    passed = threading.Event()
+    reached, passed = threading.Event(), threading.Event()
 
     def wait(number: int) -> None:
         if number == 3:
+            reached.set()
             assert passed.wait(LIMIT_S)
 
     steps.on_step = wait
-    job_deadline = time.monotonic() + 0.5
+    job_deadline = time.monotonic() + 2
     work = asyncio.create_task(engine.rank(rank_request("ann", ITEMS[:1_000].tolist()), job_deadline))
-    await asyncio.sleep(0.6)
+    assert await asyncio.to_thread(reached.wait, LIMIT_S)
+    await asyncio.sleep(job_deadline - time.monotonic() + 0.1)
     passed.set()
     with pytest.raises(DeadlineExceeded, match="while the request was"):
         await work
