@@ -126,8 +126,8 @@ def test_what_was_encoded_before_the_caller_gave_up_is_kept() -> None:
         result, _ = in_slices(runner, again)
         assert result.cache.source is CacheSource.HOST
         assert result.cache.reused_tokens == 128 and result.cache.encoded_tokens == 122
-        longer = job_of(events, 9)
-        assert runner.advance([longer], SHORTEST) == [None] or True
+        longer = job_of(events, 1_000)
+        assert runner.advance([longer], SHORTEST) == [None]
         runner.let_go(longer)
         found = cache.lookup(again.fetched_history.history, 0)
         assert found is not None and found.stop == 250, "the longer state stays"
