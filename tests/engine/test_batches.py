@@ -97,9 +97,10 @@ async def test_a_batch_is_of_all_that_wait_and_one_history_is_encoded_once(
     """Whatever their order: several of one user ("anonymous"), and a prefill before a rank."""
     engine = compose(CHECKPOINT, EngineConfig(threads=1, slice_s=1e3, ranker=RankerOptions(microbatch=32)))
     engine.wait_ready(ANSWER_SECONDS)
-    go_on, right = threading.Event(), Runner.advance
+    reached, go_on, right = threading.Event(), threading.Event(), Runner.advance
 
     def held(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
+        reached.set()
         assert go_on.wait(ANSWER_SECONDS)
         return right(runner, jobs, seconds)
 
@@ -109,10 +110,12 @@ async def test_a_batch_is_of_all_that_wait_and_one_history_is_encoded_once(
         await engine.append_events(f"user-{number}", history, 0)
     asked = [request(number) for number in (0, 1, 0, 2, 0)]
     first = asyncio.create_task(engine.rank(request(9), None))
-    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(reached.wait, ANSWER_SECONDS)
     prefilling = asyncio.create_task(engine.prefill("user-2", None))
     ranking = [asyncio.create_task(engine.rank(one, None)) for one in asked]
-    await asyncio.sleep(0.1)
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while engine.device.num_queued() < 6:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.001)
     go_on.set()
     await first
     prefilled, results = await prefilling, await asyncio.gather(*ranking)
