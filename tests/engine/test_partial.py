@@ -128,8 +128,8 @@ async def test_a_device_that_does_not_come_back_is_not_waited_for(slow: SlowDevi
     assert part is not None
     assert 0 < part.num_scored < len(ITEMS) and is_prefix(part, whole)
     with pytest.raises((TimeoutError, DeadlineExceeded)):
-        async with asyncio.timeout(0.2):
-            await engine.rank(asked(allow_partial=False), time.monotonic() + 0.2)
+        async with asyncio.timeout(1):
+            await engine.rank(asked(allow_partial=False), time.monotonic() + 1)
     slow.stops_at = None
     await engine.rank(rank_request("bob", [1]), None)
     await engine.delete_user("ann")
@@ -161,8 +161,8 @@ async def test_without_a_score_there_is_no_part(slow: SlowDevice) -> None:
     engine = await engine_of()
     slow.stops_at = 0
     with pytest.raises((TimeoutError, DeadlineExceeded)):
-        async with asyncio.timeout(0.2):
-            await engine.rank(asked(allow_partial=True), time.monotonic() + 0.1)
+        async with asyncio.timeout(1.1):
+            await engine.rank(asked(allow_partial=True), time.monotonic() + 1)
     slow.stops_at = None
     with pytest.raises(DeadlineExceeded):
         await engine.rank(asked(allow_partial=True), time.monotonic() - 1)
