@@ -8,7 +8,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -221,9 +221,9 @@ class Device:
         left = {id(job): job.left_s for job in jobs}
         runner = self._runners.get(jobs[0].model)
         if len(jobs) == 1 or (runner is not None and runner.batched):
-            done += step(self._runners, jobs, self._scheduler.slice_of(jobs), self._make_room)
+            done += self._step(jobs)
         else:
-            self.workers.run(lambda job: done.extend(step(self._runners, [job], math.inf, self._make_room)), jobs)
+            self.workers.run(lambda job: done.extend(self._step([job])), jobs)
         done_s = sum(left[id(job)] - job.left_s for job in done)
         took_s = time.monotonic() - began
         if done:
@@ -232,6 +232,9 @@ class Device:
             self._scheduler.did(jobs, done_s, took_s),
             ShuttingDown("the server shut down before this request was done"),
         )
+
+    def _step(self, jobs: Sequence[RankJob]) -> list[RankJob]:
+        return step(self._runners, jobs, self._scheduler.slice_of(jobs), self._make_room)
 
     def _make_room(self, num_jobs: int) -> bool:
         """So many jobs at once were too much for the memory: try no batch of more than half again, and have the jobs

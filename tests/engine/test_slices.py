@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mfalcon.engine.ranker
 from mfalcon.backends.choice import choose
 from mfalcon.backends.select import PoolBudget, reference, serve
 from mfalcon.engine.compose import EngineConfig, compose
@@ -197,6 +198,26 @@ async def test_a_small_request_passes_a_large_one(steps: Steps) -> None:
     assert steps.users[:4] == ["large"] * 3 + ["small"]
     result = await large
     assert np.abs(result.task_scores - cold_scores(CHECKPOINT, history, asked).numpy()).max() <= 2e-5
+    await engine.close()
+
+
+async def test_requests_side_by_side_are_done_in_slices_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one core each is quicker for large requests as well, they still let others go first."""
+    monkeypatch.setattr(mfalcon.engine.ranker, "measure_side_by_side", lambda *_: 10**6)
+    engine = compose(CHECKPOINT, replace(CONFIG, threads=2, slice_s=0.01))
+    await asyncio.to_thread(engine.wait_ready, LIMIT_S)
+    seconds: list[float] = []
+    right = Runner.advance
+
+    def advance(runner: Runner, jobs: Sequence[RankJob], most_s: float) -> list[Answer | None]:
+        seconds.append(most_s)
+        return right(runner, jobs, most_s)
+
+    monkeypatch.setattr(Runner, "advance", advance)
+    works = (engine.rank(rank_request(user, ITEMS[:1_000].tolist()), None) for user in ("ann", "bob", "cleo", "dan"))
+    for result in await asyncio.gather(*works):
+        assert len(result.scores) == 1_000
+    assert len(seconds) >= 4 and max(seconds) <= 0.01 * 16  # at the slowest that a neighbour may make it
     await engine.close()
 
 
