@@ -56,6 +56,7 @@ def rank_result(response: pb.RankResponse) -> RankResult:
         history_len=response.history_len,
         unknown=np.array(response.unknown, dtype=np.uint32),
         stale=response.stale,
+        failed=np.array(response.failed, dtype=np.uint32),
     )
 
 

@@ -4,7 +4,7 @@ An event is one user action on one item; a history is a user's events in order. 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -24,6 +24,15 @@ MAX_TIME_MS = 253_402_300_799_999
 """9999-12-31T23:59:59.999Z: the last time that every client library can print."""
 
 MAX_USER_ID_BYTES = 256
+
+
+NO_SCORE = float(np.finfo(np.float32).min)
+"""The score of a candidate for which a model gives no finite number: the lowest of all, and a number in JSON too."""
+
+
+def no_positions() -> Positions:
+    """None of the candidates."""
+    return np.empty(0, dtype=np.uint32)
 
 
 def no_events() -> Events:
@@ -91,6 +100,7 @@ class RankResult:
     history_len: events acknowledged for the user (not the window that the model saw).
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
+    failed: positions of candidates for which the model gives no finite number: their scores are `NO_SCORE`.
     """
 
     scores: Floats
@@ -103,6 +113,7 @@ class RankResult:
     history_len: int
     unknown: Positions
     stale: bool = False
+    failed: Positions = field(default_factory=no_positions)
 
     @property
     def num_scored(self) -> int:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/ranking.proto\x12\nmfalcon.v1\"2\n\rReloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"V\n\x0eReloadResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bold_version\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07took_ms\x18\x04 \x01(\x04\"I\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x10\x12\x0f\n\x07\x61\x63tions\x18\x02 \x01(\x07\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x0f\n\x07time_ms\x18\x04 \x01(\x10\"\x91\x02\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\x10\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12(\n\rrecent_events\x18\x05 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x35\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.mfalcon.v1.RankRequest.ContextEntry\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rallow_partial\x18\x08 \x01(\x08\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"d\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x10\n\x08state_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x10\n\x08score_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"\x9a\x01\n\tCacheInfo\x12,\n\x06source\x18\x01 \x01(\x0e\x32\x1c.mfalcon.v1.CacheInfo.Source\x12\x15\n\rreused_tokens\x18\x02 \x01(\x04\x12\x16\n\x0e\x65ncoded_tokens\x18\x03 \x01(\x04\"0\n\x06Source\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03GPU\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\t\n\x05REDIS\x10\x03\"\xfb\x01\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x13\n\x0btask_scores\x18\x03 \x03(\x02\x12\x0b\n\x03top\x18\x04 \x03(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x15.mfalcon.v1.CacheInfo\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.mfalcon.v1.Timings\x12\x13\n\x0bhistory_len\x18\x08 \x01(\x04\x12\x0f\n\x07unknown\x18\t \x03(\r\x12\r\n\x05stale\x18\n \x01(\x08\x12\x12\n\nnum_scored\x18\x0b \x01(\r\"u\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x19\n\x0c\x65xpected_len\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_expected_len\"+\n\x14\x41ppendEventsResponse\x12\x13\n\x0bhistory_len\x18\x01 \x01(\x04\"0\n\x0ePrefillRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.mfalcon.v1.GetModelResponse\"S\n\x0e\x43ontextFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65rived\x18\x04 \x01(\x08\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x34\n\x10\x63ontext_features\x18\x04 \x03(\x0b\x32\x1a.mfalcon.v1.ContextFeature\x12\x13\n\x0bmax_history\x18\x05 \x01(\x04\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x04\x12\x15\n\rprefix_stable\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x63tions\x18\x08 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t2\xb6\x03\n\x07Ranking\x12\x39\n\x04Rank\x12\x17.mfalcon.v1.RankRequest\x1a\x18.mfalcon.v1.RankResponse\x12Q\n\x0c\x41ppendEvents\x12\x1f.mfalcon.v1.AppendEventsRequest\x1a .mfalcon.v1.AppendEventsResponse\x12<\n\x07Prefill\x12\x1a.mfalcon.v1.PrefillRequest\x1a\x15.mfalcon.v1.CacheInfo\x12K\n\nDeleteUser\x12\x1d.mfalcon.v1.DeleteUserRequest\x1a\x1e.mfalcon.v1.DeleteUserResponse\x12\x45\n\x08GetModel\x12\x1b.mfalcon.v1.GetModelRequest\x1a\x1c.mfalcon.v1.GetModelResponse\x12K\n\nListModels\x12\x1d.mfalcon.v1.ListModelsRequest\x1a\x1e.mfalcon.v1.ListModelsResponse2H\n\x05\x41\x64min\x12?\n\x06Reload\x12\x19.mfalcon.v1.ReloadRequest\x1a\x1a.mfalcon.v1.ReloadResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13proto/ranking.proto\x12\nmfalcon.v1\"2\n\rReloadRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\"V\n\x0eReloadResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x13\n\x0bold_version\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07took_ms\x18\x04 \x01(\x04\"I\n\x05\x45vent\x12\x0f\n\x07item_id\x18\x01 \x01(\x10\x12\x0f\n\x07\x61\x63tions\x18\x02 \x01(\x07\x12\r\n\x05value\x18\x03 \x01(\x02\x12\x0f\n\x07time_ms\x18\x04 \x01(\x10\"\x91\x02\n\x0bRankRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\ncandidates\x18\x02 \x03(\x10\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\x17\n\x0frequest_time_ms\x18\x04 \x01(\x03\x12(\n\rrecent_events\x18\x05 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x35\n\x07\x63ontext\x18\x06 \x03(\x0b\x32$.mfalcon.v1.RankRequest.ContextEntry\x12\r\n\x05model\x18\x07 \x01(\t\x12\x15\n\rallow_partial\x18\x08 \x01(\x08\x1a.\n\x0c\x43ontextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"d\n\x07Timings\x12\x10\n\x08queue_us\x18\x01 \x01(\x04\x12\x10\n\x08state_us\x18\x02 \x01(\x04\x12\x11\n\tencode_us\x18\x03 \x01(\x04\x12\x10\n\x08score_us\x18\x04 \x01(\x04\x12\x10\n\x08total_us\x18\x05 \x01(\x04\"\x9a\x01\n\tCacheInfo\x12,\n\x06source\x18\x01 \x01(\x0e\x32\x1c.mfalcon.v1.CacheInfo.Source\x12\x15\n\rreused_tokens\x18\x02 \x01(\x04\x12\x16\n\x0e\x65ncoded_tokens\x18\x03 \x01(\x04\"0\n\x06Source\x12\x08\n\x04NONE\x10\x00\x12\x07\n\x03GPU\x10\x01\x12\x08\n\x04HOST\x10\x02\x12\t\n\x05REDIS\x10\x03\"\x8b\x02\n\x0cRankResponse\x12\x0e\n\x06scores\x18\x01 \x03(\x02\x12\r\n\x05tasks\x18\x02 \x03(\t\x12\x13\n\x0btask_scores\x18\x03 \x03(\x02\x12\x0b\n\x03top\x18\x04 \x03(\r\x12\x15\n\rmodel_version\x18\x05 \x01(\t\x12$\n\x05\x63\x61\x63he\x18\x06 \x01(\x0b\x32\x15.mfalcon.v1.CacheInfo\x12$\n\x07timings\x18\x07 \x01(\x0b\x32\x13.mfalcon.v1.Timings\x12\x13\n\x0bhistory_len\x18\x08 \x01(\x04\x12\x0f\n\x07unknown\x18\t \x03(\r\x12\r\n\x05stale\x18\n \x01(\x08\x12\x12\n\nnum_scored\x18\x0b \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x0c \x03(\r\"u\n\x13\x41ppendEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12!\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x11.mfalcon.v1.Event\x12\x19\n\x0c\x65xpected_len\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x0f\n\r_expected_len\"+\n\x14\x41ppendEventsResponse\x12\x13\n\x0bhistory_len\x18\x01 \x01(\x04\"0\n\x0ePrefillRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"$\n\x11\x44\x65leteUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"\x14\n\x12\x44\x65leteUserResponse\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.mfalcon.v1.GetModelResponse\"S\n\x0e\x43ontextFeature\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x0e\n\x06values\x18\x03 \x03(\t\x12\x0f\n\x07\x64\x65rived\x18\x04 \x01(\x08\"\xf2\x01\n\x10GetModelResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05tasks\x18\x03 \x03(\t\x12\x34\n\x10\x63ontext_features\x18\x04 \x03(\x0b\x32\x1a.mfalcon.v1.ContextFeature\x12\x13\n\x0bmax_history\x18\x05 \x01(\x04\x12\x16\n\x0emax_candidates\x18\x06 \x01(\x04\x12\x15\n\rprefix_stable\x18\x07 \x01(\x08\x12\x0f\n\x07\x61\x63tions\x18\x08 \x03(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\n \x01(\t2\xb6\x03\n\x07Ranking\x12\x39\n\x04Rank\x12\x17.mfalcon.v1.RankRequest\x1a\x18.mfalcon.v1.RankResponse\x12Q\n\x0c\x41ppendEvents\x12\x1f.mfalcon.v1.AppendEventsRequest\x1a .mfalcon.v1.AppendEventsResponse\x12<\n\x07Prefill\x12\x1a.mfalcon.v1.PrefillRequest\x1a\x15.mfalcon.v1.CacheInfo\x12K\n\nDeleteUser\x12\x1d.mfalcon.v1.DeleteUserRequest\x1a\x1e.mfalcon.v1.DeleteUserResponse\x12\x45\n\x08GetModel\x12\x1b.mfalcon.v1.GetModelRequest\x1a\x1c.mfalcon.v1.GetModelResponse\x12K\n\nListModels\x12\x1d.mfalcon.v1.ListModelsRequest\x1a\x1e.mfalcon.v1.ListModelsResponse2H\n\x05\x41\x64min\x12?\n\x06Reload\x12\x19.mfalcon.v1.ReloadRequest\x1a\x1a.mfalcon.v1.ReloadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,29 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CACHEINFO_SOURCE']._serialized_start=735
   _globals['_CACHEINFO_SOURCE']._serialized_end=783
   _globals['_RANKRESPONSE']._serialized_start=786
-  _globals['_RANKRESPONSE']._serialized_end=1037
-  _globals['_APPENDEVENTSREQUEST']._serialized_start=1039
-  _globals['_APPENDEVENTSREQUEST']._serialized_end=1156
-  _globals['_APPENDEVENTSRESPONSE']._serialized_start=1158
-  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1201
-  _globals['_PREFILLREQUEST']._serialized_start=1203
-  _globals['_PREFILLREQUEST']._serialized_end=1251
-  _globals['_DELETEUSERREQUEST']._serialized_start=1253
-  _globals['_DELETEUSERREQUEST']._serialized_end=1289
-  _globals['_DELETEUSERRESPONSE']._serialized_start=1291
-  _globals['_DELETEUSERRESPONSE']._serialized_end=1311
-  _globals['_GETMODELREQUEST']._serialized_start=1313
-  _globals['_GETMODELREQUEST']._serialized_end=1345
-  _globals['_LISTMODELSREQUEST']._serialized_start=1347
-  _globals['_LISTMODELSREQUEST']._serialized_end=1366
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1368
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1434
-  _globals['_CONTEXTFEATURE']._serialized_start=1436
-  _globals['_CONTEXTFEATURE']._serialized_end=1519
-  _globals['_GETMODELRESPONSE']._serialized_start=1522
-  _globals['_GETMODELRESPONSE']._serialized_end=1764
-  _globals['_RANKING']._serialized_start=1767
-  _globals['_RANKING']._serialized_end=2205
-  _globals['_ADMIN']._serialized_start=2207
-  _globals['_ADMIN']._serialized_end=2279
+  _globals['_RANKRESPONSE']._serialized_end=1053
+  _globals['_APPENDEVENTSREQUEST']._serialized_start=1055
+  _globals['_APPENDEVENTSREQUEST']._serialized_end=1172
+  _globals['_APPENDEVENTSRESPONSE']._serialized_start=1174
+  _globals['_APPENDEVENTSRESPONSE']._serialized_end=1217
+  _globals['_PREFILLREQUEST']._serialized_start=1219
+  _globals['_PREFILLREQUEST']._serialized_end=1267
+  _globals['_DELETEUSERREQUEST']._serialized_start=1269
+  _globals['_DELETEUSERREQUEST']._serialized_end=1305
+  _globals['_DELETEUSERRESPONSE']._serialized_start=1307
+  _globals['_DELETEUSERRESPONSE']._serialized_end=1327
+  _globals['_GETMODELREQUEST']._serialized_start=1329
+  _globals['_GETMODELREQUEST']._serialized_end=1361
+  _globals['_LISTMODELSREQUEST']._serialized_start=1363
+  _globals['_LISTMODELSREQUEST']._serialized_end=1382
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1384
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1450
+  _globals['_CONTEXTFEATURE']._serialized_start=1452
+  _globals['_CONTEXTFEATURE']._serialized_end=1535
+  _globals['_GETMODELRESPONSE']._serialized_start=1538
+  _globals['_GETMODELRESPONSE']._serialized_end=1780
+  _globals['_RANKING']._serialized_start=1783
+  _globals['_RANKING']._serialized_end=2221
+  _globals['_ADMIN']._serialized_start=2223
+  _globals['_ADMIN']._serialized_end=2295
 # @@protoc_insertion_point(module_scope)

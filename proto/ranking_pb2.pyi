@@ -101,7 +101,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +113,7 @@ class RankResponse(_message.Message):
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     NUM_SCORED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: _containers.RepeatedScalarFieldContainer[float]
@@ -124,7 +125,8 @@ class RankResponse(_message.Message):
     unknown: _containers.RepeatedScalarFieldContainer[int]
     stale: bool
     num_scored: int
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ...) -> None: ...
+    failed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("user_id", "events", "expected_len")

@@ -142,7 +142,7 @@ class Driver:
     def _judge(self, stream: Stream, prepared: Prepared, answer: Scored) -> Outcome:
         ledger = stream.ledger
         ledger.num_encoded += answer.num_encoded > 0
-        if len(answer.scores) != stream.traffic.candidates or not np.isfinite(answer.scores).all():
+        if len(answer.scores) != stream.traffic.candidates or not answer.is_finite:
             return Outcome.WRONG
         if not stream.checks:
             return Outcome.RIGHT

@@ -89,6 +89,8 @@ def check_rank(response: pb.RankResponse, num_candidates: int) -> None:
         raise BadAnswer(f"{len(task_scores)} task scores for {num_candidates} candidates, {len(response.tasks)} tasks")
     if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
         raise BadAnswer("a score is not finite")
+    if response.failed:
+        raise BadAnswer("the model gives a candidate no finite score")
     top = np.asarray(response.top)
     if len(top) != min(_TOP_K, num_candidates) or np.any(np.diff(scores[top]) > 0):
         raise BadAnswer("top is not the best candidates in order")

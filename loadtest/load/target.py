@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from mfalcon.types import Events, Floats, Ids
+import numpy as np
+
+from mfalcon.types import NO_SCORE, Events, Floats, Ids
 
 SETUP_TIMEOUT_S = 60.0
 """Of calls before and after the load."""
@@ -28,6 +30,11 @@ class Scored:
     num_encoded: int
     num_unknown: int
     version: str
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the model gives a finite number for every candidate."""
+        return bool(np.isfinite(self.scores).all() and (self.scores != NO_SCORE).all())
 
 
 class Target(Protocol):

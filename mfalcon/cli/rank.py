@@ -55,6 +55,10 @@ def rank(
     _console.print(top_table(result, ids, items))
     if result.num_scored < len(ids):
         _console.print(f"scored the first {result.num_scored} of {len(ids)} candidates: there was no time for more")
+    if len(result.failed):
+        _console.print(
+            f"the model gives {len(result.failed)} candidates a score that is no finite number: they are last"
+        )
     _console.print(cost_line(result))
 
 
@@ -124,6 +128,7 @@ def as_json(result: RankResult, ids: Ids, items: ItemTable | None) -> dict[str, 
         "history_len": result.history_len,
         "num_scored": result.num_scored,
         "num_unknown": len(unknown),
+        "num_failed": len(result.failed),
         "cache": cache,
         "timings": dataclasses.asdict(result.timings),
     }

@@ -109,7 +109,7 @@ class Engine:
             finally:
                 del job  # see `_answer`
             ranker.note(request.user_id)
-            ranker.count(result.cache)
+            ranker.count(result.cache, len(result.failed))
             if result.num_scored < len(request.candidates):
                 self.metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)

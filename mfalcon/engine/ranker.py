@@ -200,7 +200,7 @@ class LoadedRanker:
         self.predictor.score.settle()
         return Measured(microbatch, small, self.predictor)
 
-    def count(self, cache: CacheInfo) -> None:
+    def count(self, cache: CacheInfo, num_failed: int = 0) -> None:
         """Bring the metrics up to date after a request."""
         states, counted = self.cache, self._counted
         counted.host_bytes.set(states.host.num_bytes)
@@ -211,7 +211,7 @@ class LoadedRanker:
             counted.device_evicted.follow(states.device.num_evicted)
             counted.offloaded.follow(states.offload.num_copied)
             counted.not_offloaded.follow(states.offload.num_dropped)
-        counted.answered(cache)
+        counted.answered(cache, num_failed)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""

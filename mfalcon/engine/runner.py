@@ -24,7 +24,18 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.types import CacheInfo, CacheSource, Events, Ids, Positions, RankResult, Timings, no_events
+from mfalcon.types import (
+    NO_SCORE,
+    CacheInfo,
+    CacheSource,
+    Events,
+    Ids,
+    Positions,
+    RankResult,
+    Timings,
+    no_events,
+    no_positions,
+)
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -342,7 +353,8 @@ class Runner:
 
     def _result(self, job: RankJob, work: Progress) -> Answer | None:
         """The answer, for the candidates that are scored. None where a score is not a finite number and a state was
-        reused: that is deleted, and all of the request is done again without it.
+        reused: that is deleted, and all of the request is done again without it. What is not finite then either is the
+        failure of those candidates alone.
         """
         fetched_history = job.fetched_history
         if work.is_spoilt:
@@ -358,9 +370,11 @@ class Runner:
                 return None
             wrong = job.request.candidates[: work.num_scored][~is_finite]
             ids = ", ".join(map(str, wrong[:_MOST_NAMED])) + (", ..." if len(wrong) > _MOST_NAMED else "")
-            return EngineFailure(
-                f"the model gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
-            )
+            what = f"gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
+            _log.error("model version %s %s", self._version, what)
+            if not is_finite.any():
+                return EngineFailure(f"the model {what}")
+            scores[~is_finite] = task_scores[:, ~is_finite] = NO_SCORE
         now = time.monotonic()
         timings = Timings(
             queue_us=max(0, _us(now - job.queued - work.state_s - work.encode_s - work.score_s)),
@@ -380,6 +394,7 @@ class Runner:
             history_len=len(fetched_history.history),
             stale=fetched_history.stale,
             unknown=np.flatnonzero(work.rows[: work.num_scored] == UNKNOWN_ROW).astype(np.uint32),
+            failed=np.flatnonzero(~is_finite).astype(np.uint32),
         )
 
     def _begin_again(self, job: RankJob, work: Progress) -> bool:
@@ -399,7 +414,7 @@ class Runner:
 def best_first(scores: np.ndarray, top_k: int) -> Positions:
     """Positions of the top_k highest scores, best first, ties by position."""
     if top_k == 0:
-        return np.empty(0, dtype=np.uint32)
+        return no_positions()
     if top_k >= len(scores):
         return np.argsort(-scores, kind="stable").astype(np.uint32)
     good = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])  # a few more where scores are equal

@@ -33,9 +33,12 @@ class ModelStates:
         self.not_offloaded = Total(metrics.not_offloaded.labels(model))
         self._lookups = {source: metrics.lookups.labels(model, source.name.lower()) for source in CacheSource}
         self._reused, self._encoded = (metrics.tokens.labels(model, how) for how in ("reused", "encoded"))
+        self._failed = metrics.failed.labels(model)
 
-    def answered(self, cache: CacheInfo) -> None:
-        """A request has been answered from these states."""
+    def answered(self, cache: CacheInfo, num_failed: int) -> None:
+        """A request has been answered from these states, but for so many of its candidates."""
+        if num_failed:
+            self._failed.inc(num_failed)
         self._lookups[cache.source].inc()
         self._reused.inc(cache.reused_tokens)
         self._encoded.inc(cache.encoded_tokens)

@@ -20,6 +20,12 @@ class StateMetrics:
         self.tokens = Counter(
             "mfalcon_state_tokens", "Prefix tokens taken from a KV state or encoded.", ["model", "how"], registry=r
         )
+        self.failed = Counter(
+            "mfalcon_failed_candidates",
+            "Candidates for which the model gives no finite number, in requests that are answered.",
+            ["model"],
+            registry=r,
+        )
         self.decisions = Counter(
             "mfalcon_state_decisions", "Fetch or recompute, and why.", ["choice", "reason"], registry=r
         )

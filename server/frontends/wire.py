@@ -124,7 +124,7 @@ class Serving(Message):
 
 
 class Ranked(Message):
-    """See `RankResult`. scores: float32; task_scores: float32, task by task; top, unknown: uint32."""
+    """See `RankResult`. scores: float32; task_scores: float32, task by task; top, unknown, failed: uint32."""
 
     scores: bytes
     tasks: tuple[str, ...]
@@ -136,6 +136,7 @@ class Ranked(Message):
     history_len: int
     unknown: bytes
     stale: bool
+    failed: bytes
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -152,6 +153,7 @@ class Ranked(Message):
             result.history_len,
             _flat(result.unknown, np.uint32),
             result.stale,
+            _flat(result.failed, np.uint32),
         )
 
     def result(self) -> RankResult:
@@ -168,6 +170,7 @@ class Ranked(Message):
             history_len=self.history_len,
             unknown=np.frombuffer(self.unknown, np.uint32),
             stale=self.stale,
+            failed=np.frombuffer(self.failed, np.uint32),
         )
 
 

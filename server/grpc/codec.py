@@ -51,6 +51,7 @@ def rank_response(result: RankResult) -> bytes:
         unknown=result.unknown.tolist(),
         stale=result.stale,
         num_scored=result.num_scored,
+        failed=result.failed.tolist(),
     )
     return b"".join(
         (

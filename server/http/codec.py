@@ -48,6 +48,7 @@ class RankReply(Body):
                     "unknown": [],
                     "stale": False,
                     "num_scored": 3,
+                    "failed": [],
                 }
             ]
         }
@@ -65,6 +66,10 @@ class RankReply(Body):
     stale: bool = Field(description="The event log could not be asked; newer events may exist.")
     num_scored: Uint32 = Field(
         description="Everything here is of so many candidates, the first ones: of all unless you said allow_partial."
+    )
+    failed: list[Uint32] = Field(
+        description="Positions of candidates for which the model gives no finite number: their scores are the lowest "
+        "float32, and they come last."
     )
 
 
@@ -143,6 +148,7 @@ def rank_reply(result: RankResult) -> bytes:
             "unknown": result.unknown,
             "stale": result.stale,
             "num_scored": result.num_scored,
+            "failed": result.failed,
         }
     )
 

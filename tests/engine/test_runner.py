@@ -17,7 +17,7 @@ from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import architectures
-from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, no_events
+from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Events, RankRequest, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
@@ -198,16 +198,34 @@ def test_unknown_candidates_are_flagged() -> None:
     assert result.scores[0] == result.scores[2] == result.scores[3]
 
 
-def test_a_score_that_is_no_number_is_an_error_that_names_the_candidates() -> None:
+def test_a_score_that_is_no_number_is_the_failure_of_its_candidate_alone() -> None:
+    checkpoint = small_checkpoint()
+    runner, _ = runner_of(checkpoint)
+    bad, *good = ITEMS[:4].tolist()
+    request = rank_request("ann", [bad, *good, bad], top_k=5)
+    with torch.inference_mode():
+        right = runner.rank(rank_job(no_events(), request))
+        checkpoint.model.heads.item_bias.weight[1] = float("nan")
+        result = runner.rank(rank_job(no_events(), request))
+    assert result.failed.tolist() == [0, 4]
+    assert not len(right.failed)
+    assert np.array_equal(result.scores[1:4], right.scores[1:4])
+    assert np.array_equal(result.task_scores[:, 1:4], right.task_scores[:, 1:4])
+    assert (result.scores[[0, 4]] == NO_SCORE).all()
+    assert (result.task_scores[:, [0, 4]] == NO_SCORE).all()
+    assert result.top.tolist()[3:] == [0, 4]
+
+
+def test_a_model_that_gives_no_candidate_a_number_is_an_error_that_names_them() -> None:
     checkpoint = small_checkpoint()
     runner, _ = runner_of(checkpoint)
     checkpoint.model.heads.item_bias.weight[1] = float("nan")
     bad = int(ITEMS[0])
     with (
         torch.inference_mode(),
-        pytest.raises(EngineFailure, match=rf"gives 2 of 4 candidates .* no finite number: {bad}, {bad}$"),
+        pytest.raises(EngineFailure, match=rf"gives 2 of 2 candidates .* no finite number: {bad}, {bad}$"),
     ):
-        runner.rank(rank_job(no_events(), rank_request("ann", [bad, *ITEMS[1:3].tolist(), bad])))
+        runner.rank(rank_job(no_events(), rank_request("ann", [bad, bad])))
 
 
 @pytest.mark.parametrize("what", [float("nan"), float("inf")])

@@ -14,7 +14,7 @@ def test_totals_of_one_checkpoint_after_the_other_add_up() -> None:
         states = ModelStates(metrics, "main")
         for total in totals:
             states.host_evicted.follow(total)
-            states.answered(CacheInfo(CacheSource.HOST, 40, 1))
+            states.answered(CacheInfo(CacheSource.HOST, 40, 1), num_failed=0)
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"mfalcon_{name}", {"model": "main"} | labels)

@@ -43,6 +43,7 @@ OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context
 KILLER = "killer"
 """A user whose rank is the last thing that the device does."""
 NUM_KNOWN_ITEMS = 2_000
+FAILING_ITEM = 13
 """Items 1 to so many are known."""
 
 
@@ -100,6 +101,7 @@ class FakeEngine:
             timings=Timings(1, 2, 3, 4, 10),
             history_len=len(history),
             unknown=np.flatnonzero(unknown).astype(np.uint32),
+            failed=np.flatnonzero(request.candidates == FAILING_ITEM).astype(np.uint32),
         )
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:

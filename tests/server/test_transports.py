@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from mfalcon.client import Client
 from proto import ranking_pb2
 from server.http import bodies, codec
-from tests.server.fake_engine import MODEL, OTHER, like_scores
+from tests.server.fake_engine import FAILING_ITEM, MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
 NAMES = [MODEL.name, OTHER.name]
@@ -35,6 +35,11 @@ async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.Ran
     by_grpc = await running.stub.Rank(ParseDict(fields, ranking_pb2.RankRequest()))
     by_http = reply(await running.http.post("/v1/rank", json=fields), codec.RankReply)
     return by_grpc, by_http
+
+
+async def test_candidates_without_a_score_are_named_by_both(running: Running) -> None:
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1, FAILING_ITEM, 2, FAILING_ITEM])
+    assert list(by_grpc.failed) == by_http["failed"] == [1, 3]
 
 
 @pytest.mark.parametrize("num_candidates", [1, 63, 77, 2_000, 16_384])

@@ -14,7 +14,7 @@ from loadtest.load.prepare import Prepared
 from loadtest.load.target import Scored, ServedModel
 from loadtest.load.traffic import Traffic
 from mfalcon.errors import CallFailed
-from mfalcon.types import Events, Ids
+from mfalcon.types import NO_SCORE, Events, Ids
 from tests.loadtest.load.virtual_time import in_virtual_time, virtual_loop
 
 ORACLE = Scored(np.array([0.25, 0.5], dtype=np.float32), 0, 0, "v")
@@ -134,6 +134,7 @@ def test_an_open_loop_sends_at_its_times_whatever_becomes_of_the_requests() -> N
         (scores(after_s=60), Outcome.NEVER),
         (scores((0.25,)), Outcome.WRONG),
         (scores((0.25, float("nan"))), Outcome.WRONG),
+        (scores((NO_SCORE, 0.5)), Outcome.WRONG),
         (scores((0.25, 0.5001)), Outcome.WRONG),
         (scores((0.25, 0.500001)), Outcome.RIGHT),
     ],

@@ -46,6 +46,7 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         history_len=2**40,
         unknown=np.empty(0, dtype=np.uint32),
         stale=True,
+        failed=np.array([0], dtype=np.uint32),
     )
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)
