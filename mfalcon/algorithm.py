@@ -67,7 +67,7 @@ def score_all(served: ServedModel, requests: Sequence[Scoring], microbatch: int)
     states, times = [request.state for request in requests], [request.time_ms for request in requests]
     hidden = served.stack.hidden(states, tokens, sizes, times, microbatch)
     with cores_for(num_numbers):
-        return model.heads.scores(model.predict(hidden, targets))
+        return served.readout.scores(hidden, targets)
 
 
 def _joined(deltas: Sequence[EventTokens]) -> EventTokens:

@@ -1,6 +1,6 @@
 """A model that is ready to serve: its backend, and the pages on which its KV states live."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
@@ -11,6 +11,7 @@ from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
 from mfalcon.models.base import Ranker
+from mfalcon.models.readout import Readout
 
 KV_DTYPES: Final = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """Types of K and V on pages by name: that of the computation, or 8-bit codes."""
@@ -26,7 +27,7 @@ class ServedModel:
     """A model, what computes its stack, and where its states live. unavailable: backends that cannot run here, why.
 
     host: pages in host memory for states that leave the pool of a device; None where the pool is the host's. budget: of
-    the pools, None if they were made without one.
+    the pools, None if they were made without one. readout: the model's end.
     """
 
     model: Ranker
@@ -35,6 +36,10 @@ class ServedModel:
     unavailable: tuple[str, ...] = ()
     host: KVPool | None = None
     budget: "PoolBudget | None" = None
+    readout: Readout = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "readout", Readout(self.model))
 
     def can_share(self, layout: Layout, budget: "PoolBudget | None") -> bool:
         """Whether a model of this layout and budget needs no pools beside these."""

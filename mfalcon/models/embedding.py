@@ -99,9 +99,13 @@ class ContextEmbedding(nn.Module):
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(feature.num_values + 1, dim) for feature in features)
         self._dim = dim
-        for table in self.tables:
-            assert isinstance(table, nn.Embedding)
+        for table in self.embeddings:
             nn.init.zeros_(table.weight)
+
+    @property
+    def embeddings(self) -> list[nn.Embedding]:
+        """A table for each feature; its first row is that of a missing one."""
+        return [table for table in self.tables if isinstance(table, nn.Embedding)]
 
     def forward(self, codes: Tensor) -> Tensor:
         """int64 [..., num_features], -1 for missing -> [..., dim]; zero where the model reads no context."""

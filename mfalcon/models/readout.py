@@ -1,0 +1,41 @@
+"""What is read off hidden targets while a model serves: context, heads and scores in as few operators as that takes.
+
+At 100 candidates the calls of the operators cost more than what they compute. The definition is `Ranker.predict` and
+`TaskHeads.scores`, one module and one task after the other.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mfalcon.models.base import Ranker, Targets
+
+
+class Readout:
+    """The end of a model whose weights no longer change."""
+
+    def __init__(self, model: Ranker) -> None:
+        tasks, bias = model.config.tasks, model.heads.item_bias.weight
+        tables = [table.weight.detach() for table in model.context.embeddings]
+        sizes = [len(table) for table in tables]
+        self._context = torch.cat(tables) if tables else None
+        self._first_rows = torch.tensor([1 + sum(sizes[:index]) for index in range(len(sizes))], device=bias.device)
+        self._norm, self._first, *_, self._last = model.heads.mlp
+        self._item_bias = bias.detach()
+        self._is_binary = torch.tensor([task.kind == "binary" for task in tasks], device=bias.device)
+        self._centers = torch.tensor([task.center for task in tasks], dtype=bias.dtype, device=bias.device)
+        self._all_binary = all(task.kind == "binary" for task in tasks)
+
+    def scores(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Hidden targets [num_targets, dim] -> scores [num_targets, num_tasks]: probabilities (binary), values
+        (regression). targets.context: codes of all targets, [num_features], or of each, [num_targets, num_features].
+        """
+        if self._context is not None:
+            codes = (targets.context + self._first_rows).view(-1, len(self._first_rows))
+            hidden = hidden + functional.embedding_bag(codes, self._context, mode="sum")
+        x = self._norm(hidden.to(self._item_bias.dtype))
+        x = functional.silu(self._first(x), inplace=True)
+        raw: Tensor = self._last(x).add_(functional.embedding(targets.rows, self._item_bias))
+        if self._all_binary:
+            return raw.sigmoid_()
+        return torch.where(self._is_binary, raw.sigmoid(), raw + self._centers)

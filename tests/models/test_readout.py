@@ -1,0 +1,48 @@
+"""The readout of a served model against its definition."""
+
+import pytest
+import torch
+
+from mfalcon.models.base import MISSING, Targets
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.readout import Readout
+from tests.small import small_checkpoint, small_config
+
+NUM_TARGETS = 9
+
+
+def readable(config: RankerConfig, kinds: tuple[str, ...]) -> RankerConfig:
+    """The config with these kinds of tasks."""
+    one = config.tasks[0]
+    tasks = tuple(
+        one.model_copy(update={"name": f"task_{index}", "kind": kind, "center": 0.0 if kind == "binary" else 3.5})
+        for index, kind in enumerate(kinds)
+    )
+    return config.model_copy(update={"tasks": tasks, "blend": {tasks[0].name: 1.0}})
+
+
+@pytest.mark.parametrize("kinds", [("binary",), ("regression",), ("regression", "binary", "binary")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows_of_context", [None, NUM_TARGETS])
+@pytest.mark.parametrize("reads_context", [True, False])
+def test_it_is_what_the_modules_give(
+    kinds: tuple[str, ...], dtype: torch.dtype, rows_of_context: int | None, reads_context: bool
+) -> None:
+    config = readable(small_config(), kinds)
+    if not reads_context:
+        config = config.model_copy(update={"context_features": ()})
+    model = small_checkpoint(config=config).model
+    model.cast(dtype)
+    features = config.context_features
+    sizes = torch.tensor([feature.num_values for feature in features])
+    lead = () if rows_of_context is None else (rows_of_context,)
+    context = (torch.rand(*lead, len(features)) * (sizes + 1)).long() + MISSING
+    targets = Targets(torch.randint(0, config.num_items, (NUM_TARGETS,)), context)
+    hidden = torch.randn(NUM_TARGETS, config.layer.dim, dtype=dtype)
+    with torch.inference_mode():
+        for table in model.context.embeddings:  # they begin at zero
+            table.weight.normal_()
+        expected = model.heads.scores(model.predict(hidden, targets))
+        given = Readout(model).scores(hidden.clone(), targets)
+    assert given.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(given, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
