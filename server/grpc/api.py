@@ -1,7 +1,7 @@
 """The gRPC transport: mfalcon.v1.Ranking over the handler, with grpc.health.v1 and reflection."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -40,7 +40,6 @@ class RankingApi:
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
-        self._handler.admit(time_left)
         request = codec.rank_request(message, await self._events(message.recent_events))
         return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 
@@ -131,14 +130,18 @@ def ranking_service(handler: Handler, limits: Limits, wait_s: float) -> grpc.Gen
     api = RankingApi(handler)
 
     def method(
-        message_type: type[Request], answer: Answer[Request], most: MessageLimits | None = None
+        message_type: type[Request],
+        answer: Answer[Request],
+        most: MessageLimits | None = None,
+        admit: Callable[[float | None], None] = lambda _: None,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-        return raw_method(message_type, answer, most or MessageLimits(message_type.DESCRIPTOR.full_name), wait_s)
+        limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
+        return raw_method(message_type, answer, limits, wait_s, admit=admit)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
-            "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits)),
+            "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
             "AppendEvents": method(ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits)),
             "Prefill": method(ranking_pb2.PrefillRequest, api.prefill),
             "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user),

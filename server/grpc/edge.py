@@ -119,14 +119,17 @@ def raw_method(
     limits: MessageLimits,
     wait_s: float,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
+    admit: Callable[[float | None], None] = lambda _: None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Wrap a method of one message and one answer. wait_s: longest time that the message may take to arrive.
+    """Wrap a method of one message and one answer. wait_s: longest time that the message may take to arrive. admit:
+    refuses a call by the seconds that its caller grants; its message is not read then, which costs as much as the rest.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
         async with statuses(message_type.DESCRIPTOR.full_name, context, status):
+            admit(context.time_remaining())
             message = await message_of(context, message_type, limits, wait_s)
             return await answer(message, context.time_remaining())
         raise AssertionError("statuses let an error pass")

@@ -113,6 +113,16 @@ async def test_a_rank_that_must_come_too_late_is_refused_before_its_body_is_conv
     assert (await running.stub.Rank(RANK)).scores
 
 
+@pytest.mark.parametrize("body", [b"\xff", b"\x00" * 2**21], ids=["no message", "2 MiB"])
+async def test_a_rank_that_must_come_too_late_is_refused_unread(running: Running, body: bytes) -> None:
+    rank: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary("/mfalcon.v1.Ranking/Rank")
+    for load, code in ((Load(is_full=True), "RESOURCE_EXHAUSTED"), (Load(), "INVALID_ARGUMENT")) * 2:
+        running.engine.load = load
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await rank(body, timeout=5)
+        assert refused.value.code().name == code
+
+
 async def test_deadline_of_the_server() -> None:
     async with serving(request_timeout_ms=50) as running:
         running.engine.gate.clear()
