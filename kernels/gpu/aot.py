@@ -32,8 +32,8 @@ from triton.runtime.jit import JitFunctionInfo
 
 from kernels.bias import RelativeBias
 from kernels.gpu import configs
+from kernels.gpu.interpreter import interpreted
 from kernels.gpu.kv_write import kv_write
-from kernels.gpu.launch import interpreted
 from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
 from kernels.gpu.prefix_attention import prefix_attention_parts

@@ -23,7 +23,7 @@ def check(device: torch.device, dtype: torch.dtype) -> None:
     """
     if find_spec("triton") is None:
         raise GpuUnavailable("triton: not installed (pip install triton, or the extra: gpu)")
-    from kernels.gpu.launch import interpreted  # noqa: PLC0415 (triton is an extra)
+    from kernels.gpu.interpreter import interpreted  # noqa: PLC0415 (triton is an extra)
     from kernels.gpu.self_check import deviation  # noqa: PLC0415 (as above)
 
     if device.type != "cuda":

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.gpu import configs
+from kernels.gpu.interpreter import interpreted
 from kernels.gpu.tile import FP8, INT8, PLAIN
 from kernels.paged import Batch, PagedKV
 
@@ -25,11 +25,6 @@ _LEAST_SPLIT = 256
 """Prefix tokens that are worth a program."""
 _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _CODES = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on the CPU (TRITON_INTERPRET=1 when triton was imported)."""
-    return bool(triton.knobs.runtime.interpret)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
