@@ -4,21 +4,19 @@
 # TORCH        version of torch to install; any of the range in pyproject.toml
 # TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
 #              PyTorch's index of CPU wheels saves most of the download.
-# MINUTES      of `make bench-gpu`, after its tests
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
-MINUTES ?= 45
 SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu chaos loadtest soak \
-  proto clean
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu rehearse-gpu \
+  gpu-wheels chaos loadtest soak proto clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -78,12 +76,21 @@ bench: .venv/.installed-test ## time scoring, appending, states in Redis and fau
 	$(BIN)/mfalcon bench state
 	$(BIN)/mfalcon bench faults --only 'under load'
 
-gpu: .venv/.installed-test .venv/.installed-gpu ## tests and laws on this machine's CUDA device
+gpu: .venv/.installed-test .venv/.installed-gpu ## tests on this machine's CUDA device
 	$(BIN)/python -m pytest -q -m gpu
-	$(BIN)/python -m loadtest.bench.gpu_all --out build --only laws
 
-bench-gpu: gpu ## the same, then tune, kernels, stacks and a profile; results in loadtest/results
-	$(BIN)/python -m loadtest.bench.gpu_all --out loadtest/results --minutes $(MINUTES) --skip laws --skip tests
+bench-gpu: .venv/.installed-gpu ## seven minutes on a CUDA device: right, then stacks, kernels, block sizes, a profile
+	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu
+
+rehearse-gpu: .venv/.installed-test ## the same without a device: every cell reached, every launch checked
+	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu-rehearsal --rehearse --seconds 3600
+
+# For a machine that has torch, triton and numpy, but no package index: less than 10 MB.
+WHEELS := build/wheels
+gpu-wheels: .venv/bin/python ## fetch what such a machine is brought
+	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
+	  --implementation cp --abi cp312 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
+	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r loadtest/bench/gpu_wheels.txt -d $(WHEELS)
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6

@@ -15,10 +15,11 @@ from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.paged import Batch, PagedKV, batch
 from kernels.paged_reference import gather
 from kernels.quantise import quantised
-from loadtest.bench.gpu_timing import relative_error
+from loadtest.bench.gpu_timing import generator_on, relative_error
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, PlainLayout
 
 TARGET, PREFIX = "target_attention", "prefix_attention"
+NORM = 4_096.0
 CODES = {"none": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """Codes on pages by name."""
 _ROTATED_BYTES = 128 << 20
@@ -117,19 +118,19 @@ class Inputs:
 
     @property
     def norm(self) -> float:
-        """Divides the weights."""
-        return float(self.case.n)
+        """Divides the weights; one for all lengths, as a model has it: kernels are compiled for it."""
+        return NORM
 
 
 def inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     """Fresh ones, on pages in no order."""
     dtype, codes = case.torch_dtype, CODES[case.codes]
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = generator_on(device, seed)
     shape = KVShape(1, case.num_heads, case.head_dim, case.head_dim, dtype, device)
     pages_each = -(-case.n // PAGE_TOKENS)
     num_pages = case.batch * pages_each
     num_sets = max(1, min(_MOST_SETS, -(-_ROTATED_BYTES // (num_pages * PlainLayout(shape, codes=codes).page_bytes))))
-    if device.type != "cuda":
+    if device.type == "cpu":
         num_sets = 2
     layout = PlainLayout(replace(shape, num_layers=num_sets), codes=codes)
     slab = KVPool(layout, num_pages).slab
@@ -152,9 +153,9 @@ def inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     tile_rows = tile_rows_for(rows, dtype.itemsize, case.head_dim)
     num_tiles = case.batch * -(-case.m // tile_rows)
     splits = num_splits(num_tiles * case.num_heads, case.n, device)
-    users = batch(
-        [case.m] * case.batch, [case.n] * case.batch, pages, tile_rows=tile_rows, splits=splits, device=device
-    )
+    # Of a rehearsal's batch, whose tensors have no memory, the numbers are read too.
+    where = "cpu" if device.type == "meta" else device
+    users = batch([case.m] * case.batch, [case.n] * case.batch, pages, tile_rows=tile_rows, splits=splits, device=where)
     wide = torch.randn(num_rows, 4 * case.num_heads * case.head_dim, generator=generator, device=device).to(dtype)
     _, v, q, k = (x.unflatten(1, (case.num_heads, -1)) for x in wide.chunk(4, 1))
     return Inputs(case, sets, users, q, k, v)
@@ -164,7 +165,7 @@ def checked(out: Tensor, given: Inputs, of_set: int, seed: int = 0) -> float:
     """Relative error of an output [batch * m, num_heads, head_dim] on some rows of some users, against float64 on the
     same numbers; infinity if any row at all is not finite.
     """
-    if not bool(torch.isfinite(out).all()):
+    if not out.is_meta and not bool(torch.isfinite(out).all()):
         return float("inf")
     case, users = given.case, list(paged_reference.users(given.batch))
     generator = torch.Generator().manual_seed(seed)

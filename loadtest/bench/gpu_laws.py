@@ -1,6 +1,6 @@
 """The laws of mfalcon.laws on a random checkpoint and a CUDA device, where there is no `mfalcon verify`.
 
-Needs pydantic, safetensors and what the engine imports (loadtest/bench/gpu_all.py lists the wheels).
+Needs pydantic, safetensors and what the engine imports (`loadtest.bench.gpu_wheels` says which packages).
 """
 
 import json

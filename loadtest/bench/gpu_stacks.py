@@ -1,20 +1,18 @@
 """Whole stacks on a device, against states on real pages as the engine keeps them: uncached, cached, appended.
 
 `mfalcon bench score --device cuda` runs it, and `loadtest.bench.gpu_all` where there is torch, triton, numpy and
-pydantic. What is timed has been held against the reference in the same run; where that fails, nothing is
-timed.
+pydantic. What is timed has been held against the reference in the same run; a scenario where that fails has no time.
 """
 
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, Run, bench_device, name_of, probe
+from loadtest.bench.gpu_timing import Ceilings, Place, Run, name_of, place, probe
 from loadtest.bench.gpu_worlds import (
     BOUNDS,
     DLRM_V3,
@@ -29,8 +27,8 @@ from loadtest.bench.gpu_worlds import (
     score_work,
 )
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, headline, say, write_json
-from loadtest.report.table import Part, Table, as_text
+from loadtest.report.result import Bar, as_ms, bar_table, headline
+from loadtest.report.table import Part, Table
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -46,20 +44,24 @@ NOTES = (
     "Meta's generative-recommenders, issue 530, reports 9.30 ms for the DLRM-v3 layers at 32 users on an H100",
     "no embedding, heads or transport; states' pages are allocated before",
 )
-ENCODE, SCORE, REQUEST, MASKED = "encode", "score", "request", "masked"
-UNCACHED_BAR_MS, CACHED_BAR_MS, REPLAY_BAR_MS = 6.5, 4.5, 0.6
+SETUP, ENCODE, SCORE, RECORDING, REQUEST, MASKED = "setup", "encode", "score", "recording", "request", "masked"
+UNCACHED_BAR_MS, CACHED_BAR_MS, REPLAY_BAR_MS = 6.0, 4.2, 0.25
 RATIO_BARS = {2048: 2.5, 512: 7.0}
 MASKED_BAR = 2.0
 _NUM_CHECKED = 16
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What to measure. stacks: by name, none for all. seconds: on each clock of each cell. budget_s: no scenario is
-    begun later than that. limit_gib: of the masked forward's scores.
+    """What to measure. stacks: by name, none for all. scenarios: instead of theirs. with_float32: whether each stack is
+    compared in float32 first. seconds: on each clock of each cell. budget_s: no cell is begun later than that.
+    limit_gib: of the masked forward's scores.
     """
 
     stacks: tuple[str, ...] = ()
+    scenarios: tuple[Scenario, ...] = ()
+    with_float32: bool = True
     dtype: str = "bfloat16"
     seconds: float = 0.15
     budget_s: float = 1e9
@@ -87,7 +89,9 @@ class Law:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackCell:
-    """One timed path. n_min, n_max: lengths of the users' histories. graph: whether scoring was replayed."""
+    """One timed path. n_min, n_max: lengths of the users' histories. graph: whether scoring was replayed. skipped,
+    error: why there is no time.
+    """
 
     stack: str
     scenario: str
@@ -106,6 +110,7 @@ class StackCell:
     floor_ms: float
     fraction: float | None
     skipped: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +130,9 @@ class StackResult:
 
     @property
     def broken(self) -> list[str]:
-        """Comparisons that failed."""
-        return [
+        """Comparisons and cells that failed."""
+        failed = [f"{cell.stack} {cell.scenario}: {cell.path}: {cell.error}" for cell in self.cells if cell.error]
+        return failed + [
             f"{law.stack} {law.scenario}: {law.statement}: {law.worst:.1e}, the bound is {law.bound:g}"
             for law in self.laws
             if not law.holds
@@ -134,132 +140,180 @@ class StackResult:
 
 
 def run(
-    options: StackOptions, progress: Callable[[str], None], save: Callable[[StackResult], None] = lambda _: None
+    options: StackOptions,
+    progress: Callable[[str], None],
+    save: Callable[[StackResult], None] = lambda _: None,
+    where: Place | None = None,
+    write: Callable[[Law | StackCell], None] = lambda _: None,
 ) -> StackResult:
-    """Measure every scenario, but stop at one that is wrong; `save` is given what there is after each step.
+    """Measure every scenario; one that is wrong, or that fails, ends there and takes no other with it. `save` is given
+    what there is after each step, `write` each finding.
 
     Raises ConfigError for an unknown stack, and where nothing can run.
     """
-    begun, device = time.monotonic(), bench_device(quick=options.quick)
+    where = where or place(options.seconds, options.budget_s, quick=options.quick)
     dtype = getattr(torch, options.dtype)
-    timer = DeviceTimer(device, options.seconds if device.type == "cuda" else 0.0)
-    scenarios = _chosen(options, device)
+    scenarios = options.scenarios or _chosen(options, where.device)
     of_commit = options.commit or commit()
-    result = StackResult("stacks", this_machine(device), of_commit, name_of(dtype), NOTES, bars=bars(()))
-    with torch.inference_mode():
-        result = replace(result, ceilings=probe(timer, device, dtype))
-        for spec in dict.fromkeys(scenario.spec for scenario in scenarios):
-            progress(f"{spec.name}: laws in float32")
-            worst = float32_error(spec, device, min(257, 2 * max(scenarios[0].lens)))
-            law = Law(spec.name, "float32", "prefill and score = reference", worst, BOUNDS[torch.float32])
-            result = replace(result, laws=(*result.laws, law))
+    result = StackResult("stacks", this_machine(where.device), of_commit, name_of(dtype), NOTES, bars=bars(()))
+
+    def add(found: Law | StackCell) -> None:
+        nonlocal result
+        write(found)
+        if isinstance(found, Law):
+            result = replace(result, laws=(*result.laws, found))
+        else:
+            cells = (*result.cells, found)
+            result = replace(result, cells=cells, bars=bars(cells))
         save(result)
+
+    with torch.inference_mode():
+        ceilings = where.ceilings or probe(where.clock, where.device, dtype)
+        result = replace(result, ceilings=ceilings)
+        for spec in dict.fromkeys(scenario.spec for scenario in scenarios if options.with_float32):
+            progress(f"{spec.name}: laws in float32")
+            worst = float32_error(spec, where.device, min(257, 2 * max(scenarios[0].lens)))
+            add(Law(spec.name, "float32", "prefill and score = reference", worst, BOUNDS[torch.float32]))
         for index, scenario in enumerate(scenarios):
-            if result.broken:
+            if where.time_is_up:
+                result = replace(result, left=tuple(f"{left.spec.name} {left.name}" for left in scenarios[index:]))
                 break
-            if time.monotonic() - begun > options.budget_s:
-                return replace(result, left=tuple(f"{left.spec.name} {left.name}" for left in scenarios[index:]))
-            name = f"{scenario.spec.name} {scenario.name}"
-            progress(f"{index + 1}/{len(scenarios)} {name}: laws")
-            world = World(scenario, device, dtype, options.seed)
-            for statement, worst in world.checks(_NUM_CHECKED):
-                law = Law(scenario.spec.name, scenario.name, statement, worst, BOUNDS[dtype])
-                result = replace(result, laws=(*result.laws, law))
-            if result.broken:
-                break
-            measuring = _Measuring(world, timer, result.ceilings, options)
-            for cell in measuring.cells(progress):
-                cells = (*result.cells, cell)
-                result = replace(result, cells=cells, bars=bars(cells))
-                save(result)
-            result = replace(result, laws=(*result.laws, *measuring.laws))
-            del world, measuring
+            progress(f"{index + 1}/{len(scenarios)} {scenario.spec.name} {scenario.name}")
+            _Measuring(scenario, where, ceilings, options, add).run(progress)
             gc.collect()
     save(result)
     return result
 
 
 class _Measuring:
-    """The paths of one scenario."""
+    """The paths of one scenario. Whatever fails is a cell that says so."""
 
-    def __init__(self, world: World, timer: DeviceTimer, ceilings: Ceilings | None, options: StackOptions) -> None:
-        assert ceilings is not None
-        self._world, self._timer, self._ceilings, self._options = world, timer, ceilings, options
-        self.laws: list[Law] = []
+    def __init__(
+        self,
+        scenario: Scenario,
+        where: Place,
+        ceilings: Ceilings,
+        options: StackOptions,
+        add: Callable[[Law | StackCell], None],
+    ) -> None:
+        self._scenario, self._where, self._ceilings, self._options = scenario, where, ceilings, options
+        self._add = add
+        self._sound = True
 
-    def cells(self, progress: Callable[[str], None]) -> Iterator[StackCell]:
-        """Each as soon as it is timed."""
-        world, scenario = self._world, self._world.scenario
+    def run(self, progress: Callable[[str], None]) -> None:
+        """All paths, each written as soon as it is timed; none where a law is broken."""
+        scenario = self._scenario
         spec, lens, m = scenario.spec, scenario.lens, scenario.m
+        world = self._tried(SETUP, self._world)
+        if world is None or not self._sound:
+            return
         scoring = score_work(spec, lens, m)
         microbatches = scenario.microbatches or (scenario.num_targets,)
         for cached in scenario.cached:
             encode = partial(_encode, world, cached)
-            yield self._cell(ENCODE, cached, None, False, encode, encode_work(spec, lens, cached))
+            self._cell(ENCODE, cached, None, False, encode, encode_work(spec, lens, cached))
         for microbatch in microbatches:
-            yield self._cell(SCORE, min(lens), microbatch, False, partial(_score, world, microbatch), scoring)
-        largest = max(microbatches)
+            self._cell(SCORE, min(lens), microbatch, False, partial(_score, world, microbatch), scoring)
         progress(f"{spec.name} {scenario.name}: recording graphs")
-        worst = world.replayed(largest)
-        law = Law(spec.name, scenario.name, "a replayed graph = its launches", worst, BOUNDS[world.dtype])
-        self.laws.append(law)
-        if not law.holds:
-            return
-        for microbatch in microbatches:
-            yield self._cell(SCORE, min(lens), microbatch, True, partial(_score, world, microbatch), scoring)
+        largest = max(microbatches)
+        if self._tried(RECORDING, lambda: self._replayed(world, largest)):
+            for microbatch in microbatches:
+                self._cell(SCORE, min(lens), microbatch, True, partial(_score, world, microbatch), scoring)
         for cached in scenario.cached:
             request = partial(_request, world, cached, largest)
-            yield self._cell(REQUEST, cached, largest, True, request, encode_work(spec, lens, cached) + scoring)
+            self._cell(REQUEST, cached, largest, True, request, encode_work(spec, lens, cached) + scoring)
         progress(f"{spec.name} {scenario.name}: one masked forward")
-        yield self._masked(encode_work(spec, lens, 0) + scoring)
+        self._masked(world, encode_work(spec, lens, 0) + scoring)
 
-    def _masked(self, least: Least) -> StackCell:
-        world = self._world
+    def _world(self) -> World:
+        """The users, once their laws hold."""
+        world = World(self._scenario, self._where.device, getattr(torch, self._options.dtype), self._options.seed)
+        for statement, worst in world.checks(_NUM_CHECKED):
+            self._law(statement, worst)
+        return world
+
+    def _replayed(self, world: World, microbatch: int) -> bool:
+        return self._law("a replayed graph = its launches", world.replayed(microbatch))
+
+    def _law(self, statement: str, worst: float) -> bool:
+        bound = BOUNDS[getattr(torch, self._options.dtype)]
+        law = Law(self._scenario.spec.name, self._scenario.name, statement, worst, bound)
+        self._add(law)
+        self._sound &= law.holds
+        return law.holds
+
+    def _tried(self, path: str, action: Callable[[], Result]) -> Result | None:
+        """None, and a cell that says why, where it fails."""
+        try:
+            return action()
+        except Exception as error:  # noqa: BLE001 (whatever a device refuses ends a cell, not the run)
+            self._written(path, 0, None, False, Least(0, 0), error=f"{type(error).__name__}: {error}"[:500])
+            return None
+
+    def _masked(self, world: World, least: Least) -> None:
         gib, reason = world.masked_gib(), None
-        if len(set(world.scenario.lens)) > 1:
+        if len(set(self._scenario.lens)) > 1:
             reason = "users of different lengths: each would need a mask of its own"
         elif gib > self._options.limit_gib:
             reason = f"its scores would need {gib:.1f} GiB, the limit is {self._options.limit_gib:g}"
-        if reason is None:
-            worst = world.wrong(world.masked(), world.score(world.scenario.num_targets), world.targets)
-            spec, name = world.scenario.spec.name, world.scenario.name
-            self.laws.append(Law(spec, name, "one masked forward = cached scores", worst, BOUNDS[world.dtype]))
-        return self._cell(MASKED, 0, None, False, lambda _: world.masked(), least, reason)
+        if reason is not None:
+            self._written(MASKED, 0, None, False, least, skipped=reason)
+            return
 
-    def _cell(
+        def compared() -> bool:
+            worst = world.wrong(world.masked(), world.score(self._scenario.num_targets), world.targets)
+            return self._law("one masked forward = cached scores", worst)
+
+        if self._tried(MASKED, compared):
+            self._cell(MASKED, 0, None, False, lambda _: world.masked(), least)
+
+    def _cell(self, path: str, cached: int, microbatch: int | None, graph: bool, action: Run, least: Least) -> None:
+        device_ms = request_ms = error = skipped = None
+        if self._where.time_is_up:
+            skipped = "the time is up"
+        else:
+            try:
+                request_ms = self._where.clock.request(action)
+                device_ms = self._where.clock.device(action) if self._where.device.type != "cpu" else None
+            except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a cell, not the run)
+                error = f"{type(raised).__name__}: {raised}"[:500]
+        self._written(path, cached, microbatch, graph, least, device_ms, request_ms, skipped, error)
+
+    def _written(
         self,
         path: str,
         cached: int,
         microbatch: int | None,
         graph: bool,
-        action: Run,
         least: Least,
+        device_ms: Spread | None = None,
+        request_ms: Spread | None = None,
         skipped: str | None = None,
-    ) -> StackCell:
-        world, scenario = self._world, self._world.scenario
-        device_ms = request_ms = None
-        if skipped is None:
-            request_ms = self._timer.request(action)
-            device_ms = self._timer.device(action) if world.device.type == "cuda" else None
+        error: str | None = None,
+    ) -> None:
+        scenario = self._scenario
         floor = self._ceilings.seconds(least.flops, least.num_bytes) * 1e3
-        return StackCell(
-            stack=scenario.spec.name,
-            scenario=scenario.name,
-            users=len(scenario.lens),
-            n_min=min(scenario.lens),
-            n_max=max(scenario.lens),
-            m=scenario.m,
-            path=path,
-            cached=cached,
-            graph=graph,
-            microbatch=microbatch,
-            device_ms=device_ms,
-            request_ms=request_ms,
-            flops=least.flops,
-            num_bytes=least.num_bytes,
-            floor_ms=floor,
-            fraction=None if device_ms is None else floor / device_ms.median_ms,
-            skipped=skipped,
+        self._add(
+            StackCell(
+                stack=scenario.spec.name,
+                scenario=scenario.name,
+                users=len(scenario.lens),
+                n_min=min(scenario.lens),
+                n_max=max(scenario.lens),
+                m=scenario.m,
+                path=path,
+                cached=cached,
+                graph=graph,
+                microbatch=microbatch,
+                device_ms=device_ms,
+                request_ms=request_ms,
+                flops=least.flops,
+                num_bytes=least.num_bytes,
+                floor_ms=floor,
+                fraction=None if device_ms is None else floor / device_ms.median_ms,
+                skipped=skipped,
+                error=error,
+            )
         )
 
 
@@ -304,7 +358,7 @@ def page(result: StackResult) -> Iterator[Part]:
             *(cell.stack, cell.scenario, cell.path, str(cell.cached), str(cell.microbatch or "-")),
             *("yes" if cell.graph else "no", as_ms(cell.device_ms), as_ms(cell.request_ms), f"{cell.floor_ms:.4g}"),
             *("-" if cell.fraction is None else f"{cell.fraction:.1%}", f"{cell.flops / 1e9:.4g}"),
-            *(f"{cell.num_bytes / 1e6:.4g}", cell.skipped or "-"),
+            *(f"{cell.num_bytes / 1e6:.4g}", cell.error or cell.skipped or "-"),
         )
         for cell in result.cells
     ]
@@ -312,14 +366,6 @@ def page(result: StackResult) -> Iterator[Part]:
     yield bar_table(result.bars)
     yield from (f"left out, the time was up: {name}" for name in result.left)
     yield from (f"RED {text}" for text in result.broken)
-
-
-def step(file: Path, budget_s: float, commit: str | None) -> bool:
-    """A step of `loadtest.bench.gpu_all`: the result is in the file after every cell. False if a stack is wrong."""
-    result = run(StackOptions(budget_s=budget_s, commit=commit), say, partial(write_json, file))
-    write_json(file, result)
-    print(as_text(page(result)))
-    return not result.broken
 
 
 def _chosen(options: StackOptions, device: torch.device) -> list[Scenario]:

@@ -5,9 +5,11 @@ so that no gap is the host's. `request`: the host's clock from an idle device un
 Triton's interpreter there is one clock, the host's, and no claim.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +50,22 @@ class Ceilings:
             f"{self.matmul_dtype} product of {size} x {size} x {size} {self.matmul_flops / 1e12:.4g} TFLOP/s, copy of "
             f"{self.copy_mib} MiB {self.copy_bytes / 1e9:.4g} GB/s read and written"
         )
+
+
+class Clock(Protocol):
+    """Times runs: a `DeviceTimer`, or what counts instead in a rehearsal."""
+
+    def device(self, run: Run) -> Spread:
+        """Time on the device."""
+        ...
+
+    def request(self, run: Run) -> Spread:
+        """Time on the host's clock, the device idle before and after."""
+        ...
+
+    def wait(self) -> None:
+        """Until the device is idle."""
+        ...
 
 
 class DeviceTimer:
@@ -132,11 +150,33 @@ def bench_device(*, quick: bool) -> torch.device:
     )
 
 
-def probe(timer: DeviceTimer, device: torch.device, dtype: torch.dtype) -> Ceilings:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a benchmark runs. end: of the monotonic clock, after which no cell is begun. ceilings: if known already."""
+
+    device: torch.device
+    clock: Clock
+    end: float = math.inf
+    ceilings: Ceilings | None = None
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether to begin nothing more."""
+        return time.monotonic() > self.end
+
+
+def place(seconds: float, budget_s: float, *, quick: bool) -> Place:
+    """This machine's, as `bench_device` has it. seconds: to spend on each cell."""
+    device = bench_device(quick=quick)
+    timer = DeviceTimer(device, seconds if device.type == "cuda" else 0.0)
+    return Place(device, timer, time.monotonic() + budget_s)
+
+
+def probe(timer: Clock, device: torch.device, dtype: torch.dtype) -> Ceilings:
     """Measure both ceilings: a large product of random numbers through torch, and a large copy."""
     on_cuda = device.type == "cuda"
     size, mib = ((8192 if dtype.itemsize == 2 else 4096), 2048) if on_cuda else (256, 16)
-    generator = torch.Generator(device).manual_seed(0)
+    generator = generator_on(device, 0)
     a, b = (torch.randn(size, size, generator=generator, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     flops = 2 * size**3 / (timer.device(lambda _: torch.mm(a, b, out=out)).median_ms / 1e3)
@@ -146,13 +186,20 @@ def probe(timer: DeviceTimer, device: torch.device, dtype: torch.dtype) -> Ceili
     return Ceilings(flops, name_of(dtype), size, moved, mib)
 
 
+def generator_on(device: torch.device, seed: int) -> torch.Generator:
+    """Of random numbers on a device; tensors without memory take any."""
+    return torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed)
+
+
 def name_of(dtype: torch.dtype) -> str:
     """As options say it."""
     return str(dtype).removeprefix("torch.")
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
-    """|found - expected| / |expected|; infinity if anything found is not a number."""
+    """|found - expected| / |expected|; infinity if anything found is not a number. 0 without memory: a rehearsal."""
+    if found.is_meta:
+        return 0.0
     if not bool(torch.isfinite(found).all()):
         return float("inf")
     scale = float(expected.double().norm())

@@ -5,7 +5,6 @@ after every shape; it needs torch, triton and numpy. A candidate must agree with
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,10 +17,10 @@ from kernels.gpu import configs
 from kernels.gpu.configs import AttentionConfig, Device, LinearConfig
 from kernels.gpu.linear import linear
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case, inputs
-from loadtest.bench.gpu_timing import DeviceTimer, Run, bench_device, name_of, relative_error
+from loadtest.bench.gpu_timing import Clock, Place, Run, generator_on, name_of, place, relative_error
 from loadtest.bench.kernels import BOUNDS, launch
-from loadtest.report.result import as_ms, say
-from loadtest.report.table import Table, as_text
+from loadtest.report.result import as_ms
+from loadtest.report.table import Table
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
@@ -48,16 +47,19 @@ _SECONDS = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A launch whose block sizes are sought."""
+    """A launch whose block sizes are sought. beside: cuBLAS's product of the same sizes, if it is one; SiLU and what is
+    added to its output are left out.
+    """
 
     name: str
     run: Run
     dtype: torch.dtype
+    beside: Run | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """One shape. config: the fastest that is right; kept: whether it is stored."""
+    """One shape. config: the fastest that is right; kept: whether it is stored. beside_ms: of cuBLAS's product."""
 
     key: str
     job: str
@@ -67,6 +69,21 @@ class Tuned:
     ms: Spread
     kept: bool
     rejected: tuple[str, ...]
+    beside_ms: Spread | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Projection:
+    """A projection of a stack. num_silu: columns that pass through SiLU; 0 where a residual is added."""
+
+    num_in: int
+    num_out: int
+    num_silu: int
+    with_bias: bool
+
+
+_DLRM_IN, _DLRM_OUT = _Projection(512, 2048, 512, True), _Projection(1536, 512, 0, False)
+_NVIDIA_IN, _NVIDIA_OUT = _Projection(1024, 4096, 4096, True), _Projection(1024, 1024, 0, True)
 
 
 @dataclass(slots=True)
@@ -94,46 +111,70 @@ _attention, _linear = configs.attention, configs.linear
 
 def jobs(device: torch.device) -> Iterator[Job]:
     """The shapes of the stacks, those of the bars first; on a CPU one that is tiny."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         yield _attention_job(Case(TARGET, 40, 16, 16, 1, num_heads=1), device)
         return
+    yield from headline_jobs(device)
     for op, n, m, d in (
-        *((TARGET, 4096, 2048, 128), (TARGET, 4096, 256, 256), (PREFIX, 4096, 4096, 128), (PREFIX, 4096, 4096, 256)),
         *((TARGET, 4096, 64, 128), (TARGET, 4096, 2048, 64), (PREFIX, 4096, 64, 128), (PREFIX, 4096, 64, 256)),
         *((PREFIX, 4096, 16, 128), (PREFIX, 4096, 4096, 64), (TARGET, 4096, 16, 128), (TARGET, 4096, 64, 256)),
     ):
         yield _attention_job(Case(op, n, m, d, 8 if m <= 256 and op == TARGET else 1), device)
     for rows in (65536, 2048, 256, 512, 8192, 4096, 32768, 128):
-        for num_in, num_out in ((512, 2048), (1536, 512), (1024, 4096), (1024, 1024)):
-            if num_in != 1024 or rows <= 32768:
-                yield _linear_job(rows, num_in, num_out, device)
+        for projection in (_NVIDIA_IN, _NVIDIA_OUT):
+            if rows <= 32768:
+                yield _linear_job(projection, rows, device)
+
+
+def headline_jobs(device: torch.device) -> Iterator[Job]:
+    """Those of the DLRM-v3 layers, and attention at the width of NVIDIA's."""
+    for op, n, m, d in ((TARGET, 6673, 2048, 128), (PREFIX, 4096, 4096, 128)):
+        yield _attention_job(Case(op, n, m, d, 1), device)
+    for rows in (65536, 4096, 2048, 256, 16384, 512, 8192, 32768, 1024):
+        for projection in (_DLRM_IN, _DLRM_OUT):
+            yield _linear_job(projection, rows, device)
+    for op, n, m, d, users in ((TARGET, 4096, 256, 256, 8), (PREFIX, 4096, 4096, 256, 1)):
+        yield _attention_job(Case(op, n, m, d, users), device)
 
 
 def tune(
-    folder: Path | None, progress: Callable[[str], None], budget_s: float = 1e9, *, quick: bool = False
+    folder: Path | None,
+    progress: Callable[[str], None],
+    budget_s: float = 1e9,
+    *,
+    quick: bool = False,
+    where: Place | None = None,
+    wanted: Callable[[torch.device], Iterator[Job]] = jobs,
+    write: Callable[[Tuned], None] = lambda _: None,
 ) -> list[Tuned]:
     """Seek the configurations of every job and store those that gain; what other shapes have there stays.
 
-    folder: None for the one that kernels.gpu.configs reads, for a device.
+    folder: None for the one that kernels.gpu.configs reads, for a device. `write` is given each as it is found; a job
+    that fails ends alone.
     """
-    begun, device = time.monotonic(), bench_device(quick=quick)
-    where = configs.INTERPRETER if device.type != "cuda" else configs.device(device)
+    where = where or place(_SECONDS, budget_s, quick=quick)
+    device = where.device
+    name = (configs.INTERPRETER if device.type == "cpu" else configs.device(device)).name
     if folder is None:
-        if device.type != "cuda":
+        if device.type == "cpu":
             raise ConfigError("tuned: must be given where there is no device: times of an interpreter say nothing")
         folder = configs.TUNED
-    timer = DeviceTimer(device, _SECONDS if device.type == "cuda" else 0.0)
     found: list[Tuned] = []
     with torch.inference_mode():
-        for job in jobs(device):
-            if time.monotonic() - begun > budget_s:
+        for job in wanted(device):
+            if where.time_is_up:
                 progress("the time is up")
                 break
-            tuned = _sought(job, timer, quick=quick)
+            try:
+                tuned = _sought(job, where.clock, quick=quick)
+            except Exception as error:  # noqa: BLE001 (whatever a device refuses ends a job, not the run)
+                progress(f"{job.name}: {type(error).__name__}: {error}"[:500])
+                continue
             found.append(tuned)
+            write(tuned)
             progress(f"{tuned.key}: {tuned.config if tuned.kept else 'as the rule has it'}, {as_ms(tuned.ms)}")
             if tuned.kept:
-                store(folder, where.name, tuned.key, tuned.config)
+                store(folder, name, tuned.key, tuned.config)
     return found
 
 
@@ -154,25 +195,19 @@ def table(found: list[Tuned]) -> Table:
     rows = [
         (
             *(each.key, each.job, _sizes(each.default), as_ms(each.default_ms), _sizes(each.config), as_ms(each.ms)),
-            *(f"{each.default_ms.median_ms / each.ms.median_ms:.2f}", str(len(each.rejected))),
+            *(f"{each.default_ms.median_ms / each.ms.median_ms:.2f}", as_ms(each.beside_ms), str(len(each.rejected))),
         )
         for each in found
     ]
-    return Table("Tuned", ("key", "at", "rule", "ms", "fastest", "ms", "gain", "rejected"), rows)
+    return Table("Tuned", ("key", "at", "rule", "ms", "fastest", "ms", "gain", "cuBLAS ms", "rejected"), rows)
 
 
-def step(file: Path, budget_s: float, commit: str | None) -> bool:
-    """A step of `loadtest.bench.gpu_all`, which copies what is stored for this device."""
-    print(as_text([table(tune(None, say, budget_s))]))
-    return True
-
-
-def _sought(job: Job, timer: DeviceTimer, *, quick: bool) -> Tuned:
+def _sought(job: Job, clock: Clock, *, quick: bool) -> Tuned:
     chosen = _Chosen()
     with patch.object(configs, "attention", chosen.attention), patch.object(configs, "linear", chosen.linear):
         expected = _output(job)
         ((key, default),) = chosen.asked.items()
-        default_ms = timer.device(job.run)
+        default_ms = clock.device(job.run)
         best, best_ms, rejected = default, default_ms, []
         candidates: tuple[Config, ...] = LINEAR if isinstance(default, LinearConfig) else ATTENTION
         for candidate in candidates[: 2 if quick else None]:
@@ -184,14 +219,15 @@ def _sought(job: Job, timer: DeviceTimer, *, quick: bool) -> Tuned:
                 if not worst <= 2 * BOUNDS[name_of(job.dtype)]:
                     rejected.append(f"{_sizes(candidate)}: differs by {worst:.1e}")
                     continue
-                ms = timer.device(job.run)
+                ms = clock.device(job.run)
             except Exception as error:  # noqa: BLE001 (a candidate that needs more than the device has is no answer)
                 rejected.append(f"{_sizes(candidate)}: {type(error).__name__}: {error}"[:200])
                 continue
             if ms.median_ms < best_ms.median_ms:
                 best, best_ms = candidate, ms
     kept = best_ms.median_ms < _MUST_GAIN * default_ms.median_ms
-    return Tuned(key, job.name, default, default_ms, best, best_ms, kept, tuple(rejected))
+    beside_ms = None if job.beside is None else clock.device(job.beside)
+    return Tuned(key, job.name, default, default_ms, best, best_ms, kept, tuple(rejected), beside_ms)
 
 
 def _output(job: Job) -> Tensor:
@@ -205,12 +241,19 @@ def _attention_job(case: Case, device: torch.device) -> Job:
     return Job(case.described, lambda index: launch(given, index % len(given.sets)), case.torch_dtype)
 
 
-def _linear_job(rows: int, num_in: int, num_out: int, device: torch.device) -> Job:
-    generator = torch.Generator(device).manual_seed(0)
-    x, weight = (
-        torch.randn(size, num_in, generator=generator, device=device).to(torch.bfloat16) for size in (rows, num_out)
-    )
-    return Job(f"linear {rows} x {num_in} -> {num_out}", lambda _: linear(x, weight), torch.bfloat16)
+def _linear_job(projection: _Projection, rows: int, device: torch.device) -> Job:
+    generator = generator_on(device, 0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device).to(torch.bfloat16)
+
+    num_in, num_out, num_silu = projection.num_in, projection.num_out, projection.num_silu
+    x, weight = random(rows, num_in), random(num_out, num_in)
+    bias = random(num_out) if projection.with_bias else None
+    residual = None if num_silu else random(rows, num_out)
+    name = f"linear {rows} x {num_in} -> {num_out}"
+    beside = (lambda _: torch.mm(x, weight.T)) if bias is None else (lambda _: torch.addmm(bias, x, weight.T))
+    return Job(name, lambda _: linear(x, weight, bias, residual, num_silu), torch.bfloat16, beside)
 
 
 def _sizes(config: Config) -> str:

@@ -4,12 +4,9 @@
 else. Every cell is held against float64 before it is timed, and a file is written after every cell.
 """
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,10 +15,10 @@ from kernels.gpu.prefix_attention import prefix_attention_parts
 from kernels.gpu.target_attention import target_attention_parts
 from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, inputs
 from loadtest.bench.gpu_competitors import competitors
-from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, bench_device, probe
+from loadtest.bench.gpu_timing import Ceilings, Clock, Place, name_of, place, probe
 from loadtest.report.machine import Machine, commit, this_machine
-from loadtest.report.result import Bar, as_ms, bar_table, headline, say, write_json
-from loadtest.report.table import Part, Table, as_text
+from loadtest.report.result import Bar, as_ms, bar_table, headline
+from loadtest.report.table import Part, Table
 from loadtest.report.timing import Spread
 
 NOTES = (
@@ -42,19 +39,21 @@ NOTES = (
 )
 BOUNDS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 6e-3}
 """Relative error of the norm: sums in another order; weights and output rounded once each, SiLU off by 2**-12."""
-MATMUL_BAR = 0.55
+MATMUL_BAR = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class KernelOptions:
     """What to measure. cases: none for the whole grid, or on a CPU the tiny ones. seconds: to spend on repeating each
-    cell. budget_s: no cell is begun later than that. limit_gib: of a competitor's score matrices.
+    cell. budget_s: no cell is begun later than that. with_others: torch at every cell too, where its score matrices
+    need no more than limit_gib.
     """
 
     cases: tuple[Case, ...] = ()
     seconds: float = 0.1
     budget_s: float = 1e9
     limit_gib: float = 16.0
+    with_others: bool = True
     with_compile: bool = True
     quick: bool = False
     seed: int = 0
@@ -81,11 +80,11 @@ class KernelCell:
     num_bytes: int
     roofline_ms: float
     bound_by: str
-    tile_rows: int
-    splits: int
-    num_sets: int
-    relative_error: float
     error_bound: float
+    tile_rows: int | None = None
+    splits: int | None = None
+    num_sets: int | None = None
+    relative_error: float | None = None
     error: str | None = None
     ms: Spread | None = None
     tflops: float | None = None
@@ -116,37 +115,45 @@ class KernelResult:
 
 @dataclass(slots=True)
 class _Ceilings:
-    """Measured once for every dtype that a cell has."""
+    """Measured once for every dtype that a cell has, unless they are known."""
 
-    timer: DeviceTimer
-    device: torch.device
+    where: Place
     found: dict[torch.dtype, Ceilings] = field(default_factory=dict)
 
     def of(self, dtype: torch.dtype) -> Ceilings:
         if dtype not in self.found:
-            self.found[dtype] = probe(self.timer, self.device, dtype)
+            known = self.where.ceilings
+            usable = known is not None and known.matmul_dtype == name_of(dtype)
+            self.found[dtype] = known if usable and known else probe(self.where.clock, self.where.device, dtype)
         return self.found[dtype]
 
 
 def run(
-    options: KernelOptions, progress: Callable[[str], None], save: Callable[[KernelResult], None] = lambda _: None
+    options: KernelOptions,
+    progress: Callable[[str], None],
+    save: Callable[[KernelResult], None] = lambda _: None,
+    where: Place | None = None,
+    write: Callable[[KernelCell], None] = lambda _: None,
 ) -> KernelResult:
-    """Measure every cell; `save` is given what there is after each. Raises ConfigError where nothing can run."""
-    begun, device = time.monotonic(), bench_device(quick=options.quick)
-    on_cuda = device.type == "cuda"
-    timer = DeviceTimer(device, options.seconds if on_cuda else 0.0)
-    ceilings = _Ceilings(timer, device)
+    """Measure every cell; one that fails says so. `save` is given what there is after each, `write` each cell.
+
+    Raises ConfigError where nothing can run.
+    """
+    where = where or place(options.seconds, options.budget_s, quick=options.quick)
+    device = where.device
+    ceilings = _Ceilings(where)
     result = KernelResult("kernels", this_machine(device), options.commit or commit(), NOTES, bars=bars(()))
-    cases = options.cases or (tuple(grid()) if on_cuda and not options.quick else TINY)
-    limit = options.limit_gib if on_cuda else min(options.limit_gib, 0.25)
+    cases = options.cases or (tuple(grid()) if device.type == "cuda" and not options.quick else TINY)
+    limit = options.limit_gib if device.type == "cuda" else min(options.limit_gib, 0.25)
     with torch.inference_mode():
         for index, case in enumerate(cases):
-            if time.monotonic() - begun > options.budget_s:
+            if where.time_is_up:
                 return replace(result, left=len(cases) - index)
             progress(f"{index + 1}/{len(cases)} {case.described}")
-            cell = measured(case, device, timer, ceilings.of(case.torch_dtype), options.seed)
-            if cell.ms is not None:
-                cell = replace(cell, beside=tuple(_beside(cell, device, timer, limit, options)))
+            cell = measured(case, where, ceilings.of(case.torch_dtype), options.seed)
+            if cell.error is None and options.with_others:
+                cell = replace(cell, beside=tuple(_beside(cell, where, limit, options)))
+            write(cell)
             cells = (*result.cells, cell)
             result = replace(result, ceilings=tuple(ceilings.found.values()), cells=cells, bars=bars(cells))
             save(result)
@@ -161,13 +168,8 @@ def launch(given: Inputs, of_set: int) -> Tensor:
     return prefix_attention_parts(given.q, kv, given.batch, None, **form)
 
 
-def measured(case: Case, device: torch.device, timer: DeviceTimer, ceilings: Ceilings, seed: int) -> KernelCell:
+def measured(case: Case, where: Place, ceilings: Ceilings, seed: int) -> KernelCell:
     """One cell: right first, then timed."""
-    given = inputs(case, device, seed)
-    with poisoned():
-        out = launch(given, 0).sum(0)
-        last = launch(given, len(given.sets) - 1).sum(0)
-    worst = max(checked(out, given, 0, seed), checked(last, given, len(given.sets) - 1, seed + 1))
     roofline = ceilings.seconds(case.flops, case.num_bytes)
     computes = case.flops / ceilings.matmul_flops >= case.num_bytes / ceilings.copy_bytes
     cell = KernelCell(
@@ -176,23 +178,33 @@ def measured(case: Case, device: torch.device, timer: DeviceTimer, ceilings: Cei
         num_bytes=case.num_bytes,
         roofline_ms=roofline * 1e3,
         bound_by="arithmetic" if computes else "memory",
-        tile_rows=given.batch.tile_rows,
-        splits=given.batch.splits,
-        num_sets=len(given.sets),
-        relative_error=worst,
         error_bound=BOUNDS[case.dtype],
     )
+    try:
+        return _timed(cell, inputs(case, where.device, seed), where.clock, ceilings, seed)
+    except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a cell, not the run)
+        return replace(cell, error=f"{type(raised).__name__}: {raised}"[:500])
+
+
+def _timed(cell: KernelCell, given: Inputs, clock: Clock, ceilings: Ceilings, seed: int) -> KernelCell:
+    case = cell.case
+    with poisoned():
+        out = launch(given, 0).sum(0)
+        last = launch(given, len(given.sets) - 1).sum(0)
+    worst = max(checked(out, given, 0, seed), checked(last, given, len(given.sets) - 1, seed + 1))
+    batch = given.batch
+    cell = replace(cell, tile_rows=batch.tile_rows, splits=batch.splits, num_sets=len(given.sets), relative_error=worst)
     if not worst <= cell.error_bound:
         return replace(cell, error=f"differs from float64 by {worst:.1e}, the bound is {cell.error_bound:g}")
     del out, last
-    ms = timer.device(lambda index: launch(given, index % len(given.sets)))
+    ms = clock.device(lambda index: launch(given, index % len(given.sets)))
     seconds = ms.median_ms / 1e3
     return replace(
         cell,
         ms=ms,
         tflops=case.flops / seconds / 1e12,
         gigabytes_per_s=case.num_bytes / seconds / 1e9,
-        fraction=roofline / seconds,
+        fraction=cell.roofline_ms / ms.median_ms,
         of_matmul=case.flops / seconds / ceilings.matmul_flops,
     )
 
@@ -222,7 +234,7 @@ def page(result: KernelResult) -> Iterator[Part]:
             *(cell.case.op, str(cell.case.n), str(cell.case.m), str(cell.case.head_dim), str(cell.case.batch)),
             *(cell.case.dtype, cell.case.codes, cell.error or as_ms(cell.ms), _number(cell.tflops, ".1f")),
             *(_number(cell.gigabytes_per_s, ".0f"), _number(cell.fraction, ".1%"), cell.bound_by),
-            *(_number(cell.of_matmul, ".1%"), f"{cell.relative_error:.1e}", str(cell.splits)),
+            *(_number(cell.of_matmul, ".1%"), _number(cell.relative_error, ".1e"), str(cell.splits)),
         )
         for cell in result.cells
     ]
@@ -255,18 +267,8 @@ def poisoned() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def step(file: Path, budget_s: float, commit: str | None) -> bool:
-    """A step of `loadtest.bench.gpu_all`: the result is in the file after every cell. False if a kernel is wrong."""
-    result = run(KernelOptions(budget_s=budget_s, commit=commit), say, partial(write_json, file))
-    write_json(file, result)
-    print(as_text(page(result)))
-    return not result.errors
-
-
-def _beside(
-    cell: KernelCell, device: torch.device, timer: DeviceTimer, limit_gib: float, options: KernelOptions
-) -> Iterator[Beside]:
-    given = inputs(cell.case, device, options.seed)
+def _beside(cell: KernelCell, where: Place, limit_gib: float, options: KernelOptions) -> Iterator[Beside]:
+    given = inputs(cell.case, where.device, options.seed)
     assert cell.ms is not None
     for other in competitors(given, limit_gib, with_compile=options.with_compile):
         compute = other.compute
@@ -275,7 +277,7 @@ def _beside(
             continue
         try:
             error = checked(compute(0), given, 0, options.seed)
-            ms = timer.device(lambda index, compute=compute: compute(index % len(given.sets)))  # type: ignore[misc]
+            ms = where.clock.device(lambda index, compute=compute: compute(index % len(given.sets)))  # type: ignore[misc]
         except torch.OutOfMemoryError as refused:
             yield Beside(other.name, None, f"out of memory: {refused}"[:300], None, None)
             continue

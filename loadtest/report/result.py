@@ -85,7 +85,7 @@ def as_number(value: float | None) -> str:
 
 def as_json(result: Any) -> str:
     """A dataclass as one JSON object, without NaN or infinity."""
-    return json.dumps(_finite(asdict(result)), allow_nan=False)
+    return json.dumps(finite(asdict(result)), allow_nan=False)
 
 
 def write_json(path: Path, result: Any) -> None:
@@ -101,9 +101,10 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Numbers that JSON has not, as text."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return str(value) if isinstance(value, float) and value - value != 0 else value

@@ -1,9 +1,7 @@
 """The device benchmarks, end to end in Triton's interpreter: right first, every cell written, bars that say so."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,15 @@ from typer.testing import CliRunner, Result
 
 from kernels.gpu import configs
 from kernels.gpu.configs import AttentionConfig
-from loadtest.bench import gpu_all, gpu_stacks, gpu_tune
+from loadtest.bench import gpu_stacks, gpu_tune
 from loadtest.bench import kernels as bench_kernels
 from loadtest.bench.floor import append_work, prefill_work
 from loadtest.bench.floor import score_work as score_floor
-from loadtest.bench.gpu_all import Step
 from loadtest.bench.gpu_cases import PREFIX, TARGET, TINY, Case, grid
-from loadtest.bench.gpu_stacks import MASKED, REQUEST, SCORE, StackCell, StackOptions, StackResult
+from loadtest.bench.gpu_stacks import MASKED, RECORDING, REQUEST, SCORE, StackCell, StackOptions, StackResult
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, StackSpec, World, encode_work, score_work
+from loadtest.bench.gpu_worlds import TINY as TINY_STACKS
 from loadtest.bench.kernels import KernelOptions, KernelResult
 from loadtest.bench.shapes import Shape
 from loadtest.report.machine import this_machine
@@ -164,15 +162,43 @@ def test_stacks_json() -> None:
 
 
 @quick_only
-def test_a_red_law_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scenario_whose_law_is_red_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And takes no other with it."""
+    honest = World.checks
+
+    def checks(world: World, num_targets: int) -> Iterator[tuple[str, float]]:
+        return iter([("planted", float("nan"))]) if world.scenario is TINY_STACKS[0] else honest(world, num_targets)
+
     monkeypatch.setattr(gpu_stacks, "float32_error", lambda *_: 0.0)
-    monkeypatch.setattr(World, "checks", lambda *_: iter([("planted", float("nan"))]))
+    monkeypatch.setattr(World, "checks", checks)
     saved: list[StackResult] = []
     result = gpu_stacks.run(StackOptions(quick=True), lambda _: None, saved.append)
-    assert result.broken and not result.cells and saved[-1].broken
+    assert result.broken and saved[-1].broken
+    assert {cell.scenario for cell in result.cells} == {TINY_STACKS[1].name}
     assert "RED tiny-concat" in as_text(gpu_stacks.page(result))
     answer = invoke("score", "--device", "cuda", "--quick")
     assert answer.exit_code == 1 and "not measured" in answer.output
+
+
+@quick_only
+def test_what_runs_out_of_pages_is_a_failed_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cells that need no more pages are timed all the same, and so are other scenarios."""
+    honest = World.replayed
+
+    def replayed(world: World, microbatch: int) -> float:
+        if world.scenario is TINY_STACKS[0]:
+            world.pool.empty().extend(torch.zeros(1 << 20, dtype=torch.int64))
+        return honest(world, microbatch)
+
+    monkeypatch.setattr(World, "replayed", replayed)
+    found: list[object] = []
+    options = StackOptions(quick=True, with_float32=False)
+    result = gpu_stacks.run(options, lambda _: None, write=found.append)
+    (failed,) = [cell for cell in result.cells if cell.error]
+    assert failed.scenario == TINY_STACKS[0].name and failed.path == RECORDING and "pages" in str(failed.error)
+    timed = {(cell.scenario, cell.path) for cell in result.cells if cell.request_ms is not None}
+    assert {(scenario.name, REQUEST) for scenario in TINY_STACKS} < timed
+    assert [*result.laws, *result.cells] == sorted(found, key=lambda each: isinstance(each, StackCell))
 
 
 def test_bars_of_stacks() -> None:
@@ -198,15 +224,15 @@ def test_bars_of_stacks() -> None:
 
     cells = [
         cell(DLRM_V3.name, 32, 2048, REQUEST, 6.0),
-        cell(DLRM_V3.name, 32, 2048, SCORE, 4.6),
-        cell(DLRM_V3.name, 1, 256, SCORE, 0.5),
+        cell(DLRM_V3.name, 32, 2048, SCORE, 4.3),
+        cell(DLRM_V3.name, 1, 256, SCORE, 0.2),
         *(cell(DLRM_V3.name, 1, m, path, ms) for m in (512, 2048) for path, ms in ((REQUEST, 3.0), (SCORE, 1.0))),
         *(cell(NVIDIA.name, 1, 256, REQUEST, ms, cached) for cached, ms in ((0, 2.0), (3968, 1.0))),
         cell(NVIDIA.name, 1, 256, MASKED, 3.9),
     ]
     bars = gpu_stacks.bars(cells)
     assert [bar.holds for bar in bars] == [True, False, True, True, False, False]
-    assert [bar.value for bar in bars] == [6.0, 4.6, 0.5, 3.0, 3.0, 1.95]
+    assert [bar.value for bar in bars] == [6.0, 4.3, 0.2, 3.0, 3.0, 1.95]
     assert bars[-1].by == "s, 0 cached"
     shown = as_text([bar_table([*bars, *gpu_stacks.bars(())])])
     assert shown.count(" NO ") == 3 and shown.count("not measured") == 6
@@ -239,47 +265,6 @@ def test_a_candidate_that_is_wrong_is_rejected(monkeypatch: pytest.MonkeyPatch, 
     (tuned,) = gpu_tune.tune(tmp_path, lambda _: None, quick=True)
     assert not tuned.kept and len(tuned.rejected) >= 1 and tuned.config == tuned.default
     assert not list(tmp_path.iterdir())
-
-
-def test_steps_end_at_a_gate_and_at_their_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    python = (sys.executable, "-c")
-    plan = [
-        Step("fine", (*python, "print('seen')"), gate=True),
-        Step("absent", ("none",), ("no_such_package",)),
-        Step("slow", (*python, "import time; time.sleep(60)"), share=0.01),
-        Step("broken", (*python, "raise SystemExit(3)"), gate=True),
-        Step("never", (*python, "print('never')")),
-    ]
-    outcomes = gpu_all.run(plan, tmp_path / "log", 60)
-    assert [outcome.result for outcome in outcomes] == [
-        "passed",
-        "skipped: no_such_package not found",
-        "out of time",
-        "failed",
-    ]
-    assert "seen" in capsys.readouterr().out and "never" not in (tmp_path / "log").read_text()
-    assert gpu_all.run(plan[:1], tmp_path / "log", 1)[0].result == "skipped: the time is up"
-
-
-def test_every_step_of_the_plan_can_be_run(tmp_path: Path) -> None:
-    """Modules exist, and take the options that they are given."""
-    plan = gpu_all.steps(tmp_path, "NVIDIA H100", 100.0, "abc")
-    assert [step.name for step in plan] == ["self-check", "laws", "tests", "tune", "stacks", "kernels", "ncu"]
-    assert [step.name for step in plan if step.gate] == ["self-check", "laws", "tests"]
-    of_files = [word for step in plan for word in step.command if word.startswith(str(tmp_path))]
-    assert {Path(name).name for name in of_files} == {
-        *("laws-NVIDIA_H100.json", "tune-NVIDIA_H100.json"),
-        *("stacks-NVIDIA_H100.json", "kernels-NVIDIA_H100.json", "ncu-NVIDIA_H100.txt"),
-    }
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no device")
-def test_our_steps_begin_and_say_that_there_is_no_device(tmp_path: Path) -> None:
-    ours = [step for step in gpu_all.steps(tmp_path, "H100", 1.0, None) if step.name in ("tune", "stacks", "kernels")]
-    assert len(ours) == 3
-    for step in ours:
-        ended = subprocess.run(step.command, capture_output=True, text=True, check=False, cwd=gpu_all.ROOT)
-        assert ended.returncode == 1 and "no CUDA device" in ended.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no device")

@@ -1,0 +1,111 @@
+"""Compile all that the steps will launch, on all cores and without the device, before they launch it.
+
+A rehearsal finds the specialisations; processes of a pool compile them into Triton's cache, where the steps find them:
+a binary's name in the cache is a hash of the sources that it is made of, its specialisation, the options, the
+architecture, the compiler's version and some variables of the environment (TRITON_DISABLE_LINE_INFO among them), and
+all of these are the same in a process that only names its architecture.
+
+`python -m loadtest.bench.gpu_prewarm --record FILE --seconds S` prints what it did.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from pkgutil import resolve_name
+from tempfile import TemporaryDirectory
+
+import torch
+import triton
+
+from kernels.gpu import configs
+from loadtest.bench.gpu_pretend import H100, Driver, Specialisation
+from loadtest.bench.gpu_record import PREWARMED, Record
+from loadtest.bench.gpu_steps import STEPS, Step, rehearsed
+from loadtest.report.result import say
+from mfalcon.cores import owned_cores
+
+_REPEATED = ("batch", "again")
+"""Steps that launch nothing that another one does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prewarmed:
+    """How far it came. failed: of specialisations that do not compile, and why."""
+
+    found: int
+    compiled: int
+    found_s: float
+    seconds: float
+    cpu_s: float
+    failed: tuple[str, ...]
+
+
+def specialisations(steps: Sequence[Step], where: configs.Device) -> Iterator[Specialisation]:
+    """Those that the steps launch, in the order of their first launch, as soon as each step is rehearsed."""
+    known = 0
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "rehearsal.jsonl"
+        for launches in rehearsed(steps, where, lambda step: Record(file, step.name)):
+            yield from list(launches.found.values())[known:]
+            known = len(launches.found)
+
+
+def compiled(one: Specialisation) -> float:
+    """Compile one in this process, which has called `pretend`. Returns seconds."""
+    begun = time.monotonic()
+    resolve_name(one.kernel).preload(one.data)
+    return time.monotonic() - begun
+
+
+def pretend(architecture: int) -> None:
+    """What a process of the pool does first."""
+    torch.set_num_threads(1)
+    triton.runtime.driver.set_active(Driver(architecture))
+
+
+def prewarm(steps: Sequence[Step], where: configs.Device, seconds: float) -> Prewarmed:
+    """Compile what the steps launch; what is not done when the seconds are over is left to the steps."""
+    begun, failed, spent = time.monotonic(), [], []
+    pool = ProcessPoolExecutor(
+        owned_cores(), mp_context=get_context("spawn"), initializer=pretend, initargs=(where.architecture,)
+    )
+    futures = {pool.submit(compiled, one): one for one in specialisations(steps, where)}
+    found_s = time.monotonic() - begun
+    try:
+        for future in as_completed(futures, timeout=max(0.0, begun + seconds - time.monotonic())):
+            error = future.exception()
+            if error is None:
+                spent.append(future.result())
+            else:
+                failed.append(f"{futures[future].kernel}: {type(error).__name__}: {error}"[:500])
+    except TimeoutError:
+        say("prewarm: the time is up")
+    pool.shutdown(wait=False, cancel_futures=True)
+    return Prewarmed(len(futures), len(spent), found_s, time.monotonic() - begun, sum(spent), tuple(failed))
+
+
+def main() -> None:
+    """For this machine's device; where there is none, or in a rehearsal, for an H100."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--rehearse", action="store_true", help="find what is to be compiled, but compile nothing")
+    given = parser.parse_args()
+    where = configs.device(torch.device("cuda", 0)) if torch.cuda.is_available() else H100
+    steps = [step for step in STEPS if step.name not in _REPEATED]
+    if given.rehearse:
+        begun = time.monotonic()
+        found = len(list(specialisations(steps, where)))
+        done = Prewarmed(found, 0, time.monotonic() - begun, time.monotonic() - begun, 0.0, ())
+    else:
+        done = prewarm(steps, where, given.seconds)
+    Record(given.record, "prewarm").add(PREWARMED, done)
+    print(done, flush=True)
+
+
+if __name__ == "__main__":
+    main()
