@@ -104,15 +104,17 @@ def target_bias(kv: PagedKV, batch: Batch, times_ms: Tensor, bias: RelativeBias)
     return out
 
 
-def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch) -> None:
+def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch, times: Tensor | None = None) -> None:
     """Store the newest tokens of each user on its pages: k [num_rows, num_heads, qk_dim], v [num_rows, num_heads,
-    v_dim].
+    v_dim], and if they are given their times, int64 [num_rows].
     """
     size = kv.page_tokens
     for user in users(batch):
         num_rows = user.rows.stop - user.rows.start
         tokens = torch.arange(user.prefix_len - num_rows, user.prefix_len, device=k.device)
         pages, slots = user.pages[tokens // size], tokens % size
+        if times is not None:
+            kv.times[pages, slots] = times[user.rows]
         for x, codes, scales in ((k[user.rows], kv.k, kv.k_scales), (v[user.rows], kv.v, kv.v_scales)):
             if scales is None:
                 codes[pages, :, slots] = x

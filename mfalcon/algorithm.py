@@ -41,10 +41,10 @@ def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[
     """`append` for several users at once."""
     model, delta = served.model, _joined(deltas)
     with cores_for(delta.rows.numel() * model.config.layer.dim):
-        times = [model.token_times(delta) for delta in deltas]
-        longer = [state.extend(new) for state, new in zip(states, times, strict=True)]
-        tokens = model.prefix_tokens(delta)
-    served.stack.encode(longer, tokens, [len(new) for new in times])
+        num_new = [len(new.rows) * model.tokens_per_event for new in deltas]
+        longer = [state.grown(num) for state, num in zip(states, num_new, strict=True)]
+        tokens, times = model.prefix_tokens(delta), model.token_times(delta)
+    served.stack.encode(longer, tokens, num_new, times)
     return longer
 
 

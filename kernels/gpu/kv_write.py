@@ -1,4 +1,4 @@
-"""The newest tokens' keys and values onto their users' pages, as numbers or in codes."""
+"""The newest tokens' keys and values onto their users' pages, as numbers or in codes; times with the first layer's."""
 
 import triton
 import triton.language as tl
@@ -27,7 +27,7 @@ def _store(
         tl.store(OUT + out_at[:, None] + column[None, :], x, mask=mask)
 
 
-@triton.jit(do_not_specialize_on_alignment=PACKED)
+@triton.jit(do_not_specialize=["time_heads"], do_not_specialize_on_alignment=[*PACKED, "NEW_TIMES"])
 def kv_write_kernel(
     K,
     V,
@@ -35,6 +35,8 @@ def kv_write_kernel(
     PREFIX_V,
     K_SCALES,
     V_SCALES,
+    TIMES,
+    NEW_TIMES,
     ROW_OFFSETS,
     PREFIX_LENS,
     PAGE_OFFSETS,
@@ -45,6 +47,8 @@ def kv_write_kernel(
     k_page,
     v_page,
     scale_page,
+    time_page,
+    time_heads,
     QK_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
     QK_PAD: tl.constexpr,
@@ -54,7 +58,7 @@ def kv_write_kernel(
     CODES: tl.constexpr,
     MAX: tl.constexpr,
 ):
-    """Grid: tiles, heads."""
+    """Grid: tiles, heads. time_heads: 1 if the first head writes times, else 0."""
     head = tl.program_id(1)
     user = tl.load(TILES + 2 * tl.program_id(0))
     if user >= 0:
@@ -68,6 +72,9 @@ def kv_write_kernel(
         page = tl.load(pages + position // PAGE, mask=alive, other=0).to(tl.int64)
         slot = head * PAGE + position % PAGE
         scale_at = page * scale_page + slot
+        timed = alive & (head < time_heads)
+        time = tl.load(NEW_TIMES + at, mask=timed, other=0)
+        tl.store(TIMES + page * time_page + position % PAGE, time, mask=timed)
         column = tl.arange(0, QK_PAD)
         mask = alive[:, None] & (column < QK_DIM)[None, :]
         _store(
@@ -82,7 +89,7 @@ def kv_write_kernel(
         )  # fmt: skip
 
 
-def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch) -> None:
+def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch, times: Tensor | None = None) -> None:
     """See `kernels.paged_reference.kv_write`."""
     if not len(batch.tiles):
         return
@@ -91,6 +98,8 @@ def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch) -> None:
         k,
         v,
         *pointers(kv),
+        kv.times,
+        kv.times if times is None else times,
         batch.row_offsets,
         batch.prefix_lens,
         batch.page_offsets,
@@ -101,6 +110,8 @@ def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch) -> None:
         kv.k.stride(0),
         kv.v.stride(0),
         0 if kv.k_scales is None else kv.k_scales.stride(0),
+        kv.times.stride(0),
+        0 if times is None else 1,
         QK_DIM=qk_dim,
         V_DIM=v.shape[2],
         QK_PAD=padded(qk_dim),

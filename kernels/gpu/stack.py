@@ -35,10 +35,18 @@ class GpuStack:
         self._widths = (v_width, v_width, qk_width, qk_width)
         self._layers = [_Layer(w, self._value_key(w), None if w.bias is None else w.bias.own()) for w in layers]
 
-    def extend(self, x: Tensor, kv: Sequence[PagedKV], batch: Batch, arrived: Callable[[int], None]) -> None:
-        """Write the keys and values of every user's newest tokens x [num_rows, dim] to pages that have their times.
+    def extend(
+        self,
+        x: Tensor,
+        kv: Sequence[PagedKV],
+        batch: Batch,
+        arrived: Callable[[int], None],
+        times: Tensor | None = None,
+    ) -> None:
+        """Write the keys and values of every user's newest tokens x [num_rows, dim] to their pages.
 
-        kv: of each layer. arrived: called with a layer before its pages are touched; returns when they may be.
+        kv: of each layer. arrived: called with a layer before its pages are touched; returns when they may be. times:
+        int64 [num_rows] of the tokens, None if they stand on the pages already.
         """
         config = self.config
         for index, (layer, pages) in enumerate(zip(self._layers, kv, strict=True)):
@@ -47,11 +55,12 @@ class GpuStack:
             if index == self.num_layers - 1:
                 v, k = self._last(normed, layer)
                 arrived(index)
-                kv_write(k, v, pages, batch)
+                kv_write(k, v, pages, batch, times)
                 return
             u, v, q, k = self._project(normed, weights)
             arrived(index)
-            kv_write(k, v, pages, batch)
+            kv_write(k, v, pages, batch, times)
+            times = None  # one layer has written them for all
             parts = prefix_attention_parts(
                 q, pages, batch, weights.bias, logit_scale=config.logit_scale, norm=config.attention_norm
             )

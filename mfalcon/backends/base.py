@@ -39,10 +39,11 @@ class StackBackend(Protocol):
         """Whether users are better computed together than one after the other."""
         ...
 
-    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None) -> None:
         """Write the keys and values of the newest tokens of each state, which attend to all before them.
 
-        x: [sum(num_new), dim], those of one state behind those of the other.
+        x: [sum(num_new), dim], those of one state behind those of the other. times: int64 [sum(num_new)] of states that
+        have `grown`, to be written too; None if they stand on the pages already.
         """
         ...
 
@@ -71,8 +72,11 @@ class SequentialBackend(ABC):
 
     batched = False
 
-    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None) -> None:
         """See `StackBackend`."""
+        if times is not None:
+            for state, new in zip(states, times.split(list(num_new)), strict=True):
+                state.write_times(new)
         for state, part in zip(states, x.split(list(num_new)), strict=True):
             self.encode_one(state, part)
 

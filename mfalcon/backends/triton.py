@@ -13,6 +13,7 @@ from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
 from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.errors import Overloaded
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.layer import Stack
 
@@ -56,12 +57,13 @@ class TritonBackend:
         self._kv: list[PagedKV] = []
         self._graphs: list[Graph] = []
 
-    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+    def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None) -> None:
         """See `StackBackend`."""
         first = 0
         for part in _groups(num_new, _MOST_ROWS):
             stop = first + sum(num_new[part])
-            self._encode(states[part], x[first:stop], num_new[part])
+            own = None if times is None else times[first:stop]
+            self._encode(states[part], x[first:stop], num_new[part], own)
             first = stop
 
     def hidden(
@@ -102,20 +104,29 @@ class TritonBackend:
             self._compile(pool, microbatch)
 
     def _compile(self, pool: KVPool, microbatch: int) -> None:
-        """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own."""
-        shape, size = self.layout.shape, self.layout.page_tokens
-        most = min(_MOST_ROWS, pool.accounts.num_free // 2 * size)  # a predecessor may have the others
+        """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own, as far as
+        there are free pages: a predecessor may have the others.
+        """
+        most = min(_MOST_ROWS, pool.accounts.num_free * self.layout.page_tokens)
         for num_rows in (1 << power for power in range(most.bit_length())):
-            x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
-            state = pool.empty().extend(torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
-            self._encode([state], x, [num_rows])
-            if num_rows <= microbatch:
-                self._launch(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
+            try:
+                self._run_once(pool, num_rows, is_scored=num_rows <= microbatch)
+            except Overloaded:  # others have taken pages meanwhile
+                return
 
-    def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int]) -> None:
+    def _run_once(self, pool: KVPool, num_rows: int, *, is_scored: bool) -> None:
+        """An encoding, and a score; the pages are free again when this returns."""
+        shape = self.layout.shape
+        x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
+        state = pool.empty().grown(num_rows)
+        self._encode([state], x, [num_rows], torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
+        if is_scored:
+            self._launch(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
+
+    def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None) -> None:
         if len(x):
             kv = self._pages_of(states[0].pool)
-            self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states))
+            self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states), times)
 
     def _score(self, x: Tensor, parts: Sequence[_Part]) -> Tensor:
         states, num_rows = [part.state for part in parts], [part.num_rows for part in parts]

@@ -14,9 +14,11 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.paged import to_device
 from kernels.quantise import dequantised, quantised
 from mfalcon.kvcache.block_pool import BlockPool, PageRun, pinned
 
@@ -129,7 +131,7 @@ class PlainLayout:
             none = torch.empty(shape.num_heads, 0, 1, dtype=shape.dtype, device=shape.device)
             return none.expand(-1, -1, shape.qk_dim), none.expand(-1, -1, shape.v_dim)
         parts = []
-        for index, begin, end in self._rows(first, stop):
+        for index, begin, end in _rows_by_page(first, stop, self.page_tokens):
             k, v, k_scales, v_scales = self.blocks(pages[index], layer)
             rows = slice(begin, end)
             parts.append((_numbers(k, k_scales, rows, shape.dtype), _numbers(v, v_scales, rows, shape.dtype)))
@@ -144,7 +146,7 @@ class PlainLayout:
             (k_codes, k_scales), (v_codes, v_scales) = (quantised(x, self.codes) for x in sources)
             sources = (k_codes, v_codes, k_scales, v_scales)
         at = 0
-        for index, begin, end in self._rows(first, first + k.shape[1]):
+        for index, begin, end in _rows_by_page(first, first + k.shape[1], self.page_tokens):
             to = at + end - begin
             blocks = [block for block in self.blocks(pages[index], layer) if block is not None]
             for block, source in zip(blocks, sources, strict=True):
@@ -164,14 +166,6 @@ class PlainLayout:
         sizes = [rows * dim * itemsize for dim in (self.shape.qk_dim, self.shape.v_dim)]
         sizes += [4 * rows] * 2 if self.codes is not None else []
         return tuple(accumulate(map(_aligned, sizes), initial=0))
-
-    def _rows(self, first: int, stop: int) -> list[tuple[int, int, int]]:
-        """Each page that has some of the tokens, and which of its rows those are: index, begin, end."""
-        size = self.page_tokens
-        return [
-            (index, max(first - index * size, 0), min(stop - index * size, size))
-            for index in range(first // size, -(-stop // size))
-        ]
 
 
 class KVPool:
@@ -335,15 +329,30 @@ class KVState:
 
         times: int64 [num_new]. leaving: pages that must stay free. Raises Overloaded.
         """
-        longer, size = self.grown(len(times), leaving), self.pool.layout.page_tokens
-        first, stop = self.num_tokens, longer.num_tokens
-        if first < stop:
-            self._wait(0)
-        for index in range(first // size, -(-stop // size)):
-            begin, end = max(first, index * size), min(stop, (index + 1) * size)
-            page = _times(self.pool.page(longer.run.pages[index]), size)
-            page[begin - index * size : end - index * size] = times[begin - first : end - first]
+        longer = self.grown(len(times), leaving)
+        longer.write_times(times)
         return longer
+
+    def write_times(self, times: Tensor) -> None:
+        """Store the newest tokens' times, int64 [num_new]; in a pool of fixed size in one go."""
+        size, stop = self.pool.layout.page_tokens, self.num_tokens
+        first = stop - len(times)
+        if first == stop:
+            return
+        self._wait(0)
+        index = first // size
+        if stop <= (index + 1) * size:
+            _times(self.pool.page(self.run.pages[index]), size)[first - index * size : stop - index * size] = times
+        elif self.pool.has_slab:
+            tokens = np.arange(first, stop)
+            where = np.stack([np.array(self.run.pages)[tokens // size], tokens % size])
+            page, slot = to_device(where, times.device)
+            _times(self.pool.slab, size)[page, slot] = times
+        else:
+            for index, begin, end in _rows_by_page(first, stop, size):
+                page = _times(self.pool.page(self.run.pages[index]), size)
+                at = index * size - first
+                page[begin:end] = times[at + begin : at + end]
 
     def grown(self, num_new: int, leaving: int = 0) -> "KVState":
         """A state that is longer by tokens of which nothing is written yet, not even times; see `extend`."""
@@ -360,6 +369,14 @@ class KVState:
     def _wait(self, part: int) -> None:
         if self.arrival is not None:
             self.arrival.wait(part)
+
+
+def _rows_by_page(first: int, stop: int, size: int) -> list[tuple[int, int, int]]:
+    """Each page that has some of the tokens [first, stop), and which of its rows those are: index, begin, end."""
+    return [
+        (index, max(first - index * size, 0), min(stop - index * size, size))
+        for index in range(first // size, -(-stop // size))
+    ]
 
 
 def _times(pages: Tensor, page_tokens: int) -> Tensor:

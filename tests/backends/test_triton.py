@@ -21,7 +21,7 @@ from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.backends.triton import TritonBackend, _groups, _microbatches, _Part
 from mfalcon.engine.workers import take_cores
 from mfalcon.kvcache.copy import ThreadCopier
-from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.models.base import EventTokens, Targets
 from tests.device import DEVICE, needs_interpreter
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
@@ -126,6 +126,45 @@ def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.Monke
     backend.prepare(pool, 2)
     assert (encoded, scored[-2:]) == ([1, 2, 4], [1, 2])
     assert pool.accounts.num_free == pool.accounts.num_pages
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("taken", "largest"), [(0, 512), (1, 256)])
+def test_all_free_pages_serve_to_compile_the_largest_class(
+    monkeypatch: pytest.MonkeyPatch, taken: int, largest: int
+) -> None:
+    """Those of one class are free before the next takes its own; that others take some meanwhile is no error."""
+    backend = TritonBackend(CHECKPOINT.model.stack, CHECKPOINT.model.kv_shape(), ahead=True)
+    pool = KVPool(backend.layout, 4)
+    of_others, sizes = list[KVState](), list[int]()
+
+    def encode(_: GpuStack, x: torch.Tensor, *rest: object) -> None:
+        sizes.append(len(x))
+        if len(x) == 256 and taken:
+            of_others.append(pool.empty().grown(taken))
+
+    monkeypatch.setattr(gpu, "_SHAPE_PAGES", 4)
+    monkeypatch.setattr(GpuStack, "extend", encode)
+    monkeypatch.setattr(GpuStack, "score", lambda _, x, *rest: x)
+    backend.prepare(pool, 2)
+    assert sizes[-1] == largest
+
+
+@torch.inference_mode()
+def test_times_are_written_with_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the kernel of the first layer, for all users: nothing else writes them."""
+    oracle, served = reference(CHECKPOINT.model), serve(CHECKPOINT.model, "triton", BUDGET)
+    cuts = [(random_events(n, seed=n)[:first], random_events(n, seed=n)[first:]) for n, first in ((24, 20), (9, 3))]
+    first, second = ([tokens(CHECKPOINT, cut[part]) for cut in cuts] for part in (0, 1))
+    expected = append_all(oracle, append_all(oracle, [oracle.empty_state()] * 2, first), second)
+
+    def written(*_: object) -> None:
+        raise AssertionError("a launch of their own")
+
+    monkeypatch.setattr(KVState, "write_times", written)
+    found = append_all(served, append_all(served, [served.empty_state()] * 2, first), second)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.times, other.times)
 
 
 @torch.inference_mode()

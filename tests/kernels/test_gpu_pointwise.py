@@ -160,18 +160,23 @@ def test_linear_of_no_rows() -> None:
 
 @pytest.mark.parametrize(("dtype", "codes"), KINDS, ids=lambda kind: str(kind).removeprefix("torch."))
 @settings(max_examples=10)
-@given(cases(own_rows=True), st.sampled_from((1.0, 0.0, 1e-30, 1e4)))
+@given(cases(own_rows=True), st.sampled_from((1.0, 0.0, 1e-30, 1e4)), st.booleans())
 def test_kv_write_is_the_reference_to_the_bit(
-    dtype: torch.dtype, codes: torch.dtype | None, case: Case, factor: float
+    dtype: torch.dtype, codes: torch.dtype | None, case: Case, factor: float, with_times: bool
 ) -> None:
-    """Numbers, or codes and scales; and nothing else of the pool changes: other slots, layers, pages and the times."""
+    """Numbers, or codes and scales, and times where they are given; nothing else of the pool changes: other slots,
+    layers and pages, and the times where they are not.
+    """
     case = replace(case, slab=True, shared=False)
     w = world(case, dtype, codes)
     if w.num_rows > 1:
         w.k[1], w.v[0] = w.k[1] * factor, w.v[0] * factor
     expected, before = w.slab.cpu().clone(), w.slab.clone()
-    paged_reference.kv_write(w.k.cpu(), w.v.cpu(), views(expected, layout_of(case, dtype, codes)), w.host().batch)
-    kv_write.kv_write(w.k, w.v, w.kv, w.batch)
+    times = torch.arange(len(w.k), device=DEVICE) - 2**40 if with_times else None
+    of_host = None if times is None else times.cpu()
+    kv = views(expected, layout_of(case, dtype, codes))
+    paged_reference.kv_write(w.k.cpu(), w.v.cpu(), kv, w.host().batch, of_host)
+    kv_write.kv_write(w.k, w.v, w.kv, w.batch, times)
     assert torch.equal(w.slab.cpu(), expected)
     assert w.num_rows == 0 or not torch.equal(w.slab, before)
 

@@ -10,6 +10,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from torch import Tensor
 
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
+from tests.operations import operations
 
 SHAPE = KVShape(num_layers=2, num_heads=3, qk_dim=2, v_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
@@ -90,6 +91,21 @@ class KVStates(RuleBasedStateMachine):
 
 TestKVStates = KVStates.TestCase
 TestKVStates.settings = settings(max_examples=20, stateful_step_count=16)
+
+
+@pytest.mark.parametrize("first", [0, 5, 64])
+def test_times_of_many_pages_are_one_copy(first: int) -> None:
+    """Not one a page: on a device each is a launch."""
+    times = torch.arange(1_000)
+    older = pool(32).empty().extend(times[:first])
+    with operations() as ran:
+        longer = older.extend(times[first:])
+    assert ran == ["aten::index_put_"]
+    assert torch.equal(longer.times, times)
+    grown = pool(32).empty().grown(1_000)
+    with operations() as ran:
+        grown.extend(torch.tensor([7]))
+    assert ran[-1:] == ["aten::copy_"] and len(ran) <= 2
 
 
 def test_appending_to_the_newest_state_copies_nothing() -> None:
