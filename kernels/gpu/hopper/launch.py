@@ -1,0 +1,68 @@
+"""How the Hopper kernels are launched: tensor descriptors, tile sizes, and what they can take at all."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.paged import PagedKV
+
+TILE_ROWS = 128
+"""Two warpgroups of 64 rows."""
+WORKER_WARPS = gl.constexpr([4, 1])
+"""Of the second consumer and of the producer; the first consumer is the kernel's own four."""
+WORKER_REGISTERS = gl.constexpr([240, 24])
+_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+_HEAD_DIMS = (64, 128, 256)
+_ALIGNMENT = 16
+"""Bytes to which a descriptor's base and strides are multiples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """block_n: keys of a tile. stages: buffers of keys, and as many of values."""
+
+    block_n: int
+    stages: int
+
+
+def ring(head_dim: int, page_tokens: int) -> Ring:
+    """For heads of so many numbers at most: keys and values fill 128 KiB, and the queries up to 64 KiB more."""
+    block_n = min(64 if head_dim > 128 else 128, page_tokens)
+    return Ring(block_n, min(4, 128 * 1024 // (2 * 2 * block_n * head_dim)))
+
+
+def takes(rows: tuple[Tensor, ...], kv: PagedKV, tile_rows: int) -> bool:
+    """Whether the kernels can compute this: rows, views [num_rows, num_heads, head_dim], over these pages."""
+    dims = (kv.k.shape[3], kv.v.shape[3])
+    return (
+        tile_rows == TILE_ROWS
+        and rows[0].dtype in _TYPES
+        and all(x.dtype == rows[0].dtype for x in (*rows, kv.k, kv.v))
+        and all(dim in _HEAD_DIMS for dim in dims)
+        and kv.page_tokens % ring(max(dims), kv.page_tokens).block_n == 0
+        and kv.page_tokens >= 64
+        and all(_describable(x) for x in (rows[0], kv.k, kv.v))
+    )
+
+
+def rows_descriptor(x: Tensor) -> TensorDescriptor:
+    """Of queries [num_rows, num_heads, head_dim], half a tile at a time."""
+    block = [TILE_ROWS // 2, 1, x.shape[2]]
+    return TensorDescriptor.from_tensor(x, block, _layout(x, 3))
+
+
+def pages_descriptor(x: Tensor, block_n: int) -> TensorDescriptor:
+    """Of keys or values [num_pages, num_heads, page_tokens, head_dim]. What a tile covers outside its page is zero."""
+    return TensorDescriptor.from_tensor(x, [1, 1, block_n, x.shape[3]], _layout(x, 4))
+
+
+def _layout(x: Tensor, rank: int) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * x.dtype.itemsize, rank=rank)
+
+
+def _describable(x: Tensor) -> bool:
+    in_bytes = (x.data_ptr(), *(stride * x.dtype.itemsize for stride in x.stride()[:-1]))
+    return len(x) > 0 and x.stride(-1) == 1 and all(size % _ALIGNMENT == 0 for size in in_bytes)

@@ -1,0 +1,130 @@
+"""The barriers of the Hopper kernels' own code order its warps: in every interleaving each buffer is written once
+before it is read, by all who share it, is not overwritten before that, and nobody waits for ever.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton", reason="no triton for this platform")
+
+import torch
+
+from kernels.gpu.hopper import pipeline, target_attention
+from kernels.gpu.hopper.launch import Ring
+from kernels.paged import PagedKV, batch
+from tests.device import INTERPRETED
+from tests.kernels.hopper_machine import Machine, changed
+from tests.kernels.hopper_protocol import Arrive, Copy, Done, Operation, Program, ProtocolError, Read, Wait, explore
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
+
+BLOCK_N = 16
+
+
+def program(tiles: int, stages: int, changes: dict[str, Callable[..., Any]] | None = None, seed: int = 0) -> Program:
+    """What target attention over so many tiles does at its barriers."""
+    machine = Machine(seed, changes)
+    pages = list(range(tiles))
+    ones = torch.ones(tiles, 1, BLOCK_N, 64)
+    kv = PagedKV(ones, ones, torch.zeros(tiles, BLOCK_N, dtype=torch.int64))
+    q, k, v = (torch.ones(2, 1, 64) for _ in range(3))
+    users = batch([2], [tiles * BLOCK_N - 3], [pages], tile_rows=128)
+    op = machine.wrapper(target_attention.target_attention_parts, ring=lambda *_: Ring(BLOCK_N, stages))
+    op(q, k, v, kv, users, None, None, logit_scale=1.0, norm=1.0)
+    (found,) = machine.programs
+    return found
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 4, 5, 8, 13, 20])
+def test_every_order_is_right(tiles: int, stages: int) -> None:
+    assert explore(program(tiles, stages)) > tiles
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", sorted(set(range(1, 21)) - {1, 2, 3, 4, 5, 8, 13, 20}))
+def test_every_order_of_the_other_numbers_of_tiles_is_right(tiles: int, stages: int) -> None:
+    assert explore(program(tiles, stages)) > tiles
+
+
+def test_what_is_done_does_not_depend_on_the_order() -> None:
+    """So one recording stands for all: the agents' programs are the same however they were interleaved."""
+    first, *others = [program(6, 2, seed=seed) for seed in range(5)]
+    assert all(other == first for other in others)
+    assert [len(program(tiles, 2).agents["producer"]) for tiles in (1, 2, 3)] == [9, 15, 21]
+
+
+PRODUCE, CONSUME, ALLOCATE = pipeline.produce, target_attention._consume, pipeline.allocate
+MISTAKES = {
+    "wrong phase of the producer": (PRODUCE, "& 1) ^ 1", "& 1)", "deadlock"),
+    "producer waits for no keys to be read": (
+        PRODUCE,
+        "mbarrier.wait(k_empty.index(stage), free)",
+        "pass",
+        "more arrivals|written",
+    ),
+    "producer waits for keys in place of values": (PRODUCE, "wait(v_empty", "wait(k_empty", "written|deadlock"),
+    "no bytes expected": (PRODUCE, "mbarrier.expect(v_full.index(stage), V.block_type.nbytes)", "pass", "deadlock"),
+    "too many bytes expected": (PRODUCE, "v_full.index(stage), V.block_type.nbytes", "v_full.index(stage), 1", "dead"),
+    "copy lands elsewhere": (PRODUCE, "slot, 0], v_full", "slot, 0], k_full", "deadlock|read while"),
+    "wrong phase of keys": (pipeline.begin_logits, "(index // STAGES) & 1", "index & 1", "deadlock|read"),
+    "wrong phase of values": (pipeline.begin_sum, "(index // STAGES) & 1", "1 - (index // STAGES) & 1", "read|dead"),
+    "keys are not waited for": (
+        pipeline.begin_logits,
+        "mbarrier.wait(k_full.index(stage), (index // STAGES) & 1)",
+        "pass",
+        "read",
+    ),
+    "missing arrival": (CONSUME, "mbarrier.arrive(v_empty.index((index - 1) % STAGES))", "pass", "deadlock"),
+    "arrival at the wrong buffer": (CONSUME, "v_empty.index((index - 1) %", "v_empty.index(index %", "written|dead"),
+    "arrival twice": (CONSUME, "mbarrier.arrive(k_empty.index(0))", "mbarrier.arrive(k_empty.index(0)); " * 2, "."),
+    "arrival before the end of a product": (
+        CONSUME,
+        """acc = warpgroup_mma_wait(0, deps=(sums,))
+            mbarrier.arrive(v_empty.index((index - 1) % STAGES))""",
+        """mbarrier.arrive(v_empty.index((index - 1) % STAGES))
+            acc = warpgroup_mma_wait(0, deps=(sums,))""",
+        "written while",
+    ),
+    "logits before their end": (CONSUME, "mma_wait(1, deps=(product,))", "mma_wait(2, deps=(product,))", "waited"),
+    "one consumer is enough": (ALLOCATE, "init(k_empty.index(stage), CONSUMERS)", "init(k_empty.index(stage), 1)", "."),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_found(mistake: str) -> None:
+    function, old, new, told = MISTAKES[mistake]
+    with pytest.raises(ProtocolError, match=told):
+        explore(program(7, 2, changed(function, old, new)))
+
+
+READER = [Wait("full", 0), Read("k"), Done(("k",)), Arrive("empty")]
+COPY = [Arrive("full", 8), Copy("k", "full", 8)]
+
+
+@pytest.mark.parametrize(
+    ("producer", "reader", "told"),
+    [
+        (COPY, READER, None),
+        ([*COPY, Wait("empty", 0), *COPY], [*READER, Wait("full", 1), *READER[1:]], None),
+        ([*COPY, *COPY], READER, "two copies|more arrivals"),
+        ([], READER[1:], "before it was written"),
+        (COPY, READER[1:], "read while it is written|before it was written"),
+        ([*COPY, Wait("empty", 0), *COPY], READER, "in use at the end"),
+        ([*COPY, Wait("empty", 1), *COPY], [*READER, Wait("full", 1), *READER[1:]], "written|two copies|more arrivals"),
+        (COPY, [*READER[:2]], "in use at the end"),
+        (COPY, [Wait("full", 1), *READER[1:]], "read"),
+        ([*COPY, Wait("empty", 0)], READER[:3], "deadlock: producer: Wait"),
+    ],
+)
+def test_the_rules(producer: list[Operation], reader: list[Operation], told: str | None) -> None:
+    barriers = {"full": 1, "empty": 1}
+    small = Program(barriers, {"producer": producer, "reader": reader}, sharers=1)
+    if told is None:
+        assert explore(small) > 1
+    else:
+        with pytest.raises(ProtocolError, match=told):
+            explore(small)
