@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.gpu.attention import prefix_attention_parts, target_attention_parts
 from kernels.gpu.kv_write import kv_write
 from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
-from kernels.gpu.prefix_attention import prefix_attention_parts
-from kernels.gpu.target_attention import target_attention_parts
 from kernels.gpu.target_bias import target_bias
 from kernels.paged import Batch, PagedKV
 from kernels.stack import LayerWeights, StackConfig

@@ -7,15 +7,15 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.paged import PagedKV
+from kernels.paged import Batch, PagedKV
 
 TILE_ROWS = 128
 """Two warpgroups of 64 rows."""
 WORKER_WARPS = gl.constexpr([4, 1])
 """Of the second consumer and of the producer; the first consumer is the kernel's own four."""
 WORKER_REGISTERS = gl.constexpr([240, 24])
-_TYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
-_HEAD_DIMS = (64, 128, 256)
+DTYPES = (torch.bfloat16, torch.float16)
+HEAD_DIMS = (64, 128, 256)
 _ALIGNMENT = 16
 """Bytes to which a descriptor's base and strides are multiples."""
 
@@ -29,22 +29,24 @@ class Ring:
 
 
 def ring(head_dim: int, page_tokens: int) -> Ring:
-    """For heads of so many numbers at most: keys and values fill 128 KiB, and the queries up to 64 KiB more."""
+    """For heads of so many numbers at most: keys and values fill 128 KiB, and the queries up to 64 KiB more. A tile
+    lies within a page.
+    """
     block_n = min(64 if head_dim > 128 else 128, page_tokens)
     return Ring(block_n, min(4, 128 * 1024 // (2 * 2 * block_n * head_dim)))
 
 
-def takes(rows: tuple[Tensor, ...], kv: PagedKV, tile_rows: int) -> bool:
-    """Whether the kernels can compute this: rows, views [num_rows, num_heads, head_dim], over these pages."""
-    dims = (kv.k.shape[3], kv.v.shape[3])
+def takes(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: Tensor | None = None) -> bool:
+    """Whether the kernels can compute this. rows: views [num_rows, num_heads, head_dim], the queries first."""
+    dims, dtype = (kv.k.shape[3], kv.v.shape[3]), rows[0].dtype
+    described = (rows[0], kv.k, kv.v) if prefix_bias is None else (rows[0], kv.k, kv.v, prefix_bias)
     return (
-        tile_rows == TILE_ROWS
-        and rows[0].dtype in _TYPES
-        and all(x.dtype == rows[0].dtype for x in (*rows, kv.k, kv.v))
-        and all(dim in _HEAD_DIMS for dim in dims)
+        batch.tile_rows == TILE_ROWS
+        and dtype in DTYPES
+        and all(x.dtype == dtype for x in (*rows, kv.k, kv.v))
+        and all(dim in HEAD_DIMS for dim in dims)
         and kv.page_tokens % ring(max(dims), kv.page_tokens).block_n == 0
-        and kv.page_tokens >= 64
-        and all(_describable(x) for x in (rows[0], kv.k, kv.v))
+        and all(_describable(x) for x in described)
     )
 
 

@@ -1,0 +1,42 @@
+"""Attention on pages as a stack takes it: the kernels for Hopper where they are usable, else the plain ones.
+
+The plain kernels say what is computed; `kernels.gpu.hopper` computes the same.
+"""
+
+from torch import Tensor
+
+from kernels.bias import RelativeBias
+from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu.hopper import target_attention as hopper_target_attention
+from kernels.gpu.hopper.choice import usable
+from kernels.gpu.hopper.launch import takes
+from kernels.gpu.hopper.self_check import Kind
+from kernels.paged import Batch, PagedKV
+
+
+def target_attention_parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    prefix_bias: Tensor | None,
+    own_bias: Tensor | None,
+    *,
+    logit_scale: float,
+    norm: float,
+) -> Tensor:
+    """See `kernels.gpu.target_attention`."""
+    parts = target_attention.target_attention_parts
+    if q.is_cuda and takes((q, k, v), kv, batch, prefix_bias):
+        kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
+        if usable(q.device, kind):
+            parts = hopper_target_attention.target_attention_parts
+    return parts(q, k, v, kv, batch, prefix_bias, own_bias, logit_scale=logit_scale, norm=norm)
+
+
+def prefix_attention_parts(
+    q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
+) -> Tensor:
+    """See `kernels.gpu.prefix_attention`."""
+    return prefix_attention.prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm)

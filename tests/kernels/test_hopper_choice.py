@@ -1,0 +1,92 @@
+"""Hopper's kernels are used on Hopper alone, only for what they can take, and only after they agreed there."""
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton", reason="no triton for this platform")
+
+import torch
+
+from kernels.gpu import target_attention
+from kernels.gpu.hopper import self_check
+from kernels.gpu.hopper import target_attention as hopper
+from kernels.gpu.hopper.choice import BOUND, agrees
+from kernels.gpu.hopper.launch import takes
+from kernels.gpu.hopper.self_check import Kind
+from kernels.paged import PagedKV, batch
+from tests.device import INTERPRETED
+from tests.kernels.hopper_machine import Machine
+
+KIND = Kind("target_attention", torch.bfloat16, 128, 128, True)
+
+
+def never(_: Kind) -> float:
+    raise AssertionError("checked where it is not used")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 9), (10, 0), (12, 0)])
+def test_other_devices_are_not_even_asked(capability: tuple[int, int], capfd: pytest.CaptureFixture[str]) -> None:
+    assert not agrees(KIND, capability, never)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_one_that_agrees_is_used_silently(capfd: pytest.CaptureFixture[str]) -> None:
+    assert agrees(KIND, (9, 0), lambda _: BOUND)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("worst", [2 * BOUND, float("inf"), float("nan")])
+def test_one_that_differs_is_told_in_one_line(worst: float, capfd: pytest.CaptureFixture[str]) -> None:
+    assert not agrees(KIND, (9, 0), lambda _: worst)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("triton: the Hopper kernel of target_attention (bfloat16, 128x128, bias) differs by ")
+
+
+def test_one_that_fails_is_told_in_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def fails(_: Kind) -> float:
+        raise RuntimeError("no such instruction\nat line 3")
+
+    assert not agrees(KIND, (9, 0), fails)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "failed (RuntimeError: no such instruction" in line
+
+
+WIDE = torch.zeros(9, 3 * 2 * 64 + 8, dtype=torch.bfloat16)
+ROWS = tuple(x.unflatten(1, (2, 64)) for x in WIDE[:, :384].split(128, 1))
+SLAB = torch.zeros(3, 2, 128, 64, dtype=torch.bfloat16)
+KV = PagedKV(SLAB, SLAB, torch.zeros(3, 128, dtype=torch.int64))
+BATCH = batch([9], [300], [[0, 1, 2]], tile_rows=128)
+
+
+def test_what_is_taken() -> None:
+    assert takes(ROWS, KV, BATCH)
+    assert takes(ROWS, KV, BATCH, torch.zeros(2, 384))
+    half = PagedKV(KV.k.half(), KV.v.half(), KV.times)
+    assert takes(tuple(x.half() for x in ROWS), half, BATCH)
+
+
+def test_what_is_not_taken() -> None:
+    """Small tiles, other types, codes, other heads, and what no descriptor can describe."""
+    q, k, v = ROWS
+    assert not takes(ROWS, KV, replace(BATCH, tile_rows=64))
+    assert not takes(tuple(x.float() for x in ROWS), PagedKV(KV.k.float(), KV.v.float(), KV.times), BATCH)
+    assert not takes(ROWS, PagedKV(KV.k.to(torch.int8), KV.v.to(torch.int8), KV.times), BATCH)
+    assert not takes((q[:, :, :32], k[:, :, :32], v), PagedKV(KV.k[..., :32].clone(), KV.v, KV.times), BATCH)
+    assert not takes((WIDE[:, 1:129].unflatten(1, (2, 64)), k, v), KV, BATCH)
+    narrow = torch.zeros(9, 129, dtype=torch.bfloat16)[:, :128].unflatten(1, (2, 64))
+    assert not takes((narrow, k, v), KV, BATCH)
+    assert not takes(ROWS, KV, BATCH, torch.zeros(2, 385)[:, 1:])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_check_finds_both_equal(bias: bool) -> None:
+    """Both as they run on a CPU: the plain kernel in Triton's interpreter, the other in the machine of these tests."""
+    found = self_check.difference(
+        torch.device("cpu"),
+        Kind("target_attention", torch.float16, 64, 64, bias),
+        Machine().wrapper(hopper.target_attention_parts),
+        target_attention.target_attention_parts,
+    )
+    assert found <= BOUND / 4
