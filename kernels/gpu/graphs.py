@@ -1,21 +1,26 @@
-"""Scoring in fixed shapes, recorded once as a CUDA graph each and replayed: no Python and no launches in between.
+"""Scores and appends in fixed shapes, recorded once as a CUDA graph each and replayed: no Python and no launches in
+between.
 
-A shape is a number of rows; users, pages and tiles are padded to its limits, and what pads is user -1 to every kernel.
-What does not fit a shape is computed as it is. Nothing is recorded in a request.
+A shape is a number of rows; rows, users, pages and tiles are padded to its limits, and what pads is user -1 to every
+kernel: it is computed and written nowhere. What fits no shape is computed as it is. Nothing is recorded in a request.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kernels.paged import Batch, BatchSizes, pack, to_device, unpacked
 
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE
+
 Run: TypeAlias = Callable[[Tensor, Batch, Tensor], Tensor]
-"""Rows x [num_rows, dim], their batch and its users' times -> [num_rows, dim]."""
+"""Rows x [num_rows, dim], their batch and times, of its users or of the rows -> [num_rows, dim]."""
+Memory: TypeAlias = "_POOL_HANDLE | None"
+"""Names a pool of memory that graphs may share, as one of them is replayed at a time; None for one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,44 +31,69 @@ class Limits:
     num_users: int
     num_pages: int
 
+    def hold(self, num_rows: int, num_users: int, num_pages: int) -> bool:
+        """Whether so many of each are within the limits."""
+        return num_rows <= self.num_rows and num_users <= self.num_users and num_pages <= self.num_pages
+
+
+def smallest(graphs: "Sequence[Graph]", num_rows: int, num_users: int, num_pages: int) -> "Graph | None":
+    """Of graphs in ascending order the first with room for so many; None if there is none."""
+    return next((graph for graph in graphs if graph.limits.hold(num_rows, num_users, num_pages)), None)
+
 
 class Graph:
     """One shape: buffers that keep their place, and what was recorded over them."""
 
-    def __init__(self, run: Run, limits: Limits, tile_rows: int, splits: int, dim: int, like: Tensor) -> None:
-        """like: of the dtype and device of the rows."""
+    def __init__(
+        self,
+        run: Run,
+        limits: Limits,
+        tile_rows: int,
+        splits: int,
+        x: Tensor,
+        num_times: int,
+        memory: Memory = None,
+    ) -> None:
+        """x: [limits.num_rows, dim], where rows are put from now on. num_times: most times of a replay. memory: shared
+        with others, see `shared_memory`.
+        """
         self.limits = limits
         self.tile_rows = tile_rows
         # Every user may leave its last tile part empty.
         num_tiles = -(-limits.num_rows // tile_rows) + limits.num_users - 1
         self._sizes = BatchSizes(limits.num_users, limits.num_pages, num_tiles)
-        self._x = like.new_zeros(limits.num_rows, dim)
-        self._packed = torch.from_numpy(pack([], [], [], tile_rows, self._sizes)).to(like.device)
-        self._times = torch.zeros(limits.num_users, dtype=torch.int64, device=like.device)
+        self._x = x
+        self._packed = torch.from_numpy(pack([], [], [], tile_rows, self._sizes)).to(x.device)
+        self._times = torch.zeros(num_times, dtype=torch.int64, device=x.device)
         batch = unpacked(self._packed, self._sizes, tile_rows, splits)
-        self._again = _recorded(lambda: run(self._x, batch, self._times), like.device)
+        self._again = _recorded(lambda: run(self._x, batch, self._times), x.device, memory)
 
     def __call__(
-        self, x: Tensor, num_rows: Sequence[int], lens: Sequence[int], pages: Sequence[Sequence[int]], times: np.ndarray
+        self, x: Tensor, num_rows: Sequence[int], lens: Sequence[int], pages: Sequence[Sequence[int]], times: Tensor
     ) -> Tensor:
-        """Rows x [sum(num_rows), dim] of users within the limits; the result is good until the next call."""
+        """Rows x [sum(num_rows), dim] of users within the limits; the result is good until the next call of any graph
+        of this memory.
+        """
         packed = pack(num_rows, lens, pages, self.tile_rows, self._sizes)
-        padded = np.zeros(self.limits.num_users, dtype=np.int64)
-        padded[: len(times)] = times
         self._x[: len(x)] = x
         self._packed.copy_(to_device(packed, x.device))
-        self._times.copy_(to_device(padded, x.device))
+        self._times[: len(times)] = times
         return self._again()[: len(x)]
 
 
-def _recorded(run: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def shared_memory(device: torch.device) -> Memory:
+    """Memory for graphs of which one is replayed at a time, so that all take no more than the largest of them."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def _recorded(run: Callable[[], Tensor], device: torch.device, memory: Memory) -> Callable[[], Tensor]:
     """What runs it again and gives its result. Off CUDA nothing is recorded: it is run, over the same buffers."""
     if device.type != "cuda":
         return run
     run()  # compiles what is not compiled, which must not be recorded
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=memory):
         out = run()
 
     def again() -> Tensor:

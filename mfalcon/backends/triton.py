@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gpu.graphs import Graph, Limits
+from kernels.gpu.graphs import Graph, Limits, Run, shared_memory, smallest
 from kernels.gpu.launch import num_splits, tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
@@ -18,6 +18,10 @@ from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLa
 from mfalcon.models.layer import Stack
 
 _LEAST_SHAPE = 256
+_LEAST_APPEND, _MOST_APPENDED, _APPEND_TILE = 16, 512, 64
+"""New tokens of the smallest and of the largest shape of an append, and most rows of a tile there: few of each user are
+new.
+"""
 _MOST_ROWS = 65_536
 """New tokens that pass through the layers at once, unless one user has more: 256 MB of uvqk at a width of 512."""
 _SHAPE_USERS = 32
@@ -55,7 +59,8 @@ class TritonBackend:
         self._ahead = shape.device.type == "cuda" if ahead is None else ahead
         self._pool: KVPool | None = None
         self._kv: list[PagedKV] = []
-        self._graphs: list[Graph] = []
+        self._scores: list[Graph] = []
+        self._appends: list[Graph] = []
 
     def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None) -> None:
         """See `StackBackend`."""
@@ -84,22 +89,33 @@ class TritonBackend:
         return out
 
     def prepare(self, pool: KVPool, microbatch: int) -> None:
-        """Record a graph for a microbatch of targets, for half of it, and so on; compile what is launched without."""
-        kv, like = self._pages_of(pool), torch.empty(0, dtype=pool.layout.shape.dtype, device=pool.layout.shape.device)
-        stack = self._stack
+        """Record a graph for a microbatch of targets, for half of it, and so on, and for appends of few tokens; compile
+        what is launched without.
+        """
+        kv, stack = self._pages_of(pool), self._stack
 
-        def run(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
-            # Not by self, which keeps the graphs: weights and pool would wait for the garbage collection of a circle.
+        # Not by self, which keeps the graphs: weights and pool would wait for the garbage collection of a circle.
+        def score(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
             return stack.score(x, kv, batch, times, lambda _: None)
 
-        sizes = [microbatch]
-        while sizes[-1] > _LEAST_SHAPE:
-            sizes.append(sizes[-1] // 2)
-        for num_rows in reversed(sizes):
+        def append(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
+            stack.extend(x, kv, batch, lambda _: None, times)
+            return x
+
+        targets, tokens = _halved(microbatch, _LEAST_SHAPE), _halved(_MOST_APPENDED, _LEAST_APPEND)
+        shape = self.layout.shape
+        rows = torch.zeros(max(*targets, *tokens), self._dim, dtype=shape.dtype, device=shape.device)
+        memory = shared_memory(shape.device)
+
+        def recorded(run: Run, num_rows: int, tile_rows: int, num_times: int) -> Graph:
             limits = Limits(num_rows, min(_SHAPE_USERS, num_rows), min(_SHAPE_PAGES, pool.accounts.num_pages))
-            tile_rows = self._tile_rows(num_rows)
-            splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, like.device)
-            self._graphs.append(Graph(run, limits, tile_rows, splits, self._dim, like))
+            splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, shape.device)
+            return Graph(run, limits, tile_rows, splits, rows[:num_rows], num_times, memory)
+
+        # The largest first: the others find room in its memory.
+        scores = [recorded(score, num, self._tile_rows(num), min(_SHAPE_USERS, num)) for num in targets]
+        appends = [recorded(append, num, min(_APPEND_TILE, self._tile_rows(num)), num) for num in tokens]
+        self._scores, self._appends = scores[::-1], appends[::-1]
         if self._ahead:
             self._compile(pool, microbatch)
 
@@ -119,39 +135,46 @@ class TritonBackend:
         shape = self.layout.shape
         x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
         state = pool.empty().grown(num_rows)
-        self._encode([state], x, [num_rows], torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
+        self._launch_append(x, [state], [num_rows], torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
         if is_scored:
-            self._launch(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
+            self._launch_score(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
 
     def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None) -> None:
-        if len(x):
-            kv = self._pages_of(states[0].pool)
-            self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states), times)
+        if not len(x):
+            return
+        graph = None if times is None else self._graph(self._appends, states, len(x))
+        if graph is not None and times is not None:
+            graph(x, num_new, [state.num_tokens for state in states], _pages(states), times)
+        else:
+            self._launch_append(x, states, num_new, times)
 
     def _score(self, x: Tensor, parts: Sequence[_Part]) -> Tensor:
         states, num_rows = [part.state for part in parts], [part.num_rows for part in parts]
         times = np.array([part.time_ms for part in parts], dtype=np.int64)
-        graph = self._graph(states, len(x))
+        graph = self._graph(self._scores, states, len(x))
         if graph is not None:
-            return graph(x, num_rows, [state.num_tokens for state in states], _pages(states), times)
-        return self._launch(x, states, num_rows, times)
+            lens = [state.num_tokens for state in states]
+            return graph(x, num_rows, lens, _pages(states), to_device(times, x.device))
+        return self._launch_score(x, states, num_rows, times)
 
-    def _launch(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
+    def _launch_append(
+        self, x: Tensor, states: Sequence[KVState], num_new: Sequence[int], times: Tensor | None
+    ) -> None:
+        """An append kernel by kernel."""
+        kv = self._pages_of(states[0].pool)
+        self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states), times)
+
+    def _launch_score(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
         """A score kernel by kernel."""
         kv = self._pages_of(states[0].pool)
         batch = self._batch(states, num_rows, len(x), x.device)
         return self._stack.score(x, kv, batch, to_device(times, x.device), _arrival(states))
 
-    def _graph(self, states: Sequence[KVState], num_rows: int) -> Graph | None:
+    def _graph(self, graphs: Sequence[Graph], states: Sequence[KVState], num_rows: int) -> Graph | None:
         """The smallest recorded shape that holds them; none while pages are arriving: a replay waits for nothing."""
         if states[0].pool is not self._pool or any(state.arriving for state in states):
             return None
-        num_pages = sum(len(state.run.pages) for state in states)
-        for graph in self._graphs:
-            limits = graph.limits
-            if num_rows <= limits.num_rows and len(states) <= limits.num_users and num_pages <= limits.num_pages:
-                return graph
-        return None
+        return smallest(graphs, num_rows, len(states), sum(len(state.run.pages) for state in states))
 
     def _batch(self, states: Sequence[KVState], num_rows: Sequence[int], most: int, device: torch.device) -> Batch:
         """most: rows that decide on the size of a tile."""
@@ -168,8 +191,16 @@ class TritonBackend:
             times = self.layout.times(pool.slab)
             blocks = (self.layout.blocks(pool.slab, layer) for layer in range(self.layout.shape.num_layers))
             self._kv = [PagedKV(k, v, times, k_scales, v_scales) for k, v, k_scales, v_scales in blocks]
-            self._pool, self._graphs = pool, []
+            self._pool, self._scores, self._appends = pool, [], []
         return self._kv
+
+
+def _halved(most: int, least: int) -> list[int]:
+    """A size, half of it, and so on, until one is no more than the least."""
+    sizes = [most]
+    while sizes[-1] > least:
+        sizes.append(sizes[-1] // 2)
+    return sizes
 
 
 def _pages(states: Sequence[KVState]) -> list[tuple[int, ...]]:

@@ -168,12 +168,62 @@ def test_times_are_written_with_keys_and_values(monkeypatch: pytest.MonkeyPatch)
 
 
 @torch.inference_mode()
+def test_small_appends_are_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the smallest shape that holds them, against the reference; what pads it, and what a replay before it left, is
+    nothing to them.
+    """
+    monkeypatch.setattr(gpu, "_MOST_APPENDED", 32)
+    monkeypatch.setattr(gpu, "_LEAST_APPEND", 4)
+    monkeypatch.setattr(gpu, "_SHAPE_USERS", 3)
+    oracle, served = reference(CHECKPOINT.model), serve(CHECKPOINT.model, "triton", BUDGET)
+    served.stack.prepare(served.pool, 8)
+    replayed, shapes = count_replays(monkeypatch), list[int]()
+    right = GpuStack.extend
+
+    def extend(self: GpuStack, x: torch.Tensor, *rest: object) -> None:
+        shapes.append(len(x))
+        right(self, x, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GpuStack, "extend", extend)
+    histories = [random_events(n, seed=n) for n in (24, 17, 9)]
+    expected, found = [oracle.empty_state()] * 3, [served.empty_state()] * 3
+    for cut in (slice(0, 8), slice(8, 9), slice(9, 12), slice(12, 24)):
+        deltas = [tokens(CHECKPOINT, events[cut]) for events in histories]
+        expected, found = append_all(oracle, expected, deltas), append_all(served, found, deltas)
+    assert replayed == [24, 3, 6, 17] and shapes == [32, 4, 8, 32]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.times, other.times)
+    sizes = (5, 9, 3)
+    wrong = score_all(served, requests(found, sizes), 64) - score_all(oracle, requests(expected, sizes), 64)
+    assert wrong.abs().max() <= BOUND
+
+
+@torch.inference_mode()
+def test_appends_that_fit_no_shape_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many tokens, users or pages, or tokens whose times stand on the pages already."""
+    monkeypatch.setattr(gpu, "_MOST_APPENDED", 8)
+    monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
+    monkeypatch.setattr(gpu, "_SHAPE_PAGES", 1)
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    served.stack.prepare(served.pool, 8)
+    replayed, none = count_replays(monkeypatch), served.empty_state()
+    short, long = (tokens(CHECKPOINT, random_events(n, seed=n)) for n in (3, 9))
+    append(served, none, long)
+    append_all(served, [none, none], [short, short])
+    served.stack.encode([none.extend(short.times)], torch.zeros(3, CHECKPOINT.model.config.layer.dim), [3])
+    append(served, none.extend(torch.zeros(128, dtype=torch.int64)), short)
+    assert replayed == []
+    append(served, none, short)
+    assert replayed == [3]
+
+
+@torch.inference_mode()
 def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_SHAPE_USERS", 1)
     served = serve(CHECKPOINT.model, "triton", BUDGET)
+    one, two = states_of(served, (5, 6))
     served.stack.prepare(served.pool, 8)
     replayed = count_replays(monkeypatch)
-    one, two = states_of(served, (5, 6))
     score_all(served, requests([one], [9]), 9)
     score_all(served, requests([one, two], [1, 1]), 2)
     assert replayed == []

@@ -102,6 +102,37 @@ def test_a_replayed_graph_is_its_launches(spec: object) -> None:
             assert torch.equal(replayed, world.score(256))
 
 
+@pytest.mark.parametrize("new", [1, 16, 100])
+@pytest.mark.parametrize("spec", [DLRM_V3, NVIDIA], ids=lambda spec: spec.name)
+def test_a_replayed_append_is_its_launches(spec: object, new: int) -> None:
+    """At the real width, for users of odd lengths at once: the times and the scores of what was replayed."""
+    assert spec is DLRM_V3 or spec is NVIDIA
+    world = World(Scenario("odd", spec, (101, 163, 777), 77), CUDA, torch.bfloat16)
+    lens = world.scenario.lens
+    tokens, times = world.tokens.split(list(lens)), [torch.arange(n, device=CUDA) for n in lens]
+    old = [n - new for n in lens]
+
+    def appended() -> list[KVState]:
+        states = [world.pool.empty().extend(own[:n]) for own, n in zip(times, old, strict=True)]
+        world.backend.encode(states, torch.cat([own[:n] for own, n in zip(tokens, old, strict=True)]), old)
+        longer = [state.grown(new) for state in states]
+        newest = torch.cat([own[-new:] for own in times])
+        world.backend.encode(longer, torch.cat([own[-new:] for own in tokens]), [new] * len(lens), newest)
+        return longer
+
+    def scores(states: list[KVState]) -> Tensor:
+        return world.backend.hidden(states, world.targets, [77] * len(lens), [10**12] * len(lens), 4_096)
+
+    with torch.inference_mode():
+        expected = scores(appended())
+        world.backend.prepare(world.pool, 256)
+        for _ in range(3):
+            states = appended()
+            assert all(torch.equal(state.times, own) for state, own in zip(states, times, strict=True))
+            assert world.wrong(scores(states), expected, world.targets) <= BOUNDS[torch.bfloat16]
+            del states  # there is not room for twice as many
+
+
 @pytest.mark.parametrize("codes", [None, torch.int8, torch.float8_e4m3fn])
 def test_a_state_is_scored_while_it_arrives_behind_a_slow_stream(codes: torch.dtype | None) -> None:
     """Promoted, scored at once, appended to and demoted: as if it had never left."""
