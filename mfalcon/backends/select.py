@@ -107,6 +107,7 @@ def serve(
         choice = choose(backend, shape.device, shape.dtype)
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
+    model.items.settle()
     stack = _on_device(model, kv_dtype) if choice.name == TRITON else _backend(choice, model, kv_dtype)
     if predecessor is not None and predecessor.can_share(stack.layout, budget):
         return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable)

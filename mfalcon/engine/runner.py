@@ -308,10 +308,11 @@ class Runner:
         size = max(len(request.targets.rows) for request in requests)
         microbatch = self._microbatch if self.batched else min(self._microbatch, -(-size // torch.get_num_threads()))
         out = score_all(self._served, requests, microbatch).to("cpu", torch.float64).numpy()
-        ends = np.cumsum([len(request.targets.rows) for request in requests])
-        for work, part in zip(scored, np.split(out, ends[:-1]), strict=True):
-            work.scores.append(part)
-            work.num_scored += len(part)
+        first = 0
+        for work, request in zip(scored, requests, strict=True):
+            stop = first + len(request.targets.rows)
+            work.scores.append(out[first:stop])
+            work.num_scored, first = work.num_scored + stop - first, stop
 
     def _answer(self, job: RankJob, work: Progress, now: float) -> Answer | None:
         """The answer to a job, None if it goes on."""

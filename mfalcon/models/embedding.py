@@ -12,6 +12,7 @@ from mfalcon.models.items import ItemTable
 
 _INIT_STD = 0.05
 _ROWS_AT_ONCE = 65_536
+_MOST_SETTLED_BYTES = 64 << 20
 _LARGEST_VALUE = {torch.float16: 2.0**12}
 _LARGEST_VALUE_ELSE = 2.0**30
 """Largest magnitude of a scaled value in a compute dtype. Times a weight, squared and added up over a vector by a norm,
@@ -39,6 +40,23 @@ class ItemEmbedding(nn.Module):
             else:
                 self.side[_key(feature)] = nn.Linear(size, dim, bias=False)
                 self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, size), persistent=False)
+        self._settled: Tensor | None = None
+
+    def settle(self) -> None:
+        """Add up every row once, for weights that no longer change: a vector is one lookup from now on. Not where all
+        take more than 64 MiB.
+        """
+        weight = self.id.weight
+        self._settled = None
+        if self._features and weight.numel() * weight.itemsize <= _MOST_SETTLED_BYTES:
+            with torch.no_grad():
+                parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
+                self._settled = torch.cat([self(rows) for rows in parts])
+
+    def train(self, mode: bool = True) -> "ItemEmbedding":
+        """See `nn.Module.train`; weights change again."""
+        self._settled = None
+        return super().train(mode)
 
     def load_items(self, items: ItemTable) -> None:
         """Fill in the side features of every row from the checkpoint's item table."""
@@ -55,6 +73,8 @@ class ItemEmbedding(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """int64 [...] -> [..., dim]."""
+        if self._settled is not None:
+            return functional.embedding(rows, self._settled)
         x: Tensor = self.id(rows)
         for feature in self._features:
             x = x + self.side[_key(feature)](self.get_buffer(f"rows_{feature.name}")[rows])

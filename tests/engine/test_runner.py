@@ -245,8 +245,8 @@ def test_a_state_that_spoils_scores_is_deleted_and_made_again(what: float) -> No
 
 def test_what_is_encoded_to_no_number_is_not_kept() -> None:
     checkpoint = small_checkpoint()
-    runner, cache = runner_of(checkpoint)
     checkpoint.model.items.id.weight[5] = float("nan")
+    runner, cache = runner_of(checkpoint)
     events = random_events(20)
     events["item_id"][7] = ITEMS[4]  # rows begin at 1
     with torch.inference_mode():

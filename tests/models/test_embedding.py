@@ -31,6 +31,18 @@ def test_item_is_its_id_and_its_side_features() -> None:
         assert torch.allclose(out[row], expected, rtol=0, atol=1e-6)  # shares of tags are stored in float32
 
 
+def test_a_settled_item_is_what_it_was_until_training_goes_on() -> None:
+    items = small_checkpoint().model.items
+    rows = torch.tensor([[3, 0], [1, 3]])
+    before = items(rows)
+    items.settle()
+    with torch.no_grad():
+        items.id.weight[3] += 1
+    torch.testing.assert_close(items(rows), before)
+    items.train()
+    torch.testing.assert_close(items(rows)[0, 0], before[0, 0] + 1)
+
+
 def test_the_unknown_item_has_an_id_and_no_genres() -> None:
     items = small_checkpoint().model.items
     expected = items.id.weight[0] + items.side["side_decade"].get_parameter("weight")[0]
