@@ -15,8 +15,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu rehearse-gpu \
-  gpu-wheels chaos loadtest soak proto clean
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu check-gpu \
+  rehearse-gpu gpu-wheels chaos loadtest soak proto clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -82,8 +82,12 @@ gpu: .venv/.installed-test .venv/.installed-gpu ## tests on this machine's CUDA 
 bench-gpu: .venv/.installed-gpu ## seven minutes on a CUDA device: right, then stacks, kernels, block sizes, a profile
 	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu
 
-rehearse-gpu: .venv/.installed-test ## the same without a device: every cell reached, every launch checked
+check-gpu: .venv/.installed-test .venv/.installed-gpu ## four more: tests and laws there, the engine, compute-sanitizer
+	$(BIN)/python -m loadtest.bench.gpu_checks --out build/gpu-checks
+
+rehearse-gpu: .venv/.installed-test ## both without a device: every cell reached, every launch checked
 	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu-rehearsal --rehearse --seconds 3600
+	$(BIN)/python -m loadtest.bench.gpu_checks --out build/gpu-checks-rehearsal --rehearse --seconds 3600
 
 # For a machine that has torch, triton and numpy, but no package index: less than 10 MB.
 WHEELS := build/wheels

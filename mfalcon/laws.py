@@ -50,6 +50,8 @@ _NUM_CANDIDATES = 37
 _MINUTE_MS = 60_000
 _ANSWER_S = 60.0
 _HOST_BYTES = 1 << 30
+_DEVICE_BYTES = 2 << 30
+"""Of the engine's pool on a device, which need not be most of what is free there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +263,10 @@ def engine_error(subject: Subject, cases: list[Case]) -> float:
 async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
     checkpoint, backend = subject.checkpoint, subject.served.stack.name
     threads = torch.get_num_threads()
-    engine = compose(
-        checkpoint,
-        EngineConfig(threads, ranker=RankerOptions(microbatch=64, backend=backend, kv_dtype=subject.kv_dtype)),
+    options = RankerOptions(
+        microbatch=64, backend=backend, kv_dtype=subject.kv_dtype, device_budget_bytes=_DEVICE_BYTES
     )
+    engine = compose(checkpoint, EngineConfig(threads, ranker=options))
 
     async def one(index: int, late: bool) -> float:
         request = _request(checkpoint, cases[index], f"user-{index}")

@@ -10,12 +10,10 @@ that has torch, triton and numpy alone (`gpu_wheels`).
 It is no command of mfalcon, because the machine may have no typer.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
-from loadtest.bench.gpu_record import REHEARSED, read
-from loadtest.bench.gpu_run import Planned, prepared, run
+from loadtest.bench.gpu_run import Planned, script
 from loadtest.bench.gpu_wheels import MEASURING
 
 SECONDS = 420.0
@@ -35,7 +33,7 @@ MOST_S = {
 """Seconds after which a step is killed, in their order. They are more than all have: what comes late is dropped."""
 
 
-def plan(out: Path, record: Path, *, rehearse: bool) -> list[Planned]:
+def plan(out: Path, record: Path, rehearse: bool) -> list[Planned]:
     """All steps."""
     more = ("--rehearse",) if rehearse else ()
     measured = (sys.executable, "-m", "loadtest.bench.gpu_steps", "--record", str(record), "--seconds", "{seconds}")
@@ -50,22 +48,5 @@ def plan(out: Path, record: Path, *, rehearse: bool) -> list[Planned]:
     return [Planned(name, commands[name], most, beside=name == "prewarm") for name, most in MOST_S.items()]
 
 
-def main() -> None:
-    """Exit code 1 if a step failed, ran out of time or was dropped, or a rehearsal found anything wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels to import from")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
-    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="these steps; repeatable")
-    parser.add_argument("--rehearse", action="store_true", help="without a device")
-    given = parser.parse_args()
-    out, record, environment = prepared(given.out, given.wheels, MEASURING)
-    steps = [step for step in plan(out, record, rehearse=given.rehearse) if not given.only or step.name in given.only]
-    outcomes = run(steps, out, record, given.seconds, environment)
-    wrong = [text for line in read(record, REHEARSED) for text in line["wrong"]]
-    print("\n".join(wrong), flush=True)
-    sys.exit(1 if wrong or any(outcome.result != "passed" for outcome in outcomes) else 0)
-
-
 if __name__ == "__main__":
-    main()
+    script(__doc__, plan, MEASURING, SECONDS)

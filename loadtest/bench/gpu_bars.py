@@ -17,6 +17,7 @@ from loadtest.report.result import bar_table
 from loadtest.report.table import Part, Table, as_text
 from loadtest.report.timing import Spread
 
+_NOT_PASSED = ("failed", "error", "no outcome")
 _STACKS, _KERNELS = ("correctness", "batch", "long", "again", "nvidia"), ("kernels",)
 
 
@@ -31,6 +32,15 @@ def page(record: Path) -> Iterator[Part]:
     yield f"{len(cells)} cells, {len(laws)} laws, {len(tuned)} shapes tuned"
     yield from (f"RED {law['scenario']}: {law['statement']}: {law['worst']}" for law in laws if not law["holds"])
     yield from (f"FAILED {_name(cell)}: {cell['error']}" for cell in cells if cell.get("error"))
+    tests = [cell for cell in cells if "test" in cell]
+    yield from (f"NOT PASSED {cell['test']}: {cell['outcome']}" for cell in tests if cell["outcome"] in _NOT_PASSED)
+    asked = [
+        (cell["name"], f"{cell['p50_ms']:.3f}", f"{cell['per_second']:.0f}", " ".join(cell["sources"]))
+        for cell in cells
+        if cell["step"] in ("engine", "grpc") and cell["error"] is None
+    ]
+    if asked:
+        yield Table("Engine", ("what", "p50 ms", "ranks/s", "states from"), asked)
     steps = [(line["step"], line["result"], f"{line['seconds']:.0f}") for line in read(record, STEP)]
     yield Table("Steps", ("step", "ended", "s"), steps)
     if rehearsed := read(record, REHEARSED):
@@ -39,10 +49,10 @@ def page(record: Path) -> Iterator[Part]:
             for line in rehearsed
         ]
         yield Table("Rehearsed", ("step", "launches", "specialisations", "predicted s"), rows)
-        return
     stacks = [_stack_cell(cell) for cell in cells if cell["step"] in _STACKS]
     alone = [_kernel_cell(cell) for cell in cells if cell["step"] in _KERNELS]
-    yield bar_table([*kernels.bars(alone), *gpu_stacks.bars(stacks)])
+    if (alone or stacks) and not rehearsed:
+        yield bar_table([*kernels.bars(alone), *gpu_stacks.bars(stacks)])
 
 
 def main() -> None:
@@ -51,7 +61,7 @@ def main() -> None:
 
 
 def _name(cell: dict[str, Any]) -> str:
-    what = cell.get("scenario") or cell.get("case") or "-"
+    what = cell.get("scenario") or cell.get("case") or cell.get("name") or "-"
     return f"{cell['step']}: {what} {cell.get('path', '')}"
 
 

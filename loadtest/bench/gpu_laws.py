@@ -1,36 +1,47 @@
-"""The laws of mfalcon.laws on a random checkpoint and a CUDA device, where there is no `mfalcon verify`.
+"""The laws of mfalcon.laws on a random checkpoint and a device, where there is no `mfalcon verify`."""
 
-Needs pydantic, safetensors and what the engine imports (`loadtest.bench.gpu_wheels` says which packages).
-"""
-
-import json
+import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from loadtest.bench.gpu_record import LAW, Record, read
+from loadtest.bench.gpu_run import asked
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import Shape
 from mfalcon.laws import check
 from mfalcon.models import checkpoint
 
 SMALL = Shape("laws", num_layers=3, dim=64, num_heads=2)
-DTYPES = ("float32", "bfloat16")
 
 
-def step(file: Path, budget_s: float, commit: str | None) -> bool:
-    """A step of `loadtest.bench.gpu_all`: every law in every dtype. False if one is broken."""
-    rows = []
+def measure(device: str, kv_dtypes: tuple[str, ...], record: Record, time_is_up: Callable[[], bool]) -> None:
+    """Every law in bfloat16, by what the pages hold. Whatever fails is a broken law of that kind of pages."""
+    made = random_checkpoint(SMALL, num_items=500, max_history=512)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random"
-        made = random_checkpoint(SMALL, num_items=500, max_history=512)
         checkpoint.save(path, made.model, made.items)
-        for dtype in DTYPES:
-            loaded = checkpoint.load(path, getattr(torch, dtype), "cuda")
-            for result in check(loaded):
-                rows.append({"dtype": dtype, **asdict(result), "holds": result.holds})
-                verdict = "holds" if result.holds else "BROKEN"
-                print(f"{dtype} law {result.law}: {result.statement}: {result.worst:.1e}, {verdict}", flush=True)
-    file.write_text(json.dumps({"device": "cuda", "laws": rows}) + "\n", encoding="utf-8")
-    return all(row["holds"] for row in rows)
+        for kv_dtype in kv_dtypes:
+            try:
+                for law in check(checkpoint.load(path, torch.bfloat16, device), kv_dtype=kv_dtype):
+                    record.add(LAW, {"scenario": f"pages {kv_dtype}", **asdict(law), "holds": law.holds})
+                    if time_is_up():
+                        return
+            except Exception as error:  # noqa: BLE001 (whatever fails ends a kind of pages, not the run)
+                failed = {"scenario": f"pages {kv_dtype}", "statement": f"{type(error).__name__}: {error}"[:500]}
+                record.add(LAW, {**failed, "worst": None, "holds": False})
+
+
+def main() -> None:
+    """Exit code 1 if a law is broken. A rehearsal measures them on the CPU."""
+    given = asked(__doc__)
+    kv_dtypes = ("auto",) if given.rehearse else ("auto", "int8", "fp8")
+    measure("cpu" if given.rehearse else "cuda", kv_dtypes, Record(given.record, "laws"), given.time_is_up)
+    sys.exit(1 if any(not law["holds"] for law in read(given.record, LAW)) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,10 +5,9 @@ a binary's name in the cache is a hash of the sources that it is made of, its sp
 architecture, the compiler's version and some variables of the environment (TRITON_DISABLE_LINE_INFO among them), and
 all of these are the same in a process that only names its architecture.
 
-`python -m loadtest.bench.gpu_prewarm --record FILE --seconds S` prints what it did.
+`python -m loadtest.bench.gpu_prewarm --record FILE --seconds S` does it for `gpu_all`.
 """
 
-import argparse
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,6 +23,7 @@ import triton
 from kernels.gpu import configs
 from loadtest.bench.gpu_pretend import H100, Driver, Specialisation
 from loadtest.bench.gpu_record import PREWARMED, Record
+from loadtest.bench.gpu_run import Asked, asked
 from loadtest.bench.gpu_steps import STEPS, Step, rehearsed
 from loadtest.report.result import say
 from mfalcon.cores import owned_cores
@@ -88,24 +88,18 @@ def prewarm(steps: Sequence[Step], where: configs.Device, seconds: float) -> Pre
     return Prewarmed(len(futures), len(spent), found_s, time.monotonic() - begun, sum(spent), tuple(failed))
 
 
-def main() -> None:
-    """For this machine's device; where there is none, or in a rehearsal, for an H100."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1e9)
-    parser.add_argument("--rehearse", action="store_true", help="find what is to be compiled, but compile nothing")
-    given = parser.parse_args()
+def warm(steps: Sequence[Step], given: Asked) -> None:
+    """For this machine's device, or where there is none for an H100; a rehearsal compiles nothing."""
     where = configs.device(torch.device("cuda", 0)) if torch.cuda.is_available() else H100
-    steps = [step for step in STEPS if step.name not in _REPEATED]
+    begun = time.monotonic()
     if given.rehearse:
-        begun = time.monotonic()
         found = len(list(specialisations(steps, where)))
         done = Prewarmed(found, 0, time.monotonic() - begun, time.monotonic() - begun, 0.0, ())
     else:
-        done = prewarm(steps, where, given.seconds)
+        done = prewarm(steps, where, given.end - begun)
     Record(given.record, "prewarm").add(PREWARMED, done)
     print(done, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    warm([step for step in STEPS if step.name not in _REPEATED], asked(__doc__))

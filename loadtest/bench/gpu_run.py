@@ -4,16 +4,17 @@ Nothing that a step does ends more than itself. All steps together keep to the s
 is what is dropped.
 """
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.bench.gpu_record import STEP, Record
+from loadtest.bench.gpu_record import REHEARSED, STEP, Record, read
 from loadtest.bench.gpu_wheels import PRESENT, missing, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +51,57 @@ class _Running:
     output: Path
     begun: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a step is asked: end is of the monotonic clock, after which it begins nothing more."""
+
+    record: Path
+    end: float
+    rehearse: bool
+    name: str = ""
+
+    def time_is_up(self) -> bool:
+        """Whether to begin nothing more."""
+        return time.monotonic() > self.end
+
+
+def asked(description: str | None, names: Sequence[str] = ()) -> Asked:
+    """The arguments of a step's process. names: of the steps that the module has, if there are several."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    if names:
+        parser.add_argument("name", choices=names)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing later")
+    parser.add_argument("--rehearse", action="store_true", help="without a device")
+    given = parser.parse_args()
+    return Asked(given.record, time.monotonic() + given.seconds, given.rehearse, given.name if names else "")
+
+
+def script(
+    description: str | None,
+    plan: Callable[[Path, Path, bool], Sequence[Planned]],
+    needs: Sequence[str],
+    seconds: float,
+) -> None:
+    """The main program of a script. plan: of the folder, the record and whether it is rehearsed.
+
+    Exit code 1 if a step failed, ran out of time or was dropped, or a rehearsal found anything wrong.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels to import from")
+    parser.add_argument("--seconds", type=float, default=seconds, help="for everything")
+    parser.add_argument("--only", action="append", default=[], metavar="STEP", help="these steps; repeatable")
+    parser.add_argument("--rehearse", action="store_true", help="without a device")
+    given = parser.parse_args()
+    out, record, environment = prepared(given.out, given.wheels, needs)
+    steps = [step for step in plan(out, record, given.rehearse) if not given.only or step.name in given.only]
+    outcomes = run(steps, out, record, given.seconds, environment)
+    wrong = [text for line in read(record, REHEARSED) for text in line["wrong"]]
+    print("\n".join(wrong), flush=True)
+    sys.exit(1 if wrong or any(outcome.result != "passed" for outcome in outcomes) else 0)
 
 
 def prepared(out: Path, wheels: Path | None, needs: Sequence[str]) -> tuple[Path, Path, dict[str, str]]:

@@ -4,9 +4,7 @@
 it on a device that is only pretended: every cell is reached, every launch counted and its arguments checked.
 """
 
-import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,6 +18,7 @@ from loadtest.bench import gpu_profile, gpu_splits, gpu_stacks, gpu_tune, kernel
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
 from loadtest.bench.gpu_pretend import H100, META, CountingClock, Launches, pretended
 from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, REHEARSED, TUNED, Record, read
+from loadtest.bench.gpu_run import Asked, asked
 from loadtest.bench.gpu_stacks import Law, StackCell, StackOptions
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, Place, bench_device, probe
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, NVIDIA_CACHED, Scenario
@@ -73,8 +72,9 @@ def _stacks(scenarios: Sequence[Scenario], where: Place, record: Record) -> None
     gpu_stacks.run(StackOptions(scenarios=tuple(scenarios), with_float32=False), say, where=where, write=write)
 
 
-def _kernels(where: Place, record: Record) -> None:
-    options = KernelOptions(cases=CASES, with_others=False)
+def time_kernels(cases: Sequence[Case], where: Place, record: Record) -> None:
+    """Every case a cell."""
+    options = KernelOptions(cases=tuple(cases), with_others=False)
     kernels.run(options, say, where=where, write=lambda cell: record.add(CELL, cell))
 
 
@@ -94,7 +94,7 @@ STEPS = (
     Step("correctness", partial(_stacks, (ODD,)), scenarios=1),
     Step("batch", partial(_stacks, (BATCH,)), scenarios=1),
     Step("long", partial(_stacks, LONG), scenarios=3),
-    Step("kernels", _kernels),
+    Step("kernels", partial(time_kernels, CASES)),
     Step("sweep", _sweep, _SHORT_S),
     Step("again", partial(_stacks, (BATCH, *LONG)), scenarios=4),
     Step("nvidia", partial(_stacks, EIGHT), scenarios=2),
@@ -136,24 +136,17 @@ def known_ceilings(path: Path) -> Ceilings | None:
     return Ceilings(**{name: found[-1][name] for name in names}) if found else None
 
 
-def main() -> None:
-    """Exit code 1 if a rehearsal finds anything that a device would refuse."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
-    parser.add_argument("name", choices=[step.name for step in STEPS])
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=1e9, help="no cell is begun later")
-    parser.add_argument("--rehearse", action="store_true")
-    given = parser.parse_args()
-    end = time.monotonic() + given.seconds
-    (step,) = [step for step in STEPS if step.name == given.name]
-    record = Record(given.record, step.name)
+def run(steps: Sequence[Step], given: Asked) -> None:
+    """The step that is asked for, in this process. Exits with 1 if a rehearsal finds what a device would refuse."""
+    (step,) = [step for step in steps if step.name == given.name]
+    record = Record(given.record, given.name)
     if given.rehearse:
         (launches,) = rehearsed([step], H100, lambda _: record)
         sys.exit("\n".join(sorted(set(launches.wrong))) or 0)
     device = bench_device(quick=False)
     timer = DeviceTimer(device, step.sampled_s)
-    step.run(Place(device, timer, end, known_ceilings(given.record)), record)
+    step.run(Place(device, timer, given.end, known_ceilings(given.record)), record)
 
 
 if __name__ == "__main__":
-    main()
+    run(STEPS, asked(__doc__, [step.name for step in STEPS]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from loadtest.bench import gpu_all, gpu_run
-from loadtest.bench.gpu_record import CELL, REHEARSED, STEP, Record, read
+from loadtest.bench import gpu_all, gpu_checks, gpu_run
+from loadtest.bench.gpu_device_tests import FILES, outcomes
+from loadtest.bench.gpu_record import CELL, LAW, REHEARSED, STEP, Record, read
 from loadtest.bench.gpu_run import Planned
 from loadtest.bench.gpu_wheels import MEASURING, PRESENT, missing, unpack
 from loadtest.report.timing import Spread
@@ -22,13 +24,23 @@ LACKING = (
     *("polars", "grpc_tools", "grpc", "msgspec", "zmq", "xxhash", "safetensors", "cachetools", "prometheus_client"),
 )
 """What the machines that were seen lack, and what else is not carried for the measurements."""
+SERVER_ONLY = ("fastapi", "uvicorn", "orjson", "msgspec", "zmq", "grpc", "grpc_tools", "typer", "sklearn", "polars")
+"""What the tests of a device and the engine do without, whether it is carried or not."""
+BLOCKED = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+"""
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
-def python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a process that compiles kernels instead of interpreting them."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [*PYTHON, code, *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(
         command, cwd=gpu_run.ROOT, env={**inherited, **environment}, capture_output=True, text=True, check=False
     )
@@ -79,19 +91,13 @@ def test_what_is_missing_is_said_before_the_clock_runs(tmp_path: Path) -> None:
 @needs_triton
 def test_the_steps_import_only_what_is_carried() -> None:
     modules = ("gpu_all", "gpu_steps", "gpu_prewarm", "gpu_profile", "gpu_bars")
-    code = f"""
-import sys
+    code = f"""{BLOCKED.format(LACKING)}
 from importlib import import_module
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {LACKING}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
 for module in {modules}:
     import_module("loadtest.bench." + module)
 print(*[step.name for step in sys.modules["loadtest.bench.gpu_steps"].STEPS])
 """
-    ended = python(code)
+    ended = python("-c", code)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.split() == [name for name in gpu_all.MOST_S if name not in ("prewarm", "bars")]
 
@@ -99,8 +105,7 @@ print(*[step.name for step in sys.modules["loadtest.bench.gpu_steps"].STEPS])
 @needs_triton
 def test_a_step_is_rehearsed_to_its_last_cell(tmp_path: Path) -> None:
     record = tmp_path / "record"
-    code = "from loadtest.bench.gpu_steps import main; main()"
-    ended = python(code, "correctness", "--record", str(record), "--rehearse")
+    ended = python("-m", "loadtest.bench.gpu_steps", "correctness", "--record", str(record), "--rehearse")
     assert ended.returncode == 0, ended.stderr
     cells, (line,) = read(record, CELL), read(record, REHEARSED)
     assert [cell["path"] for cell in cells] == ["encode", "score", "score", "request", "masked"]
@@ -108,16 +113,53 @@ def test_a_step_is_rehearsed_to_its_last_cell(tmp_path: Path) -> None:
     assert line["launches"] > 100 and line["specialisations"] > 10 and line["predicted_s"] > 1 and not line["wrong"]
 
 
+def rehearsed(script: str, out: Path) -> None:
+    ended = python("-m", f"loadtest.bench.{script}", "--out", str(out), "--rehearse", "--seconds", "10000")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 @pytest.mark.thorough
 @needs_triton
 def test_the_whole_run_is_rehearsed(tmp_path: Path) -> None:
-    code = "from loadtest.bench.gpu_all import main; main()"
-    ended = python(code, "--out", str(tmp_path), "--rehearse", "--seconds", "10000")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    rehearsed("gpu_all", tmp_path)
     record = tmp_path / "gpu.jsonl"
     assert [line["step"] for line in read(record, STEP)] == list(gpu_all.MOST_S)
     assert not [cell for cell in read(record, CELL) if cell.get("error")]
     assert len(read(record, CELL)) > 100 and not [line for line in read(record, REHEARSED) if line["wrong"]]
+
+
+@pytest.mark.thorough
+@needs_triton
+def test_the_checks_are_rehearsed(tmp_path: Path) -> None:
+    rehearsed("gpu_checks", tmp_path)
+    record = tmp_path / "gpu.jsonl"
+    assert {line["step"] for line in read(record, STEP)} == set(gpu_checks.MOST_S)
+    assert not [cell for cell in read(record, CELL) if cell.get("error")]
+    engine = [cell["name"] for cell in read(record, CELL) if cell["step"] in ("engine", "grpc")]
+    assert engine == ["cached", "16 new events", "from the host", "at once", "through gRPC"]
+    assert {law["law"] for law in read(record, LAW)} == {1, 2, 3, 4, 5, 6, 7}
+
+
+def test_every_test_of_a_device_is_among_the_files() -> None:
+    marked = {
+        str(path.relative_to(gpu_run.ROOT))
+        for path in (gpu_run.ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^(@|pytestmark = )pytest\.mark\.gpu", path.read_text(), re.MULTILINE)
+    }
+    assert marked == set(FILES)
+
+
+@needs_triton
+def test_the_tests_of_a_device_are_collected_with_what_is_carried() -> None:
+    arguments = ["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider", *FILES]
+    ended = python("-c", f"{BLOCKED.format(SERVER_ONLY)}\nimport pytest\nsys.exit(pytest.main({arguments}))")
+    assert ended.returncode == 0, ended.stdout
+    assert sum("::" in line for line in ended.stdout.splitlines()) >= 37
+
+
+def test_outcomes_are_read_off_pytest() -> None:
+    told = "PASSED tests/a.py::test_b[x-1]\nFAILED tests/a.py::test_c - assert 1 == 2\nSKIPPED [1] tests/a.py:3: no\n"
+    assert outcomes(told) == {"tests/a.py::test_b[x-1]": "passed", "tests/a.py::test_c": "failed"}
 
 
 WARM = """
@@ -131,7 +173,7 @@ from triton.runtime.jit import JITFunction
 x = torch.empty(333, 80, dtype=torch.bfloat16, device=META)
 with pretended() as launches:
     layer_norm(x, x[0], x[0], 1e-6)
-if sys.argv[1] == "ahead":
+if sys.argv[-1] == "ahead":
     pretend(90)
     for one in launches.found.values():
         compiled(one)
@@ -145,12 +187,12 @@ else:  # as a launch has it, but for the launch
 @needs_triton
 def test_what_is_compiled_ahead_is_what_a_launch_finds(tmp_path: Path) -> None:
     found = []
-    for way, line_info in (("ahead", "1"), ("launch", "1"), ("launch", "0")):
-        ended = python(WARM, way, TRITON_CACHE_DIR=str(tmp_path), TRITON_DISABLE_LINE_INFO=line_info)
+    for way in ("ahead", "launch"):
+        ended = python("-c", WARM, way, TRITON_CACHE_DIR=str(tmp_path), TRITON_DISABLE_LINE_INFO="1")
         assert ended.returncode == 0, ended.stderr
         found.append({path.name for path in tmp_path.iterdir()})
-    ahead, launched, otherwise = found
-    assert len(ahead) == 1 and launched == ahead and len(otherwise) == 2
+    ahead, launched = found
+    assert len(ahead) == 1 and launched == ahead
 
 
 CHECKED = """
@@ -175,7 +217,7 @@ print(json.dumps(launches.wrong))
 
 @needs_triton
 def test_what_a_device_would_refuse_is_found() -> None:
-    ended = python(CHECKED)
+    ended = python("-c", CHECKED)
     assert ended.returncode == 0, ended.stderr
     wrong = json.loads(ended.stdout)
     for text, line in zip(
