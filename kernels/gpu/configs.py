@@ -108,13 +108,30 @@ def attention_rule(op: str, architecture: int, num_bytes: int, head_dim: int, ti
     return AttentionConfig(block_n, num_warps, _stages(architecture, num_bytes, head_dim, tile_rows, block_n, shared))
 
 
+def shared_bytes(architecture: int, config: AttentionConfig, num_bytes: int, head_dim: int, tile_rows: int) -> int:
+    """Shared memory of a program, for padded heads, at most: mma.sync may need less."""
+    stages = config.num_stages if _is_wgmma(architecture, tile_rows) else config.num_stages - 1
+    fixed = _fixed_bytes(architecture, num_bytes, head_dim, tile_rows, config.block_n)
+    return fixed + stages * 2 * num_bytes * config.block_n * head_dim
+
+
+def _is_wgmma(architecture: int, tile_rows: int) -> bool:
+    return architecture >= 90 and tile_rows >= 64
+
+
+def _fixed_bytes(architecture: int, num_bytes: int, head_dim: int, tile_rows: int, block_n: int) -> int:
+    """What stands in shared memory beside the stages: queries, and weights where these pass through it."""
+    return num_bytes * tile_rows * (head_dim if _is_wgmma(architecture, tile_rows) else head_dim + block_n)
+
+
 def _stages(architecture: int, num_bytes: int, head_dim: int, tile_rows: int, block_n: int, shared: int) -> int:
     """Deepest pipeline, of 2 to 4 stages, in so many bytes of shared memory beside the queries. wgmma reads its
     operands there; mma.sync takes them out of a stage before that is filled anew, and the weights may pass through.
     """
-    wgmma = architecture >= 90 and tile_rows >= 64
-    fixed = num_bytes * tile_rows * (head_dim if wgmma else head_dim + block_n)
-    fits = (shared - fixed) // (2 * num_bytes * block_n * head_dim)
+    wgmma = _is_wgmma(architecture, tile_rows)
+    fits = (shared - _fixed_bytes(architecture, num_bytes, head_dim, tile_rows, block_n)) // (
+        2 * num_bytes * block_n * head_dim
+    )
     return max(2, min(4, fits if wgmma else fits + 1))
 
 

@@ -2,7 +2,9 @@
 between.
 
 A shape is a number of rows; rows, users, pages and tiles are padded to its limits, and what pads is user -1 to every
-kernel: it is computed and written nowhere. What fits no shape is computed as it is. Nothing is recorded in a request.
+kernel: it is computed and written nowhere. A replay launches what was recorded, splits without work too, so a shape is
+recorded for each number of splits that its prefixes may call for. What fits no shape is computed as it is. Nothing is
+recorded in a request.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,9 +38,15 @@ class Limits:
         return num_rows <= self.num_rows and num_users <= self.num_users and num_pages <= self.num_pages
 
 
-def smallest(graphs: "Sequence[Graph]", num_rows: int, num_users: int, num_pages: int) -> "Graph | None":
-    """Of graphs in ascending order the first with room for so many; None if there is none."""
-    return next((graph for graph in graphs if graph.limits.hold(num_rows, num_users, num_pages)), None)
+def smallest(graphs: "Sequence[Graph]", num_rows: int, num_users: int, num_pages: int) -> "Sequence[Graph]":
+    """Of graphs in ascending order those of the first shape with room for so many: they differ in splits alone."""
+    fitting = [graph for graph in graphs if graph.limits.hold(num_rows, num_users, num_pages)]
+    return [graph for graph in fitting if graph.limits == fitting[0].limits]
+
+
+def with_work(graphs: "Sequence[Graph]", splits: int) -> "Graph":
+    """Of graphs of one shape that with the most splits, but no more than so many."""
+    return max((graph for graph in graphs if graph.splits <= splits), key=lambda graph: graph.splits, default=graphs[0])
 
 
 class Graph:
@@ -59,6 +67,7 @@ class Graph:
         """
         self.limits = limits
         self.tile_rows = tile_rows
+        self.splits = splits
         # Every user may leave its last tile part empty.
         num_tiles = -(-limits.num_rows // tile_rows) + limits.num_users - 1
         self._sizes = BatchSizes(limits.num_users, limits.num_pages, num_tiles)

@@ -18,11 +18,6 @@ VARYING = ("num_rows", "num_splits", "bias_head")
 """arguments that change with every batch: no kernel is specialised on either, as that would compile in a request."""
 _LEAST_DOT = 16
 """The least extent of a product's operands."""
-_WAVES = 2
-"""Programs for each multiprocessor."""
-_MOST_SPLITS = 16
-_LEAST_SPLIT = 256
-"""Prefix tokens that are worth a program."""
 _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 _CODES = {torch.int8: INT8, torch.float8_e4m3fn: FP8}
 
@@ -51,16 +46,6 @@ def tile_rows_for(num_rows: int, num_bytes: int, head_dim: int) -> int:
     """Rows of a tile for so many rows of one user, or of a microbatch, in numbers of so many bytes."""
     wanted = next((rows for rows in (16, 64) if num_rows <= rows), 128)
     return min(wanted, configs.most_tile_rows(num_bytes, padded(head_dim)))
-
-
-def num_splits(num_programs: int, prefix_len: int | None, device: torch.device) -> int:
-    """Programs that share one tile's prefix, where there are too few to fill the device. prefix_len: the longest of
-    the batch, None if that is not known.
-    """
-    where = configs.INTERPRETER if device.type != "cuda" else configs.device(device)
-    wanted = -(-_WAVES * where.num_sms // max(1, num_programs))
-    most = _MOST_SPLITS if prefix_len is None else min(_MOST_SPLITS, -(-prefix_len // _LEAST_SPLIT))
-    return max(1, min(wanted, most))
 
 
 def codes_of(kv: PagedKV) -> int:

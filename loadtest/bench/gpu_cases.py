@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from kernels import paged_reference
-from kernels.gpu.launch import num_splits, tile_rows_for
+from kernels.gpu.launch import tile_rows_for
+from kernels.gpu.splits import Numbers, num_splits
 from kernels.paged import Batch, PagedKV, batch
 from kernels.paged_reference import gather
 from kernels.quantise import quantised
@@ -152,7 +153,8 @@ def inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     rows = num_rows if case.op == TARGET else case.m  # as mfalcon.backends.triton does
     tile_rows = tile_rows_for(rows, dtype.itemsize, case.head_dim)
     num_tiles = case.batch * -(-case.m // tile_rows)
-    splits = num_splits(num_tiles * case.num_heads, case.n, device)
+    computed_in = Numbers(dtype.itemsize, case.head_dim, device)
+    splits = num_splits(case.op, num_tiles * case.num_heads, case.n, tile_rows, computed_in)
     # Of a rehearsal's batch, whose tensors have no memory, the numbers are read too.
     where = "cpu" if device.type == "meta" else device
     users = batch([case.m] * case.batch, [case.n] * case.batch, pages, tile_rows=tile_rows, splits=splits, device=where)

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gpu.graphs import Graph, Limits, Run, shared_memory, smallest
-from kernels.gpu.launch import num_splits, tile_rows_for
+from kernels.gpu import splits
+from kernels.gpu.graphs import Graph, Limits, Run, shared_memory, smallest, with_work
+from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
 from mfalcon.backends.weights import layer_weights, stack_config
@@ -17,6 +18,7 @@ from mfalcon.errors import Overloaded
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.layer import Stack
 
+_PREFIX, _TARGET = "prefix_attention", "target_attention"
 _LEAST_SHAPE = 256
 _LEAST_APPEND, _MOST_APPENDED, _APPEND_TILE = 16, 512, 64
 """New tokens of the smallest and of the largest shape of an append, and most rows of a tile there: few of each user are
@@ -52,9 +54,9 @@ class TritonBackend:
         config = stack_config(stack)
         self._stack = GpuStack(config, layer_weights(stack))
         self._dim, self._num_heads = config.dim, config.num_heads
-        self._tile_rows = partial(
-            tile_rows_for, num_bytes=shape.dtype.itemsize, head_dim=max(config.qk_dim, config.v_dim)
-        )
+        num_bytes, head_dim = shape.dtype.itemsize, max(config.qk_dim, config.v_dim)
+        self._tile_rows = partial(tile_rows_for, num_bytes=num_bytes, head_dim=head_dim)
+        self._numbers = splits.Numbers(num_bytes, head_dim, shape.device)
         self.layout = PlainLayout(shape, PAGE_TOKENS, codes)
         self._ahead = shape.device.type == "cuda" if ahead is None else ahead
         self._pool: KVPool | None = None
@@ -107,14 +109,21 @@ class TritonBackend:
         rows = torch.zeros(max(*targets, *tokens), self._dim, dtype=shape.dtype, device=shape.device)
         memory = shared_memory(shape.device)
 
-        def recorded(run: Run, num_rows: int, tile_rows: int, num_times: int) -> Graph:
-            limits = Limits(num_rows, min(_SHAPE_USERS, num_rows), min(_SHAPE_PAGES, pool.accounts.num_pages))
-            splits = num_splits(-(-num_rows // tile_rows) * self._num_heads, None, shape.device)
-            return Graph(run, limits, tile_rows, splits, rows[:num_rows], num_times, memory)
+        num_pages = min(_SHAPE_PAGES, pool.accounts.num_pages)
+
+        def recorded(op: str, run: Run, num_rows: int, tile_rows: int) -> Iterator[Graph]:
+            programs, longest = -(-num_rows // tile_rows) * self._num_heads, num_pages * self.layout.page_tokens
+            for num_users in sorted({1, min(_SHAPE_USERS, num_rows)})[::-1]:  # one has no tiles of others to pass by
+                limits = Limits(num_rows, num_users, num_pages)
+                num_times = num_users if op == _TARGET else num_rows
+                for number in splits.classes(op, programs, longest, tile_rows, self._numbers)[::-1]:
+                    yield Graph(run, limits, tile_rows, number, rows[:num_rows], num_times, memory)
 
         # The largest first: the others find room in its memory.
-        scores = [recorded(score, num, self._tile_rows(num), min(_SHAPE_USERS, num)) for num in targets]
-        appends = [recorded(append, num, min(_APPEND_TILE, self._tile_rows(num)), num) for num in tokens]
+        scores = [graph for num in targets for graph in recorded(_TARGET, score, num, self._tile_rows(num))]
+        appends = [
+            graph for num in tokens for graph in recorded(_PREFIX, append, num, min(_APPEND_TILE, self._tile_rows(num)))
+        ]
         self._scores, self._appends = scores[::-1], appends[::-1]
         if self._ahead:
             self._compile(pool, microbatch)
@@ -142,7 +151,7 @@ class TritonBackend:
     def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None) -> None:
         if not len(x):
             return
-        graph = None if times is None else self._graph(self._appends, states, len(x))
+        graph = None if times is None else self._graph(_PREFIX, self._appends, states, num_new)
         if graph is not None and times is not None:
             graph(x, num_new, [state.num_tokens for state in states], _pages(states), times)
         else:
@@ -151,7 +160,7 @@ class TritonBackend:
     def _score(self, x: Tensor, parts: Sequence[_Part]) -> Tensor:
         states, num_rows = [part.state for part in parts], [part.num_rows for part in parts]
         times = np.array([part.time_ms for part in parts], dtype=np.int64)
-        graph = self._graph(self._scores, states, len(x))
+        graph = self._graph(_TARGET, self._scores, states, num_rows)
         if graph is not None:
             lens = [state.num_tokens for state in states]
             return graph(x, num_rows, lens, _pages(states), to_device(times, x.device))
@@ -162,28 +171,39 @@ class TritonBackend:
     ) -> None:
         """An append kernel by kernel."""
         kv = self._pages_of(states[0].pool)
-        self._stack.extend(x, kv, self._batch(states, num_new, max(num_new), x.device), _arrival(states), times)
+        self._stack.extend(x, kv, self._batch(_PREFIX, states, num_new, max(num_new)), _arrival(states), times)
 
     def _launch_score(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
         """A score kernel by kernel."""
         kv = self._pages_of(states[0].pool)
-        batch = self._batch(states, num_rows, len(x), x.device)
+        batch = self._batch(_TARGET, states, num_rows, len(x))
         return self._stack.score(x, kv, batch, to_device(times, x.device), _arrival(states))
 
-    def _graph(self, graphs: Sequence[Graph], states: Sequence[KVState], num_rows: int) -> Graph | None:
-        """The smallest recorded shape that holds them; none while pages are arriving: a replay waits for nothing."""
+    def _graph(
+        self, op: str, graphs: Sequence[Graph], states: Sequence[KVState], num_rows: Sequence[int]
+    ) -> Graph | None:
+        """The smallest recorded shape that holds them, with splits that all have work; none while pages are arriving:
+        a replay waits for nothing.
+        """
         if states[0].pool is not self._pool or any(state.arriving for state in states):
             return None
-        return smallest(graphs, num_rows, len(states), sum(len(state.run.pages) for state in states))
+        of_shape = smallest(graphs, sum(num_rows), len(states), sum(len(state.run.pages) for state in states))
+        if not of_shape:
+            return None
+        return with_work(of_shape, self._splits(op, states, num_rows, of_shape[0].tile_rows))
 
-    def _batch(self, states: Sequence[KVState], num_rows: Sequence[int], most: int, device: torch.device) -> Batch:
-        """most: rows that decide on the size of a tile."""
+    def _batch(self, op: str, states: Sequence[KVState], num_rows: Sequence[int], most: int) -> Batch:
+        """op: the attention that it is for. most: rows that decide on the size of a tile."""
         pages, tile_rows = _pages(states), self._tile_rows(most)
         sizes = sizes_of(num_rows, pages, tile_rows)
-        longest = max(state.num_tokens for state in states)
         packed = pack(num_rows, [state.num_tokens for state in states], pages, tile_rows, sizes)
-        splits = num_splits(sizes.num_tiles * self._num_heads, longest, device)
-        return unpacked(to_device(packed, device), sizes, tile_rows, splits)
+        number = self._splits(op, states, num_rows, tile_rows)
+        return unpacked(to_device(packed, self.layout.shape.device), sizes, tile_rows, number)
+
+    def _splits(self, op: str, states: Sequence[KVState], num_rows: Sequence[int], tile_rows: int) -> int:
+        num_tiles = sum(-(-rows // tile_rows) for rows in num_rows)
+        longest = max(state.num_tokens for state in states)
+        return splits.num_splits(op, num_tiles * self._num_heads, longest, tile_rows, self._numbers)
 
     def _pages_of(self, pool: KVPool) -> list[PagedKV]:
         """The pool's pages as the kernels read them, by layer."""

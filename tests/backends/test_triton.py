@@ -231,6 +231,37 @@ def test_what_fits_no_shape_is_computed_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert replayed == [8]
 
 
+@torch.inference_mode()
+def test_a_replay_has_the_splits_that_its_prefixes_call_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a launch would have: a graph for each number, and for one user one that has no tiles of others."""
+    wanted = {20: 1, 24: 2}
+
+    def of_length(op: str, num_programs: int, prefix_len: int, *_: object) -> int:
+        return wanted.get(prefix_len, 3)
+
+    monkeypatch.setattr("kernels.gpu.splits.num_splits", of_length)
+    monkeypatch.setattr("kernels.gpu.splits.classes", lambda *_: [1, 2])
+    served = serve(CHECKPOINT.model, "triton", BUDGET)
+    served.stack.prepare(served.pool, 8)
+    replayed, of_lengths = list[tuple[int, int]](), list[list[tuple[int, int]]]()
+    right = Graph.__call__
+
+    def seen(self: Graph, *given: object) -> torch.Tensor:
+        replayed.append((self.limits.num_users, self.splits))
+        return right(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Graph, "__call__", seen)
+    for lengths in ((20,), (24,), (20, 24), (7,)):
+        states = states_of(served, lengths)
+        replayed.clear()
+        found = score_all(served, requests(states, [2] * len(lengths)), 8)
+        of_lengths.append(replayed[:])
+        for index, one in enumerate(states):
+            alone = score(served, one, targets(2, 2), NOW_MS + 2, 8)
+            assert (found[2 * index : 2 * index + 2] - alone).abs().max() <= BOUND
+    assert of_lengths == [[(1, 1)], [(1, 2)], [(8, 2)], [(1, 2)]]
+
+
 def arriving(served: ServedModel, state: KVState) -> tuple[KVState, threading.Event, ThreadCopier]:
     """A copy of a state that went down to the host and comes up when the event is set; its pages are NaN until then."""
     assert served.host is not None
