@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.bias import RelativeBias
 from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu.hopper import prefix_attention as hopper_prefix_attention
 from kernels.gpu.hopper import target_attention as hopper_target_attention
 from kernels.gpu.hopper.choice import usable
 from kernels.gpu.hopper.launch import takes
@@ -39,4 +40,9 @@ def prefix_attention_parts(
     q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
 ) -> Tensor:
     """See `kernels.gpu.prefix_attention`."""
-    return prefix_attention.prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm)
+    parts = prefix_attention.prefix_attention_parts
+    if q.is_cuda and takes((q,), kv, batch):
+        kind = Kind("prefix_attention", q.dtype, q.shape[2], kv.v.shape[3], bias is not None)
+        if usable(q.device, kind):
+            parts = hopper_prefix_attention.prefix_attention_parts
+    return parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm)

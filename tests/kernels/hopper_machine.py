@@ -404,6 +404,12 @@ def _store(pointer: Pointer, value: Tensor, mask: Tensor) -> None:
     pointer.flat[offset[mask].long()] = value[mask].to(pointer.flat.dtype)
 
 
+def _minimum(x: Any, other: Any) -> Any:
+    """Of tensors, or of one and a number."""
+    like = x if isinstance(x, Tensor) else other
+    return torch.minimum(*(torch.as_tensor(of, dtype=like.dtype) for of in (x, other)))
+
+
 def _multiple_of(x: Any, size: int) -> Any:
     values = x.offset * x.flat.dtype.itemsize if isinstance(x, Pointer) else torch.as_tensor(x)
     assert bool((values % size == 0).all()), f"not a multiple of {size}"
@@ -425,9 +431,11 @@ _ARITHMETIC: dict[str, Any] = {
     "arange": lambda start, stop, layout: torch.arange(start, stop, dtype=torch.int32),
     "zeros": lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
     "static_range": range,
-    "minimum": min,
-    "maximum": max,
+    "minimum": _minimum,
+    "maximum": lambda x, other: -_minimum(-x, -other),
     "sum": lambda x, axis: x.sum(axis),
+    "min": lambda x, axis: x.amin(axis),
+    "max": lambda x, axis: x.amax(axis),
     "where": torch.where,
     "convert_layout": lambda x, layout: x,
     "multiple_of": _multiple_of,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import paged_reference
-from kernels.gpu.hopper import target_attention
+from kernels.gpu.hopper import prefix_attention, target_attention
 from tests.device import INTERPRETED, poisoned
 from tests.kernels.hopper_machine import Machine
 from tests.kernels.paged_world import Case, World, world
@@ -85,6 +85,30 @@ def test_target_attention_is_the_reference(of: Case) -> None:
             None if own is None else own.float(),
             **scale,
         )
+    got, expected = parts.sum(0)[: w.num_rows].double(), expected[: w.num_rows]
+    assert parts[:, w.num_rows :].isnan().all()
+    assert float((got - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())
+
+
+PREFIX_CASES = (
+    case((300, 300)),
+    case((5, 300), (129, 129), (0, 40), (1, 1), (130, 400), bias=False),
+    case((140, 257), (3, 129), splits=3),
+    case((200, 500), splits=4, bias=False),
+    case((70, 127), (128, 130), page_tokens=64),
+    case((2, 257), dims=128),
+)
+
+
+@pytest.mark.parametrize("of", PREFIX_CASES, ids=lambda of: f"{of.users} splits{of.splits}")
+def test_prefix_attention_is_the_reference(of: Case) -> None:
+    w = hopper_world(of)
+    host = w.host()
+    scale = {"logit_scale": LOGIT_SCALE, "norm": NORM}
+    expected = paged_reference.prefix_attention(host.q, host.kv, host.batch, host.bias, **scale)
+    op = Machine(seed=of.seed).wrapper(prefix_attention.prefix_attention_parts)
+    with poisoned():
+        parts = op(w.q, w.kv, w.batch, w.bias, **scale)
     got, expected = parts.sum(0)[: w.num_rows].double(), expected[: w.num_rows]
     assert parts[:, w.num_rows :].isnan().all()
     assert float((got - expected).abs().max()) <= TOLERANCE * float(expected.abs().max())

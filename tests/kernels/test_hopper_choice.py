@@ -1,5 +1,6 @@
 """Hopper's kernels are used on Hopper alone, only for what they can take, and only after they agreed there."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,15 +9,16 @@ pytest.importorskip("triton", reason="no triton for this platform")
 
 import torch
 
-from kernels.gpu import target_attention
-from kernels.gpu.hopper import self_check
-from kernels.gpu.hopper import target_attention as hopper
+from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu.hopper import pipeline, self_check
+from kernels.gpu.hopper import prefix_attention as hopper_prefix
+from kernels.gpu.hopper import target_attention as hopper_target
 from kernels.gpu.hopper.choice import BOUND, agrees
 from kernels.gpu.hopper.launch import takes
 from kernels.gpu.hopper.self_check import Kind
 from kernels.paged import PagedKV, batch
 from tests.device import INTERPRETED
-from tests.kernels.hopper_machine import Machine
+from tests.kernels.hopper_machine import Machine, changed
 
 KIND = Kind("target_attention", torch.bfloat16, 128, 128, True)
 
@@ -79,14 +81,31 @@ def test_what_is_not_taken() -> None:
     assert not takes(ROWS, KV, BATCH, torch.zeros(2, 385)[:, 1:])
 
 
+TARGET = (hopper_target.target_attention_parts, target_attention.target_attention_parts)
+PREFIX = (hopper_prefix.prefix_attention_parts, prefix_attention.prefix_attention_parts)
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_check_finds_both_equal(bias: bool) -> None:
+@pytest.mark.parametrize(
+    ("op", "one", "other", "bias"),
+    [
+        pytest.param("target_attention", *TARGET, False, id="target"),
+        pytest.param("target_attention", *TARGET, True, id="target, bias"),
+        pytest.param("prefix_attention", *PREFIX, False, id="prefix"),
+        pytest.param("prefix_attention", *PREFIX, True, id="prefix, bias", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_check_finds_both_equal(
+    op: str, one: Callable[..., torch.Tensor], other: Callable[..., torch.Tensor], bias: bool
+) -> None:
     """Both as they run on a CPU: the plain kernel in Triton's interpreter, the other in the machine of these tests."""
-    found = self_check.difference(
-        torch.device("cpu"),
-        Kind("target_attention", torch.float16, 64, 64, bias),
-        Machine().wrapper(hopper.target_attention_parts),
-        target_attention.target_attention_parts,
-    )
-    assert found <= BOUND / 4
+    kind = Kind(op, torch.float16, 64, 64, bias)
+    assert self_check.difference(torch.device("cpu"), kind, Machine().wrapper(one), other) <= BOUND / 4
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
+def test_the_check_finds_a_fault() -> None:
+    wrong = changed(pipeline.produce, "slot = end - BLOCK_N - in_order * PAGE", "slot = 0")
+    one, other = Machine(changed=wrong).wrapper(hopper_target.target_attention_parts), target_attention
+    kind = Kind("target_attention", torch.float16, 64, 64, False)
+    assert not self_check.difference(torch.device("cpu"), kind, one, other.target_attention_parts) <= BOUND

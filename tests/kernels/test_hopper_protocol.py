@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="no triton for this platform")
 
 import torch
 
-from kernels.gpu.hopper import pipeline, target_attention
+from kernels.gpu.hopper import pipeline, prefix_attention, target_attention
 from kernels.gpu.hopper.launch import Ring
 from kernels.paged import PagedKV, batch
 from tests.device import INTERPRETED
@@ -25,16 +25,35 @@ BLOCK_N = 16
 
 def program(tiles: int, stages: int, changes: dict[str, Callable[..., Any]] | None = None, seed: int = 0) -> Program:
     """What target attention over so many tiles does at its barriers."""
-    machine = Machine(seed, changes)
-    pages = list(range(tiles))
-    ones = torch.ones(tiles, 1, BLOCK_N, 64)
-    kv = PagedKV(ones, ones, torch.zeros(tiles, BLOCK_N, dtype=torch.int64))
+    machine, kv = Machine(seed, changes), pages_of(tiles)
     q, k, v = (torch.ones(2, 1, 64) for _ in range(3))
-    users = batch([2], [tiles * BLOCK_N - 3], [pages], tile_rows=128)
+    users = batch([2], [tiles * BLOCK_N - 3], [list(range(tiles))], tile_rows=128)
     op = machine.wrapper(target_attention.target_attention_parts, ring=lambda *_: Ring(BLOCK_N, stages))
     op(q, k, v, kv, users, None, None, logit_scale=1.0, norm=1.0)
     (found,) = machine.programs
     return found
+
+
+def causal_program(tiles: int, stages: int) -> Program:
+    """What prefix attention of the newest rows does."""
+    machine = Machine()
+    users = batch([20 if tiles > 1 else 2], [tiles * BLOCK_N - 3], [list(range(tiles))], tile_rows=128)
+    op = machine.wrapper(prefix_attention.prefix_attention_parts, ring=lambda *_, rab: Ring(BLOCK_N, stages))
+    op(torch.ones(len(users.tiles) * 20, 1, 64), pages_of(tiles), users, None, logit_scale=1.0, norm=1.0)
+    (found,) = machine.programs
+    return found
+
+
+def pages_of(tiles: int) -> PagedKV:
+    ones = torch.ones(tiles, 1, BLOCK_N, 64)
+    return PagedKV(ones, ones, torch.zeros(tiles, BLOCK_N, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 7, 20])
+def test_prefix_attention_does_the_same_as_target_attention(tiles: int, stages: int) -> None:
+    """At its barriers, so what is found of one holds for both."""
+    assert causal_program(tiles, stages) == program(tiles, stages)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])

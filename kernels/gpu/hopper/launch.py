@@ -15,7 +15,7 @@ WORKER_WARPS = gl.constexpr([4, 1])
 """Of the second consumer and of the producer; the first consumer is the kernel's own four."""
 WORKER_REGISTERS = gl.constexpr([240, 24])
 DTYPES = (torch.bfloat16, torch.float16)
-HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128)
 _ALIGNMENT = 16
 """Bytes to which a descriptor's base and strides are multiples."""
 
@@ -28,11 +28,11 @@ class Ring:
     stages: int
 
 
-def ring(head_dim: int, page_tokens: int) -> Ring:
-    """For heads of so many numbers at most: keys and values fill 128 KiB, and the queries up to 64 KiB more. A tile
-    lies within a page.
+def ring(head_dim: int, page_tokens: int, *, rab: bool = False) -> Ring:
+    """For heads of so many numbers at most: keys and values fill 128 KiB at most, and the queries up to 32 KiB more. A
+    tile lies within a page. rab: it is computed in the tile, and its places in two tables take registers.
     """
-    block_n = min(64 if head_dim > 128 else 128, page_tokens)
+    block_n = min(32 if rab else 128, page_tokens)
     return Ring(block_n, min(4, 128 * 1024 // (2 * 2 * block_n * head_dim)))
 
 
