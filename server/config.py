@@ -86,6 +86,14 @@ class ServerConfig(BaseSettings):
         description="Processes that speak gRPC and HTTP in front of the one that computes; 0 does both in one process.",
     )
 
+    frontend_stall_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=3_600,
+        description="Seconds after which a front-end that is not heard counts as hung: it is killed and started again. "
+        "0 waits for ever.",
+    )
+
     admin_host: str = Field(default="127.0.0.1", min_length=1, description="Address that Admin (gRPC) listens on.")
     admin_port: Port | None = Field(
         default=None, description="Port of Admin, which reloads models; 0 takes any free one. Off if not given."

@@ -132,7 +132,11 @@ class Transports:
         """Answer requests with an engine from now on."""
         self._has_engine = True
         self._handler.serve(engine)
-        await self._grpc.report_serving()
+        self.report()
+
+    def report(self) -> None:
+        """Tell health checks over gRPC whether the engine is ready."""
+        self._grpc.report(serving=self._handler.ready)
 
     async def stop(self) -> None:
         """Say that the server leaves, and answer for `drain_linger_s` what comes all the same; then turn new requests
@@ -141,7 +145,7 @@ class Transports:
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
         self._handler.leave()
-        await self._grpc.report_not_serving()
+        self._grpc.report_not_serving()
         if self._handler.serves:
             await asyncio.sleep(self._config.drain_linger_s)
         self._handler.drain()

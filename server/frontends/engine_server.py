@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,8 +18,6 @@ logger = logging.getLogger(__name__)
 
 STATUS_SECONDS = 0.02
 """Time after which a change of the status is told."""
-STATUS_AGAIN_SECONDS = 1.0
-"""Time after which it is told all the same: one that did not read for a while may have missed it."""
 
 
 class EngineServer:
@@ -29,14 +28,20 @@ class EngineServer:
         endpoint: str,
         met: Callable[[str], None] = lambda name: None,
         serving: Callable[[str], None] = lambda name: None,
+        frozen: Callable[[str], None] = lambda name: None,
         scrape: Callable[[], bytes] = lambda: b"",
         most_waiting: int = MOST_WAITING,
+        patience_s: float = 0.0,
     ) -> None:
         """endpoint: where it listens for `RemoteEngine`s. met, serving: are called with the name of each that has come,
-        and of each that answers requests. scrape: shows the metrics, in a thread. most_waiting: messages that wait for
-        one that does not read; what is more is dropped.
+        and of each that answers requests; frozen: of each that was not heard for `patience_s`, once; never if that is
+        0. scrape: shows the metrics, in a thread. most_waiting: messages that wait for one that does not read; what is
+        more is dropped.
         """
-        self._met, self._serving, self._scrape = met, serving, scrape
+        self._met, self._serving, self._frozen, self._scrape = met, serving, frozen, scrape
+        self._patience = math.ceil(patience_s / STATUS_SECONDS)
+        self._unheard: dict[bytes, int] = {}
+        """By name of the front-end: turns of our own since it was heard. If we stand still, no time passes."""
         self._engine: RankingEngine | None = None
         self._phase: str = LOADING
         self._calls: dict[bytes, dict[int, asyncio.Task[None]]] = {}
@@ -64,6 +69,7 @@ class EngineServer:
 
     def forget(self, name: str) -> None:
         """A front-end has ended: nobody waits for its calls any more."""
+        self._unheard.pop(name.encode(), None)
         for task in self._calls.pop(name.encode(), {}).values():
             task.cancel()
 
@@ -78,12 +84,14 @@ class EngineServer:
 
     def _receive(self, frames: Sequence[bytes]) -> None:
         name, *messages = frames
+        if name in self._unheard:
+            self._unheard[name] = 0
         for message in messages:
             self._take(name, wire.decode_question(message))
 
     def _take(self, name: bytes, question: wire.Question) -> None:
         if isinstance(question, wire.Hello):
-            self._calls[name] = {}
+            self._calls[name], self._unheard[name] = {}, 0
             self._link.send(wire.encode(self._status()), name)
             self._met(name.decode())
             return
@@ -93,6 +101,8 @@ class EngineServer:
         match question:
             case wire.Serving():
                 self._serving(name.decode())
+            case wire.Alive():
+                pass  # as is every message
             case wire.Cancel():
                 if (left := calls.get(question.call)) is not None:
                     left.cancel()
@@ -146,5 +156,9 @@ class EngineServer:
     async def _tell_changes(self) -> None:
         while True:
             await asyncio.sleep(STATUS_SECONDS)
-            if self._status() != self._told or time.monotonic() - self._told_at > STATUS_AGAIN_SECONDS:
+            if self._status() != self._told or time.monotonic() - self._told_at > wire.BEAT_SECONDS:
                 self._tell()
+            for name in self._unheard:
+                self._unheard[name] += 1
+                if self._unheard[name] == self._patience:
+                    self._frozen(name.decode())

@@ -77,7 +77,9 @@ class Frontends:
                 orders.endpoint,
                 lambda name: self._listening[_number(name)].set(),
                 lambda name: self._serving[_number(name)].set(),
+                self._kill,
                 FleetMetrics(self._registry, directory, lambda: self.pids).text,
+                patience_s=config.frontend_stall_s,
             )
             self._keeping = [asyncio.create_task(self._keep(number, orders)) for number in range(config.frontends)]
             await self._all_listen()
@@ -141,6 +143,12 @@ class Frontends:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
                 return
+
+    def _kill(self, name: str) -> None:
+        """Its connections are closed, so that its callers ask another one; it is started again."""
+        number = _number(name)
+        logger.error("front-end %d was not heard for %g s and is killed", number, self._config.frontend_stall_s)
+        _signal(self._processes[number], kill=True)
 
     async def _live(self, orders: Orders) -> str:
         """One life of a front-end; returns how it ended."""

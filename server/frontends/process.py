@@ -62,6 +62,12 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
         settle()
         engine.say_serving()
 
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(wire.BEAT_SECONDS)
+            engine.beat()
+            transports.report()
+
     def heard(status: wire.Status) -> None:
         nonlocal serving
         if status.phase == WAITING:
@@ -78,16 +84,17 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
     metrics = FrontMetrics(orders.number)
     transports = Transports(config, metrics, engine.scrape)
-    watching = asyncio.create_task(metrics.loop_lag.watch())
     await transports.listen()
     engine.say_listening()
+    beside = [asyncio.create_task(metrics.loop_lag.watch()), asyncio.create_task(beat())]
     loop.add_reader(sys.stdin, read)
     ends = [asyncio.create_task(event.wait()) for event in (stopping, lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
     for end in ends:
         end.cancel()
     await transports.stop()
-    watching.cancel()
+    for task in beside:
+        task.cancel()
     engine.close()
     return not lost.is_set()
 

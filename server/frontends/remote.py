@@ -14,6 +14,8 @@ from server.frontends import wire
 from server.frontends.link import Link
 from server.handler import LOADING
 
+PATIENCE = 5
+"""Beats after which an engine's process that was not heard counts as frozen: new calls would only wait for it."""
 SCRAPE_SECONDS = 5.0
 """Longest wait for metrics: whoever asks for them will ask again."""
 
@@ -32,6 +34,8 @@ class RemoteEngine:
         self._waiting: dict[int, asyncio.Future[wire.Answer]] = {}
         self._calls = count(1)
         self._gone: str | None = None
+        self._unheard = 0
+        """Beats of our own since the engine's process was heard. If we stand still, no time passes."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._link = Link(self._context, zmq.DEALER, self._receive)
         self._link.socket.routing_id = name.encode()
@@ -44,8 +48,8 @@ class RemoteEngine:
 
     @property
     def ready(self) -> bool:
-        """Warm and not closing, as far as was heard."""
-        return self.status.ready and self._gone is None
+        """Warm and not closing, as far as was heard, and heard of late."""
+        return self.status.ready and self._gone is None and self._unheard < PATIENCE
 
     @property
     def load(self) -> Load:
@@ -85,6 +89,13 @@ class RemoteEngine:
         """Tell the engine's process that callers come here from now on; it tells its status in turn."""
         self._link.send(wire.encode(wire.Hello(0)))
 
+    def beat(self) -> None:
+        """Tell the engine's process that we live; to be called every `BEAT_SECONDS`, by which its own silence is told
+        too.
+        """
+        self._unheard += 1
+        self._link.send(wire.encode(wire.Alive(0)))
+
     def say_serving(self) -> None:
         """Tell the engine's process that requests are answered from now on."""
         self._link.send(wire.encode(wire.Serving(0)))
@@ -104,6 +115,8 @@ class RemoteEngine:
     async def _ask(self, question: wire.Question, kind: type[T]) -> T:
         if self._gone is not None:
             raise ShuttingDown(f"{self._gone}; ask another one")
+        if self._unheard >= PATIENCE:
+            raise NotReady("the engine's process does not answer; ask another one")
         if self._link.is_full:
             raise Overloaded("the engine's process does not keep up; try again later")
         self._link.send(wire.encode(question))
@@ -122,6 +135,7 @@ class RemoteEngine:
         return answer
 
     def _receive(self, messages: Sequence[bytes]) -> None:
+        self._unheard = 0
         for answer in map(wire.decode_answer, messages):
             if isinstance(answer, wire.Status):
                 self.status = answer

@@ -119,6 +119,10 @@ class Hello(Message):
     """A front-end has come and listens, and wants to know the status; it is about no call."""
 
 
+class Alive(Message):
+    """A front-end's loop turns: said every `BEAT_SECONDS`; it is about no call."""
+
+
 class Serving(Message):
     """A front-end answers requests from now on; it is about no call."""
 
@@ -232,9 +236,11 @@ class Status(Message):
 
 
 SERVING: Final = "serving"
+BEAT_SECONDS: Final = 1.0
+"""Time after which either side says that it lives."""
 
 Call: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Scrape
-Question: TypeAlias = Call | Cancel | Hello | Serving
+Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
 Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode

@@ -7,7 +7,7 @@ from typing import Final
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from mfalcon.errors import ConfigError
@@ -106,19 +106,18 @@ class GrpcServer:
             # gRPC does not say why; a plain socket does.
             listen("grpc", host, port).close()
             raise ConfigError(f"grpc_host, grpc_port: cannot listen on {address}") from error
-        for service in ("", SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.report(serving=False)
         await self._server.start()
         return bound
 
-    async def report_serving(self) -> None:
-        """Tell health checks that requests are welcome."""
+    def report(self, *, serving: bool) -> None:
+        """Tell health checks whether requests are welcome; after `report_not_serving` they never are."""
         for service in ("", SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(service, serving=serving)
 
-    async def report_not_serving(self) -> None:
+    def report_not_serving(self) -> None:
         """Tell health checks to send requests elsewhere, for good."""
-        await self._health.leave()
+        self._health.leave()
 
     async def stop(self, grace: float | None) -> None:
         """Accept nothing more and return when every call has ended; after `grace` seconds they are cancelled."""

@@ -1,8 +1,11 @@
-"""The services that gRPC's own packages write, health and reflection, behind our edge.
+"""The services of gRPC's own protocols, health and reflection, behind our edge.
 
-As they come they parse whatever they are sent, answer a malformed message with UNKNOWN, and keep every watch.
+As their packages write them they parse whatever they are sent, answer a malformed message with UNKNOWN, and keep every
+watch. Their health service holds a lock while it writes: one watch that is not read would stop every other one, and
+our drain.
 """
 
+import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from typing import Any, Final, cast
 
@@ -28,7 +31,11 @@ class Health:
     """grpc.health.v1. wait_s: longest time that a request may take to arrive."""
 
     def __init__(self, max_watches: int, wait_s: float) -> None:
-        self._stock = health.aio.HealthServicer()
+        self._status: dict[str, int] = {}
+        """By name of the service."""
+        self._has_left = False
+        self._changed = asyncio.Event()
+        """Of the next change; there is another one for the change after it."""
         self._max_watches = max_watches
         self._num_watches = 0
         self._wait_s = wait_s
@@ -44,18 +51,26 @@ class Health:
         )
         return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check, "Watch": watch})
 
-    async def set(self, service: str, status: int) -> None:
+    def set(self, service: str, *, serving: bool) -> None:
         """Say how a service is."""
-        await self._stock.set(service, status)
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        if not self._has_left and self._status.get(service) != status:
+            self._status[service] = status
+            self._changed.set()
+            self._changed = asyncio.Event()
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Say of every service that it is NOT_SERVING, for good."""
-        await self._stock.enter_graceful_shutdown()
+        for service in self._status:
+            self.set(service, serving=False)
+        self._has_left = True
 
     async def _check(self, _: object, context: Context) -> health_pb2.HealthCheckResponse:
         async with statuses(HEALTH.name, context):
             request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._wait_s)
-            return await self._stock.Check(request, context)
+            if request.service not in self._status:
+                await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
+            return health_pb2.HealthCheckResponse(status=self._status[request.service])
         raise AssertionError("statuses let an error pass")
 
     async def _watch(self, _: object, context: Context) -> None:
@@ -65,9 +80,20 @@ class Health:
                 raise Overloaded(f"health watches: got {self._num_watches + 1}, must be at most {self._max_watches}")
             self._num_watches += 1
             try:
-                await self._stock.Watch(request, context)
+                await self._tell(request.service, context)
             finally:
                 self._num_watches -= 1
+
+    async def _tell(self, service: str, context: Context) -> None:
+        """Every change of a service, for as long as its caller listens."""
+        told = None
+        while True:
+            changed = self._changed
+            status = self._status.get(service, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            await changed.wait()
 
 
 def reflection_of(services: Sequence[str], wait_s: float) -> grpc.GenericRpcHandler:

@@ -10,6 +10,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 REFUSED_STREAM, CANCEL = 7, 8
+NO_WINDOW = b"\0\4" + bytes(4)
+"""The setting of an initial window of 0 bytes."""
 STATUS = re.compile(rb"grpc-status.(\d+)", re.DOTALL)
 
 
@@ -58,13 +60,17 @@ class Connection:
 
     async def ask(self, method: str, message: bytes, **headers: str) -> int:
         """The status of the one call on this connection."""
-        body = b"\0" + len(message).to_bytes(4, "big") + message
-        self._writer.write(frame(HEADERS, END_HEADERS, 1, call(method, **headers)))
-        self._writer.write(frame(DATA, END_STREAM, 1, body))
+        await self.begin(method, message, **headers)
         while not self.statuses:
             assert not self.closed.is_set()
             await asyncio.sleep(0.01)
         return self.statuses[0]
+
+    async def begin(self, method: str, message: bytes, **headers: str) -> None:
+        """Make the one call on this connection, whatever becomes of it."""
+        body = b"\0" + len(message).to_bytes(4, "big") + message
+        self._writer.write(frame(HEADERS, END_HEADERS, 1, call(method, **headers)) + frame(DATA, END_STREAM, 1, body))
+        await self._writer.drain()
 
     async def round_trip(self) -> None:
         """Return when the server has read all that was sent."""
@@ -91,11 +97,11 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Connection]:
-    """A connection after the preface and the settings."""
+async def connected(address: str, *, reads: bool = True) -> AsyncIterator[Connection]:
+    """A connection after the preface and the settings. reads: whether it has room for any message of an answer."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0))
+    writer.write(PREFACE + frame(SETTINGS, 0, 0, b"" if reads else NO_WINDOW) + frame(SETTINGS, ACK, 0))
     connection = Connection(reader, writer)
     listening = asyncio.create_task(connection.listen())
     try:

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from proto import ranking_pb2
 from tests.server import raw_http2
 from tests.server.callers import GOOD, code_of, ranking
-from tests.server.harness import Clients, health_of, serving
+from tests.server.harness import Clients, health_of, next_status, serving, watch_health
 
 RANK = "/mfalcon.v1.Ranking/Rank"
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -180,6 +180,18 @@ async def test_reflection_is_asked_in_few_bytes() -> None:
         assert refused.value.details() == (
             "grpc.reflection.v1alpha.ServerReflectionRequest: got 8000, must be at most 4096 bytes"
         )
+
+
+async def test_a_watch_that_is_not_read_holds_up_no_other_and_no_drain() -> None:
+    async with serving() as running, raw_http2.connected(running.addresses.grpc, reads=False) as stuck:
+        await stuck.begin(WATCH, b"")
+        await until(lambda: stuck.heard[raw_http2.HEADERS] > 0)
+        async with asyncio.timeout(LONG):
+            watch = watch_health(running.channel)
+            assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
+            stopping = asyncio.create_task(running.service.stop())
+            assert await next_status(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
+            await stopping
 
 
 @pytest.mark.parametrize("granted", ["99999999H", "99999999n", "999999999999999999999H"])

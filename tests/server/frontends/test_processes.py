@@ -149,6 +149,44 @@ async def test_a_frozen_front_end_holds_up_no_other() -> None:
             os.kill(frozen, signal.SIGCONT)
 
 
+async def test_a_front_end_that_stays_frozen_is_killed_and_started_again() -> None:
+    async with fronted(1, frontend_stall_s=1) as running:
+        (frozen,) = running.frontends.pids.values()
+        os.kill(frozen, signal.SIGSTOP)
+        await until_gone(frozen)
+        await ask_until_served(running.addresses.grpc)
+
+
+async def test_callers_and_probes_are_told_of_an_engine_that_is_frozen() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake", "quick", "0", "1"), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        addresses = dict(part.split("=", 1) for part in (await process.stdout.readline()).decode().split()[1:])
+    async with (
+        asyncio.timeout(120),
+        caller(addresses["grpc"]) as (channel, stub),
+        httpx.AsyncClient(base_url=f"http://{addresses['http']}", timeout=60) as http,
+    ):
+        watch = watch_health(channel)
+        assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
+        process.send_signal(signal.SIGSTOP)
+        try:
+            assert await next_status(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert (await http.get("/readyz")).status_code == 503
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await stub.Rank(RANK)
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        finally:
+            process.send_signal(signal.SIGCONT)
+        assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
+        assert (await stub.Rank(RANK)).scores
+    process.terminate()
+    await process.communicate()
+    assert process.returncode == 0
+
+
 async def test_no_front_end_outlives_an_engine_that_is_killed_and_callers_are_told() -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.server.serve_fake", "quick", "0", "2"), cwd=ROOT, stdout=asyncio.subprocess.PIPE

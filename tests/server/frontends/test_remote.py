@@ -94,6 +94,24 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     assert await remote.scrape() == b"all"
 
 
+async def test_one_that_is_not_heard_is_told_of_once_and_not_for_our_own_standstill(tmp_path: Path) -> None:
+    endpoint, met, frozen = f"ipc://{tmp_path}/engine", list[str](), list[str]()
+    server = EngineServer(endpoint, met.append, frozen=frozen.append, patience_s=1.0)
+    async with connected(endpoint, "0.1"), connected(endpoint, "1.1") as loud:
+        await until(lambda: len(met) == 2)
+        time.sleep(1.5)  # noqa: ASYNC251 (we stand still)
+        await asyncio.sleep(0)
+        assert not frozen
+
+        def has_frozen() -> bool:
+            loud.beat()
+            return bool(frozen)
+
+        await until(has_frozen)
+        assert frozen == ["0.1"]
+        await server.close()
+
+
 async def test_many_calls_at_once_get_their_own_answers(joined: Joined) -> None:
     async with connected(joined.endpoint, "1.1") as second:
         await until(lambda: second.ready)
