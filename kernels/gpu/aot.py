@@ -36,6 +36,7 @@ from kernels.gpu.interpreter import interpreted
 from kernels.gpu.kv_write import kv_write
 from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
+from kernels.gpu.page_copy import page_copy
 from kernels.gpu.prefix_attention import prefix_attention_parts
 from kernels.gpu.target_attention import target_attention_parts
 from kernels.gpu.target_bias import target_bias
@@ -175,6 +176,7 @@ def _small_cases(architecture: int) -> Iterator[Case]:
             key = start.format("kv_write") + " {}x{}".format(*dims)
             rows = configs.most_tile_rows(dtype.itemsize, dims[0])
             yield Case(key, architecture, partial(_kv_write, dtype, *dims, rows, None))
+    yield Case(f"{architecture} page_copy", architecture, _page_copy)
     start, dtype = f"{architecture} {{}} bfloat16", torch.bfloat16
     yield Case(start.format("layer_norm") + " 80", architecture, partial(_layer_norm, dtype, 80))
     yield Case(
@@ -228,6 +230,11 @@ def _layer_norm(dtype: torch.dtype, dim: int) -> None:
 def _norm_gate(dtype: torch.dtype, dim: int, splits: int, concat: bool) -> None:
     parts, u = _empty(torch.float32, splits, _NUM_ROWS, dim), _empty(dtype, _NUM_ROWS, 4 * dim)[:, :dim]
     norm_gate(parts, u, _empty(dtype, dim), _empty(dtype, dim), 1e-6, concat=concat)
+
+
+def _page_copy() -> None:
+    source, target = (_empty(torch.uint8, _NUM_PAGES, 1024) for _ in range(2))
+    page_copy(source, target, _empty(torch.int32, _NUM_PAGES, 2), slice(0, 640))
 
 
 def _empty(dtype: torch.dtype, *shape: int) -> Tensor:

@@ -1,6 +1,6 @@
 """KV states from the host's pool to the device's and back, beside the computation.
 
-A promotion returns at once: its state is used while its pages still arrive, times first, then layer by layer. A
+A promotion returns at once: a thread queues it, and its state is used while its pages still arrive, layer by layer. A
 demotion is whole when it returns, and copies what an older state in the host's pool lacks. Both copy pages as they are,
 so the two pools have the same pages. What is being copied is held until it is there, so its pages are nobody else's.
 """
@@ -14,9 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.paged import to_device
 from mfalcon.errors import EngineFailure
 from mfalcon.kvcache.state import KVPool, KVState, PlainLayout
 
@@ -61,7 +63,8 @@ class Copier(Protocol):
 
 
 class CudaCopier:
-    """Copy engines of a CUDA device: a stream each way beside the computation's. The host's pool should be pinned.
+    """Copies on a CUDA device: a stream each way beside the computation's. The host's pool must be pinned: a kernel
+    brings a layer of all pages up at once.
 
     Not while a CUDA graph is captured: events are asked and waited for.
     """
@@ -69,6 +72,7 @@ class CudaCopier:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._to_device, self._to_host = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._thread = ThreadPoolExecutor(1, "mfalcon-promotions")
         self._held = _Held()
 
     def promote(self, state: KVState, pool: KVPool) -> KVState:
@@ -76,16 +80,9 @@ class CudaCopier:
         just become free.
         """
         transfer = _transfer(state, pool.empty().grown(state.num_tokens), 0)
-        self._to_device.wait_stream(torch.cuda.current_stream(self._device))
-        events = []
-        with torch.inference_mode(), torch.cuda.stream(self._to_device):
-            try:
-                for part in range(transfer.num_parts):
-                    transfer.copy(part)
-                    events.append(_recorded())
-            finally:
-                self._held.hold(_recorded(), transfer)
-        return replace(transfer.target, arrival=_StreamArrival(events))
+        arrival = _StreamArrival(transfer.layout.shape.num_layers)
+        self._thread.submit(self._bring, transfer, arrival, self.mark())
+        return replace(transfer.target, arrival=arrival)
 
     def mark(self) -> Mark:
         """See `Copier`."""
@@ -100,8 +97,7 @@ class CudaCopier:
         with torch.inference_mode(), torch.cuda.stream(self._to_host):
             mark.wait()
             try:
-                for part in range(transfer.num_parts):
-                    transfer.copy(part)
+                transfer.copy_all()
             finally:
                 _recorded().synchronize()
             transfer.finish()
@@ -109,11 +105,36 @@ class CudaCopier:
 
     def idle(self) -> None:
         """See `Copier`."""
+        self._thread.submit(int).result()
         self._held.idle()
 
     def close(self) -> None:
         """See `Copier`."""
+        self._thread.shutdown()
         self._held.close()
+
+    def _bring(self, transfer: "_Transfer", arrival: "_StreamArrival", mark: Mark) -> None:
+        """Queue a launch for each layer, with the first one the times."""
+        from kernels.gpu.page_copy import page_copy  # noqa: PLC0415 (triton is an extra)
+
+        source, target, layout = transfer.source, transfer.target, transfer.layout
+        with torch.inference_mode(), torch.cuda.stream(self._to_device):
+            try:
+                mark.wait()
+                pairs = np.array([source.run.pages, target.run.pages], dtype=np.int32).T.copy()
+                where = to_device(pairs, target.pool.slab.device)
+                for layer in range(layout.shape.num_layers):
+                    if source.arrival is not None:
+                        source.arrival.wait(1 + layer)
+                    part = layout.layer_bytes(layer)
+                    part = part if layer else slice(0, part.stop)
+                    page_copy(source.pool.slab, target.pool.slab, where, part)
+                    arrival.queued(_recorded())
+            except Exception as error:  # noqa: BLE001 (the thread's edge: who waits must be answered)
+                _log.exception("a state could not be copied")
+                arrival.failed(f"a state could not be copied: {error}")
+            finally:
+                self._held.hold(_recorded(), transfer)
 
 
 class ThreadCopier:
@@ -144,8 +165,7 @@ class ThreadCopier:
         transfer = _transfer(state, _longer(older, state, pool), older.num_tokens)
         mark.wait()
         with torch.inference_mode():
-            for part in range(transfer.num_parts):
-                transfer.copy(part)
+            transfer.copy_all()
             transfer.finish()
         return transfer.target
 
@@ -203,6 +223,13 @@ class _Transfer:
         where = self.layout.layer_bytes(part - 1) if part else slice(8 * self.layout.page_tokens)
         for source, target in self.pages:
             target[where].copy_(source[where], non_blocking=True)
+
+    def copy_all(self) -> None:
+        """Copy every page as one once all of it is there."""
+        if self.source.arrival is not None:
+            self.source.arrival.wait(self.layout.shape.num_layers)
+        for source, target in self.pages:
+            target.copy_(source, non_blocking=True)
 
     def finish(self) -> None:
         """Copy what goes in part, once all else is there: memory of the host both."""
@@ -273,22 +300,41 @@ class _ThreadArrival:
 
 
 class _StreamArrival:
-    """Parts that a stream copies, an event behind each."""
+    """Layers that a stream copies, times with the first one; an event behind each, once a thread has queued it."""
 
-    def __init__(self, events: Sequence[torch.cuda.Event]) -> None:
-        self._events = events
+    def __init__(self, num_layers: int) -> None:
+        self._num_layers = num_layers
+        self._events: list[torch.cuda.Event] = []
+        self._changed = threading.Condition()
+        self._failure: str | None = None
+        self._done = False
 
     def wait(self, part: int) -> None:
-        events = self._events
-        if not self.done:
-            events[part].wait()
+        layer = max(part - 1, 0)
+        if self.done:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._events) > layer or self._failure is not None)
+        if self._failure is not None:
+            raise EngineFailure(self._failure)
+        self._events[layer].wait()
 
     @property
     def done(self) -> bool:
-        events = self._events
-        if events and events[-1].query():
-            self._events = ()
-        return not self._events
+        if not self._done:
+            events = self._events
+            self._done = len(events) == self._num_layers and self._failure is None and events[-1].query()
+        return self._done
+
+    def queued(self, event: torch.cuda.Event) -> None:
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+    def failed(self, failure: str) -> None:
+        with self._changed:
+            self._failure = failure
+            self._changed.notify_all()
 
 
 class _Held:

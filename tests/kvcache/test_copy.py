@@ -2,11 +2,13 @@
 
 import gc
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,10 @@ from torch import Tensor
 from mfalcon.errors import EngineFailure, Overloaded
 from mfalcon.kvcache.copy import CudaCopier, ThreadCopier
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
+from tests.device import needs_interpreter
+from tests.operations import operations
 
+page_copy = pytest.importorskip("kernels.gpu.page_copy")
 SHAPE = KVShape(num_layers=2, num_heads=2, qk_dim=4, v_dim=7, dtype=torch.float32, device=torch.device("cpu"))
 SIZE = 8
 NUM_PARTS = 3
@@ -247,16 +252,13 @@ class FakeStream:
     name: str
     log: list[str]
 
-    def wait_stream(self, other: "FakeStream") -> None:
-        self.log.append(f"{self.name} waits for all of {other.name}")
-
 
 @dataclass
 class FakeCuda:
     """Streams and events of a device whose copies are done at once: what is asked of them, and in which order."""
 
     log: list[str] = field(default_factory=list)
-    current: list[FakeStream] = field(default_factory=list)
+    threads: threading.local = field(default_factory=threading.local)
     num_streams: int = 0
     num_events: int = 0
     done: threading.Event = field(default_factory=threading.Event)
@@ -267,9 +269,15 @@ class FakeCuda:
 
     @contextmanager
     def inside(self, stream: FakeStream) -> Iterator[None]:
-        self.current.append(stream)
+        before, self.threads.current = self.current, stream
         yield
-        self.current.pop()
+        self.threads.current = before
+
+    @property
+    def current(self) -> FakeStream:
+        """Of the calling thread."""
+        stream: FakeStream = getattr(self.threads, "current", FakeStream("compute", self.log))
+        return stream
 
     def event(self, blocking: bool = False) -> "FakeEvent":
         self.num_events += 1
@@ -284,10 +292,10 @@ class FakeEvent:
     number: int
 
     def record(self, stream: FakeStream | None = None) -> None:
-        self.cuda.log.append(f"{(stream or self.cuda.current[-1]).name} records {self.number}")
+        self.cuda.log.append(f"{(stream or self.cuda.current).name} records {self.number}")
 
     def wait(self) -> None:
-        self.cuda.log.append(f"{self.cuda.current[-1].name} waits for {self.number}")
+        self.cuda.log.append(f"{self.cuda.current.name} waits for {self.number}")
 
     def query(self) -> bool:
         return self.cuda.done.is_set()
@@ -299,28 +307,32 @@ class FakeEvent:
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
-    fake.current.append(FakeStream("compute", fake.log))
     monkeypatch.setattr(torch.cuda, "Stream", fake.stream_of)
     monkeypatch.setattr(torch.cuda, "Event", fake.event)
     monkeypatch.setattr(torch.cuda, "stream", fake.inside)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: fake.current[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: fake.current)
     return fake
 
 
+@needs_interpreter
 def test_streams_wait_for_each_other_in_this_order(cuda: FakeCuda) -> None:
     host, device = pool(4), pool(4)
     copier = CudaCopier(torch.device("cpu"))
     numbers = list(range(13))
     there = copier.promote(written(host.empty(), numbers), device)
-    assert cuda.log == [
-        "to_device waits for all of compute",
-        *(f"to_device records {event}" for event in (1, 2, 3, 4)),  # a part each, and the end
+    assert cuda.log[0] == "compute records 1"
+    there.read(1)
+    assert "compute waits for 3" in cuda.log
+    while len(cuda.log) < 6:  # until the copying thread has queued the end
+        time.sleep(0.001)
+    assert [entry for entry in cuda.log if entry.startswith("to_device")] == [
+        "to_device waits for 1",
+        *(f"to_device records {event}" for event in (2, 3, 4)),  # a layer each, and the end
     ]
     cuda.log.clear()
     there.wait(0)
-    there.read(1)
     longer = written(there, [13])
-    assert cuda.log == [f"compute waits for {event}" for event in (2, 3, 1, 2, 3)]
+    assert cuda.log == [f"compute waits for {event}" for event in (2, 2, 2, 3)]
     assert longer.arrival is there.arrival
     cuda.log.clear()
     mark = copier.mark()
@@ -336,6 +348,49 @@ def test_streams_wait_for_each_other_in_this_order(cuda: FakeCuda) -> None:
     copier.close()
 
 
+@needs_interpreter
+def test_a_promotion_is_a_launch_a_layer_off_the_device_thread(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many pages it has: the device thread computes and copies nothing."""
+    launched, right = [], page_copy.page_copy
+
+    def counted(*args: Any) -> None:
+        launched.append(threading.get_ident())
+        right(*args)
+
+    monkeypatch.setattr(page_copy, "page_copy", counted)
+    host, device, numbers = pool(64), pool(32), list(range(200))
+    copier, here = CudaCopier(torch.device("cpu")), written(host.empty(), numbers)
+    with operations() as ran:
+        there = copier.promote(here, device)
+    assert not ran
+    cuda.done.set()
+    copier.idle()
+    assert len(launched) == SHAPE.num_layers and threading.get_ident() not in launched
+    assert_holds(there, numbers)
+    with operations() as ran:
+        copier.demote(there, host, copier.mark())
+    assert ran == ["aten::copy_"] * 25  # a page each
+    copier.close()
+
+
+@needs_interpreter
+def test_who_waits_hears_of_a_promotion_that_failed(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mfalcon.kvcache.copy._log.disabled", True)  # pytest keeps frames and pages of what is logged
+    cuda.done.set()
+
+    def broken(*args: Any) -> None:
+        raise RuntimeError("no bus")
+
+    monkeypatch.setattr(page_copy, "page_copy", broken)
+    copier = CudaCopier(torch.device("cpu"))
+    there = copier.promote(written(pool(2).empty(), [1, 2, 3]), pool(2))
+    with pytest.raises(EngineFailure, match="no bus"):
+        there.read(0)
+    assert there.arriving
+    copier.close()
+
+
+@needs_interpreter
 def test_a_stream_s_copies_keep_their_pages_until_the_event(cuda: FakeCuda) -> None:
     host, device = pool(2), pool(2)
     copier = CudaCopier(torch.device("cpu"))
