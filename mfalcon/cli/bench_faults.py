@@ -17,7 +17,7 @@ from loadtest.faults.server_page import ServerFaultResult
 from loadtest.faults.server_scene import Effort
 from loadtest.faults.under_load import LoadOptions
 from loadtest.report.table import Part, as_markdown
-from mfalcon.cli.bench_output import progress, show
+from mfalcon.cli.bench_output import progress, result_file, show
 from mfalcon.cli.output import JsonOption
 from mfalcon.errors import ConfigError
 
@@ -46,7 +46,9 @@ def bench_faults(
     checkpoints: Annotated[
         int | None, typer.Option(min=1, help="Bad checkpoints to start the server on; all if not given.")
     ] = None,
-    write: Annotated[Path | None, typer.Option(help="Also write the page here, as Markdown.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Also write the page here, as Markdown.", callback=result_file)
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Break Redis or the server in every way and print what Rank is answered; exit code 1 on what must not be.

@@ -13,7 +13,9 @@ from rich.table import Table
 
 from mfalcon.backends.choice import AUTO, choose
 from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.redis_parts import layout_of
+from mfalcon.errors import ConfigError
 from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.state import KVShape
@@ -25,8 +27,8 @@ _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
 _COMPUTE = {PayloadDtype.FLOAT32: torch.float32, PayloadDtype.BFLOAT16: torch.bfloat16}
 _NUM_USERS = (10_000, 100_000, 1_000_000, 10_000_000)
 _LOG_HEADER_BYTES = 80
-_LOG_SLACK = 1_024
-"""Events that a log keeps beyond the window before it is cut: the server's default."""
+_LOG_DEFAULTS = HistoryOptions()
+"""How much of a history a server keeps."""
 
 _KEY_CHARS = len("mfalcon:{") + 32 + len("}:log")
 _CHUNK_KEY_CHARS = len("mfalcon:{") + 32 + len("}:kv:") + 16 + len(":9999")
@@ -111,10 +113,13 @@ class Inspection:
 
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    log_max_events: Annotated[
+        int, typer.Option(min=1, help="Events of a user that a log keeps for certain: the server's setting.")
+    ] = _LOG_DEFAULTS.log_max_events,
     json_output: JsonOption = False,
 ) -> None:
     """Show a checkpoint's model and how much memory its users take."""
-    found = measure(checkpoint.load(path))
+    found = measure(checkpoint.load(path), log_max_events)
     if json_output:
         totals = [dataclasses.asdict(row) | {"total_bytes": row.total_bytes} for row in found.populations]
         print_json(dataclasses.asdict(found) | {"populations": totals})
@@ -123,18 +128,22 @@ def inspect(
     for table in (_model_table(found), _states_table(found), _users_table(found)):
         console.print(table)
     console.print(
-        f"A log of a full window is {_size(found.log.bytes_of_window)}; it is cut before {found.log.most_events:,} "
-        f"events, {_size(found.log.most_bytes)}; Redis may hold twice as much ready for one that grows.\n"
+        f"A log takes {_LOG_HEADER_BYTES} bytes and {EVENT_DTYPE.itemsize} an event: "
+        f"{_size(found.log.bytes_of_window)} for a full window. With --log-max-events {log_max_events} it is cut "
+        f"before {found.log.most_events:,} events, {_size(found.log.most_bytes)}; Redis may hold twice as much ready "
+        "for one that grows.\n"
         "Redis holds states in the dtype that computes unless --redis-state-dtype says bfloat16 or int8, which move "
         "scores. Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
     )
 
 
-def measure(loaded: Checkpoint) -> Inspection:
-    """Count it all from the shapes."""
+def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_events) -> Inspection:
+    """Count it all from the shapes. ConfigError if a server that keeps so many events would not serve the model."""
     model, config, shape = loaded.model, loaded.model.config, loaded.model.kv_shape()
     states = tuple(_state_size(loaded, dtype) for dtype in _PAYLOADS)
-    log = _log_size(config.max_history)
+    if config.max_history > log_max_events:
+        raise ConfigError(f"log_max_events: got {log_max_events}, must be at least the window, {config.max_history}")
+    log = log_size(config.max_history, log_max_events)
     return Inspection(
         name=config.name,
         architecture=config.architecture,
@@ -190,9 +199,10 @@ def _in_memory(shape: KVShape, dtype: PayloadDtype) -> int | None:
     return None if compute is None else dataclasses.replace(shape, dtype=compute).bytes_per_token()
 
 
-def _log_size(max_history: int) -> LogSize:
+def log_size(max_history: int, log_max_events: int) -> LogSize:
+    """Of a model's window, and of the longest log on a server that keeps so many events."""
     # A log begins less than a block before what is kept, and is cut when it begins `slack` events before that.
-    most = max_history + _LOG_SLACK + CHAIN_BLOCK
+    most = log_max_events + _LOG_DEFAULTS.log_slack + CHAIN_BLOCK
     event = EVENT_DTYPE.itemsize
     return LogSize(_LOG_HEADER_BYTES + event * max_history, most, _LOG_HEADER_BYTES + event * most)
 

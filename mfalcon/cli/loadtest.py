@@ -22,7 +22,7 @@ from loadtest.report.pages import load_page
 from loadtest.report.plot import plot_load, plot_watched
 from loadtest.report.result import write_json
 from loadtest.report.table import as_markdown
-from mfalcon.cli.bench_output import progress, show
+from mfalcon.cli.bench_output import picture_file, progress, result_file, show
 from mfalcon.errors import CallFailed, ConfigError, DataError
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
@@ -106,17 +106,23 @@ def loadtest(
     p99_ms: Annotated[float | None, typer.Option(min=0, help="The bound of --search.", rich_help_panel=_OPEN)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of times, items and events.", rich_help_panel=_OPEN)] = 0,
     json_file: Annotated[
-        Path | None, typer.Option(help="Also write the result here, as JSON.", rich_help_panel=_OPEN)
+        Path | None,
+        typer.Option(help="Also write the result here, as JSON.", callback=result_file, rich_help_panel=_OPEN),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw goodput and p99 over the rate here, a PNG (extra: plot).", rich_help_panel=_OPEN),
+        typer.Option(
+            help="Draw goodput and p99 over the rate here, a PNG (extra: plot).",
+            callback=picture_file,
+            rich_help_panel=_OPEN,
+        ),
     ] = None,
     before: Annotated[
         Path | None, typer.Option(help="An earlier --json-file to draw in the same plot.", rich_help_panel=_OPEN)
     ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="Also write the page here, as Markdown.", rich_help_panel=_OPEN)
+        Path | None,
+        typer.Option(help="Also write the page here, as Markdown.", callback=result_file, rich_help_panel=_OPEN),
     ] = None,
     watch: Annotated[
         str | None,
@@ -128,7 +134,11 @@ def loadtest(
     ] = None,
     watch_plot: Annotated[
         Path | None,
-        typer.Option(help="Draw what --watch saw of the last rate here, over time, a PNG.", rich_help_panel=_OPEN),
+        typer.Option(
+            help="Draw what --watch saw of the last rate here, over time, a PNG (extra: plot).",
+            callback=picture_file,
+            rich_help_panel=_OPEN,
+        ),
     ] = None,
     fail_on_slope: Annotated[
         bool,

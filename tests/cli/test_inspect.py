@@ -15,7 +15,9 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.algorithm import prefill
 from mfalcon.backends.select import reference
 from mfalcon.cli import inspect
+from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.errors import ConfigError
 from mfalcon.history.history import Retention, no_history
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.codec import encode
@@ -83,14 +85,25 @@ def _memory(server: RedisServer, name: bytes) -> int:
     return size
 
 
-@pytest.mark.parametrize("max_history", [24, 1_000, 64])
-def test_no_log_grows_beyond_the_count(max_history: int) -> None:
-    retention, counted = Retention(max_history, 1_024), inspect._log_size(max_history)
+@pytest.mark.parametrize("kept", [24, 1_000, 64])
+def test_no_log_grows_beyond_the_count(kept: int) -> None:
+    retention, counted = Retention(kept, HistoryOptions().log_slack), inspect.log_size(24, kept)
     history, longest, events = no_history("ann"), 0, random_events(4_000)
     for index in range(len(events)):
         history = retention.keep(history.extended(events[index : index + 1]))
         longest = max(longest, len(history.events))
     assert counted.most_events * 0.95 <= longest <= counted.most_events  # blocks fit badly
+
+
+def test_logs_are_as_long_as_a_server_lets_them_grow() -> None:
+    """A server keeps more than the window of the model that it serves."""
+    loaded = small_checkpoint()
+    assert inspect.measure(loaded).log.most_events > HistoryOptions().log_max_events > loaded.model.config.max_history
+    shorter = inspect.measure(loaded, 1_000)
+    assert 1_000 < shorter.log.most_events < 3_000
+    assert shorter.populations[0].logs_bytes < inspect.measure(loaded).populations[0].logs_bytes
+    with pytest.raises(ConfigError, match="at least the window"):
+        inspect.measure(loaded, loaded.model.config.max_history - 1)
 
 
 def test_allocator_sizes() -> None:

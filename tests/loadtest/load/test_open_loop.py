@@ -280,11 +280,21 @@ def test_a_port_where_nobody_listens_is_an_error(scheme: str) -> None:
         (("--rate", "3", "--checkpoint", "x", "--item-ids", "y"), "one at most"),
         (("--rate", "3", "--beside", "name=main,clients=1", "--target", "127.0.0.1:1"), "is taken"),
         (("--rate", "90000", "--seconds", "100"), "must be at most 10000"),
+        (("--rate", "3", "--json-file", "nowhere/load.json"), "there is no folder nowhere"),
+        (("--rate", "3", "--write", "nowhere/load.md"), "there is no folder nowhere"),
+        (("--rate", "3", "--plot", "nowhere/load.png"), "there is no folder nowhere"),
+        (("--rate", "3", "--watch-plot", "nowhere/load.png"), "there is no folder nowhere"),
     ],
 )
 def test_flags_that_contradict_each_other_are_refused(arguments: tuple[str, ...], complaint: str) -> None:
     result = invoke(*arguments)
     assert complaint in str(result.exception)
+
+
+def test_a_picture_that_nothing_draws_is_refused_before_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    result = invoke("--rate", "3", "--seconds", "1", "--target", f"127.0.0.1:{free_port()}", "--plot", "load.png")
+    assert isinstance(result.exception, ModuleNotFoundError)
 
 
 def test_the_command_on_a_real_engine(tmp_path: Path) -> None:
