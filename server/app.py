@@ -235,6 +235,8 @@ async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: S
         await asyncio.wait((starting,))
         for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
+            # Python's own handler of SIGINT would take the interpreter down under a thread that still loads: an abort.
+            signal.signal(number, signal.SIG_DFL)
         await service.stop()
     say("stopped")
     if lost is not None and lost.done():

@@ -64,6 +64,12 @@ class Seldom(logging.Filter):
         return True
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """False for what gRPC says, with a traceback, of a caller that left in the moment of its answer."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.name != "grpc._cython.cygrpc" or type(error).__name__ != "ExecuteBatchError"
+
+
 class StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to standard error. A line that cannot be written (a full disk, nobody who reads) is lost, and no more."""
 
@@ -97,6 +103,7 @@ def log_to_stderr(log_format: LogFormat) -> None:
     handler = StderrHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(Seldom())
+    handler.addFilter(is_news)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)

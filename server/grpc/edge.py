@@ -65,7 +65,7 @@ async def statuses(
     try:
         yield
         return
-    except grpc.aio.AbortError:
+    except grpc.aio.BaseError:  # of an abort; or the caller has left, and nobody can be told
         raise
     except DecodeError as error:
         code, text = STATUS[InvalidInput], str(error)

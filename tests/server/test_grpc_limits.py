@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from proto import ranking_pb2
+from server.logs import is_news
 from tests.server import raw_http2
 from tests.server.callers import GOOD, code_of, ranking
 from tests.server.harness import Clients, health_of, next_status, serving, watch_health
@@ -192,6 +193,16 @@ async def test_a_watch_that_is_not_read_holds_up_no_other_and_no_drain() -> None
             stopping = asyncio.create_task(running.service.stop())
             assert await next_status(watch) == health_pb2.HealthCheckResponse.NOT_SERVING
             await stopping
+
+
+async def test_a_caller_that_leaves_while_it_is_answered_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(grpc_max_watches=1) as running:
+        async with raw_http2.connected(running.addresses.grpc, reads=False) as leaving:
+            await leaving.begin(WATCH, b"")
+            await until(lambda: leaving.heard[raw_http2.HEADERS] > 0)
+        async with asyncio.timeout(LONG):
+            await until_ok(lambda: next_status(watch_health(running.channel)))  # so the first one has ended
+    assert not [record for record in caplog.records if record.exc_info and is_news(record)]
 
 
 @pytest.mark.parametrize("granted", ["99999999H", "99999999n", "999999999999999999999H"])

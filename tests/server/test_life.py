@@ -20,6 +20,7 @@ from server.addresses import authority
 from server.app import Service
 from server.config import load_config
 from server.transports import LINGER_SECONDS
+from tests.server import raw_http2
 from tests.server.fake_engine import KILLER
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 
@@ -206,6 +207,48 @@ async def test_a_signal_drains_and_exits_with_0(number: signal.Signals, frontend
         process.send_signal(number)
         assert await process.wait() == 0
     assert (await process.stdout.read()).decode() == "draining\nstopped\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_it_at_once_and_in_silence(number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"),
+        cwd=ROOT,
+        env=os.environ | {"MFALCON_DRAIN_LINGER_S": "600"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        assert (await process.stdout.readline()).startswith(b"ready ")
+        ended = asyncio.create_task(process.communicate())
+        while not ended.done():
+            process.send_signal(number)
+            await asyncio.wait((ended,), timeout=0.2)
+        _, complaints = await ended
+    assert process.returncode == -number
+    assert b"Traceback" not in complaints
+
+
+async def test_a_timeout_that_is_none_is_refused_and_not_logged() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake"),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        address = (await process.stdout.readline()).decode().split()[1].removeprefix("grpc=")
+        for granted in ("nan", "-1S", "1e300S", "5"):
+            async with raw_http2.connected(address) as connection:
+                status = await connection.ask(
+                    "/mfalcon.v1.Ranking/Rank", RANK.SerializeToString(), grpc_timeout=granted
+                )
+                assert status == grpc.StatusCode.INTERNAL.value[0]
+        process.terminate()
+        _, complaints = await process.communicate()
+    assert b"grpc-timeout" not in complaints
 
 
 async def test_a_drain_needs_no_reader() -> None:

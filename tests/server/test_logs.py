@@ -20,7 +20,7 @@ import pytest
 from mfalcon.models import checkpoint
 from server import banner
 from server.config import load_config
-from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, StderrHandler, TextFormatter
+from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, StderrHandler, TextFormatter, is_news
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
@@ -51,6 +51,17 @@ def test_json_is_one_object_a_line() -> None:
 
 def test_json_of_what_is_no_text() -> None:
     assert orjson.loads(JsonFormatter().format(failed("\ud800")))["message"] == "?"
+
+
+def test_a_caller_that_left_is_no_news_but_any_other_failure_is() -> None:
+    def record(logger: str, error: str) -> logging.LogRecord:
+        kind = type(error, (Exception,), {})
+        return logging.LogRecord(logger, logging.ERROR, __file__, 1, "raised in core", (), (kind, kind(), None))
+
+    of_grpc = "grpc._cython.cygrpc"
+    assert not is_news(record(of_grpc, "ExecuteBatchError"))
+    assert is_news(record(of_grpc, "UsageError")) and is_news(record("server.grpc.edge", "ExecuteBatchError"))
+    assert is_news(failed("it failed"))
 
 
 def test_what_many_requests_cause_is_written_once_in_a_while() -> None:
