@@ -122,7 +122,7 @@ def raw_method(
     admit: Callable[[float | None], None] = lambda _: None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. wait_s: longest time that the message may take to arrive. admit:
-    refuses a call by the seconds that its caller grants; its message is not read then, which costs as much as the rest.
+    refuses a call by the seconds that its caller grants; its message is not read then, a fifth of what that costs.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
