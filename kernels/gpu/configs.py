@@ -2,7 +2,8 @@
 request.
 
 A stored file, `tuned/<device name>.json`, maps "op/bytes/head_dim/tile_rows" (attention) and
-"linear/bytes/rows/columns" to a config; `mfalcon bench kernels --tune` writes it. The rules fit each architecture's
+"linear/bytes/rows/columns" to a config, for a projection perhaps {"library": true}; `mfalcon bench kernels --tune`
+writes it. The rules fit each architecture's
 shared memory without spills (`kernels.gpu.aot` holds them to that).
 """
 
@@ -10,7 +11,7 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
@@ -51,6 +52,16 @@ class LinearConfig:
     num_stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A projection by `torch.addmm`, thus cuBLAS; SiLU, or a second addend, then passes over its output once more."""
+
+    library: bool = True
+
+
+Projection: TypeAlias = LinearConfig | Library
+
+
 @cache
 def device(which: torch.device) -> Device:
     """A CUDA device."""
@@ -67,15 +78,17 @@ def attention(op: str, where: Device, num_bytes: int, head_dim: int, tile_rows: 
     return attention_rule(op, where.architecture, num_bytes, head_dim, tile_rows)
 
 
-def linear(where: Device, num_bytes: int, num_rows: int, num_out: int) -> LinearConfig:
-    """For numbers of so many bytes; rows in classes of powers of two."""
+def linear(where: Device, num_bytes: int, num_rows: int, num_out: int) -> Projection:
+    """For numbers of so many bytes; rows in classes of powers of two. Nothing but a measurement chooses the library."""
     return _linear(where, num_bytes, 1 << (num_rows - 1).bit_length(), num_out)
 
 
 @cache
-def _linear(where: Device, num_bytes: int, rows: int, num_out: int) -> LinearConfig:
+def _linear(where: Device, num_bytes: int, rows: int, num_out: int) -> Projection:
     stored = _stored(where.name).get(f"linear/{num_bytes}/{rows}/{num_out}")
-    return linear_rule(where.architecture, num_bytes, rows) if stored is None else LinearConfig(**stored)
+    if stored is None:
+        return linear_rule(where.architecture, num_bytes, rows)
+    return Library() if "library" in stored else LinearConfig(**stored)
 
 
 def most_tile_rows(num_bytes: int, head_dim: int) -> int:

@@ -122,9 +122,11 @@ def attention_launch(op: str, q: Tensor, v_dim: int, batch: Batch) -> AttentionL
     return AttentionLaunch(accumulator(q.dtype), batch.tile_rows, config, *_how(q.dtype))
 
 
-def linear_launch(x: Tensor, num_out: int) -> LinearLaunch:
-    """For rows [num_rows, num_in]."""
+def linear_launch(x: Tensor, num_out: int) -> LinearLaunch | None:
+    """For rows [num_rows, num_in]; None where the library is to compute it."""
     config = configs.linear(_device(x), x.dtype.itemsize, len(x), num_out)
+    if isinstance(config, configs.Library):
+        return None
     return LinearLaunch(accumulator(x.dtype), config, *_how(x.dtype))
 
 

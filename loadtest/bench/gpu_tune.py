@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.gpu import configs
-from kernels.gpu.configs import AttentionConfig, Device, LinearConfig
+from kernels.gpu.configs import AttentionConfig, Device, Library, LinearConfig, Projection
 from kernels.gpu.linear import linear
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case, inputs
 from loadtest.bench.gpu_timing import Clock, Place, Run, generator_on, name_of, place, relative_error
@@ -24,7 +24,7 @@ from loadtest.report.table import Table
 from loadtest.report.timing import Spread
 from mfalcon.errors import ConfigError
 
-Config = AttentionConfig | LinearConfig
+Config = AttentionConfig | Projection
 ATTENTION = tuple(
     AttentionConfig(*sizes)
     for sizes in (
@@ -32,12 +32,15 @@ ATTENTION = tuple(
         *((32, 8, 3), (64, 4, 4)),
     )
 )
-LINEAR = tuple(
-    LinearConfig(*sizes)
-    for sizes in (
-        *((128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 64, 4, 3), (64, 128, 64, 4, 4)),
-        *((64, 256, 64, 8, 3), (128, 64, 64, 4, 4), (64, 64, 64, 4, 4), (128, 256, 64, 8, 4)),
-    )
+LINEAR: tuple[Projection, ...] = (
+    Library(),
+    *(
+        LinearConfig(*sizes)
+        for sizes in (
+            *((128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 64, 4, 3), (64, 128, 64, 4, 4)),
+            *((64, 256, 64, 8, 3), (128, 64, 64, 4, 4), (64, 64, 64, 4, 4), (128, 256, 64, 8, 4)),
+        )
+    ),
 )
 """What is tried beside the configuration of the rule."""
 _MUST_GAIN = 0.97
@@ -209,7 +212,7 @@ def _sought(job: Job, clock: Clock, *, quick: bool) -> Tuned:
         ((key, default),) = chosen.asked.items()
         default_ms = clock.device(job.run)
         best, best_ms, rejected = default, default_ms, []
-        candidates: tuple[Config, ...] = LINEAR if isinstance(default, LinearConfig) else ATTENTION
+        candidates: tuple[Config, ...] = ATTENTION if isinstance(default, AttentionConfig) else LINEAR
         for candidate in candidates[: 2 if quick else None]:
             if candidate == default:
                 continue
@@ -257,4 +260,6 @@ def _linear_job(projection: _Projection, rows: int, device: torch.device) -> Job
 
 
 def _sizes(config: Config) -> str:
+    if isinstance(config, Library):
+        return "cuBLAS"
     return "/".join(str(size) for size in asdict(config).values())
