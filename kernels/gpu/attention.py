@@ -29,7 +29,7 @@ def target_attention_parts(
 ) -> Tensor:
     """See `kernels.gpu.target_attention`."""
     parts = target_attention.target_attention_parts
-    if q.is_cuda and takes((q, k, v), kv, batch, prefix_bias):
+    if not q.is_cpu and takes((q, k, v), kv, batch, prefix_bias):
         kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
         if usable(q.device, kind):
             parts = hopper_target_attention.target_attention_parts
@@ -41,7 +41,7 @@ def prefix_attention_parts(
 ) -> Tensor:
     """See `kernels.gpu.prefix_attention`."""
     parts = prefix_attention.prefix_attention_parts
-    if q.is_cuda and takes((q,), kv, batch):
+    if not q.is_cpu and takes((q,), kv, batch):
         kind = Kind("prefix_attention", q.dtype, q.shape[2], kv.v.shape[3], bias is not None)
         if usable(q.device, kind):
             parts = hopper_prefix_attention.prefix_attention_parts

@@ -24,6 +24,7 @@ MOST_S = {
     "batch": 60.0,
     "long": 60.0,
     "kernels": 60.0,
+    "hopper": 40.0,
     "sweep": 100.0,
     "again": 75.0,
     "nvidia": 60.0,

@@ -8,6 +8,8 @@ from functools import partial
 
 import torch
 
+from kernels.gpu.hopper import self_check as hopper_self_check
+from kernels.gpu.hopper.self_check import Kind
 from kernels.gpu.self_check import deviation
 from loadtest.bench import gpu_profile
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
@@ -35,6 +37,9 @@ def _start(where: Place, _: Record) -> None:
     for concat in (False, True):
         with suppress(NotImplementedError):  # what has no memory cannot be compared
             deviation(where.device, torch.bfloat16, concat=concat)
+    for op in (TARGET, PREFIX):
+        with suppress(NotImplementedError, RuntimeError):
+            hopper_self_check.deviation(where.device, Kind(op, torch.bfloat16, 128, 128, True))
     model = random_checkpoint(REAL.shape, 1, max_history=REAL.max_history).model.to(where.device)
     model.cast(torch.bfloat16)
     backend = TritonBackend(model.stack, model.kv_shape(), ahead=True)

@@ -17,7 +17,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from kernels.gpu import configs
+from kernels.gpu import attention, configs
 from loadtest.report.timing import Spread
 
 META = torch.device("meta")
@@ -93,6 +93,7 @@ def pretended(where: configs.Device = H100) -> Iterator[Launches]:
         mock.patch.object(knobs.runtime, "jit_cache_hook", keep),
         mock.patch.object(configs, "device", lambda _: where),
         mock.patch.object(configs, "INTERPRETER", where),  # what is asked for tensors that are not on CUDA
+        mock.patch.object(attention, "usable", lambda *_: where.architecture // 10 == 9),
     ):
         yield launches
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from kernels.gpu import configs
-from loadtest.bench import gpu_profile, gpu_splits, gpu_stacks, gpu_tune, kernels
+from loadtest.bench import gpu_hopper, gpu_profile, gpu_splits, gpu_stacks, gpu_tune, kernels
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
 from loadtest.bench.gpu_pretend import H100, META, CountingClock, Launches, pretended
 from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, REHEARSED, TUNED, Record, read
@@ -85,6 +85,10 @@ def _sweep(where: Place, record: Record) -> None:
     gpu_tune.tune(folder, say, where=where, wanted=gpu_tune.headline_jobs, write=lambda tuned: record.add(TUNED, tuned))
 
 
+def _hopper(where: Place, record: Record) -> None:
+    gpu_hopper.compare(CASES, where, lambda cell: record.add(CELL, cell))
+
+
 def _profile(where: Place, record: Record) -> None:
     gpu_profile.launches(where.device)
 
@@ -95,6 +99,7 @@ STEPS = (
     Step("batch", partial(_stacks, (BATCH,)), scenarios=1),
     Step("long", partial(_stacks, LONG), scenarios=3),
     Step("kernels", partial(time_kernels, CASES)),
+    Step("hopper", _hopper, _SHORT_S),
     Step("sweep", _sweep, _SHORT_S),
     Step("again", partial(_stacks, (BATCH, *LONG)), scenarios=4),
     Step("nvidia", partial(_stacks, EIGHT), scenarios=2),

@@ -18,7 +18,7 @@ from kernels.gpu.configs import AttentionConfig, Device, Library, LinearConfig, 
 from kernels.gpu.linear import linear
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case, inputs
 from loadtest.bench.gpu_timing import Clock, Place, Run, generator_on, name_of, place, relative_error
-from loadtest.bench.kernels import BOUNDS, launch
+from loadtest.bench.kernels import BOUNDS, plain_launch
 from loadtest.report.result import as_ms
 from loadtest.report.table import Table
 from loadtest.report.timing import Spread
@@ -241,7 +241,7 @@ def _output(job: Job) -> Tensor:
 
 def _attention_job(case: Case, device: torch.device) -> Job:
     given = inputs(case, device)
-    return Job(case.described, lambda index: launch(given, index % len(given.sets)), case.torch_dtype)
+    return Job(case.described, lambda index: plain_launch(given, index % len(given.sets)), case.torch_dtype)
 
 
 def _linear_job(projection: _Projection, rows: int, device: torch.device) -> Job:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kernels.gpu.prefix_attention import prefix_attention_parts
-from kernels.gpu.target_attention import target_attention_parts
+from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu.attention import prefix_attention_parts, target_attention_parts
 from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, inputs
 from loadtest.bench.gpu_competitors import competitors
 from loadtest.bench.gpu_timing import Ceilings, Clock, Place, name_of, place, probe
@@ -166,6 +166,14 @@ def launch(given: Inputs, of_set: int) -> Tensor:
     if given.case.op == TARGET:
         return target_attention_parts(given.q, given.k, given.v, kv, given.batch, None, None, **form)
     return prefix_attention_parts(given.q, kv, given.batch, None, **form)
+
+
+def plain_launch(given: Inputs, of_set: int) -> Tensor:
+    """The same by the kernels that have block sizes, where a stack would take those for Hopper too."""
+    kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
+    if given.case.op == TARGET:
+        return target_attention.target_attention_parts(given.q, given.k, given.v, kv, given.batch, None, None, **form)
+    return prefix_attention.prefix_attention_parts(given.q, kv, given.batch, None, **form)
 
 
 def measured(case: Case, where: Place, ceilings: Ceilings, seed: int) -> KernelCell:
