@@ -5,7 +5,9 @@ at once; a batch of requests of different users is one computation.
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,9 +20,11 @@ from mfalcon.engine.job import Forecast, RankJob
 from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
-from mfalcon.kvcache.finite import are_finite
+from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.planner import Predictor
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
@@ -134,20 +138,26 @@ class Runner:
         began = time.monotonic()
         works = [self._progress(job) for job in jobs]
         left = [seconds] * len(works)
-        encode_s = self._encode(works, left, seconds)  # waits for it: until then nobody knows who is too late
-        scoring = time.monotonic()
-        counts = [
-            self._num_candidates(work, left[index], is_first=left[index] == seconds)
-            if work.is_encoded and job.due >= scoring and not work.is_spoilt
-            else 0
-            for index, (job, work) in enumerate(zip(jobs, works, strict=True))
-        ]
-        self._score(jobs, works, counts)
+        encoding, encoded = time.monotonic(), _Encoded()
+        try:
+            self._encode(works, left, seconds, encoded)
+            if not self.batched:
+                encoded.settle()
+            scoring = time.monotonic()
+            counts = [
+                self._num_candidates(work, left[index], is_first=left[index] == seconds)
+                if work.is_encoded and job.due >= scoring and not work.is_spoilt
+                else 0
+                for index, (job, work) in enumerate(zip(jobs, works, strict=True))
+            ]
+            self._score(jobs, works, counts)
+        finally:
+            encode_s = encoded.settle()  # a device is waited for only now: it scored behind the encoding
         ended = time.monotonic()
         self._observe_scores(works, counts, ended - began - encode_s)
         for work in works:
             work.encode_s += encode_s
-            work.score_s += ended - scoring
+            work.score_s += max(0.0, ended - max(scoring, encoding + encode_s))
         return [self._answer(job, work, ended) for job, work in zip(jobs, works, strict=True)]
 
     def let_go(self, job: RankJob) -> None:
@@ -204,32 +214,34 @@ class Runner:
         job.progress = Progress(self, state, source, missing, recent, keep, rows, time.monotonic() - began)
         return job.progress
 
-    def _encode(self, works: Sequence[Progress], left: list[float], whole: float) -> float:
+    def _encode(self, works: Sequence[Progress], left: list[float], whole: float, encoded: "_Encoded") -> None:
         """Encode of each what fits into the seconds it has left of a whole slice: first the histories, which are kept,
-        then what is recent. Returns the seconds of all of it. Of those with one history only the first encodes it.
+        then what is recent. Of those with one history only the first encodes it. What is to be known of it once it is
+        done is noted in `encoded`.
         """
         if all([work.is_encoded for work in works]):
-            return 0.0
+            return
         leaders = self._leaders(works)
         chunks = [
             no_events() if index in leaders else self._next_events(work, work.history, index, left, whole)
             for index, work in enumerate(works)
         ]
-        took = self._append(works, chunks)
+        self._append(works, chunks, encoded)
         for work, chunk in zip(works, chunks, strict=True):
             if len(chunk):
                 work.history = work.history[len(chunk) :]
-                self._keep(work)
+                if work.keep is not None and not len(work.history):
+                    encoded.steps.append(partial(self._keep, work, work.state, work.keep))
         for index, leader in leaders.items():
             works[index].follow(works[leader], self._cache.fastest)
+            encoded.steps.append(partial(_spoil_with, works[index], works[leader]))
         chunks = [
             no_events() if len(work.history) else self._next_events(work, work.recent, index, left, whole)
             for index, work in enumerate(works)
         ]
-        took += self._append(works, chunks)
+        self._append(works, chunks, encoded)
         for work, chunk in zip(works, chunks, strict=True):
             work.recent = work.recent[len(chunk) :]
-        return took
 
     def _next_events(self, work: Progress, events: Events, index: int, left: list[float], whole: float) -> Events:
         """Of events, those that fit into the seconds left, a few at least if nothing was done in this slice."""
@@ -258,32 +270,38 @@ class Runner:
     def _encode_seconds(self, prefix: int, num_events: int) -> float:
         return self._predictor.encode.predict(prefix, num_events * self._model.tokens_per_event).seconds
 
-    def _append(self, works: Sequence[Progress], chunks: Sequence[Events]) -> float:
-        """Add events to each state; learn what that costs. Of several users at once each has its share by what was
-        expected of it. Returns the seconds of all of it.
-        """
+    def _append(self, works: Sequence[Progress], chunks: Sequence[Events], encoded: "_Encoded") -> None:
+        """Add events to each state; on a device this is queued."""
         growing = [(work, chunk) for work, chunk in zip(works, chunks, strict=True) if len(chunk)]
         if not growing:
-            return 0.0
-        cost, began = self._predictor.encode, self._clock.now()
+            return
+        began = self._clock.now()
         deltas = [event_tokens(chunk, self._items, self._device) for _, chunk in growing]
         longer = append_all(self._served, [work.state for work, _ in growing], deltas)
-        seconds = self._clock.seconds(began, self._clock.now())
+        ended = self._clock.now()
         sizes = [(work.state.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
-        expected = [cost.predict(before, after - before).seconds for before, after in sizes]
-        for (before, after), share in zip(sizes, expected, strict=True):
-            cost.observe(before, after - before, seconds * share / sum(expected))
-        finite = are_finite(longer, [before for before, _ in sizes])
-        for (work, _), state, is_finite in zip(growing, longer, finite, strict=True):
+        finite = finiteness(longer, [before for before, _ in sizes])
+        for (work, _), state in zip(growing, longer, strict=True):
             work.hold(state)
-            work.is_spoilt |= not is_finite
-        return seconds
 
-    def _keep(self, work: Progress) -> None:
+        def settle() -> float:
+            """Learn what it cost, of several users each its share by what was expected of it, and what is spoilt."""
+            cost, seconds = self._predictor.encode, self._clock.seconds(began, ended)
+            expected = [cost.predict(before, after - before).seconds for before, after in sizes]
+            for (before, after), share in zip(sizes, expected, strict=True):
+                cost.observe(before, after - before, seconds * share / sum(expected))
+            for (work, _), is_finite in zip(growing, finite(), strict=True):
+                work.is_spoilt |= not is_finite
+            return seconds
+
+        encoded.steps.append(settle)
+
+    def _keep(self, work: Progress, state: KVState, keep: tuple[History, int, int]) -> float:
         """Keep the state of a history that has been encoded to its end."""
-        if work.keep is not None and not len(work.history) and not work.is_spoilt:
-            history, start, own_start = work.keep
-            self._cache.put(history, start, work.state, own_start)
+        if not work.is_spoilt:
+            history, start, own_start = keep
+            self._cache.put(history, start, state, own_start)
+        return 0.0
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
         """Candidates to score in so many seconds, a few at least if nothing else was done in this slice."""
@@ -410,6 +428,27 @@ class Runner:
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)
+
+
+@dataclass(slots=True, eq=False)
+class _Encoded:
+    """What is to be done in this order once the encodings of a slice are done. Each step tells the seconds that it
+    learnt of.
+    """
+
+    steps: list[Callable[[], float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def settle(self) -> float:
+        """Do what is not done yet; returns the seconds of all encodings."""
+        while self.steps:
+            self.seconds += self.steps.pop(0)()
+        return self.seconds
+
+
+def _spoil_with(follower: Progress, leader: Progress) -> float:
+    follower.is_spoilt |= leader.is_spoilt
+    return 0.0
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:

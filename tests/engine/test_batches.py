@@ -4,20 +4,24 @@ answer is its own.
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from kernels.paged import to_device
+from mfalcon.algorithm import append_all, score_all
 from mfalcon.backends.select import KV_DTYPES
+from mfalcon.engine.clock import HostClock
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Answer, Runner
 from mfalcon.errors import EngineFailure, Overloaded, ShuttingDown
+from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import PlainLayout
 from mfalcon.types import CacheSource, Events, RankRequest, RankResult
 from tests.device import needs_interpreter
@@ -124,6 +128,36 @@ async def test_a_batch_is_of_all_that_wait_and_one_history_is_encoded_once(
         assert_right(result, history, one)
     encoded = [prefilled.encoded_tokens, *(result.cache.encoded_tokens for result in results)]
     assert sorted(encoded) == [0, 0, 0, 20, 20, 20]
+    await engine.close()
+
+
+async def test_a_batch_is_waited_for_once_its_scores_are_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the encoding is asked for before: neither what it took nor whether it is made of numbers."""
+    log: list[str] = []
+
+    def noted(name: str, what: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*args: Any) -> Any:
+            log.append(name)
+            return what(*args)
+
+        return note
+
+    def checked(*args: Any) -> Callable[..., Any]:
+        return noted("wait", finiteness(*args))
+
+    monkeypatch.setattr("mfalcon.engine.runner.append_all", noted("encode", append_all))
+    monkeypatch.setattr("mfalcon.engine.runner.score_all", noted("score", score_all))
+    monkeypatch.setattr("mfalcon.engine.runner.finiteness", checked)
+    monkeypatch.setattr(HostClock, "seconds", noted("wait", HostClock.seconds))
+    events = random_events(11, seed=1)
+    history, recent = events[:9], events[9:]
+    engine = compose(CHECKPOINT, EngineConfig(threads=1, slice_s=1e3, ranker=RankerOptions(microbatch=32)))
+    await engine.append_events("user-1", history, 0)
+    await engine.rank(request(1), None)
+    log.clear()
+    assert_right(await engine.rank(request(1, recent), None), events, request(1))
+    assert log == ["encode", "score", "wait", "wait"]
+    assert (await engine.rank(request(1), None)).cache.source is CacheSource.GPU
     await engine.close()
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mfalcon.algorithm import append_all, prefill
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
-from mfalcon.kvcache.finite import are_finite
+from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import Ranker
 from mfalcon.models.registry import architectures
@@ -86,7 +86,7 @@ def test_the_last_layer_shows_it(architecture: str, backend: tuple[str, torch.dt
         for first in range(state.num_tokens + 1):
             expected = not any(token >= first for token in shown)
             assert state.is_finite(first) == expected
-            assert are_finite([state], [first]) == [expected]
+            assert finiteness([state], [first])() == [expected]
 
 
 def of_users(served: ServedModel, checkpoint_seed: int) -> tuple[list[KVState], list[int]]:
@@ -110,9 +110,9 @@ def test_only_the_user_whose_it_is(backend: str, with_budget: bool) -> None:
     served = serve(model, backend, BUDGET if with_budget else None)
     with torch.inference_mode():
         states, firsts = of_users(served, 0)
-        assert are_finite(states, firsts) == [True, False, True]
-        assert are_finite(states, [state.num_tokens for state in states]) == [True, True, True]
-        assert are_finite([], []) == []
+        assert finiteness(states, firsts)() == [True, False, True]
+        assert finiteness(states, [state.num_tokens for state in states])() == [True, True, True]
+        assert finiteness([], [])() == []
 
 
 def test_what_stands_behind_a_state_on_its_page_is_not_looked_at() -> None:
@@ -123,5 +123,5 @@ def test_what_stands_behind_a_state_on_its_page_is_not_looked_at() -> None:
         longer = state.extend(torch.zeros(3, dtype=torch.int64))
         for layer in range(2):
             longer.write(layer, torch.full((2, 3, 4), float("nan")), torch.full((2, 3, 7), float("nan")))
-        assert are_finite([state, longer], [0, 0]) == [True, False]
-        assert are_finite([longer], [5]) == [False]
+        assert finiteness([state, longer], [0, 0])() == [True, False]
+        assert finiteness([longer], [5])() == [False]
