@@ -63,13 +63,9 @@ class CountedService(grpc.GenericRpcHandler):
             except grpc.aio.AbortError:
                 self._arrivals.end(arrival, grpc.StatusCode(context.code()).name)
                 raise
-            except grpc.aio.BaseError as error:  # the call had ended: nobody was told
+            except grpc.aio.BaseError:  # the call had ended: nobody was told
                 unmet = CANCELLED if arrival.is_whole else REFUSED
                 self._arrivals.end(arrival, DEADLINE if is_late(context, granted_s) else unmet)
-                if isinstance(error, grpc.aio.InternalError):
-                    # A status for a call that ends in this moment: gRPC, which may not know yet that it has, would log
-                    # a traceback for each.
-                    raise asyncio.CancelledError from error
                 raise
             self._arrivals.end(arrival, OK, answered=True)
             return answer

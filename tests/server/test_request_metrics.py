@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -257,24 +256,6 @@ async def half_sent(running: Running, body: bytes, missing: int) -> asyncio.Stre
     writer.write(f"{head}Content-Length: {len(body) + missing}\r\n\r\n".encode() + body)
     await writer.drain()
     return writer
-
-
-async def test_a_call_that_ends_while_its_status_is_sent(
-    counting: Counting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It is counted, and the log is quiet: under overload there are many."""
-
-    @asynccontextmanager
-    async def statuses(*_: object) -> AsyncIterator[None]:
-        yield
-        raise grpc.aio.InternalError('Failed "execute_batch"')
-
-    monkeypatch.setattr("server.grpc.edge.statuses", statuses)
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await counting.running.stub.Rank(RANK, timeout=1)
-    assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    await counting.become({("fake", "rank", "grpc", "CANCELLED"): 1})
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_what_no_application_hears_of() -> None:
