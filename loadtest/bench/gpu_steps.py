@@ -4,6 +4,7 @@
 it on a device that is only pretended: every cell is reached, every launch counted and its arguments checked.
 """
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from loadtest.bench.gpu_stacks import Law, StackCell, StackOptions
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, Place, bench_device, probe
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, NVIDIA_CACHED, Scenario
 from loadtest.bench.kernels import KernelOptions
-from loadtest.report.machine import this_machine
+from loadtest.report.machine import commit, this_machine
 from loadtest.report.result import say
 
 BATCH = Scenario("32 users n=1024 m=2048", DLRM_V3, (1024,) * 32, 2048, microbatches=(65536, 16384, 4096))
@@ -58,7 +59,7 @@ class Step:
 
 
 def _ceilings(where: Place, record: Record) -> None:
-    record.add(MACHINE, this_machine(where.device))
+    record.add(MACHINE, {**asdict(this_machine(where.device)), "commit": commit()})
     record.add(CEILINGS, probe(where.clock, where.device, torch.bfloat16))
 
 
@@ -79,10 +80,13 @@ def time_kernels(cases: Sequence[Case], where: Place, record: Record) -> None:
 
 
 def _sweep(where: Place, record: Record) -> None:
-    """Splits, then block sizes, stored where the next steps find them (a rehearsal's: beside its record)."""
+    """Splits, then block sizes, stored where the next steps find them and copied beside the record."""
     gpu_splits.sweep(where, lambda cell: record.add(CELL, cell))
-    folder = record.path.parent / "tuned" if where.device == META else configs.TUNED
+    beside = record.path.parent / "tuned"
+    folder = beside if where.device == META else configs.TUNED
     gpu_tune.tune(folder, say, where=where, wanted=gpu_tune.headline_jobs, write=lambda tuned: record.add(TUNED, tuned))
+    if folder != beside and folder.is_dir():
+        shutil.copytree(folder, beside, dirs_exist_ok=True)
 
 
 def _hopper(where: Place, record: Record) -> None:
