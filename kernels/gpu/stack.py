@@ -83,6 +83,15 @@ class GpuStack:
             x = self._output(parts, u, x, weights)
         return x
 
+    def workspace_bytes(self, num_rows: int, splits: int = 1) -> int:
+        """Of the activations that are alive at once: rows that come and go, u, v, q and k of them, the parts of
+        attention, and what is gated.
+        """
+        itemsize, (width, *_) = self._layers[0].weights.uvqk.itemsize, self._widths
+        gated = 3 * width if self.config.concat else width
+        numbers = 2 * self.config.dim + sum(self._widths) + gated
+        return num_rows * (numbers * itemsize + splits * width * max(4, itemsize))
+
     def _norm(self, x: Tensor, norm: tuple[Tensor, Tensor] | None) -> Tensor:
         weight, bias = norm or (None, None)
         return layer_norm(x, weight, bias, self.config.norm_eps)

@@ -62,6 +62,10 @@ class StackBackend(Protocol):
         """
         ...
 
+    def workspace_bytes(self, microbatch: int) -> int:
+        """Memory that a device needs for graphs and for what is computed at once, beside weights and pages."""
+        ...
+
     def prepare(self, pool: KVPool, microbatch: int) -> None:
         """Compile and record what requests on states of this pool will need, so that none of them waits for it."""
         ...
@@ -93,6 +97,10 @@ class SequentialBackend(ABC):
         users = zip(states, parts, times_ms, strict=True)
         hidden = [self.hidden_one(state, part, time_ms, microbatch) for state, part, time_ms in users]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+    def workspace_bytes(self, microbatch: int) -> int:
+        """It is not counted where it is the host's."""
+        return 0
 
     def prepare(self, pool: KVPool, microbatch: int) -> None:  # noqa: B027 (not abstract: most have nothing to do)
         """Nothing is compiled or recorded."""

@@ -5,7 +5,7 @@ from typing import Final
 
 import torch
 
-from mfalcon.backends.base import ReferenceBackend, StackBackend
+from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBackend
 from mfalcon.backends.choice import AUTO, REFERENCE, TRITON, BackendUnavailable, Choice, choose
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
@@ -71,14 +71,17 @@ class PoolBudget:
         reserved = 3 * self._pages(layout) + 4 * self.threads
         return _allocated("kv_budget_mb", layout, self.kept_bytes // layout.page_bytes + reserved, reserved, pinned)
 
-    def device_pool(self, layout: Layout) -> KVPool:
-        """A pool on a device. Raises ConfigError if it could not hold three full windows."""
+    def device_pool(self, layout: Layout, workspace: int = 0) -> KVPool:
+        """A pool on a device, of what graphs and activations leave of the budget; workspace: bytes that they take.
+        Raises ConfigError if it could not hold three full windows.
+        """
         free = self.device_bytes or free_bytes(layout.shape.device)
-        num_pages, needed = free // layout.page_bytes, 3 * self._pages(layout)
+        num_pages, needed = max(0, free - workspace) // layout.page_bytes, 3 * self._pages(layout)
         if num_pages < needed:
+            least = -(-(needed * layout.page_bytes + workspace) >> 20)
+            beside = f" beside {-(-workspace >> 20)} MiB of graphs and activations" if workspace else ""
             raise ConfigError(
-                f"device_budget_mb: got {free >> 20} MiB, must be at least {-(-needed * layout.page_bytes >> 20)} for "
-                "three full windows"
+                f"device_budget_mb: got {free >> 20} MiB, must be at least {least} for three full windows{beside}"
             )
         return _allocated("device_budget_mb", layout, num_pages, needed, False)
 
@@ -169,7 +172,9 @@ def _pools(model: Ranker, stack: StackBackend, budget: PoolBudget | None) -> tup
         return KVPool(layout, _OFFLINE_WINDOWS * longest), None
     assert isinstance(layout, PlainLayout)
     of_host = replace(layout, shape=replace(layout.shape, device=torch.device("cpu")))
-    return budget.device_pool(layout), budget.pool(of_host, pinned=layout.shape.device.type == "cuda")
+    on_cuda = layout.shape.device.type == "cuda"  # elsewhere activations are not the device's
+    workspace = stack.workspace_bytes(DEVICE_MICROBATCH) if on_cuda else 0
+    return budget.device_pool(layout, workspace), budget.pool(of_host, pinned=on_cuda)
 
 
 def _allocated(setting: str, layout: Layout, num_pages: int, reserved: int, pinned: bool) -> KVPool:

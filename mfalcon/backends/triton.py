@@ -90,6 +90,20 @@ class TritonBackend:
             first += num_rows
         return out
 
+    def workspace_bytes(self, microbatch: int) -> int:
+        """See `StackBackend`. Of the most rows that are encoded at once, with their embeddings, and of the largest
+        graph, whose memory is its own.
+        """
+        stack, shape, longest = self._stack, self.layout.shape, _SHAPE_PAGES * self.layout.page_tokens
+        largest = stack.workspace_bytes(_MOST_ROWS) + 4 * _MOST_ROWS * self._dim * shape.dtype.itemsize
+        of_graphs = []
+        for num_rows in _halved(microbatch, _LEAST_SHAPE):
+            tile_rows = self._tile_rows(num_rows)
+            programs = -(-num_rows // tile_rows) * self._num_heads
+            most = max(splits.classes(_TARGET, programs, longest, tile_rows, self._numbers))
+            of_graphs.append(stack.workspace_bytes(num_rows, most))
+        return largest + max(of_graphs)
+
     def prepare(self, pool: KVPool, microbatch: int) -> None:
         """Record a graph for a microbatch of targets, for half of it, and so on, and for appends of few tokens; compile
         what is launched without.

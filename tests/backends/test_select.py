@@ -72,6 +72,19 @@ def test_a_device_budget_is_kept_to_or_refused() -> None:
         serve(MODEL, "triton", PoolBudget(1 << 20, 1, 24, 5 * page_bytes))
 
 
+@needs_interpreter
+def test_graphs_and_activations_are_part_of_a_device_budget() -> None:
+    served = serve(MODEL, "triton")
+    layout, workspace = served.pool.layout, served.stack.workspace_bytes(4096)
+    dim, width = MODEL.config.layer.dim, MODEL.config.layer.num_heads * MODEL.config.layer.v_dim
+    assert workspace > 65_536 * 4 * (2 * dim + 5 * width)  # float32: rows, u, v, q and k, and what attention gives
+    budget = PoolBudget(1 << 20, threads=1, longest=24, device_bytes=workspace + 7 * layout.page_bytes)
+    assert budget.device_pool(layout, workspace).accounts.num_pages == 7
+    says = f"got {workspace >> 20} MiB, must be at least [0-9]+ for three full windows beside [0-9]+ MiB of graphs"
+    with pytest.raises(ConfigError, match=says):
+        replace(budget, device_bytes=workspace).device_pool(layout, workspace)
+
+
 @pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=needs_interpreter)])
 def test_pools_are_shared_with_a_predecessor_of_the_same_pages_and_budget(backend: str) -> None:
     first = serve(MODEL, backend, BUDGET)
