@@ -103,3 +103,11 @@ def begin_sum(weights, v, v_full, index, acc, BLOCK_N: gl.constexpr, STAGES: gl.
     mbarrier.wait(v_full.index(stage), (index // STAGES) & 1)
     values = v.index(stage).reshape([BLOCK_N, acc.shape[1]])
     return warpgroup_mma(weights, values, acc, is_async=True)
+
+
+@gluon.jit
+def stay_before_wait(v_full, index, STAGES: gl.constexpr):
+    """Keep what was computed before from sinking behind the wait for a product, where it would run beside nothing: the
+    assembler moves it there, but not across a branch, and to wait again for what has come is little more than one.
+    """
+    mbarrier.wait(v_full.index(index % STAGES), (index // STAGES) & 1)

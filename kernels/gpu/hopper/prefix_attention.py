@@ -8,7 +8,15 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from kernels.bias import RelativeBias
 from kernels.gpu.hopper.launch import WORKER_REGISTERS, WORKER_WARPS, pages_descriptor, ring, rows_descriptor
-from kernels.gpu.hopper.pipeline import ROWS, allocate, begin_logits, begin_sum, produce, silu_of_double
+from kernels.gpu.hopper.pipeline import (
+    ROWS,
+    allocate,
+    begin_logits,
+    begin_sum,
+    produce,
+    silu_of_double,
+    stay_before_wait,
+)
 from kernels.gpu.launch import PACKED, VARYING, bisections
 from kernels.paged import Batch, PagedKV
 
@@ -93,6 +101,7 @@ def _step(
     mbarrier.arrive(k_empty.index(index % STAGES))
     weights = _weights(logits, rab, first, first, position, LOGIT_SCALE, HAS_BIAS, MASKED, BLOCK_N, COLUMNS)
     narrow = weights.to(queries.dtype)
+    stay_before_wait(v_full, index - 1, STAGES)
     acc = warpgroup_mma_wait(0, deps=(sums,))
     mbarrier.arrive(v_empty.index((index - 1) % STAGES))
     return acc, gl.convert_layout(narrow, WEIGHTS)

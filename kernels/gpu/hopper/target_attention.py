@@ -7,7 +7,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
 from kernels.gpu.hopper.launch import WORKER_REGISTERS, WORKER_WARPS, pages_descriptor, ring, rows_descriptor
-from kernels.gpu.hopper.pipeline import ROWS, allocate, begin_logits, begin_sum, produce, silu_of_double
+from kernels.gpu.hopper.pipeline import (
+    ROWS,
+    allocate,
+    begin_logits,
+    begin_sum,
+    produce,
+    silu_of_double,
+    stay_before_wait,
+)
 from kernels.gpu.launch import PACKED, VARYING
 from kernels.paged import Batch, PagedKV
 
@@ -90,13 +98,14 @@ def _consume(
         operand = gl.convert_layout(weights.to(q.dtype), weights_layout)
         for index in range(1, tiles):
             first = start + (tiles - 1 - index) * BLOCK_N
-            bias = _bias_of(BIAS, first, first, HAS_BIAS, False, BLOCK_N, columns)
             product = begin_logits(queries, k, k_full, index, zeros, BLOCK_N, STAGES)
             sums = begin_sum(operand, v, v_full, index - 1, acc, BLOCK_N, STAGES)
+            bias = _bias_of(BIAS, first, first, HAS_BIAS, False, BLOCK_N, columns)
             logits = warpgroup_mma_wait(1, deps=(product,))
             mbarrier.arrive(k_empty.index(index % STAGES))
             weights = _weights(logits, bias, first, first, LOGIT_SCALE, HAS_BIAS, False, BLOCK_N, columns)
             following = weights.to(q.dtype)
+            stay_before_wait(v_full, index - 1, STAGES)
             acc = warpgroup_mma_wait(0, deps=(sums,))
             mbarrier.arrive(v_empty.index((index - 1) % STAGES))
             operand = gl.convert_layout(following, weights_layout)
