@@ -286,12 +286,13 @@ class Scheduler:
         is_owed = self._credit_s >= min(self._slice_s, self._long.jobs[0][2].left_s)
         return self._long if is_owed or not self._short.jobs else self._short
 
-    def _ahead(self, due: float = math.inf) -> float:
+    def _ahead(self, due: float = math.inf, *, of_short: bool = False) -> float:
         """Predicted seconds of what goes before a short job of that deadline: other short ones, the slice that runs,
-        and what is coming.
+        and what is coming. of_short: of that no more than a slice each, as what is long goes behind a short job.
         """
+        longest = self._slice_s if of_short else math.inf
         running = sum(min(job.left_s, self._slice_s) for job in self._at_work)
-        return running + self._short.seconds(due) + sum(self._coming.values())
+        return running + self._short.seconds(due) + sum(min(seconds, longest) for seconds in self._coming.values())
 
     def _refusal(self, deadline: float | None, seconds: float, *, is_short: bool) -> Overloaded | None:
         """Why a new job should not be taken, if it should not: it, or another one, would be late."""
@@ -315,13 +316,13 @@ class Scheduler:
 
     def _wait(self, due: float, seconds: float, *, is_short: bool) -> float:
         """Seconds until a new job is answered, which 19 of 20 stay below."""
-        work = self._ahead(due) if is_short else self._ahead() + self._long.seconds(due)
+        work = self._ahead(due, of_short=True) if is_short else self._ahead() + self._long.seconds(due)
         return self._upper(work + seconds) / self._rest(is_short=is_short)
 
     def _made_late(self, now: float, due: float, seconds: float, *, is_short: bool) -> float | None:
         """By how many seconds a new job would make one of a later deadline late that is not so without it, at most."""
         lane, rest = self._short if is_short else self._long, self._rest(is_short=is_short)
-        work = self._ahead(-math.inf) if is_short else self._ahead()
+        work = self._ahead(-math.inf, of_short=True) if is_short else self._ahead()
         own, worst = self.pace.predict(seconds, 1).seconds / rest, 0.0
         for deadline, _, job in lane.jobs:
             work += job.owed_s

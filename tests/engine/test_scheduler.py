@@ -183,6 +183,14 @@ def test_a_long_job_waits_for_all_short_ones_and_a_short_one_for_no_more_than_it
         scheduler.admit(soon(15), 1.0, is_short=False)  # 20 s of short ones
 
 
+def test_long_jobs_that_are_coming_take_no_more_than_a_slice_each_from_a_short_one() -> None:
+    scheduler = scheduler_of(*(job(seconds=50.0) for _ in range(200)), slice_s=1.0)  # so that these are the usual ones
+    with scheduler.coming(None), scheduler.coming(None), scheduler.coming(None), scheduler.coming(None):
+        scheduler.admit(soon(20), 1.0, is_short=True)
+        with pytest.raises(Overloaded):
+            scheduler.admit(soon(5), 1.0, is_short=True)  # three quarters of 5 s are 3.75 s
+
+
 def test_what_is_short_does_not_change_with_a_neighbour_s_load() -> None:
     """A machine at a fifth of its speed: else one client's crowd would make another's small requests large ones, which
     wait for all of it.
