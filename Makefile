@@ -4,18 +4,20 @@
 # TORCH        version of torch to install; any of the range in pyproject.toml
 # TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
 #              PyTorch's index of CPU wheels saves most of the download.
+# TRITONS      versions of Triton that `make triton` holds the kernels to; each has its limits in kernels/gpu
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+TRITONS ?= 3.6.0 3.7.1
 SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench gpu bench-gpu check-gpu \
+.PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
   rehearse-gpu gpu-wheels chaos loadtest soak proto clean
 
 BIN := .venv/bin
@@ -95,6 +97,18 @@ gpu-wheels: .venv/bin/python ## fetch what such a machine is brought
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
 	  --implementation cp --abi cp312 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
 	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r loadtest/bench/gpu_wheels.txt -d $(WHEELS)
+
+# Each version in an environment of its own, which has Triton and takes all else from .venv.
+triton: .venv/.installed-test ## compile and interpret the Triton kernels with each version of Triton
+	for version in $(TRITONS); do \
+	  own=build/triton-$$version; packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	  test -x $$own/bin/python || $(BIN)/python -m venv $$own; \
+	  $$own/bin/python -m pip install --disable-pip-version-check --quiet --no-deps "triton==$$version"; \
+	  $(BIN)/python -c "$$packages" >"$$($$own/bin/python -c "$$packages")/zz-venv.pth"; \
+	  $$own/bin/python -m kernels.gpu.aot; \
+	  $$own/bin/python -m pytest -q tests/kernels/test_aot.py tests/kernels/test_gpu_*.py tests/kernels/test_launches.py \
+	    tests/backends/test_triton.py; \
+	done
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6

@@ -3,8 +3,11 @@ kernels run in its interpreter where there is no CUDA device.
 """
 
 import os
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import pytest
 from hypothesis import settings
 
 from tests.redis_fixtures import own_redis, redis_cluster, redis_server, session_redis_cluster, session_redis_server
@@ -23,3 +26,21 @@ collect_ignore_glob = [] if find_spec("triton") else ["kernels/test_gpu_*.py"]  
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_compiled(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test of the server launches a kernel with choices that `kernels.gpu.aot` does not compile: what this names
+    lacks a case in `kernels/gpu/aot_cases.py`. Tests of the ops themselves may try anything.
+    """
+    if "triton" not in sys.modules or "TRITON_INTERPRET" not in os.environ or "tests/kernels/" in request.node.nodeid:
+        yield
+        return
+    from tests.launches import Launch, compiled, in_production, watched  # noqa: PLC0415 (it needs triton)
+
+    seen: set[Launch] = set()
+    with watched(seen.add):
+        yield
+    if seen:
+        missing = {launch for small in seen for launch in in_production(small)} - compiled(90)
+        assert not missing, f"launched, but compiled by no case: {missing}"

@@ -99,26 +99,34 @@ def most_tile_rows(num_bytes: int, head_dim: int) -> int:
 
 
 def attention_rule(op: str, architecture: int, num_bytes: int, head_dim: int, tile_rows: int) -> AttentionConfig:
-    """Where nothing was measured. op: "prefix_attention_bias" for `prefix_attention` with a bias, else its name."""
+    """Where nothing was measured. op: "prefix_attention_bias" for `prefix_attention` with a bias, else its name; with
+    "_codes" behind it where K and V stand in codes.
+    """
+    plain_op, codes = op.removesuffix("_codes"), op.endswith("_codes")
     if num_bytes > 2:  # products without tensor cores: what counts is registers
         if tile_rows < 64 and head_dim <= 64:
             return AttentionConfig(32, 4, 1)  # with two stages ptxas spills on 9.0
-        num_warps = (4 if head_dim <= 128 else 8) if tile_rows < 64 else (8 if head_dim <= 64 else 16)
-        return AttentionConfig(32 if op == "prefix_attention_bias" and head_dim <= 64 else 16, num_warps, 2)
-    num_warps = 4
+        num_warps = 4 if tile_rows < 64 else (8 if head_dim <= 64 else 16)
+        return AttentionConfig(32 if plain_op == "prefix_attention_bias" and head_dim <= 64 else 16, num_warps, 2)
+    num_warps, most_stages = 4, 4
     if tile_rows < 64:
         block_n = 32 if head_dim > 128 else 64
-    elif op == "prefix_attention_bias":  # places in two tables for every element
+    elif plain_op == "prefix_attention_bias":  # places in two tables for every element
         block_n, num_warps = 16 if tile_rows > 64 and head_dim > 64 else 32, 8
     elif head_dim > 128:
         block_n, num_warps = 64 if architecture >= 90 else 32, 8
     elif tile_rows > 64:
         block_n, num_warps = 64, 8
+        if architecture < 90 and head_dim > 64:  # sums and queries take half of the registers, codes most of the rest
+            block_n, most_stages = (16, 4) if codes else (32, 2)
+    elif architecture < 90:  # 16 where shared memory would hold one stage of 32 for two programs
+        block_n = 16 if head_dim > 64 and SHARED_KIB.get(architecture, 99) < 128 else 32
     else:
-        block_n = 32 if architecture < 90 and head_dim > 64 else 64
+        block_n = 32 if codes and head_dim > 64 else 64
     programs = 2 if head_dim <= 128 and tile_rows <= 64 else 1
     shared = 1024 * ((SHARED_KIB.get(architecture, 99) + 1) // programs - 1)
-    return AttentionConfig(block_n, num_warps, _stages(architecture, num_bytes, head_dim, tile_rows, block_n, shared))
+    stages = _stages(architecture, num_bytes, head_dim, tile_rows, block_n, shared)
+    return AttentionConfig(block_n, num_warps, min(stages, most_stages))
 
 
 def shared_bytes(architecture: int, config: AttentionConfig, num_bytes: int, head_dim: int, tile_rows: int) -> int:

@@ -115,9 +115,10 @@ class LinearLaunch:
         }
 
 
-def attention_launch(op: str, q: Tensor, v_dim: int, batch: Batch) -> AttentionLaunch:
-    """For queries [num_rows, num_heads, qk_dim] of a batch."""
-    head_dim = max(padded(q.shape[2]), padded(v_dim))
+def attention_launch(op: str, q: Tensor, kv: PagedKV, batch: Batch) -> AttentionLaunch:
+    """For queries [num_rows, num_heads, qk_dim] of a batch over pages."""
+    head_dim = max(padded(q.shape[2]), padded(kv.v.shape[3]))
+    op += "_codes" if codes_of(kv) else ""
     config = configs.attention(op, _device(q), q.dtype.itemsize, head_dim, batch.tile_rows)
     return AttentionLaunch(accumulator(q.dtype), batch.tile_rows, config, *_how(q.dtype))
 

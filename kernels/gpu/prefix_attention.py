@@ -229,7 +229,7 @@ def prefix_attention_parts(
     """
     num_rows, num_heads, qk_dim = q.shape
     v_dim = kv.v.shape[3]
-    launch = attention_launch("prefix_attention" if bias is None else "prefix_attention_bias", q, v_dim, batch)
+    launch = attention_launch("prefix_attention" if bias is None else "prefix_attention_bias", q, kv, batch)
     out = torch.empty(batch.splits, num_rows, num_heads, v_dim, dtype=launch.acc, device=q.device)
     if not len(batch.tiles):
         return out

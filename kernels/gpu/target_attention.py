@@ -186,7 +186,7 @@ def target_attention_parts(
     """
     num_rows, num_heads, qk_dim = q.shape
     v_dim = v.shape[2]
-    launch = attention_launch("target_attention", q, v_dim, batch)
+    launch = attention_launch("target_attention", q, kv, batch)
     out = torch.empty(batch.splits, num_rows, num_heads, v_dim, dtype=launch.acc, device=q.device)
     if not len(batch.tiles):
         return out

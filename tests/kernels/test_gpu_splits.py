@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="no triton for this platform")
 
-from kernels.gpu import aot, configs, splits
+from kernels.gpu import configs, limits, splits
 from kernels.gpu.configs import Device
 
 H100 = Device("an H100", 90, 132)
@@ -47,9 +47,11 @@ def test_what_fits_is_what_was_compiled(architecture: int, case: tuple[int, int]
     head_dim, tile_rows = case
     where = Device("", architecture, 108)
     config = configs.attention(TARGET, where, 2, head_dim, tile_rows)
-    limits = aot.read_limits()[f"{architecture} {TARGET} bfloat16 {head_dim}x{head_dim} rows{tile_rows}"]
-    by_shared = 1024 * (configs.SHARED_KIB[architecture] + 1) // (limits.shared + 1024)
-    by_registers = 65_536 // (32 * config.num_warps * limits.registers)
+    granted = limits.read(limits.path_of("3.7"))[
+        f"{architecture} {TARGET} bfloat16 {head_dim}x{head_dim} rows{tile_rows}"
+    ]
+    by_shared = 1024 * (configs.SHARED_KIB[architecture] + 1) // (granted.shared + 1024)
+    by_registers = 65_536 // (32 * config.num_warps * granted.registers)
     found = splits.programs_that_fit(where, config, 2, head_dim, tile_rows)
     assert found == min(by_shared, by_registers)
 
