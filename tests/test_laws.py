@@ -227,12 +227,12 @@ def test_law_7_sees_a_tier_that_gives_nothing(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_law_7_sees_an_append_that_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = KVState.extend
+    right = KVState.write_times
 
-    def shifted(self: KVState, times: Tensor, leaving: int = 0) -> KVState:
-        return right(self, times + 3_600_000 * (self.num_tokens > 0), leaving)
+    def shifted(self: KVState, times: Tensor) -> None:
+        right(self, times + 3_600_000 * (self.num_tokens > len(times)))
 
-    monkeypatch.setattr(KVState, "extend", shifted)
+    monkeypatch.setattr(KVState, "write_times", shifted)
     assert_breaks(7)
 
 
