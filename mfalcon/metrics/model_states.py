@@ -34,6 +34,9 @@ class ModelStates:
         self._lookups = {source: metrics.lookups.labels(model, source.name.lower()) for source in CacheSource}
         self._reused, self._encoded = (metrics.tokens.labels(model, how) for how in ("reused", "encoded"))
         self._failed = metrics.failed.labels(model)
+        # A series that begins with its first failure has no increase yet that an alert could see.
+        for result in ("swapped", "failed"):
+            metrics.reloads.labels(model, result)
 
     def answered(self, cache: CacheInfo, num_failed: int) -> None:
         """A request has been answered from these states, but for so many of its candidates."""

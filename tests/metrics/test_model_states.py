@@ -22,3 +22,10 @@ def test_totals_of_one_checkpoint_after_the_other_add_up() -> None:
     assert value("host_evicted_total") == 8
     assert (value("state_lookups_total", source="host"), value("state_lookups_total", source="redis")) == (5, 0)
     assert (value("state_tokens_total", how="reused"), value("state_tokens_total", how="encoded")) == (200, 5)
+
+
+def test_reloads_are_there_before_the_first_so_that_an_alert_on_an_increase_sees_it() -> None:
+    registry = CollectorRegistry()
+    ModelStates(StateMetrics(registry), "main")
+    for result in ("swapped", "failed"):
+        assert registry.get_sample_value("mfalcon_reloads_total", {"model": "main", "result": result}) == 0
