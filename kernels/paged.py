@@ -80,7 +80,8 @@ def pack(
 ) -> np.ndarray:
     """The numbers of a batch, int32 [sizes.num_numbers()]: one copy to the device. Users beyond the given have no rows.
 
-    num_rows, prefix_lens, pages: of each user.
+    num_rows, prefix_lens, pages: of each user. Tiles stand in the order in which they are to start: first those whose
+    last row, were it of the prefix, sees most of it.
     """
     packed = np.zeros(sizes.num_numbers(), dtype=np.int32)
     row_offsets, lens, page_offsets, flat, page_users, tiles = _split(packed, sizes)
@@ -98,12 +99,12 @@ def pack(
     page_users[:total] = np.repeat(np.arange(users), counts)
     pairs = tiles.reshape(-1, 2)
     pairs[:, 0] = -1
-    at = 0
-    for user, rows in enumerate(num_rows):
-        firsts = np.arange(0, rows, tile_rows)
-        pairs[at : at + len(firsts), 0] = user
-        pairs[at : at + len(firsts), 1] = firsts
-        at += len(firsts)
+    if users:
+        rows, firsts = np.asarray(num_rows), [np.arange(0, rows, tile_rows) for rows in num_rows]
+        user, first = np.repeat(np.arange(users), list(map(len, firsts))), np.concatenate(firsts)
+        last = np.asarray(prefix_lens)[user] - np.maximum(rows[user] - first - tile_rows, 0)
+        order = np.argsort(-last, kind="stable")
+        pairs[: len(order), 0], pairs[: len(order), 1] = user[order], first[order]
     return packed
 
 

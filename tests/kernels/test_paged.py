@@ -57,7 +57,10 @@ def test_a_batch_says_what_it_was_made_of(
         for user, first in batch.tiles[: least.num_tiles].tolist()
         for row in range(first, min(first + tile_rows, rows[user]))
     ]
-    assert covered == [(user, row) for user, count in enumerate(rows) for row in range(count)]
+    assert sorted(covered) == [(user, row) for user, count in enumerate(rows) for row in range(count)]
+    alive = batch.tiles[: least.num_tiles].tolist()
+    seen = [lens[user] - max(0, rows[user] - first - tile_rows) for user, first in alive]
+    assert seen == sorted(seen, reverse=True), "a tile starts after a shorter one"
 
 
 @given(tables(), TILE_ROWS)
