@@ -24,6 +24,9 @@ BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 
+# Half of the time of the tests is waiting and starting; a worker takes 1.5 GB.
+IN_PARALLEL := -n auto --maxprocesses 4 --dist worksteal
+
 # Every Triton kernel for every architecture, held to its limits, on what the tests leave of the cores: minutes. There is
 # no Triton but on Linux.
 define kernels_compile
@@ -41,7 +44,7 @@ test: .venv/.installed-test ## format check, lint, types, tests, every Triton ke
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(kernels_compile) & compiling=$$!; passed=0; $(BIN)/python -m pytest -q || passed=1; \
+	$(kernels_compile) & compiling=$$!; passed=0; $(BIN)/python -m pytest -q $(IN_PARALLEL) || passed=1; \
 	  wait $$compiling || { cat build/kernels.log; passed=1; }; exit $$passed
 
 check: test ## the same as test

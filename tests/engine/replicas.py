@@ -96,6 +96,9 @@ async def settle(*engines: Engine) -> None:
     """Wait until everything that was kept has been written or dropped."""
     for engine in engines:
         assert engine.histories.redis is not None
+        offload = engine.catalog.default.cache.offload
+        if offload is not None:  # from a device states go by way of the host
+            await asyncio.to_thread(offload.idle)
         await asyncio.sleep(0)
         await asyncio.wait_for(remote(engine).writes.idle(), 10)
 
