@@ -1,14 +1,7 @@
-"""What a process of ours asks of Python: an event loop, short turns, and to leave alone what lives for long."""
+"""What a process of ours asks of Python: an event loop, and to leave alone what lives for long."""
 
 import asyncio
 import gc
-import sys
-
-_TURN_S = 0.0005
-"""A thread that holds the interpreter gives it up after so long if another one wants it. The device thread wants it
-back after each operator of torch: by Python's own 5 ms an event loop that is busy with refusals keeps it waiting, and
-a fifth of the answers are lost at twice the load (docs/LOG.md).
-"""
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
@@ -24,7 +17,6 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def settle() -> None:
-    """What lives now will live long; collections need not look at it again. Threads take short turns from now on."""
-    sys.setswitchinterval(_TURN_S)
+    """What lives now will live for long; later collections need not look at it."""
     gc.collect()
     gc.freeze()
