@@ -9,11 +9,13 @@ from mfalcon.errors import CheckpointError, ConfigError
 from proto import ranking_pb2
 from server.addresses import authority, listen
 from server.grpc import edge
+from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.reload import Reloaded
 
 SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 WAIT_S = 10.0
+MOST_WAITING = 16
 """Longest time that a message may take to arrive."""
 STATUS = {
     **edge.STATUS,
@@ -37,7 +39,8 @@ class AdminServer:
         self._reloads = reloads
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         limits = MessageLimits(ranking_pb2.ReloadRequest.DESCRIPTOR.full_name)
-        methods = {"Reload": edge.raw_method(ranking_pb2.ReloadRequest, self._reload, limits, WAIT_S, STATUS)}
+        waiting = Waiting(WAIT_S, MOST_WAITING)
+        methods = {"Reload": edge.raw_method(ranking_pb2.ReloadRequest, self._reload, limits, waiting, STATUS)}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def start(self, host: str, port: int) -> str:

@@ -20,6 +20,7 @@ from server.grpc.bounds import Bounds, append_limits, rank_limits
 from server.grpc.counted import CountedService
 from server.grpc.edge import Answer, Request, raw_method
 from server.grpc.stock import Health, reflection_of
+from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
@@ -27,6 +28,10 @@ from server.limits import Limits
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 MAX_EVENTS_ON_LOOP: Final = 1_024
 """More are converted in a thread beside: a microsecond each is too long for everybody else."""
+
+
+_SHARE_WITHOUT_MESSAGE: Final = 4
+"""One in so many of the calls at once may wait for its message."""
 
 
 class RankingApi:
@@ -87,13 +92,13 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
-        wait_s = limits.request_timeout_ms / 1000
-        self._health = Health(bounds.max_watches, wait_s)
+        waiting = Waiting(limits.request_timeout_ms / 1000, -(-bounds.max_calls // _SHARE_WITHOUT_MESSAGE))
+        self._health = Health(bounds.max_watches, waiting)
         self._server.add_generic_rpc_handlers(
             (
-                CountedService(SERVICE, ranking_service(handler, limits, wait_s), arrivals),
+                CountedService(SERVICE, ranking_service(handler, limits, waiting), arrivals),
                 self._health.service,
-                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), wait_s),
+                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), waiting),
             )
         )
 
@@ -124,8 +129,8 @@ class GrpcServer:
         await self._server.stop(grace)
 
 
-def ranking_service(handler: Handler, limits: Limits, wait_s: float) -> grpc.GenericRpcHandler:
-    """mfalcon.v1.Ranking. wait_s: longest time that a message may take to arrive."""
+def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.GenericRpcHandler:
+    """mfalcon.v1.Ranking. waiting: where messages are waited for."""
     api = RankingApi(handler)
 
     def method(
@@ -135,7 +140,7 @@ def ranking_service(handler: Handler, limits: Limits, wait_s: float) -> grpc.Gen
         admit: Callable[[float | None], None] = lambda _: None,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
-        return raw_method(message_type, answer, limits, wait_s, admit=admit)
+        return raw_method(message_type, answer, limits, waiting, admit=admit)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,

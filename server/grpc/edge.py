@@ -4,7 +4,6 @@ Methods take and give raw bytes: stock grpc.aio makes UNKNOWN of a malformed mes
 memory.
 """
 
-import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -29,6 +28,7 @@ from mfalcon.errors import (
 )
 from mfalcon.memory import is_out_of_memory
 from server import arrivals
+from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 
 logger = logging.getLogger(__name__)
@@ -82,19 +82,9 @@ async def statuses(
     await context.abort(code, text, metadata)
 
 
-async def received(context: Context, wait_s: float) -> bytes | None:
-    """The next message of a call, None after the last one. DeadlineExceeded if it takes longer than `wait_s`."""
-    try:
-        async with asyncio.timeout(wait_s):
-            raw = await context.read()
-    except TimeoutError as error:
-        raise DeadlineExceeded(f"no message within {wait_s * 1000:.0f} ms") from error
-    return raw if isinstance(raw, bytes) else None  # grpc.aio.EOF
-
-
-async def message_of(context: Context, message_type: type[Request], limits: MessageLimits, wait_s: float) -> Request:
-    """The one message of a call. Raises what `received` and `parsed` do."""
-    raw = await received(context, wait_s)
+async def message_of(context: Context, message_type: type[Request], limits: MessageLimits, waiting: Waiting) -> Request:
+    """The one message of a call. Raises what `Waiting.message` and `parsed` do."""
+    raw = await waiting.message(context)
     if raw is None:
         raise DecodeError(f"{message_type.DESCRIPTOR.full_name}: got no message")
     arrivals.current().received()
@@ -117,20 +107,19 @@ def raw_method(
     message_type: type[Request],
     answer: Answer[Request],
     limits: MessageLimits,
-    wait_s: float,
+    waiting: Waiting,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     admit: Callable[[float | None], None] = lambda _: None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-    """Wrap a method of one message and one answer. wait_s: longest time that the message may take to arrive. admit:
-    refuses a call by the seconds that its caller grants; its message is not read then, a fifth of what that costs.
-
+    """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
+    the seconds that its caller grants; its message is not read then, a fifth of what that costs.
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
         async with statuses(message_type.DESCRIPTOR.full_name, context, status):
             admit(context.time_remaining())
-            message = await message_of(context, message_type, limits, wait_s)
+            message = await message_of(context, message_type, limits, waiting)
             return await answer(message, context.time_remaining())
         raise AssertionError("statuses let an error pass")
 

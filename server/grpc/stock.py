@@ -16,7 +16,8 @@ from grpc_health.v1 import health, health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from mfalcon.errors import Overloaded
-from server.grpc.edge import message_of, parsed, received, statuses
+from server.grpc.edge import message_of, parsed, statuses
+from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -28,9 +29,9 @@ REFLECTION = MessageLimits("grpc.reflection.v1alpha.ServerReflectionRequest", ma
 
 
 class Health:
-    """grpc.health.v1. wait_s: longest time that a request may take to arrive."""
+    """grpc.health.v1. waiting: where a request is waited for."""
 
-    def __init__(self, max_watches: int, wait_s: float) -> None:
+    def __init__(self, max_watches: int, waiting: Waiting) -> None:
         self._status: dict[str, int] = {}
         """By name of the service."""
         self._has_left = False
@@ -38,7 +39,7 @@ class Health:
         """Of the next change; there is another one for the change after it."""
         self._max_watches = max_watches
         self._num_watches = 0
-        self._wait_s = wait_s
+        self._waiting = waiting
 
     @property
     def service(self) -> grpc.GenericRpcHandler:
@@ -67,7 +68,7 @@ class Health:
 
     async def _check(self, _: object, context: Context) -> health_pb2.HealthCheckResponse:
         async with statuses(HEALTH.name, context):
-            request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._wait_s)
+            request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._waiting)
             if request.service not in self._status:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
             return health_pb2.HealthCheckResponse(status=self._status[request.service])
@@ -75,7 +76,7 @@ class Health:
 
     async def _watch(self, _: object, context: Context) -> None:
         async with statuses(HEALTH.name, context):
-            request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._wait_s)
+            request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._waiting)
             if self._num_watches >= self._max_watches:
                 raise Overloaded(f"health watches: got {self._num_watches + 1}, must be at most {self._max_watches}")
             self._num_watches += 1
@@ -96,13 +97,13 @@ class Health:
             await changed.wait()
 
 
-def reflection_of(services: Sequence[str], wait_s: float) -> grpc.GenericRpcHandler:
-    """Reflection on these services, for a server to add. wait_s: longest time between two questions."""
+def reflection_of(services: Sequence[str], waiting: Waiting) -> grpc.GenericRpcHandler:
+    """Reflection on these services, for a server to add. waiting: where questions are waited for."""
     stock = reflection.aio.ReflectionServicer(services)
 
     async def info(_: object, context: Context) -> None:
         async def questions() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
-            while (raw := await received(context, wait_s)) is not None:
+            while (raw := await waiting.message(context)) is not None:
                 yield parsed(raw, reflection_pb2.ServerReflectionRequest, REFLECTION)
 
         async with statuses(REFLECTION.name, context):

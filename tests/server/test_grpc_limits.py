@@ -46,6 +46,19 @@ async def send(clients: Clients, method: str, message: bytes) -> grpc.aio.AioRpc
     return None
 
 
+@pytest.mark.parametrize("method", [RANK, WATCH])
+async def test_calls_that_bring_no_message_take_nobody_elses_place(method: str) -> None:
+    """From many connections, each within its streams: those that have waited longest are ended."""
+    async with serving(grpc_max_calls=40, request_timeout_ms=60_000) as running, AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(raw_http2.connected(running.addresses.grpc)) for _ in range(4)]
+        for other in others:
+            await other.open_calls(method, 15)
+            await other.round_trip()
+        for _ in range(20):
+            await until_ok(lambda: running.stub.Rank(GOOD, timeout=30))
+        assert sum(other.heard[raw_http2.HEADERS] for other in others) >= 60 - 10
+
+
 async def test_counts_are_checked_before_the_message_is_parsed() -> None:
     """What no protobuf is, is refused for its counts: so it was not parsed, let alone converted."""
     async with serving() as running:
