@@ -5,7 +5,7 @@ import torch
 
 from loadtest.bench.shapes import Shape, ranker_config
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.config import RankerConfig, SideFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build
 
@@ -21,14 +21,21 @@ def random_checkpoint(
     max_history: int = 4_096,
     dtype: torch.dtype = torch.float32,
     value_scale: float | None = None,
+    decades: tuple[str, ...] = (),
 ) -> Checkpoint:
     """A loaded checkpoint of a shape over items 1 to `num_items`, as `mfalcon.models.checkpoint.load` returns one.
 
-    value_scale: of events' values, which are not read if that is None. `mfalcon.models.checkpoint.save` writes it for
+    value_scale: of events' values, which are not read if that is None. decades: the vocabulary of a side feature of
+    that name, which there is not if it is empty. `mfalcon.models.checkpoint.save` writes it for
     `mfalcon serve`; the fingerprint is then the written one's.
     """
     config = _config(shape, num_items, max_history, value_scale)
-    items = ItemTable(np.arange(1, num_items + 1), tuple(f"item {number}" for number in range(1, num_items + 1)), {})
+    side = {}
+    if decades:
+        config = config.model_copy(update={"side_features": (_decade(decades),)})
+        side = {"decade": np.arange(num_items) % (1 + len(decades))}
+    numbers = range(1, num_items + 1)
+    items = ItemTable(np.array(numbers), tuple(f"item {number}" for number in numbers), side)
     model = build(config).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
@@ -36,6 +43,10 @@ def random_checkpoint(
     model.items.load_items(items)
     model.cast(dtype)
     return Checkpoint(model, items, f"random-{shape.name}-{num_items}-{max_history}-{seed}")
+
+
+def _decade(vocabulary: tuple[str, ...]) -> SideFeature:
+    return SideFeature(name="decade", kind="category", vocabulary=vocabulary)
 
 
 def _config(shape: Shape, num_items: int, max_history: int, value_scale: float | None) -> RankerConfig:

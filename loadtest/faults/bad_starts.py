@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,17 +12,26 @@ from loadtest.faults.server_scene import saved_checkpoint
 from loadtest.faults.server_table import ServerRow
 
 NAME = "bad checkpoints"
+DAMAGES = [*(damage for damage, _, _ in KINDS), *(damage for damage, _ in UNSOUND)]
 _POLL_S = 0.05
+_DECADES = ("1980s", "1990s")
+"""What may be damaged of a side feature."""
+
+
+def damaged(damage: Callable[[Path], None], directory: Path) -> Path:
+    """A checkpoint in this directory that has such a damage."""
+    path, _ = saved_checkpoint(directory, decades=_DECADES)
+    damage(path)
+    return path
 
 
 def measure(number: int | None = None) -> ServerRow:
     """Start on so many of them, on all if that is None."""
-    damages = [*(damage for damage, _, _ in KINDS), *(damage for damage, _ in UNSOUND)][:number]
+    damages = DAMAGES[:number]
     outcomes, complaints, longest_s, codes = Counter[str](), [], 0.0, set[int | None]()
     for damage in damages:
         with TemporaryDirectory(prefix="mfalcon-fault-") as directory:
-            path, _ = saved_checkpoint(Path(directory))
-            damage(path)
+            path = damaged(damage, Path(directory))
             server = ServerProcess(path, Path(directory), ("--threads", "1"))
             began = time.monotonic()
             outcome, code = _start(server), server.exit_code

@@ -132,10 +132,10 @@ def tell(stub: RankingStub, person: Person, events: Events) -> None:
 
 
 def saved_checkpoint(
-    directory: Path, dtype: Dtype = "float32", value_scale: float | None = None
+    directory: Path, dtype: Dtype = "float32", value_scale: float | None = None, decades: tuple[str, ...] = ()
 ) -> tuple[Path, Checkpoint]:
     """A random checkpoint on disk, and as a server computes it."""
-    made = random_checkpoint(SHAPE, BAD_ITEM, max_history=1_024, value_scale=value_scale)
+    made = random_checkpoint(SHAPE, BAD_ITEM, max_history=1_024, value_scale=value_scale, decades=decades)
     path = directory / "checkpoint"
     checkpoints.save(path, made.model, made.items)
     return path, checkpoints.load(path, DTYPES[dtype])

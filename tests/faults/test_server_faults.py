@@ -80,3 +80,9 @@ def test_what_is_no_fault_is_refused() -> None:
     assert len(names()) == len(set(names())) == len(FAULTS) + 1
     refused = CliRunner().invoke(bench.app, ["faults", "--of", "server", "--only", "melted"])
     assert isinstance(refused.exception, ConfigError) and "device thread ends" in str(refused.exception)
+
+
+def test_the_checkpoint_that_is_damaged_has_what_each_damage_needs(tmp_path: Path) -> None:
+    for number, damage in enumerate(bad_starts.DAMAGES):
+        (tmp_path / str(number)).mkdir()
+        bad_starts.damaged(damage, tmp_path / str(number))
