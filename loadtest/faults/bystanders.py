@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, cast
 
 import grpc
+import numpy as np
 from grpc_health.v1 import health_pb2
 
 from loadtest.faults.oracle import Answer, score_errors
@@ -67,7 +68,8 @@ class Seen:
     """Outcomes in the order in which they came; the scores among them are compared with a cold forward in the end."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
-    _answers: dict[tuple[str, int, bytes], tuple[Answer, int]] = field(default_factory=dict)
+    _answers: dict[tuple[str, int, bytes], tuple[Answer, int, int]] = field(default_factory=dict)
+    """Answers with what names them: how often each came, and of how many candidates it has no score."""
 
     def add(self, person: Person, seed: int, result: RankResult | str) -> None:
         """One more. Equal answers to equal questions are compared once."""
@@ -76,16 +78,19 @@ class Seen:
             return
         request, length = person.request(seed), person.life.size
         where, known = f"{person.user_id}, seed {seed}", (person.user_id, seed, result.task_scores.tobytes())
-        answer = Answer(where, person.life, length, request.request_time_ms, request.candidates, result.task_scores)
-        first, count = self._answers.get(known, (answer, 0))
-        self._answers[known] = first, count + 1
+        candidates = np.delete(request.candidates, result.failed)
+        scores = np.delete(result.task_scores, result.failed, axis=1)
+        answer = Answer(where, person.life, length, request.request_time_ms, candidates, scores)
+        first, count, _ = self._answers.get(known, (answer, 0, 0))
+        self._answers[known] = first, count + 1, len(result.failed)
 
     def judged(self, checkpoint: Checkpoint, bound: float) -> Counter[str]:
-        """How often each: right, WRONG, or the name of a status."""
-        errors = score_errors(checkpoint, [answer for answer, _ in self._answers.values()], threads=1)
+        """How often each: right, WRONG, or the name of a status; of some candidates of an answer also "1 failed"."""
+        errors = score_errors(checkpoint, [answer for answer, *_ in self._answers.values()], threads=1)
         counts = Counter(self.outcomes)
-        for answer, count in self._answers.values():
-            counts[RIGHT if errors[answer] <= bound else "WRONG"] += count
+        for answer, count, num_failed in self._answers.values():
+            outcome = RIGHT if errors[answer] <= bound else "WRONG"
+            counts[f"{outcome}, {num_failed} failed" if num_failed else outcome] += count
         return counts
 
 

@@ -226,7 +226,11 @@ FAULTS = (
         shell=_ONE_HEAP,
     ),
     ServerFault(
-        "an item of no numbers", "NaN weights, in memory", _rank_a_bad_item, ("INTERNAL", "right"), broken="bad-item"
+        "an item of no numbers",
+        "NaN weights, in memory",
+        _rank_a_bad_item,
+        ("right, 1 failed", "right"),
+        broken="bad-item",
     ),
     ServerFault("a state of no numbers", "NaN in a page, in memory", _rank, broken="bad-state"),
     ServerFault(

@@ -26,7 +26,7 @@ EXACTLY = {
     "device thread ends": {"INTERNAL": 1},
     "step hangs": {"UNAVAILABLE": 1},
     "no memory for one": {"RESOURCE_EXHAUSTED": RANKS},
-    "an item of no numbers": {"INTERNAL": 1, "right": 1},
+    "an item of no numbers": {"right, 1 failed": 1, "right": 1},
     "killed": {"UNAVAILABLE": 1, "right": 1},
     "frozen": {"DEADLINE_EXCEEDED": 1, "right": 1},
 }
