@@ -5,41 +5,26 @@ at once; a batch of requests of different users is one computation.
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from kernels.paged import to_device
-from mfalcon.algorithm import Scoring, append_all, score_all
+from mfalcon.algorithm import Scoring, score_all
 from mfalcon.backends.select import ServedModel
 from mfalcon.engine.clock import clock_of
+from mfalcon.engine.encoding import Encoded, Encoder
 from mfalcon.engine.job import Forecast, RankJob
 from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
-from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
-from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.kvcache.state import KVState
-from mfalcon.models.base import Targets, context_codes, event_tokens
+from mfalcon.models.base import Targets, context_codes
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.types import (
-    NO_SCORE,
-    CacheInfo,
-    CacheSource,
-    Events,
-    Ids,
-    Positions,
-    RankResult,
-    Timings,
-    no_events,
-    no_positions,
-)
+from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Ids, Positions, RankResult, Timings, no_events, no_positions
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -86,9 +71,10 @@ class Runner:
         self._device = model.items.id.weight.device
         self._cores = torch.get_num_threads()
         slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
-        self._slice_events = max(1, slice_tokens // model.tokens_per_event)
+        slice_events = max(1, slice_tokens // model.tokens_per_event)
         self._slice_candidates = microbatch if self.batched else _SLICE_CANDIDATES * self._cores
-        self._clock = clock_of(self._device)
+        clock = clock_of(self._device)
+        self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
 
@@ -138,9 +124,9 @@ class Runner:
         began = time.monotonic()
         works = [self._progress(job) for job in jobs]
         left = [seconds] * len(works)
-        encoding, encoded = time.monotonic(), _Encoded()
+        encoding, encoded = time.monotonic(), Encoded()
         try:
-            self._encode(works, left, seconds, encoded)
+            self._encoder.encode(works, left, seconds, encoded)
             if not self.batched:
                 encoded.settle()
             scoring = time.monotonic()
@@ -214,95 +200,6 @@ class Runner:
         job.progress = Progress(self, state, source, missing, recent, keep, rows, time.monotonic() - began)
         return job.progress
 
-    def _encode(self, works: Sequence[Progress], left: list[float], whole: float, encoded: "_Encoded") -> None:
-        """Encode of each what fits into the seconds it has left of a whole slice: first the histories, which are kept,
-        then what is recent. Of those with one history only the first encodes it. What is to be known of it once it is
-        done is noted in `encoded`.
-        """
-        if all([work.is_encoded for work in works]):
-            return
-        leaders = self._leaders(works)
-        chunks = [
-            no_events() if index in leaders else self._next_events(work, work.history, index, left, whole)
-            for index, work in enumerate(works)
-        ]
-        self._append(works, chunks, encoded)
-        for work, chunk in zip(works, chunks, strict=True):
-            if len(chunk):
-                work.history = work.history[len(chunk) :]
-                if work.keep is not None and not len(work.history):
-                    encoded.steps.append(partial(self._keep, work, work.state, work.keep))
-        for index, leader in leaders.items():
-            works[index].follow(works[leader], self._cache.fastest)
-            encoded.steps.append(partial(_spoil_with, works[index], works[leader]))
-        chunks = [
-            no_events() if len(work.history) else self._next_events(work, work.recent, index, left, whole)
-            for index, work in enumerate(works)
-        ]
-        self._append(works, chunks, encoded)
-        for work, chunk in zip(works, chunks, strict=True):
-            work.recent = work.recent[len(chunk) :]
-
-    def _next_events(self, work: Progress, events: Events, index: int, left: list[float], whole: float) -> Events:
-        """Of events, those that fit into the seconds left, a few at least if nothing was done in this slice."""
-        unit, prefix = self._slice_events, work.state.num_tokens
-        num = fitting(lambda num: self._encode_seconds(prefix, num), len(events), unit, left[index])
-        if not num and left[index] == whole:
-            num = min(unit, len(events))
-        left[index] -= self._encode_seconds(prefix, num)
-        return events[:num]
-
-    def _leaders(self, works: Sequence[Progress]) -> dict[int, int]:
-        """Of those that wait for the same history as one before them: whom they follow."""
-        if len(works) < 2:
-            return {}
-        first: dict[tuple[bytes, int, int], int] = {}
-        leaders = {}
-        for index, work in enumerate(works):
-            if work.keep is None or not len(work.history):
-                continue
-            log, start, _ = work.keep
-            leader = first.setdefault((log.link(len(log)), start, len(work.history)), index)
-            if leader != index:
-                leaders[index] = leader
-        return leaders
-
-    def _encode_seconds(self, prefix: int, num_events: int) -> float:
-        return self._predictor.encode.predict(prefix, num_events * self._model.tokens_per_event).seconds
-
-    def _append(self, works: Sequence[Progress], chunks: Sequence[Events], encoded: "_Encoded") -> None:
-        """Add events to each state; on a device this is queued."""
-        growing = [(work, chunk) for work, chunk in zip(works, chunks, strict=True) if len(chunk)]
-        if not growing:
-            return
-        began = self._clock.now()
-        deltas = [event_tokens(chunk, self._items, self._device) for _, chunk in growing]
-        longer = append_all(self._served, [work.state for work, _ in growing], deltas)
-        ended = self._clock.now()
-        sizes = [(work.state.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
-        finite = finiteness(longer, [before for before, _ in sizes])
-        for (work, _), state in zip(growing, longer, strict=True):
-            work.hold(state)
-
-        def settle() -> float:
-            """Learn what it cost, of several users each its share by what was expected of it, and what is spoilt."""
-            cost, seconds = self._predictor.encode, self._clock.seconds(began, ended)
-            expected = [cost.predict(before, after - before).seconds for before, after in sizes]
-            for (before, after), share in zip(sizes, expected, strict=True):
-                cost.observe(before, after - before, seconds * share / sum(expected))
-            for (work, _), is_finite in zip(growing, finite(), strict=True):
-                work.is_spoilt |= not is_finite
-            return seconds
-
-        encoded.steps.append(settle)
-
-    def _keep(self, work: Progress, state: KVState, keep: tuple[History, int, int]) -> float:
-        """Keep the state of a history that has been encoded to its end."""
-        if not work.is_spoilt:
-            history, start, own_start = keep
-            self._cache.put(history, start, state, own_start)
-        return 0.0
-
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
         """Candidates to score in so many seconds, a few at least if nothing else was done in this slice."""
         cost, tokens = self._predictor.score, work.state.num_tokens
@@ -368,7 +265,7 @@ class Runner:
         per_event, num_events = self._model.tokens_per_event, len(work.history) + len(work.recent)
         total = work.state.num_tokens + num_events * per_event
         seconds = self._predictor.score.predict(total, len(work.rows) - work.num_scored).seconds
-        return seconds + self._encode_seconds(work.state.num_tokens, num_events)
+        return seconds + self._encoder.seconds(work.state.num_tokens, num_events)
 
     def _result(self, job: RankJob, work: Progress) -> Answer | None:
         """The answer, for the candidates that are scored. None where a score is not a finite number and a state was
@@ -428,27 +325,6 @@ class Runner:
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)
-
-
-@dataclass(slots=True, eq=False)
-class _Encoded:
-    """What is to be done in this order once the encodings of a slice are done. Each step tells the seconds that it
-    learnt of.
-    """
-
-    steps: list[Callable[[], float]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def settle(self) -> float:
-        """Do what is not done yet; returns the seconds of all encodings."""
-        while self.steps:
-            self.seconds += self.steps.pop(0)()
-        return self.seconds
-
-
-def _spoil_with(follower: Progress, leader: Progress) -> float:
-    follower.is_spoilt |= leader.is_spoilt
-    return 0.0
 
 
 def best_first(scores: np.ndarray, top_k: int) -> Positions:

@@ -145,9 +145,9 @@ async def test_a_batch_is_waited_for_once_its_scores_are_queued(monkeypatch: pyt
     def checked(*args: Any) -> Callable[..., Any]:
         return noted("wait", finiteness(*args))
 
-    monkeypatch.setattr("mfalcon.engine.runner.append_all", noted("encode", append_all))
+    monkeypatch.setattr("mfalcon.engine.encoding.append_all", noted("encode", append_all))
     monkeypatch.setattr("mfalcon.engine.runner.score_all", noted("score", score_all))
-    monkeypatch.setattr("mfalcon.engine.runner.finiteness", checked)
+    monkeypatch.setattr("mfalcon.engine.encoding.finiteness", checked)
     monkeypatch.setattr(HostClock, "seconds", noted("wait", HostClock.seconds))
     events = random_events(11, seed=1)
     history, recent = events[:9], events[9:]

@@ -49,7 +49,7 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
         time.sleep(seconds[0])
         return longer
 
-    monkeypatch.setattr("mfalcon.engine.runner.append_all", slow)
+    monkeypatch.setattr("mfalcon.engine.encoding.append_all", slow)
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
     accounts = engine.catalog.default.served.pool.accounts
