@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.bias import RelativeBias
 from kernels.gpu import configs
+from kernels.gpu.hopper.launch import DTYPES, HEAD_DIMS
 from kernels.gpu.hopper.prefix_attention import prefix_attention_parts as hopper_prefix_attention_parts
 from kernels.gpu.hopper.target_attention import target_attention_parts as hopper_target_attention_parts
 from kernels.gpu.kv_write import kv_write
@@ -115,17 +116,9 @@ def _hopper_cases(architecture: int) -> Iterator[Case]:
     if architecture != 90:
         return
     instructions = (WGMMA, TANH, TMA, SET_REGISTERS)
-    target, prefix = _target_attention, _prefix_attention
-    for op, dim, bias in (
-        (target, 64, True),
-        (target, 128, False),
-        (target, 128, True),
-        (target, 256, True),
-        (prefix, 128, False),
-        (prefix, 128, True),
-    ):
-        key = f"90 hopper {op.__name__[1:]} bfloat16 {dim}x{dim}" + (" bias" if bias else "")
-        yield Case(key, 90, partial(op, torch.bfloat16, dim, dim, 128, bias, None, hopper=True), instructions)
+    for op, dtype, dim, bias in product((_target_attention, _prefix_attention), DTYPES, HEAD_DIMS, (False, True)):
+        key = f"90 hopper {op.__name__[1:]} {_name(dtype)} {dim}x{dim}" + (" bias" if bias else "")
+        yield Case(key, 90, partial(op, dtype, dim, dim, 128, bias, None, hopper=True), instructions)
 
 
 def _linear_cases(architecture: int) -> Iterator[Case]:

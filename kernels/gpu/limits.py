@@ -11,12 +11,9 @@ MAY_SPILL = frozenset(
     {
         "80 prefix_attention bfloat16 128x128 rows128 bias float8_e4m3fn",
         "80 prefix_attention bfloat16 128x128 rows128 bias int8",
-        "90 hopper target_attention bfloat16 256x256 bias",
     }
 )
-"""Codes with a bias on 8.0: the registers do not suffice, whatever the block. Heads of 256 with a bias in the Hopper
-kernel: under Triton 3.7 alone.
-"""
+"""Codes with a bias on 8.0: the registers do not suffice, whatever the block."""
 
 
 @dataclass(frozen=True, slots=True)

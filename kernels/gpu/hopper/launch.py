@@ -32,7 +32,7 @@ def ring(head_dim: int, page_tokens: int, *, rab: bool = False) -> Ring:
     """For heads of so many numbers at most: keys and values fill 128 KiB at most, and the queries up to 32 KiB more. A
     tile lies within a page. rab: it is computed in the tile, and its places in two tables take registers.
     """
-    block_n = min(32 if rab else 128 if head_dim <= 128 else 64, page_tokens)
+    block_n = min(32 if rab else 128, page_tokens)
     return Ring(block_n, min(4, 128 * 1024 // (2 * 2 * block_n * head_dim)))
 
 
