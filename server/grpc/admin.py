@@ -15,8 +15,9 @@ from server.reload import Reloaded
 
 SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 WAIT_S = 10.0
-MOST_WAITING = 16
 """Longest time that a message may take to arrive."""
+MOST_WAITING = 16
+"""Calls without a message at once."""
 STATUS = {
     **edge.STATUS,
     CheckpointError: grpc.StatusCode.FAILED_PRECONDITION,

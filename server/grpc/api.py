@@ -28,8 +28,6 @@ from server.limits import Limits
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 MAX_EVENTS_ON_LOOP: Final = 1_024
 """More are converted in a thread beside: a microsecond each is too long for everybody else."""
-
-
 _SHARE_WITHOUT_MESSAGE: Final = 4
 """One in so many of the calls at once may wait for its message."""
 

@@ -113,6 +113,7 @@ def raw_method(
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
     the seconds that its caller grants; its message is not read then, a fifth of what that costs.
+
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 

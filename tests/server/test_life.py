@@ -29,6 +29,16 @@ RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
 RANK_JSON = {"user_id": "ann", "candidates": [1]}
 
 
+async def started(*options: str, stdout: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
+    """A server of a fake engine, in a process of its own."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.server.serve_fake", *options),
+        cwd=ROOT,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
 @pytest.mark.parametrize("frontends", [0, 2])
 async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> None:
     async with serving(drain_seconds=5, frontends=frontends) as running:
@@ -231,12 +241,7 @@ async def test_a_second_signal_ends_it_at_once_and_in_silence(number: signal.Sig
 
 
 async def test_a_timeout_that_is_none_is_refused_and_not_logged() -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake"),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await started()
     assert process.stdout is not None
     async with asyncio.timeout(60):
         address = (await process.stdout.readline()).decode().split()[1].removeprefix("grpc=")
@@ -253,12 +258,7 @@ async def test_a_timeout_that_is_none_is_refused_and_not_logged() -> None:
 
 async def test_a_drain_needs_no_reader() -> None:
     reading, writing = os.pipe()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake"),
-        cwd=ROOT,
-        stdout=writing,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await started(stdout=writing)
     os.close(writing)
     async with asyncio.timeout(20):
         assert (await asyncio.to_thread(os.read, reading, 200)).startswith(b"ready ")
@@ -270,12 +270,7 @@ async def test_a_drain_needs_no_reader() -> None:
 
 
 async def test_a_hangup_ends_nothing_and_reloads() -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake"),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await started()
     assert process.stdout is not None and process.stderr is not None
     async with asyncio.timeout(20):
         http = (await process.stdout.readline()).decode().split("http=")[1].strip()
@@ -291,12 +286,7 @@ async def test_a_hangup_ends_nothing_and_reloads() -> None:
 @pytest.mark.parametrize("frontends", ["0", "1"])
 async def test_a_lost_device_ends_the_process_which_says_why(frontends: str) -> None:
     """Health says so first, requests in flight are answered, and whoever restarts servers sees the exit code."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.server.serve_fake", "quick", "0", frontends),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    process = await started("quick", "0", frontends)
     assert process.stdout is not None
     async with asyncio.timeout(60):
         addresses = dict(part.split("=", 1) for part in (await process.stdout.readline()).decode().split()[1:])
