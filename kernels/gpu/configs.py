@@ -3,8 +3,7 @@ request.
 
 A stored file, `tuned/<device name>.json`, maps "op/bytes/head_dim/tile_rows" (attention) and
 "linear/bytes/rows/columns" to a config, for a projection perhaps {"library": true}; `mfalcon bench kernels --tune`
-writes it. The rules fit each architecture's
-shared memory without spills (`kernels.gpu.aot` holds them to that).
+writes it. The rules fit each architecture's shared memory without spills (`kernels.gpu.aot` holds them to that).
 """
 
 import json
