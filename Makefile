@@ -124,7 +124,7 @@ loadtest: .venv/.installed-loadtest ## load a running server
 soak: .venv/.installed-test ## load what `make serve` serves for half an hour: do memory, descriptors, threads grow?
 	mkdir -p build
 	$(BIN)/mfalcon loadtest --checkpoint checkpoints/ml-100k-dfgr --seconds 1800 --rate 20 --candidates 500 \
-	  --beside name=cold,clients=1,pause-ms=1000,candidates=100,deadline-ms=10000,history=1024,cold=true \
+	  --beside name=cold,clients=1,pause-ms=1000,candidates=100,deadline-ms=10000,history=1024,cold-share=1 \
 	  --beside name=large,rate=0.5,candidates=16384,deadline-ms=10000 \
 	  --beside name=cancelled,rate=5,candidates=4096,deadline-ms=500,cancel-share=0.9 \
 	  --watch 127.0.0.1:8080 --fail-on-slope \

@@ -7,6 +7,7 @@ that neither a stalled server nor a stalled driver hides the requests which wait
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +51,14 @@ class Limits:
     in_flight: int = 10_000
 
 
+class _Planned(NamedTuple):
+    """A request of an open loop. offset: seconds from the run's begin. user_id: the prepared one's, or a new one's."""
+
+    offset: float
+    prepared: Prepared
+    user_id: str
+
+
 class Driver:
     """One run of some streams side by side."""
 
@@ -62,26 +71,41 @@ class Driver:
         self.in_flight = 0
 
     async def run(self, streams: Sequence[Stream], seconds: float, stop: asyncio.Event) -> float:
-        """Send until the time is up or `stop` is set, wait for what is under way; the seconds of sending."""
+        """Send until the time is up or `stop` is set, wait for what is under way; the seconds of sending.
+
+        Users of cold requests in an open loop are made before and deleted after it; raises CallFailed if they cannot.
+        """
+        plans = [(stream, await self._plan(stream, seconds)) for stream in streams if stream.traffic.rate]
         began = self._loop.time()
         async with asyncio.TaskGroup() as group:
+            for stream, plan in plans:
+                group.create_task(self._open(stream, plan, began, stop))
             for stream in streams:
-                if stream.traffic.rate:
-                    group.create_task(self._open(stream, began, seconds, stop))
                 for number in range(stream.traffic.clients):
                     group.create_task(self._client(stream, number, began + seconds, stop))
             await _set_before(stop, began + seconds)
-            return min(self._loop.time() - began, seconds)
+            took = min(self._loop.time() - began, seconds)
+        for user_id in (one.user_id for _, plan in plans for one in plan if one.user_id != one.prepared.user_id):
+            await self._users.delete(user_id)
+        return took
 
-    async def _open(self, stream: Stream, began: float, seconds: float, stop: asyncio.Event) -> None:
+    async def _plan(self, stream: Stream, seconds: float) -> list[_Planned]:
+        """What an open loop asks at which times; the new users of cold requests are made here."""
+        planned = []
+        for turn, offset in enumerate(poisson_arrivals(stream.traffic.rate, seconds, self._rng).tolist()):
+            prepared = stream.prepared[turn % len(stream.prepared)]
+            cold = self._rng.random() < stream.traffic.cold_share
+            user_id = await self._users.create(prepared.append_bodies) if cold else prepared.user_id
+            planned.append(_Planned(offset, prepared, user_id))
+        return planned
+
+    async def _open(self, stream: Stream, plan: list[_Planned], began: float, stop: asyncio.Event) -> None:
         """Each request at its time; one that the driver comes late to is sent at once."""
         async with asyncio.TaskGroup() as group:
-            for turn, offset in enumerate(poisson_arrivals(stream.traffic.rate, seconds, self._rng).tolist()):
-                intended = began + offset
-                if await _set_before(stop, intended):
+            for one in plan:
+                if await _set_before(stop, began + one.offset):
                     return
-                prepared = stream.prepared[turn % len(stream.prepared)]
-                group.create_task(self._ask(stream, prepared, prepared.user_id, intended))
+                group.create_task(self._ask(stream, one.prepared, one.user_id, began + one.offset))
 
     async def _client(self, stream: Stream, number: int, end: float, stop: asyncio.Event) -> None:
         """One request after the other, each with the user whose turn it is."""
@@ -89,7 +113,7 @@ class Driver:
         while self._loop.time() < end and not stop.is_set():
             prepared = stream.prepared[turn % len(stream.prepared)]
             turn += step
-            if stream.traffic.cold:
+            if self._rng.random() < stream.traffic.cold_share:
                 right = await self._ask_for_new_user(stream, prepared)
             else:
                 right = await self._ask(stream, prepared, prepared.user_id, self._loop.time())

@@ -222,7 +222,7 @@ def warnings_of(runs: Sequence[Run], unknown_share: float, undeleted: Sequence[s
                 f"{run.lag_p99_ms:.0f} ms, at most {run.lag_max_ms:.0f} ms, {unsent} unsent"
             )
         for one in run.classes:
-            if one.encoded and not one.traffic.cold:
+            if one.encoded and not one.traffic.cold_share:
                 yield f"{one.name}: {one.encoded} answers did not find the state of the whole history"
     if unknown_share:
         yield f"the model does not know {unknown_share:.0%} of the candidates; --checkpoint gives the ids that it knows"

@@ -19,7 +19,7 @@ _EVENTS_PER_APPEND = 5_000
 class Prepared:
     """One user's request. oracle: what the server answered before the load, when it had no state of the user.
 
-    user_id: who has the history already; for a cold class only a new user's request counts.
+    user_id: who has the history already; a cold request is for a new user, with the same history.
     """
 
     user_id: str
@@ -48,7 +48,7 @@ async def prepare(
         rank_body = target.rank_body(rng.choice(item_ids, traffic.candidates), now_ms)
         user_id = await users.create(append_bodies)
         prepared.append(Prepared(user_id, append_bodies, rank_body, await target.rank(user_id, rank_body, None)))
-        if traffic.cold:
+        if traffic.cold_share == 1:
             await users.delete(user_id)
     return prepared
 

@@ -22,9 +22,10 @@ class Traffic:
     rate: requests a second in an open loop, sent at the times of a Poisson process whatever became of the ones before.
     clients: those of a closed loop, of whom each sends its next request when the last has ended; one of the two is 0.
     deadline_ms: from the intended time on; 0 for none. users: who have a history of so many events and are asked for
-    in turns; 0 for as many as clients, or 32. cold: each request is for a new user instead, whose history is appended
-    just before it. cancel_share: of the requests, which their client cancels after a random part of the deadline.
-    pause_ms: a client's, after each of its requests.
+    in turns; 0 for as many as clients, or 32. cold_share: of the requests, each for a new user instead, of whom no
+    state is kept; the history is appended just before the request, in an open loop before the run. cancel_share: of
+    the requests, which their client cancels after a random part of the deadline. pause_ms: a client's, after each of
+    its requests.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]{1,40}$")] = "main"
@@ -34,7 +35,7 @@ class Traffic:
     deadline_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 1_000
     users: Annotated[int, Field(ge=0, le=10_000)] = 0
     history: Annotated[int, Field(ge=0, le=100_000)] = 256
-    cold: bool = False
+    cold_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     cancel_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     pause_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 0
 
@@ -52,8 +53,6 @@ class Traffic:
     def _one_loop(self) -> Self:
         if (self.rate > 0) == (self.clients > 0):
             raise ValueError("give either a rate or a number of clients")
-        if self.cold and self.rate > 0:
-            raise ValueError("cold users go with clients: each needs an append before its request")
         if self.pause_ms and self.rate > 0:
             raise ValueError("a pause goes with clients")
         return self

@@ -70,6 +70,9 @@ def loadtest(
         int, typer.Option(min=1, max=1_000, help="gRPC connections, used in turns.", rich_help_panel=_OPEN)
     ] = 4,
     history: Annotated[int, typer.Option(min=0, help="Events of each user.", rich_help_panel=_OPEN)] = 256,
+    cold_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the requests, each for a new user.", rich_help_panel=_OPEN)
+    ] = 0.0,
     cancel_share: Annotated[
         float, typer.Option(min=0, max=1, help="Of the requests, cancelled at random.", rich_help_panel=_OPEN)
     ] = 0.0,
@@ -78,7 +81,7 @@ def loadtest(
         typer.Option(
             metavar="NAME=VALUE,...",
             help="A class of requests at the same time: name, rate or clients (a closed loop), candidates, "
-            "deadline_ms, users, history, cold (new users), cancel_share, pause_ms; repeatable.",
+            "deadline_ms, users, history, cold_share (new users), cancel_share, pause_ms; repeatable.",
             rich_help_panel=_OPEN,
         ),
     ] = None,
@@ -171,6 +174,7 @@ def loadtest(
                 "deadline_ms": deadline_ms,
                 "users": users or 0,
                 "history": history,
+                "cold_share": cold_share,
                 "cancel_share": cancel_share,
             }
         ),

@@ -236,15 +236,31 @@ def test_a_refused_client_pauses() -> None:
 
 def test_cold_requests_are_for_new_users_who_are_deleted() -> None:
     target = ScriptedTarget(scores(after_s=0.05, encoded=7))
-    report, _ = drive(target, Traffic(clients=2, candidates=2, cold=True))
+    report, _ = drive(target, Traffic(clients=2, candidates=2, cold_share=1))
     assert report.right == report.encoded == len(target.users) >= 38
     assert target.deleted == target.users
+
+
+def test_cold_requests_of_an_open_loop_are_for_users_who_were_made_before_it() -> None:
+    target = ScriptedTarget(scores(encoded=7))
+    report, ledger = drive(target, Traffic(rate=100, candidates=2, cold_share=0.5), seconds=4.0)
+    assert report.right == report.sent > 300
+    assert len(target.users) == pytest.approx(report.sent / 2, rel=0.2)
+    assert target.users == target.deleted
+    assert lag_ms([ledger])[1] < 0.01
+
+
+def test_a_run_that_is_stopped_deletes_the_users_that_it_did_not_come_to() -> None:
+    target = ScriptedTarget(scores())
+    report, _ = drive(target, Traffic(rate=100, candidates=2, cold_share=1), seconds=4.0, stop_at=0.5)
+    assert report.sent < 100 < len(target.users)
+    assert target.users == target.deleted
 
 
 def test_an_append_that_is_refused_is_an_error_of_its_request() -> None:
     target = ScriptedTarget(scores())
     target.refuses_appends = True
-    report, _ = drive(target, Traffic(clients=1, candidates=2, cold=True))
+    report, _ = drive(target, Traffic(clients=1, candidates=2, cold_share=1))
     assert report.errors == {"append: UNAVAILABLE": report.sent}
     assert target.deleted == target.users
 

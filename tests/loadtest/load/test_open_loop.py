@@ -123,7 +123,7 @@ async def test_a_load_on_a_server_checks_every_answer_and_leaves_nothing(transpo
     addresses = running.addresses
     target: Target = GrpcTarget(addresses.grpc) if transport == "grpc" else HttpTarget(f"http://{addresses.http}")
     beside = (
-        Traffic(name="cold", clients=2, candidates=7, deadline_ms=LONG_MS, users=2, history=4, cold=True),
+        Traffic(name="cold", clients=2, candidates=7, deadline_ms=LONG_MS, users=2, history=4, cold_share=1),
         Traffic(name="steady", clients=1, candidates=50, deadline_ms=LONG_MS, users=1, history=3),
     )
     result = await loaded(target, replace(OPTIONS, rates=(30.0, 60.0), beside=beside, seconds=0.5))

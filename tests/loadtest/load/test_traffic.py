@@ -11,7 +11,7 @@ from mfalcon.errors import ConfigError
 def test_a_class_is_read_from_text() -> None:
     big = parse_traffic("name=big,clients=2,candidates=16384,deadline-ms=4000,users=2,history=64")
     assert big == Traffic(name="big", clients=2, candidates=16_384, deadline_ms=4_000, users=2, history=64)
-    assert parse_traffic("name=cold,clients=1,cold=true").cold
+    assert parse_traffic("name=cold,clients=1,cold_share=1").cold_share == 1
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ def test_a_class_is_read_from_text() -> None:
     [
         ("name=big", "give either a rate or a number of clients"),
         ("rate=1,clients=1", "give either a rate or a number of clients"),
-        ("rate=1,cold=true", "cold users go with clients"),
+        ("rate=1,cold_share=1.1", "cold_share: got 1.1"),
         ("rate=1,candidates=0", "candidates: got 0"),
         ("rate=1,cancel_share=1.1", "cancel_share: got 1.1"),
         ("rate=nan", "rate: got nan"),

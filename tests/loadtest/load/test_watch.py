@@ -141,7 +141,7 @@ def test_the_command_watches_a_server_with_a_front_end(tmp_path: Path) -> None:
     checkpoint.save(path, small.model, small.items)
     arguments = ["--rate", "20", "--seconds", "4", "--candidates", "80", "--deadline-ms", str(LONG_MS), "--users", "4"]
     arguments += ["--history", "10", "--checkpoint", str(path)]
-    arguments += ["--beside", f"name=cold,clients=1,deadline-ms={LONG_MS},history=10,cold=true"]
+    arguments += ["--beside", f"name=cold,clients=1,deadline-ms={LONG_MS},history=10,cold-share=1"]
     arguments += ["--beside", f"name=left,rate=5,deadline-ms={LONG_MS},history=10,cancel-share=0.5"]
     files = {name: tmp_path / name for name in ("soak.json", "soak.md", "soak.png")}
     arguments += ["--json-file", str(files["soak.json"]), "--write", str(files["soak.md"])]
