@@ -25,6 +25,7 @@ from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
+from mfalcon.cli.bench_saturation import bench_saturation
 from mfalcon.cli.bench_serve import bench_serve
 from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
@@ -45,6 +46,7 @@ BusyOption = Annotated[bool, typer.Option("--busy", help="Measure each cell besi
 
 
 app.command("serve")(bench_serve)
+app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
