@@ -54,12 +54,14 @@ class LengthMismatch(MFalconError):
 class Overloaded(MFalconError):
     """The request was not accepted: it would be answered too late, the queue is full, or all memory is in use.
 
-    retry_after_s: after how many seconds the same request would have been accepted, if that is known.
+    retry_after_s: after how many seconds the same request would have been accepted, if that is known. elsewhere:
+    whether another replica may accept it now.
     """
 
-    def __init__(self, text: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, text: str, *, retry_after_s: float | None = None, elsewhere: bool = True) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
+        self.elsewhere = elsewhere
 
 
 class DeadlineExceeded(MFalconError):
@@ -71,7 +73,14 @@ class NotReady(MFalconError):
 
 
 class ShuttingDown(MFalconError):
-    """The server is draining and accepts no new work."""
+    """The server is draining and accepts no new work.
+
+    may_be_done: whether the call may have taken effect all the same.
+    """
+
+    def __init__(self, text: str, *, may_be_done: bool = False) -> None:
+        super().__init__(text)
+        self.may_be_done = may_be_done
 
 
 class StorageUnavailable(MFalconError):

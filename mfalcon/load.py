@@ -11,12 +11,14 @@ class Load:
     """Times are readings of `time.monotonic()`, which on Linux is one clock for all processes of a machine.
 
     free_at: when a short job that waits for all others of its kind would probably begin. last_due: the latest deadline
-    of those; a job that is due later waits for all of them. is_full: no more jobs may wait.
+    of those; a job that is due later waits for all of them. is_full: no more jobs may wait. utilisation: the part of
+    about the last second in which it computed, in hundredths.
     """
 
     free_at: float = 0.0
     last_due: float = 0.0
     is_full: bool = False
+    utilisation: float = 0.0
 
     def admit(self, deadline: float | None) -> None:
         """Raise Overloaded for a job that would probably be refused by the device itself. What is due before others may

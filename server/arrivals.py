@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
+from mfalcon.rank_key import rank_key
 
 
 @dataclass(slots=True, eq=False)
@@ -17,10 +18,13 @@ class Arrival:
     """A request that is being answered. Times are readings of `time.perf_counter()`.
 
     model: the served one that is asked, "" until it is known and where there is none. began: when the whole message
-    was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank.
+    was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank. key: the affinity key that
+    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it.
     """
 
     verb: str
+    key: str = ""
+    mismatch: str = ""
     model: str = ""
     began: float = field(default_factory=time.perf_counter)
     asked: float | None = None
@@ -32,6 +36,11 @@ class Arrival:
         """The whole message is here: what is ours to answer for begins."""
         self.began = time.perf_counter()
         self.is_whole = True
+
+    def of(self, user_id: str) -> None:
+        """This is its user, whose key it should have."""
+        if self.key != rank_key(user_id):
+            self.mismatch = "wrong" if self.key else "none"
 
 
 _current: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
@@ -50,9 +59,9 @@ class Arrivals:
         self._requests = requests
         self._stages = stages
 
-    def begin(self, verb: str) -> Arrival:
-        """A request that this task answers; its verb is "" while that is not known."""
-        arrival = Arrival(verb)
+    def begin(self, verb: str, key: str) -> Arrival:
+        """A request that this task answers; its verb is "" while that is not known. key: see `Arrival`."""
+        arrival = Arrival(verb, key)
         _current.set(arrival)
         return arrival
 
@@ -66,6 +75,8 @@ class Arrivals:
             return
         arrival.ended = True
         self._requests.count(arrival.model, arrival.verb, self._transport, code)
+        if arrival.mismatch:
+            self._requests.mismatched(self._transport, arrival.mismatch)
         if not answered:
             return
         now = time.perf_counter()

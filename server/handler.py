@@ -102,6 +102,11 @@ class Handler:
             return self._starts_by
         return "ready" if self._serving.ready else "not ready"
 
+    @property
+    def load(self) -> Load:
+        """How busy the engine is; not at all before there is one."""
+        return Load() if self._serving is None else self._serving.load
+
     def wait_for_redis(self) -> None:
         """Say from now on that this is what an engine waits for."""
         self._starts_by = WAITING
@@ -146,7 +151,7 @@ class Handler:
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
         info = self._found(model, self._engine.models)
-        limits.check_user_id(request.user_id, self._limits.max_user_id_bytes)
+        self._check_user(request.user_id)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
         limits.check_request_time(request.request_time_ms)
         limits.check_num_events("recent_events", request.recent_events, 0, self._limits.max_recent_events)
@@ -165,24 +170,28 @@ class Handler:
         self, user_id: str, events: Events, expected_len: int | None, time_left: float | None
     ) -> int:
         """Add the events to the user's history and return its length."""
-        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        self._check_user(user_id)
         limits.check_num_events("events", events, 1, self._limits.max_events_per_append)
         limits.check_events("events", events, max(len(info.actions) for info in self._engine.models))
-        async with self._admitted(time_left) as deadline:
+        async with self._admitted(time_left, writes=True) as deadline:
             return await self._engine.append_events(user_id, events, expected_len, deadline)
 
     async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now, by a model."""
         info = self._found(model, self._engine.models)
-        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        self._check_user(user_id)
         async with self._admitted(time_left) as deadline:
             return await self._engine.prefill(user_id, deadline, info.name)
 
     async def delete_user(self, user_id: str, time_left: float | None) -> None:
         """Forget the user."""
-        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        self._check_user(user_id)
         async with self._admitted(time_left) as deadline:
             await self._engine.delete_user(user_id, deadline)
+
+    def _check_user(self, user_id: str) -> None:
+        limits.check_user_id(user_id, self._limits.max_user_id_bytes)
+        arrivals.current().of(user_id)
 
     @staticmethod
     def _found(name: str, models: Sequence[ModelInfo]) -> ModelInfo:
@@ -206,8 +215,8 @@ class Handler:
         return longest if time_left is None else min(longest, time_left)
 
     @asynccontextmanager
-    async def _admitted(self, time_left: float | None) -> AsyncIterator[float]:
-        """Count the request as in flight and bound it."""
+    async def _admitted(self, time_left: float | None, *, writes: bool = False) -> AsyncIterator[float]:
+        """Count the request as in flight and bound it. writes: to do it twice is not the same as once."""
         if self._draining:
             raise ShuttingDown("the server is shutting down; ask another one")
         seconds = self._granted(time_left)
@@ -221,7 +230,7 @@ class Handler:
             if not scope.expired():
                 raise
             if self._aborted:
-                raise ShuttingDown("the server shut down before the answer was ready") from error
+                raise ShuttingDown("the server shut down before the answer was ready", may_be_done=writes) from error
             raise DeadlineExceeded(f"no answer within {seconds * 1000:.0f} ms") from error
         finally:
             self._in_flight.discard(scope)

@@ -21,6 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.load",
         "mfalcon.cores",
         "mfalcon.memory",
+        "mfalcon.rank_key",
     ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),

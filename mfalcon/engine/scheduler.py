@@ -93,6 +93,7 @@ class Scheduler:
         self._usual_s = 0.0
         self._credit_s = 0.0
         self._short_load = 0.0
+        self._busy, self._ended_at = 0.0, time.monotonic()
         self._number = 0
         self._changed = threading.Condition(threading.RLock())
         self._closed = False
@@ -169,6 +170,8 @@ class Scheduler:
             self._running = ()
             self.pace.observe(predicted, seconds)
             is_short = jobs[0].is_short
+            self._busy += (1 - self._busy) * min(1.0, seconds / _LOAD_SECONDS)
+            self._ended_at = time.monotonic()
             self._short_load += (is_short - self._short_load) * min(1.0, seconds / _LOAD_SECONDS)
             if not is_short:
                 self._credit_s = max(0.0, self._credit_s - seconds)
@@ -197,6 +200,7 @@ class Scheduler:
         """Nothing was to be done for so long."""
         with self._changed:
             self._short_load -= self._short_load * min(1.0, seconds / _LOAD_SECONDS)
+            self._busy -= self._busy * min(1.0, seconds / _LOAD_SECONDS)
 
     def discard(self, job: RankJob) -> bool:
         """Forget a job whose caller has left; False if it does not wait."""
@@ -224,10 +228,14 @@ class Scheduler:
         """What a short job finds that is due after all others; it need not be asked again while nothing waits."""
         with self._changed:
             is_full = len(self) + len(self._coming) >= self._queue_size
+            now, busy = time.monotonic(), self._busy
+            if not self._running:  # since the last step, which `idle` hears of when there is another one
+                busy *= max(0.0, 1 - (now - self._ended_at) / _LOAD_SECONDS)
+            busy = round(busy, 2)
             if not len(self):
-                return Load(is_full=is_full)
+                return Load(is_full=is_full, utilisation=busy)
             last_due = self._short.jobs[-1][0] if self._short.jobs else 0.0
-            return Load(time.monotonic() + self._wait(math.inf, 0.0, is_short=True), last_due, is_full)
+            return Load(now + self._wait(math.inf, 0.0, is_short=True), last_due, is_full, busy)
 
     def close(self) -> list[RankJob | CallJob]:
         """Accept nothing more; returns what was still queued, for the caller to answer."""
@@ -299,6 +307,13 @@ class Scheduler:
         now = time.monotonic()
         if deadline is None or deadline <= now:  # what is late already is answered as that
             return None
+        alone = self.pace.predict(seconds, 1).seconds
+        if now + alone > deadline:
+            return Overloaded(
+                f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * alone:.0f} ms even where "
+                "nothing else is to be done",
+                elsewhere=False,
+            )
         needed = self._wait(deadline, seconds, is_short=is_short)
         if now + needed > deadline:
             return Overloaded(

@@ -24,6 +24,12 @@ class RequestMetrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._mismatches = Counter(
+            "mfalcon_affinity_mismatch",
+            "Requests whose affinity key is not their user's, or who have none.",
+            ["transport", "key"],
+            registry=registry,
+        )
         # To look a child up by its labels costs more than to count in it.
         self._counters: dict[tuple[str, str, str, str], Counter] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
@@ -35,6 +41,10 @@ class RequestMetrics:
         if counter is None:
             counter = self._counters[labels] = self._requests.labels(*labels)
         counter.inc()
+
+    def mismatched(self, transport: str, key: str) -> None:
+        """A request went by another key than its user's: "wrong", or "none"."""
+        self._mismatches.labels(transport, key).inc()
 
     def took(self, model: str, verb: str, transport: str, seconds: float) -> None:
         """A request was answered well."""

@@ -15,6 +15,7 @@ from mfalcon.types import Events
 from proto import ranking_pb2
 from server.addresses import authority, listen
 from server.arrivals import Arrivals
+from server.balancing import LoadReport
 from server.grpc import codec
 from server.grpc.bounds import Bounds, append_limits, rank_limits
 from server.grpc.counted import CountedService
@@ -129,7 +130,7 @@ class GrpcServer:
 
 def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.GenericRpcHandler:
     """mfalcon.v1.Ranking. waiting: where messages are waited for."""
-    api = RankingApi(handler)
+    api, report = RankingApi(handler), LoadReport(lambda: handler.load)
 
     def method(
         message_type: type[Request],
@@ -138,7 +139,7 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.
         admit: Callable[[float | None], None] = lambda _: None,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
-        return raw_method(message_type, answer, limits, waiting, admit=admit)
+        return raw_method(message_type, answer, limits, waiting, admit=admit, load=report.text)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import grpc
 import grpc.aio
 
+from mfalcon.rank_key import RANK_KEY
 from server.arrivals import Arrival, Arrivals, current
 
 OK: Final = grpc.StatusCode.OK.name
@@ -46,7 +47,8 @@ class CountedService(grpc.GenericRpcHandler):
             known = verb_of(path.removeprefix(self._prefix)), grpc.stream_unary_rpc_method_handler(method)
             self._counted[path] = known
         verb, handler = known
-        arrival = self._arrivals.begin(verb)
+        metadata = handler_call_details.invocation_metadata or ()
+        arrival = self._arrivals.begin(verb, ",".join(str(value) for name, value in metadata if name == RANK_KEY))
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(partial(self._ended, arrival))

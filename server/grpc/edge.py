@@ -28,6 +28,7 @@ from mfalcon.errors import (
 )
 from mfalcon.memory import is_out_of_memory
 from server import arrivals
+from server.balancing import ELSEWHERE, LOAD, RETRY, is_for_others
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 
@@ -49,6 +50,8 @@ OUT_OF_MEMORY = "alloc failed"
 
 PUSHBACK = "grpc-retry-pushback-ms"
 """When to try again (gRPC's retry design, gRFC A6): clients that retry by themselves obey it."""
+NEVER = "-1"
+"""What they obey by not trying at all."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Request = TypeVar("Request", bound=Message)
@@ -58,9 +61,12 @@ Answer = Callable[[Request, float | None], Awaitable[bytes]]
 
 @asynccontextmanager
 async def statuses(
-    name: str, context: Context, status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS
+    name: str,
+    context: Context,
+    status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
+    load: Callable[[], str] | None = None,
 ) -> AsyncIterator[None]:
-    """Turn what is raised into the call's status. name: the message's, for the log."""
+    """Turn what is raised into the call's status. name: the message's, for the log. load: see `raw_method`."""
     metadata: tuple[tuple[str, str], ...] = ()
     try:
         yield
@@ -71,15 +77,28 @@ async def statuses(
         code, text = STATUS[InvalidInput], str(error)
     except MFalconError as error:
         code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
-        if isinstance(error, Overloaded) and error.retry_after_s is not None:
-            metadata = ((PUSHBACK, str(math.ceil(1_000 * error.retry_after_s))),)
+        metadata = retries_of(error)
     except Exception as error:
         logger.exception("%s failed", name)
         if is_out_of_memory(error):
             code, text = STATUS[Overloaded], "the server has no memory left for this request"
         else:
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
+    if load is not None:
+        metadata = (*metadata, (LOAD, load()))
     await context.abort(code, text, metadata)
+
+
+def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
+    """What tells clients and balancers whether to try again, when and where."""
+    metadata = []
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        metadata.append((PUSHBACK, str(math.ceil(1_000 * error.retry_after_s))))
+    elif isinstance(error, Overloaded) and not error.elsewhere:
+        metadata.append((PUSHBACK, NEVER))
+    if is_for_others(error):
+        metadata.append((RETRY, ELSEWHERE))
+    return tuple(metadata)
 
 
 async def message_of(context: Context, message_type: type[Request], limits: MessageLimits, waiting: Waiting) -> Request:
@@ -110,18 +129,23 @@ def raw_method(
     waiting: Waiting,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     admit: Callable[[float | None], None] = lambda _: None,
+    load: Callable[[], str] | None = None,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
-    the seconds that its caller grants; its message is not read then, a fifth of what that costs.
+    the seconds that its caller grants; its message is not read then, a fifth of what that costs. load: a report that
+    goes with every answer, see `server/balancing.py`.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
-        async with statuses(message_type.DESCRIPTOR.full_name, context, status):
+        async with statuses(message_type.DESCRIPTOR.full_name, context, status, load):
             admit(context.time_remaining())
             message = await message_of(context, message_type, limits, waiting)
-            return await answer(message, context.time_remaining())
+            answered = await answer(message, context.time_remaining())
+            if load is not None:
+                context.set_trailing_metadata(((LOAD, load()),))
+            return answered
         raise AssertionError("statuses let an error pass")
 
     return grpc.stream_unary_rpc_method_handler(method)

@@ -27,10 +27,11 @@ from mfalcon.errors import (
     StorageUnavailable,
     UnknownModel,
 )
+from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
-from server.http.middleware import BodyLimit, LastAnswer
+from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
 from server.limits import MAX_TIMEOUT_MS, Limits
 from server.logs import SELDOM
@@ -105,6 +106,7 @@ def create_app(
     app.include_router(metrics_routes(scrape))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(LastAnswer, handler=handler)
+    app.add_middleware(LoadHeader, report=LoadReport(lambda: handler.load))
     return app
 
 
@@ -251,7 +253,10 @@ async def on_error(request: Request, error: Exception) -> Response:
     status, code = STATUS.get(type(error), (500, "INTERNAL"))
     field = error.field if isinstance(error, InvalidInput) else None
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    return json_response(codec.error_reply(code, str(error), field), status, retry_after_s)
+    response = json_response(codec.error_reply(code, str(error), field), status, retry_after_s)
+    if is_for_others(error):
+        response.headers[RETRY] = ELSEWHERE
+    return response
 
 
 async def on_invalid_request(request: Request, error: Exception) -> Response:
@@ -271,7 +276,7 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
 async def on_memory_error(request: Request, error: Exception) -> Response:
     """No memory for this request; others may be smaller, or come later."""
     logger.error("out of memory while answering a request", extra=SELDOM)
-    return await on_error(request, Overloaded("the server is short of memory; ask again later"))
+    return await on_error(request, Overloaded("the server is short of memory; ask again later", elsewhere=False))
 
 
 async def on_failure(request: Request, error: Exception) -> Response:

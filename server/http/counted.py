@@ -4,6 +4,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mfalcon.rank_key import RANK_KEY
 from server.arrivals import Arrivals
 from server.http.connection import REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
@@ -11,6 +12,7 @@ from server.http.reading import CLIENT_CLOSED_REQUEST
 VERBS: Final = frozenset({"rank", "append_events", "prefill", "delete_user", "get_model", "list_models"})
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"
+_KEY: Final = RANK_KEY.encode()
 
 
 class CountedApp:
@@ -28,7 +30,8 @@ class CountedApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
-        arrival = self._arrivals.begin("")
+        keys = [value.decode("latin-1") for name, value in scope["headers"] if name == _KEY]
+        arrival = self._arrivals.begin("", ",".join(keys))
         has_left = False
 
         def end(code: str) -> None:

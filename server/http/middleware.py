@@ -4,6 +4,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mfalcon.errors import Overloaded
+from server.balancing import LOAD, LoadReport
 from server.handler import Handler
 
 BODIES_AT_ONCE = 64
@@ -61,3 +62,21 @@ class LastAnswer:
             await send(message)
 
         await self._app(scope, receive, last)
+
+
+class LoadHeader:
+    """Every answer under /v1 says how busy the server is."""
+
+    def __init__(self, app: ASGIApp, report: LoadReport) -> None:
+        self._app = app
+        self._report = report
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the header."""
+
+        async def reported(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (LOAD.encode(), self._report.text().encode())]
+            await send(message)
+
+        await self._app(scope, receive, reported if scope["path"].startswith("/v1/") else send)

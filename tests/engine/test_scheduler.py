@@ -153,8 +153,29 @@ def test_what_would_be_late_is_refused_with_the_time_after_which_it_would_not_be
     scheduler.admit(soon(9), 5.0, is_short=True)  # it goes first
     scheduler.admit(None, 100.0, is_short=True)
     with pytest.raises(Overloaded, match=r"deadline: got \d+ ms, must be at least \d+ ms behind 10 other") as refused:
-        scheduler.admit(soon(100), 100.0, is_short=True)
-    assert refused.value.retry_after_s == pytest.approx(50, abs=2)
+        scheduler.admit(soon(102), 100.0, is_short=True)
+    assert refused.value.retry_after_s == pytest.approx(48, abs=2)
+    assert refused.value.elsewhere
+
+
+def test_a_deadline_that_is_too_short_on_any_replica_is_told_from_one_that_is_so_here() -> None:
+    scheduler = scheduler_of(job(due=60, seconds=5.0), slice_s=10.0)
+    with pytest.raises(
+        Overloaded, match=r"must be at least 100000 ms even where nothing else is to be done"
+    ) as refused:
+        scheduler.admit(soon(90), 100.0, is_short=True)
+    assert (refused.value.elsewhere, refused.value.retry_after_s) == (False, None)
+
+
+def test_utilisation_is_of_about_the_last_second() -> None:
+    scheduler = scheduler_of(*(job(f"user-{number}") for number in range(8)))
+    assert scheduler.load().utilisation == 0
+    for _ in range(4):
+        scheduler.did(list(scheduler.next_turn(1, 1.0).jobs), 0.001, 0.5)
+    busy = scheduler.load().utilisation
+    assert 0.5 < busy < 1
+    scheduler.idle(2.0)
+    assert scheduler.load().utilisation == 0
 
 
 def test_what_would_make_another_late_is_refused() -> None:

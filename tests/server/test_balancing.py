@@ -1,0 +1,144 @@
+"""What balancers are told: whose key a request has, how busy the server is, and what another replica may answer."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from mfalcon import errors
+from mfalcon.load import Load
+from mfalcon.rank_key import RANK_KEY, rank_key
+from proto import ranking_pb2
+from tests.server.harness import Running, serving
+
+ROOT = Path(__file__).parents[2]
+RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
+RANK_JSON = {"user_id": "ann", "candidates": [1]}
+RIGHT = rank_key("ann")
+HOSTILE = ["'; drop", RIGHT.upper(), RIGHT + "0", "a" * 4_000]
+
+
+def test_the_key_is_the_one_that_the_proto_names() -> None:
+    assert rank_key("ann") == "8d3adf6abf23f3a5"
+    assert rank_key("ann") in (ROOT / "proto" / "ranking.proto").read_text()
+    assert rank_key("Zoë 😀") == "a9b4baf36fd6dedf"
+
+
+async def mismatches(http: httpx.AsyncClient) -> dict[tuple[str, str], float]:
+    """Counts by transport and what was wrong."""
+    text = (await http.get("/metrics")).text
+    return {
+        (sample.labels["transport"], sample.labels["key"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "mfalcon_affinity_mismatch_total"
+    }
+
+
+@pytest.mark.parametrize("frontends", [0, 1])
+async def test_keys_that_are_not_the_user_s_are_counted(frontends: int) -> None:
+    async with serving(frontends=frontends) as running:
+        for _ in range(3):
+            await running.stub.Rank(RANK, metadata=((RANK_KEY, RIGHT),))
+            await running.http.post("/v1/rank", json=RANK_JSON, headers={RANK_KEY: RIGHT})
+        await running.http.delete("/v1/users/ann", headers={RANK_KEY: RIGHT})
+        await running.stub.ListModels(ranking_pb2.ListModelsRequest())  # is about no user
+        assert await mismatches(running.http) == {}
+        for key in HOSTILE:
+            await running.stub.Rank(RANK, metadata=((RANK_KEY, key),))
+            assert (await running.http.post("/v1/rank", json=RANK_JSON, headers={RANK_KEY: key})).status_code == 200
+        for none in ((), ((RANK_KEY, ""),)):
+            await running.stub.Rank(RANK, metadata=none)
+        await running.http.post("/v1/rank", json=RANK_JSON, headers={RANK_KEY: ""})
+        await running.stub.Rank(RANK, metadata=((RANK_KEY, RIGHT),) * 2)
+        await running.http.post("/v1/rank", json=RANK_JSON, headers=[(RANK_KEY, RIGHT)] * 2)
+        await running.http.post("/v1/rank", json=RANK_JSON, headers=[(RANK_KEY.encode(), b"\xff\xfe")])
+        assert await mismatches(running.http) == {
+            ("grpc", "wrong"): len(HOSTILE) + 1,
+            ("http", "wrong"): len(HOSTILE) + 2,
+            ("grpc", "none"): 2,
+            ("http", "none"): 1,
+        }
+
+
+async def test_a_key_of_megabytes_is_refused_and_no_more(running: Running) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.Rank(RANK, metadata=((RANK_KEY, "a" * 2**22),))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    try:
+        answer = await running.http.post("/v1/rank", json=RANK_JSON, headers={RANK_KEY: "a" * 2**22})
+        assert answer.status_code == 431
+    except httpx.TransportError:
+        pass  # it was still being sent
+    assert (await running.stub.Rank(RANK)).scores
+    assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
+
+
+@pytest.mark.parametrize("frontends", [0, 1])
+async def test_every_answer_says_how_busy_the_server_is(frontends: int) -> None:
+    async with serving(frontends=frontends) as running:
+        running.engine.load = Load(free_at=time.monotonic() + 600, utilisation=0.25)
+        async with asyncio.timeout(30):
+            while True:  # a front-end hears of it a little later
+                answer = await running.http.get("/v1/model")
+                report, _, queue = answer.headers["endpoint-load-metrics"].partition(",named_metrics.queue_ms=")
+                if report == "TEXT application_utilization=0.25":
+                    break
+                await asyncio.sleep(0.02)
+        assert 500_000 < float(queue) < 600_000
+        by_grpc = running.stub.GetModel(ranking_pb2.GetModelRequest())
+        await by_grpc
+        assert dict(await by_grpc.trailing_metadata())["endpoint-load-metrics"].startswith(f"{report},")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await running.stub.Rank(RANK, timeout=5)
+        told = dict(refused.value.trailing_metadata() or ())
+        assert told["endpoint-load-metrics"].startswith(f"{report},") and told["x-rank-retry"] == "elsewhere"
+        assert "endpoint-load-metrics" not in (await running.http.get("/livez")).headers
+
+
+@pytest.mark.parametrize("frontends", [0, 1])
+async def test_what_another_replica_may_answer_is_told_from_what_none_can(frontends: int) -> None:
+    async with serving(frontends=frontends) as running:
+        for fault, is_elsewhere, pushback in [
+            (errors.Overloaded("busy", retry_after_s=0.2), True, "200"),
+            (errors.Overloaded("full"), True, None),
+            (errors.Overloaded("too short anywhere", elsewhere=False), False, "-1"),
+            (errors.ShuttingDown("closing"), True, None),
+            (errors.ShuttingDown("closing", may_be_done=True), False, None),
+            (errors.StorageUnavailable("Redis is unreachable"), False, None),
+            (errors.DeadlineExceeded("no time left"), False, None),
+            (errors.EngineFailure("the step failed"), False, None),
+        ]:
+            running.engine.fault = fault
+            answer = await running.http.post("/v1/rank", json=RANK_JSON)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await running.stub.Rank(RANK)
+            told = dict(refused.value.trailing_metadata() or ())
+            assert (told.get("x-rank-retry") == "elsewhere") == is_elsewhere, fault
+            assert answer.headers.get("x-rank-retry") == told.get("x-rank-retry")
+            assert told.get("grpc-retry-pushback-ms") == pushback
+
+
+async def test_an_append_that_a_shutdown_cuts_off_is_no_other_replica_s() -> None:
+    async with serving(drain_seconds=0.4) as running:
+        running.engine.gate.clear()
+        append = ranking_pb2.AppendEventsRequest(user_id="ann", events=[ranking_pb2.Event(item_id=1, time_ms=1)])
+        calls = [
+            asyncio.ensure_future(running.stub.Rank(RANK)),
+            asyncio.ensure_future(running.stub.AppendEvents(append)),
+        ]
+        async with asyncio.timeout(30):
+            while running.engine.num_entered < len(calls):  # noqa: ASYNC110 (nobody is told)
+                await asyncio.sleep(0.01)
+        await running.service.stop()
+        told = []
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            told.append(dict(refused.value.trailing_metadata() or ()).get("x-rank-retry"))
+        assert told == ["elsewhere", None]
