@@ -131,7 +131,8 @@ soak: .venv/.installed-test ## load what `make serve` serves for half an hour: d
 	  --json-file build/soak.json --write build/soak.md --watch-plot build/soak.png
 
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
-	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. proto/ranking.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
+	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
 
 clean: ## remove caches and build outputs; .venv, data and checkpoints stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("kernels", "mfalcon", "server", "loadtest")
+PACKAGES = ("kernels", "mfalcon", "server", "loadtest", "mfalcon_client")
 
 ROOMS: dict[str, tuple[str, ...]] = {
     # room: the modules in it; the longest name that fits a module is its room
@@ -37,6 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "laws": ("mfalcon.laws",),
     "train": ("mfalcon.train",),
     "proto": ("proto",),
+    "distributed": ("mfalcon_client",),
     "client": ("mfalcon.client",),
     "server": ("server",),
     "app": ("server.app",),
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
     "train": ("words", "attention", "config", "models"),
     "proto": (),
+    "distributed": (),
     "client": ("words", "proto"),
     "server": ("words", "metrics", "config", "proto"),
     "app": ("words", "metrics", "history", "redis", "kvcache", "config", "models", "backends", "engine", "server"),
@@ -81,7 +83,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "client", "server")
+FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "distributed", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""
@@ -102,8 +104,12 @@ NEEDS_OPTIONAL = (
 
 
 def modules() -> dict[str, Path]:
-    paths = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return {_name(path.relative_to(ROOT)): path for path in paths}
+    roots = {package: ROOT / "client" if package == "mfalcon_client" else ROOT for package in PACKAGES}
+    return {
+        _name(path.relative_to(root)): path
+        for package, root in roots.items()
+        for path in (root / package).rglob("*.py")
+    }
 
 
 def _name(path: Path) -> str:

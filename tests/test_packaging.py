@@ -39,7 +39,7 @@ def test_editable_build_puts_no_package_in_site_packages(tmp_path: Path) -> None
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (pth,) = [name for name in names if name.endswith(".pth")]
-        assert archive.read(pth).decode().split() == [str(ROOT)]
+        assert archive.read(pth).decode().split() == [str(ROOT), str(ROOT / "client")]
     metadata = f"mfalcon-{mfalcon.__version__}.dist-info/"
     assert [name for name in names if name != pth and not name.startswith(metadata)] == []
 

@@ -53,6 +53,9 @@ PUSHBACK = "grpc-retry-pushback-ms"
 NEVER = "-1"
 """What they obey by not trying at all."""
 
+HISTORY_LEN = "mfalcon-history-len"
+"""The length of the history, where it is not the one that an append expects."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Request = TypeVar("Request", bound=Message)
 Answer = Callable[[Request, float | None], Awaitable[bytes]]
@@ -90,7 +93,7 @@ async def statuses(
 
 
 def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
-    """What tells clients and balancers whether to try again, when and where."""
+    """What tells clients and balancers whether to try again, when and where, and of an append from what length."""
     metadata = []
     if isinstance(error, Overloaded) and error.retry_after_s is not None:
         metadata.append((PUSHBACK, str(math.ceil(1_000 * error.retry_after_s))))
@@ -98,6 +101,8 @@ def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
         metadata.append((PUSHBACK, NEVER))
     if is_for_others(error):
         metadata.append((RETRY, ELSEWHERE))
+    if isinstance(error, LengthMismatch):
+        metadata.append((HISTORY_LEN, str(error.history_len)))
     return tuple(metadata)
 
 

@@ -1,4 +1,4 @@
-"""The committed stubs are what protoc makes of ranking.proto."""
+"""The committed stubs and the descriptor are what protoc makes of ranking.proto."""
 
 from pathlib import Path
 
@@ -6,18 +6,20 @@ import pytest
 from grpc_tools import protoc  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
-STUBS = ("ranking_pb2.py", "ranking_pb2.pyi", "ranking_pb2_grpc.py")
+STUBS = ("ranking_pb2.py", "ranking_pb2.pyi", "ranking_pb2_grpc.py", "ranking.binpb")
 
 
 @pytest.fixture(scope="module")
 def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("stubs")
+    (out / "proto").mkdir()
     arguments = [
         "protoc",
         f"-I{ROOT}",
         f"--python_out={out}",
         f"--pyi_out={out}",
         f"--grpc_python_out={out}",
+        f"--descriptor_set_out={out}/proto/ranking.binpb",
         "proto/ranking.proto",
     ]
     assert protoc.main(arguments) == 0

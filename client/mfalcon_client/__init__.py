@@ -1,0 +1,64 @@
+"""Client of mfalcon, an online ranking server: `Client` for threads, `AsyncClient` for asyncio, arrays in and out."""
+
+from mfalcon_client.affinity import RANK_KEY, rank_key
+from mfalcon_client.async_client import AsyncClient
+from mfalcon_client.client import Client
+from mfalcon_client.connection import Tls
+from mfalcon_client.errors import (
+    AccessDenied,
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    ServerFailure,
+    Unavailable,
+    VersionConflict,
+)
+from mfalcon_client.retry import Retry
+from mfalcon_client.types import (
+    EVENT_DTYPE,
+    Appended,
+    CacheInfo,
+    CacheSource,
+    ContextFeature,
+    Event,
+    Events,
+    Ids,
+    Model,
+    Ranking,
+    Timings,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EVENT_DTYPE",
+    "RANK_KEY",
+    "AccessDenied",
+    "Appended",
+    "AsyncClient",
+    "CacheInfo",
+    "CacheSource",
+    "Client",
+    "ClientError",
+    "Closed",
+    "ContextFeature",
+    "DeadlineExceeded",
+    "Event",
+    "Events",
+    "Ids",
+    "InvalidArgument",
+    "Model",
+    "NotFound",
+    "Overloaded",
+    "Ranking",
+    "Retry",
+    "ServerFailure",
+    "Timings",
+    "Tls",
+    "Unavailable",
+    "VersionConflict",
+    "rank_key",
+]

@@ -1,0 +1,83 @@
+"""What each call is, for both clients: its method, its bytes, whether it may be repeated, how its answer is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.message import DecodeError
+
+from mfalcon_client import encoding
+from mfalcon_client import messages as pb
+from mfalcon_client.errors import ServerFailure, VersionConflict
+from mfalcon_client.retry import Repeat
+from mfalcon_client.types import Appended, CacheInfo, Events, Model, Ranking
+
+Answer = TypeVar("Answer")
+
+_SERVICE = pb.DESCRIPTOR.services_by_name["Ranking"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """A call before its first attempt. user_id: whose it is, None where it is nobody's."""
+
+    method: str
+    request: bytes
+    user_id: str | None
+    repeat: Repeat
+    read: Callable[[bytes], Answer]
+
+    @property
+    def path(self) -> str:
+        """As gRPC has it."""
+        return f"/{_SERVICE}/{self.method}"
+
+    def answer(self, raw: bytes) -> Answer:
+        """The answer in its bytes. Raises ServerFailure where it cannot be read."""
+        try:
+            return self.read(raw)
+        except (DecodeError, ValueError) as error:
+            unknown = self.repeat is not Repeat.IDEMPOTENT
+            raise ServerFailure("INTERNAL", f"the answer cannot be read: {error}", outcome_unknown=unknown) from error
+
+
+def rank(user_id: str, options: bytes) -> Call[Ranking]:
+    """options: of `encoding.rank_options`."""
+    return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, encoding.ranking)
+
+
+def append_events(user_id: str, events: Events, expected_len: int | None) -> Call[int]:
+    """Answers with the length of the history."""
+    request = encoding.user(user_id) + encoding.append_options(events, expected_len)
+    repeat = Repeat.NEVER if expected_len is None else Repeat.CONDITIONAL
+    return Call("AppendEvents", request, user_id, repeat, encoding.history_len)
+
+
+def appended(conflict: VersionConflict, num_events: int, expected_len: int | None) -> Appended:
+    """What became of an append that was refused in the end: if an attempt before had no answer, and the history has the
+    length that it makes, it was written. Raises the conflict otherwise.
+    """
+    if conflict.outcome_unknown and expected_len is not None and conflict.history_len == expected_len + num_events:
+        return Appended(conflict.history_len, was_found=True)
+    raise conflict
+
+
+def prefill(user_id: str, model: str) -> Call[CacheInfo]:
+    """model: by name, "" for the default one."""
+    request = encoding.user(user_id) + encoding.prefill_options(model)
+    return Call("Prefill", request, user_id, Repeat.IDEMPOTENT, encoding.cache_info)
+
+
+def delete_user(user_id: str) -> Call[None]:
+    """Deleting an unknown user succeeds."""
+    return Call("DeleteUser", encoding.user(user_id), user_id, Repeat.IDEMPOTENT, encoding.nothing)
+
+
+def get_model(name: str) -> Call[Model]:
+    """name: "" for the default one."""
+    return Call("GetModel", encoding.model_name(name), None, Repeat.IDEMPOTENT, encoding.model)
+
+
+def list_models() -> Call[tuple[Model, ...]]:
+    """The default one first."""
+    return Call("ListModels", b"", None, Repeat.IDEMPOTENT, encoding.models)

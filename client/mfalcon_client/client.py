@@ -1,0 +1,219 @@
+"""The client for threads: `Client`."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Self, TypeVar, cast
+
+import grpc
+
+from mfalcon_client import calls, encoding
+from mfalcon_client.calls import Call
+from mfalcon_client.connection import Birthplace, Connection, Tls, Token
+from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
+from mfalcon_client.retry import DEFAULT_RETRY, Attempts, Budget, Failure, Retry
+from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
+
+Answer = TypeVar("Answer")
+
+_Begin = Callable[[], "grpc.Future[bytes]"]
+
+DEFAULT_TIMEOUT_S = 10.0
+POLL_S = 0.1
+
+
+class Client:
+    """Calls of one server, or of several as one. Every method may be called from many threads at once.
+
+    target, tls, token, token_in_clear, spread: see `connection.Connection`. timeout_s: of a call that gives none, in
+    seconds, all its attempts included. hedge_after_s: a rank without an answer for so long is asked once more, and the
+    first answer counts; None for never. retry: see `Retry`.
+
+    Make it after a fork, in each process. A server that restarts is found again by itself. `close` may be called while
+    calls are under way: each of them raises Closed, unless its answer was there.
+    """
+
+    def __init__(
+        self,
+        target: str | list[str] | tuple[str, ...],
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        token_in_clear: bool = False,
+        spread: bool = False,
+        retry: Retry = DEFAULT_RETRY,
+        hedge_after_s: float | None = None,
+    ) -> None:
+        self._connection = Connection(target, tls, token, token_in_clear, spread)
+        self._timeout_s = timeout_s
+        self._retry = retry
+        self._hedge_after_s = hedge_after_s
+        self._budget = Budget(retry.budget)
+        self._birthplace = Birthplace()
+        self._closing = threading.Event()
+        address, options = self._connection.address, self._connection.options
+        self._channel = (
+            grpc.insecure_channel(address, options)
+            if tls is None
+            else grpc.secure_channel(address, tls.credentials, options)
+        )
+        self._methods: dict[str, grpc.UnaryUnaryMultiCallable[bytes, bytes]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections. Calls under way raise Closed, and so does every later one."""
+        self._birthplace.check()
+        self._closing.set()
+        self._channel.close()
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until a server answers: one that loads its model listens already. Raises Unavailable if none does."""
+        give_up = time.monotonic() + timeout_s
+        while True:
+            left = max(POLL_S, give_up - time.monotonic())
+            try:
+                self._call(calls.get_model(""), left, wait_for_ready=True)
+                return
+            except (Unavailable, DeadlineExceeded) as error:
+                if time.monotonic() >= give_up:
+                    raise Unavailable("UNAVAILABLE", f"no server was ready within {timeout_s:g} s: {error}") from error
+            self._closing.wait(POLL_S)
+
+    def rank(
+        self,
+        user_id: str,
+        candidates: Ids,
+        *,
+        top_k: int = 0,
+        request_time_ms: int = 0,
+        recent_events: Events = (),
+        context: Mapping[str, int] = MappingProxyType({}),
+        model: str = "",
+        allow_partial: bool = False,
+        timeout_s: float | None = None,
+    ) -> Ranking:
+        """Score candidates, [num_candidates] item ids, for a user by a model.
+
+        top_k: how many positions `top` names. request_time_ms: what the model sees as now, 0 for the server's clock.
+        recent_events: events after the stored history that this call alone sees. context: the request's features by
+        name. model: by name, "" for the default one. allow_partial: where the time is too short for all candidates,
+        the scores of the first ones are welcome. Raises ClientError.
+        """
+        options = encoding.rank_options(
+            candidates,
+            top_k=top_k,
+            request_time_ms=request_time_ms,
+            recent_events=recent_events,
+            context=context,
+            model=model,
+            allow_partial=allow_partial,
+        )
+        return self._call(calls.rank(user_id, options), timeout_s, hedge_after_s=self._hedge_after_s)
+
+    def append_events(
+        self, user_id: str, events: Events, *, expected_len: int | None = None, timeout_s: float | None = None
+    ) -> Appended:
+        """Add events to the end of a user's history; see `Appended`.
+
+        expected_len: the length of the history that the caller knows. With it the call is repeated where that is of
+        use, and written once at most; without it, it is never sent again once a server may have seen it. Raises
+        VersionConflict where the history has another length, and any ClientError: `outcome_unknown` says whether the
+        events may have been written.
+        """
+        try:
+            return Appended(self._call(calls.append_events(user_id, events, expected_len), timeout_s))
+        except VersionConflict as conflict:
+            return calls.appended(conflict, len(events), expected_len)
+
+    def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
+        """Encode a user's history now, so that the next rank need not. Raises ClientError."""
+        return self._call(calls.prefill(user_id, model), timeout_s)
+
+    def delete_user(self, user_id: str, *, timeout_s: float | None = None) -> None:
+        """Delete a user: history and every KV state. One who is not known is deleted too. Raises ClientError."""
+        self._call(calls.delete_user(user_id), timeout_s)
+
+    def get_model(self, name: str = "", *, timeout_s: float | None = None) -> Model:
+        """The model that is served under a name, "" for the default one. Raises ClientError."""
+        return self._call(calls.get_model(name), timeout_s)
+
+    def list_models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """Every served model, the default one first. Raises ClientError."""
+        return self._call(calls.list_models(), timeout_s)
+
+    def _call(
+        self,
+        call: Call[Answer],
+        timeout_s: float | None,
+        *,
+        hedge_after_s: float | None = None,
+        wait_for_ready: bool = False,
+    ) -> Answer:
+        self._birthplace.check()
+        time_s = self._timeout_s if timeout_s is None else timeout_s
+        attempts = Attempts(self._retry, self._budget, call.repeat, time_s, spread=self._connection.spread)
+        while not self._closing.is_set():
+            try:
+                raw = self._attempt(call, attempts, hedge_after_s, wait_for_ready)
+            except grpc.RpcError as error:
+                ended = cast(grpc.Call, error)  # what a call raises is both
+                if not self._closing.is_set():
+                    failure = Failure.of(ended.code().name, ended.details(), ended.trailing_metadata())
+                    self._closing.wait(attempts.failed(failure))
+            else:
+                attempts.answered()
+                return call.answer(raw)
+        raise attempts.closed()
+
+    def _attempt(
+        self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, wait_for_ready: bool
+    ) -> bytes:
+        """One attempt, and a second one beside it if the answer takes long. Raises grpc.RpcError."""
+        metadata = self._connection.metadata(call.user_id)
+        try:
+            method = self._methods.get(call.path)
+            if method is None:
+                method = self._methods.setdefault(call.path, self._channel.unary_unary(call.path))
+            if hedge_after_s is None:  # takes half of the processor time that a future does
+                return method(call.request, attempts.left_s, metadata, wait_for_ready=wait_for_ready)
+            return _first(
+                lambda: method.future(call.request, attempts.left_s, metadata),
+                lambda: method.future(call.request, attempts.left_s, self._connection.metadata(None)),
+                hedge_after_s,
+            )
+        except ValueError as error:
+            if self._closing.is_set():  # how gRPC refuses calls of a channel that is closed
+                raise attempts.closed() from error
+            raise
+
+
+def _first(first: _Begin, second: _Begin, after_s: float) -> bytes:
+    """The answer of a call, or of another that begins when the first has none for so long, whichever comes first; the
+    failure of the last if both fail.
+    """
+    ended: queue.SimpleQueue[grpc.Future[bytes]] = queue.SimpleQueue()
+    pending = [first()]
+    pending[0].add_done_callback(ended.put)
+    try:
+        try:
+            done = ended.get(timeout=after_s)
+        except queue.Empty:
+            pending.append(second())
+            pending[1].add_done_callback(ended.put)
+            done = ended.get()
+            if done.exception() is not None:
+                done = ended.get()
+        return done.result()
+    finally:
+        for call in pending:
+            call.cancel()

@@ -1,0 +1,145 @@
+"""Where a client connects to, with what, and what each of its calls carries beside the message."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from urllib.parse import urlsplit
+
+import grpc
+
+from mfalcon_client.affinity import RANK_KEY, rank_key
+from mfalcon_client.errors import ClientError, InvalidArgument
+from mfalcon_client.tracing import trace_headers
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""16,384 candidates with a hundred tasks are 7 MB; gRPC's own limit is 4 MiB."""
+
+Metadata = tuple[tuple[str, str], ...]
+Token = str | Callable[[], str]
+"""A bearer token, or what gives the present one: it is asked before each attempt and must not block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS to the server; everything is PEM.
+
+    root_certificates: whose signatures are trusted, None for those that gRPC brings.
+    private_key, certificate_chain: this client's own, where the server asks for them.
+    server_name: the name that the server's certificate must bear, where it is not the target's.
+    """
+
+    root_certificates: bytes | None = None
+    private_key: bytes | None = None
+    certificate_chain: bytes | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError("private_key and certificate_chain: got one of them, must be both or none")
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"Tls(server_name={self.server_name!r})"
+
+    @property
+    def credentials(self) -> grpc.ChannelCredentials:
+        """What gRPC takes."""
+        return grpc.ssl_channel_credentials(self.root_certificates, self.private_key, self.certificate_chain)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What both clients are made of.
+
+    target: `HOST:PORT`, any name that gRPC resolves (`dns:///ranker.internal:50051`, `unix:/run/mfalcon.sock`), or
+    several `IP:PORT`. spread: calls go to all addresses of the target in turn, instead of to the first that answers;
+    where a balancer is in front it is the balancer's to do, which keeps a user on one replica.
+    """
+
+    target: str | Sequence[str]
+    tls: Tls | None
+    token: Token | None
+    token_in_clear: bool
+    spread: bool
+
+    def __post_init__(self) -> None:
+        if self.token is not None and self.tls is None and not self.token_in_clear:
+            raise ValueError("token: without tls anybody on the way could read it; allow that with token_in_clear=True")
+
+    @property
+    def address(self) -> str:
+        """The target as gRPC takes it."""
+        if isinstance(self.target, str):
+            return self.target
+        targets = list(self.target)
+        if not targets:
+            raise ValueError("target: got no address, must be at least one")
+        if len(targets) == 1:
+            return targets[0]
+        hosts = [urlsplit(f"//{target}").hostname or "" for target in targets]
+        if all(":" in host for host in hosts):
+            return "ipv6:" + ",".join(targets)
+        if all(host.replace(".", "").isdecimal() for host in hosts):
+            return "ipv4:" + ",".join(targets)
+        raise ValueError(
+            f"target: got {targets}, several must be IP:PORT of one family; for names use dns:///NAME:PORT"
+        )
+
+    @property
+    def options(self) -> list[tuple[str, str | int]]:
+        """Arguments of the channel."""
+        options: list[tuple[str, str | int]] = [
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # A connection that died silently is found while calls wait on it; the server allows a ping every 10 s.
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.max_pings_without_data", 0),
+            # gRPC waits up to two minutes before it looks whether a server is back.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 2_000),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Each client has connections of its own: a server bounds the calls of one.
+            ("grpc.use_local_subchannel_pool", 1),
+            # Nobody's DNS record makes gRPC repeat what must not be: what is repeated is decided in retry.py.
+            ("grpc.service_config_disable_resolution", 1),
+            ("grpc.primary_user_agent", f"mfalcon-client/{_version()}"),
+        ]
+        policy = "round_robin" if self.spread else "pick_first"
+        options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]})))
+        if self.tls is not None and self.tls.server_name is not None:
+            options.append(("grpc.ssl_target_name_override", self.tls.server_name))
+        return options
+
+    def metadata(self, user_id: str | None) -> Metadata:
+        """What a call carries. user_id: whose it is; a call without one may go anywhere."""
+        metadata = list(trace_headers())
+        if user_id is not None:
+            metadata.append((RANK_KEY, rank_key(user_id)))
+        if self.token is not None:
+            token = self.token if isinstance(self.token, str) else self.token()
+            if not (isinstance(token, str) and token.isascii() and token.isprintable()):
+                raise InvalidArgument("INVALID_ARGUMENT", "token: must be printable ASCII")
+            metadata.append(("authorization", f"Bearer {token}"))
+        return tuple(metadata)
+
+
+class Birthplace:
+    """The process that a client was made in: gRPC's threads do not come along in a fork, and a call would hang."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def check(self) -> None:
+        """Raise ClientError in another process."""
+        if os.getpid() != self._pid:
+            raise ClientError("FAILED_PRECONDITION", "this client was made before a fork: make one in each process")
+
+
+def _version() -> str:
+    try:
+        return version("mfalcon-client")
+    except PackageNotFoundError:
+        return "checkout"

@@ -1,0 +1,242 @@
+"""Arrays to the bytes of a request, and an answer's bytes to arrays.
+
+A message is the concatenation of its fields in any order, so candidates and events are written here as the bytes that
+they are, behind the rest that protobuf writes: it takes a Python object for each of them. Raises InvalidArgument for
+what cannot be sent; what can be is for the server to judge.
+"""
+
+from collections.abc import Mapping
+from operator import index
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfalcon_client import messages as pb
+from mfalcon_client.errors import InvalidArgument
+from mfalcon_client.types import (
+    EVENT_DTYPE,
+    CacheInfo,
+    CacheSource,
+    ContextFeature,
+    Events,
+    Ids,
+    Model,
+    Ranking,
+    Timings,
+)
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+"""Wire types: the last three bits of a tag."""
+_MAX_INT64 = 2**63 - 1
+
+_WIRE_EVENT = np.dtype(
+    [("tag", "u1"), ("len", "u1")]
+    + [part for name in EVENT_DTYPE.names or () for part in ((f"{name}_tag", "u1"), (name, EVENT_DTYPE[name]))]
+)
+"""An event in a repeated field: each value has a fixed size behind a tag of one byte."""
+_EVENT_TAGS = {
+    "item_id": pb.Event.ITEM_ID_FIELD_NUMBER << 3 | _FIXED64,
+    "actions": pb.Event.ACTIONS_FIELD_NUMBER << 3 | _FIXED32,
+    "value": pb.Event.VALUE_FIELD_NUMBER << 3 | _FIXED32,
+    "time_ms": pb.Event.TIME_MS_FIELD_NUMBER << 3 | _FIXED64,
+}
+
+
+def user(user_id: str) -> bytes:
+    """The field of the user, which has the same number in every request, and is a whole DeleteUserRequest."""
+    if not isinstance(user_id, str):
+        raise _wrong("user_id", type(user_id).__name__, "a string")
+    try:
+        return pb.DeleteUserRequest(user_id=user_id).SerializeToString()
+    except ValueError as error:  # UnicodeEncodeError is one
+        raise _wrong("user_id", ascii(user_id)[:80], "text that UTF-8 can encode") from error
+
+
+def rank_options(
+    candidates: Ids,
+    *,
+    top_k: int = 0,
+    request_time_ms: int = 0,
+    recent_events: Events = (),
+    context: Mapping[str, int] = MappingProxyType({}),
+    model: str = "",
+    allow_partial: bool = False,
+) -> bytes:
+    """A serialized RankRequest but for its user."""
+    try:
+        rest = pb.RankRequest(
+            top_k=top_k,
+            request_time_ms=request_time_ms,
+            context=dict(context),
+            model=model,
+            allow_partial=allow_partial,
+        ).SerializeToString()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"top_k, request_time_ms, context or model: {error}") from error
+    ids = _candidates(candidates)
+    return b"".join(
+        (
+            rest,
+            _field(pb.RankRequest.CANDIDATES_FIELD_NUMBER, _BYTES) + _varint(len(ids)),
+            ids,
+            _events("recent_events", recent_events, pb.RankRequest.RECENT_EVENTS_FIELD_NUMBER),
+        )
+    )
+
+
+def append_options(events: Events, expected_len: int | None) -> bytes:
+    """A serialized AppendEventsRequest but for its user."""
+    try:
+        rest = pb.AppendEventsRequest(expected_len=expected_len).SerializeToString()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"expected_len: {error}") from error
+    return rest + _events("events", events, pb.AppendEventsRequest.EVENTS_FIELD_NUMBER)
+
+
+def model_name(model: str) -> bytes:
+    """A serialized GetModelRequest."""
+    try:
+        return pb.GetModelRequest(model=model).SerializeToString()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"model: {error}") from error
+
+
+def prefill_options(model: str) -> bytes:
+    """A serialized PrefillRequest but for its user."""
+    try:
+        return pb.PrefillRequest(model=model).SerializeToString()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"model: {error}") from error
+
+
+def ranking(raw: bytes) -> Ranking:
+    """Of a serialized RankResponse."""
+    reply = pb.RankResponse.FromString(raw)
+    times = reply.timings
+    tasks, scores = tuple(reply.tasks), np.asarray(reply.scores, dtype=np.float32)
+    return Ranking(
+        scores=scores,
+        tasks=tasks,
+        task_scores=np.asarray(reply.task_scores, dtype=np.float32).reshape(len(tasks), len(scores)),
+        top=np.asarray(reply.top, dtype=np.int64),
+        unknown=np.asarray(reply.unknown, dtype=np.int64),
+        failed=np.asarray(reply.failed, dtype=np.int64),
+        model_version=reply.model_version,
+        cache=_cache(reply.cache),
+        timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
+        history_len=reply.history_len,
+        stale=reply.stale,
+    )
+
+
+def history_len(raw: bytes) -> int:
+    """Of a serialized AppendEventsResponse."""
+    return pb.AppendEventsResponse.FromString(raw).history_len
+
+
+def cache_info(raw: bytes) -> CacheInfo:
+    """Of a serialized CacheInfo."""
+    return _cache(pb.CacheInfo.FromString(raw))
+
+
+def model(raw: bytes) -> Model:
+    """Of a serialized GetModelResponse."""
+    return _model(pb.GetModelResponse.FromString(raw))
+
+
+def models(raw: bytes) -> tuple[Model, ...]:
+    """Of a serialized ListModelsResponse."""
+    return tuple(map(_model, pb.ListModelsResponse.FromString(raw).models))
+
+
+def nothing(_: bytes) -> None:
+    """Of an answer that says nothing but that it is done."""
+
+
+def _candidates(candidates: Ids) -> bytes:
+    try:
+        array = np.asarray(candidates)
+    except (ValueError, OverflowError, TypeError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"candidates: {error}") from error
+    if array.ndim != 1:
+        raise _wrong("candidates", f"{array.ndim} dimensions", "one-dimensional")
+    if not array.size:
+        return b""
+    if array.dtype.kind not in "iu":
+        raise _wrong("candidates", f"dtype {array.dtype}", "integers of 64 bits with a sign")
+    if array.dtype.kind == "u" and array.max() > _MAX_INT64:
+        raise _wrong("candidates", str(array.max()), f"at most {_MAX_INT64}")
+    return array.astype("<i8").tobytes()
+
+
+def _events(name: str, events: Events, field_number: int) -> bytes:
+    """Events as a repeated field of this number."""
+    array = _event_array(name, events)
+    wire = np.empty(len(array), dtype=_WIRE_EVENT)
+    wire["tag"], wire["len"] = field_number << 3 | _BYTES, _WIRE_EVENT.itemsize - 2
+    for part, tag in _EVENT_TAGS.items():
+        wire[f"{part}_tag"], wire[part] = tag, array[part]
+    return wire.tobytes()
+
+
+def _event_array(name: str, events: Events) -> NDArray[np.void]:
+    if isinstance(events, np.ndarray):
+        if events.dtype != EVENT_DTYPE:
+            raise _wrong(name, f"dtype {events.dtype}", "of EVENT_DTYPE")
+        if events.ndim != 1:
+            raise _wrong(name, f"{events.ndim} dimensions", "one-dimensional")
+        return events
+    try:
+        rows = [(index(e.item_id), index(e.actions), float(e.value), index(e.time_ms)) for e in events]
+        with np.errstate(over="ignore"):  # infinity is for the server to refuse
+            return np.array(rows, dtype=EVENT_DTYPE)
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"{name}: {error}") from error
+
+
+def _field(number: int, wire_type: int) -> bytes:
+    return _varint(number << 3 | wire_type)
+
+
+def _varint(value: int) -> bytes:
+    """Base-128, least significant group first."""
+    groups = bytearray()
+    while value > 0x7F:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def _wrong(field: str, value: str, limit: str) -> InvalidArgument:
+    return InvalidArgument("INVALID_ARGUMENT", f"{field}: got {value}, must be {limit}")
+
+
+def _cache(info: pb.CacheInfo) -> CacheInfo:
+    return CacheInfo(_source(info.source), info.reused_tokens, info.encoded_tokens)
+
+
+def _source(number: int) -> CacheSource:
+    """A tier that a newer server has counts as none that is known here."""
+    try:
+        return CacheSource(number)
+    except ValueError:
+        return CacheSource.NONE
+
+
+def _model(reply: pb.GetModelResponse) -> Model:
+    return Model(
+        name=reply.name,
+        version=reply.version,
+        architecture=reply.architecture,
+        tasks=tuple(reply.tasks),
+        actions=tuple(reply.actions),
+        context_features=tuple(
+            ContextFeature(f.name, f.num_values, tuple(f.values), f.derived) for f in reply.context_features
+        ),
+        max_history=reply.max_history,
+        max_candidates=reply.max_candidates,
+        prefix_stable=reply.prefix_stable,
+        backend=reply.backend,
+    )

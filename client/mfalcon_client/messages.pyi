@@ -1,0 +1,1 @@
+../../proto/ranking_pb2.pyi

@@ -1,0 +1,128 @@
+"""What goes into a call and what comes out of it: numpy arrays in frozen dataclasses."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+EVENT_DTYPE = np.dtype([("item_id", "<i8"), ("actions", "<u4"), ("value", "<f4"), ("time_ms", "<i8")])
+"""One event: raw item id, bitmask over the model's actions, value (a rating, say), milliseconds since 1970 (UTC)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One user action on one item. actions: bit i is the model's action i. time_ms: milliseconds since 1970 (UTC)."""
+
+    item_id: int
+    time_ms: int
+    actions: int = 0
+    value: float = 0.0
+
+
+Events = NDArray[np.void] | Sequence[Event]
+"""[num_events] in time order: an array of `EVENT_DTYPE`, or `Event`s."""
+
+Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | Sequence[int]
+"""[num_candidates] raw item ids: any array of integers that fit into 64 bits with a sign, int64 at best; or numbers."""
+
+
+class CacheSource(Enum):
+    """The tier in which the KV state of a request was found."""
+
+    NONE = 0
+    GPU = 1
+    HOST = 2
+    REDIS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What a request reused of the cached KV state and what it had to encode, in tokens."""
+
+    source: CacheSource
+    reused_tokens: int
+    encoded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went in the server, in microseconds."""
+
+    queue_us: int
+    state_us: int
+    encode_us: int
+    score_us: int
+    total_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The scores of the first `num_scored` candidates: of all unless the call allowed fewer. Arrays are read-only.
+
+    scores: float32 [num_scored], aligned with the candidates. task_scores: float32 [num_tasks, num_scored].
+    top: int64 [min(top_k, num_scored)], positions of the best, best first.
+    unknown: int64, positions of candidates that the model does not know.
+    failed: int64, positions of candidates for which it gives no finite number; their scores are the lowest float32.
+    history_len: events of the user that the server has acknowledged.
+    stale: the event log could not be asked, newer events may exist.
+    """
+
+    scores: NDArray[np.float32]
+    tasks: tuple[str, ...]
+    task_scores: NDArray[np.float32]
+    top: NDArray[np.int64]
+    unknown: NDArray[np.int64]
+    failed: NDArray[np.int64]
+    model_version: str
+    cache: CacheInfo
+    timings: Timings
+    history_len: int
+    stale: bool
+
+    @property
+    def num_scored(self) -> int:
+        """How many of the candidates have a score."""
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """Events that are in the log. history_len: its length, they included.
+
+    was_found: an attempt had no answer, and a later one found the length that it makes. Where each user has one writer
+    at a time, that is the proof that these events were written, once.
+    """
+
+    history_len: int
+    was_found: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFeature:
+    """A request-context feature of a model: values 0 to num_values - 1, with their names if they have any.
+
+    derived: the server fills it in from the request time if the caller does not.
+    """
+
+    name: str
+    num_values: int
+    values: tuple[str, ...]
+    derived: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A served model. version: changes whenever weights or configuration do. backend: device, type and kernels."""
+
+    name: str
+    version: str
+    architecture: str
+    tasks: tuple[str, ...]
+    actions: tuple[str, ...]
+    context_features: tuple[ContextFeature, ...]
+    max_history: int
+    max_candidates: int
+    prefix_stable: bool
+    backend: str

@@ -1,0 +1,236 @@
+"""What is asked again, and what never is: against a server that follows a script."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mfalcon_client import (
+    EVENT_DTYPE,
+    Appended,
+    AsyncClient,
+    ClientError,
+    Closed,
+    DeadlineExceeded,
+    Overloaded,
+    Retry,
+    ServerFailure,
+    Unavailable,
+    VersionConflict,
+)
+from proto import ranking_pb2 as pb
+from tests.client.either import MakeClient
+from tests.client.scripted import RANKED, Scripted, Step, fails, never, raw, running, says, scripted
+
+PATIENT_S = 60.0
+QUICK = Retry(first_wait_s=0.001, most_wait_s=0.002)
+TWO = np.zeros(2, dtype=EVENT_DTYPE)
+AWAY = fails("UNAVAILABLE")
+WRITTEN = says(pb.AppendEventsResponse(history_len=5))
+CALLS: dict[str, tuple[Any, ...]] = {
+    # method: its arguments
+    "rank": ("ann", [1, 2]),
+    "prefill": ("ann",),
+    "delete_user": ("ann",),
+    "get_model": (),
+    "list_models": (),
+}
+
+
+def refused(milliseconds: int) -> Step:
+    """A refusal that says when to come again."""
+    return fails("RESOURCE_EXHAUSTED", grpc_retry_pushback_ms=str(milliseconds))
+
+
+def conflict(history_len: int) -> Step:
+    return fails("FAILED_PRECONDITION", mfalcon_history_len=str(history_len))
+
+
+async def ask(make: MakeClient, script: Scripted, method: str = "rank", *args: Any, **options: Any) -> Any:
+    """One call by a client of its own."""
+    async with make(script.address, retry=QUICK, timeout_s=PATIENT_S) as client:
+        return await getattr(client, method)(*(args or CALLS[method]), **options)
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("step", [AWAY, fails("CANCELLED"), refused(1)], ids=["away", "cancelled", "refused"])
+async def test_what_done_twice_is_done_once_is_repeated(make: MakeClient, method: str, step: Step) -> None:
+    with scripted(step, step, raw(b"")) as script:
+        await ask(make, script, method)
+    assert len(script.asked) == 3
+    assert len({asked.request for asked in script.asked}) == 1
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"])
+async def test_other_failures_are_final(make: MakeClient, code: str) -> None:
+    with scripted(fails(code, "why"), says(RANKED)) as script, pytest.raises(ClientError) as failure:
+        await ask(make, script)
+    assert (failure.value.code, failure.value.details) == (code, "why")
+    assert len(script.asked) == 1
+
+
+async def test_attempts_have_an_end(make: MakeClient) -> None:
+    with scripted(AWAY) as script, pytest.raises(Unavailable) as failure:
+        await ask(make, script)
+    assert len(script.asked) == QUICK.attempts
+    assert not failure.value.outcome_unknown
+
+
+@pytest.mark.parametrize("pushback", [None, -1, 3_600_000], ids=["none", "never", "too late"])
+async def test_a_refusal_without_a_time_before_the_deadline_is_final(make: MakeClient, pushback: int | None) -> None:
+    step = fails("RESOURCE_EXHAUSTED") if pushback is None else refused(pushback)
+    with scripted(step) as script, pytest.raises(Overloaded) as failure:
+        await ask(make, script)
+    assert len(script.asked) == 1
+    assert failure.value.retry_after_s == (3_600 if pushback == 3_600_000 else None)
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"])
+async def test_an_append_without_a_version_is_sent_once(make: MakeClient, code: str) -> None:
+    with scripted(fails(code), WRITTEN) as script, pytest.raises(ClientError) as failure:
+        await ask(make, script, "append_events", "ann", TWO)
+    assert len(script.asked) == 1
+    assert failure.value.outcome_unknown
+
+
+async def test_an_append_that_was_refused_was_not_written(make: MakeClient) -> None:
+    with scripted(refused(1), WRITTEN) as script:
+        assert await ask(make, script, "append_events", "ann", TWO) == Appended(5)
+    with scripted(fails("RESOURCE_EXHAUSTED")) as script, pytest.raises(Overloaded) as failure:
+        await ask(make, script, "append_events", "ann", TWO)
+    assert not failure.value.outcome_unknown
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"])
+@pytest.mark.parametrize("was_written", [False, True])
+async def test_an_append_with_a_version_finds_out(make: MakeClient, code: str, was_written: bool) -> None:
+    with scripted(fails(code), conflict(5) if was_written else WRITTEN) as script:
+        done = await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert done == Appended(5, was_found=was_written)
+    assert len(script.asked) == 2
+
+
+@pytest.mark.parametrize("steps", [(conflict(5),), (refused(1), conflict(5)), (AWAY, conflict(4)), (AWAY, conflict(6))])
+async def test_another_length_is_a_conflict(make: MakeClient, steps: tuple[Step, ...]) -> None:
+    with scripted(*steps) as script, pytest.raises(VersionConflict) as failure:
+        await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert failure.value.history_len in (4, 5, 6)
+    assert failure.value.outcome_unknown == (steps[0] is AWAY)
+
+
+ELSEWHERE = {"x_rank_retry": "elsewhere"}
+
+
+async def test_nothing_was_done_where_another_may_answer(make: MakeClient) -> None:
+    with scripted(fails("UNAVAILABLE", **ELSEWHERE), WRITTEN) as script:
+        assert await ask(make, script, "append_events", "ann", TWO) == Appended(5)
+    with scripted(fails("UNAVAILABLE", **ELSEWHERE)) as script, pytest.raises(Unavailable) as failure:
+        await ask(make, script, "append_events", "ann", TWO)
+    assert len(script.asked) == QUICK.attempts
+    assert not failure.value.outcome_unknown
+
+
+async def test_a_busy_replica_is_waited_for_unless_there_is_another(make: MakeClient) -> None:
+    busy = fails("RESOURCE_EXHAUSTED", grpc_retry_pushback_ms="3600000", **ELSEWHERE)
+    for spread in (False, True):
+        with scripted(busy, says(RANKED)) as script:
+            async with make([script.address], spread=spread, retry=QUICK, timeout_s=PATIENT_S) as client:
+                if spread:
+                    await client.rank("ann", [1])
+                else:
+                    with pytest.raises(Overloaded):
+                        await client.rank("ann", [1])
+        assert len(script.asked) == 1 + spread
+
+
+async def test_an_append_that_never_ends_is_not_known(make: MakeClient) -> None:
+    with scripted(AWAY) as script, pytest.raises(Unavailable) as failure:
+        await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert failure.value.outcome_unknown
+    assert len(script.asked) == QUICK.attempts
+
+
+async def test_many_failures_end_the_repetitions(make: MakeClient) -> None:
+    with scripted(AWAY) as script:
+        async with make(script.address, retry=Retry(first_wait_s=0, most_wait_s=0, budget=10)) as client:
+            for _ in range(8):
+                with pytest.raises(Unavailable):
+                    await client.rank("ann", [1])
+    assert len(script.asked) == 11  # four for the first call, two for the second, then one for each
+
+
+async def test_the_deadline_ends_a_call_and_its_repetitions(make: MakeClient) -> None:
+    with scripted(never) as script:
+        async with make(script.address, timeout_s=0.2) as client:
+            with pytest.raises(DeadlineExceeded):
+                await client.rank("ann", [1])
+            with pytest.raises(DeadlineExceeded):
+                await client.rank("ann", [1], timeout_s=0.1)
+    assert len(script.asked) <= 2
+
+
+async def test_a_server_that_dies_half_way_and_comes_back(make: MakeClient) -> None:
+    patient = Retry(attempts=10_000, first_wait_s=0.01, most_wait_s=0.01, budget=1_000_000)
+    with scripted(never) as script:
+        client = make(script.address, retry=patient, timeout_s=PATIENT_S)
+        calls = [asyncio.create_task(client.rank("ann", [1])) for _ in range(3)]
+        await script.wait_for(3)
+        append = asyncio.create_task(client.append_events("ann", TWO, expected_len=3))
+        await script.wait_for(1)
+    answers = {"Rank": RANKED, "AppendEvents": pb.AppendEventsResponse(history_len=5)}
+    back = Scripted([lambda _, asked, __: answers[asked.method].SerializeToString()])
+    with running(back, script.address):
+        assert [(await call).history_len for call in calls] == [7, 7, 7]
+        assert await append == Appended(5)
+        async with client:
+            pass
+
+
+async def test_every_call_of_a_client_that_is_closed_is_told(make: MakeClient) -> None:
+    waits = Retry(first_wait_s=1_000, most_wait_s=1_000)
+    with scripted(never, never, never, AWAY) as script:
+        client = make(script.address, retry=waits, timeout_s=10_000.0)
+        async with client:
+            calls = [asyncio.create_task(client.rank("ann", [1])) for _ in range(4)]
+            calls.append(asyncio.create_task(client.append_events("ann", TWO, expected_len=3)))
+            await script.wait_for(5)
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(end) for end in ends] == [Closed] * 5
+        assert isinstance(ends[-1], Closed) and ends[-1].outcome_unknown
+        with pytest.raises(Closed):
+            await client.rank("ann", [1])
+
+
+async def test_an_answer_that_cannot_be_read_is_an_error(make: MakeClient) -> None:
+    skewed = pb.RankResponse(scores=[1, 2], tasks=["like", "rating"], task_scores=[1, 2, 3])
+    for answer in (b"\xff\xff", skewed.SerializeToString()):
+        with scripted(raw(answer)) as script, pytest.raises(ServerFailure, match="cannot be read"):
+            await ask(make, script)
+        assert len(script.asked) == 1
+
+
+async def test_nobody_listens(make: MakeClient) -> None:
+    with scripted(AWAY) as script:
+        pass
+    with pytest.raises(Unavailable):
+        await ask(make, script)
+
+
+async def test_a_task_that_is_cancelled_takes_its_call_back() -> None:
+    with scripted(never) as script:
+        async with AsyncClient(script.address) as client:
+            task = asyncio.create_task(client.rank("ann", [1]))
+            await script.wait_for(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(script.ended.acquire, timeout=PATIENT_S)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"attempts": 0}, {"budget": 0}, {"first_wait_s": -1}, {"first_wait_s": 2, "most_wait_s": 1}]
+)
+def test_settings_that_make_no_sense(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        Retry(**bad)
