@@ -13,7 +13,21 @@ from triton.runtime.interpreter import InterpretedFunction
 from kernels.gpu.aot_cases import cases
 from kernels.gpu.launch import tile_rows_for
 
-_SIZES = {"LOGIT_SCALE", "NORM", "EPS", "MAX", "QK_DIM", "V_DIM", "QK_PAD", "V_PAD", "NUM_IN", "DIM", "PAD", "PAGE"}
+_SIZES = {
+    "LOGIT_SCALE",
+    "NORM",
+    "EPS",
+    "MAX",
+    "QK_DIM",
+    "V_DIM",
+    "QK_PAD",
+    "V_PAD",
+    "NUM_IN",
+    "DIM",
+    "PAD",
+    "PAGE",
+    "NUM_HEADS",
+}
 _SIZES |= {"ROWS", "STEPS", "BLOCK_N", "BLOCK_K", "ACC", "FAST", "UPCAST", "num_warps", "num_stages"}
 """Constants of a kernel that are sizes or numbers, or follow from the types: any other is a choice."""
 
@@ -71,7 +85,11 @@ def compiled(architecture: int) -> frozenset[Launch]:
 
 
 def in_production(launch: Launch) -> set[Launch]:
-    """A launch of a small test, in the tiles of every height that larger requests have."""
+    """A launch of a small test, in the tiles of every height that larger requests have, or for few rows and many."""
+    choices = dict(launch.choices)
+    if "AT_ONCE" in choices:
+        at_once = {1, 4, choices["AT_ONCE"]}
+        return {replace(launch, choices=tuple(sorted((choices | {"AT_ONCE": n}).items()))) for n in at_once}
     if launch.tile_rows is None:
         return {launch}
     return {replace(launch, tile_rows=tile_rows_for(rows, _SHORT, _HEAD_DIM)) for rows in (16, 64, 128)}

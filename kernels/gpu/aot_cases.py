@@ -158,6 +158,8 @@ def _small_cases(architecture: int) -> Iterator[Case]:
     yield Case(f"{architecture} page_copy", architecture, _page_copy)
     yield small("layer_norm", bfloat16, "80", partial(_layer_norm, bfloat16, 80))
     yield small("norm_gate", bfloat16, "512 splits4 concat", partial(_norm_gate, bfloat16, 512, 4, True))
+    few = partial(_norm_gate, bfloat16, 512, 16, True, rows=256)
+    yield small("norm_gate", bfloat16, "512 splits16 concat rows256", few)
     yield small("kv_write", bfloat16, "48x80 rows16", partial(_kv_write, bfloat16, 48, 80, 16, None))
     for bits in (torch.int8, torch.float8_e4m3fn):
         call = partial(_kv_write, bfloat16, 128, 128, 64, bits)
@@ -166,9 +168,11 @@ def _small_cases(architecture: int) -> Iterator[Case]:
         return
     # Every choice that a kernel has.
     yield small("layer_norm", bfloat16, "512 plain", partial(_layer_norm, bfloat16, 512, affine=False))
-    for affine, concat in product((False, True), (False, True)):
+    for affine, concat, rows in product((False, True), (False, True), (2048, 256)):
         detail = "512" + ("" if affine else " plain") + (" concat" if concat else "")
-        yield small("norm_gate", bfloat16, detail, partial(_norm_gate, bfloat16, 512, 1, concat, affine=affine))
+        detail += " rows256" if rows == 256 else ""
+        call = partial(_norm_gate, bfloat16, 512, 1, concat, rows=rows, affine=affine)
+        yield small("norm_gate", bfloat16, detail, call)
     for rows, codes in product((16, 64, 128), CODES):
         detail = f"64x64 rows{rows}" + (f" {_name(codes)}" if codes else "")
         yield small("kv_write", bfloat16, detail, partial(_kv_write, bfloat16, 64, 64, rows, codes))
@@ -225,8 +229,10 @@ def _layer_norm(dtype: torch.dtype, dim: int, *, affine: bool = True) -> None:
     layer_norm(_empty(dtype, _NUM_ROWS, dim), *_affine(dtype, dim, affine), 1e-6)
 
 
-def _norm_gate(dtype: torch.dtype, dim: int, splits: int, concat: bool, *, affine: bool = True) -> None:
-    parts, u = _empty(torch.float32, splits, _NUM_ROWS, dim), _empty(dtype, _NUM_ROWS, 4 * dim)[:, :dim]
+def _norm_gate(
+    dtype: torch.dtype, dim: int, splits: int, concat: bool, *, rows: int = 2048, affine: bool = True
+) -> None:
+    parts, u = _empty(torch.float32, splits, rows, dim), _empty(dtype, rows, 4 * dim)[:, :dim]
     norm_gate(parts, u, *_affine(dtype, dim, affine), 1e-6, concat=concat)
 
 

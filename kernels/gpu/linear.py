@@ -32,9 +32,9 @@ def linear_kernel(
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid: blocks of rows, blocks of columns."""
-    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Grid: see `grid`."""
+    row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row_alive, column_alive = row < num_rows, column < num_out
     # Rows and columns beyond the last read the last one: no mask in the loop, and nothing of theirs is stored.
     x_at = X + tl.minimum(row, num_rows - 1).to(tl.int64)[:, None] * x_row
@@ -60,6 +60,13 @@ def linear_kernel(
     tl.store(OUT + row.to(tl.int64)[:, None] * num_out + column[None, :], acc, mask=mask)
 
 
+def grid(num_rows: int, num_out: int, block_m: int, block_n: int) -> tuple[int, int]:
+    """Blocks of columns, then blocks of rows, and a device starts the first axis first: all columns of some rows run
+    together, so rows are read from memory once, and the weights, which are far fewer, stay in the cache.
+    """
+    return triton.cdiv(num_out, block_n), triton.cdiv(num_rows, block_m)
+
+
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, num_silu: int = 0
 ) -> Tensor:
@@ -71,7 +78,7 @@ def linear(
     launch = linear_launch(x, num_out)
     if launch is None:
         return by_library(x, weight, bias, residual, num_silu)
-    linear_kernel[(triton.cdiv(num_rows, launch.block_m), triton.cdiv(num_out, launch.block_n))](
+    linear_kernel[grid(num_rows, num_out, launch.block_m, launch.block_n)](
         x,
         weight,
         x if bias is None else bias,

@@ -9,6 +9,8 @@ from kernels.gpu.launch import VARYING, accumulator, triton_type
 
 _BLOCK = 4_096
 """Numbers of one program."""
+FEW_ROWS = 1_024
+"""Up to so many rows `norm_gate` has a program for each, which fetches several parts at once."""
 
 
 @triton.jit
@@ -64,16 +66,19 @@ def norm_gate_kernel(
     PAD: tl.constexpr,
     AFFINE: tl.constexpr,
     CONCAT: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Grid: blocks of rows. PARTS: [num_splits, num_rows, DIM]."""
+    """Grid: blocks of rows. PARTS: [num_splits, num_rows, DIM]. AT_ONCE: parts that are fetched together."""
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.arange(0, PAD)
     mask = (row < num_rows)[:, None] & (column < DIM)[None, :]
     attended = tl.zeros([ROWS, PAD], dtype=ACC)
-    for split in range(num_splits):
-        at = (split * num_rows.to(tl.int64) + row) * DIM
-        attended += tl.load(PARTS + at[:, None] + column[None, :], mask=mask, other=0.0).to(ACC)
+    for first in range(0, num_splits, AT_ONCE):
+        for split in tl.static_range(AT_ONCE):
+            at = ((first + split) * num_rows.to(tl.int64) + row) * DIM
+            alive = mask & (first + split < num_splits)
+            attended += tl.load(PARTS + at[:, None] + column[None, :], mask=alive, other=0.0).to(ACC)
     # As it would be if attention gave numbers of this type.
     attended = attended.to(OUT.dtype.element_ty).to(ACC)
     u = tl.load(U + row[:, None] * u_row + column[None, :], mask=mask, other=0.0).to(ACC)
@@ -119,7 +124,7 @@ def norm_gate(
     parts = attended.view(-1, num_rows, dim) if num_rows else attended
     out = torch.empty(num_rows, 3 * dim if concat else dim, dtype=u.dtype, device=u.device)
     if num_rows:
-        rows = _rows(dim)
+        rows = gate_rows(num_rows, dim)
         norm_gate_kernel[(triton.cdiv(num_rows, rows),)](
             parts,
             u,
@@ -135,10 +140,16 @@ def norm_gate(
             PAD=triton.next_power_of_2(dim),
             AFFINE=weight is not None,
             CONCAT=concat,
+            AT_ONCE=4 if num_rows <= FEW_ROWS else 1,
             ACC=triton_type(accumulator(u.dtype)),
             num_warps=4,
         )
     return out
+
+
+def gate_rows(num_rows: int, dim: int) -> int:
+    """Rows of a program of `norm_gate`."""
+    return 1 if num_rows <= FEW_ROWS else _rows(dim)
 
 
 def _rows(dim: int) -> int:

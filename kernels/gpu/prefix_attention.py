@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.bias import RelativeBias
 from kernels.gpu.launch import PACKED, VARYING, attention_launch, bisections, codes_of, padded, pointers
-from kernels.gpu.tile import decoded, product, silu, time_bucket
+from kernels.gpu.tile import decoded, product, silu, tile_by_tile, time_bucket
 from kernels.paged import Batch, PagedKV
 
 _LATEST = tl.constexpr(2**63 - 1)
@@ -158,6 +158,8 @@ def prefix_attention_kernel(
     num_positions,
     num_buckets,
     num_rows,
+    num_splits,
+    NUM_HEADS: tl.constexpr,
     LOGIT_SCALE: tl.constexpr,
     NORM: tl.constexpr,
     QK_DIM: tl.constexpr,
@@ -174,12 +176,13 @@ def prefix_attention_kernel(
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid: tiles, heads, splits. OUT: [splits, num_rows, num_heads, V_DIM], sums of each split."""
-    head, split = tl.program_id(1), tl.program_id(2)
-    num_heads, num_splits = tl.num_programs(1), tl.num_programs(2)
-    user = tl.load(TILES + 2 * tl.program_id(0))
+    """Grid: tiles times heads times splits, the longest tile first, lest it be alone at the end. OUT: [splits,
+    num_rows, NUM_HEADS, V_DIM], sums of each split.
+    """
+    tile, head, split = tile_by_tile(tl.program_id(0), num_splits, NUM_HEADS)
+    user = tl.load(TILES + 2 * tile)
     if user >= 0:
-        first = tl.load(TILES + 2 * tl.program_id(0) + 1)
+        first = tl.load(TILES + 2 * tile + 1)
         row = first + tl.arange(0, BLOCK_M)
         first_row = tl.load(ROW_OFFSETS + user)
         rows = tl.load(ROW_OFFSETS + user + 1) - first_row
@@ -217,7 +220,7 @@ def prefix_attention_kernel(
             num_positions, num_buckets, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, STEPS,
             CODES, FAST, UPCAST, True,
         )  # fmt: skip
-        out = ((split * num_rows.to(tl.int64) + at) * num_heads + head) * V_DIM
+        out = ((split * num_rows.to(tl.int64) + at) * NUM_HEADS + head) * V_DIM
         tl.store(OUT + out[:, None] + v_column[None, :], acc / NORM, mask=v_mask)
 
 
@@ -234,7 +237,7 @@ def prefix_attention_parts(
     if not len(batch.tiles):
         return out
     weights = (q, q, q) if bias is None else (bias.position, bias.time, bias.thresholds)
-    prefix_attention_kernel[(len(batch.tiles), num_heads, batch.splits)](
+    prefix_attention_kernel[(len(batch.tiles) * num_heads * batch.splits,)](
         q,
         out,
         *pointers(kv),
@@ -253,6 +256,8 @@ def prefix_attention_parts(
         0 if bias is None else bias.position.shape[1],
         0 if bias is None else len(bias.thresholds),
         num_rows,
+        batch.splits,
+        NUM_HEADS=num_heads,
         LOGIT_SCALE=logit_scale,
         NORM=norm,
         QK_DIM=qk_dim,

@@ -1,4 +1,4 @@
-"""What several kernels do inside a tile: SiLU, products, codes to numbers, time buckets."""
+"""What several kernels do: which tile is a program's; SiLU, products, codes to numbers, time buckets."""
 
 import triton
 import triton.language as tl
@@ -7,6 +7,12 @@ PLAIN = 0
 INT8 = 1
 FP8 = 2
 """How K and V stand on pages: numbers, 8-bit integers, or the bits of float8 e4m3; the last two with scales."""
+
+
+@triton.jit
+def tile_by_tile(program, num_splits, NUM_HEADS: tl.constexpr):
+    """Tile, head and split of a program: all of a tile before the next, so programs start in the order of tiles."""
+    return program // (NUM_HEADS * num_splits), program // num_splits % NUM_HEADS, program % num_splits
 
 
 @triton.jit

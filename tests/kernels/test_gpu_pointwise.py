@@ -7,6 +7,7 @@ On a CUDA device where there is one, else in Triton's interpreter (tests/conftes
 from bisect import bisect_right
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -89,12 +90,13 @@ def test_layer_norm(dtype: torch.dtype, num_rows: int, dim: int, affine: bool, s
     st.sampled_from((0, 1, 5)),
     st.sampled_from((2, 5, 64, 77, 300)),
     st.booleans(),
-    st.sampled_from((1, 3)),
+    st.sampled_from((1, 3, 16)),
+    st.booleans(),
     st.booleans(),
     st.integers(0, 99),
 )
 def test_norm_gate(
-    dtype: torch.dtype, num_rows: int, dim: int, affine: bool, splits: int, concat: bool, seed: int
+    dtype: torch.dtype, num_rows: int, dim: int, affine: bool, splits: int, concat: bool, few: bool, seed: int
 ) -> None:
     """Of attention in any number of parts; without parts it is [num_rows, width]. The sums of these parts are exact in
     every type, as their rounding would be magnified by the norm.
@@ -102,12 +104,13 @@ def test_norm_gate(
     random = Random(seed, dtype)
     u = random.rows(num_rows, dim)
     weight, bias = (random.row(dim), random.row(dim)) if affine else (None, None)
-    sixteenths = torch.randint(-40, 41, (splits, num_rows, dim), generator=torch.Generator().manual_seed(seed))
+    most = 120 // splits
+    sixteenths = torch.randint(-most, most + 1, (splits, num_rows, dim), generator=torch.Generator().manual_seed(seed))
     parts = (sixteenths / 16).to(DEVICE, accumulator(dtype))
     attended, (wide, wide_weight, wide_bias) = parts.double().cpu().sum(0), exact(u, weight, bias)
     assert wide is not None
     expected = paged_reference.norm_gate(attended, wide, wide_weight, wide_bias, 1e-5, concat=concat)
-    with poisoned():
+    with poisoned(), patch.object(norms, "FEW_ROWS", norms.FEW_ROWS if few else 0):
         got = norms.norm_gate(parts, u, weight, bias, 1e-5, concat=concat)
         assert_close(got, expected, dtype)
         if splits == 1:
