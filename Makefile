@@ -18,7 +18,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels chaos loadtest soak proto clean
+  rehearse-gpu gpu-wheels chaos loadtest soak proto client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -133,6 +133,9 @@ soak: .venv/.installed-test ## load what `make serve` serves for half an hour: d
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
+
+client-wheel: .venv/.installed-test ## build the wheel and the sdist of mfalcon-client into dist
+	cd client && ../$(BIN)/python -m hatchling build -d ../dist
 
 clean: ## remove caches and build outputs; .venv, data and checkpoints stay
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
