@@ -85,7 +85,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "distributed", "client", "server")
 
-OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "triton", "uvloop")
+OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""
 
 NEEDS_OPTIONAL = (

@@ -1,0 +1,120 @@
+"""What the parts of a request cost, as `mfalcon bench scale-costs` measures them; seconds are CPU seconds of one core.
+
+CPU time and not time: it is what a machine has a fixed amount of, and a neighbour changes it little.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from mfalcon.errors import ConfigError
+from mfalcon.window import WindowRule
+
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Four = tuple[Seconds, Seconds, Seconds, Seconds]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class Costs:
+    """Of one server that computes on one core, for one checkpoint.
+
+    encode: of a call, of a new token, of a token before it, of a pair of both. score: of a call, of a candidate, of a
+    token of the history, of a pair. Both as `mfalcon/kvcache/cost.py` has them. host_s: what else a rank costs, in the
+    event loop. append_s: of a call that appends. log_s: of reading the log from Redis, a rank. fetch_s, store_s: of
+    moving a state out of Redis or into it, for the server; fetch_byte_s, store_byte_s: of each byte of it. redis_s,
+    redis_byte_s: of a call and of a byte for Redis itself. client_s: of a rank for who asks, on the same machine.
+    latency_s, bandwidth: of the network to Redis, in seconds and bytes a second.
+    page_tokens, page_bytes: of the block pool. redis_token_bytes, chunk_tokens: of a state in Redis.
+    max_history, window_chunk: of the model.
+    """
+
+    model: str
+    machine: str
+    commit: str
+    encode: Four
+    score: Four
+    host_s: Seconds
+    append_s: Seconds
+    log_s: Seconds
+    fetch_s: Seconds
+    fetch_byte_s: Seconds
+    store_s: Seconds
+    store_byte_s: Seconds
+    redis_s: Seconds
+    redis_byte_s: Seconds
+    client_s: Seconds
+    latency_s: Seconds
+    bandwidth: Annotated[float, Field(gt=0)]
+    page_tokens: Count
+    page_bytes: Count
+    redis_token_bytes: Count
+    chunk_tokens: Count
+    max_history: Count
+    window_chunk: Count
+
+    def encode_s(self, before: int, new: int) -> float:
+        """Encoding new tokens behind those of a state; nothing for nothing new."""
+        call, token, prefix, pair = self.encode
+        return call + new * token + before * prefix + new * (before + new / 2) * pair if new > 0 else 0.0
+
+    def score_s(self, tokens: int, candidates: int) -> float:
+        """Scoring candidates against a state."""
+        call, candidate, token, pair = self.score
+        return call + candidates * candidate + tokens * token + candidates * tokens * pair
+
+    def fetch_cpu_s(self, tokens: int) -> float:
+        """The server's own part of fetching a state."""
+        return self.fetch_s + self.redis_bytes(tokens) * self.fetch_byte_s if tokens > 0 else 0.0
+
+    def store_cpu_s(self, num_bytes: int) -> float:
+        """The server's part of writing so many bytes of a state; nothing for nothing to write."""
+        return self.store_s + num_bytes * self.store_byte_s if num_bytes > 0 else 0.0
+
+    def travel_s(self, tokens: int) -> float:
+        """From asking Redis for a state to its last byte, not counting anybody's CPU."""
+        return self.latency_s + self.redis_bytes(tokens) / self.bandwidth
+
+    def fetch_wins(self, held: int, stored: int, tokens: int) -> bool:
+        """Whether to fetch a state of which Redis has more than the server holds, as the server's planner decides."""
+        if stored <= held:
+            return False
+        fetch = self.travel_s(stored) + self.fetch_cpu_s(stored) + self.encode_s(stored, tokens - stored)
+        return fetch < self.encode_s(held, tokens - held)
+
+    def pool_bytes(self, tokens: int) -> int:
+        """Of a state in the block pool: whole pages."""
+        return -(-tokens // self.page_tokens) * self.page_bytes
+
+    def redis_bytes(self, tokens: int) -> int:
+        """Of a state in Redis."""
+        return tokens * self.redis_token_bytes
+
+    def written_bytes(self, before: int, tokens: int) -> int:
+        """What is written to Redis of a state of which it has so many tokens: the last chunk that it has is written
+        again.
+        """
+        return self.redis_bytes(tokens - before // self.chunk_tokens * self.chunk_tokens) if tokens > before else 0
+
+    @property
+    def window(self) -> WindowRule:
+        """Which part of a history is encoded."""
+        return WindowRule(self.max_history, self.window_chunk)
+
+
+_ADAPTER = TypeAdapter(Costs)
+
+
+def load_costs(path: Path) -> Costs:
+    """Raises ConfigError for a file that is none."""
+    try:
+        return _ADAPTER.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{path}: no costs of requests: {error}") from None
+
+
+def as_json(costs: Costs) -> str:
+    """What `load_costs` reads."""
+    return _ADAPTER.dump_json(costs, indent=2).decode() + "\n"
