@@ -15,7 +15,8 @@ from torch import Tensor
 class PagedKV:
     """One layer of a pool. The four parts may be views into pages: only their last dimension must be dense.
 
-    k: [num_pages, num_heads, page_tokens, qk_dim], in the compute dtype or in codes (`kernels.quantise`). v: likewise.
+    k: [num_pages, num_heads, page_tokens, qk_dim], in the compute dtype or in codes (`kernels.quantise`). v: likewise,
+    but perhaps dense in its tokens.
     times: int64 [num_pages, page_tokens], milliseconds. k_scales, v_scales: float32 [num_pages, num_heads, page_tokens]
     of codes, else None; both of one stride from page to page.
     """
@@ -30,6 +31,11 @@ class PagedKV:
     def page_tokens(self) -> int:
         """Tokens of a page."""
         return self.k.shape[2]
+
+    @property
+    def transposed(self) -> bool:
+        """Whether V lies with the tokens of a page side by side: what products in float8 take."""
+        return self.v.stride(3) != 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,7 +260,7 @@ def _heads(dtype: torch.dtype, qk_dim: int, v_dim: int) -> tuple[Tensor, Tensor,
     )
 
 
-def _pages(dtype: torch.dtype, qk_dim: int, v_dim: int) -> PagedKV:
+def _pages(dtype: torch.dtype, qk_dim: int, v_dim: int, *, transposed: bool = False) -> PagedKV:
     """A layer of pages that hold times and two layers."""
     tokens = (_NUM_HEADS, _PAGE_TOKENS)
     parts: list[tuple[torch.dtype, tuple[int, ...]]] = [
@@ -273,6 +273,8 @@ def _pages(dtype: torch.dtype, qk_dim: int, v_dim: int) -> PagedKV:
     times, k, v, *scales = (
         part.view(of).unflatten(1, shape) for part, (of, shape) in zip(page.split(sizes, 1), parts, strict=True)
     )
+    if transposed:
+        v = v.as_strided(v.shape, (*v.stride()[:2], 1, _PAGE_TOKENS))
     return PagedKV(k, v, times, *scales)
 
 

@@ -12,8 +12,7 @@ from kernels.quantise import MAX_CODE
 
 @triton.jit
 def _store(
-    x_at, mask, column, OUT, SCALES, out_at, scale_at, alive, DIM: tl.constexpr, CODES: tl.constexpr,
-    MAX: tl.constexpr,
+    x_at, mask, out_column, OUT, SCALES, out_at, scale_at, alive, CODES: tl.constexpr, MAX: tl.constexpr,
 ):  # fmt: skip
     x = tl.load(x_at, mask=mask, other=0.0)
     if CODES:
@@ -21,10 +20,10 @@ def _store(
         scale = tl.div_rn(tl.max(tl.abs(wide), 1), MAX)  # as IEEE divides: codes are the reference's
         scale += tl.sum(wide * 0.0, 1)  # the largest may leave NaN out; this is 0, or NaN
         codes = tl.clamp(tl.div_rn(wide, tl.where(scale > 0, scale, 1.0)[:, None]), -MAX, MAX)
-        tl.store(OUT + out_at[:, None] + column[None, :], encoded(codes, CODES), mask=mask)
+        tl.store(OUT + out_at[:, None] + out_column[None, :], encoded(codes, CODES), mask=mask)
         tl.store(SCALES + scale_at, scale, mask=alive)
     else:
-        tl.store(OUT + out_at[:, None] + column[None, :], x, mask=mask)
+        tl.store(OUT + out_at[:, None] + out_column[None, :], x, mask=mask)
 
 
 @triton.jit(do_not_specialize=["time_heads"], do_not_specialize_on_alignment=[*PACKED, "NEW_TIMES"])
@@ -56,6 +55,7 @@ def kv_write_kernel(
     PAGE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     CODES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     MAX: tl.constexpr,
 ):
     """Grid: tiles, heads. time_heads: 1 if the first head writes times, else 0."""
@@ -79,13 +79,15 @@ def kv_write_kernel(
         mask = alive[:, None] & (column < QK_DIM)[None, :]
         _store(
             K + (at * k_row + head * QK_DIM)[:, None] + column[None, :], mask, column, PREFIX_K, K_SCALES,
-            page * k_page + slot * QK_DIM, scale_at, alive, QK_DIM, CODES, MAX,
+            page * k_page + slot * QK_DIM, scale_at, alive, CODES, MAX,
         )  # fmt: skip
         column = tl.arange(0, V_PAD)
         mask = alive[:, None] & (column < V_DIM)[None, :]
+        v_slot = head * (V_DIM * PAGE) + position % PAGE if TRANSPOSED else slot * V_DIM
+        v_number: tl.constexpr = PAGE if TRANSPOSED else 1
         _store(
-            V + (at * v_row + head * V_DIM)[:, None] + column[None, :], mask, column, PREFIX_V, V_SCALES,
-            page * v_page + slot * V_DIM, scale_at, alive, V_DIM, CODES, MAX,
+            V + (at * v_row + head * V_DIM)[:, None] + column[None, :], mask, column * v_number, PREFIX_V, V_SCALES,
+            page * v_page + v_slot, scale_at, alive, CODES, MAX,
         )  # fmt: skip
 
 
@@ -119,6 +121,7 @@ def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch, times: Tensor | No
         PAGE=kv.page_tokens,
         BLOCK_M=batch.tile_rows,
         CODES=codes_of(kv),
+        TRANSPOSED=kv.transposed,
         MAX=MAX_CODE.get(kv.k.dtype, 0.0),
         num_warps=8 if batch.tile_rows * padded(max(qk_dim, v.shape[2])) > 8192 else 4,
     )

@@ -74,6 +74,7 @@ def _attend(
     HAS_BIAS: tl.constexpr,
     STEPS: tl.constexpr,
     CODES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
     MASKED: tl.constexpr,
@@ -85,6 +86,8 @@ def _attend(
     """
     in_block = tl.arange(0, BLOCK_N)
     qk_column, v_column = tl.arange(0, QK_PAD), tl.arange(0, V_PAD)
+    v_token: tl.constexpr = 1 if TRANSPOSED else V_DIM
+    v_number: tl.constexpr = PAGE if TRANSPOSED else 1
     following = tl.load(pages + start // PAGE, mask=start < stop, other=0)
     for first in range(start, stop, BLOCK_N):
         # Where the next keys stand is known before they are fetched: nothing waits for the page table.
@@ -94,7 +97,8 @@ def _attend(
         key = first + in_block
         alive = key <= last_key
         k_at = PREFIX_K + (page * k_page + slot * QK_DIM) + in_block * QK_DIM
-        v_at = PREFIX_V + (page * v_page + slot * V_DIM) + in_block * V_DIM
+        v_slot = head * (V_DIM * PAGE) + first % PAGE if TRANSPOSED else slot * V_DIM
+        v_at = PREFIX_V + (page * v_page + v_slot) + in_block * v_token
         k_mask = (qk_column < QK_DIM)[:, None]
         v_mask = (v_column < V_DIM)[None, :]
         if MASKED:
@@ -105,9 +109,9 @@ def _attend(
         else:
             k = tl.load(k_at[None, :] + qk_column[:, None])
         if MASKED | (V_DIM != V_PAD):
-            v = tl.load(v_at[:, None] + v_column[None, :], mask=v_mask, other=0)  # [BLOCK_N, V_PAD]
+            v = tl.load(v_at[:, None] + v_column[None, :] * v_number, mask=v_mask, other=0)  # [BLOCK_N, V_PAD]
         else:
-            v = tl.load(v_at[:, None] + v_column[None, :])
+            v = tl.load(v_at[:, None] + v_column[None, :] * v_number)
         if HAS_BIAS:
             times_at = TIMES + (page * time_page + first % PAGE) + in_block
             key_time = tl.load(times_at, mask=alive, other=0) if MASKED else tl.load(times_at)
@@ -172,6 +176,7 @@ def prefix_attention_kernel(
     HAS_BIAS: tl.constexpr,
     STEPS: tl.constexpr,
     CODES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -212,13 +217,13 @@ def prefix_attention_kernel(
             acc, q, start, full, n - 1, position, time, earliest, latest, pages, head, PREFIX_K, PREFIX_V, K_SCALES,
             V_SCALES, TIMES, POSITION_BIAS, TIME_BIAS, THRESHOLDS, k_page, v_page, scale_page, time_page,
             num_positions, num_buckets, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, STEPS,
-            CODES, FAST, UPCAST, False,
+            CODES, TRANSPOSED, FAST, UPCAST, False,
         )  # fmt: skip
         acc = _attend(
             acc, q, full, stop, n - 1, position, time, earliest, latest, pages, head, PREFIX_K, PREFIX_V, K_SCALES,
             V_SCALES, TIMES, POSITION_BIAS, TIME_BIAS, THRESHOLDS, k_page, v_page, scale_page, time_page,
             num_positions, num_buckets, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, STEPS,
-            CODES, FAST, UPCAST, True,
+            CODES, TRANSPOSED, FAST, UPCAST, True,
         )  # fmt: skip
         out = ((split * num_rows.to(tl.int64) + at) * NUM_HEADS + head) * V_DIM
         tl.store(OUT + out[:, None] + v_column[None, :], acc / NORM, mask=v_mask)
@@ -268,6 +273,7 @@ def prefix_attention_parts(
         HAS_BIAS=bias is not None,
         STEPS=0 if bias is None else bisections(len(bias.thresholds)),
         CODES=codes_of(kv),
+        TRANSPOSED=kv.transposed,
         **launch.options(kv.page_tokens),
     )
     return out

@@ -39,6 +39,7 @@ def _attend(
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CODES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
     MASKED: tl.constexpr,
@@ -46,6 +47,8 @@ def _attend(
     """Add the prefix tokens [start, stop) to acc; start is a multiple of BLOCK_N. MASKED: stop may be none."""
     in_block = tl.arange(0, BLOCK_N)
     qk_column, v_column = tl.arange(0, QK_PAD), tl.arange(0, V_PAD)
+    v_token: tl.constexpr = 1 if TRANSPOSED else V_DIM
+    v_number: tl.constexpr = PAGE if TRANSPOSED else 1
     following = tl.load(pages + start // PAGE, mask=start < stop, other=0)
     for first in range(start, stop, BLOCK_N):
         # Where the next keys stand is known before they are fetched: nothing waits for the page table.
@@ -53,22 +56,23 @@ def _attend(
         following = tl.load(pages + tl.minimum(first + BLOCK_N, stop - 1) // PAGE)
         slot = head * PAGE + first % PAGE
         k_at = PREFIX_K + (page * k_page + slot * QK_DIM) + in_block * QK_DIM
-        v_at = PREFIX_V + (page * v_page + slot * V_DIM) + in_block * V_DIM
+        v_slot = head * (V_DIM * PAGE) + first % PAGE if TRANSPOSED else slot * V_DIM
+        v_at = PREFIX_V + (page * v_page + v_slot) + in_block * v_token
         alive = first + in_block < stop
         k_mask = (qk_column < QK_DIM)[:, None] & alive[None, :]
         v_mask = alive[:, None] & (v_column < V_DIM)[None, :]
         if MASKED:
             k = tl.load(k_at[None, :] + qk_column[:, None], mask=k_mask, other=0)  # [QK_PAD, BLOCK_N]
-            v = tl.load(v_at[:, None] + v_column[None, :], mask=v_mask, other=0)  # [BLOCK_N, V_PAD]
+            v = tl.load(v_at[:, None] + v_column[None, :] * v_number, mask=v_mask, other=0)  # [BLOCK_N, V_PAD]
         else:
             if QK_DIM == QK_PAD:
                 k = tl.load(k_at[None, :] + qk_column[:, None])
             else:
                 k = tl.load(k_at[None, :] + qk_column[:, None], mask=(qk_column < QK_DIM)[:, None], other=0)
             if V_DIM == V_PAD:
-                v = tl.load(v_at[:, None] + v_column[None, :])
+                v = tl.load(v_at[:, None] + v_column[None, :] * v_number)
             else:
-                v = tl.load(v_at[:, None] + v_column[None, :], mask=(v_column < V_DIM)[None, :], other=0)
+                v = tl.load(v_at[:, None] + v_column[None, :] * v_number, mask=(v_column < V_DIM)[None, :], other=0)
         logits = tl.zeros([q.shape[0], BLOCK_N], dtype=acc.dtype)
         logits = product(q, decoded(k, CODES, q.dtype, UPCAST), logits, UPCAST)
         if CODES:
@@ -123,6 +127,7 @@ def target_attention_kernel(
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     CODES: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -158,12 +163,13 @@ def target_attention_kernel(
         bias = tl.multiple_of(head * bias_head.to(tl.int64) + first_page.to(tl.int64) * PAGE, PAGE)
         acc = _attend(
             acc, q, start, full, pages, head, bias, PREFIX_K, PREFIX_V, K_SCALES, V_SCALES, BIAS, k_page, v_page,
-            scale_page, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, CODES, FAST, UPCAST, False,
+            scale_page, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, CODES, TRANSPOSED, FAST,
+            UPCAST, False,
         )  # fmt: skip
         acc = _attend(
             acc, q, tl.maximum(start, full), stop, pages, head, bias, PREFIX_K, PREFIX_V, K_SCALES, V_SCALES, BIAS,
             k_page, v_page, scale_page, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, CODES,
-            FAST, UPCAST, True,
+            TRANSPOSED, FAST, UPCAST, True,
         )  # fmt: skip
         out = ((split * num_rows.to(tl.int64) + at) * num_heads + head) * V_DIM
         tl.store(OUT + out[:, None] + v_column[None, :], acc / NORM, mask=v_mask)
@@ -220,6 +226,7 @@ def target_attention_parts(
         PAGE=kv.page_tokens,
         HAS_BIAS=prefix_bias is not None,
         CODES=codes_of(kv),
+        TRANSPOSED=kv.transposed,
         **launch.options(kv.page_tokens),
     )
     return out

@@ -264,8 +264,7 @@ def _transfer(source: KVState, target: KVState, first: int) -> _Transfer:
 def _common_layout(one: KVPool, other: KVPool) -> PlainLayout:
     layout, others = one.layout, other.layout
     assert isinstance(layout, PlainLayout) and isinstance(others, PlainLayout)
-    same_shape = replace(layout.shape, device=others.shape.device) == others.shape
-    assert same_shape and layout.page_tokens == others.page_tokens and layout.codes == others.codes
+    assert replace(layout, shape=replace(layout.shape, device=others.shape.device)) == others
     return layout
 
 

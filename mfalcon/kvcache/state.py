@@ -89,11 +89,15 @@ class PlainLayout:
 
     codes: int8 or float8_e4m3fn to keep both in 8-bit codes; behind them stand float32 scales [num_heads, page_tokens]
     of K, then of V (`kernels.quantise`). Every block begins at a multiple of 64 bytes.
+
+    transposed: V lies as [num_heads, v_dim, page_tokens], in which form a product in float8 takes it. It has the same
+    shape all the same for who sees it through `blocks`.
     """
 
     shape: KVShape
     page_tokens: int = PAGE_TOKENS
     codes: torch.dtype | None = None
+    transposed: bool = False
 
     @cached_property
     def page_bytes(self) -> int:
@@ -118,7 +122,10 @@ class PlainLayout:
         start, shape, size = self.layer_bytes(layer).start, self.shape, (self.shape.num_heads, self.page_tokens)
         k_at, v_at, *scales_at, _ = (start + offset for offset in self._offsets)
         k = _block(slab, k_at, self.codes or shape.dtype, *size, shape.qk_dim)
-        v = _block(slab, v_at, self.codes or shape.dtype, *size, shape.v_dim)
+        if self.transposed:
+            v = _block(slab, v_at, self.codes or shape.dtype, shape.num_heads, shape.v_dim, self.page_tokens).mT
+        else:
+            v = _block(slab, v_at, self.codes or shape.dtype, *size, shape.v_dim)
         if self.codes is None:
             return k, v, None, None
         k_scales, v_scales = (_block(slab, at, torch.float32, *size) for at in scales_at)

@@ -37,7 +37,7 @@ def tolerance(dtype: torch.dtype) -> float:
 class Case:
     """users: rows and prefix length of each. num_positions: None without bias. larger: by how much the batch's tensors
     are larger than their content. slab: whether pages are views into a slab as the pool's are. shared: whether a user
-    has full pages of the one before it.
+    has full pages of the one before it. transposed: of V on the pages.
     """
 
     users: tuple[tuple[int, int], ...]
@@ -53,6 +53,7 @@ class Case:
     slab: bool
     shared: bool
     seed: int
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def _each(kv: PagedKV, change: Callable[[Tensor], Tensor]) -> PagedKV:
 def layout_of(case: Case, dtype: torch.dtype, codes: torch.dtype | None) -> PlainLayout:
     """How the pool's pages lie."""
     shape = KVShape(NUM_LAYERS, case.num_heads, case.qk_dim, case.v_dim, dtype, torch.device("cpu"))
-    return PlainLayout(shape, case.page_tokens, codes)
+    return PlainLayout(shape, case.page_tokens, codes, case.transposed)
 
 
 def views(slab: Tensor, layout: PlainLayout) -> PagedKV:
@@ -231,4 +232,5 @@ def cases(draw: st.DrawFn, *, own_rows: bool = False, small: bool = False) -> Ca
         slab=draw(st.booleans()),
         shared=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
+        transposed=draw(st.booleans()),
     )

@@ -29,9 +29,9 @@ CODES = [None, torch.int8, torch.float8_e4m3fn]
 
 
 def pool(num_pages: int, codes: torch.dtype | None = None, device: str = "cpu", *, pinned: bool = False) -> KVPool:
-    """Every page is NaN: what is not copied shows."""
+    """Every page is NaN: what is not copied shows. V lies transposed in float8."""
     shape = replace(SHAPE, device=torch.device(device))
-    made = KVPool(PlainLayout(shape, SIZE, codes), num_pages, pinned=pinned)
+    made = KVPool(PlainLayout(shape, SIZE, codes, transposed=codes == torch.float8_e4m3fn), num_pages, pinned=pinned)
     made.slab.fill_(0xFF)
     return made
 

@@ -199,8 +199,11 @@ def allowed(x: Tensor, codes: torch.dtype | None) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("codes", CODES)
-def test_what_is_read_is_what_was_written_within_the_codes_error(codes: torch.dtype | None, dtype: torch.dtype) -> None:
-    layout = PlainLayout(replace(CODE_SHAPE, dtype=dtype), 8, codes)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_what_is_read_is_what_was_written_within_the_codes_error(
+    codes: torch.dtype | None, dtype: torch.dtype, transposed: bool
+) -> None:
+    layout = PlainLayout(replace(CODE_SHAPE, dtype=dtype), 8, codes, transposed)
     some = KVPool(layout, 5)
     some.slab.fill_(0xFF)
     state = some.empty().extend(torch.arange(19)).extend(torch.arange(19, 37))
@@ -220,8 +223,9 @@ def test_what_is_read_is_what_was_written_within_the_codes_error(codes: torch.dt
 
 
 @pytest.mark.parametrize("codes", CODES)
-def test_blocks_are_views_of_what_is_read(codes: torch.dtype | None) -> None:
-    layout = PlainLayout(CODE_SHAPE, 8, codes)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_blocks_are_views_of_what_is_read(codes: torch.dtype | None, transposed: bool) -> None:
+    layout = PlainLayout(CODE_SHAPE, 8, codes, transposed)
     some = KVPool(layout, 6)
     first = some.empty().extend(torch.arange(3))  # so that the pages of the state are not the first ones
     state = some.empty().extend(torch.arange(29))
@@ -234,6 +238,7 @@ def test_blocks_are_views_of_what_is_read(codes: torch.dtype | None) -> None:
         k, v, k_scales, v_scales = layout.blocks(some.slab, layer)
         assert k.shape == (6, 2, 8, 5) and v.shape == (6, 2, 8, 7)
         assert k.dtype == v.dtype == (codes or torch.float32) and k.stride()[1:] == (40, 5, 1)
+        assert v.stride()[1:] == ((56, 1, 8) if transposed else (56, 7, 1))
         assert (k_scales is None) == (v_scales is None) == (codes is None)
         for x, scales, expected in zip((k, v), (k_scales, v_scales), state.read(layer), strict=True):
             number = x[own].float() if scales is None else x[own].float() * scales[own].unsqueeze(-1)
