@@ -5,6 +5,7 @@
 # TORCH_INDEX  package index to take torch from, if not pip's own. Where pip's own has only the CUDA build (gigabytes),
 #              PyTorch's index of CPU wheels saves most of the download.
 # TRITONS      versions of Triton that `make triton` holds the kernels to; each has its limits in kernels/gpu
+# SCENARIO     what `make loadtest` plays, a minute each
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
@@ -117,8 +118,10 @@ chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for fiv
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
 	$(BIN)/python -m tests.kvcache.mutations --count 100000
 
-loadtest: .venv/.installed-loadtest ## load a running server
-	$(BIN)/mfalcon loadtest
+# docs/load.md lists them; of each a report of Locust and its figures are left in build/scenarios.
+SCENARIO ?= mixed
+loadtest: .venv/.installed-test ## play a Locust scenario on a server and a Redis of its own: SCENARIO=steady, or all
+	$(BIN)/python -m loadtest.scenarios.run $(SCENARIO)
 
 # docs/load.md says how to read it.
 soak: .venv/.installed-test ## load what `make serve` serves for half an hour: do memory, descriptors, threads grow?

@@ -33,6 +33,7 @@ class ServerProcess:
         self, checkpoint: Path, directory: Path, flags: Sequence[str] = (), broken: str | None = None, shell: str = ""
     ) -> None:
         self.grpc, self._http_port = f"{HOST}:{free_port()}", free_port()
+        self.http = f"{HOST}:{self._http_port}"
         self._log = directory / f"server-{self._http_port}.log"
         self._command = ["/bin/sh", "-c", shell, "sh"] if shell else []
         self._command += [

@@ -2,12 +2,10 @@
 
 import asyncio
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -22,14 +20,14 @@ from loadtest.report.pages import load_page
 from loadtest.report.plot import plot_load, plot_watched
 from loadtest.report.result import write_json
 from loadtest.report.table import as_markdown
+from loadtest.scenarios.catalog import SCENARIOS
+from loadtest.scenarios.page import page as scenario_page
+from loadtest.scenarios.play import play
 from mfalcon.cli.bench_output import picture_file, progress, result_file, show
 from mfalcon.errors import CallFailed, ConfigError, DataError
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
 
-_SCENARIO = "loadtest.load.rank_users"
-_STOP_SECONDS = 5
-"""Longest time that requests in flight get when the time is up."""
 _OPEN, _CLOSED = "Open loop (--rate)", "Locust"
 _INTERRUPTED = 130
 """The exit code of a command that Ctrl-C ended."""
@@ -42,18 +40,27 @@ def loadtest(
     ] = "127.0.0.1:50051",
     users: Annotated[
         int | None,
-        typer.Option(min=1, help="With --rate: users who have a history, 32; else concurrent clients, 20."),
+        typer.Option(
+            min=1, help="With --rate: users who have a history, 32; else clients at the height of the scenario."
+        ),
     ] = None,
     seconds: Annotated[int, typer.Option(min=1, max=86_400, help="How long; with --rate each of them.")] = 30,
     candidates: Annotated[int, typer.Option(min=1, help="Candidates of a request.")] = 500,
     items: Annotated[int, typer.Option(min=1, help="Draw item ids from 1 to this.")] = 1_682,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON object instead of tables; without --rate Locust's statistics."),
+        typer.Option("--json", help="Print one JSON object instead of tables."),
     ] = False,
+    scenario: Annotated[
+        str, typer.Option(help=f"What clients do: {', '.join(SCENARIOS)}.", rich_help_panel=_CLOSED)
+    ] = "mixed",
     user_space: Annotated[
-        int, typer.Option(min=1, help="Distinct user ids, drawn by Zipf's law.", rich_help_panel=_CLOSED)
-    ] = 10_000,
+        int | None,
+        typer.Option(min=1, help="Users with a history, drawn by Zipf's law; most often 200.", rich_help_panel=_CLOSED),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Locust's report, HTML.", callback=result_file, rich_help_panel=_CLOSED)
+    ] = None,
     rate: Annotated[
         list[float] | None,
         typer.Option(
@@ -151,11 +158,15 @@ def loadtest(
     """Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.
 
     With --rate requests leave at their times whatever becomes of them (open loop), and each has one entry in a ledger.
-    Without it Locust's clients rank, append and prefill one after the other; for more: locust -f.
+    Without it Locust plays a scenario: clients that each wait for their answer.
     """
     _refuse_others(context, _CLOSED if rate else _OPEN)
     if not rate:
-        _run_locust(target, users or 20, seconds, candidates, user_space, items, as_json)
+        given = {"--clients": users, "--candidates": candidates, "--num-users-space": user_space, "--num-items": items}
+        flags = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+        played = play(scenario, target, seconds, flags, report)
+        show(played, lambda one: scenario_page([one]), as_json)
+        return
     if search != (p99_ms is not None):
         raise ConfigError("--search and --p99-ms: one needs the other")
     if before is not None and plot is None:
@@ -269,21 +280,3 @@ def _read(path: Path) -> LoadResult:
         return TypeAdapter(LoadResult).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise ConfigError(f"--before: {path}: no result of mfalcon loadtest --rate") from error
-
-
-def _run_locust(
-    target: str, users: int, seconds: int, candidates: int, user_space: int, items: int, as_json: bool
-) -> NoReturn:
-    """Leave with the exit code of Locust."""
-    if find_spec("locust") is None:
-        raise ModuleNotFoundError("No module named 'locust'", name="locust")
-    scenario = find_spec(_SCENARIO)
-    assert scenario is not None
-    assert scenario.origin is not None
-    command = [sys.executable, "-m", "locust", "-f", scenario.origin, "--headless", "--only-summary"]
-    command += ["--host", target, "-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
-    command += ["--stop-timeout", str(_STOP_SECONDS), "--num-users-space", str(user_space)]
-    command += ["--candidates", str(candidates), "--num-items", str(items)]
-    if as_json:
-        command.append("--json")
-    raise typer.Exit(subprocess.run(command, check=False).returncode)

@@ -87,7 +87,9 @@ def test_it_ranks_where_nothing_else_is_installed(built: Path, tmp_path: Path) -
     history = np.zeros(20, dtype=EVENT_DTYPE)
     history["item_id"], history["actions"], history["value"] = candidates[:20], 1, 3.0
     history["time_ms"] = NOW_MS - 60_000
-    truth = cold_scores(checkpoint.load(tmp_path / "random", torch.float64), history, rank_request("ann", candidates))
+    truth = cold_scores(
+        checkpoint.load(tmp_path / "random", torch.float64), history, rank_request("ann", range(1, NUM_ITEMS + 1))
+    )
     # float32 against float64, as law 1 has it.
     np.testing.assert_allclose(said["task_scores"], truth, rtol=1e-4, atol=1e-4)
     assert len(said["top"]) == 3

@@ -1,0 +1,98 @@
+"""Starts what a scenario needs, Redis and a server, plays it by Locust and ends them.
+
+    python -m loadtest.scenarios.run steady spike
+    python -m loadtest.scenarios.run all --seconds 60 --write docs/results/scenarios.md
+
+Of each scenario Locust's report is written as NAME.html and its figures as NAME.json to `--out`. Exit code 1 if
+none was answered.
+"""
+
+import argparse
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from loadtest.bench.random_checkpoint import random_checkpoint
+from loadtest.bench.shapes import shape_named
+from loadtest.faults.redis_server import RedisServer
+from loadtest.faults.server_process import ServerProcess
+from loadtest.report.result import say, write_json
+from loadtest.report.table import as_markdown, as_text
+from loadtest.scenarios.catalog import SCENARIOS, locustfile
+from loadtest.scenarios.page import page
+from loadtest.scenarios.play import play
+from loadtest.scenarios.result import ScenarioResult
+from mfalcon.errors import MFalconError
+from mfalcon.models import checkpoint
+from mfalcon.models.manifest import load_items
+
+DEMO = Path("checkpoints/ml-100k-dfgr")
+"""Served where it is there; else random weights of shape S, as no time depends on their values."""
+_RANDOM_ITEMS = 1_682
+_REDIS = ("--maxmemory", "1gb", "--maxmemory-policy", "volatile-lru")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """clients: None for what the scenario has. http: ask over HTTP. out: a folder for reports and figures."""
+
+    checkpoint: Path
+    seconds: float
+    clients: int | None
+    http: bool
+    out: Path
+
+
+def run(name: str, options: RunOptions) -> ScenarioResult:
+    """One scenario on servers of its own. Raises ConfigError if it cannot be run or no request was answered."""
+    locustfile(name)  # a name that is none is refused before anything starts
+    setting = SCENARIOS[name]
+    options.out.mkdir(parents=True, exist_ok=True)
+    given = ["--num-items", str(len(load_items(options.checkpoint).item_id))]
+    given += [] if options.clients is None else ["--clients", str(options.clients)]
+    with RedisServer(arguments=_REDIS) as redis, tempfile.TemporaryDirectory(prefix="mfalcon-scenario-") as scratch:
+        flags = ("--redis-url", redis.url, *setting.flags)
+        with ServerProcess(options.checkpoint, Path(scratch), flags) as server:
+            say(f"{name}: {options.seconds:g} s")
+            host = f"http://{server.http}" if options.http else server.grpc
+            result = play(name, host, options.seconds, given, options.out / f"{name}.html")
+    write_json(options.out / f"{name}.json", result)
+    return result
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description="Run Locust scenarios on servers of their own.")
+    parser.add_argument("scenario", nargs="+", help=f"{', '.join(SCENARIOS)}, or all")
+    parser.add_argument("--checkpoint", type=Path, help=f"to serve; {DEMO} if it is there, else random weights")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--clients", type=int)
+    parser.add_argument("--http", action="store_true", help="ask over HTTP instead of gRPC")
+    parser.add_argument("--out", type=Path, default=Path("build/scenarios"))
+    parser.add_argument("--write", type=Path, help="also write the page here, as Markdown")
+    given = parser.parse_args()
+    try:
+        with tempfile.TemporaryDirectory(prefix="mfalcon-") as scratch:
+            path = given.checkpoint or (DEMO if DEMO.is_dir() else _random(Path(scratch)))
+            options = RunOptions(path, given.seconds, given.clients, given.http, given.out)
+            names = list(SCENARIOS) if given.scenario == ["all"] else given.scenario
+            results = [run(name, options) for name in names]
+    except MFalconError as error:
+        raise SystemExit(f"error: {error}") from error
+    if given.write is not None:
+        given.write.write_text(as_markdown(page(results)) + "\n", encoding="utf-8")
+    print(as_text(page(results)))
+
+
+def _random(directory: Path) -> Path:
+    """A checkpoint of random weights."""
+    path = directory / "random-S"
+    loaded = random_checkpoint(shape_named("S"), _RANDOM_ITEMS, dtype=torch.float32)
+    checkpoint.save(path, loaded.model, loaded.items)
+    return path
+
+
+if __name__ == "__main__":
+    main()
