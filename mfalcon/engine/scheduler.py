@@ -307,10 +307,10 @@ class Scheduler:
         now = time.monotonic()
         if deadline is None or deadline <= now:  # what is late already is answered as that
             return None
-        alone = self.pace.predict(seconds, 1).seconds
-        if now + alone > deadline:
+        usual = seconds / self._slowness  # what slows this machine is not on every other one
+        if now + usual > deadline:
             return Overloaded(
-                f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * alone:.0f} ms even where "
+                f"deadline: got {1e3 * (deadline - now):.0f} ms, must be at least {1e3 * usual:.0f} ms even where "
                 "nothing else is to be done",
                 elsewhere=False,
             )

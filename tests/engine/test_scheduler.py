@@ -167,6 +167,15 @@ def test_a_deadline_that_is_too_short_on_any_replica_is_told_from_one_that_is_so
     assert (refused.value.elsewhere, refused.value.retry_after_s) == (False, None)
 
 
+def test_a_slow_neighbour_here_says_nothing_of_other_replicas() -> None:
+    slowed = job(due=60, seconds=5.0)
+    slowed.forecast = replace(slowed.forecast, slowness=2.0)
+    scheduler = scheduler_of(slowed, slice_s=10.0)
+    with pytest.raises(Overloaded) as refused:
+        scheduler.admit(soon(90), 100.0, is_short=True)  # 50 on cores of its own
+    assert refused.value.elsewhere
+
+
 def test_utilisation_is_of_about_the_last_second() -> None:
     scheduler = scheduler_of(*(job(f"user-{number}") for number in range(8)))
     assert scheduler.load().utilisation == 0
