@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mfalcon.algorithm import append, prefill, score
-from mfalcon.backends.choice import TRITON
+from mfalcon.backends.choice import ON_DEVICE
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.backends.select import PoolBudget, ServedModel, serve
 from mfalcon.engine.compose import EngineConfig, compose
@@ -356,11 +356,11 @@ class _Replica:
 @contextmanager
 def _replica(subject: Subject) -> Iterator[_Replica]:
     served, checkpoint = subject.served, subject.checkpoint
-    if served.stack.name == TRITON:  # with a pool in host memory beside the device's
+    if served.stack.name in ON_DEVICE:  # with a pool in host memory beside the device's
         size = served.pool.num_bytes
         longest = checkpoint.model.config.max_history * checkpoint.model.tokens_per_event
         budget = PoolBudget(size, 1, longest, size)
-        served = serve(checkpoint.model, TRITON, budget, subject.kv_dtype)
+        served = serve(checkpoint.model, served.stack.name, budget, subject.kv_dtype)
     else:
         served = replace(served, pool=KVPool(served.pool.layout))
     cache = KVCache("laws", served.pool, _HOST_BYTES, Tombstones(), host_pool=served.host)

@@ -123,6 +123,7 @@ class ServerConfig(BaseSettings):
         "reference",
         "fused",
         "triton",
+        "triton_plain",
         "avx512_bf16",
         "avx512_f32",
         "avx2_f32",

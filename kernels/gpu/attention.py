@@ -26,10 +26,11 @@ def target_attention_parts(
     *,
     logit_scale: float,
     norm: float,
+    plain: bool = False,
 ) -> Tensor:
-    """See `kernels.gpu.target_attention`."""
+    """See `kernels.gpu.target_attention`. plain: use no kernel for Hopper."""
     parts = target_attention.target_attention_parts
-    if not q.is_cpu and takes((q, k, v), kv, batch, prefix_bias):
+    if not plain and not q.is_cpu and takes((q, k, v), kv, batch, prefix_bias):
         kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
         if usable(q.device, kind):
             parts = hopper_target_attention.target_attention_parts
@@ -37,11 +38,18 @@ def target_attention_parts(
 
 
 def prefix_attention_parts(
-    q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    bias: RelativeBias | None,
+    *,
+    logit_scale: float,
+    norm: float,
+    plain: bool = False,
 ) -> Tensor:
-    """See `kernels.gpu.prefix_attention`."""
+    """See `kernels.gpu.prefix_attention`. plain: as above."""
     parts = prefix_attention.prefix_attention_parts
-    if not q.is_cpu and takes((q,), kv, batch):
+    if not plain and not q.is_cpu and takes((q,), kv, batch):
         kind = Kind("prefix_attention", q.dtype, q.shape[2], kv.v.shape[3], bias is not None)
         if usable(q.device, kind):
             parts = hopper_prefix_attention.prefix_attention_parts

@@ -27,8 +27,9 @@ class _Layer:
 class GpuStack:
     """The weights of a stack, ready for the kernels; it never changes. Everything is in the dtype of the weights."""
 
-    def __init__(self, config: StackConfig, layers: Sequence[LayerWeights]) -> None:
-        self.config = config
+    def __init__(self, config: StackConfig, layers: Sequence[LayerWeights], *, plain: bool = False) -> None:
+        """plain: whether attention is the plain kernels' on Hopper too."""
+        self.config, self._plain = config, plain
         self.num_layers = len(layers)
         v_width, qk_width = config.num_heads * config.v_dim, config.num_heads * config.qk_dim
         self._widths = (v_width, v_width, qk_width, qk_width)
@@ -61,7 +62,13 @@ class GpuStack:
             kv_write(k, v, pages, batch, times)
             times = None  # one layer has written them for all
             parts = prefix_attention_parts(
-                q, pages, batch, weights.bias, logit_scale=config.logit_scale, norm=config.attention_norm
+                q,
+                pages,
+                batch,
+                weights.bias,
+                logit_scale=config.logit_scale,
+                norm=config.attention_norm,
+                plain=self._plain,
             )
             x = self._output(parts, u, x, weights)
 
@@ -78,7 +85,16 @@ class GpuStack:
             arrived(index)
             bias = None if weights.bias is None else target_bias(pages, batch, times_ms, weights.bias)
             parts = target_attention_parts(
-                q, k, v, pages, batch, bias, layer.own_bias, logit_scale=config.logit_scale, norm=config.attention_norm
+                q,
+                k,
+                v,
+                pages,
+                batch,
+                bias,
+                layer.own_bias,
+                logit_scale=config.logit_scale,
+                norm=config.attention_norm,
+                plain=self._plain,
             )
             x = self._output(parts, u, x, weights)
         return x

@@ -162,10 +162,11 @@ def run(
 
 def launch(given: Inputs, of_set: int) -> Tensor:
     """The kernel of a case, as a stack calls it: sums of each split [splits, num_rows, num_heads, head_dim]."""
-    kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
+    kv, scale, norm = given.sets[of_set], given.scale, given.norm
     if given.case.op == TARGET:
-        return target_attention_parts(given.q, given.k, given.v, kv, given.batch, None, None, **form)
-    return prefix_attention_parts(given.q, kv, given.batch, None, **form)
+        q, k, v = given.q, given.k, given.v
+        return target_attention_parts(q, k, v, kv, given.batch, None, None, logit_scale=scale, norm=norm)
+    return prefix_attention_parts(given.q, kv, given.batch, None, logit_scale=scale, norm=norm)
 
 
 def plain_launch(given: Inputs, of_set: int) -> Tensor:

@@ -13,9 +13,13 @@ from kernels.cpu import check as cpu_check
 from kernels.cpu.library import FusedUnavailable, Kernel
 from kernels.gpu import check as gpu_check
 
-REFERENCE, FUSED, TRITON, AUTO = "reference", "fused", "triton", "auto"
-NAMES = (AUTO, REFERENCE, FUSED, TRITON, *build_library.POLICIES)
-"""What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name."""
+REFERENCE, FUSED, TRITON, TRITON_PLAIN, AUTO = "reference", "fused", "triton", "triton_plain", "auto"
+NAMES = (AUTO, REFERENCE, FUSED, TRITON, TRITON_PLAIN, *build_library.POLICIES)
+"""What may be asked for. `fused` is the fastest policy of the dtype; the policies can be asked for by name.
+`triton_plain` is `triton` without its kernels for Hopper.
+"""
+ON_DEVICE = frozenset({TRITON, TRITON_PLAIN})
+"""Those whose pages lie on a CUDA device."""
 
 _ELEMENTS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _SLOW = frozenset({"portable_f32", "portable_bf16"})
@@ -80,7 +84,7 @@ def _policies(dtype: torch.dtype, *, slow: bool = False) -> list[str]:
 def _loaded(name: str, device: torch.device, dtype: torch.dtype) -> Kernel | None:
     if name == REFERENCE:
         return None
-    if name == TRITON:
+    if name in ON_DEVICE:
         gpu_check.check(device, dtype)
         return None
     if device.type != "cpu":

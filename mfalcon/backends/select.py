@@ -6,7 +6,7 @@ from typing import Final
 import torch
 
 from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBackend
-from mfalcon.backends.choice import AUTO, REFERENCE, TRITON, BackendUnavailable, Choice, choose
+from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
@@ -111,7 +111,7 @@ def serve(
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
     model.items.settle()
-    stack = _on_device(model, kv_dtype) if choice.name == TRITON else _backend(choice, model, kv_dtype)
+    stack = (_on_device if choice.name in ON_DEVICE else _backend)(choice, model, kv_dtype)
     if predecessor is not None and predecessor.can_share(stack.layout, budget):
         return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable)
     pool, host = _pools(model, stack, budget)
@@ -156,16 +156,17 @@ def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
     return ReferenceBackend(model.stack, model.kv_shape())
 
 
-def _on_device(model: Ranker, kv_dtype: str) -> StackBackend:
+def _on_device(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
-    return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype])
+    plain = choice.name == TRITON_PLAIN
+    return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype], plain=plain)
 
 
 def _pools(model: Ranker, stack: StackBackend, budget: PoolBudget | None) -> tuple[KVPool, KVPool | None]:
     """A pool to compute in; Triton's is on the device, and with a budget has one in host memory of the same pages."""
     layout = stack.layout
-    if stack.name != TRITON:
+    if stack.name not in ON_DEVICE:
         return budget.pool(layout) if budget else KVPool(layout), None
     if budget is None:
         longest = -(-model.config.max_history * model.tokens_per_event // layout.page_tokens) + 1

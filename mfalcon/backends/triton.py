@@ -13,6 +13,7 @@ from kernels.gpu.graphs import Graph, Limits, Run, shared_memory, smallest, with
 from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
+from mfalcon.backends.choice import TRITON, TRITON_PLAIN
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.errors import Overloaded
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
@@ -42,17 +43,23 @@ class _Part:
 class TritonBackend:
     """A stack on a device. The pages of one pool are all it reads and writes; one thread may use it at a time."""
 
-    name = "triton"
     batched = True
 
     def __init__(
-        self, stack: Stack, shape: KVShape, codes: torch.dtype | None = None, *, ahead: bool | None = None
+        self,
+        stack: Stack,
+        shape: KVShape,
+        codes: torch.dtype | None = None,
+        *,
+        ahead: bool | None = None,
+        plain: bool = False,
     ) -> None:
         """codes: of K and V on the pages, None for the compute dtype. ahead: whether `prepare` compiles, which the
-        interpreter does not need; None where it computes on a GPU.
+        interpreter does not need; None where it computes on a GPU. plain: whether Hopper has no kernels of its own.
         """
         config = stack_config(stack)
-        self._stack = GpuStack(config, layer_weights(stack))
+        self.name = TRITON_PLAIN if plain else TRITON
+        self._stack = GpuStack(config, layer_weights(stack), plain=plain)
         self._dim, self._num_heads = config.dim, config.num_heads
         num_bytes, head_dim = shape.dtype.itemsize, max(config.qk_dim, config.v_dim)
         self._tile_rows = partial(tile_rows_for, num_bytes=num_bytes, head_dim=head_dim)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kernels.cpu.build_library import POLICIES
-from mfalcon.backends.choice import AUTO, FUSED, NAMES, TRITON, choose
+from mfalcon.backends.choice import AUTO, FUSED, NAMES, ON_DEVICE, choose
 from mfalcon.backends.select import KV_DTYPES, device_named, use_device
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
@@ -75,7 +75,7 @@ def _computed_by(backend: str, kv_dtype: str, device: torch.device) -> list[Dtyp
     """Types to verify in if none is given: all, or those that the backend was made for."""
     if backend in POLICIES:
         return [Dtype(POLICIES[backend].element)]
-    if backend == TRITON or (backend == AUTO and device.type == "cuda"):
+    if backend in ON_DEVICE or (backend == AUTO and device.type == "cuda"):
         return [Dtype.FLOAT32, Dtype.BFLOAT16, Dtype.FLOAT16]
     return [Dtype.FLOAT32] if kv_dtype != "auto" or backend == FUSED else _ALL
 

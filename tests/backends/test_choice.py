@@ -8,7 +8,7 @@ import torch
 from kernels.cpu import build_library, check, library
 from kernels.cpu.library import FusedUnavailable
 from mfalcon.backends import choice
-from mfalcon.backends.choice import AUTO, NAMES, REFERENCE, TRITON, BackendUnavailable, choose, runnable
+from mfalcon.backends.choice import AUTO, NAMES, ON_DEVICE, REFERENCE, BackendUnavailable, choose, runnable
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -79,7 +79,7 @@ def test_the_reference_is_always_there(device: torch.device, dtype: torch.dtype)
 
 
 def test_every_policy_has_a_name() -> None:
-    assert {*build_library.POLICIES, AUTO, REFERENCE, TRITON, "fused"} == set(NAMES)
+    assert {*build_library.POLICIES, AUTO, REFERENCE, *ON_DEVICE, "fused"} == set(NAMES)
 
 
 def test_a_library_that_cannot_be_loaded_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -107,3 +107,11 @@ def test_pools_are_shared_with_a_predecessor_of_the_same_pages_and_budget(backen
 def test_another_kind_of_pages_is_a_pool_of_its_own() -> None:
     first = serve(MODEL, "triton", BUDGET)
     assert serve(MODEL, "triton", BUDGET, "int8", first).pool is not first.pool
+
+
+@needs_interpreter
+def test_the_plain_kernels_are_chosen_by_name_alone() -> None:
+    for name in ("triton", "triton_plain"):
+        served = serve(MODEL, name, BUDGET)
+        assert served.stack.name == name
+        assert served.host is not None  # a pool behind the device's, as every backend of a device has

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from kernels.gpu import attention
 from kernels.gpu.graphs import Graph
+from kernels.gpu.hopper.self_check import Kind
 from kernels.gpu.self_check import deviation
 from kernels.gpu.stack import GpuStack
 from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score_all
@@ -21,9 +23,12 @@ from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.backends.triton import TritonBackend, _groups, _microbatches, _Part
 from mfalcon.engine.workers import take_cores
 from mfalcon.kvcache.copy import ThreadCopier
-from mfalcon.kvcache.state import KVPool, KVState
+from mfalcon.kvcache.state import KVPool, KVShape, KVState
 from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.config import LayerConfig
+from mfalcon.models.layer import Stack
 from tests.device import DEVICE, needs_interpreter
+from tests.launches import watched
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 CHECKPOINT = small_checkpoint("dfgr", torch.float32)
@@ -346,3 +351,24 @@ def test_without_the_wait_both_are_wrong(monkeypatch: pytest.MonkeyPatch, phase:
         found = score(served, longer, targets(5, 5), NOW_MS, 8)
     assert not torch.allclose(found, expected, atol=1e-3)
     copier.close()
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_plain_backend_asks_for_no_kernel_of_hopper(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
+    """On tensors without memory; these kernels would take them."""
+    asked = list[str]()
+
+    def usable(_: torch.device, kind: Kind) -> bool:
+        asked.append(kind.op)
+        return False
+
+    monkeypatch.setattr(attention, "usable", usable)
+    where, dtype = torch.device("meta"), torch.float16
+    layer = LayerConfig(dim=128, num_heads=2, qk_dim=64, v_dim=64, attention_norm=8)
+    backend = TritonBackend(Stack(layer, 2).to(where, dtype), KVShape(2, 2, 64, 64, dtype, where), plain=plain)
+    states = [KVPool(backend.layout, 4).empty().grown(300)]
+    with watched(lambda _: None, compute=False):
+        backend.encode(states, torch.zeros(300, 128, dtype=dtype, device=where), [300])
+        backend.hidden(states, torch.zeros(300, 128, dtype=dtype, device=where), [300], [NOW_MS], 4096)
+    assert asked == ([] if plain else ["prefix_attention", *["target_attention"] * 2])
