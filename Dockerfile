@@ -35,6 +35,7 @@ RUN pip install -e . \
 RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY kernels kernels
 COPY --from=kernel /app/kernels/cpu/build kernels/cpu/build
+COPY client client
 COPY loadtest loadtest
 COPY mfalcon mfalcon
 COPY proto proto

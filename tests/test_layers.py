@@ -37,8 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "laws": ("mfalcon.laws",),
     "train": ("mfalcon.train",),
     "proto": ("proto",),
-    "distributed": ("mfalcon_client",),
-    "client": ("mfalcon.client",),
+    "client": ("mfalcon_client",),
     "server": ("server",),
     "app": ("server.app",),
     "loadtest": ("loadtest",),
@@ -75,15 +74,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
     "train": ("words", "attention", "config", "models"),
     "proto": (),
-    "distributed": (),
-    "client": ("words", "proto"),
+    "client": (),
     "server": ("words", "metrics", "config", "proto"),
     "app": ("words", "metrics", "history", "redis", "kvcache", "config", "models", "backends", "engine", "server"),
     "loadtest": tuple(room for room in ROOMS if room not in ("loadtest", "server", "app", "cli")),
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "distributed", "client", "server")
+FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""

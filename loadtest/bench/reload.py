@@ -15,8 +15,8 @@ import grpc
 import numpy as np
 
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
+from loadtest.load.messages import append_message, rank_message, rank_result
 from loadtest.report.machine import Machine, commit, this_machine
-from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, Events, Ids
 from proto import ranking_pb2 as pb

@@ -16,9 +16,9 @@ from grpc_health.v1 import health_pb2
 from loadtest.faults.oracle import Answer, score_errors
 from loadtest.faults.server_process import REFUSED, ServerProcess
 from loadtest.faults.world import Person
-from mfalcon.client import rank_message, rank_result
+from loadtest.load.messages import rank_message, rank_result
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import RankResult
+from mfalcon_client import Ranking
 from proto.ranking_pb2_grpc import RankingStub
 
 PATIENCE_S = 300.0
@@ -51,7 +51,7 @@ def ask(
     *,
     item: int | None = None,
     waits: bool = False,
-) -> RankResult | str:
+) -> Ranking | str:
     """One rank: its scores, or the name of a status. item: the last candidate. waits: for a connection."""
     request = person.request(seed)
     if item is not None:
@@ -71,7 +71,7 @@ class Seen:
     _answers: dict[tuple[str, int, bytes], tuple[Answer, int, int]] = field(default_factory=dict)
     """Answers with what names them: how often each came, and of how many candidates it has no score."""
 
-    def add(self, person: Person, seed: int, result: RankResult | str) -> None:
+    def add(self, person: Person, seed: int, result: Ranking | str) -> None:
         """One more. Equal answers to equal questions are compared once."""
         if isinstance(result, str):
             self.outcomes[result] += 1

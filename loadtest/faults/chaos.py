@@ -19,7 +19,7 @@ from functools import partial
 from loadtest.faults.chaos_client import ChaosClient, ChaosOptions
 from loadtest.faults.chaos_report import ChaosReport, report
 from loadtest.faults.oracle import score_errors
-from loadtest.faults.replicas import channels
+from loadtest.faults.replicas import clients
 from mfalcon.models.checkpoint import Checkpoint
 
 Inject = Callable[[threading.Event], Counter[str]]
@@ -55,9 +55,9 @@ class Chaos:
         began = time.monotonic()
         stop = began + options.seconds
         metronome = _Work(partial(self._keep_time, over))
-        with channels(self._targets) as stubs:
+        with clients(self._targets) as servers:
             faults = _Work(lambda: self._faults.update(inject(lift) if inject else ()))
-            senders = [_Work(partial(client.send, stubs, stop)) for client in self._clients]
+            senders = [_Work(partial(client.send, servers, stop)) for client in self._clients]
             faults.join(stop)  # where a fault cannot be lifted, this ends the run at once
             time.sleep(max(0.0, stop - time.monotonic()))
             lift.set()
@@ -65,11 +65,11 @@ class Chaos:
             _join_all(senders, stop + options.settle_s + _UNANSWERED_S)
             num_before = self._num_answers()
             settled = time.monotonic() + options.settle_s
-            askers = [_Work(partial(client.ask_all, stubs, settled)) for client in self._clients]
+            askers = [_Work(partial(client.ask_all, servers, settled)) for client in self._clients]
             _join_all(askers, settled + _UNANSWERED_S)
             self._num_final = self._num_answers() - num_before
             deleted = time.monotonic() + options.settle_s
-            deleters = [_Work(partial(client.delete_all, stubs, deleted)) for client in self._clients]
+            deleters = [_Work(partial(client.delete_all, servers, deleted)) for client in self._clients]
             _join_all(deleters, deleted + _UNANSWERED_S)
             over.set()
             metronome.join(time.monotonic() + _UNANSWERED_S)

@@ -13,7 +13,7 @@ from loadtest.faults.resolve import LogViolation, Unresolved, append_surely, del
 from loadtest.load.trace import Append, Delete, Edit, Rank, Step, TraceOptions, edited, time_ms, trace
 from mfalcon.errors import CallFailed
 from mfalcon.types import EVENT_DTYPE, Events, Ids, no_events
-from proto.ranking_pb2_grpc import RankingStub
+from mfalcon_client import Client
 
 _PAUSE_S = 0.05
 """Between two attempts at a write."""
@@ -93,13 +93,13 @@ class ChaosClient:
         self._rng = np.random.default_rng((options.seed, number))
         self.records = Records()
 
-    def send(self, stubs: Sequence[RankingStub], stop: float) -> None:
+    def send(self, servers: Sequence[Client], stop: float) -> None:
         """Follow the trace until `stop` (time.monotonic()), at this client's part of the rate.
 
         A write of unknown outcome is resolved before anything else is sent, if need be after `stop`.
         """
         options = self._options
-        replicas = Replicas(stubs, self._rng, options.deadline_s, self.records.calls)
+        replicas = Replicas(servers, self._rng, options.deadline_s, self.records.calls)
         for step in self._trace():
             pause_s = self._rng.exponential(options.num_clients / options.rate)
             if time.monotonic() + pause_s >= stop:
@@ -109,11 +109,11 @@ class ChaosClient:
             if not user.broken:
                 self._take(replicas, user, step, stop + options.settle_s)
 
-    def ask_all(self, stubs: Sequence[RankingStub], give_up: float) -> None:
+    def ask_all(self, servers: Sequence[Client], give_up: float) -> None:
         """Rank each user of the trace on each replica, again and again until it is answered."""
         candidates = self._rng.choice(self._item_ids, self._options.num_candidates)
-        for number, stub in enumerate(stubs):
-            replica = Replicas([stub], self._rng, self._options.deadline_s, self.records.last_calls)
+        for number, server in enumerate(servers):
+            replica = Replicas([server], self._rng, self._options.deadline_s, self.records.last_calls)
             for user in self._users:
                 keep_trying = self._patience(give_up)
                 while user.seen and not user.broken:
@@ -123,9 +123,9 @@ class ChaosClient:
                         self.records.unresolved.append(f"{user.name} on {self._targets[number]}: never answered again")
                         break
 
-    def delete_all(self, stubs: Sequence[RankingStub], give_up: float) -> None:
+    def delete_all(self, servers: Sequence[Client], give_up: float) -> None:
         """Leave nothing of the users on the servers."""
-        replicas = Replicas(stubs, self._rng, self._options.deadline_s, self.records.last_calls)
+        replicas = Replicas(servers, self._rng, self._options.deadline_s, self.records.last_calls)
         for user in self._users:
             try:
                 if user.seen:

@@ -2,21 +2,16 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
-import grpc
 import numpy as np
 
-from mfalcon.client import append_message, rank_message, rank_result
 from mfalcon.errors import CallFailed
-from mfalcon.types import Events, Ids, RankResult, no_events
-from proto import ranking_pb2 as pb
-from proto.ranking_pb2_grpc import RankingStub
-
-_RECONNECT_MS = 200
-"""gRPC's own backoff grows to two minutes: a server that is back would not be noticed."""
+from mfalcon.types import Events, Ids, no_events
+from mfalcon_client import Client, ClientError, Ranking, Retry
 
 Reply = TypeVar("Reply")
 
@@ -38,79 +33,76 @@ class CallLog:
 
 
 @contextmanager
-def channels(targets: Sequence[str]) -> Iterator[list[RankingStub]]:
-    """A stub for each target, on channels that come back soon after a server does."""
-    names = ("grpc.initial_reconnect_backoff_ms", "grpc.min_reconnect_backoff_ms", "grpc.max_reconnect_backoff_ms")
-    opened = [grpc.insecure_channel(target, [(name, _RECONNECT_MS) for name in names]) for target in targets]
-    try:
-        yield [RankingStub(channel) for channel in opened]
-    finally:
-        for channel in opened:
-            channel.close()
+def clients(targets: Sequence[str]) -> Iterator[list[Client]]:
+    """A client for each target that asks once: what becomes of each attempt is what a run wants to know."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(Client(target, retry=Retry(attempts=1))) for target in targets]
 
 
 class Replicas:
     """Each call goes to a replica drawn by `rng`, with the same deadline. For one thread. Raises CallFailed."""
 
-    def __init__(self, stubs: Sequence[RankingStub], rng: np.random.Generator, deadline_s: float, log: CallLog) -> None:
-        self._stubs = stubs
+    def __init__(self, servers: Sequence[Client], rng: np.random.Generator, deadline_s: float, log: CallLog) -> None:
+        self._servers = servers
         self._rng = rng
         self._deadline_s = deadline_s
         self._log = log
         self.latest = 0
         """The replica that had the latest call."""
 
-    def rank(
-        self, user_id: str, candidates: Ids, request_time_ms: int, recent_events: Events | None = None
-    ) -> RankResult:
+    def rank(self, user_id: str, candidates: Ids, request_time_ms: int, recent_events: Events | None = None) -> Ranking:
         """Score candidates for a user."""
         recent = no_events() if recent_events is None else recent_events
-        message = rank_message(user_id, candidates, request_time_ms=request_time_ms, recent_events=recent)
-        return rank_result(self._begin("Rank", message).reply())
+        server = self._drawn()
+        return self._ended(
+            "Rank",
+            lambda: server.rank(
+                user_id,
+                candidates,
+                request_time_ms=request_time_ms,
+                recent_events=recent,
+                timeout_s=self._deadline_s,
+            ),
+        )
 
     def append_events(self, user_id: str, events: Events, expected_len: int, times: int) -> list[int | CallFailed]:
         """Append the same events so many times at once: the new length or the failure of each."""
-        message = append_message(user_id, events, expected_len)
-        calls: list[_Pending[pb.AppendEventsResponse]] = [self._begin("AppendEvents", message) for _ in range(times)]
-        outcomes: list[int | CallFailed] = []
-        for call in calls:
+
+        def append(server: Client) -> int | CallFailed:
+            def call() -> int:
+                done = server.append_events(user_id, events, expected_len=expected_len, timeout_s=self._deadline_s)
+                return done.history_len
+
             try:
-                outcomes.append(int(call.reply().history_len))
-            except CallFailed as error:
-                outcomes.append(error)
-        return outcomes
+                return self._ended("AppendEvents", call)
+            except CallFailed as failure:
+                return failure
+
+        with ThreadPoolExecutor(times) as threads:
+            return list(threads.map(append, [self._drawn() for _ in range(times)]))
 
     def delete_user(self, user_id: str, meanwhile: Callable[[], object]) -> None:
-        """Delete the user. meanwhile: is called before there is an answer."""
-        call: _Pending[pb.DeleteUserResponse] = self._begin("DeleteUser", pb.DeleteUserRequest(user_id=user_id))
-        meanwhile()
-        call.reply()
+        """Delete the user. meanwhile: is called while there is no answer yet."""
+        server = self._drawn()
+        with ThreadPoolExecutor(1) as thread:
+            deleting = thread.submit(
+                self._ended, "DeleteUser", lambda: server.delete_user(user_id, timeout_s=self._deadline_s)
+            )
+            meanwhile()
+            deleting.result()
 
-    def _begin(self, method: str, message: object) -> "_Pending[Any]":
-        self.latest = int(self._rng.integers(len(self._stubs)))
-        send = getattr(self._stubs[self.latest], method).future
+    def _drawn(self) -> Client:
+        self.latest = int(self._rng.integers(len(self._servers)))
         self._log.sent += 1
-        return _Pending(method, send(message, timeout=self._deadline_s), self._log)
+        return self._servers[self.latest]
 
-
-class _Pending(Generic[Reply]):
-    """A call under way; when it ends is noted then, not when somebody asks for the reply."""
-
-    def __init__(self, method: str, call: "grpc.Future[Reply]", log: CallLog) -> None:
-        self._method, self._call, self._log = method, call, log
-        self._ended: list[float] = []
-        self._began = time.monotonic()
-        call.add_done_callback(lambda _: self._ended.append(time.monotonic()))
-
-    def reply(self) -> Reply:
-        """Once. Raises CallFailed."""
-        status = "OK"
+    def _ended(self, method: str, call: Callable[[], Reply]) -> Reply:
+        """A call to its end, which is noted."""
+        began, status = time.monotonic(), "OK"
         try:
-            return self._call.result()
-        except grpc.RpcError as error:
-            call = cast(grpc.Call, error)  # what a stub raises is both
-            status = call.code().name
-            raise CallFailed(status, call.details() or "no details") from error
+            return call()
+        except ClientError as error:
+            status = error.code
+            raise CallFailed(status, error.details) from error
         finally:
-            ended = self._ended[0] if self._ended else time.monotonic()  # the callback runs in another thread
-            self._log.ended.append(Call(self._method, status, ended - self._began))
+            self._log.ended.append(Call(method, status, time.monotonic() - began))

@@ -25,8 +25,8 @@ from loadtest.faults.oracle import Life
 from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.server_scene import KEYS, Scene, ServerFault
 from loadtest.faults.world import Person, random_events
+from loadtest.load.messages import rank_message
 from mfalcon.backends.choice import REFERENCE
-from mfalcon.client import rank_message
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import EngineFailure
 from mfalcon.history.chain import user_hash

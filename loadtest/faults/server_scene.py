@@ -17,8 +17,8 @@ from loadtest.faults.oracle import BOUND, Life
 from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.server_process import ServerProcess
 from loadtest.faults.world import SHAPE, Person, random_events
+from loadtest.load.messages import append_message
 from mfalcon.backends.choice import REFERENCE
-from mfalcon.client import append_message
 from mfalcon.models import checkpoint as checkpoints
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.keys import Keys

@@ -11,9 +11,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from loadtest.load.target import SETUP_TIMEOUT_S, Scored, ServedModel
-from mfalcon.client import append_message, rank_message
 from mfalcon.errors import CallFailed
 from mfalcon.types import Events, Floats, Ids
+from mfalcon_client import RANK_KEY, encoding, rank_key
 from proto import ranking_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Ranking"].full_name
@@ -34,12 +34,12 @@ class GrpcTarget:
         self._model = _method(self._channels[0], "GetModel")
 
     def rank_body(self, candidates: Ids, request_time_ms: int) -> bytes:
-        """A serialized RankRequest."""
-        return rank_message("", candidates, request_time_ms=request_time_ms).SerializeToString()
+        """A serialized RankRequest but for its user."""
+        return encoding.rank_options(candidates, request_time_ms=request_time_ms)
 
     def append_body(self, events: Events) -> bytes:
-        """A serialized AppendEventsRequest."""
-        return append_message("", events, None).SerializeToString()
+        """A serialized AppendEventsRequest but for its user."""
+        return encoding.append_options(events, None)
 
     async def model(self) -> ServedModel:
         """GetModel."""
@@ -48,8 +48,10 @@ class GrpcTarget:
 
     async def rank(self, user_id: str, body: bytes, timeout_s: float | None) -> Scored:
         """Rank. The timeout goes on the wire alone: gRPC's own would end the call here, and hide a silent server."""
-        metadata = None if timeout_s is None else (("grpc-timeout", _on_the_wire(timeout_s)),)
-        raw = await _explained(next(self._ranks)(_user(user_id) + body, metadata=metadata))
+        metadata = _key(user_id)
+        if timeout_s is not None:
+            metadata += (("grpc-timeout", _on_the_wire(timeout_s)),)
+        raw = await _explained(next(self._ranks)(encoding.user(user_id) + body, metadata=metadata))
         try:
             reply = pb.RankResponse.FromString(raw)
         except DecodeError:
@@ -59,11 +61,11 @@ class GrpcTarget:
 
     async def append(self, user_id: str, body: bytes) -> None:
         """AppendEvents."""
-        await _explained(self._append(_user(user_id) + body, timeout=SETUP_TIMEOUT_S))
+        await _explained(self._append(encoding.user(user_id) + body, metadata=_key(user_id), timeout=SETUP_TIMEOUT_S))
 
     async def delete(self, user_id: str) -> None:
         """DeleteUser."""
-        await _explained(self._delete(_user(user_id), timeout=SETUP_TIMEOUT_S))
+        await _explained(self._delete(encoding.user(user_id), metadata=_key(user_id), timeout=SETUP_TIMEOUT_S))
 
     async def close(self) -> None:
         """Close every channel."""
@@ -76,9 +78,9 @@ def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCa
     return channel.unary_unary(f"/{_SERVICE}/{name}")
 
 
-def _user(user_id: str) -> bytes:
-    """The user's field, which has the same number in every request."""
-    return pb.DeleteUserRequest(user_id=user_id).SerializeToString()
+def _key(user_id: str) -> tuple[tuple[str, str], ...]:
+    """By which a balancer keeps a user on one replica."""
+    return ((RANK_KEY, rank_key(user_id)),)
 
 
 def _on_the_wire(seconds: float) -> str:

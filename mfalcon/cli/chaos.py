@@ -20,8 +20,8 @@ from loadtest.faults.fleet import Fleet
 from loadtest.faults.inject import MEAN_GAP_S, inject
 from loadtest.faults.redis_server import RedisServer
 from loadtest.report.machine import commit, this_machine
+from mfalcon.cli.calling import calling
 from mfalcon.cli.output import JsonOption, print_json
-from mfalcon.client import Client
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
@@ -129,8 +129,8 @@ def run_against(path: Path, options: ChaosOptions, targets: Sequence[str]) -> Ch
     """Send to servers that run already, and compare. Raises ConfigError if one serves another checkpoint."""
     loaded = checkpoint.load(path)
     for target in targets:
-        with Client(target) as client:
-            served = client.model().version
+        with calling(target) as client:
+            served = client.get_model().version
         if not loaded.fingerprint.startswith(served):
             raise ConfigError(f"{target} serves version {served}, {path} is {loaded.fingerprint[: len(served)]}")
     sent = Chaos(loaded, targets, options)

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import serve
+from mfalcon.cli.calling import calling
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.process import serving
 from mfalcon.cli.rank import cost_line, top_table
 from mfalcon.cli.train import train_checkpoint
-from mfalcon.client import Client
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.laws import masked_forward
@@ -24,8 +24,9 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.manifest import MANIFEST
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
-from mfalcon.types import EVENT_DTYPE, Events, RankResult
+from mfalcon.types import EVENT_DTYPE, Events
 from mfalcon.window import WindowRule
+from mfalcon_client import Client, Ranking
 
 CHECKPOINT = Path("checkpoints/ml-100k-dfgr")
 USER = "450"
@@ -52,7 +53,7 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
         train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), CHECKPOINT)
     loaded = checkpoint.load(CHECKPOINT)
     _step("Serving")
-    with serving(CHECKPOINT) as served, Client(served.grpc) as client:
+    with serving(CHECKPOINT) as served, calling(served.grpc) as client:
         _console.print(f"mfalcon serve is up: gRPC at {served.grpc}, HTTP at {served.http}")
         _rank(client, dataset, loaded, user)
     _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
@@ -73,7 +74,7 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     now = int(history["time_ms"][-1]) + 60_000
     ids = dataset.items.item_id
 
-    def ask(label: str) -> RankResult:
+    def ask(label: str) -> Ranking:
         began = time.perf_counter()
         result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context)
         _console.print(f"[bold]{label:<28}[/bold] {1000 * (time.perf_counter() - began):6.1f} ms; {cost_line(result)}")
@@ -90,7 +91,7 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     _compare(loaded, history, context, now, again)
 
 
-def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: int, cached: RankResult) -> None:
+def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: int, cached: Ranking) -> None:
     """The same scores without M-FALCON, in this process: one forward per candidate, timed on a sample."""
     model, items = loaded.model, loaded.items
     config = model.config

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from mfalcon.cli.calling import calling
 from mfalcon.cli.datasets import ColumnsOption, DataOption, open_dataset
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
-from mfalcon.client import Client
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Events
+from mfalcon_client import Client, ClientError, VersionConflict
 
 _CHUNK = 5_000
 """Events per append: well within the server's limit."""
@@ -35,7 +36,7 @@ def load(
     chosen = np.ones(len(dataset.events), dtype=np.bool_)
     if user is not None:
         chosen = dataset.user == dataset.user_ids.index(user)
-    with Client(target) as client:
+    with calling(target) as client:
         appended = append_histories(client, dataset, chosen)
     there = int(chosen.sum()) - appended
     Console(highlight=False).print(f"{appended:,} events appended" + (f", {there:,} were there" if there else ""))
@@ -53,7 +54,7 @@ def append_histories(client: Client, dataset: Dataset, chosen: NDArray[np.bool_]
         user_id, events = dataset.user_ids[user], dataset.events[positions[chosen[positions]]]
         try:
             appended += _append_rest(client, user_id, events, chunk)
-        except CallFailed as error:
+        except ClientError as error:
             raise CallFailed(error.code, f"user {user_id!r}: {error.details}") from error
     return appended
 
@@ -62,14 +63,14 @@ def _append_rest(client: Client, user_id: str, events: Events, chunk: int) -> in
     """Append the events that are not there, most often all of them. No write doubles any: each says what it expects."""
     there = 0
     try:
-        done = client.append_events(user_id, events[:chunk], expected_len=0)
-    except CallFailed as error:
-        if error.code != "FAILED_PRECONDITION":
+        done = client.append_events(user_id, events[:chunk], expected_len=0).history_len
+    except VersionConflict as conflict:
+        if conflict.history_len is None:
             raise
-        there = done = client.history_len(user_id)
+        there = done = conflict.history_len
         if there > len(events):
             told = f"the server has {there:,} events, more than the {len(events):,} to load; delete the user first"
-            raise CallFailed(error.code, told) from error
+            raise ClientError(conflict.code, told) from conflict
     while done < len(events):
-        done = client.append_events(user_id, events[done : done + chunk], expected_len=done)
+        done = client.append_events(user_id, events[done : done + chunk], expected_len=done).history_len
     return done - there

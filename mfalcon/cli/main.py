@@ -120,6 +120,9 @@ def main() -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
         sys.exit(1)
     except ModuleNotFoundError as error:
+        if error.name == "mfalcon_client":  # it came into the checkout after the installation
+            Console(stderr=True).print("[red]error:[/red] this needs a newer installation: pip install -e .")
+            sys.exit(1)
         if error.name not in ("polars", "matplotlib", "httpx", "locust"):
             raise
         extra = {"polars": "data", "matplotlib": "plot", "httpx": "loadtest", "locust": "loadtest"}[error.name]

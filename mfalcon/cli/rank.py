@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mfalcon.cli.calling import calling
 from mfalcon.cli.output import JsonOption, print_json
-from mfalcon.client import Client
 from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import load_items
-from mfalcon.types import Ids, RankResult
+from mfalcon.types import Ids
+from mfalcon_client import Ranking
 
 _console = Console(highlight=False)
 
@@ -45,7 +46,7 @@ def rank(
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
     ids = _candidates(candidates, items)
-    with Client(target, timeout) as client:
+    with calling(target, timeout) as client:
         result = client.rank(
             user, ids, top_k=top, context=_context(context or []), model=model, allow_partial=allow_partial
         )
@@ -62,7 +63,7 @@ def rank(
     _console.print(cost_line(result))
 
 
-def top_table(result: RankResult, ids: Ids, items: ItemTable | None) -> Table:
+def top_table(result: Ranking, ids: Ids, items: ItemTable | None) -> Table:
     """The best candidates with titles and scores."""
     table = Table()
     for name in ("#", "item", "score", *result.tasks):
@@ -77,7 +78,7 @@ def top_table(result: RankResult, ids: Ids, items: ItemTable | None) -> Table:
     return table
 
 
-def cost_line(result: RankResult) -> str:
+def cost_line(result: Ranking) -> str:
     """Where the answer came from and what it cost."""
     cache, times = result.cache, result.timings
     return (
@@ -108,7 +109,7 @@ def _context(pairs: list[str]) -> dict[str, int]:
         raise ConfigError(f"--context: got {pairs}, each must be name=integer") from error
 
 
-def as_json(result: RankResult, ids: Ids, items: ItemTable | None) -> dict[str, object]:
+def as_json(result: Ranking, ids: Ids, items: ItemTable | None) -> dict[str, object]:
     """The best candidates and everything else that the server said of the request."""
     unknown = set(result.unknown.tolist())
     top = [

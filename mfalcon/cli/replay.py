@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from mfalcon.cli.calling import calling
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
 from mfalcon.cli.load import append_histories
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
-from mfalcon.client import Client
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Ranker
@@ -26,6 +26,7 @@ from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
 from mfalcon.train.vocabulary import fit_to
 from mfalcon.types import Ids
+from mfalcon_client import Client
 
 _SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
 
@@ -67,9 +68,9 @@ def replay(
     loaded = checkpoint.load(path)
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     chosen = split(dataset, part) == TEST
-    with Client(target) as client:
+    with calling(target) as client:
         client.wait_ready(10)
-        served = client.model().version
+        served = client.get_model().version
         if not loaded.fingerprint.startswith(served):
             raise ConfigError(f"{target} serves version {served}, {path} is {loaded.fingerprint[: len(served)]}")
         result = replay_online(client, loaded.model, dataset, chosen, visibility)

@@ -5,8 +5,8 @@ import asyncio
 import numpy as np
 import pytest
 
+from mfalcon.cli.calling import calling
 from mfalcon.cli.load import append_histories
-from mfalcon.client import Client
 from mfalcon.errors import CallFailed, StorageUnavailable
 from mfalcon.train.synthetic import synthetic
 from mfalcon.types import Events
@@ -40,7 +40,7 @@ class Stopping(FakeEngine):
 
 
 def load(target: str, chosen: np.ndarray = EVERY) -> int:
-    with Client(target) as client:
+    with calling(target) as client:
         return append_histories(client, DATASET, chosen, CHUNK)
 
 

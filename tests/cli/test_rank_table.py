@@ -8,20 +8,22 @@ from rich.console import Console
 
 from mfalcon.cli.rank import as_json, top_table
 from mfalcon.models.items import ItemTable
-from mfalcon.types import CacheInfo, CacheSource, RankResult, Timings
+from mfalcon_client import CacheInfo, CacheSource, Ranking, Timings
 
 ITEMS = ItemTable(np.array([1, 2]), ("Film [/b]", "Film [rec]"), {})
 IDS = np.array([1, 2, 9])
-RESULT = RankResult(
+RESULT = Ranking(
     scores=np.array([0.1, 0.3, 0.2], dtype=np.float32),
     tasks=("like", "rating"),
     task_scores=np.array([[0.1, 0.3, 0.2], [1, 3, 2]], dtype=np.float32),
-    top=np.array([1, 2, 0], dtype=np.uint32),
+    top=np.array([1, 2, 0], dtype=np.int64),
     model_version="v",
     cache=CacheInfo(CacheSource.HOST, 5, 1),
     timings=Timings(1, 2, 3, 4, 10),
     history_len=6,
-    unknown=np.array([2], dtype=np.uint32),
+    unknown=np.array([2], dtype=np.int64),
+    failed=np.empty(0, dtype=np.int64),
+    stale=False,
 )
 
 

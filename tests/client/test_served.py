@@ -79,7 +79,7 @@ async def test_events_are_arrays_or_objects(client: Any, served: Running, events
     await client.delete_user("ann")
 
 
-async def test_models_are_described(client: Any) -> None:
+async def test_models_are_described(client: Any, served: Running) -> None:
     model = await client.get_model()
     for name in ("name", "version", "architecture", "tasks", "actions", "max_history", "prefix_stable", "backend"):
         assert getattr(model, name) == getattr(MODEL, name)
@@ -88,6 +88,9 @@ async def test_models_are_described(client: Any) -> None:
         ("hour", 24, (), True),
     ]
     assert [m.name for m in await client.list_models()] == [MODEL.name, OTHER.name]
+    assert (await client.get_model("other")).version == OTHER.version
+    await client.prefill("ann", model="other")
+    assert served.engine.asked_of == ["other"]
     with pytest.raises(NotFound, match="din"):
         await client.get_model("din")
 

@@ -11,13 +11,13 @@ from mfalcon.cli.chaos import run_against
 from mfalcon.cli.process import serving
 from mfalcon.cli.quality import baselines
 from mfalcon.cli.replay import replay_online
-from mfalcon.client import Client
 from mfalcon.laws import check
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.splits import TEST, split
+from mfalcon_client import Client
 
 STRICT_AUC = 0.760
 """Bar for one seed; `make quality` holds the medians of three against higher ones."""

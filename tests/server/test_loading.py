@@ -14,8 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from loadtest.faults.redis_server import free_port
-from mfalcon.client import Client
-from mfalcon.errors import CallFailed
+from mfalcon_client import Client, Unavailable
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service
 from server.config import load_config
@@ -60,7 +59,7 @@ async def test_a_client_waits_while_it_loads() -> None:
     service = Service(load_config(None, FREE_PORTS))
     addresses = await service.listen()
     with Client(addresses.grpc) as client:
-        with pytest.raises(CallFailed, match=STILL_LOADING):
+        with pytest.raises(Unavailable, match=STILL_LOADING):
             await asyncio.to_thread(client.wait_ready, 0.2)
         waiting = asyncio.create_task(asyncio.to_thread(client.wait_ready, 10))
         await asyncio.sleep(0.2)

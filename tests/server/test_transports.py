@@ -1,6 +1,5 @@
 """Both transports give the same answers, over real sockets."""
 
-import asyncio
 import time
 
 import grpc.aio
@@ -12,7 +11,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from pydantic import BaseModel
 
-from mfalcon.client import Client
 from proto import ranking_pb2
 from server.http import bodies, codec
 from tests.server.fake_engine import FAILING_ITEM, MODEL, OTHER, like_scores
@@ -234,14 +232,3 @@ async def test_models_by_name(running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await running.stub.GetModel(ranking_pb2.GetModelRequest(model="din"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
-
-
-async def test_the_client_asks_models_by_name(running: Running) -> None:
-    def ask() -> tuple[list[str], str, str]:
-        with Client(running.addresses.grpc) as client:
-            client.prefill("ann", "other")
-            names = [model.name for model in client.models()]
-            return names, client.model("other").version, client.rank("ann", [1], model="other").model_version
-
-    assert await asyncio.to_thread(ask) == (NAMES, OTHER.version, OTHER.version)
-    assert running.engine.asked_of == ["other", "other"]

@@ -9,8 +9,8 @@ import pytest
 
 from loadtest.bench.masked_server import start
 from loadtest.bench.saturation import MASKED, MFALCON, SaturationOptions, page, run
+from loadtest.load.messages import append_message, rank_message
 from loadtest.report.table import Table
-from mfalcon.client import append_message, rank_message
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from proto import ranking_pb2 as pb

@@ -13,9 +13,9 @@ import loadtest
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import shape_named
 from loadtest.faults.fleet import Fleet
-from mfalcon.client import Client
-from mfalcon.errors import CallFailed, EngineFailure
+from mfalcon.errors import EngineFailure
 from mfalcon.models import checkpoint
+from mfalcon_client import Client, ClientError
 
 ROOT = Path(loadtest.__file__).parents[1]
 FLAGS = ("--threads", "1", "--microbatch", "16")
@@ -44,8 +44,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answers(target: str) -> bool:
     with Client(target, timeout_s=1.0) as client:
         try:
-            return bool(client.model().name)
-        except CallFailed:
+            return bool(client.get_model().name)
+        except ClientError:
             return False
 
 
