@@ -6,12 +6,14 @@
 #              PyTorch's index of CPU wheels saves most of the download.
 # TRITONS      versions of Triton that `make triton` holds the kernels to; each has its limits in kernels/gpu
 # SCENARIO     what `make loadtest` plays, a minute each
+# RELEASE      yes: what `make proto` writes is what later changes of the contract may not break
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 TRITONS ?= 3.6.0 3.7.1
+RELEASE ?=
 SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
@@ -136,6 +138,7 @@ soak: .venv/.installed-test ## load what `make serve` serves for half an hour: d
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
+	$(if $(filter yes,$(RELEASE)),$(BIN)/buf build --exclude-source-info --as-file-descriptor-set -o proto/released.binpb)
 
 client-wheel: .venv/.installed-test ## build the wheel and the sdist of mfalcon-client into dist
 	cd client && ../$(BIN)/python -m hatchling build -d ../dist
