@@ -97,12 +97,13 @@ rehearse-gpu: .venv/.installed-test ## both without a device: every cell reached
 	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu-rehearsal --rehearse --seconds 3600
 	$(BIN)/python -m loadtest.bench.gpu_checks --out build/gpu-checks-rehearsal --rehearse --seconds 3600
 
-# For a machine that has torch, triton and numpy, but no package index: less than 10 MB.
+# For a machine that has torch, triton and numpy, but no package index: 8 MB, and 10 for what goes through gRPC.
 WHEELS := build/wheels
 gpu-wheels: .venv/bin/python ## fetch what such a machine is brought
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
 	  --implementation cp --abi cp312 --abi abi3 --abi none --platform manylinux_2_28_x86_64 \
-	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -r loadtest/bench/gpu_wheels.txt -d $(WHEELS)
+	  --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d $(WHEELS) \
+	  -r loadtest/bench/gpu_wheels.txt -r loadtest/bench/gpu_wheels_grpc.txt
 
 # Each version in an environment of its own, which has Triton and takes all else from .venv.
 triton: .venv/.installed-test ## compile and interpret the Triton kernels with each version of Triton

@@ -33,6 +33,9 @@ MOST_S = {
 }
 """Seconds after which a step is killed, in their order. They are more than all have: what comes late is dropped."""
 
+STALLED_S = 30.0
+"""Without a new line of the record a step stands still: it is killed, and goes on behind what it had begun."""
+
 
 def plan(out: Path, record: Path, rehearse: bool) -> list[Planned]:
     """All steps."""
@@ -46,7 +49,17 @@ def plan(out: Path, record: Path, rehearse: bool) -> list[Planned]:
     commands["bars"] = (sys.executable, "-m", "loadtest.bench.gpu_bars", str(record))
     if not rehearse:
         commands["profile"] = (sys.executable, "-m", "loadtest.bench.gpu_profile", "--ncu", str(out / "ncu.txt"))
-    return [Planned(name, commands[name], most, beside=name == "prewarm") for name, most in MOST_S.items()]
+    return [
+        Planned(
+            name,
+            commands[name],
+            most,
+            beside=name == "prewarm",
+            stalled_s=None if name in ("prewarm", "profile", "bars") else STALLED_S,
+            last=name == "bars",
+        )
+        for name, most in MOST_S.items()
+    ]
 
 
 if __name__ == "__main__":

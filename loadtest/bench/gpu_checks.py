@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from loadtest.bench.gpu_run import Planned, script
-from loadtest.bench.gpu_wheels import TESTING
+from loadtest.bench.gpu_wheels import SERVING, TESTING
 
 SECONDS = 240.0
 MOST_S = {
@@ -24,6 +24,8 @@ MOST_S = {
     "bars": 20.0,
 }
 """Seconds after which a step is killed, in their order; the first two run beside the tests."""
+STALLED_S = 40.0
+"""Of those whose cells are seconds apart: then the cell is left out."""
 _OWN = {"laws": "gpu_laws", "tests": "gpu_device_tests", "engine": "gpu_engine", "grpc": "gpu_grpc"}
 """Modules that are one step."""
 
@@ -41,8 +43,18 @@ def plan(_: Path, record: Path, rehearse: bool) -> list[Planned]:
         ("loadtest.bench.gpu_check_steps", "small", *more) if rehearse else ("loadtest.bench.gpu_profile", "--memcheck")
     )
     commands["sanitizer"] = (sys.executable, "-m", *looked_at)
-    return [Planned(name, commands[name], most, beside=name in ("prewarm", "laws")) for name, most in MOST_S.items()]
+    return [
+        Planned(
+            name,
+            commands[name],
+            most,
+            beside=name in ("prewarm", "laws"),
+            stalled_s=STALLED_S if name in ("engine", "codes") else None,
+            last=name == "bars",
+        )
+        for name, most in MOST_S.items()
+    ]
 
 
 if __name__ == "__main__":
-    script(__doc__, plan, TESTING, SECONDS)
+    script(__doc__, plan, TESTING, SECONDS, {"grpc": SERVING})

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from loadtest.bench.gpu_engine_sizes import NUM_ITEMS, REAL, REHEARSAL, Sizes
-from loadtest.bench.gpu_record import CELL, Record
+from loadtest.bench.gpu_record import CELL, Record, Turns
 from loadtest.bench.gpu_run import asked
 from loadtest.bench.random_checkpoint import random_checkpoint
 from mfalcon.cores import owned_cores
@@ -64,9 +64,12 @@ def measure(sizes: Sizes, record: Record, time_is_up: Callable[[], bool]) -> Non
             ("from the host", 0 if sizes.device == "cpu" else 3 * windows * page, _promoted),
             ("at once", 8 * windows * page, _at_once),
         )
+        turns = Turns(record)
         for name, device_bytes, cell in cells:
             if time_is_up():
                 return
+            if not turns.begin(name):
+                continue
             record.add(CELL, _tried(name, sizes, partial(_in_engine, loaded, sizes, device_bytes, cell)))
 
 

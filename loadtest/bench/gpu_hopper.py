@@ -43,6 +43,8 @@ def compare(cases: Sequence[Case], where: Place, write: Callable[[HopperCell], N
         for case in cases:
             if where.time_is_up:
                 return
+            if not where.begin(case.described):
+                continue
             try:
                 write(_timed(case, where))
             except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a cell, not the run)

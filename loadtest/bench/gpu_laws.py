@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from loadtest.bench.gpu_record import LAW, Record, read
+from loadtest.bench.gpu_record import LAW, Record, Turns, read
 from loadtest.bench.gpu_run import asked
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import Shape
@@ -24,7 +24,10 @@ def measure(device: str, kv_dtypes: tuple[str, ...], record: Record, time_is_up:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random"
         checkpoint.save(path, made.model, made.items)
+        turns = Turns(record)
         for kv_dtype in kv_dtypes:
+            if not turns.begin(kv_dtype):
+                continue
             try:
                 for law in check(checkpoint.load(path, torch.bfloat16, device), kv_dtype=kv_dtype):
                     record.add(LAW, {"scenario": f"pages {kv_dtype}", **asdict(law), "holds": law.holds})

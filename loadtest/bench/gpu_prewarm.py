@@ -10,9 +10,8 @@ all of these are the same in a process that only names its architecture.
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from tempfile import TemporaryDirectory
@@ -21,11 +20,11 @@ import torch
 import triton
 
 from kernels.gpu import configs
+from loadtest.bench.gpu_pool import Work
 from loadtest.bench.gpu_pretend import H100, Driver, Specialisation
 from loadtest.bench.gpu_record import PREWARMED, Record
 from loadtest.bench.gpu_run import Asked, asked
 from loadtest.bench.gpu_steps import STEPS, Step, rehearsed
-from loadtest.report.result import say
 from mfalcon.cores import owned_cores
 
 _REPEATED = ("batch", "again")
@@ -69,23 +68,23 @@ def pretend(architecture: int) -> None:
 
 def prewarm(steps: Sequence[Step], where: configs.Device, seconds: float) -> Prewarmed:
     """Compile what the steps launch; what is not done when the seconds are over is left to the steps."""
-    begun, failed, spent = time.monotonic(), [], []
-    pool = ProcessPoolExecutor(
-        owned_cores(), mp_context=get_context("spawn"), initializer=pretend, initargs=(where.architecture,)
-    )
-    futures = {pool.submit(compiled, one): one for one in specialisations(steps, where)}
-    found_s = time.monotonic() - begun
-    try:
-        for future in as_completed(futures, timeout=max(0.0, begun + seconds - time.monotonic())):
-            error = future.exception()
-            if error is None:
-                spent.append(future.result())
-            else:
-                failed.append(f"{futures[future].kernel}: {type(error).__name__}: {error}"[:500])
-    except TimeoutError:
-        say("prewarm: the time is up")
-    pool.shutdown(wait=False, cancel_futures=True)
-    return Prewarmed(len(futures), len(spent), found_s, time.monotonic() - begun, sum(spent), tuple(failed))
+    begun, found_s = time.monotonic(), 0.0
+    found, failed, spent = [], [], []
+
+    def as_found() -> Iterator[Specialisation]:
+        nonlocal found_s
+        for one in specialisations(steps, where):
+            found.append(one)
+            yield one
+        found_s = time.monotonic() - begun
+
+    work = Work(compiled, owned_cores(), partial(pretend, where.architecture))
+    for one, result in work.done(as_found(), begun + seconds):
+        if isinstance(result, BaseException):
+            failed.append(f"{one.kernel}: {type(result).__name__}: {result}"[:500])
+        else:
+            spent.append(result)
+    return Prewarmed(len(found), len(spent), found_s, time.monotonic() - begun, sum(spent), tuple(failed))
 
 
 def warm(steps: Sequence[Step], given: Asked) -> None:

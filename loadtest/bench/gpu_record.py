@@ -2,14 +2,17 @@
 
 import json
 import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from loadtest.report.result import finite
+from loadtest.report.finite import finite
 
 MACHINE, CEILINGS, LAW, CELL, TUNED, STEP = "machine", "ceilings", "law", "cell", "tuned", "step"
-PREWARMED, REHEARSED = "prewarmed", "rehearsed"
+PREWARMED, REHEARSED, BEGUN, LOST = "prewarmed", "rehearsed", "begun", "lost"
 """Kinds of lines."""
 
 
@@ -21,19 +24,53 @@ class Record:
     step: str
 
     def add(self, kind: str, found: Any) -> None:
-        """A dataclass or a mapping; on the disk when this returns."""
+        """A dataclass or a mapping; on the disk when this returns, or printed where the disk has no room for it."""
         fields = found if isinstance(found, dict) else asdict(found)
         line = json.dumps(finite({"step": self.step, "kind": kind, **fields}), allow_nan=False)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("ab+") as file:
+                # A line that was cut short, by a kill or a full disk, must not take this one with it.
+                whole = file.tell() == 0 or (file.seek(-1, os.SEEK_END) >= 0 and file.read(1) == b"\n")
+                file.write(f"{'' if whole else chr(10)}{line}\n".encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            with suppress(OSError):
+                print(f"NOT WRITTEN ({error.strerror}): {line}", flush=True)
+
+
+class Turns:
+    """The items of a step, in turn. Each is in the record before it is begun, so that a process that begins the step
+    again leaves out what is done, and what ended the process before it.
+
+    wait: until the device is idle; it raises what went wrong there. An error of the device stays for as long as the
+    process lives, so the process ends then.
+    """
+
+    DEVICE_LOST: ClassVar = 75
+    """Exit code of a process whose device takes no more work."""
+
+    def __init__(self, record: Record, wait: Callable[[], object] = lambda: None) -> None:
+        self._record, self._wait = record, wait
+        self._before = [line["item"] for line in read(record.path, BEGUN) if line["step"] == record.step]
+
+    def begin(self, item: str, *, needed: bool = False) -> bool:
+        """Whether to do it. needed: by items behind it, so it is done again unless it was what ended the process."""
+        try:
+            self._wait()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the next process may do better)
+            print(f"before {item}: the device is lost: {type(error).__name__}: {error}", flush=True)
+            sys.exit(self.DEVICE_LOST)
+        if item in (self._before[-1:] if needed else self._before):
+            return False
+        self._record.add(BEGUN, {"item": item})
+        return True
 
 
 def read(path: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of a kind; one that was cut short by a kill is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             fields = json.loads(line)
         except ValueError:

@@ -1,43 +1,58 @@
 """Runs the steps of a script on a device: each a process, killed at its time, its output in a log, its end in a record.
 
-Nothing that a step does ends more than itself. All steps together keep to the seconds they are given: what comes last
-is what is dropped.
+Nothing that a step does ends more than itself. One that was killed, that stands still or that lost its device is begun
+again behind the item that did it (`gpu_record.Turns`). All steps together keep to the seconds they are given: what
+comes last is what is dropped.
 """
 
 import argparse
+import math
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from loadtest.bench.gpu_record import REHEARSED, STEP, Record, read
-from loadtest.bench.gpu_wheels import PRESENT, missing, unpack
+from loadtest.bench.gpu_record import BEGUN, CELL, LOST, REHEARSED, STEP, Record, Turns, read
+from loadtest.bench.gpu_wheels import missing, unpack
 
 ROOT = Path(__file__).parents[2]
 _LAST_LINES = 6
 _LEAST_S = 5.0
 """Left of the time: with less no step is begun."""
+_LOOK_S = 0.25
+_DIES_S = 10.0
+"""Until a process is gone that was killed: one that waits for a driver may never be."""
+_MOST_ATTEMPTS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A process. command: with {seconds} for how long it may work. most_s: it is killed then. beside: it runs beside
-    the next step.
+    the next step. stalled_s: it is killed when it adds nothing to the record for so long, after its first line. last:
+    time is kept for it.
     """
 
     name: str
     command: tuple[str, ...]
     most_s: float
     beside: bool = False
+    stalled_s: float | None = None
+    last: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step ended: "passed", "failed", "out of time" or "dropped: the time is up"."""
+    """How a step ended: "passed", "failed", "killed by signal N", "stood still", "lost the device", "out of time", or
+    "dropped: " and why.
+    """
 
     name: str
     result: str
@@ -48,9 +63,11 @@ class Outcome:
 class _Running:
     step: Planned
     process: subprocess.Popen[bytes]
-    output: Path
+    copying: threading.Thread
     begun: float
     end: float
+    num_items: int
+    last: deque[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +101,12 @@ def script(
     plan: Callable[[Path, Path, bool], Sequence[Planned]],
     needs: Sequence[str],
     seconds: float,
+    also: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """The main program of a script. plan: of the folder, the record and whether it is rehearsed.
+    """The main program of a script. plan: of the folder, the record and whether it is rehearsed. also: what single
+    steps import beside what all need; one whose packages are missing is dropped.
 
-    Exit code 1 if a step failed, ran out of time or was dropped, or a rehearsal found anything wrong.
+    Exit code 1 if a step did not pass, a cell has an error, or a rehearsal found anything wrong.
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
@@ -97,9 +116,17 @@ def script(
     parser.add_argument("--rehearse", action="store_true", help="without a device")
     given = parser.parse_args()
     out, record, environment = prepared(given.out, given.wheels, needs)
-    steps = [step for step in plan(out, record, given.rehearse) if not given.only or step.name in given.only]
-    outcomes = run(steps, out, record, given.seconds, environment)
+    steps, outcomes = [], []
+    for step in plan(out, record, given.rehearse):
+        if given.only and step.name not in given.only:
+            continue
+        if absent := missing(tuple((also or {}).get(step.name, ())), environment):
+            outcomes.append(_told(Outcome(step.name, f"dropped: {'; '.join(absent)}"[:300], 0.0), record))
+        else:
+            steps.append(step)
+    outcomes += run(steps, out, record, given.seconds, environment)
     wrong = [text for line in read(record, REHEARSED) for text in line["wrong"]]
+    wrong += [f"{cell['step']}: {cell['error']}" for cell in read(record, CELL) if cell.get("error")]
     print("\n".join(wrong), flush=True)
     sys.exit(1 if wrong or any(outcome.result != "passed" for outcome in outcomes) else 0)
 
@@ -112,60 +139,133 @@ def prepared(out: Path, wheels: Path | None, needs: Sequence[str]) -> tuple[Path
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     record, site = out / "gpu.jsonl", out / "site"
-    record.unlink(missing_ok=True)
-    path = list(sys.path)
+    for old in (record, *out.glob("*.log")):
+        old.unlink(missing_ok=True)
     if wheels is not None:
         print(f"{unpack(wheels, site)} wheels are unpacked into {site}", flush=True)
-        path.insert(0, str(site))
-    if absent := missing((*PRESENT, *needs), path):
-        sys.exit(f"missing here: {', '.join(absent)}; fetch wheels with `make gpu-wheels` and name them with --wheels")
     before = os.environ.get("PYTHONPATH")
     more = {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *([str(site)] if wheels else []), *([before] if before else [])]),
         "PYTHONUNBUFFERED": "1",
         "TRITON_DISABLE_LINE_INFO": "1",  # a binary's name in the cache depends on it
     }
+    if absent := missing(needs, more):
+        sys.exit(f"missing here: {'; '.join(absent)}: fetch wheels with `make gpu-wheels` and name them with --wheels")
     return out, record, more
 
 
 def run(plan: Sequence[Planned], out: Path, record: Path, seconds: float, more: Mapping[str, str]) -> list[Outcome]:
-    """Every step in turn. out: folder of the logs. more: of the environment."""
+    """Every step in turn; an outcome for each time that one was begun. out: folder of the logs. more: of the
+    environment.
+    """
     end, outcomes = time.monotonic() + seconds, []
+    kept = sum(step.most_s for step in plan if step.last)
     running: list[_Running] = []
     for step in plan:
-        now = time.monotonic()
-        if end - now < _LEAST_S:
+        now, its_end = time.monotonic(), end if step.last else end - kept
+        if its_end - now < _LEAST_S:
             outcomes.append(_told(Outcome(step.name, "dropped: the time is up", 0.0), record))
             continue
-        running.append(_begun(step, out, min(step.most_s, end - now), more))
+        running.append(_begun(step, out, record, min(now + step.most_s, its_end), more))
         if not step.beside:
-            outcomes += [_told(_ended(each), record) for each in running]
+            for each in running:
+                outcomes += _to_its_end(each, out, record, its_end, more)
             running = []
-    return outcomes + [_told(_ended(each), record) for each in running]
+    for each in running:
+        outcomes += _to_its_end(each, out, record, end, more)
+    return outcomes
 
 
-def _begun(step: Planned, out: Path, seconds: float, more: Mapping[str, str]) -> _Running:
-    now, output = time.monotonic(), out / f"{step.name}.log"
+def _to_its_end(running: _Running, out: Path, record: Path, end: float, more: Mapping[str, str]) -> list[Outcome]:
+    """A step, begun again as long as each attempt comes further than the last. end: of all steps."""
+    outcomes: list[Outcome] = []
+    while True:
+        outcome = _told(_ended(running, record), record)
+        outcomes.append(outcome)
+        items = _items(record, running.step)
+        if outcome.result in ("passed", "failed", "out of time") or len(items) == running.num_items:
+            return outcomes
+        Record(record, running.step.name).add(LOST, {"item": items[-1], "why": outcome.result})
+        # Its time is what it had left, and that for which it stood still.
+        again = running.end + (running.step.stalled_s or 0.0 if outcome.result == "stood still" else 0.0)
+        again = min(again, end)
+        if len(outcomes) == _MOST_ATTEMPTS or again - time.monotonic() < _LEAST_S:
+            return outcomes
+        running = _begun(running.step, out, record, again, more)
+
+
+def _items(record: Path, step: Planned) -> list[str]:
+    """What the step has begun so far, in all attempts."""
+    return [line["item"] for line in read(record, BEGUN) if line["step"] == step.name]
+
+
+def _begun(step: Planned, out: Path, record: Path, end: float, more: Mapping[str, str]) -> _Running:
+    now = time.monotonic()
     # What it may work is a little less than it may live: it ends by itself.
-    command = [word.replace("{seconds}", f"{max(1.0, seconds - _LEAST_S):.0f}") for word in step.command]
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, process_group=0, env={**os.environ, **more}
-        )
-    return _Running(step, process, output, now, now + seconds)
+    command = [word.replace("{seconds}", f"{max(1.0, end - now - _LEAST_S):.0f}") for word in step.command]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        env={**os.environ, **more},
+    )
+    assert process.stdout is not None
+    last: deque[str] = deque(maxlen=_LAST_LINES)
+    log = out / f"{step.name}.log"
+    copying = threading.Thread(target=_copy, args=(process.stdout, log, last), daemon=True)
+    copying.start()
+    return _Running(step, process, copying, now, end, len(_items(record, step)), last)
 
 
-def _ended(running: _Running) -> Outcome:
-    process = running.process
-    try:
-        result = "passed" if process.wait(max(0.0, running.end - time.monotonic())) == 0 else "failed"
-    except subprocess.TimeoutExpired:
+def _copy(source: IO[bytes], log: Path, last: deque[str]) -> None:
+    """What a step says, into its log as long as the disk has room; what finds none is printed."""
+    with source:
+        for line in source:
+            text = line.decode(errors="replace").rstrip()
+            last.append(text)
+            try:
+                with log.open("ab", buffering=0) as file:
+                    file.write(line)
+            except OSError:
+                print(text, flush=True)
+
+
+def _ended(running: _Running, record: Path) -> Outcome:
+    process, step = running.process, running.step
+    size, grown = _size(record), math.inf  # how long it takes to begin is not known
+    while True:
+        now = time.monotonic()
+        try:
+            result = _by_code(process.wait(max(0.0, min(_LOOK_S, running.end - now))))
+            break
+        except subprocess.TimeoutExpired:
+            if _size(record) != size:
+                size, grown = _size(record), now
+            if now >= running.end:
+                result = "out of time"
+                break
+            if step.stalled_s is not None and now > grown + step.stalled_s:
+                result = "stood still"
+                break
+    with suppress(ProcessLookupError):  # also what a step has left behind, which would keep the device busy
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        result = "out of time"
-    written = running.output.read_bytes().decode(errors="replace").splitlines()
-    print("\n".join(f"  {line[:200]}" for line in written[-_LAST_LINES:]), flush=True)
-    return Outcome(running.step.name, result, time.monotonic() - running.begun)
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_DIES_S)
+    running.copying.join(1.0)
+    print("\n".join(f"  {line[:200]}" for line in running.last), flush=True)
+    return Outcome(step.name, result, time.monotonic() - running.begun)
+
+
+def _by_code(code: int) -> str:
+    if code < 0:
+        return f"killed by signal {-code}"
+    return {0: "passed", Turns.DEVICE_LOST: "lost the device"}.get(code, "failed")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _told(outcome: Outcome, record: Path) -> Outcome:

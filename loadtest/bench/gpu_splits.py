@@ -4,7 +4,7 @@ No number compiles anything, so a sweep takes milliseconds. What a split costs a
 parts, is counted in.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,16 +34,23 @@ class SplitCell:
     error: str | None = None
 
 
-def sweep(where: Place, write: Callable[[SplitCell], None]) -> None:
+def sweep(where: Place, write: Callable[[SplitCell], None], cases: Sequence[Case] = CASES) -> None:
     """Every case at every number; one that fails, or differs from the rule's, says so."""
     with torch.inference_mode():
-        for case in CASES:
-            given = inputs(case, where.device)
-            expected = launch(given, 0).sum(0)
+        for case in cases:
+            if not where.begin(f"splits of {case.described}", needed=True):
+                continue
+            try:
+                given = inputs(case, where.device)
+                expected = launch(given, 0).sum(0)
+            except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a case, not the run)
+                write(SplitCell(case, 0, 0, error=f"{type(raised).__name__}: {raised}"[:500]))
+                continue
             for splits in SPLITS:
                 if where.time_is_up:
                     return
-                write(_timed(replace(given, batch=replace(given.batch, splits=splits)), expected, given, where))
+                if where.begin(f"{case.described}, {splits} splits"):
+                    write(_timed(replace(given, batch=replace(given.batch, splits=splits)), expected, given, where))
 
 
 def _timed(given: Inputs, expected: Tensor, rule: Inputs, where: Place) -> SplitCell:

@@ -204,6 +204,8 @@ class _Measuring:
         """All paths, each written as soon as it is timed; none where a law is broken."""
         scenario = self._scenario
         spec, lens, m = scenario.spec, scenario.lens, scenario.m
+        if not self._where.begin(f"{scenario.name}: {SETUP}", needed=True):
+            return
         world = self._tried(SETUP, self._world)
         if world is None or not self._sound:
             return
@@ -216,7 +218,8 @@ class _Measuring:
             self._cell(SCORE, min(lens), microbatch, False, partial(_score, world, microbatch), scoring)
         progress(f"{spec.name} {scenario.name}: recording graphs")
         largest = max(microbatches)
-        if self._tried(RECORDING, lambda: self._replayed(world, largest)):
+        recording = self._where.begin(f"{scenario.name}: {RECORDING}", needed=True)
+        if recording and self._tried(RECORDING, lambda: self._replayed(world, largest)):
             for microbatch in microbatches:
                 self._cell(SCORE, min(lens), microbatch, True, partial(_score, world, microbatch), scoring)
         for cached in scenario.cached:
@@ -259,6 +262,8 @@ class _Measuring:
         if reason is not None:
             self._written(MASKED, 0, None, False, least, skipped=reason)
             return
+        if not self._where.begin(f"{self._scenario.name}: compared with one {MASKED} forward"):
+            return
 
         def compared() -> bool:
             worst = world.wrong(world.masked(), world.score(self._scenario.num_targets), world.targets)
@@ -268,6 +273,8 @@ class _Measuring:
             self._cell(MASKED, 0, None, False, lambda _: world.masked(), least)
 
     def _cell(self, path: str, cached: int, microbatch: int | None, graph: bool, action: Run, least: Least) -> None:
+        if not self._where.begin(f"{self._scenario.name}: {path}, {cached} cached, {microbatch}, graph {graph}"):
+            return
         device_ms = request_ms = error = skipped = None
         if self._where.time_is_up:
             skipped = "the time is up"

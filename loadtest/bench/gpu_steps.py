@@ -18,7 +18,7 @@ from kernels.gpu import configs
 from loadtest.bench import gpu_hopper, gpu_profile, gpu_splits, gpu_stacks, gpu_tune, kernels
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
 from loadtest.bench.gpu_pretend import H100, META, CountingClock, Launches, pretended
-from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, REHEARSED, TUNED, Record, read
+from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, REHEARSED, TUNED, Record, Turns, read
 from loadtest.bench.gpu_run import Asked, asked
 from loadtest.bench.gpu_stacks import Law, StackCell, StackOptions
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, Place, bench_device, probe
@@ -84,7 +84,12 @@ def _sweep(where: Place, record: Record) -> None:
     gpu_splits.sweep(where, lambda cell: record.add(CELL, cell))
     beside = record.path.parent / "tuned"
     folder = beside if where.device == META else configs.TUNED
-    gpu_tune.tune(folder, say, where=where, wanted=gpu_tune.headline_jobs, write=lambda tuned: record.add(TUNED, tuned))
+
+    def failed(job: str, error: str) -> None:
+        record.add(CELL, {"name": job, "error": error})
+
+    wanted = gpu_tune.headline_jobs
+    gpu_tune.tune(folder, say, where=where, wanted=wanted, write=lambda it: record.add(TUNED, it), failed=failed)
     if folder != beside and folder.is_dir():
         shutil.copytree(folder, beside, dirs_exist_ok=True)
 
@@ -119,7 +124,7 @@ def rehearsed(steps: Sequence[Step], where: configs.Device, record: Callable[[St
             clock = CountingClock(launches)
             before, known = launches.count, len(launches.found)
             file = record(step)
-            step.run(Place(META, clock, ceilings=_ASSUMED), file)
+            step.run(Place(META, clock, ceilings=_ASSUMED, turns=Turns(file)), file)
             file.add(
                 REHEARSED,
                 {
@@ -154,7 +159,8 @@ def run(steps: Sequence[Step], given: Asked) -> None:
         sys.exit("\n".join(sorted(set(launches.wrong))) or 0)
     device = bench_device(quick=False)
     timer = DeviceTimer(device, step.sampled_s)
-    step.run(Place(device, timer, given.end, known_ceilings(given.record)), record)
+    turns = Turns(record, timer.wait)
+    step.run(Place(device, timer, given.end, known_ceilings(given.record), turns), record)
 
 
 if __name__ == "__main__":

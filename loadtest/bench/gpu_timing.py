@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from loadtest.bench.gpu_record import Turns
 from loadtest.report.timing import Spread, spread
 from mfalcon.errors import ConfigError
 
@@ -152,12 +153,19 @@ def bench_device(*, quick: bool) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a benchmark runs. end: of the monotonic clock, after which no cell is begun. ceilings: if known already."""
+    """Where a benchmark runs. end: of the monotonic clock, after which no cell is begun. ceilings: if known already.
+    turns: what is begun there; none where nobody begins it again.
+    """
 
     device: torch.device
     clock: Clock
     end: float = math.inf
     ceilings: Ceilings | None = None
+    turns: Turns | None = None
+
+    def begin(self, item: str, *, needed: bool = False) -> bool:
+        """See `Turns.begin`."""
+        return self.turns is None or self.turns.begin(item, needed=needed)
 
     @property
     def time_is_up(self) -> bool:

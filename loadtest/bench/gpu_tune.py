@@ -7,6 +7,7 @@ after every shape; it needs torch, triton and numpy. A candidate must agree with
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from unittest.mock import patch
 
@@ -149,11 +150,12 @@ def tune(
     where: Place | None = None,
     wanted: Callable[[torch.device], Iterator[Job]] = jobs,
     write: Callable[[Tuned], None] = lambda _: None,
+    failed: Callable[[str, str], None] = lambda *_: None,
 ) -> list[Tuned]:
     """Seek the configurations of every job and store those that gain; what other shapes have there stays.
 
     folder: None for the one that kernels.gpu.configs reads, for a device. `write` is given each as it is found; a job
-    that fails ends alone.
+    that fails ends alone, and `failed` is given its name and why.
     """
     where = where or place(_SECONDS, budget_s, quick=quick)
     device = where.device
@@ -168,16 +170,20 @@ def tune(
             if where.time_is_up:
                 progress("the time is up")
                 break
+            if not where.begin(job.name):
+                continue
             try:
                 tuned = _sought(job, where.clock, quick=quick)
-            except Exception as error:  # noqa: BLE001 (whatever a device refuses ends a job, not the run)
-                progress(f"{job.name}: {type(error).__name__}: {error}"[:500])
+                if tuned.kept:
+                    store(folder, name, tuned.key, tuned.config)
+            except Exception as error:  # noqa: BLE001 (whatever a device or a disk refuses ends a job, not the run)
+                text = f"{type(error).__name__}: {error}"[:500]
+                progress(f"{job.name}: {text}")
+                failed(job.name, text)
                 continue
             found.append(tuned)
             write(tuned)
             progress(f"{tuned.key}: {tuned.config if tuned.kept else 'as the rule has it'}, {as_ms(tuned.ms)}")
-            if tuned.kept:
-                store(folder, name, tuned.key, tuned.config)
     return found
 
 
@@ -240,8 +246,8 @@ def _output(job: Job) -> Tensor:
 
 
 def _attention_job(case: Case, device: torch.device) -> Job:
-    given = inputs(case, device)
-    return Job(case.described, lambda index: plain_launch(given, index % len(given.sets)), case.torch_dtype)
+    given = cache(lambda: inputs(case, device))  # made by the first run: what it refuses ends this job alone
+    return Job(case.described, lambda index: plain_launch(given(), index % len(given().sets)), case.torch_dtype)
 
 
 def _linear_job(projection: _Projection, rows: int, device: torch.device) -> Job:
@@ -251,12 +257,18 @@ def _linear_job(projection: _Projection, rows: int, device: torch.device) -> Job
         return torch.randn(*shape, generator=generator, device=device).to(torch.bfloat16)
 
     num_in, num_out, num_silu = projection.num_in, projection.num_out, projection.num_silu
-    x, weight = random(rows, num_in), random(num_out, num_in)
-    bias = random(num_out) if projection.with_bias else None
-    residual = None if num_silu else random(rows, num_out)
+
+    @cache
+    def made() -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        bias = random(num_out) if projection.with_bias else None
+        return random(rows, num_in), random(num_out, num_in), bias, None if num_silu else random(rows, num_out)
+
+    def beside(_: int) -> Tensor:
+        x, weight, bias, _residual = made()
+        return torch.mm(x, weight.T) if bias is None else torch.addmm(bias, x, weight.T)
+
     name = f"linear {rows} x {num_in} -> {num_out}"
-    beside = (lambda _: torch.mm(x, weight.T)) if bias is None else (lambda _: torch.addmm(bias, x, weight.T))
-    return Job(name, lambda _: linear(x, weight, bias, residual, num_silu), torch.bfloat16, beside)
+    return Job(name, lambda _: linear(*made(), num_silu), torch.bfloat16, beside)
 
 
 def _sizes(config: Config) -> str:

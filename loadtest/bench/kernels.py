@@ -149,6 +149,8 @@ def run(
         for index, case in enumerate(cases):
             if where.time_is_up:
                 return replace(result, left=len(cases) - index)
+            if not where.begin(case.described):
+                continue
             progress(f"{index + 1}/{len(cases)} {case.described}")
             cell = measured(case, where, ceilings.of(case.torch_dtype), options.seed)
             if cell.error is None and options.with_others:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from loadtest.report.finite import finite
 from loadtest.report.machine import Machine
 from loadtest.report.table import Table
 from loadtest.report.timing import Spread
@@ -99,12 +100,3 @@ def write_json(path: Path, result: Any) -> None:
 def say(text: str) -> None:
     """Progress, on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def finite(value: Any) -> Any:
-    """Numbers that JSON has not, as text."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return str(value) if isinstance(value, float) and value - value != 0 else value

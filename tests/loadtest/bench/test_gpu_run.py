@@ -3,37 +3,29 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Iterable
+from importlib.metadata import files, requires
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from loadtest.bench import gpu_all, gpu_checks, gpu_run
+from loadtest.bench import gpu_all, gpu_checks, gpu_run, gpu_wheels
 from loadtest.bench.gpu_device_tests import FILES, outcomes
-from loadtest.bench.gpu_record import CELL, LAW, REHEARSED, STEP, Record, read
+from loadtest.bench.gpu_pool import Work
+from loadtest.bench.gpu_record import CELL, LAW, LOST, REHEARSED, STEP, Record, Turns, read
 from loadtest.bench.gpu_run import Planned
-from loadtest.bench.gpu_wheels import MEASURING, PRESENT, missing, unpack
+from loadtest.bench.gpu_wheels import missing, unpack
 from loadtest.report.timing import Spread
 
 PYTHON = (sys.executable, "-c")
-LACKING = (
-    *("redis", "hiredis", "opentelemetry", "pytest_asyncio", "fastapi", "orjson", "typer", "uvicorn", "sklearn"),
-    *("polars", "grpc_tools", "grpc", "msgspec", "zmq", "xxhash", "safetensors", "cachetools", "prometheus_client"),
-)
-"""What the machines that were seen lack, and what else is not carried for the measurements."""
-SERVER_ONLY = ("fastapi", "uvicorn", "orjson", "msgspec", "zmq", "grpc", "grpc_tools", "typer", "sklearn", "polars")
-"""What the tests of a device and the engine do without, whether it is carried or not."""
-BLOCKED = """
-import sys
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Blocked())
-"""
+WHEELS = Path(gpu_wheels.__file__).parent
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 
 
@@ -63,43 +55,182 @@ def test_no_step_ends_another(tmp_path: Path) -> None:
     assert {each.result for each in gpu_run.run(plan, tmp_path, record, 1, {})} == {"dropped: the time is up"}
 
 
+ITEMS = """
+import os, signal, sys, time
+from pathlib import Path
+from loadtest.bench.gpu_record import CELL, Record, Turns
+ill = []
+def wait():
+    if ill:
+        raise RuntimeError("an illegal address")
+record = Record(Path(sys.argv[1]), "step")
+turns = Turns(record, wait)
+print("sets up", turns.begin("setup", needed=True), flush=True)
+for name in ("fine", "dies", "hangs", "spoils", "raises", "last"):
+    if turns.begin(name):
+        if name == "dies":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif name == "hangs":
+            time.sleep(600)
+        elif name == "spoils":
+            ill.append(name)
+        record.add(CELL, {"name": name})
+"""
+
+
+def test_a_step_goes_on_behind_what_ended_it(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    plan = [Planned("step", (*PYTHON, ITEMS, str(record)), 600, stalled_s=5)]
+    outcomes = gpu_run.run(plan, tmp_path, record, 600, {})
+    assert [each.result for each in outcomes] == ["killed by signal 11", "stood still", "lost the device", "passed"]
+    assert [cell["name"] for cell in read(record, CELL)] == ["fine", "spoils", "raises", "last"]
+    assert [line["item"] for line in read(record, LOST)] == ["dies", "hangs", "spoils"]
+    assert (tmp_path / "step.log").read_text().count("sets up True") == 4
+
+
+def test_a_step_that_comes_no_further_is_not_begun_again(tmp_path: Path) -> None:
+    plan = [Planned("step", (*PYTHON, "import os; os.kill(os.getpid(), 9)"), 30)]
+    (outcome,) = gpu_run.run(plan, tmp_path, tmp_path / "record", 60, {})
+    assert outcome.result == "killed by signal 9"
+
+
+def test_what_needs_what_ended_the_process_is_left_out(tmp_path: Path) -> None:
+    record = Record(tmp_path / "r", "step")
+    first = Turns(record)
+    assert first.begin("setup", needed=True) and first.begin("cell")
+    second = Turns(record)
+    assert second.begin("setup", needed=True) and not second.begin("cell") and second.begin("setup of b", needed=True)
+    third = Turns(record)
+    assert not third.begin("setup of b", needed=True) and Turns(Record(record.path, "other")).begin("cell")
+
+
+def test_nothing_that_a_step_has_begun_outlives_it(tmp_path: Path) -> None:
+    orphan = "import subprocess as s, sys; print(s.Popen([sys.executable, '-c', 'import time; time.sleep(600)']).pid)"
+    gpu_run.run([Planned("step", (*PYTHON, orphan), 30)], tmp_path, tmp_path / "record", 60, {})
+    state = Path(f"/proc/{int((tmp_path / 'step.log').read_text())}/stat")
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":  # nobody may be there to reap it
+        time.sleep(0.01)
+
+
+def test_time_is_kept_for_the_last_step(tmp_path: Path) -> None:
+    plan = [
+        Planned("slow", (*PYTHON, "import time; time.sleep(60)"), 60),
+        Planned("late", (*PYTHON, ""), 60),
+        Planned("page", (*PYTHON, ""), 30, last=True),
+    ]
+    outcomes = gpu_run.run(plan, tmp_path, tmp_path / "record", 35.5, {})
+    assert [each.result for each in outcomes] == ["out of time", "dropped: the time is up", "passed"]
+
+
+def test_a_full_disk_loses_no_cell(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What finds no room is printed, by the step into its log, and from there by the script."""
+    (tmp_path / "step.log").symlink_to("/dev/full")
+    (tmp_path / "record").symlink_to("/dev/full")
+    code = f"""
+from pathlib import Path
+from loadtest.bench.gpu_record import CELL, Record
+for name in ("a", "b"):
+    Record(Path({str(tmp_path / "record")!r}), "step").add(CELL, {{"name": name}})
+"""
+    (outcome,) = gpu_run.run([Planned("step", (*PYTHON, code), 30)], tmp_path, tmp_path / "record", 60, {})
+    printed = capfd.readouterr().out
+    assert outcome.result == "passed" and "No space left" in printed
+    assert '"name": "a"}' in printed and '"name": "b"}' in printed and '"result": "passed"' in printed
+
+
 def test_a_record_outlives_a_kill(tmp_path: Path) -> None:
     record = Record(tmp_path / "r", "a")
     record.add(CELL, Spread(1.0, float("nan"), 2.0, 3))
     with record.path.open("a") as file:
         file.write('{"step": "a", "kind": "ce')
+    record.add(CELL, {"name": "next"})
     assert read(record.path, CELL) == [
-        {"step": "a", "kind": CELL, "median_ms": 1.0, "min_ms": "nan", "max_ms": 2.0, "num_samples": 3}
+        {"step": "a", "kind": CELL, "median_ms": 1.0, "min_ms": "nan", "max_ms": 2.0, "num_samples": 3},
+        {"step": "a", "kind": CELL, "name": "next"},
     ]
 
 
-def test_wheels_are_unpacked_and_looked_for(tmp_path: Path) -> None:
+def test_a_process_that_dies_costs_what_it_was_at() -> None:
+    """Of what follows, most is done: here each says that there is no such signal."""
+    items = [signal.SIGKILL, *range(-40, 0)]
+    results = dict(Work(signal.raise_signal, 2, int).done(items, time.monotonic() + 600))
+    assert set(results) == set(items) and "died" in str(results[signal.SIGKILL])
+    assert sum(isinstance(error, OSError) for error in results.values()) >= 40 - 1
+
+
+def listed(*files: str) -> dict[str, str]:
+    """Versions by name."""
+    lines = [line for file in files for line in (WHEELS / file).read_text().splitlines() if "==" in line]
+    return dict(line.split("==") for line in lines)
+
+
+def needed(names: Iterable[str]) -> set[str]:
+    """Distributions, and what they require by what is installed here."""
+    found: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = re.sub("[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        found.add(name)
+        for text in requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+def bare(folder: Path, distributions: Iterable[str]) -> Path:
+    """A folder to import from that has these distributions alone, as links to what is installed here."""
+    folder.mkdir()
+    for name in distributions:
+        for file in files(name) or ():
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (folder / top).exists():
+                (folder / top).symlink_to(Path(str(file.locate())).parents[len(file.parts) - 1] / top)
+    return folder
+
+
+def test_the_wheels_need_no_others() -> None:
+    present = needed(("torch", "numpy"))
+    for carried in (("gpu_wheels.txt",), ("gpu_wheels.txt", "gpu_wheels_grpc.txt")):
+        assert needed(listed(*carried)) - present <= set(listed(*carried)), carried
+
+
+@needs_triton
+def test_measurements_tests_and_engine_import_only_what_is_carried(tmp_path: Path) -> None:
+    site = bare(tmp_path / "site", needed(("torch", "triton", "numpy")) | set(listed("gpu_wheels.txt")))
+    code = f"""
+import sys
+sys.path = [path for path in sys.path if "site-packages" not in path] + [{str(site)!r}, {str(gpu_run.ROOT)!r}]
+from importlib import import_module
+for module in ("gpu_all", "gpu_prewarm", "gpu_profile", "gpu_bars", "gpu_laws", "gpu_engine", "gpu_check_steps"):
+    import_module("loadtest.bench." + module)
+assert all(name not in sys.modules for name in {gpu_wheels.SERVING})
+print(*[step.name for step in sys.modules["loadtest.bench.gpu_steps"].STEPS])
+import pytest
+sys.exit(pytest.main(["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider", *{FILES}]))
+"""
+    ended = python("-I", "-c", code)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    steps, *lines = ended.stdout.splitlines()
+    assert steps.split() == [name for name in gpu_all.MOST_S if name not in ("prewarm", "bars")]
+    assert sum("::" in line for line in lines) >= 37
+
+
+def test_wheels_are_unpacked_and_tried(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a-1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("carried/__init__.py", "")
-        wheel.writestr("carried/inside.py", "")
+        wheel.writestr("carried.py", "")
+        wheel.writestr("wanting.py", "import nothing_like_it")
     assert unpack(tmp_path, tmp_path / "site") == 1
-    names = ("carried", "carried.inside", "carried.absent", "absent", "absent.inside")
-    assert missing(names, [str(tmp_path / "site")]) == ["carried.absent", "absent", "absent.inside"]
-    assert missing((*PRESENT[:1], *MEASURING), sys.path) == []
+    found = missing(("carried", "wanting", "absent"), {"PYTHONPATH": str(tmp_path / "site")})
+    assert [line.partition(":")[0] for line in found] == ["wanting", "absent"] and "nothing_like_it" in found[0]
+    assert missing((), {}) == []
 
 
 def test_what_is_missing_is_said_before_the_clock_runs(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"no_such_package.*make gpu-wheels"):
         gpu_run.prepared(tmp_path, None, ("no_such_package",))
-
-
-@needs_triton
-def test_the_steps_import_only_what_is_carried() -> None:
-    modules = ("gpu_all", "gpu_steps", "gpu_prewarm", "gpu_profile", "gpu_bars")
-    code = f"""{BLOCKED.format(LACKING)}
-from importlib import import_module
-for module in {modules}:
-    import_module("loadtest.bench." + module)
-print(*[step.name for step in sys.modules["loadtest.bench.gpu_steps"].STEPS])
-"""
-    ended = python("-c", code)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.split() == [name for name in gpu_all.MOST_S if name not in ("prewarm", "bars")]
 
 
 @needs_triton
@@ -147,14 +278,6 @@ def test_every_test_of_a_device_is_among_the_files() -> None:
         if re.search(r"^(@|pytestmark = )pytest\.mark\.gpu", path.read_text(), re.MULTILINE)
     }
     assert marked == set(FILES)
-
-
-@needs_triton
-def test_the_tests_of_a_device_are_collected_with_what_is_carried() -> None:
-    arguments = ["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider", *FILES]
-    ended = python("-c", f"{BLOCKED.format(SERVER_ONLY)}\nimport pytest\nsys.exit(pytest.main({arguments}))")
-    assert ended.returncode == 0, ended.stdout
-    assert sum("::" in line for line in ended.stdout.splitlines()) >= 37
 
 
 def test_outcomes_are_read_off_pytest() -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from typer.testing import CliRunner, Result
 
 from kernels.gpu import configs
 from kernels.gpu.configs import AttentionConfig
-from loadtest.bench import gpu_stacks, gpu_tune
+from loadtest.bench import gpu_splits, gpu_stacks, gpu_tune
 from loadtest.bench import kernels as bench_kernels
 from loadtest.bench.floor import append_work, prefill_work
 from loadtest.bench.floor import score_work as score_floor
 from loadtest.bench.gpu_cases import PREFIX, TARGET, TINY, Case, grid
 from loadtest.bench.gpu_stacks import MASKED, RECORDING, REQUEST, SCORE, StackCell, StackOptions, StackResult
-from loadtest.bench.gpu_timing import Ceilings, DeviceTimer
+from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, place
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, StackSpec, World, encode_work, score_work
 from loadtest.bench.gpu_worlds import TINY as TINY_STACKS
 from loadtest.bench.kernels import KernelOptions, KernelResult
@@ -250,6 +251,29 @@ def test_tuning_keeps_what_is_right_and_faster(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(configs, "TUNED", tmp_path)
     assert configs._stored.__wrapped__("interpreter") == stored
     assert "Tuned" in as_text([gpu_tune.table([tuned])])
+
+
+@quick_only
+def test_what_has_no_room_ends_alone(tmp_path: Path) -> None:
+    """Inputs of a case, or of a job of the tuner, that a device refuses."""
+    bad = replace(TINY[0], codes="none such")
+    where = place(0.0, 1e9, quick=True)
+    cells: list[gpu_splits.SplitCell] = []
+    gpu_splits.sweep(where, cells.append, (bad, bad))
+    assert [cell.case for cell in cells if cell.error] == [bad, bad]
+
+    def wanted(device: torch.device) -> Iterator[gpu_tune.Job]:
+        def refused(_: int) -> None:
+            raise torch.OutOfMemoryError("as much as that")
+
+        yield gpu_tune.Job("large", refused, torch.bfloat16)
+        yield from gpu_tune.jobs(device)
+
+    failed: list[str] = []
+    (tuned,) = gpu_tune.tune(
+        tmp_path, lambda _: None, where=where, wanted=wanted, quick=True, failed=lambda *why: failed.extend(why)
+    )
+    assert failed == ["large", "OutOfMemoryError: as much as that"] and tuned.job != "large"
 
 
 @quick_only
