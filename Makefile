@@ -21,7 +21,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels chaos loadtest soak proto client-wheel clean
+  rehearse-gpu gpu-wheels balance-test chaos loadtest soak proto client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -116,6 +116,10 @@ triton: .venv/.installed-test ## compile and interpret the Triton kernels with e
 	  $$own/bin/python -m pytest -q tests/kernels/test_aot.py tests/kernels/test_gpu_*.py tests/kernels/test_launches.py \
 	    tests/backends/test_triton.py; \
 	done
+
+balance-test: .venv/.installed-test ## the configurations of Envoy, nginx and HAProxy, with the real ones
+	$(BIN)/python -m loadtest.balance.balancer
+	$(BIN)/python -m pytest -q -m 'thorough or not thorough' tests/deploy/test_balancers.py
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6

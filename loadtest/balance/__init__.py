@@ -1,0 +1,1 @@
+"""Replicas behind real balancers: what moves, what is lost, what is warm."""
