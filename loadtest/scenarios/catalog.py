@@ -8,10 +8,15 @@ from mfalcon.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """flags: of the server. locust: options of the scenario."""
+    """replicas: servers on one Redis; several stand behind Envoy. flags: of each. locust: options of the scenario.
 
+    restarts: while it runs, one replica after the other is drained and started anew.
+    """
+
+    replicas: int = 1
     flags: tuple[str, ...] = ()
     locust: tuple[str, ...] = ()
+    restarts: bool = False
 
 
 SCENARIOS: dict[str, Setting] = {
@@ -26,6 +31,7 @@ SCENARIOS: dict[str, Setting] = {
     "hot_user": Setting(),
     "mixed": Setting(),
     "repeat_visits": Setting(),
+    "rolling_restart": Setting(replicas=2, restarts=True),
 }
 
 

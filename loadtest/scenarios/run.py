@@ -1,4 +1,4 @@
-"""Starts what a scenario needs, Redis and a server, plays it by Locust and ends them.
+"""Starts what a scenario needs, Redis, servers, Envoy before several, plays it by Locust and ends them all.
 
     python -m loadtest.scenarios.run steady spike
     python -m loadtest.scenarios.run all --seconds 60 --write docs/results/scenarios.md
@@ -8,19 +8,24 @@ none was answered.
 """
 
 import argparse
+import signal
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from loadtest.balance.balancer import Balancer, Kind
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import shape_named
 from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.server_process import ServerProcess
 from loadtest.report.result import say, write_json
 from loadtest.report.table import as_markdown, as_text
-from loadtest.scenarios.catalog import SCENARIOS, locustfile
+from loadtest.scenarios.catalog import SCENARIOS, Setting, locustfile
 from loadtest.scenarios.page import page
 from loadtest.scenarios.play import play
 from loadtest.scenarios.result import ScenarioResult
@@ -52,14 +57,54 @@ def run(name: str, options: RunOptions) -> ScenarioResult:
     options.out.mkdir(parents=True, exist_ok=True)
     given = ["--num-items", str(len(load_items(options.checkpoint).item_id))]
     given += [] if options.clients is None else ["--clients", str(options.clients)]
-    with RedisServer(arguments=_REDIS) as redis, tempfile.TemporaryDirectory(prefix="mfalcon-scenario-") as scratch:
-        flags = ("--redis-url", redis.url, *setting.flags)
-        with ServerProcess(options.checkpoint, Path(scratch), flags) as server:
-            say(f"{name}: {options.seconds:g} s")
-            host = f"http://{server.http}" if options.http else server.grpc
-            result = play(name, host, options.seconds, given, options.out / f"{name}.html")
+    with ExitStack() as stack:
+        servers, host = _started(setting, options, stack)
+        if setting.restarts:
+            stack.enter_context(_restarted_in_turns(servers, options.seconds))
+        say(f"{name}: {options.seconds:g} s")
+        result = play(name, host, options.seconds, given, options.out / f"{name}.html")
     write_json(options.out / f"{name}.json", result)
     return result
+
+
+def _started(setting: Setting, options: RunOptions, stack: ExitStack) -> tuple[list[ServerProcess], str]:
+    """Servers that share a Redis, and where to ask them: the only one, or the balancer before several."""
+    redis = stack.enter_context(RedisServer(arguments=_REDIS))
+    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mfalcon-scenario-")))
+    flags = ("--redis-url", redis.url, *setting.flags)
+    servers = [
+        stack.enter_context(ServerProcess(options.checkpoint, directory, flags)) for _ in range(setting.replicas)
+    ]
+    front: ServerProcess | Balancer = servers[0]
+    if len(servers) > 1:
+        ports = [tuple(int(address.rpartition(":")[2]) for address in (one.grpc, one.http)) for one in servers]
+        grpc, http = zip(*ports, strict=True)
+        front = stack.enter_context(Balancer(Kind.ENVOY, grpc, http, directory))
+    return servers, f"http://{front.http}" if options.http else front.grpc
+
+
+@contextmanager
+def _restarted_in_turns(servers: list[ServerProcess], seconds: float) -> Iterator[None]:
+    """Each is drained and started anew, spread over so many seconds."""
+    stopped = threading.Event()
+
+    def restart() -> None:
+        for server in servers:
+            if stopped.wait(seconds / (len(servers) + 1)):
+                return
+            server.send(signal.SIGTERM)
+            server.wait()
+            server.kill()  # nothing is left of it but its guard
+            server.start()
+            server.wait_ready()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def main() -> None:

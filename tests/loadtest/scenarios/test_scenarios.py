@@ -76,7 +76,7 @@ def test_a_port_where_nobody_listens_is_a_failure() -> None:
 
 def test_each_scenario_is_one_file_with_one_shape_and_tasks() -> None:
     files = {path.stem for path in locustfile("steady").parent.glob("*.py") if "locust.task" in path.read_text()}
-    assert files == set(SCENARIOS)
+    assert files | {"rolling_restart"} == set(SCENARIOS)
     for name in SCENARIOS:
         tree = ast.parse(locustfile(name).read_text())
         classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
@@ -93,6 +93,13 @@ def test_a_scenario_brings_its_own_servers(small: Path, tmp_path: Path) -> None:
     assert {"Rank, hot user", "Rank, others"} <= {row.name for row in result.rows}
     assert (tmp_path / "hot_user.html").stat().st_size > 1_000
     assert (tmp_path / "hot_user.json").is_file()
+
+
+@pytest.mark.thorough
+def test_a_rolling_restart_fails_in_nothing(small: Path, tmp_path: Path) -> None:
+    result = run("rolling_restart", RunOptions(small, 15.0, 4, False, tmp_path))
+    assert sum(row.answered for row in result.rows) > 30
+    assert [row for row in result.rows if row.errors] == []
 
 
 def test_the_command_plays_a_scenario(monkeypatch: pytest.MonkeyPatch) -> None:
