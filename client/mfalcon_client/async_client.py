@@ -11,9 +11,9 @@ import grpc.aio
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
-from mfalcon_client.connection import Birthplace, Connection, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
-from mfalcon_client.retry import DEFAULT_RETRY, Attempts, Budget, Failure, Retry
+from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry
 from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
 
 Answer = TypeVar("Answer")
@@ -32,11 +32,13 @@ class AsyncClient:
         tls: Tls | None = None,
         token: Token | None = None,
         token_in_clear: bool = False,
-        spread: bool = False,
+        spread: Spread = "first",
         retry: Retry = DEFAULT_RETRY,
         hedge_after_s: float | None = None,
     ) -> None:
         asyncio.get_running_loop()  # raises where there is none: gRPC would take another one
+        if hedge_after_s is not None and not hedge_after_s >= 0:
+            raise ValueError(f"hedge_after_s: got {hedge_after_s}, must be at least 0, or None")
         self._connection = Connection(target, tls, token, token_in_clear, spread)
         self._timeout_s = timeout_s
         self._retry = retry
@@ -73,7 +75,7 @@ class AsyncClient:
         while True:
             left = max(POLL_S, give_up - loop.time())
             try:
-                await self._call(calls.get_model(""), left, wait_for_ready=True)
+                await self._call(calls.get_model(""), left, waits=True)
                 return
             except (Unavailable, DeadlineExceeded) as error:
                 if loop.time() >= give_up:
@@ -136,14 +138,15 @@ class AsyncClient:
         timeout_s: float | None,
         *,
         hedge_after_s: float | None = None,
-        wait_for_ready: bool = False,
+        waits: bool = False,
     ) -> Answer:
         self._birthplace.check()
         time_s = self._timeout_s if timeout_s is None else timeout_s
-        attempts = Attempts(self._retry, self._budget, call.repeat, time_s, spread=self._connection.spread)
+        retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
+        attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
         while not self._closing.is_set():
             try:
-                raw = await self._attempt(call, attempts, hedge_after_s, wait_for_ready)
+                raw = await self._attempt(call, attempts, hedge_after_s, waits)
             except grpc.aio.AioRpcError as error:
                 if not self._closing.is_set():
                     failure = Failure.of(error.code().name, error.details(), error.trailing_metadata())
@@ -158,15 +161,13 @@ class AsyncClient:
                 return call.answer(raw)
         raise attempts.closed()
 
-    async def _attempt(
-        self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, wait_for_ready: bool
-    ) -> bytes:
+    async def _attempt(self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, waits: bool) -> bytes:
         """One attempt, and a second one beside it if the answer takes long. Raises AioRpcError."""
         metadata = self._connection.metadata(call.user_id)
         method = self._methods.get(call.path)
         if method is None:
             method = self._methods[call.path] = self._channel.unary_unary(call.path)
-        first = method(call.request, timeout=attempts.left_s, metadata=metadata, wait_for_ready=wait_for_ready)
+        first = method(call.request, timeout=attempts.left_s, metadata=metadata, wait_for_ready=waits)
         if hedge_after_s is None:
             return await first
         return await _first(

@@ -11,9 +11,9 @@ import grpc
 
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
-from mfalcon_client.connection import Birthplace, Connection, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
-from mfalcon_client.retry import DEFAULT_RETRY, Attempts, Budget, Failure, Retry
+from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry
 from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
 
 Answer = TypeVar("Answer")
@@ -43,10 +43,12 @@ class Client:
         tls: Tls | None = None,
         token: Token | None = None,
         token_in_clear: bool = False,
-        spread: bool = False,
+        spread: Spread = "first",
         retry: Retry = DEFAULT_RETRY,
         hedge_after_s: float | None = None,
     ) -> None:
+        if hedge_after_s is not None and not hedge_after_s >= 0:
+            raise ValueError(f"hedge_after_s: got {hedge_after_s}, must be at least 0, or None")
         self._connection = Connection(target, tls, token, token_in_clear, spread)
         self._timeout_s = timeout_s
         self._retry = retry
@@ -82,7 +84,7 @@ class Client:
         while True:
             left = max(POLL_S, give_up - time.monotonic())
             try:
-                self._call(calls.get_model(""), left, wait_for_ready=True)
+                self._call(calls.get_model(""), left, waits=True)
                 return
             except (Unavailable, DeadlineExceeded) as error:
                 if time.monotonic() >= give_up:
@@ -157,14 +159,15 @@ class Client:
         timeout_s: float | None,
         *,
         hedge_after_s: float | None = None,
-        wait_for_ready: bool = False,
+        waits: bool = False,
     ) -> Answer:
         self._birthplace.check()
         time_s = self._timeout_s if timeout_s is None else timeout_s
-        attempts = Attempts(self._retry, self._budget, call.repeat, time_s, spread=self._connection.spread)
+        retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
+        attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
         while not self._closing.is_set():
             try:
-                raw = self._attempt(call, attempts, hedge_after_s, wait_for_ready)
+                raw = self._attempt(call, attempts, hedge_after_s, waits)
             except grpc.RpcError as error:
                 ended = cast(grpc.Call, error)  # what a call raises is both
                 if not self._closing.is_set():
@@ -175,9 +178,7 @@ class Client:
                 return call.answer(raw)
         raise attempts.closed()
 
-    def _attempt(
-        self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, wait_for_ready: bool
-    ) -> bytes:
+    def _attempt(self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, waits: bool) -> bytes:
         """One attempt, and a second one beside it if the answer takes long. Raises grpc.RpcError."""
         metadata = self._connection.metadata(call.user_id)
         try:
@@ -185,7 +186,7 @@ class Client:
             if method is None:
                 method = self._methods.setdefault(call.path, self._channel.unary_unary(call.path))
             if hedge_after_s is None:  # takes half of the processor time that a future does
-                return method(call.request, attempts.left_s, metadata, wait_for_ready=wait_for_ready)
+                return method(call.request, attempts.left_s, metadata, wait_for_ready=waits)
             return _first(
                 lambda: method.future(call.request, attempts.left_s, metadata),
                 lambda: method.future(call.request, attempts.left_s, self._connection.metadata(None)),

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 from urllib.parse import urlsplit
 
 import grpc
@@ -19,6 +20,17 @@ MAX_MESSAGE_BYTES = 64 << 20
 Metadata = tuple[tuple[str, str], ...]
 Token = str | Callable[[], str]
 """A bearer token, or what gives the present one: it is asked before each attempt and must not block."""
+
+Spread = Literal["first", "turn", "user"]
+"""first: the first address that answers, as long as it does. turn: each call goes to the next one. user: calls for one
+user go to one of them, and only the users of one that is gone move; calls for nobody, and hedges, go to any. Behind a
+balancer it is the balancer's to do.
+"""
+_POLICIES: dict[Spread, dict[str, dict[str, str | int]]] = {
+    "first": {"pick_first": {}},
+    "turn": {"round_robin": {}},
+    "user": {"ring_hash_experimental": {"requestHashHeader": RANK_KEY, "minRingSize": 1_024, "maxRingSize": 4_096}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +66,18 @@ class Connection:
     """What both clients are made of.
 
     target: `HOST:PORT`, any name that gRPC resolves (`dns:///ranker.internal:50051`, `unix:/run/mfalcon.sock`), or
-    several `IP:PORT`. spread: calls go to all addresses of the target in turn, instead of to the first that answers;
-    where a balancer is in front it is the balancer's to do, which keeps a user on one replica.
+    several `IP:PORT`. spread: how calls are spread over the addresses of the target, see `Spread`.
     """
 
     target: str | Sequence[str]
     tls: Tls | None
     token: Token | None
     token_in_clear: bool
-    spread: bool
+    spread: Spread
 
     def __post_init__(self) -> None:
+        if self.spread not in _POLICIES:
+            raise ValueError(f"spread: got {self.spread!r}, must be one of {', '.join(map(repr, _POLICIES))}")
         if self.token is not None and self.tls is None and not self.token_in_clear:
             raise ValueError("token: without tls anybody on the way could read it; allow that with token_in_clear=True")
 
@@ -107,8 +120,10 @@ class Connection:
             ("grpc.service_config_disable_resolution", 1),
             ("grpc.primary_user_agent", f"mfalcon-client/{_version()}"),
         ]
-        policy = "round_robin" if self.spread else "pick_first"
-        options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]})))
+        if self.spread == "user":
+            # gRPC does not take the header to be hashed from its users otherwise, as of 1.85.
+            os.environ.setdefault("GRPC_EXPERIMENTAL_RING_HASH_SET_REQUEST_HASH_KEY", "true")
+        options.append(("grpc.service_config", json.dumps({"loadBalancingConfig": [_POLICIES[self.spread]]})))
         if self.tls is not None and self.tls.server_name is not None:
             options.append(("grpc.ssl_target_name_override", self.tls.server_name))
         return options

@@ -32,6 +32,8 @@ from mfalcon_client.errors import (
     VersionConflict,
 )
 
+MAX_TIMEOUT_S = 1e8
+"""Three years; a clock of gRPC's overflows at some point past it."""
 PUSHBACK = "grpc-retry-pushback-ms"
 """Trailer of a refusal: after how many milliseconds the same call would have been accepted."""
 RETRY = ("x-rank-retry", "elsewhere")
@@ -101,6 +103,7 @@ class Retry:
 
 
 DEFAULT_RETRY = Retry()
+ONCE = Retry(attempts=1)
 
 
 class Budget:
@@ -169,12 +172,15 @@ class Failure:
 
 
 class Attempts:
-    """The attempts of one call, until its deadline. spread: each goes to another replica, where there are several."""
+    """The attempts of one call, until its deadline. any_replica: each goes to another one, where there are several."""
 
-    def __init__(self, retry: Retry, budget: Budget, repeat: Repeat, timeout_s: float, *, spread: bool) -> None:
+    def __init__(self, retry: Retry, budget: Budget, repeat: Repeat, timeout_s: float, *, any_replica: bool) -> None:
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            told = f"timeout_s: got {timeout_s}, must be more than 0 and at most {MAX_TIMEOUT_S:g}"
+            raise InvalidArgument("INVALID_ARGUMENT", told)
         self._retry = retry
         self._budget = budget
-        self._spread = spread
+        self._any_replica = any_replica
         self._repeat = repeat
         self._deadline = time.monotonic() + timeout_s
         self._num_failed = 0
@@ -211,7 +217,7 @@ class Attempts:
         if self._num_failed >= self._retry.attempts or not self._budget.allows:
             return None
         wait: float | None
-        if failure.is_elsewhere and (self._spread or failure.code != _REFUSED):
+        if failure.is_elsewhere and (self._any_replica or failure.code != _REFUSED):
             wait = self._backoff()
         elif failure.code == _REFUSED:
             wait = self._told(failure)

@@ -1,5 +1,6 @@
 """What travels beside the message, and over what."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_addresses_that_gRPC_cannot_take(target: list[str], why: str) -> None:
 
 async def test_several_servers_are_asked_in_turn(make: MakeClient) -> None:
     with scripted(says(RANKED)) as first, scripted(says(RANKED)) as second:
-        async with make([first.address, second.address], spread=True) as client:
+        async with make([first.address, second.address], spread="turn") as client:
             while not (first.asked and second.asked):
                 await client.rank("ann", [1])
 
@@ -85,11 +86,43 @@ async def test_one_of_several_that_is_gone_is_not_missed(make: MakeClient) -> No
     with scripted(says(RANKED)) as gone:
         pass
     with scripted(says(RANKED)) as there:
-        for spread in (False, True):
+        for spread in ("first", "turn", "user"):
             async with make([gone.address, there.address], spread=spread) as client:
                 for _ in range(5):
                     await client.rank("ann", [1])
-    assert len(there.asked) == 10
+    assert len(there.asked) == 15
+
+
+async def test_a_user_stays_on_one_server_and_moves_only_when_it_is_gone(make: MakeClient) -> None:
+    scripts = [Scripted([says(RANKED)]) for _ in range(3)]
+    users = [f"user-{number}" for number in range(60)]
+
+    def owners() -> dict[str, list[int]]:
+        asked = [{call.metadata["x-rank-key"] for call in script.asked} for script in scripts]
+        return {user: [n for n, keys in enumerate(asked) if rank_key(user) in keys] for user in users}
+
+    with contextlib.ExitStack() as two, contextlib.ExitStack() as one:
+        for script, stack in zip(scripts, (one, two, two), strict=True):
+            stack.enter_context(running(script, "127.0.0.1:0"))
+        async with make([script.address for script in scripts], spread="user") as client:
+            for user in users * 2:
+                await client.rank(user, [1])
+            before = owners()
+            assert all(len(servers) == 1 for servers in before.values())
+            assert all(script.asked for script in scripts)
+            one.close()
+            for script in scripts:
+                script.asked.clear()
+            for user in users:
+                await client.rank(user, [1])
+            after = owners()
+            assert all(after[user] == before[user] for user in users if before[user] != [0])
+            assert all(after[user] in ([1], [2]) for user in users)
+
+
+async def test_a_spread_that_there_is_not(make: MakeClient) -> None:
+    with pytest.raises(ValueError, match="'first', 'turn', 'user'"):
+        make("127.0.0.1:1", spread=True)
 
 
 @pytest.fixture(scope="module")

@@ -191,6 +191,15 @@ async def test_a_deadline_reaches_the_server(client: Any, served: Running) -> No
         await client.rank("ann", [1], timeout_s=0.2)
 
 
+async def test_a_time_that_is_none(client: Any, make: MakeClient) -> None:
+    for wrong in (0, -1, float("nan"), float("inf"), 1e300):
+        with pytest.raises(InvalidArgument, match="timeout_s"):
+            await client.rank("ann", [1], timeout_s=wrong)
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="hedge_after_s"):
+            make("127.0.0.1:1", hedge_after_s=wrong)
+
+
 async def test_many_at_once(client: Any) -> None:
     calls = [client.rank(f"user-{n}", [n + 1], timeout_s=60.0) for n in range(64)]
     rankings = await asyncio.gather(*calls)
