@@ -173,6 +173,8 @@ def _candidates(candidates: Ids) -> bytes:
 def _events(name: str, events: Events, field_number: int) -> bytes:
     """Events as a repeated field of this number."""
     array = _event_array(name, events)
+    if not len(array):  # most ranks have none, and an empty array takes as long as a short one
+        return b""
     wire = np.empty(len(array), dtype=_WIRE_EVENT)
     wire["tag"], wire["len"] = field_number << 3 | _BYTES, _WIRE_EVENT.itemsize - 2
     for part, tag in _EVENT_TAGS.items():
