@@ -21,7 +21,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test chaos loadtest soak proto client-wheel clean
+  rehearse-gpu gpu-wheels balance-test balanced chaos loadtest soak proto client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -125,9 +125,12 @@ chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for fiv
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
 	$(BIN)/python -m tests.kvcache.mutations --count 100000
 
+balanced: .venv/.installed-test ## two replicas behind Envoy on one Redis: a user stays, and moves when the replica is killed
+	$(BIN)/python -m loadtest.balance.pair
+
 # docs/load.md lists them; of each a report of Locust and its figures are left in build/scenarios.
 SCENARIO ?= mixed
-loadtest: .venv/.installed-test ## play a Locust scenario on a server and a Redis of its own: SCENARIO=steady, or all
+loadtest: .venv/.installed-test ## play a Locust scenario on servers of its own: SCENARIO=steady, or all
 	$(BIN)/python -m loadtest.scenarios.run $(SCENARIO)
 
 # docs/load.md says how to read it.

@@ -9,34 +9,23 @@ none was answered.
 
 import argparse
 import signal
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from loadtest.balance.balancer import Balancer, Kind
-from loadtest.bench.random_checkpoint import random_checkpoint
-from loadtest.bench.shapes import shape_named
-from loadtest.faults.redis_server import RedisServer
+from loadtest.balance.group import group
+from loadtest.bench.some_checkpoint import DEMO, some_checkpoint
 from loadtest.faults.server_process import ServerProcess
 from loadtest.report.result import say, write_json
 from loadtest.report.table import as_markdown, as_text
-from loadtest.scenarios.catalog import SCENARIOS, Setting, locustfile
+from loadtest.scenarios.catalog import SCENARIOS, locustfile
 from loadtest.scenarios.page import page
 from loadtest.scenarios.play import play
 from loadtest.scenarios.result import ScenarioResult
 from mfalcon.errors import MFalconError
-from mfalcon.models import checkpoint
 from mfalcon.models.manifest import load_items
-
-DEMO = Path("checkpoints/ml-100k-dfgr")
-"""Served where it is there; else random weights of shape S, as no time depends on their values."""
-_RANDOM_ITEMS = 1_682
-_REDIS = ("--maxmemory", "1gb", "--maxmemory-policy", "volatile-lru")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,33 +47,18 @@ def run(name: str, options: RunOptions) -> ScenarioResult:
     given = ["--num-items", str(len(load_items(options.checkpoint).item_id))]
     given += [] if options.clients is None else ["--clients", str(options.clients)]
     with ExitStack() as stack:
-        servers, host = _started(setting, options, stack)
+        running = stack.enter_context(group(options.checkpoint, setting.replicas, setting.flags))
         if setting.restarts:
-            stack.enter_context(_restarted_in_turns(servers, options.seconds))
+            stack.enter_context(_restarted_in_turns(running.replicas, options.seconds))
+        host = f"http://{running.front.http}" if options.http else running.front.grpc
         say(f"{name}: {options.seconds:g} s")
         result = play(name, host, options.seconds, given, options.out / f"{name}.html")
     write_json(options.out / f"{name}.json", result)
     return result
 
 
-def _started(setting: Setting, options: RunOptions, stack: ExitStack) -> tuple[list[ServerProcess], str]:
-    """Servers that share a Redis, and where to ask them: the only one, or the balancer before several."""
-    redis = stack.enter_context(RedisServer(arguments=_REDIS))
-    directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mfalcon-scenario-")))
-    flags = ("--redis-url", redis.url, *setting.flags)
-    servers = [
-        stack.enter_context(ServerProcess(options.checkpoint, directory, flags)) for _ in range(setting.replicas)
-    ]
-    front: ServerProcess | Balancer = servers[0]
-    if len(servers) > 1:
-        ports = [tuple(int(address.rpartition(":")[2]) for address in (one.grpc, one.http)) for one in servers]
-        grpc, http = zip(*ports, strict=True)
-        front = stack.enter_context(Balancer(Kind.ENVOY, grpc, http, directory))
-    return servers, f"http://{front.http}" if options.http else front.grpc
-
-
 @contextmanager
-def _restarted_in_turns(servers: list[ServerProcess], seconds: float) -> Iterator[None]:
+def _restarted_in_turns(servers: Sequence[ServerProcess], seconds: float) -> Iterator[None]:
     """Each is drained and started anew, spread over so many seconds."""
     stopped = threading.Event()
 
@@ -119,8 +93,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="also write the page here, as Markdown")
     given = parser.parse_args()
     try:
-        with tempfile.TemporaryDirectory(prefix="mfalcon-") as scratch:
-            path = given.checkpoint or (DEMO if DEMO.is_dir() else _random(Path(scratch)))
+        with some_checkpoint(given.checkpoint) as path:
             options = RunOptions(path, given.seconds, given.clients, given.http, given.out)
             names = list(SCENARIOS) if given.scenario == ["all"] else given.scenario
             results = [run(name, options) for name in names]
@@ -129,14 +102,6 @@ def main() -> None:
     if given.write is not None:
         given.write.write_text(as_markdown(page(results)) + "\n", encoding="utf-8")
     print(as_text(page(results)))
-
-
-def _random(directory: Path) -> Path:
-    """A checkpoint of random weights."""
-    path = directory / "random-S"
-    loaded = random_checkpoint(shape_named("S"), _RANDOM_ITEMS, dtype=torch.float32)
-    checkpoint.save(path, loaded.model, loaded.items)
-    return path
 
 
 if __name__ == "__main__":

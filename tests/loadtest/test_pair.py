@@ -1,0 +1,21 @@
+"""What `make balanced` shows is so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loadtest.balance.pair import show
+from mfalcon.models import checkpoint
+from tests.small import small_checkpoint
+
+
+@pytest.mark.slow
+def test_a_user_stays_on_one_replica_and_moves_when_it_is_killed(tmp_path: Path) -> None:
+    small = small_checkpoint(dtype=torch.float32)
+    checkpoint.save(tmp_path / "small", small.model, small.items)
+    said: list[str] = []
+    show(tmp_path / "small", said.append, lambda: said.append("stays"))
+    assert [line.split("  ")[0] for line in said[1:4]] == ["first rank", "the same again", "its replica is killed"]
+    assert said[2].endswith(", 0 tokens encoded")
+    assert said[-1] == "stays"
