@@ -4,7 +4,8 @@ import errno
 import os
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from mfalcon.cgroup import Cgroups, counter
+
 _MEMINFO = Path("/proc/meminfo")
 _TORCH_SAYS = ("cannot allocate memory", "can't allocate memory", "out of memory", "cublas_status_alloc_failed")
 """In lower case: what maps a file; the CPU's allocator; the GPU's, CUDA itself, and oneDNN; cuBLAS. All raise
@@ -12,19 +13,26 @@ RuntimeError.
 """
 
 
-def available_bytes(cgroup: Path = _CGROUP, meminfo: Path = _MEMINFO) -> int:
+def available_bytes(cgroups: Cgroups = Cgroups(), meminfo: Path = _MEMINFO) -> int:  # noqa: B008 (it is frozen)
     """Bytes that this process may still take without another one, or itself, being killed for it."""
-    left = _of_machine(meminfo)
-    for limit, used, stat, reclaimable in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-    ):
-        try:
-            taken = int((cgroup / used).read_text()) - _counter(cgroup / stat, reclaimable)
-            left = min(left, max(0, int((cgroup / limit).read_text()) - taken))
-        except (OSError, ValueError):  # no such cgroup, or the limit is "max"
-            continue
-    return left
+    left = cgroups.memory_left()
+    return _of_machine(meminfo) if left is None else min(left, _of_machine(meminfo))
+
+
+def budget_of_states(
+    set_aside: int,
+    usual: int,
+    cgroups: Cgroups = Cgroups(),  # noqa: B008 (it is frozen)
+    meminfo: Path = _MEMINFO,
+) -> int:
+    """Bytes for KV states where nobody says how many: half of what a container's limit leaves, `usual` without one.
+
+    set_aside: of what is left, bytes that are promised to others. The other half is for histories, activations, what
+    callers send, and the next checkpoint beside this one.
+    """
+    if cgroups.memory_left() is None:
+        return usual
+    return max(0, available_bytes(cgroups, meminfo) - set_aside) // 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -41,15 +49,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _of_machine(meminfo: Path) -> int:
     try:
-        return _counter(meminfo, "MemAvailable:") << 10
+        return counter(meminfo, "MemAvailable:") << 10
     except (OSError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _counter(path: Path, name: str) -> int:
-    """The number behind a name in a file of lines `name number`. Raises ValueError if there is none."""
-    for line in path.read_text().splitlines():
-        words = line.split()
-        if words[:1] == [name]:
-            return int(words[1])
-    raise ValueError(f"{path} has no {name}")

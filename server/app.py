@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from mfalcon.backends.select import device_named, free_bytes, use_device
+from mfalcon.cgroup import Cgroups
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose_all, shared
 from mfalcon.engine.histories import HistoryOptions
@@ -23,6 +24,7 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.memory import budget_of_states
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
@@ -43,6 +45,8 @@ from server.transports import Addresses, Transports
 logger = logging.getLogger(__name__)
 
 MIN_SECRET_BYTES = 16
+USUAL_STATES_MB = 1_024
+"""Memory for KV states where neither the operator nor a container says how much."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -290,6 +294,9 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
     for ranker in engine.catalog:
         for line in banner.of_model(ranker.info, ranker.served.unavailable):
             logger.info("%s", line)
+    for model in config.served:
+        if (note := banner.note_of(model.checkpoint)) is not None:
+            logger.warning("checkpoint %s: %s", model.checkpoint, note)
     return engine
 
 
@@ -301,12 +308,22 @@ def model_options(config: ServerConfig, device: torch.device) -> list[RankerOpti
         backend=config.backend,
         kv_dtype=config.kv_dtype,
         microbatch=None if config.microbatch == "auto" else config.microbatch,
-        kv_budget_bytes=config.kv_budget_mb << 20,
+        kv_budget_bytes=state_bytes(config),
         device_budget_bytes=config.device_budget_mb << 20 or free_bytes(device),
         write_behind_bytes=config.write_behind_mb << 20,
         max_candidates=config.max_candidates,
     )
     return [dataclasses.replace(shared(options, model.share or 1.0), name=model.name) for model in config.served]
+
+
+def state_bytes(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> int:  # noqa: B008 (it is frozen)
+    """Memory of the host for the KV states of all models: as asked, or what the container leaves now."""
+    if config.kv_budget_mb != "auto":
+        return config.kv_budget_mb << 20
+    buffers = config.write_behind_mb + config.log_cache_mb if config.redis_url else 0
+    budget = budget_of_states(buffers << 20, USUAL_STATES_MB << 20, cgroups)
+    logger.info("memory for KV states: %d MiB, threads: %d", budget >> 20, config.threads or owned_cores())
+    return budget
 
 
 def loader(config: ServerConfig) -> Callable[[Path], Checkpoint]:

@@ -1,10 +1,13 @@
 """What a server says of itself when it starts, in lines of its log."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mfalcon import __version__
 from mfalcon.types import ModelInfo
 from server.config import ServerConfig
+
+_LONGEST_NOTE = 500
 
 
 def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -> Iterator[str]:
@@ -28,6 +31,16 @@ def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -
             f"redis: {redis}, prefix {config.redis_prefix}, states as {config.redis_state_dtype}, "
             f"{config.write_behind_mb} MiB to be written"
         )
+
+
+def note_of(checkpoint: Path) -> str | None:
+    """What a checkpoint's maker wants its operator to know: the first line of the file NOTE beside its weights."""
+    try:
+        with (checkpoint / "NOTE").open(encoding="utf-8", errors="replace") as file:
+            line = file.readline(_LONGEST_NOTE).strip()
+    except OSError:
+        return None
+    return "".join(letter if letter.isprintable() else "?" for letter in line) or None
 
 
 def of_model(info: ModelInfo, unavailable: Sequence[str]) -> Iterator[str]:

@@ -29,6 +29,7 @@ KUBERNETES_LINK = re.compile(r"(service_(host|port)|port)(_.*)?")
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
 
 
 class ModelConfig(BaseModel):
@@ -137,8 +138,10 @@ class ServerConfig(BaseSettings):
     microbatch: Literal["auto"] | AtLeastOne = Field(
         default="auto", description="Candidates scored in one forward; auto measures the best size once, at start."
     )
-    kv_budget_mb: int = Field(
-        default=1_024, ge=0, description="Host memory for KV states, in MiB; the least recently used go."
+    kv_budget_mb: Literal["auto"] | NotNegative = Field(
+        default="auto",
+        description="Host memory for KV states, in MiB; the least recently used go. auto is 1024, or under a "
+        "container's memory limit half of what that leaves once the weights are loaded.",
     )
     device_budget_mb: int = Field(
         default=0, ge=0, description="Memory of the GPU for KV states, in MiB; 0 takes most of what is free at start."
@@ -354,8 +357,9 @@ def complaints(error: ValidationError) -> list[str]:
             case "string_pattern_mismatch", ("device",):
                 sentences.append(f"device: got {details['input']!r}, must be cpu, cuda or cuda:N")
             # pydantic complains once for each member of the union.
-            case _, ("microbatch", *_):
-                sentences.append(f"microbatch: got {details['input']!r}, must be auto or a number of at least 1")
+            case _, (("microbatch" | "kv_budget_mb") as name, *_):
+                least = 1 if name == "microbatch" else 0
+                sentences.append(f"{name}: got {details['input']!r}, must be auto or a number of at least {least}")
             case _, path:
                 sentences.append(str(refusal(details, path)))
     return list(dict.fromkeys(sentences))

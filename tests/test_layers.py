@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.errors",
         "mfalcon.window",
         "mfalcon.load",
+        "mfalcon.cgroup",
         "mfalcon.cores",
         "mfalcon.memory",
         "mfalcon.rank_key",

@@ -41,7 +41,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "otlp_endpoint": "http://h:1",
         "admin_port": 7,
     }
-    config = load_config(None, {**FLAGS, "microbatch": 64, **optional})
+    config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional
     assert None not in values.values()
     toml.write_text("\n".join(f"{name} = {json.dumps(value)}" for name, value in values.items()))
@@ -72,6 +72,7 @@ def test_settings_are_immutable() -> None:
         ({"kv_dtype": "fp4"}, "kv_dtype: got 'fp4', must be 'auto', 'int8' or 'fp8'"),
         ({"device_budget_mb": -1}, "device_budget_mb: got -1"),
         ({"microbatch": 0}, "microbatch: got 0, must be auto or a number of at least 1"),
+        ({"kv_budget_mb": "all"}, "kv_budget_mb: got 'all', must be auto or a number of at least 0"),
         ({"drain_seconds": float("nan")}, "drain_seconds: got nan, must be a finite number"),
         ({"max_user_id_bytes": 257}, "max_user_id_bytes: got 257, must be less than or equal to 256"),
         ({"max_candidates": 1_000_000}, "max_candidates: got 1000000, must be at most 524288"),
