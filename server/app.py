@@ -81,6 +81,10 @@ class ServedEngine(RankingEngine, Protocol):
         """Return once Redis has answered, at once without one. Raises ConfigError."""
         ...
 
+    async def hand_over(self, seconds: float, most_bytes: int) -> None:
+        """Have Redis hold the states used last, within so many seconds; requests go on meanwhile."""
+        ...
+
     async def close(self) -> None:
         """Stop the device thread; requests still queued get ShuttingDown."""
         ...
@@ -189,11 +193,13 @@ class Service:
         return why
 
     async def stop(self) -> None:
-        """Drain, then close the engine unless it is lost: it might wait for its device for ever."""
+        """Hand over, drain, then close the engine unless it is lost: it might wait for its device for ever."""
         for task in self._tasks:
             task.cancel()
         if self._admin is not None:
             await self._admin.stop()
+        if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
+            await self._engine.hand_over(self._config.handover_s, self._config.handover_mb << 20)
         await self._front.stop()
         if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.close()

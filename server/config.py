@@ -263,6 +263,16 @@ class ServerConfig(BaseSettings):
         description="Seconds after which a step of the device counts as hung: the server drains and ends with exit "
         "code 1, as when its device is lost. 0 waits for ever.",
     )
+    handover_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=600,
+        description="Longest time after SIGTERM for Redis to be given what it lacks of the KV states used last, in s; "
+        "requests go on, and the drain begins then. 0 leaves that out.",
+    )
+    handover_mb: int = Field(
+        default=1_024, ge=0, description="Most that is written to Redis for that, in MiB, of each model."
+    )
     drain_linger_s: float = Field(
         default=0.0,
         ge=0,

@@ -15,6 +15,7 @@ from opentelemetry import trace
 from mfalcon.engine.answers import Answers
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
+from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.reload import Reloader, ReloadOptions
@@ -159,6 +160,11 @@ class Engine:
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         """Serve another checkpoint under the name of a model, without losing a request; see `Reloader.reload`."""
         return await self._reloader.reload(model, load)
+
+    async def hand_over(self, seconds: float, most_bytes: int) -> None:
+        """See `engine/handover.py`. Requests go on meanwhile."""
+        if seconds and self.histories.is_shared:
+            await hand_over(self.catalog, seconds, most_bytes)
 
     async def close(self) -> None:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""

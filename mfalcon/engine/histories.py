@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError
 from mfalcon.history.deletions import Deletion
-from mfalcon.history.history import Retention
+from mfalcon.history.history import History, Retention
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
@@ -44,6 +44,10 @@ class Histories:
     def is_shared(self) -> bool:
         """Whether other replicas write to the same log."""
         return self.redis is not None and self.redis.log is not None
+
+    def copy(self, user: bytes) -> History | None:
+        """What is known here of a user's history in Redis, without asking; None if that is nothing."""
+        return self.redis.log.copy(user) if self.redis is not None and self.redis.log is not None else None
 
     def check_window(self, model: str, max_history: int) -> None:
         """Raise ConfigError if a model's window is longer than what a log keeps for certain."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mfalcon.backends.base import DEVICE_MICROBATCH
@@ -15,6 +16,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetcher
+from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
@@ -107,11 +109,12 @@ class LoadedRanker:
             host_pool=served.host,
             remote=self.remote if model.prefix_stable else None,
         )
+        self._window = WindowRule(model.config.max_history, model.config.window_chunk)
         self.fetcher = Fetcher(
             histories.log,
             self.cache,
             self.predictor,
-            WindowRule(model.config.max_history, model.config.window_chunk),
+            self._window,
             metrics,
             redis.options.client.timeout_s if redis is not None else 0.0,
             is_shared=histories.is_shared,
@@ -212,6 +215,22 @@ class LoadedRanker:
             counted.offloaded.follow(states.offload.num_copied)
             counted.not_offloaded.follow(states.offload.num_dropped)
         counted.answered(cache, num_failed)
+
+    async def hand_over(self, most_bytes: int) -> int:
+        """Have Redis hold what was used last here, see `WriteBehind.hand_over`; states that are on their way from a GPU
+        to the host are not among it. Nothing without histories in Redis: nobody else could use it.
+        """
+        if self.cache.remote is None or not self._histories.is_shared:
+            return 0
+        return await self.cache.remote.writes.hand_over(self._hottest(), most_bytes)
+
+    def _hottest(self) -> Iterator[Offer]:
+        for entry in self.cache.host.hottest():
+            history, start = self._histories.copy(entry.key.user), entry.key.start
+            if history is None or not entry.key.is_ancestor(self.cache.fingerprint, history, start):
+                continue
+            if start == self._window.start(len(history), history.base):
+                yield Offer(history.until(entry.key.stop), start, entry.state)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""

@@ -54,6 +54,12 @@ class History:
         links = self.links + block_links(self.links[-LINK_BYTES:], longer[hashed:])
         return replace(self, events=longer, links=links)
 
+    def until(self, length: int) -> "History":
+        """The history as it was with `length` events, base <= length <= n."""
+        assert self.base <= length <= len(self)
+        cut = length - self.base
+        return replace(self, events=self.events[:cut], links=self.links[: (cut // CHAIN_BLOCK + 1) * LINK_BYTES])
+
     def trimmed(self, base: int) -> "History":
         """Without the events before `base`, a multiple of CHAIN_BLOCK from the present base to the length."""
         cut = base - self.base

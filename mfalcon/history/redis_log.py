@@ -183,6 +183,10 @@ class RedisLog:
                 return ended
             ended = found
 
+    def copy(self, user: bytes) -> History | None:
+        """Our copy of a user's history, which newer events may be missing from; None if there is none."""
+        return self._copies.get(user)
+
     def drop(self, user: bytes) -> None:
         """Forget our copy of a user's history."""
         self._copies.pop(user, None)

@@ -143,14 +143,18 @@ class RedisStates:
             self._metrics.chunk_bytes.labels("written").inc(len(chunk))
         return bool(written)
 
-    async def touch(self, user: bytes, num_chunks: int, timeout_s: float) -> None:
-        """Let the first chunks live on. Raises StorageUnavailable."""
+    async def touch(self, user: bytes, num_chunks: int, timeout_s: float) -> int:
+        """Let the first chunks live on; returns how many of them are there up to the first that is not. Raises
+        StorageUnavailable.
+        """
         if num_chunks:
             names = (self.chunk_key(user, i) for i in range(num_chunks))
             commands: list[Command] = [("PEXPIRE", name, self._ttl_ms) for name in names]
             if not self._log_is_here:
                 commands.append(("PEXPIRE", self._keys.index(user), self._ttl_ms))
-            await self._client.call("touch", self._keys.log(user), commands, timeout_s)
+            alive = (await self._client.call("touch", self._keys.log(user), commands, timeout_s))[:num_chunks]
+            return [*map(bool, alive), False].index(False)
+        return 0
 
     async def delete(self, user: bytes, timeout_s: float) -> None:
         """Erase the user's chunks, of every model. Raises StorageUnavailable."""

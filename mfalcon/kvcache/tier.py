@@ -64,6 +64,11 @@ class LruTier:
         entry = self._entries.get((user, start))
         return entry.key if entry is not None else None
 
+    def hottest(self) -> list[Entry]:
+        """All that are here, the last used first."""
+        with self._lock:
+            return list(reversed(self._entries.values()))
+
     def holds(self, user: bytes) -> bool:
         """Whether there is a state of the user, of any window."""
         return user in self._starts

@@ -7,6 +7,7 @@ written to by itself, one user at a time: a slow one delays its own users alone.
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class _Writing:
     """What writes a user's state, and the node that it writes to."""
 
     node: str
-    task: "asyncio.Task[None]"
+    task: "asyncio.Task[bool]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class WriteBehind:
         self._idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self.num_bytes = 0
+        """Written so far."""
         self.paused = False
         """True while Redis is over its byte budget: nothing is written."""
 
@@ -116,6 +119,27 @@ class WriteBehind:
         if user in self._writing:
             await asyncio.wait((self._writing[user].task,))
 
+    async def hand_over(self, offers: Iterable[Offer], most_bytes: int) -> int:
+        """Have Redis hold these, in their order, until so many bytes were written; returns how many it holds then.
+
+        What Redis should hold it is asked for: what was used last here was used least there, and is what it evicts
+        first. What waits to be written goes on beside.
+        """
+        num_held, most = 0, self.num_bytes + most_bytes
+        for offer in offers:
+            while not self._may_write(offer):
+                tasks = [writing.task for writing in self._writing.values()]
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._closed or self.paused or self.num_bytes >= most:
+                break
+            task = self._begin(offer, asks=True)
+            await asyncio.wait((task,))
+            num_held += task.result()
+            if not self._states.available(offer.history.user):
+                break
+        await self._idle.wait()
+        return num_held
+
     async def idle(self) -> None:
         """Return when nothing waits or is being written."""
         await self._idle.wait()
@@ -134,13 +158,17 @@ class WriteBehind:
         offer = self._queue.take(self._may_write)
         self._metrics.waiting.set(len(self._queue))
         if offer is not None:
-            user = offer.history.user
-            task = asyncio.create_task(self._write_one(offer), name="write-behind")
-            self._writing[user] = _Writing(self._states.node(user), task)
-            self._idle.clear()
-            task.add_done_callback(lambda _: self._ended(user))
+            self._begin(offer)
         elif not self._writing:
             self._idle.set()
+
+    def _begin(self, offer: Offer, *, asks: bool = False) -> "asyncio.Task[bool]":
+        user = offer.history.user
+        task = asyncio.create_task(self._write_one(offer, asks=asks), name="write-behind")
+        self._writing[user] = _Writing(self._states.node(user), task)
+        self._idle.clear()
+        task.add_done_callback(lambda _: self._ended(user))
+        return task
 
     def _may_write(self, offer: Offer) -> bool:
         """Whether nothing is being written to the node, nor of the user, wherever that was when it began."""
@@ -153,17 +181,20 @@ class WriteBehind:
         del self._writing[user]
         self._write_next()
 
-    async def _write_one(self, offer: Offer) -> None:
+    async def _write_one(self, offer: Offer, *, asks: bool) -> bool:
         try:
-            reason = await self._write(offer)
+            reason = await self._write(offer, asks=asks)
         except Exception:  # noqa: BLE001 (the task's edge: the next state is written all the same)
             _log.exception("a state could not be written")
             reason = "failed"
         if reason is not None:
             self._metrics.dropped.labels(reason).inc()
+        return reason is None
 
-    async def _write(self, offer: Offer) -> str | None:
-        """Write the chunks that Redis lacks; returns why not, or None."""
+    async def _write(self, offer: Offer, *, asks: bool) -> str | None:
+        """Write the chunks that Redis lacks; returns why not, or None. asks: which those are, and does not rely on what
+        was written once.
+        """
         history, start, states = offer.history, offer.start, self._states
         if self.paused:
             return "budget"
@@ -173,6 +204,8 @@ class WriteBehind:
         num_chunks, stored = states.num_chunks(len(history) - start), self._stored_stop(history, start)
         first_dirty = num_chunks if stored == len(history) else (stored - start) // size
         try:
+            if asks:
+                first_dirty = await states.touch(history.user, first_dirty, self._timeout_s)
             for number in range(first_dirty, num_chunks):
                 if history.generation in self._tombstones:
                     return "deleted"
@@ -181,8 +214,10 @@ class WriteBehind:
                 if not await states.write(history, number, chunk, self._timeout_s):
                     self._stored.pop(history.user, None)
                     return "deleted"
+                self.num_bytes += len(chunk)
                 self.stored(history, start, stop)
-            await states.touch(history.user, first_dirty, self._timeout_s)
+            if not asks and await states.touch(history.user, first_dirty, self._timeout_s) < first_dirty:
+                self._stored.pop(history.user, None)  # evicted: the next write brings all of it
         except StorageUnavailable as error:
             self._stored.pop(history.user, None)
             return "unavailable" if error.may_be_done else "refused"

@@ -137,6 +137,9 @@ class FakeEngine:
         await self._pass_gate()
         self.histories.pop(user_id, None)
 
+    async def hand_over(self, seconds: float, most_bytes: int) -> None:
+        pass
+
     async def close(self) -> None:
         self.closed.set()
 
