@@ -167,12 +167,12 @@ class AsyncClient:
         method = self._methods.get(call.path)
         if method is None:
             method = self._methods[call.path] = self._channel.unary_unary(call.path)
-        first = method(call.request, timeout=attempts.left_s, metadata=metadata, wait_for_ready=waits)
+        first = method(call.request, timeout=attempts.begin(), metadata=metadata, wait_for_ready=waits)
         if hedge_after_s is None:
             return await first
         return await _first(
             first,
-            lambda: method(call.request, timeout=attempts.left_s, metadata=self._connection.metadata(None)),
+            lambda: method(call.request, timeout=attempts.begin(), metadata=self._connection.metadata(None)),
             hedge_after_s,
         )
 

@@ -186,10 +186,10 @@ class Client:
             if method is None:
                 method = self._methods.setdefault(call.path, self._channel.unary_unary(call.path))
             if hedge_after_s is None:  # takes half of the processor time that a future does
-                return method(call.request, attempts.left_s, metadata, wait_for_ready=waits)
+                return method(call.request, attempts.begin(), metadata, wait_for_ready=waits)
             return _first(
-                lambda: method.future(call.request, attempts.left_s, metadata),
-                lambda: method.future(call.request, attempts.left_s, self._connection.metadata(None)),
+                lambda: method.future(call.request, attempts.begin(), metadata),
+                lambda: method.future(call.request, attempts.begin(), self._connection.metadata(None)),
                 hedge_after_s,
             )
         except ValueError as error:

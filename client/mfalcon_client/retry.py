@@ -13,6 +13,7 @@ Nothing is repeated past the call's deadline, nor when many calls fail: then ret
 """
 
 import random
+import re
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,7 @@ _OUTCOME_UNKNOWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "
 _NO_SERVER = frozenset({"UNAVAILABLE", "CANCELLED"})
 """CANCELLED is gRPC's own, to a call that is on the wire while its server stops."""
 _REFUSED = "RESOURCE_EXHAUSTED"
+_NUMBER = re.compile(r"-?[0-9]{1,15}")
 _SPREAD = 0.2
 """How much longer than told a client waits at most, so that those who were refused together do not return together."""
 
@@ -152,10 +154,7 @@ class Failure:
 
     def number(self, name: str) -> int | None:
         """The trailer of a name, None where there is none or it is no number."""
-        for key, value in self.trailers:
-            if key == name and value.lstrip("-").isdecimal():
-                return int(value)
-        return None
+        return next((int(text) for key, text in self.trailers if key == name and _NUMBER.fullmatch(text)), None)
 
     def error(self, *, outcome_unknown: bool) -> ClientError:
         """What is raised of it."""
@@ -184,11 +183,12 @@ class Attempts:
         self._repeat = repeat
         self._deadline = time.monotonic() + timeout_s
         self._num_failed = 0
+        self._has_begun = False
         self._outcome_unknown = False
 
-    @property
-    def left_s(self) -> float:
-        """What is left until the deadline, at least 1 ms: that is for gRPC to say."""
+    def begin(self) -> float:
+        """Begin an attempt, which has so many seconds: what is left, at least 1 ms, so that gRPC says that it is up."""
+        self._has_begun = True
         return max(0.001, self._deadline - time.monotonic())
 
     def answered(self) -> None:
@@ -207,7 +207,7 @@ class Attempts:
 
     def closed(self) -> Closed:
         """The error of a call whose client is closed."""
-        unknown = self._repeat is not Repeat.IDEMPOTENT
+        unknown = self._has_begun and self._repeat is not Repeat.IDEMPOTENT
         return Closed("CANCELLED", "the client was closed", outcome_unknown=unknown)
 
     def _wait(self, failure: Failure) -> float | None:

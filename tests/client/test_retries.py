@@ -19,6 +19,7 @@ from mfalcon_client import (
     Unavailable,
     VersionConflict,
 )
+from mfalcon_client.retry import PUSHBACK, Failure
 from proto import ranking_pb2 as pb
 from tests.client.either import MakeClient
 from tests.client.scripted import RANKED, Scripted, Step, fails, never, raw, running, says, scripted
@@ -198,8 +199,26 @@ async def test_every_call_of_a_client_that_is_closed_is_told(make: MakeClient) -
         ends = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(end) for end in ends] == [Closed] * 5
         assert isinstance(ends[-1], Closed) and ends[-1].outcome_unknown
+        with pytest.raises(Closed) as failure:
+            await client.append_events("ann", TWO)
+        assert not failure.value.outcome_unknown  # it was never sent
+
+
+async def test_a_rank_that_is_asked_twice_is_told_too(make: MakeClient) -> None:
+    with scripted(never) as script:
+        async with make(script.address, hedge_after_s=0.0, timeout_s=PATIENT_S) as client:
+            call = asyncio.create_task(client.rank("ann", [1]))
+            await script.wait_for(2)
         with pytest.raises(Closed):
-            await client.rank("ann", [1])
+            await call
+
+
+@pytest.mark.parametrize("told", ["", "soon", "--5", "1e3", "9" * 400, "٣"])
+def test_a_time_that_is_no_number_is_none(told: str) -> None:
+    answer = Failure("RESOURCE_EXHAUSTED", "no", [(PUSHBACK, told)])
+    assert answer.number(PUSHBACK) is None
+    error = answer.error(outcome_unknown=False)
+    assert isinstance(error, Overloaded) and error.retry_after_s is None
 
 
 async def test_an_answer_that_cannot_be_read_is_an_error(make: MakeClient) -> None:
