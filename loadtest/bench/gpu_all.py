@@ -41,7 +41,7 @@ def plan(out: Path, record: Path, rehearse: bool) -> list[Planned]:
     """All steps."""
     more = ("--rehearse",) if rehearse else ()
     measured = (sys.executable, "-m", "loadtest.bench.gpu_steps", "--record", str(record), "--seconds", "{seconds}")
-    commands = {name: (*measured, *more, name) for name in MOST_S}
+    commands = {name: (*measured, *more, "{plain}", name) for name in MOST_S}
     commands["prewarm"] = (
         *(sys.executable, "-m", "loadtest.bench.gpu_prewarm", "--record", str(record), "--seconds", "{seconds}"),
         *more,

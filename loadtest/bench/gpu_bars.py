@@ -10,7 +10,7 @@ from typing import Any
 
 from loadtest.bench import gpu_stacks, kernels
 from loadtest.bench.gpu_cases import Case
-from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, LOST, PREWARMED, REHEARSED, STEP, TUNED, read
+from loadtest.bench.gpu_record import AGAIN, CEILINGS, CELL, LAW, LOST, PREWARMED, REHEARSED, STEP, TUNED, read
 from loadtest.bench.gpu_stacks import StackCell
 from loadtest.bench.kernels import KernelCell
 from loadtest.report.result import bar_table
@@ -33,6 +33,10 @@ def page(record: Path) -> Iterator[Part]:
     yield from (f"RED {law['scenario']}: {law['statement']}: {law['worst']}" for law in laws if not law["holds"])
     yield from (f"FAILED {_name(cell)}: {cell['error']}" for cell in cells if cell.get("error"))
     yield from (f"LOST {line['step']}: {line['item']}: {line['why']}" for line in read(record, LOST))
+    yield from (
+        f"without the kernels for Hopper from {line['step']}: {line['item']} on: {line['why']}"
+        for line in read(record, AGAIN)
+    )
     tests = [cell for cell in cells if "test" in cell]
     yield from (f"NOT PASSED {cell['test']}: {cell['outcome']}" for cell in tests if cell["outcome"] in _NOT_PASSED)
     asked = [

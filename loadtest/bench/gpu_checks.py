@@ -34,8 +34,10 @@ def plan(_: Path, record: Path, rehearse: bool) -> list[Planned]:
     """All steps."""
     more = ("--record", str(record), "--seconds", "{seconds}", *(("--rehearse",) if rehearse else ()))
     own = (sys.executable, "-m", "loadtest.bench.gpu_check_steps")
-    commands = {name: (sys.executable, "-m", f"loadtest.bench.{module}", *more) for name, module in _OWN.items()}
-    commands["codes"] = (*own, "codes", *more)
+    commands = {
+        name: (sys.executable, "-m", f"loadtest.bench.{module}", *more, "{plain}") for name, module in _OWN.items()
+    }
+    commands["codes"] = (*own, "codes", *more, "{plain}")
     commands["prewarm"] = (*own, "prewarm", *more)
     commands["bars"] = (sys.executable, "-m", "loadtest.bench.gpu_bars", str(record))
     # A rehearsal of the sanitizer's launches is a step like another.

@@ -19,7 +19,7 @@ import torch
 
 from loadtest.bench.gpu_engine_sizes import NUM_ITEMS, REAL, REHEARSAL, Sizes
 from loadtest.bench.gpu_record import CELL, Record, Turns
-from loadtest.bench.gpu_run import asked
+from loadtest.bench.gpu_run import asked, backend_of
 from loadtest.bench.random_checkpoint import random_checkpoint
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose
@@ -49,7 +49,7 @@ class EngineCell:
     error: str | None = None
 
 
-def measure(sizes: Sizes, record: Record, time_is_up: Callable[[], bool]) -> None:
+def measure(sizes: Sizes, backend: str, record: Record, time_is_up: Callable[[], bool]) -> None:
     """Every cell as soon as it is measured; one that fails takes no other with it."""
     made = random_checkpoint(sizes.shape, NUM_ITEMS, max_history=sizes.max_history)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,8 @@ def measure(sizes: Sizes, record: Record, time_is_up: Callable[[], bool]) -> Non
                 return
             if not turns.begin(name):
                 continue
-            record.add(CELL, _tried(name, sizes, partial(_in_engine, loaded, sizes, device_bytes, cell)))
+            options = RankerOptions(backend=backend, device_budget_bytes=device_bytes, kv_budget_bytes=1 << 30)
+            record.add(CELL, _tried(name, sizes, partial(_in_engine, loaded, sizes, options, cell)))
 
 
 def _tried(name: str, sizes: Sizes, action: Callable[[], EngineCell]) -> EngineCell:
@@ -81,10 +82,9 @@ def _tried(name: str, sizes: Sizes, action: Callable[[], EngineCell]) -> EngineC
 
 
 def _in_engine(
-    loaded: Checkpoint, sizes: Sizes, device_bytes: int, cell: Callable[[Engine, Sizes], Awaitable[EngineCell]]
+    loaded: Checkpoint, sizes: Sizes, options: RankerOptions, cell: Callable[[Engine, Sizes], Awaitable[EngineCell]]
 ) -> EngineCell:
     async def inside() -> EngineCell:
-        options = RankerOptions(device_budget_bytes=device_bytes, kv_budget_bytes=1 << 30)
         engine = compose(loaded, EngineConfig(owned_cores(), ranker=options))
         try:
             engine.wait_ready(_START_S)
@@ -183,7 +183,8 @@ def _request(user: str, m: int) -> RankRequest:
 def main() -> None:
     """A rehearsal asks something tiny, on the CPU."""
     given = asked(__doc__)
-    measure(REHEARSAL if given.rehearse else REAL, Record(given.record, "engine"), given.time_is_up)
+    sizes = REHEARSAL if given.rehearse else REAL
+    measure(sizes, backend_of(given), Record(given.record, "engine"), given.time_is_up)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from loadtest.bench import serve
 from loadtest.bench.gpu_engine import EngineCell
 from loadtest.bench.gpu_engine_sizes import NUM_ITEMS, REAL, REHEARSAL, Sizes
 from loadtest.bench.gpu_record import CELL, Record
-from loadtest.bench.gpu_run import asked
+from loadtest.bench.gpu_run import asked, backend_of
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.report.result import say
 from mfalcon.models import checkpoint
@@ -25,19 +25,19 @@ import sys
 from pathlib import Path
 from server.app import serve
 from server.config import ServerConfig
-path, device, dtype = sys.argv[1:]
-serve(ServerConfig(checkpoint=Path(path), device=device, dtype=dtype, grpc_port=0, http_port=0))
+path, device, dtype, backend = sys.argv[1:]
+serve(ServerConfig(checkpoint=Path(path), device=device, dtype=dtype, backend=backend, grpc_port=0, http_port=0))
 """
 """A server as `mfalcon serve` starts it, where there may be no typer."""
 
 
-def measure(sizes: Sizes, seconds: float) -> EngineCell:
+def measure(sizes: Sizes, backend: str, seconds: float) -> EngineCell:
     """One cell. seconds: of each of two rounds."""
     made = random_checkpoint(sizes.shape, NUM_ITEMS, max_history=sizes.max_history)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random"
         checkpoint.save(path, made.model, made.items)
-        with _serving(path, sizes) as target:
+        with _serving(path, sizes, backend) as target:
             options = serve.ServeOptions(
                 {"server": target},
                 num_clients=sizes.many,
@@ -52,9 +52,9 @@ def measure(sizes: Sizes, seconds: float) -> EngineCell:
 
 
 @contextmanager
-def _serving(path: Path, sizes: Sizes) -> Iterator[str]:
+def _serving(path: Path, sizes: Sizes, backend: str) -> Iterator[str]:
     """The address of a server of its own."""
-    command = [sys.executable, "-c", _SERVE, str(path), sizes.device, sizes.dtype]
+    command = [sys.executable, "-c", _SERVE, str(path), sizes.device, sizes.dtype, backend]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -69,7 +69,8 @@ def _serving(path: Path, sizes: Sizes) -> Iterator[str]:
 def main() -> None:
     """A rehearsal asks something tiny, on the CPU."""
     given = asked(__doc__)
-    cell = measure(REHEARSAL, 0.2) if given.rehearse else measure(REAL, 2.0)
+    backend = backend_of(given)
+    cell = measure(REHEARSAL, backend, 0.2) if given.rehearse else measure(REAL, backend, 2.0)
     Record(given.record, "grpc").add(CELL, cell)
 
 

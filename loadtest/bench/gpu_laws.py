@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from loadtest.bench.gpu_record import LAW, Record, Turns, read
-from loadtest.bench.gpu_run import asked
+from loadtest.bench.gpu_run import asked, backend_of
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import Shape
 from mfalcon.laws import check
@@ -18,7 +18,9 @@ from mfalcon.models import checkpoint
 SMALL = Shape("laws", num_layers=3, dim=64, num_heads=2)
 
 
-def measure(device: str, kv_dtypes: tuple[str, ...], record: Record, time_is_up: Callable[[], bool]) -> None:
+def measure(
+    device: str, backend: str, kv_dtypes: tuple[str, ...], record: Record, time_is_up: Callable[[], bool]
+) -> None:
     """Every law in bfloat16, by what the pages hold. Whatever fails is a broken law of that kind of pages."""
     made = random_checkpoint(SMALL, num_items=500, max_history=512)
     with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +31,7 @@ def measure(device: str, kv_dtypes: tuple[str, ...], record: Record, time_is_up:
             if not turns.begin(kv_dtype):
                 continue
             try:
-                for law in check(checkpoint.load(path, torch.bfloat16, device), kv_dtype=kv_dtype):
+                for law in check(checkpoint.load(path, torch.bfloat16, device), backend=backend, kv_dtype=kv_dtype):
                     record.add(LAW, {"scenario": f"pages {kv_dtype}", **asdict(law), "holds": law.holds})
                     if time_is_up():
                         return
@@ -42,7 +44,8 @@ def main() -> None:
     """Exit code 1 if a law is broken. A rehearsal measures them on the CPU."""
     given = asked(__doc__)
     kv_dtypes = ("auto",) if given.rehearse else ("auto", "int8", "fp8")
-    measure("cpu" if given.rehearse else "cuda", kv_dtypes, Record(given.record, "laws"), given.time_is_up)
+    device, backend = "cpu" if given.rehearse else "cuda", backend_of(given)
+    measure(device, backend, kv_dtypes, Record(given.record, "laws"), given.time_is_up)
     sys.exit(1 if any(not law["holds"] for law in read(given.record, LAW)) else 0)
 
 

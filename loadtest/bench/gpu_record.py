@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from loadtest.report.finite import finite
 
 MACHINE, CEILINGS, LAW, CELL, TUNED, STEP = "machine", "ceilings", "law", "cell", "tuned", "step"
-PREWARMED, REHEARSED, BEGUN, LOST = "prewarmed", "rehearsed", "begun", "lost"
+PREWARMED, REHEARSED, BEGUN, AGAIN, LOST = "prewarmed", "rehearsed", "begun", "again", "lost"
 """Kinds of lines."""
 
 
@@ -41,7 +41,7 @@ class Record:
 
 class Turns:
     """The items of a step, in turn. Each is in the record before it is begun, so that a process that begins the step
-    again leaves out what is done, and what ended the process before it.
+    again leaves out what is done, and what the record says to be lost; what it says to be done again is.
 
     wait: until the device is idle; it raises what went wrong there. An error of the device stays for as long as the
     process lives, so the process ends then.
@@ -52,7 +52,11 @@ class Turns:
 
     def __init__(self, record: Record, wait: Callable[[], object] = lambda: None) -> None:
         self._record, self._wait = record, wait
-        self._before = [line["item"] for line in read(record.path, BEGUN) if line["step"] == record.step]
+        begun, again, self._lost = (
+            [line["item"] for line in read(record.path, kind) if line["step"] == record.step]
+            for kind in (BEGUN, AGAIN, LOST)
+        )
+        self._done = {item for item in begun if begun.count(item) > again.count(item)}
 
     def begin(self, item: str, *, needed: bool = False) -> bool:
         """Whether to do it. needed: by items behind it, so it is done again unless it was what ended the process."""
@@ -61,7 +65,7 @@ class Turns:
         except Exception as error:  # noqa: BLE001 (whatever it is, the next process may do better)
             print(f"before {item}: the device is lost: {type(error).__name__}: {error}", flush=True)
             sys.exit(self.DEVICE_LOST)
-        if item in (self._before[-1:] if needed else self._before):
+        if item in self._lost or (item in self._done and not needed):
             return False
         self._record.add(BEGUN, {"item": item})
         return True

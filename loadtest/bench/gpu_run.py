@@ -1,8 +1,9 @@
 """Runs the steps of a script on a device: each a process, killed at its time, its output in a log, its end in a record.
 
 Nothing that a step does ends more than itself. One that was killed, that stands still or that lost its device is begun
-again behind the item that did it (`gpu_record.Turns`). All steps together keep to the seconds they are given: what
-comes last is what is dropped.
+again behind the item that did it (`gpu_record.Turns`); the first time that this happens that item is tried once more,
+and from then on no step uses the kernels for Hopper, which are the likeliest to do it. All steps together keep to the
+seconds they are given: what comes last is what is dropped.
 """
 
 import argparse
@@ -16,11 +17,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
-from loadtest.bench.gpu_record import BEGUN, CELL, LOST, REHEARSED, STEP, Record, Turns, read
+from loadtest.bench.gpu_record import AGAIN, BEGUN, CELL, LOST, REHEARSED, STEP, Record, Turns, read
 from loadtest.bench.gpu_wheels import missing, unpack
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +31,15 @@ _LEAST_S = 5.0
 _LOOK_S = 0.25
 _DIES_S = 10.0
 """Until a process is gone that was killed: one that waits for a driver may never be."""
-_MOST_ATTEMPTS = 4
+_PLAIN = "--plain"
+_REHEARSED_SLOWER = 5.0
+"""How much longer a step may take that is only rehearsed, on whatever machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A process. command: with {seconds} for how long it may work. most_s: it is killed then. beside: it runs beside
+    """A process. command: with {seconds} for how long it may work, and {plain} where it may be told to use no kernels
+    for Hopper. most_s: it is killed then. beside: it runs beside
     the next step. stalled_s: it is killed when it adds nothing to the record for so long, after its first line. last:
     time is kept for it.
     """
@@ -72,11 +76,14 @@ class _Running:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a step is asked: end is of the monotonic clock, after which it begins nothing more."""
+    """What a step is asked. end: of the monotonic clock, after which it begins nothing more. plain: whether it uses no
+    kernels for Hopper.
+    """
 
     record: Path
     end: float
     rehearse: bool
+    plain: bool
     name: str = ""
 
     def time_is_up(self) -> bool:
@@ -92,8 +99,15 @@ def asked(description: str | None, names: Sequence[str] = ()) -> Asked:
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=1e9, help="begin nothing later")
     parser.add_argument("--rehearse", action="store_true", help="without a device")
+    parser.add_argument(_PLAIN, action="store_true", help="use no kernels for Hopper")
     given = parser.parse_args()
-    return Asked(given.record, time.monotonic() + given.seconds, given.rehearse, given.name if names else "")
+    end = time.monotonic() + given.seconds
+    return Asked(given.record, end, given.rehearse, given.plain, given.name if names else "")
+
+
+def backend_of(given: Asked) -> str:
+    """What a model's layers are computed by (`mfalcon.backends.choice`)."""
+    return "triton_plain" if given.plain and not given.rehearse else "auto"
 
 
 def script(
@@ -122,6 +136,9 @@ def script(
             continue
         if absent := missing(tuple((also or {}).get(step.name, ())), environment):
             outcomes.append(_told(Outcome(step.name, f"dropped: {'; '.join(absent)}"[:300], 0.0), record))
+        elif given.rehearse:
+            stalled_s = None if step.stalled_s is None else _REHEARSED_SLOWER * step.stalled_s
+            steps.append(replace(step, most_s=_REHEARSED_SLOWER * step.most_s, stalled_s=stalled_s))
         else:
             steps.append(step)
     outcomes += run(steps, out, record, given.seconds, environment)
@@ -158,65 +175,77 @@ def run(plan: Sequence[Planned], out: Path, record: Path, seconds: float, more: 
     """Every step in turn; an outcome for each time that one was begun. out: folder of the logs. more: of the
     environment.
     """
-    end, outcomes = time.monotonic() + seconds, []
+    end, runner = time.monotonic() + seconds, _Runner(out, record, more)
     kept = sum(step.most_s for step in plan if step.last)
     running: list[_Running] = []
     for step in plan:
         now, its_end = time.monotonic(), end if step.last else end - kept
         if its_end - now < _LEAST_S:
-            outcomes.append(_told(Outcome(step.name, "dropped: the time is up", 0.0), record))
+            runner.outcomes.append(_told(Outcome(step.name, "dropped: the time is up", 0.0), record))
             continue
-        running.append(_begun(step, out, record, min(now + step.most_s, its_end), more))
+        running.append(runner.begun(step, min(now + step.most_s, its_end)))
         if not step.beside:
             for each in running:
-                outcomes += _to_its_end(each, out, record, its_end, more)
+                runner.wait(each, its_end)
             running = []
     for each in running:
-        outcomes += _to_its_end(each, out, record, end, more)
-    return outcomes
+        runner.wait(each, end)
+    return runner.outcomes
 
 
-def _to_its_end(running: _Running, out: Path, record: Path, end: float, more: Mapping[str, str]) -> list[Outcome]:
-    """A step, begun again as long as each attempt comes further than the last. end: of all steps."""
-    outcomes: list[Outcome] = []
-    while True:
-        outcome = _told(_ended(running, record), record)
-        outcomes.append(outcome)
-        items = _items(record, running.step)
-        if outcome.result in ("passed", "failed", "out of time") or len(items) == running.num_items:
-            return outcomes
-        Record(record, running.step.name).add(LOST, {"item": items[-1], "why": outcome.result})
-        # Its time is what it had left, and that for which it stood still.
-        again = running.end + (running.step.stalled_s or 0.0 if outcome.result == "stood still" else 0.0)
-        again = min(again, end)
-        if len(outcomes) == _MOST_ATTEMPTS or again - time.monotonic() < _LEAST_S:
-            return outcomes
-        running = _begun(running.step, out, record, again, more)
+@dataclass(slots=True)
+class _Runner:
+    """Begins steps. plain: from when on they use no kernels for Hopper."""
+
+    out: Path
+    record: Path
+    more: Mapping[str, str]
+    plain: bool = False
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def wait(self, running: _Running, end: float) -> None:
+        """For a step, begun again as long as each attempt comes further than the last. end: of all steps."""
+        step, record = running.step, Record(self.record, running.step.name)
+        while True:
+            outcome = _told(_ended(running, self.record), self.record)
+            self.outcomes.append(outcome)
+            items = _items(self.record, step)
+            if outcome.result in ("passed", "failed", "out of time") or len(items) == running.num_items:
+                return
+            first, self.plain = not self.plain, True
+            record.add(AGAIN if first else LOST, {"item": items[-1], "why": outcome.result})
+            # Its time is what it had left, and that for which it stood still.
+            more_s = step.stalled_s or 0.0 if outcome.result == "stood still" else 0.0
+            again = min(running.end + more_s, end)
+            if again - time.monotonic() < _LEAST_S:
+                return
+            running = self.begun(step, again)
+
+    def begun(self, step: Planned, end: float) -> _Running:
+        """A process of it."""
+        now = time.monotonic()
+        # What it may work is a little less than it may live: it ends by itself.
+        words = {"{seconds}": f"{max(1.0, end - now - _LEAST_S):.0f}", "{plain}": _PLAIN}
+        command = [words.get(word, word) for word in step.command if self.plain or word != "{plain}"]
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            env={**os.environ, **self.more},
+        )
+        assert process.stdout is not None
+        last: deque[str] = deque(maxlen=_LAST_LINES)
+        log = self.out / f"{step.name}.log"
+        copying = threading.Thread(target=_copy, args=(process.stdout, log, last), daemon=True)
+        copying.start()
+        return _Running(step, process, copying, now, end, len(_items(self.record, step)), last)
 
 
 def _items(record: Path, step: Planned) -> list[str]:
     """What the step has begun so far, in all attempts."""
     return [line["item"] for line in read(record, BEGUN) if line["step"] == step.name]
-
-
-def _begun(step: Planned, out: Path, record: Path, end: float, more: Mapping[str, str]) -> _Running:
-    now = time.monotonic()
-    # What it may work is a little less than it may live: it ends by itself.
-    command = [word.replace("{seconds}", f"{max(1.0, end - now - _LEAST_S):.0f}") for word in step.command]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        process_group=0,
-        env={**os.environ, **more},
-    )
-    assert process.stdout is not None
-    last: deque[str] = deque(maxlen=_LAST_LINES)
-    log = out / f"{step.name}.log"
-    copying = threading.Thread(target=_copy, args=(process.stdout, log, last), daemon=True)
-    copying.start()
-    return _Running(step, process, copying, now, end, len(_items(record, step)), last)
 
 
 def _copy(source: IO[bytes], log: Path, last: deque[str]) -> None:

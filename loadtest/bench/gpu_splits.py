@@ -42,7 +42,7 @@ def sweep(where: Place, write: Callable[[SplitCell], None], cases: Sequence[Case
                 continue
             try:
                 given = inputs(case, where.device)
-                expected = launch(given, 0).sum(0)
+                expected = launch(given, 0, plain=where.plain).sum(0)
             except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a case, not the run)
                 write(SplitCell(case, 0, 0, error=f"{type(raised).__name__}: {raised}"[:500]))
                 continue
@@ -56,13 +56,13 @@ def sweep(where: Place, write: Callable[[SplitCell], None], cases: Sequence[Case
 def _timed(given: Inputs, expected: Tensor, rule: Inputs, where: Place) -> SplitCell:
     cell = SplitCell(given.case, given.batch.splits, rule.batch.splits)
     try:
-        worst = relative_error(launch(given, 0).sum(0), expected)
+        worst = relative_error(launch(given, 0, plain=where.plain).sum(0), expected)
         if not worst <= BOUNDS[given.case.dtype]:
             return replace(cell, error=f"differs from the rule's by {worst:.1e}")
         u = given.v.flatten(1)
 
         def run(index: int) -> Tensor:
-            parts = launch(given, index % len(given.sets))
+            parts = launch(given, index % len(given.sets), plain=where.plain)
             return norm_gate(parts.flatten(2), u, None, None, 1e-6, concat=True)
 
         return replace(cell, ms=where.clock.device(run))

@@ -230,7 +230,8 @@ class _Measuring:
 
     def _world(self) -> World:
         """The users, once their laws hold."""
-        world = World(self._scenario, self._where.device, getattr(torch, self._options.dtype), self._options.seed)
+        where, dtype = self._where, getattr(torch, self._options.dtype)
+        world = World(self._scenario, where.device, dtype, self._options.seed, plain=where.plain)
         for statement, worst in world.checks(_NUM_CHECKED):
             self._law(statement, worst)
         return world

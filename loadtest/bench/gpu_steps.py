@@ -160,7 +160,7 @@ def run(steps: Sequence[Step], given: Asked) -> None:
     device = bench_device(quick=False)
     timer = DeviceTimer(device, step.sampled_s)
     turns = Turns(record, timer.wait)
-    step.run(Place(device, timer, given.end, known_ceilings(given.record), turns), record)
+    step.run(Place(device, timer, given.end, known_ceilings(given.record), turns, given.plain), record)
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def bench_device(*, quick: bool) -> torch.device:
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a benchmark runs. end: of the monotonic clock, after which no cell is begun. ceilings: if known already.
-    turns: what is begun there; none where nobody begins it again.
+    turns: what is begun there; none where nobody begins it again. plain: whether to use no kernels for Hopper.
     """
 
     device: torch.device
@@ -162,6 +162,7 @@ class Place:
     end: float = math.inf
     ceilings: Ceilings | None = None
     turns: Turns | None = None
+    plain: bool = False
 
     def begin(self, item: str, *, needed: bool = False) -> bool:
         """See `Turns.begin`."""

@@ -147,7 +147,9 @@ def _weights(spec: StackSpec) -> int:
 class World:
     """Users of a scenario on one pool: their tokens, states and targets."""
 
-    def __init__(self, scenario: Scenario, device: torch.device, dtype: torch.dtype, seed: int = 0) -> None:
+    def __init__(
+        self, scenario: Scenario, device: torch.device, dtype: torch.dtype, seed: int = 0, *, plain: bool = False
+    ) -> None:
         self.scenario, self.device, self.dtype = scenario, device, dtype
         spec, lens = scenario.spec, scenario.lens
         with torch.random.fork_rng(devices=[]):
@@ -155,7 +157,7 @@ class World:
             self.stack = Stack(spec.layer(scenario.norm), spec.num_layers)
         self.stack.to(device, dtype).eval().requires_grad_(False)
         self._shape = KVShape(spec.num_layers, spec.num_heads, spec.head_dim, spec.head_dim, dtype, device)
-        self.backend = TritonBackend(self.stack, self._shape, ahead=device.type != "cpu")
+        self.backend = TritonBackend(self.stack, self._shape, ahead=device.type != "cpu", plain=plain)
         pages = sum(-(-n // PAGE_TOKENS) for n in lens)
         self.pool = KVPool(self.backend.layout, 2 * pages + _SPARE_PAGES)
         generator = generator_on(device, seed)

@@ -7,6 +7,7 @@ else. Every cell is held against float64 before it is timed, and a file is writt
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from kernels.gpu import prefix_attention, target_attention
 from kernels.gpu.attention import prefix_attention_parts, target_attention_parts
 from loadtest.bench.gpu_cases import TARGET, TINY, Case, Inputs, checked, grid, inputs
 from loadtest.bench.gpu_competitors import competitors
-from loadtest.bench.gpu_timing import Ceilings, Clock, Place, name_of, place, probe
+from loadtest.bench.gpu_timing import Ceilings, Place, name_of, place, probe
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar, as_ms, bar_table, headline
 from loadtest.report.table import Part, Table
@@ -162,13 +163,15 @@ def run(
     return result
 
 
-def launch(given: Inputs, of_set: int) -> Tensor:
-    """The kernel of a case, as a stack calls it: sums of each split [splits, num_rows, num_heads, head_dim]."""
+def launch(given: Inputs, of_set: int, *, plain: bool = False) -> Tensor:
+    """The kernel of a case, as a stack calls it: sums of each split [splits, num_rows, num_heads, head_dim]. plain: as
+    a stack that uses no kernels for Hopper does.
+    """
     kv, scale, norm = given.sets[of_set], given.scale, given.norm
     if given.case.op == TARGET:
         q, k, v = given.q, given.k, given.v
-        return target_attention_parts(q, k, v, kv, given.batch, None, None, logit_scale=scale, norm=norm)
-    return prefix_attention_parts(given.q, kv, given.batch, None, logit_scale=scale, norm=norm)
+        return target_attention_parts(q, k, v, kv, given.batch, None, None, logit_scale=scale, norm=norm, plain=plain)
+    return prefix_attention_parts(given.q, kv, given.batch, None, logit_scale=scale, norm=norm, plain=plain)
 
 
 def plain_launch(given: Inputs, of_set: int) -> Tensor:
@@ -192,23 +195,23 @@ def measured(case: Case, where: Place, ceilings: Ceilings, seed: int) -> KernelC
         error_bound=BOUNDS[case.dtype],
     )
     try:
-        return _timed(cell, inputs(case, where.device, seed), where.clock, ceilings, seed)
+        return _timed(cell, inputs(case, where.device, seed), where, ceilings, seed)
     except Exception as raised:  # noqa: BLE001 (whatever a device refuses ends a cell, not the run)
         return replace(cell, error=f"{type(raised).__name__}: {raised}"[:500])
 
 
-def _timed(cell: KernelCell, given: Inputs, clock: Clock, ceilings: Ceilings, seed: int) -> KernelCell:
-    case = cell.case
+def _timed(cell: KernelCell, given: Inputs, where: Place, ceilings: Ceilings, seed: int) -> KernelCell:
+    case, launches = cell.case, partial(launch, plain=where.plain)
     with poisoned():
-        out = launch(given, 0).sum(0)
-        last = launch(given, len(given.sets) - 1).sum(0)
+        out = launches(given, 0).sum(0)
+        last = launches(given, len(given.sets) - 1).sum(0)
     worst = max(checked(out, given, 0, seed), checked(last, given, len(given.sets) - 1, seed + 1))
     batch = given.batch
     cell = replace(cell, tile_rows=batch.tile_rows, splits=batch.splits, num_sets=len(given.sets), relative_error=worst)
     if not worst <= cell.error_bound:
         return replace(cell, error=f"differs from float64 by {worst:.1e}, the bound is {cell.error_bound:g}")
     del out, last
-    ms = clock.device(lambda index: launch(given, index % len(given.sets)))
+    ms = where.clock.device(lambda index: launches(given, index % len(given.sets)))
     seconds = ms.median_ms / 1e3
     return replace(
         cell,

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from loadtest.bench import gpu_all, gpu_checks, gpu_run, gpu_wheels
 from loadtest.bench.gpu_device_tests import FILES, outcomes
 from loadtest.bench.gpu_pool import Work
-from loadtest.bench.gpu_record import CELL, LAW, LOST, REHEARSED, STEP, Record, Turns, read
+from loadtest.bench.gpu_record import AGAIN, CELL, LAW, LOST, REHEARSED, STEP, Record, Turns, read
 from loadtest.bench.gpu_run import Planned
 from loadtest.bench.gpu_wheels import missing, unpack
 from loadtest.report.timing import Spread
@@ -63,12 +63,13 @@ ill = []
 def wait():
     if ill:
         raise RuntimeError("an illegal address")
+plain = "--plain" in sys.argv
 record = Record(Path(sys.argv[1]), "step")
 turns = Turns(record, wait)
 print("sets up", turns.begin("setup", needed=True), flush=True)
-for name in ("fine", "dies", "hangs", "spoils", "raises", "last"):
+for name in ("fine", "hopper", "dies", "hangs", "spoils", "raises", "last"):
     if turns.begin(name):
-        if name == "dies":
+        if name == "dies" or (name == "hopper" and not plain):
             os.kill(os.getpid(), signal.SIGSEGV)
         elif name == "hangs":
             time.sleep(600)
@@ -79,13 +80,20 @@ for name in ("fine", "dies", "hangs", "spoils", "raises", "last"):
 
 
 def test_a_step_goes_on_behind_what_ended_it(tmp_path: Path) -> None:
+    """The first time it tries the same again, without the kernels for Hopper, and so do the steps that follow."""
     record = tmp_path / "record"
-    plan = [Planned("step", (*PYTHON, ITEMS, str(record)), 600, stalled_s=5)]
-    outcomes = gpu_run.run(plan, tmp_path, record, 600, {})
-    assert [each.result for each in outcomes] == ["killed by signal 11", "stood still", "lost the device", "passed"]
-    assert [cell["name"] for cell in read(record, CELL)] == ["fine", "spoils", "raises", "last"]
+    plan = [
+        Planned("step", (*PYTHON, ITEMS, str(record), "{plain}"), 600, stalled_s=5),
+        Planned("next", (*PYTHON, "import sys; print(sys.argv[1:])", "{plain}"), 600),
+    ]
+    results = [each.result for each in gpu_run.run(plan, tmp_path, record, 600, {})]
+    assert results[:4] == ["killed by signal 11", "killed by signal 11", "stood still", "lost the device"]
+    assert results[4:] == ["passed", "passed"]
+    assert [cell["name"] for cell in read(record, CELL)] == ["fine", "hopper", "spoils", "raises", "last"]
+    assert [line["item"] for line in read(record, AGAIN)] == ["hopper"]
     assert [line["item"] for line in read(record, LOST)] == ["dies", "hangs", "spoils"]
-    assert (tmp_path / "step.log").read_text().count("sets up True") == 4
+    assert (tmp_path / "step.log").read_text().count("sets up True") == 5
+    assert (tmp_path / "next.log").read_text() == "['--plain']\n"
 
 
 def test_a_step_that_comes_no_further_is_not_begun_again(tmp_path: Path) -> None:
@@ -98,10 +106,13 @@ def test_what_needs_what_ended_the_process_is_left_out(tmp_path: Path) -> None:
     record = Record(tmp_path / "r", "step")
     first = Turns(record)
     assert first.begin("setup", needed=True) and first.begin("cell")
+    record.add(AGAIN, {"item": "cell"})
     second = Turns(record)
-    assert second.begin("setup", needed=True) and not second.begin("cell") and second.begin("setup of b", needed=True)
+    assert second.begin("setup", needed=True) and second.begin("cell") and second.begin("setup of b", needed=True)
+    record.add(LOST, {"item": "setup of b"})
     third = Turns(record)
-    assert not third.begin("setup of b", needed=True) and Turns(Record(record.path, "other")).begin("cell")
+    assert not third.begin("cell") and not third.begin("setup of b", needed=True)
+    assert Turns(Record(record.path, "other")).begin("cell")
 
 
 def test_nothing_that_a_step_has_begun_outlives_it(tmp_path: Path) -> None:
