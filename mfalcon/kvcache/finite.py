@@ -1,7 +1,9 @@
 """Whether what was encoded is made of numbers: a state with NaN or infinity in it spoils every score of its user."""
 
+import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,25 +22,54 @@ def finiteness(states: Sequence[KVState], firsts: Sequence[int]) -> Callable[[],
         return list
     pool = states[0].pool
     if pool.has_slab and isinstance(pool.layout, PlainLayout):
-        spoilt = _on_slab(pool.slab, pool.layout, states, firsts)
-        return lambda: [not count for count in spoilt.tolist()]
+        return _on_slab(pool.slab, pool.layout, states, firsts)
     finite = [state.is_finite(first) for state, first in zip(states, firsts, strict=True)]
     return lambda: finite
 
 
-def _on_slab(slab: Tensor, layout: PlainLayout, states: Sequence[KVState], firsts: Sequence[int]) -> Tensor:
-    """How many of each state's tokens are not finite in K, and in V: int32 [num_states]."""
+def _on_slab(
+    slab: Tensor, layout: PlainLayout, states: Sequence[KVState], firsts: Sequence[int]
+) -> Callable[[], list[bool]]:
+    """A device is given a copy and two launches: an append has so little to compute that launches are what it takes.
+    Whose a token is, the host knows.
+    """
     layer, size = layout.shape.num_layers - 1, layout.page_tokens
-    pages, rows, owners = [], [], []
-    for index, (state, first) in enumerate(zip(states, firsts, strict=True)):
+    pages, tokens = [], []
+    for state, first in zip(states, firsts, strict=True):
         state.wait(layer)
-        tokens = torch.arange(first, state.num_tokens)
-        pages.append(torch.tensor(state.run.pages, dtype=torch.int64)[tokens // size])
-        rows.append(tokens % size)
-        owners.append(torch.full((len(tokens),), index))
-    page, row, owner = (to_device(torch.cat(parts).numpy(), slab.device) for parts in (pages, rows, owners))
+        own = np.arange(first, state.num_tokens)
+        pages.append(np.asarray(state.run.pages, dtype=np.int64)[own // size])
+        tokens.append(own)
+    ends = np.cumsum([len(own) for own in tokens])
+    page, row = to_device(np.stack([np.concatenate(pages), np.concatenate(tokens) % size]), slab.device)
+    largest = [_largest(block[page, :, row]) for block in _looked_at(layout, slab, layer)]
+
+    def finite() -> list[bool]:
+        spoilt = np.zeros(1 + len(page), dtype=np.int64)
+        for numbers in largest:
+            spoilt[1:] |= ~np.isfinite(numbers.cpu().numpy())
+        before = spoilt.cumsum()
+        return [bool(before[end] == before[end - len(own)]) for end, own in zip(ends, tokens, strict=True)]
+
+    return finite
+
+
+def _largest(numbers: Tensor) -> Tensor:
+    """Of each token [num_tokens, ...], by magnitude: not finite if one of them is not."""
+    wide = None if numbers.dtype == torch.float64 else torch.float32
+    dims = tuple(range(1, numbers.ndim))
+    largest: Tensor = torch.linalg.vector_norm(numbers, math.inf, dim=dims, dtype=wide)
+    return largest
+
+
+def _looked_at(layout: PlainLayout, slab: Tensor, layer: int) -> list[Tensor]:
+    """Keys and values [num_pages, num_heads, page_tokens, head_dim], or what codes have in their stead, their scales:
+    one view of both where they lie one behind the other in heads of one size.
+    """
     k, v, k_scales, v_scales = layout.blocks(slab, layer)
-    spoilt = torch.zeros(len(states), dtype=torch.int32, device=slab.device)
-    for numbers in (k if k_scales is None else k_scales, v if v_scales is None else v_scales):
-        spoilt.index_add_(0, owner, (~torch.isfinite(numbers[page, :, row])).flatten(1).any(1).int())
-    return spoilt
+    one, other = k if k_scales is None else k_scales, v if v_scales is None else v_scales
+    behind = one.storage_offset() + one.stride(1) * one.shape[1]
+    if (one.shape, one.stride()) != (other.shape, other.stride()) or other.storage_offset() != behind:
+        return [one, other]
+    num_pages, num_heads, *rest = one.shape
+    return [one.as_strided((num_pages, 2 * num_heads, *rest), one.stride())]

@@ -1,14 +1,16 @@
 """What is not finite is seen in the last layer, wherever it arose and whatever computes; of others nothing is."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mfalcon.algorithm import append_all, prefill
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.kvcache.finite import finiteness
-from mfalcon.kvcache.state import KVState
+from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Ranker
 from mfalcon.models.registry import architectures
 from tests.device import needs_interpreter
@@ -125,3 +127,62 @@ def test_what_stands_behind_a_state_on_its_page_is_not_looked_at() -> None:
             longer.write(layer, torch.full((2, 3, 4), float("nan")), torch.full((2, 3, 7), float("nan")))
         assert finiteness([state, longer], [0, 0])() == [True, False]
         assert finiteness([longer], [5])() == [False]
+
+
+class Launches(TorchDispatchMode):
+    """Operators that a device would be given: those that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view:
+            self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("v_dim", [8, 16])
+@pytest.mark.parametrize("codes", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_device_is_given_two_operators(dtype: torch.dtype, codes: torch.dtype | None, v_dim: int) -> None:
+    """Beside one copy, however many users there are; two more where heads of keys and of values differ. There were 37
+    of these three users, a few of them on the host.
+    """
+    layout = PlainLayout(KVShape(2, 3, 8, v_dim, dtype, torch.device("cpu")), 16, codes)
+    pool, lens, firsts = KVPool(layout, 9), (40, 5, 17), (38, 0, 16)
+    states = [pool.empty().grown(num) for num in lens]
+    pool.slab.fill_(255)  # NaN in every type
+    for state, first in zip(states, firsts, strict=True):
+        _write(state, first, torch.ones(3, state.num_tokens - first, 8 + v_dim).to(dtype))
+    with Launches() as launches:
+        finite = finiteness(states, firsts)
+    times = 2 if codes is None and v_dim != 8 else 1
+    assert launches.names == ["aten::index.Tensor", "aten::linalg_vector_norm"] * times
+    assert finite() == [True] * 3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("codes", [None, torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_one_number_spoils_its_state_alone(dtype: torch.dtype, codes: torch.dtype | None, bad: float) -> None:
+    """Wherever it stands, among the largest numbers that there are."""
+    for v_dim in (8, 16):
+        layout = PlainLayout(KVShape(2, 3, 8, v_dim, dtype, torch.device("cpu")), 16, codes)
+        most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)  # a scale is float32
+        for token, head, number in ((0, 0, 0), (4, 2, 7), (1, 1, 8), (3, 2, 7 + v_dim)):
+            pool = KVPool(layout, 9)
+            states = [pool.empty().grown(20) for _ in range(3)]
+            for index, state in enumerate(states):
+                numbers = torch.full((3, 5, 8 + v_dim), -most, dtype=dtype)
+                if index == 1:
+                    numbers[head, token, number] = bad
+                _write(state, 15, numbers)
+            assert finiteness(states, [15] * 3)() == [True, False, True]
+            assert finiteness(states, [15, 16 + token, 15])() == [True, True, True]
+
+
+def _write(state: KVState, first: int, numbers: torch.Tensor) -> None:
+    """Keys and values [num_heads, num_tokens - first, 8 + v_dim] of the last layer."""
+    pages, layout = state.pages, state.pool.layout
+    layout.write(pages, 1, first, numbers[..., :8], numbers[..., 8:])
