@@ -21,7 +21,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test balanced chaos loadtest soak proto client-wheel clean
+  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak proto client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -120,6 +120,22 @@ triton: .venv/.installed-test ## compile and interpret the Triton kernels with e
 balance-test: .venv/.installed-test ## the configurations of Envoy, nginx and HAProxy, with the real ones
 	$(BIN)/python -m loadtest.balance.balancer
 	$(BIN)/python -m pytest -q -m 'thorough or not thorough' tests/deploy/test_balancers.py
+
+# The schemas and policies take 400 MB, so they get an environment of their own. Checkov's two: pull policies and digests
+# are for who deploys to choose.
+KUBERNETES ?= 1.34
+kubernetes-test: .venv/.installed-test ## deploy/kubernetes: rendered, validated; alerts and scaling by a real Prometheus
+	for program in kubectl promtool prometheus; do command -v $$program >/dev/null || { \
+	  echo "$$program is not installed: Debian's packages are kubernetes-client and prometheus" >&2; exit 1; }; done
+	own=build/kubernetes-tools; test -x $$own/bin/python || $(BIN)/python -m venv $$own; \
+	  $$own/bin/python -m pip install --disable-pip-version-check --quiet 'checkov>=3.3,<3.4' 'kubernetes-validate>=1.37'
+	$(BIN)/python -m tests.deploy.manifests
+	build/kubernetes-tools/bin/kubernetes-validate --quiet --strict -k $(KUBERNETES) build/kubernetes/*.yaml \
+	  deploy/kubernetes/checkpoints.yaml
+	build/kubernetes-tools/bin/checkov --framework kubernetes -d build/kubernetes --compact --quiet \
+	  --skip-download --skip-check CKV_K8S_15,CKV_K8S_43
+	$(BIN)/python -m pytest -q -m 'thorough or not thorough' tests/deploy/test_kubernetes.py tests/deploy/test_prometheus.py \
+	  tests/deploy/test_scaling.py
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
