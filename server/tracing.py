@@ -1,8 +1,34 @@
-"""Where spans go. Without an endpoint OpenTelemetry's API does nothing, and costs next to nothing."""
+"""Where spans go, and whose trace they are a part of. Without an endpoint OpenTelemetry's API does nothing, and costs
+next to nothing.
+"""
 
-from opentelemetry import trace
+from collections.abc import Mapping
+from typing import Final
+
+from opentelemetry import context, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mfalcon.errors import ConfigError
+
+PARENT: Final = "traceparent"
+"""Of W3C Trace Context."""
+HEADERS: Final = frozenset({PARENT, "tracestate"})
+_propagator: Final = TraceContextTextMapPropagator()
+
+
+def join(headers: Mapping[str, str]) -> None:
+    """Make the spans of this task, which answers one request, a part of the caller's trace, if these headers name one:
+    what they say otherwise is ignored.
+    """
+    if PARENT in headers:
+        context.attach(_propagator.extract(dict(headers)))
+
+
+def joined() -> dict[str, str]:
+    """The headers by which another process joins the trace of this task; none if it has none."""
+    headers: dict[str, str] = {}
+    _propagator.inject(headers)
+    return headers
 
 
 def trace_to(endpoint: str | None) -> None:

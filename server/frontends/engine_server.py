@@ -10,6 +10,7 @@ import zmq
 
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
 from mfalcon.load import Load
+from server import tracing
 from server.frontends import wire
 from server.frontends.link import MOST_WAITING, Link
 from server.handler import LOADING, WAITING, RankingEngine
@@ -129,6 +130,7 @@ class EngineServer:
             raise NotReady(f"the server is still {self._phase}; ask another one")
         match question:
             case wire.Rank():
+                tracing.join(question.trace)
                 result = await engine.rank(question.request(), question.deadline, question.model)
                 return wire.Ranked.of(call, result)
             case wire.AppendEvents(_, user_id, _, expected_len, deadline):

@@ -10,6 +10,7 @@ import zmq
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from server import tracing
 from server.frontends import wire
 from server.frontends.link import Link
 from server.handler import LOADING
@@ -59,7 +60,8 @@ class RemoteEngine:
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        return (await self._ask(wire.Rank.of(next(self._calls), request, deadline, model), wire.Ranked)).result()
+        question = wire.Rank.of(next(self._calls), request, deadline, model, tracing.joined())
+        return (await self._ask(question, wire.Ranked)).result()
 
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, deadline: float | None

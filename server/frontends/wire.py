@@ -6,6 +6,7 @@ its class in mfalcon/errors.py, its text and its attributes, and is raised as th
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -31,7 +32,7 @@ class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class Rank(Message):
-    """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE."""
+    """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE. trace: see `server.tracing.joined`."""
 
     user_id: str
     candidates: bytes
@@ -42,9 +43,17 @@ class Rank(Message):
     allow_partial: bool
     deadline: float | None
     model: str
+    trace: dict[str, str]
 
     @classmethod
-    def of(cls, call: int, request: RankRequest, deadline: float | None, model: str) -> "Rank":
+    def of(
+        cls,
+        call: int,
+        request: RankRequest,
+        deadline: float | None,
+        model: str,
+        trace: Mapping[str, str] = MappingProxyType({}),
+    ) -> "Rank":
         """What asks for the scores of a request."""
         return cls(
             call,
@@ -57,6 +66,7 @@ class Rank(Message):
             request.allow_partial,
             deadline,
             model,
+            dict(trace),
         )
 
     def request(self) -> RankRequest:

@@ -10,6 +10,7 @@ import grpc
 import grpc.aio
 
 from mfalcon.rank_key import RANK_KEY
+from server import tracing
 from server.arrivals import Arrival, Arrivals, current
 
 OK: Final = grpc.StatusCode.OK.name
@@ -49,6 +50,7 @@ class CountedService(grpc.GenericRpcHandler):
         verb, handler = known
         metadata = handler_call_details.invocation_metadata or ()
         arrival = self._arrivals.begin(verb, ",".join(str(value) for name, value in metadata if name == RANK_KEY))
+        tracing.join({name: str(value) for name, value in metadata if name in tracing.HEADERS})
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(partial(self._ended, arrival))

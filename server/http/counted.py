@@ -5,6 +5,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mfalcon.rank_key import RANK_KEY
+from server import tracing
 from server.arrivals import Arrivals
 from server.http.connection import REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
@@ -13,6 +14,7 @@ VERBS: Final = frozenset({"rank", "append_events", "prefill", "delete_user", "ge
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"
 _KEY: Final = RANK_KEY.encode()
+_TRACE: Final = {name.encode(): name for name in tracing.HEADERS}
 
 
 class CountedApp:
@@ -32,6 +34,7 @@ class CountedApp:
         """Answer a request, and count it."""
         keys = [value.decode("latin-1") for name, value in scope["headers"] if name == _KEY]
         arrival = self._arrivals.begin("", ",".join(keys))
+        tracing.join({_TRACE[name]: value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE})
         has_left = False
 
         def end(code: str) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from opentelemetry import trace
 
 from mfalcon.errors import LengthMismatch
 from mfalcon.history.history import check_order, no_history
@@ -60,6 +61,7 @@ class FakeEngine:
         self.requests: list[RankRequest] = []
         self.deadlines: list[float | None] = []
         self.asked_of: list[str] = []
+        self.traces: list[int] = []
         self.ready = True
         self.load = Load()
         self.closed = asyncio.Event()
@@ -86,6 +88,7 @@ class FakeEngine:
             self.lost_because = "the device thread ended: a kernel died"
         self.requests.append(request)
         self.asked_of.append(model)
+        self.traces.append(trace.get_current_span().get_span_context().trace_id)
         self.deadlines.append(deadline)
         history = self._history(request.user_id)
         check_order(no_history(request.user_id, b"fake").extended(history), request.recent_events, "recent_events")
