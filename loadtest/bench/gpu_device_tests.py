@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from loadtest.bench.gpu_record import CELL, Record
-from loadtest.bench.gpu_run import ROOT, asked
+from loadtest.bench.gpu_run import ROOT, START_S, asked
 from mfalcon.cores import owned_cores
 
 FILES = (
@@ -23,6 +23,8 @@ FILES = (
 """Those with such tests; collecting all of tests/ would import what a machine with a device need not have."""
 _PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
 _MOST_PROCESSES = 8
+_TEST_S = 4.0
+"""Assumed for a test, most of it for kernels that are compiled."""
 _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+::\S.*?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -73,6 +75,7 @@ def main() -> None:
     if given.rehearse:
         for name in names:
             record.add(CELL, {"test": name, "outcome": "collected"})
+        record.predict(START_S + _TEST_S * len(names) / _MOST_PROCESSES)
     elif not run(names, record, given.end):
         sys.exit(1)
 

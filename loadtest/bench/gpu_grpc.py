@@ -15,11 +15,13 @@ from loadtest.bench import serve
 from loadtest.bench.gpu_engine import EngineCell
 from loadtest.bench.gpu_engine_sizes import NUM_ITEMS, REAL, REHEARSAL, Sizes
 from loadtest.bench.gpu_record import CELL, Record
-from loadtest.bench.gpu_run import asked, backend_of
+from loadtest.bench.gpu_run import START_S, asked, backend_of
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.report.result import say
 from mfalcon.models import checkpoint
 
+_SERVER_S = 12.0
+"""Assumed for a server that starts and is asked for two rounds."""
 _SERVE = """
 import sys
 from pathlib import Path
@@ -71,7 +73,10 @@ def main() -> None:
     given = asked(__doc__)
     backend = backend_of(given)
     cell = measure(REHEARSAL, backend, 0.2) if given.rehearse else measure(REAL, backend, 2.0)
-    Record(given.record, "grpc").add(CELL, cell)
+    record = Record(given.record, "grpc")
+    record.add(CELL, cell)
+    if given.rehearse:
+        record.predict(2 * START_S + _SERVER_S)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,14 @@ from kernels.gpu import configs
 from loadtest.bench.gpu_pool import Work
 from loadtest.bench.gpu_pretend import H100, Driver, Specialisation
 from loadtest.bench.gpu_record import PREWARMED, Record
-from loadtest.bench.gpu_run import Asked, asked
+from loadtest.bench.gpu_run import START_S, Asked, asked
 from loadtest.bench.gpu_steps import STEPS, Step, rehearsed
 from mfalcon.cores import owned_cores
 
 _REPEATED = ("batch", "again")
 """Steps that launch nothing that another one does not."""
+_COMPILE_S, _CORES = 1.8, 16
+"""Of one core for a specialisation, as measured here, and the cores that are assumed beside a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,10 @@ def warm(steps: Sequence[Step], given: Asked) -> None:
     begun = time.monotonic()
     if given.rehearse:
         found = len(list(specialisations(steps, where)))
-        done = Prewarmed(found, 0, time.monotonic() - begun, time.monotonic() - begun, 0.0, ())
+        found_s = time.monotonic() - begun
+        done = Prewarmed(found, 0, found_s, found_s, 0.0, ())
+        compiling_s = found * _COMPILE_S / _CORES
+        Record(given.record, "prewarm").predict(START_S + found_s + compiling_s, specialisations=found)
     else:
         done = prewarm(steps, where, given.end - begun)
     Record(given.record, "prewarm").add(PREWARMED, done)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +37,11 @@ class Record:
         except OSError as error:
             with suppress(OSError):
                 print(f"NOT WRITTEN ({error.strerror}): {line}", flush=True)
+
+    def predict(self, seconds: float, launches: int = 0, specialisations: int = 0, wrong: Sequence[str] = ()) -> None:
+        """What a rehearsal says of a step on a device. wrong: what a device would refuse."""
+        counted = {"launches": launches, "specialisations": specialisations, "predicted_s": seconds}
+        self.add(REHEARSED, {**counted, "wrong": list(wrong)})
 
 
 class Turns:

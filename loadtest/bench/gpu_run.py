@@ -25,6 +25,8 @@ from loadtest.bench.gpu_record import AGAIN, BEGUN, CELL, LOST, REHEARSED, STEP,
 from loadtest.bench.gpu_wheels import missing, unpack
 
 ROOT = Path(__file__).parents[2]
+START_S = 6.0
+"""Until a process on a device computes: torch, its libraries, the device. Assumed, for predictions."""
 _LAST_LINES = 6
 _LEAST_S = 5.0
 """Left of the time: with less no step is begun."""

@@ -18,8 +18,8 @@ from kernels.gpu import configs
 from loadtest.bench import gpu_hopper, gpu_profile, gpu_splits, gpu_stacks, gpu_tune, kernels
 from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
 from loadtest.bench.gpu_pretend import H100, META, CountingClock, Launches, pretended
-from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, REHEARSED, TUNED, Record, Turns, read
-from loadtest.bench.gpu_run import Asked, asked
+from loadtest.bench.gpu_record import CEILINGS, CELL, LAW, MACHINE, TUNED, Record, Turns, read
+from loadtest.bench.gpu_run import START_S, Asked, asked
 from loadtest.bench.gpu_stacks import Law, StackCell, StackOptions
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, Place, bench_device, probe
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, NVIDIA_CACHED, Scenario
@@ -37,10 +37,8 @@ CASES = (
     Case(TARGET, 4096, 2048, 256, 1),
     Case(PREFIX, 4096, 4096, 256, 1),
 )
-_ASSUMED = Ceilings(798e12, "bfloat16", 8192, 3.0e12, 2048)
+ASSUMED = Ceilings(798e12, "bfloat16", 8192, 3.0e12, 2048)
 """Of an H100, for a rehearsal."""
-_START_S = 6.0
-"""Until a process computes: torch, its libraries, the device."""
 _SAMPLED_S, _SHORT_S = 0.15, 0.03
 _BY_HAND_S = 2.0
 """Of a scenario outside the clock: random numbers, its reference in float32, graphs."""
@@ -124,23 +122,16 @@ def rehearsed(steps: Sequence[Step], where: configs.Device, record: Callable[[St
             clock = CountingClock(launches)
             before, known = launches.count, len(launches.found)
             file = record(step)
-            step.run(Place(META, clock, ceilings=_ASSUMED, turns=Turns(file)), file)
-            file.add(
-                REHEARSED,
-                {
-                    "launches": launches.count - before,
-                    "specialisations": len(launches.found) - known,
-                    "predicted_s": _predicted(step, clock),
-                    "wrong": sorted(set(launches.wrong)),
-                },
-            )
+            step.run(Place(META, clock, ceilings=ASSUMED, turns=Turns(file)), file)
+            new = launches.count - before, len(launches.found) - known
+            file.predict(_predicted(step, clock), *new, sorted(set(launches.wrong)))
             yield launches
 
 
 def _predicted(step: Step, clock: CountingClock) -> float:
     """Seconds of a step, its binaries compiled before."""
     sampled = clock.num_clocks * step.sampled_s + _RUNS * clock.seconds
-    return _START_S + sampled + step.scenarios * _BY_HAND_S
+    return START_S + sampled + step.scenarios * _BY_HAND_S
 
 
 def known_ceilings(path: Path) -> Ceilings | None:

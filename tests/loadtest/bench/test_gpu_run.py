@@ -301,7 +301,7 @@ import sys
 import torch
 from loadtest.bench.gpu_pretend import META, H100, pretended
 from loadtest.bench.gpu_prewarm import compiled, pretend
-from kernels.gpu.norms import layer_norm
+from kernels.gpu.norms import layer_norm, layer_norm_kernel
 from triton.runtime.jit import JITFunction
 
 x = torch.empty(333, 80, dtype=torch.bfloat16, device=META)
@@ -310,6 +310,7 @@ with pretended() as launches:
 if sys.argv[-1] == "ahead":
     pretend(90)
     for one in launches.found.values():
+        layer_norm_kernel.device_caches.clear()  # what another process does not know
         compiled(one)
 else:  # as a launch has it, but for the launch
     honest = JITFunction.run

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,16 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from kernels.gpu import configs
-from kernels.gpu.configs import AttentionConfig
-from loadtest.bench import gpu_splits, gpu_stacks, gpu_tune
+from kernels.gpu.configs import AttentionConfig, Library
+from loadtest.bench import gpu_estimates, gpu_splits, gpu_stacks, gpu_tune
 from loadtest.bench import kernels as bench_kernels
 from loadtest.bench.floor import append_work, prefill_work
 from loadtest.bench.floor import score_work as score_floor
 from loadtest.bench.gpu_cases import PREFIX, TARGET, TINY, Case, grid
+from loadtest.bench.gpu_record import CELL, Record
+from loadtest.bench.gpu_run import ROOT
 from loadtest.bench.gpu_stacks import MASKED, RECORDING, REQUEST, SCORE, StackCell, StackOptions, StackResult
+from loadtest.bench.gpu_steps import CASES as HEADLINES
 from loadtest.bench.gpu_timing import Ceilings, DeviceTimer, place
 from loadtest.bench.gpu_worlds import DLRM_V3, NVIDIA, StackSpec, World, encode_work, score_work
 from loadtest.bench.gpu_worlds import TINY as TINY_STACKS
@@ -253,6 +256,14 @@ def test_tuning_keeps_what_is_right_and_faster(monkeypatch: pytest.MonkeyPatch, 
     assert "Tuned" in as_text([gpu_tune.table([tuned])])
 
 
+def test_projections_stand_beside_the_library() -> None:
+    """Of a layer's rows, and as a choice that a stored file may take."""
+    assert gpu_tune.LINEAR[0] == Library()
+    jobs = [job for job in gpu_tune.headline_jobs(torch.device("meta")) if job.name.startswith("linear")]
+    assert all(job.beside is not None for job in jobs)
+    assert {job.name for job in jobs} >= {f"linear {rows} x 512 -> 2048" for rows in (256, 2048, 65_536)}
+
+
 @quick_only
 def test_what_has_no_room_ends_alone(tmp_path: Path) -> None:
     """Inputs of a case, or of a job of the tuner, that a device refuses."""
@@ -323,3 +334,25 @@ def test_reports(tmp_path: Path) -> None:
     write_json(tmp_path / "deep" / "x.json", Spread(1.0, float("inf"), 2.0, 1))
     assert json.loads((tmp_path / "deep" / "x.json").read_text())["min_ms"] == "inf"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.json"]
+
+
+def test_every_headline_is_estimated_and_has_its_measurement(tmp_path: Path) -> None:
+    """docs/gpu.md has the tables; what is measured replaces a dash, cell by cell."""
+    shown = (ROOT / "docs" / "gpu.md").read_text().splitlines()
+    spread = {"median_ms": 1.25, "min_ms": 1.0, "max_ms": 2.0, "num_samples": 5}
+    engine, kernels = Record(tmp_path / "r", "engine"), Record(tmp_path / "r", "hopper")
+    estimated = [table for table in gpu_estimates.page([]) if isinstance(table, Table)]
+    for row in (row for table in estimated for row in table.rows):
+        counted = "| " + " | ".join(cell for cell in row if cell != gpu_estimates.NONE_YET) + " |"
+        assert any(line.startswith(counted) for line in shown), counted
+    for one in gpu_estimates.stacks():
+        fields = {"stack": one.scenario.spec.name, "scenario": one.scenario.name, "path": one.path, "graph": one.graph}
+        sizes = {"cached": one.cached if one.path != SCORE else min(one.scenario.lens), "microbatch": one.microbatch}
+        Record(tmp_path / "r", "batch").add(CELL, {**fields, **sizes, "device_ms": spread})
+    for rank in gpu_estimates.ranks():
+        engine.add(CELL, {"name": rank.name, "p50_ms": 0.25, "per_second": 4000.0})
+    for case in HEADLINES:
+        kernels.add(CELL, {"case": asdict(case), "plain_ms": spread, "hopper_ms": spread})
+    measured = [table for table in gpu_estimates.page([tmp_path / "r"]) if isinstance(table, Table)]
+    assert not [row for table in measured for row in table.rows if gpu_estimates.NONE_YET in row]
+    assert {row[-1] for row in measured[0].rows} == {"1.25"} and {row[-1] for row in measured[2].rows} == {"1250"}
