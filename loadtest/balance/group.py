@@ -17,6 +17,7 @@ _REDIS = ("--maxmemory", "1gb", "--maxmemory-policy", "volatile-lru")
 class Group:
     """balancer: None before a single replica."""
 
+    redis: RedisServer
     replicas: tuple[ServerProcess, ...]
     balancer: Balancer | None
 
@@ -38,7 +39,7 @@ def group(checkpoint: Path, number: int, flags: Sequence[str] = (), kind: Kind =
         if number > 1:
             grpc, http = zip(*((_port(one.grpc), _port(one.http)) for one in replicas), strict=True)
             balancer = stack.enter_context(Balancer(kind, grpc, http, directory))
-        yield Group(tuple(replicas), balancer)
+        yield Group(redis, tuple(replicas), balancer)
 
 
 def _port(address: str) -> int:
