@@ -30,6 +30,8 @@ START_S = 6.0
 _LAST_LINES = 6
 _LEAST_S = 5.0
 """Left of the time: with less no step is begun."""
+_KEPT_S = 20.0
+"""For the last step."""
 _LOOK_S = 0.25
 _DIES_S = 10.0
 """Until a process is gone that was killed: one that waits for a driver may never be."""
@@ -178,11 +180,12 @@ def run(plan: Sequence[Planned], out: Path, record: Path, seconds: float, more: 
     environment.
     """
     end, runner = time.monotonic() + seconds, _Runner(out, record, more)
-    kept = sum(step.most_s for step in plan if step.last)
+    kept = min(_KEPT_S, max(2 * _LEAST_S, seconds / 10)) * sum(step.last for step in plan)
     running: list[_Running] = []
     for step in plan:
-        now, its_end = time.monotonic(), end if step.last else end - kept
-        if its_end - now < _LEAST_S:
+        now = time.monotonic()
+        its_end = max(end, now + _LEAST_S) if step.last else end - kept
+        if not step.last and its_end - now < _LEAST_S:
             runner.outcomes.append(_told(Outcome(step.name, "dropped: the time is up", 0.0), record))
             continue
         running.append(runner.begun(step, min(now + step.most_s, its_end)))
