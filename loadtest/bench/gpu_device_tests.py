@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 from loadtest.bench.gpu_record import CELL, Record
 from loadtest.bench.gpu_run import ROOT, START_S, asked
@@ -21,16 +24,16 @@ FILES = (
     "tests/kvcache/test_state.py",
 )
 """Those with such tests; collecting all of tests/ would import what a machine with a device need not have."""
-_PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider")
+_PYTEST = (sys.executable, "-m", "pytest", "-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider")
 _MOST_PROCESSES = 8
 _TEST_S = 4.0
 """Assumed for a test, most of it for kernels that are compiled."""
-_OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+::\S.*?)(?: - .*)?$", re.MULTILINE)
+_OUTCOME = re.compile(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED)\b", re.MULTILINE)
 
 
 def collected() -> list[str]:
     """Names of the tests."""
-    command = [*_PYTEST, "--collect-only", *FILES]
+    command = [*_PYTEST, "-qq", "--collect-only", *FILES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the tests cannot be collected:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
@@ -38,33 +41,43 @@ def collected() -> list[str]:
 
 
 def outcomes(written: str) -> dict[str, str]:
-    """By test, as pytest -rA tells them."""
-    return {name: outcome.lower() for outcome, name in _OUTCOME.findall(written)}
+    """By test, as pytest -v tells them while it runs; of one that fails and then errs, the latter."""
+    return {name: outcome.lower() for name, outcome in _OUTCOME.findall(written)}
 
 
-def run(names: Sequence[str], record: Record, end: float) -> bool:
-    """Write down every test's outcome; whether all have passed. end: of the monotonic clock."""
-    num = max(1, min(_MOST_PROCESSES, owned_cores(), len(names)))
-    parts = [(names[first::num], record.path.parent / f"tests-{first}.log") for first in range(num)]
-    processes = []
-    for part, log in parts:
-        with log.open("wb") as file:
-            command = [*_PYTEST, "-rA", "--tb=short", *part]
-            processes.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT))
-    for process in processes:
+def run(names: Sequence[str], record: Record, end: float, folder: Path = ROOT, most: int = _MOST_PROCESSES) -> bool:
+    """Write down every test's outcome; whether all have passed. end: of the monotonic clock. folder: in which pytest
+    runs. most: processes.
+    """
+    num = max(1, min(most, owned_cores(), len(names)))
+    with ThreadPoolExecutor(num) as threads:
+        logs = [record.path.parent / f"tests-{first}.log" for first in range(num)]
+        parts = [names[first::num] for first in range(num)]
+        found = {name: it for part in threads.map(partial(_run, folder, end), parts, logs) for name, it in part.items()}
+    for name in names:
+        record.add(CELL, {"test": name, "outcome": found.get(name, "no outcome")})
+    return all(found.get(name) == "passed" for name in names)
+
+
+def _run(folder: Path, end: float, names: Sequence[str], log: Path) -> dict[str, str]:
+    """Outcomes of some tests in one process after the other: the first that has none ended its process, and the first
+    that failed may have lost the device for all behind it.
+    """
+    found: dict[str, str] = {}
+    while names and time.monotonic() < end:
+        with log.open("ab") as file:
+            begun = file.tell()
+            process = subprocess.Popen([*_PYTEST, *names], cwd=folder, stdout=file, stderr=subprocess.STDOUT)
         try:
             process.wait(max(0.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    passed = True
-    for part, log in parts:
-        found = outcomes(log.read_text(encoding="utf-8", errors="replace"))
-        for name in part:
-            outcome = found.get(name, "no outcome")
-            passed &= outcome == "passed"
-            record.add(CELL, {"test": name, "outcome": outcome})
-    return passed
+        told = outcomes(log.read_bytes()[begun:].decode(errors="replace"))
+        found |= told
+        failed = [name for name in names if told.get(name) in ("failed", "error")]
+        names = [*[name for name in names if name not in told][1:], *failed[1:]]
+    return found
 
 
 def main() -> None:

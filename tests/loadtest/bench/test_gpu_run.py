@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from loadtest.bench import gpu_all, gpu_checks, gpu_run, gpu_wheels
+from loadtest.bench import gpu_all, gpu_checks, gpu_device_tests, gpu_run, gpu_wheels
 from loadtest.bench.gpu_device_tests import FILES, outcomes
 from loadtest.bench.gpu_pool import Work
 from loadtest.bench.gpu_record import AGAIN, CELL, LAW, LOST, REHEARSED, STEP, Record, Turns, read
@@ -292,8 +292,35 @@ def test_every_test_of_a_device_is_among_the_files() -> None:
 
 
 def test_outcomes_are_read_off_pytest() -> None:
-    told = "PASSED tests/a.py::test_b[x-1]\nFAILED tests/a.py::test_c - assert 1 == 2\nSKIPPED [1] tests/a.py:3: no\n"
-    assert outcomes(told) == {"tests/a.py::test_b[x-1]": "passed", "tests/a.py::test_c": "failed"}
+    told = "tests/a.py::test_b[x y-1] PASSED [ 3%]\ntests/a.py::test_c FAILED [ 6%]\ntests/a.py::test_d SKIPPED (no)\n"
+    assert outcomes(told + "tests/a.py::test_e ") == {
+        **{"tests/a.py::test_b[x y-1]": "passed", "tests/a.py::test_c": "failed", "tests/a.py::test_d": "skipped"}
+    }
+
+
+TESTS = """
+import os
+import pytest
+lost = []
+pytestmark = pytest.mark.gpu
+def test_fine(): pass
+def test_loses(): lost.append(1); assert 0
+def test_behind(): assert not lost
+def test_dies(): os._exit(3)
+def test_last(): pass
+"""
+
+
+def test_one_test_takes_no_other_with_it(tmp_path: Path) -> None:
+    """The one that ends its process, and the one after which all fail, are left behind."""
+    path = tmp_path / "test_device.py"
+    path.write_text(TESTS)
+    wanted = dict(fine="passed", loses="failed", behind="passed", dies="no outcome", last="passed")
+    names = [f"test_device.py::test_{name}" for name in wanted]
+    record = Record(tmp_path / "record", "tests")
+    assert not gpu_device_tests.run(names, record, time.monotonic() + 600, folder=tmp_path, most=1)
+    found = {cell["test"]: cell["outcome"] for cell in read(record.path, CELL)}
+    assert found == dict(zip(names, wanted.values(), strict=True))
 
 
 WARM = """
