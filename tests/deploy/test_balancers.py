@@ -164,6 +164,14 @@ async def test_another_replica_answers_what_it_may(kind: Kind, transport: str, t
             assert sum(replica.engine.num_entered for replica in behind.replicas) - entered == num_tries, fault
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+async def test_over_http_another_replica_answers_for_one_that_starts_or_drains(kind: Kind, tmp_path: Path) -> None:
+    async with balanced(kind, tmp_path) as behind:
+        home = await behind.home("ann", "http")
+        behind.replicas[home].engine.fault = errors.NotReady("loading")
+        assert await behind.home("ann", "http") != home
+
+
 @ENVOY
 async def test_an_append_that_may_be_written_is_not_tried_again(kind: Kind, tmp_path: Path) -> None:
     async with balanced(kind, tmp_path, 2) as behind:
