@@ -1,6 +1,7 @@
 """Manifests against the server that they run: its settings, probes, ports, times and metrics."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,12 @@ def test_the_server_writes_nowhere_but_into_its_cache() -> None:
     assert written == {"/cache"}
     paths = {one["name"]: one["value"] for one in CONTAINER["env"]}
     assert all(path.startswith("/cache") for path in paths.values())
+
+
+def test_the_command_is_there() -> None:
+    python, option, module, verb = CONTAINER["command"]
+    assert (python, option, verb) == ("python", "-m", "serve")
+    assert find_spec(f"{module}.__main__") is not None
 
 
 def test_secrets_come_as_files() -> None:
