@@ -131,8 +131,10 @@ class ServerConfig(BaseSettings):
         "portable_f32",
         "portable_bf16",
     ] = Field(default="auto", description="What computes; auto is the fastest that passes its self-check here.")
-    kv_dtype: Literal["auto", "int8", "fp8"] = Field(
-        default="auto", description="Type of the KV states in this process: that of dtype, or 8-bit codes."
+    kv_dtype: Literal["auto", "int8", "fp8", "fp8-products"] = Field(
+        default="auto",
+        description="Type of the KV states in this process: that of dtype, or 8-bit codes; fp8-products has a Hopper "
+        "GPU multiply them as they are.",
     )
     threads: int = Field(default=0, ge=0, description="Threads that compute; 0 is one for each core that we own.")
     microbatch: Literal["auto"] | AtLeastOne = Field(

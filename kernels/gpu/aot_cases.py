@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.bias import RelativeBias
 from kernels.gpu import configs
+from kernels.gpu.hopper.fp8_target_attention import target_attention_parts as fp8_target_attention_parts
 from kernels.gpu.hopper.launch import DTYPES, HEAD_DIMS
 from kernels.gpu.hopper.prefix_attention import prefix_attention_parts as hopper_prefix_attention_parts
 from kernels.gpu.hopper.target_attention import target_attention_parts as hopper_target_attention_parts
@@ -30,9 +31,9 @@ ARCHITECTURES = (80, 89, 90)
 _NUM_HEADS, _PAGE_TOKENS, _NUM_PAGES, _NUM_ROWS = 4, 128, 64, 333
 _SIZES = BatchSizes(num_users=5, num_pages=_NUM_PAGES, num_tiles=9)
 WGMMA, MMA, TANH, ASYNC_COPY = "HGMMA", "HMMA", "MUFU.TANH", "LDGSTS.E.BYPASS"
-TMA, SET_REGISTERS = "UTMALDG", "USETMAXREG"
+TMA, SET_REGISTERS, FP8_WGMMA = "UTMALDG", "USETMAXREG", "F32.E4M3.E4M3"
 """Machine instructions: products of a warpgroup and of a warp, the unit's tanh, 16 bytes from global to shared memory
-past the registers; tiles that a descriptor names, and registers handed from warps to others.
+past the registers; tiles that a descriptor names, registers handed from warps to others, and products of float8.
 """
 SELF_CHECK_DIMS = (11, 18)
 """Heads of `kernels.sample_stack`, which every server computes before it computes anything else."""
@@ -70,6 +71,7 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
         *,
         bias: bool = False,
         codes: torch.dtype | None = None,
+        transposed: bool = False,
         ops: tuple[Callable[..., None], ...] = (_target_attention, _prefix_attention),
     ) -> Iterator[Case]:
         for op in ops:
@@ -78,7 +80,9 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
             instructions = (multiply, TANH, *([ASYNC_COPY] if whole else [])) if dtype.itemsize == 2 else ()
             key = f"{architecture} {op.__name__[1:]} {_name(dtype)} {dims[0]}x{dims[1]} rows{rows}"
             key += (" bias" if bias else "") + (f" {_name(codes)}" if codes else "")
-            yield Case(key, architecture, partial(op, dtype, *dims, rows, bias, codes), instructions)
+            key += " transposed" if transposed else ""
+            call = partial(op, dtype, *dims, rows, bias, codes, transposed=transposed)
+            yield Case(key, architecture, call, instructions)
 
     target, prefix = (_target_attention,), (_prefix_attention,)
     bfloat16, float16, float32 = torch.bfloat16, torch.float16, torch.float32
@@ -89,6 +93,7 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
     yield from attention(bfloat16, (128, 128), 64, bias=True)
     yield from attention(bfloat16, (128, 128), 64, codes=torch.int8, ops=target)
     yield from attention(bfloat16, (128, 128), 64, codes=torch.float8_e4m3fn, ops=prefix)
+    yield from attention(bfloat16, (128, 128), 64, codes=torch.float8_e4m3fn, transposed=True)
     yield from attention(float16, (64, 64), 64)
     yield from attention(float32, (64, 64), 64)
     if architecture == 89:  # the instructions of 8.0, in less shared memory
@@ -96,6 +101,8 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
     # Every choice that a kernel has, in every height of its tile; on 8.0 in the highest, which takes most.
     for rows, bias, codes in product((16, 64, 128) if architecture == 90 else (128,), (False, True), CODES):
         yield from attention(bfloat16, (128, 128), rows, bias=bias, codes=codes)
+        if codes == torch.float8_e4m3fn:
+            yield from attention(bfloat16, (128, 128), rows, bias=bias, codes=codes, transposed=True)
     if architecture == 90:
         yield from attention(bfloat16, SELF_CHECK_DIMS, 128, bias=True)
     for dim, rows in ((64, 16), (64, 128), (256, 16)):
@@ -119,6 +126,11 @@ def _hopper_cases(architecture: int) -> Iterator[Case]:
     for op, dtype, dim, bias in product((_target_attention, _prefix_attention), DTYPES, HEAD_DIMS, (False, True)):
         key = f"90 hopper {op.__name__[1:]} {_name(dtype)} {dim}x{dim}" + (" bias" if bias else "")
         yield Case(key, 90, partial(op, dtype, dim, dim, 128, bias, None, hopper=True), instructions)
+    instructions, fp8 = (FP8_WGMMA, TANH, TMA, SET_REGISTERS), torch.float8_e4m3fn
+    for dtype, dim, bias in product(DTYPES, HEAD_DIMS, (False, True)):
+        key = f"90 hopper target_attention {_name(dtype)} {dim}x{dim}" + (" bias" if bias else "") + " fp8 products"
+        call = partial(_target_attention, dtype, dim, dim, 128, bias, fp8, hopper=True, transposed=True)
+        yield Case(key, 90, call, instructions)
 
 
 def _linear_cases(architecture: int) -> Iterator[Case]:
@@ -164,8 +176,12 @@ def _small_cases(architecture: int) -> Iterator[Case]:
     for bits in (torch.int8, torch.float8_e4m3fn):
         call = partial(_kv_write, bfloat16, 128, 128, 64, bits)
         yield small("kv_write", bfloat16, f"128x128 rows64 {_name(bits)}", call)
+    call = partial(_kv_write, bfloat16, 128, 128, 64, torch.float8_e4m3fn, transposed=True)
+    yield small("kv_write", bfloat16, "128x128 rows64 float8_e4m3fn transposed", call)
     if architecture < 90:
         return
+    call = partial(_kv_write, bfloat16, 128, 128, 128, torch.float8_e4m3fn, transposed=True)
+    yield small("kv_write", bfloat16, "128x128 rows128 float8_e4m3fn transposed", call)
     # Every choice that a kernel has.
     yield small("layer_norm", bfloat16, "512 plain", partial(_layer_norm, bfloat16, 512, affine=False))
     for affine, concat, rows in product((False, True), (False, True), (2048, 256)):
@@ -176,6 +192,9 @@ def _small_cases(architecture: int) -> Iterator[Case]:
     for rows, codes in product((16, 64, 128), CODES):
         detail = f"64x64 rows{rows}" + (f" {_name(codes)}" if codes else "")
         yield small("kv_write", bfloat16, detail, partial(_kv_write, bfloat16, 64, 64, rows, codes))
+        if codes == torch.float8_e4m3fn:
+            call = partial(_kv_write, bfloat16, 64, 64, rows, codes, transposed=True)
+            yield small("kv_write", bfloat16, f"{detail} transposed", call)
 
 
 def _target_attention(
@@ -186,9 +205,11 @@ def _target_attention(
     bias: bool,
     codes: torch.dtype | None,
     hopper: bool = False,
+    transposed: bool = False,
 ) -> None:
-    op = hopper_target_attention_parts if hopper else target_attention_parts
-    (q, k, v), kv = _heads(dtype, qk_dim, v_dim), _pages(codes or dtype, qk_dim, v_dim)
+    of_hopper = fp8_target_attention_parts if codes else hopper_target_attention_parts
+    op = of_hopper if hopper else target_attention_parts
+    (q, k, v), kv = _heads(dtype, qk_dim, v_dim), _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_prefix = _empty(torch.float32, _NUM_HEADS, _NUM_PAGES * _PAGE_TOKENS) if bias else None
     own = _bias(dtype).own() if bias else None
     op(q, k, v, kv, _batch(rows), by_prefix, own, logit_scale=qk_dim**-0.5, norm=1024.0)
@@ -202,16 +223,19 @@ def _prefix_attention(
     bias: bool,
     codes: torch.dtype | None,
     hopper: bool = False,
+    transposed: bool = False,
 ) -> None:
     op = hopper_prefix_attention_parts if hopper else prefix_attention_parts
-    q, kv = _heads(dtype, qk_dim, v_dim)[0], _pages(codes or dtype, qk_dim, v_dim)
+    q, kv = _heads(dtype, qk_dim, v_dim)[0], _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_pair = _bias(dtype) if bias else None
     op(q, kv, _batch(rows), by_pair, logit_scale=qk_dim**-0.5, norm=1024.0)
 
 
-def _kv_write(dtype: torch.dtype, qk_dim: int, v_dim: int, rows: int, codes: torch.dtype | None) -> None:
+def _kv_write(
+    dtype: torch.dtype, qk_dim: int, v_dim: int, rows: int, codes: torch.dtype | None, *, transposed: bool = False
+) -> None:
     _, k, v = _heads(dtype, qk_dim, v_dim)
-    kv_write(k, v, _pages(codes or dtype, qk_dim, v_dim), _batch(rows))
+    kv_write(k, v, _pages(codes or dtype, qk_dim, v_dim, transposed=transposed), _batch(rows))
 
 
 def _target_bias(dtype: torch.dtype) -> None:

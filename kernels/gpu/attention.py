@@ -1,16 +1,20 @@
 """Attention on pages as a stack takes it: the kernels for Hopper where they are usable, else the plain ones.
 
-The plain kernels say what is computed; `kernels.gpu.hopper` computes the same.
+The plain kernels say what is computed; `kernels.gpu.hopper` computes the same, but on pages that have V transposed with
+products of float8 (`kernels.fp8_reference`), which are asked for by that.
 """
+
+from dataclasses import replace
 
 from torch import Tensor
 
 from kernels.bias import RelativeBias
 from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu.hopper import fp8_target_attention
 from kernels.gpu.hopper import prefix_attention as hopper_prefix_attention
 from kernels.gpu.hopper import target_attention as hopper_target_attention
 from kernels.gpu.hopper.choice import usable
-from kernels.gpu.hopper.launch import takes
+from kernels.gpu.hopper.launch import takes, takes_fp8
 from kernels.gpu.hopper.self_check import Kind
 from kernels.paged import Batch, PagedKV
 
@@ -30,10 +34,12 @@ def target_attention_parts(
 ) -> Tensor:
     """See `kernels.gpu.target_attention`. plain: use no kernel for Hopper."""
     parts = target_attention.target_attention_parts
-    if not plain and not q.is_cpu and takes((q, k, v), kv, batch, prefix_bias):
+    if not plain and not q.is_cpu:
         kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
-        if usable(q.device, kind):
+        if takes((q, k, v), kv, batch, prefix_bias) and usable(q.device, kind):
             parts = hopper_target_attention.target_attention_parts
+        elif takes_fp8((q, k, v), kv, batch, prefix_bias) and usable(q.device, replace(kind, fp8=True)):
+            parts = fp8_target_attention.target_attention_parts
     return parts(q, k, v, kv, batch, prefix_bias, own_bias, logit_scale=logit_scale, norm=norm)
 
 

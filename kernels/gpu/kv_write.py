@@ -123,5 +123,12 @@ def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch, times: Tensor | No
         CODES=codes_of(kv),
         TRANSPOSED=kv.transposed,
         MAX=MAX_CODE.get(kv.k.dtype, 0.0),
-        num_warps=8 if batch.tile_rows * padded(max(qk_dim, v.shape[2])) > 8192 else 4,
+        num_warps=_num_warps(batch.tile_rows * padded(max(qk_dim, v.shape[2])), kv),
     )
+
+
+def _num_warps(numbers: int, kv: PagedKV) -> int:
+    """For a tile of so many. What goes transposed passes from one layout of registers to another."""
+    if kv.transposed:
+        return min(16, max(4, numbers // 1024))
+    return 8 if numbers > 8192 else 4

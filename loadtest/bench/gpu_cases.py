@@ -21,7 +21,8 @@ from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, PlainLayout
 
 TARGET, PREFIX = "target_attention", "prefix_attention"
 NORM = 4_096.0
-CODES = {"none": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
+FP8_PRODUCTS = "fp8-products"
+CODES = {"none": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn, FP8_PRODUCTS: torch.float8_e4m3fn}
 """Codes on pages by name."""
 _ROTATED_BYTES = 128 << 20
 """Of pages that take turns: more than twice the second-level cache of an H100 (50 MB) or H200 (60 MB)."""
@@ -133,7 +134,7 @@ def inputs(case: Case, device: torch.device, seed: int = 0) -> Inputs:
     num_sets = max(1, min(_MOST_SETS, -(-_ROTATED_BYTES // (num_pages * PlainLayout(shape, codes=codes).page_bytes))))
     if device.type == "cpu":
         num_sets = 2
-    layout = PlainLayout(replace(shape, num_layers=num_sets), codes=codes)
+    layout = PlainLayout(replace(shape, num_layers=num_sets), codes=codes, transposed=case.codes == FP8_PRODUCTS)
     slab = KVPool(layout, num_pages).slab
     sets = []
     for layer in range(num_sets):

@@ -12,7 +12,7 @@ from kernels.gpu.hopper import self_check as hopper_self_check
 from kernels.gpu.hopper.self_check import Kind
 from kernels.gpu.self_check import deviation
 from loadtest.bench import gpu_profile
-from loadtest.bench.gpu_cases import PREFIX, TARGET, Case
+from loadtest.bench.gpu_cases import FP8_PRODUCTS, PREFIX, TARGET, Case
 from loadtest.bench.gpu_engine_sizes import REAL
 from loadtest.bench.gpu_prewarm import warm
 from loadtest.bench.gpu_record import Record
@@ -28,7 +28,7 @@ CODED = tuple(
     Case(op, n, m, 128, 1, codes=codes)
     for codes in ("int8", "fp8")
     for op, n, m in ((TARGET, 4096, 2048), (TARGET, 6673, 2048), (PREFIX, 4096, 4096))
-)
+) + tuple(Case(TARGET, n, 2048, 128, 1, codes=FP8_PRODUCTS) for n in (4096, 6673))
 _POOL_PAGES = 2_048
 
 
@@ -40,6 +40,8 @@ def _start(where: Place, _: Record) -> None:
     for op in (TARGET, PREFIX):
         with suppress(NotImplementedError, RuntimeError):  # as above: it is only rehearsed
             hopper_self_check.deviation(where.device, Kind(op, torch.bfloat16, 128, 128, True))
+    with suppress(NotImplementedError, RuntimeError):
+        hopper_self_check.deviation(where.device, Kind(TARGET, torch.bfloat16, 128, 128, False, fp8=True))
     model = random_checkpoint(REAL.shape, 1, max_history=REAL.max_history).model.to(where.device)
     model.cast(torch.bfloat16)
     backend = TritonBackend(model.stack, model.kv_shape(), ahead=True)

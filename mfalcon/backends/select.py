@@ -13,8 +13,16 @@ from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
 from mfalcon.models.base import Ranker
 from mfalcon.models.readout import Readout
 
-KV_DTYPES: Final = {"auto": None, "int8": torch.int8, "fp8": torch.float8_e4m3fn}
-"""Types of K and V on pages by name: that of the computation, or 8-bit codes."""
+FP8_PRODUCTS: Final = "fp8-products"
+KV_DTYPES: Final = {
+    "auto": None,
+    "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+    FP8_PRODUCTS: torch.float8_e4m3fn,
+}
+"""Types of K and V on pages by name: that of the computation, or 8-bit codes. FP8_PRODUCTS: of which targets' attention
+makes products as they are, on devices that can (`kernels.fp8_reference`).
+"""
 _DEVICE_SHARE = 0.8
 """Of a device's free memory that is the pool's if nothing else is said; the rest is for activations and graphs."""
 _SIMULATED_BYTES = 64 << 20
@@ -144,9 +152,9 @@ def reference(model: Ranker) -> ServedModel:
 
 
 def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
-    if kv_dtype == "fp8":
+    if KV_DTYPES[kv_dtype] == torch.float8_e4m3fn:
         raise ConfigError(
-            f"kv_dtype: got fp8, must be auto or int8 where triton does not compute (it is {choice.name})"
+            f"kv_dtype: got {kv_dtype}, must be auto or int8 where triton does not compute (it is {choice.name})"
         )
     if choice.kernel is not None:
         return FusedBackend(choice.kernel, model.stack, model.kv_shape(), int8=kv_dtype == "int8")
@@ -159,8 +167,8 @@ def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
 def _on_device(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
-    plain = choice.name == TRITON_PLAIN
-    return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype], plain=plain)
+    plain, transposed = choice.name == TRITON_PLAIN, kv_dtype == FP8_PRODUCTS
+    return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype], plain=plain, transposed=transposed)
 
 
 def _pools(model: Ranker, stack: StackBackend, budget: PoolBudget | None) -> tuple[KVPool, KVPool | None]:

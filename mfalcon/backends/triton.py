@@ -53,9 +53,11 @@ class TritonBackend:
         *,
         ahead: bool | None = None,
         plain: bool = False,
+        transposed: bool = False,
     ) -> None:
         """codes: of K and V on the pages, None for the compute dtype. ahead: whether `prepare` compiles, which the
         interpreter does not need; None where it computes on a GPU. plain: whether Hopper has no kernels of its own.
+        transposed: whether V is on the pages, in which case Hopper makes products of float8.
         """
         config = stack_config(stack)
         self.name = TRITON_PLAIN if plain else TRITON
@@ -64,7 +66,7 @@ class TritonBackend:
         num_bytes, head_dim = shape.dtype.itemsize, max(config.qk_dim, config.v_dim)
         self._tile_rows = partial(tile_rows_for, num_bytes=num_bytes, head_dim=head_dim)
         self._numbers = splits.Numbers(num_bytes, head_dim, shape.device)
-        self.layout = PlainLayout(shape, PAGE_TOKENS, codes)
+        self.layout = PlainLayout(shape, PAGE_TOKENS, codes, transposed)
         self._ahead = shape.device.type == "cuda" if ahead is None else ahead
         self._pool: KVPool | None = None
         self._kv: list[PagedKV] = []

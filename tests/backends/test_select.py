@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mfalcon.backends.select import PoolBudget, device_named, serve
+from mfalcon.backends.select import KV_DTYPES, PoolBudget, device_named, serve
 from mfalcon.errors import ConfigError
+from mfalcon.kvcache.state import PlainLayout
 from tests.device import needs_interpreter
 from tests.small import small_checkpoint, small_config
 
@@ -17,12 +18,13 @@ BUDGET = PoolBudget(1 << 20, threads=1, longest=24)
 @pytest.mark.parametrize(
     ("backend", "kv_dtype", "says"),
     [
-        ("auto", "fp4", "kv_dtype: got 'fp4', must be one of auto, int8, fp8"),
+        ("auto", "fp4", "kv_dtype: got 'fp4', must be one of auto, int8, fp8, fp8-products"),
         (
             "reference",
             "fp8",
             r"kv_dtype: got fp8, must be auto or int8 where triton does not compute \(it is reference\)",
         ),
+        ("reference", "fp8-products", "kv_dtype: got fp8-products, must be auto or int8 where triton does not compute"),
         ("reference", "int8", "kv_dtype: got int8, must be auto where no fused kernel computes"),
         ("tpu", "auto", "backend: got 'tpu', must be one of auto, reference, fused, triton"),
     ],
@@ -53,7 +55,7 @@ def test_without_a_device_there_is_one_pool() -> None:
 
 
 @needs_interpreter
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 def test_a_device_has_a_pool_and_the_host_one_of_the_same_pages(kv_dtype: str) -> None:
     served = serve(MODEL, "triton", BUDGET, kv_dtype)
     assert served.host is not None and served.stack.batched
@@ -61,6 +63,14 @@ def test_a_device_has_a_pool_and_the_host_one_of_the_same_pages(kv_dtype: str) -
     assert served.pool.accounts.num_pages == (64 << 20) // served.pool.layout.page_bytes
     reserved = 3 * 2 + 4
     assert served.host.accounts.num_pages == (1 << 20) // served.host.layout.page_bytes + reserved
+
+
+@needs_interpreter
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+def test_only_products_of_float8_want_values_transposed(kv_dtype: str) -> None:
+    pool = serve(MODEL, "triton", BUDGET, kv_dtype).pool
+    assert isinstance(pool.layout, PlainLayout)
+    assert pool.layout.transposed == (kv_dtype == "fp8-products")
 
 
 @needs_interpreter

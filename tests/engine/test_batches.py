@@ -255,7 +255,7 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     )
     engine = compose(checkpoint, config)
     engine.wait_ready(ANSWER_SECONDS)
-    cache, bound = engine.catalog.default.cache, {"auto": BOUND, "int8": 0.05, "fp8": 0.2}[kv_dtype]
+    cache, bound = engine.catalog.default.cache, {"auto": BOUND, "int8": 0.05}.get(kv_dtype, 0.2)
     histories = {f"user-{number}": random_events(150 + number, seed=number) for number in range(10)}
     for user_id, history in histories.items():
         await engine.append_events(user_id, history, 0)

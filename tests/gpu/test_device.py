@@ -34,7 +34,7 @@ V3_BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 pytestmark = pytest.mark.gpu
 
 
-@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8", "fp8", "fp8-products"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("architecture", ["dfgr", "hstu"])
 def test_laws(architecture: str, dtype: torch.dtype, kv_dtype: str) -> None:

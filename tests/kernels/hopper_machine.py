@@ -20,7 +20,19 @@ from triton.experimental.gluon import language as gluon_language
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import JITFunction
 
-from tests.kernels.hopper_protocol import Arrive, Barrier, Copy, Done, Operation, Program, ProtocolError, Read, Wait
+from tests.kernels.hopper_protocol import (
+    Arrive,
+    Barrier,
+    Copy,
+    Done,
+    Load,
+    Operation,
+    Program,
+    ProtocolError,
+    Read,
+    Store,
+    Wait,
+)
 
 
 class _Abandoned(BaseException):
@@ -73,10 +85,11 @@ class Descriptor:
 
 @dataclass(slots=True)
 class Memory:
-    """A buffer in shared memory; poison until something is copied into it."""
+    """A buffer in shared memory; poison until something is copied into it. used: told what is done to it."""
 
     name: str
     content: Tensor
+    used: Callable[[Operation], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +109,14 @@ class View:
 
     def permute(self, order: list[int]) -> "View":
         return View(self.memory, self.shape, tuple(order))
+
+    def load(self, layout: object) -> Tensor:
+        self.memory.used(Load(self.memory.name))
+        return self.value().clone()
+
+    def store(self, value: Tensor) -> None:
+        self.memory.used(Store(self.memory.name))
+        self.memory.content.copy_(value)
 
     def value(self) -> Tensor:
         content = self.memory.content.reshape(self.shape)
@@ -147,7 +168,7 @@ class Machine:
 
     def __init__(self, seed: int = 0, changed: Mapping[str, Callable[..., Any]] | None = None) -> None:
         self.random = Random(seed)
-        self.changed = dict(changed or {})
+        self.changed = {**_BITS, **(changed or {})}
         self.programs: list[Program] = []
         self._plain: dict[object, Callable[..., Any]] = {}
         self._place: tuple[int, ...] = ()
@@ -225,7 +246,8 @@ class Machine:
         names = tuple(f"{self._num_buffers}.{index}" for index in range(shape[0]))
         if layout == "barriers":
             return Barriers(names)
-        return Buffers(tuple(Memory(name, torch.full(shape[1:], torch.nan, dtype=dtype)) for name in names), dtype)
+        content = torch.full(shape, torch.nan, dtype=dtype)
+        return Buffers(tuple(Memory(*named, self._record) for named in zip(names, content, strict=True)), dtype)
 
     def _init(self, barrier: str, count: int) -> None:
         assert barrier not in self._barriers
@@ -421,6 +443,18 @@ def _assembly(text: str, constraints: str, args: list[Tensor], **_: Any) -> Tens
     return torch.tanh(args[0])
 
 
+def bits_of(x: Tensor) -> Tensor:
+    return x.view(torch.int32)
+
+
+def number_of(bits: Tensor) -> Tensor:
+    return bits.view(torch.float32)
+
+
+_BITS: dict[str, Callable[..., Any]] = {"bits_of": bits_of, "number_of": number_of}
+"""Of `kernels.gpu.hopper.codes`: what torch says in another way."""
+
+
 def _nothing(*_: Any, **__: Any) -> None:
     return None
 
@@ -428,6 +462,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 _ARITHMETIC: dict[str, Any] = {
     **{name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "int32", "int64")},
     **{name: _nothing for name in ("NVMMADistributedLayout", "SliceLayout", "DotOperandLayout", "BlockedLayout")},
+    "NVMMASharedLayout": _nothing,
     "arange": lambda start, stop, layout: torch.arange(start, stop, dtype=torch.int32),
     "zeros": lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
     "static_range": range,

@@ -70,6 +70,20 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Write a buffer from registers."""
+
+    buffer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read a buffer into registers, to its end."""
+
+    buffer: str
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
     """Start a product that reads a buffer."""
 
@@ -83,7 +97,7 @@ class Done:
     buffers: tuple[str, ...]
 
 
-Operation = Wait | Arrive | Copy | Read | Done
+Operation = Wait | Arrive | Copy | Store | Load | Read | Done
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,7 @@ class _Explorer:
         self.steps = [_steps(operations) for operations in self.program.agents.values()]
         self.barrier_at = {name: at for at, name in enumerate(self.program.barriers)}
         copies = [o.buffer for agent in self.program.agents.values() for o in agent if isinstance(o, Copy)]
-        reads = [o.buffer for agent in self.program.agents.values() for o in agent if isinstance(o, Read)]
+        reads = [o.buffer for agent in self.program.agents.values() for o in agent if isinstance(o, Load | Read)]
         self.buffer_at = {name: at for at, name in enumerate(dict.fromkeys([*copies, *reads]))}
         self.refilled = frozenset(name for name in copies if copies.count(name) > 1)
 
@@ -193,6 +207,13 @@ class _Explorer:
                 barriers[self.barrier_at[name]] = barriers[self.barrier_at[name]].arrive(num_bytes)
             case Copy(name, barrier, num_bytes):
                 buffers[self.buffer_at[name]] = self._copied(name, buffers[self.buffer_at[name]], barrier, num_bytes)
+            case Store(name):
+                if buffers[self.buffer_at[name]] != Buffer():
+                    raise ProtocolError(f"{name}: written from registers when it is in use")
+                buffers[self.buffer_at[name]] = Buffer(num_copies=1)
+            case Load(name):
+                self._do(Read(name), agent, barriers, buffers)
+                self._do(Done((name,)), agent, barriers, buffers)
             case Read(name):
                 buffers[self.buffer_at[name]] = self._read(name, buffers[self.buffer_at[name]], agent)
             case Done(names):

@@ -10,11 +10,11 @@ pytest.importorskip("triton", reason="no triton for this platform")
 import torch
 
 from kernels.gpu import prefix_attention, target_attention
-from kernels.gpu.hopper import pipeline, self_check
+from kernels.gpu.hopper import fp8_target_attention, pipeline, self_check
 from kernels.gpu.hopper import prefix_attention as hopper_prefix
 from kernels.gpu.hopper import target_attention as hopper_target
-from kernels.gpu.hopper.choice import BOUND, agrees
-from kernels.gpu.hopper.launch import takes
+from kernels.gpu.hopper.choice import BOUND, FP8_BOUND, agrees
+from kernels.gpu.hopper.launch import takes, takes_fp8
 from kernels.gpu.hopper.self_check import Kind
 from kernels.paged import PagedKV, batch
 from tests.device import INTERPRETED
@@ -36,6 +36,11 @@ def test_other_devices_are_not_even_asked(capability: tuple[int, int], capfd: py
 def test_one_that_agrees_is_used_silently(capfd: pytest.CaptureFixture[str]) -> None:
     assert agrees(KIND, (9, 0), lambda _: BOUND)
     assert capfd.readouterr() == ("", "")
+
+
+def test_products_of_float8_have_a_bound_of_their_own() -> None:
+    assert agrees(replace(KIND, fp8=True), (9, 0), lambda _: FP8_BOUND)
+    assert not agrees(KIND, (9, 0), lambda _: FP8_BOUND)
 
 
 @pytest.mark.parametrize("worst", [2 * BOUND, float("inf"), float("nan")])
@@ -81,6 +86,25 @@ def test_what_is_not_taken() -> None:
     assert not takes(ROWS, KV, BATCH, torch.zeros(2, 385)[:, 1:])
 
 
+CODES = SLAB.to(torch.float8_e4m3fn)
+SCALES = torch.ones(3, 2, 128)
+FP8 = PagedKV(CODES, CODES.mT.contiguous().mT, KV.times, SCALES, SCALES)
+
+
+def test_what_is_multiplied_in_float8() -> None:
+    """Pages of float8 with V transposed, which only a setting asks for, in the highest tiles; no others."""
+    assert takes_fp8(ROWS, FP8, BATCH) and takes_fp8(ROWS, FP8, BATCH, torch.zeros(2, 384))
+    assert not takes(ROWS, FP8, BATCH)
+    assert not takes_fp8(ROWS, KV, BATCH)
+    assert not takes_fp8(ROWS, replace(FP8, v=CODES), BATCH)
+    assert not takes_fp8(ROWS, replace(FP8, k=KV.k.to(torch.int8)), BATCH)
+    assert not takes_fp8(ROWS, FP8, replace(BATCH, tile_rows=64))
+    assert not takes_fp8(tuple(x.float() for x in ROWS), FP8, BATCH)
+    assert not takes_fp8(ROWS, FP8, BATCH, torch.zeros(2, 385)[:, 1:])
+    k, v, scales = CODES[:, :, :32], CODES[:, :, :32].mT.contiguous().mT, SCALES[..., :32]
+    assert not takes_fp8(ROWS, PagedKV(k, v, KV.times[:, :32], scales, scales), BATCH)
+
+
 TARGET = (hopper_target.target_attention_parts, target_attention.target_attention_parts)
 PREFIX = (hopper_prefix.prefix_attention_parts, prefix_attention.prefix_attention_parts)
 
@@ -101,6 +125,30 @@ def test_the_check_finds_both_equal(
     """Both as they run on a CPU: the plain kernel in Triton's interpreter, the other in the machine of these tests."""
     kind = Kind(op, torch.float16, 64, 64, bias)
     assert self_check.difference(torch.device("cpu"), kind, Machine().wrapper(one), other) <= BOUND / 4
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_check_finds_products_of_float8_as_they_are_defined(bias: bool) -> None:
+    kind = Kind("target_attention", torch.bfloat16, 64, 64, bias, fp8=True)
+    one = Machine().wrapper(fp8_target_attention.target_attention_parts)
+    assert self_check.difference(torch.device("cpu"), kind, one, self_check.defined_in_fp8) <= FP8_BOUND / 10
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("V, [page, head, 0, slot]", "V, [page, head, 0, 0]"),
+        ("V_SCALES, [page, head, slot]", "V_SCALES, [page, head, 0]"),
+        ("K_SCALES, [page, head, slot]", "V_SCALES, [page, head, slot]"),
+    ],
+)
+def test_the_check_finds_a_fault_in_products_of_float8(old: str, new: str) -> None:
+    wrong = changed(fp8_target_attention._produce, old, new)
+    kind = Kind("target_attention", torch.bfloat16, 64, 64, False, fp8=True)
+    one = Machine(changed=wrong).wrapper(fp8_target_attention.target_attention_parts)
+    assert not self_check.difference(torch.device("cpu"), kind, one, self_check.defined_in_fp8) <= FP8_BOUND
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="computes on the CPU")

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="no triton for this platform")
 
 import torch
 
-from kernels.gpu.hopper import pipeline, prefix_attention, target_attention
+from kernels.gpu.hopper import fp8_target_attention, pipeline, prefix_attention, target_attention
 from kernels.gpu.hopper.launch import Ring
 from kernels.paged import PagedKV, batch
 from tests.device import INTERPRETED
@@ -44,6 +44,20 @@ def causal_program(tiles: int, stages: int) -> Program:
     return found
 
 
+def fp8_program(tiles: int, stages: int, changes: dict[str, Callable[..., Any]] | None = None) -> Program:
+    """What target attention does with float8 products."""
+    machine, block_n = Machine(changed=changes), 32
+    codes, scales = torch.ones(tiles, 1, block_n, 64).to(torch.float8_e4m3fn), torch.ones(tiles, 1, block_n)
+    times = torch.zeros(tiles, block_n, dtype=torch.int64)
+    kv = PagedKV(codes, codes.mT.contiguous().mT, times, scales, scales)
+    q, k, v = (torch.ones(2, 1, 64) for _ in range(3))
+    users = batch([2], [tiles * block_n - 3], [list(range(tiles))], tile_rows=128)
+    op = machine.wrapper(fp8_target_attention.target_attention_parts, FP8_RING=Ring(block_n, stages))
+    op(q, k, v, kv, users, None, None, logit_scale=1.0, norm=1.0)
+    (found,) = machine.programs
+    return found
+
+
 def pages_of(tiles: int) -> PagedKV:
     ones = torch.ones(tiles, 1, BLOCK_N, 64)
     return PagedKV(ones, ones, torch.zeros(tiles, BLOCK_N, dtype=torch.int64))
@@ -62,6 +76,20 @@ def test_every_order_is_right(tiles: int, stages: int) -> None:
     assert explore(program(tiles, stages)) > tiles
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", [1, 2, 3, 5, 13])
+def test_every_order_is_right_with_float8_products(tiles: int, stages: int) -> None:
+    """The scales of a tile come with its keys, and the queries from registers."""
+    assert explore(fp8_program(tiles, stages)) > tiles
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+@pytest.mark.parametrize("tiles", sorted(set(range(1, 21)) - {1, 2, 3, 5, 13}))
+def test_every_order_of_the_other_numbers_of_tiles_is_right_with_float8(tiles: int, stages: int) -> None:
+    assert explore(fp8_program(tiles, stages)) > tiles
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
 @pytest.mark.parametrize("tiles", sorted(set(range(1, 21)) - {1, 2, 3, 4, 5, 8, 13, 20}))
@@ -76,7 +104,7 @@ def test_what_is_done_does_not_depend_on_the_order() -> None:
     assert [len(program(tiles, 2).agents["producer"]) for tiles in (1, 2, 3)] == [9, 15, 21]
 
 
-PRODUCE, CONSUME, ALLOCATE = pipeline.produce, target_attention._consume, pipeline.allocate
+PRODUCE, CONSUME, ALLOCATE = pipeline.produce, target_attention._consume, pipeline.allocate_ring
 MISTAKES = {
     "wrong phase of the producer": (PRODUCE, "& 1) ^ 1", "& 1)", "deadlock"),
     "producer waits for no keys to be read": (
@@ -118,6 +146,44 @@ def test_mistakes_are_found(mistake: str) -> None:
     function, old, new, told = MISTAKES[mistake]
     with pytest.raises(ProtocolError, match=told):
         explore(program(7, 2, changed(function, old, new)))
+
+
+FP8_PRODUCE, FP8_CONSUME = fp8_target_attention._produce, fp8_target_attention._consume
+FP8_MISTAKES = {
+    "scales are not expected": (FP8_PRODUCE, "K.block_type.nbytes + 2 *", "K.block_type.nbytes + 0 *", "deadlock|read"),
+    "scales land with the values": (
+        FP8_PRODUCE,
+        "[page, head, slot], k_full.index(stage), v_",
+        "[page, head, slot], v_full.index(stage), v_",
+        ".",
+    ),
+    "scales of the values of the tile before": (
+        FP8_CONSUME,
+        "of_values = _scales_of(v_scales, index,",
+        "of_values = _scales_of(v_scales, index - 1,",
+        "twice|written anew|read",
+    ),
+    "scales are read before they came": (
+        FP8_CONSUME,
+        """product = begin_logits(queries, k, k_full, index, zeros, BLOCK_N, STAGES)""",
+        """of_keys = _scales_of(k_scales, index, BLOCK_N, STAGES, columns)
+            product = begin_logits(queries, k, k_full, index, zeros, BLOCK_N, STAGES)""",
+        "read",
+    ),
+    "the queries are those of the other group": (
+        FP8_CONSUME,
+        "queries = q.index(GROUP)",
+        "queries = q.index(0)",
+        "use",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", FP8_MISTAKES)
+def test_mistakes_with_float8_products_are_found(mistake: str) -> None:
+    function, old, new, told = FP8_MISTAKES[mistake]
+    with pytest.raises(ProtocolError, match=told):
+        explore(fp8_program(7, 2, changed(function, old, new)))
 
 
 READER = [Wait("full", 0), Read("k"), Done(("k",)), Arrive("empty")]

@@ -69,7 +69,7 @@ def test_settings_are_immutable() -> None:
         ({"grpc_port": "x"}, "grpc_port: got 'x', must be a valid integer"),
         ({"dtype": "float8"}, "dtype: got 'float8', must be 'float32', 'bfloat16', 'float16' or 'float64'"),
         ({"device": "tpu"}, "device: got 'tpu', must be cpu, cuda or cuda:N"),
-        ({"kv_dtype": "fp4"}, "kv_dtype: got 'fp4', must be 'auto', 'int8' or 'fp8'"),
+        ({"kv_dtype": "fp4"}, "kv_dtype: got 'fp4', must be 'auto', 'int8', 'fp8' or 'fp8-products'"),
         ({"device_budget_mb": -1}, "device_budget_mb: got -1"),
         ({"microbatch": 0}, "microbatch: got 0, must be auto or a number of at least 1"),
         ({"kv_budget_mb": "all"}, "kv_budget_mb: got 'all', must be auto or a number of at least 0"),

@@ -12,6 +12,10 @@ BOUND = 1e-2
 """Worst difference from the plain kernel, relative to its largest output: sums in another order, of weights of 8 bits
 of which a few are rounded to the other side.
 """
+FP8_BOUND = 4e-2
+"""The same from the definition of float8 products. The unit's tanh is off by 2**-11, so one weight in a hundred has
+another last bit of its four, which is up to an eighth of it.
+"""
 
 
 @cache
@@ -33,8 +37,8 @@ def agrees(kind: Kind, capability: tuple[int, int], difference: Callable[[Kind],
     except Exception as error:  # noqa: BLE001 (whatever it is, the plain kernel computes the same)
         reason = f"failed ({type(error).__name__}: {error})".splitlines()[0]
     else:
-        if worst <= BOUND:
+        if worst <= (FP8_BOUND if kind.fp8 else BOUND):
             return True
-        reason = f"differs by {worst:.1e} from the plain kernel, which is used instead"
+        reason = f"differs by {worst:.1e} from what it is to be, so the plain kernel is used instead"
     print(f"triton: the Hopper kernel of {kind} {reason}", file=sys.stderr)
     return False

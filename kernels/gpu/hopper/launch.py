@@ -28,6 +28,10 @@ class Ring:
     stages: int
 
 
+FP8_RING = Ring(64, 4)
+"""For products of float8. More keys leave no registers for two sums, of a tile and of all before it."""
+
+
 def ring(head_dim: int, page_tokens: int, *, rab: bool = False) -> Ring:
     """For heads of so many numbers at most: keys and values fill 128 KiB at most, and the queries up to 32 KiB more. A
     tile lies within a page. rab: it is computed in the tile, and its places in two tables take registers.
@@ -50,19 +54,44 @@ def takes(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: Tens
     )
 
 
+def takes_fp8(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: Tensor | None = None) -> bool:
+    """Whether `fp8_target_attention` can compute this: on pages of float8 that have V transposed for it."""
+    if kv.k_scales is None or kv.v_scales is None or not kv.transposed:
+        return False
+    pages = (kv.k, kv.v.mT, kv.k_scales, kv.v_scales)
+    return (
+        batch.tile_rows == TILE_ROWS
+        and rows[0].dtype in DTYPES
+        and all(x.dtype == rows[0].dtype for x in rows)
+        and all(x.dtype == torch.float8_e4m3fn and x.shape[3] in HEAD_DIMS for x in (kv.k, kv.v))
+        and kv.page_tokens % FP8_RING.block_n == 0
+        and all(_describable(x) for x in (pages if prefix_bias is None else (*pages, prefix_bias)))
+    )
+
+
 def rows_descriptor(x: Tensor) -> TensorDescriptor:
     """Of queries [num_rows, num_heads, head_dim], half a tile at a time."""
     block = [TILE_ROWS // 2, 1, x.shape[2]]
-    return TensorDescriptor.from_tensor(x, block, _layout(x, 3))
+    return TensorDescriptor.from_tensor(x, block, _layout(x, 3, block[2]))
 
 
-def pages_descriptor(x: Tensor, block_n: int) -> TensorDescriptor:
-    """Of keys or values [num_pages, num_heads, page_tokens, head_dim]. What a tile covers outside its page is zero."""
-    return TensorDescriptor.from_tensor(x, [1, 1, block_n, x.shape[3]], _layout(x, 4))
+def pages_descriptor(x: Tensor, tile: list[int]) -> TensorDescriptor:
+    """Of keys or values [num_pages, num_heads, page_tokens, head_dim], or with the last two exchanged. What a tile of
+    them covers outside its page is zero.
+    """
+    return TensorDescriptor.from_tensor(x, [1, 1, *tile], _layout(x, 4, tile[1]))
 
 
-def _layout(x: Tensor, rank: int) -> gl.NVMMASharedLayout:
-    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * x.dtype.itemsize, rank=rank)
+def scales_descriptor(x: Tensor, block_n: int) -> TensorDescriptor:
+    """Of scales [num_pages, num_heads, page_tokens]; zero outside the page, too."""
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8 * x.dtype.itemsize, rank=3)
+    return TensorDescriptor.from_tensor(x, [1, 1, block_n], layout)
+
+
+def _layout(x: Tensor, rank: int, width: int) -> gl.NVMMASharedLayout:
+    """width: numbers of a tile that lie side by side."""
+    swizzle = min(128, width * x.dtype.itemsize)
+    return gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=8 * x.dtype.itemsize, rank=rank)
 
 
 def _describable(x: Tensor) -> bool:

@@ -39,24 +39,31 @@ def tile_end(index, start, stop, tiles, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def allocate(K, V, Q, STAGES: gl.constexpr, BLOCK_N: gl.constexpr):
+def allocate(K, V, Q, STAGES: gl.constexpr):
     """Buffers and barriers: q, k, v; q_full, k_full, k_empty, v_full, v_empty."""
     q = gl.allocate_shared_memory(Q.dtype, [CONSUMERS, ROWS, 1, Q.block_type.shape[2]], Q.layout)
-    k = gl.allocate_shared_memory(K.dtype, [STAGES, 1, 1, BLOCK_N, K.block_type.shape[3]], K.layout)
-    v = gl.allocate_shared_memory(V.dtype, [STAGES, 1, 1, BLOCK_N, V.block_type.shape[3]], V.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(q_full.index(0), 1)
+    k, v, k_full, k_empty, v_full, v_empty = allocate_ring(K, V, STAGES)
+    fence_async_shared()
+    return q, k, v, q_full, k_full, k_empty, v_full, v_empty
+
+
+@gluon.jit
+def allocate_ring(K, V, STAGES: gl.constexpr):
+    """Of tiles of pages, buffers and barriers: k, v, k_full, k_empty, v_full, v_empty. A fence must follow."""
+    k = gl.allocate_shared_memory(K.dtype, [STAGES, 1, 1, K.block_type.shape[2], K.block_type.shape[3]], K.layout)
+    v = gl.allocate_shared_memory(V.dtype, [STAGES, 1, 1, V.block_type.shape[2], V.block_type.shape[3]], V.layout)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_full.index(0), 1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), 1)
         mbarrier.init(v_full.index(stage), 1)
         mbarrier.init(k_empty.index(stage), CONSUMERS)
         mbarrier.init(v_empty.index(stage), CONSUMERS)
-    fence_async_shared()
-    return q, k, v, q_full, k_full, k_empty, v_full, v_empty
+    return k, v, k_full, k_empty, v_full, v_empty
 
 
 @gluon.jit

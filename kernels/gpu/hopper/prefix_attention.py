@@ -199,7 +199,7 @@ def prefix_attention_kernel(
         tiles = gl.maximum(stop - start + BLOCK_N - 1, 0) // BLOCK_N
         seen_by_all = gl.maximum(first_position + 1 - start, 0) // BLOCK_N
         masked = gl.maximum(tiles - seen_by_all, 1)
-        q, k, v, q_full, k_full, k_empty, v_full, v_empty = allocate(KEYS, VALUES, QUERIES, STAGES, BLOCK_N)
+        q, k, v, q_full, k_full, k_empty, v_full, v_empty = allocate(KEYS, VALUES, QUERIES, STAGES)
         gl.warp_specialize(
             [
                 (_consume, (
@@ -237,8 +237,8 @@ def prefix_attention_parts(
     weights = (q, q, q) if bias is None else (bias.position, bias.time, bias.thresholds)
     prefix_attention_kernel[(len(batch.tiles), num_heads, batch.splits)](
         rows_descriptor(q),
-        pages_descriptor(kv.k, of.block_n),
-        pages_descriptor(kv.v, of.block_n),
+        pages_descriptor(kv.k, [of.block_n, qk_dim]),
+        pages_descriptor(kv.v, [of.block_n, v_dim]),
         out,
         kv.times,
         *weights,

@@ -37,7 +37,7 @@ def _weights(
 
 
 @gluon.jit
-def _bias_of(
+def bias_of(
     BIAS, first, floor, HAS_BIAS: gl.constexpr, MASKED: gl.constexpr, BLOCK_N: gl.constexpr, COLUMNS: gl.constexpr
 ):
     """Bias of the keys `first` onwards: [BLOCK_N]; any number without a bias. MASKED: 0 before `floor`; else `first` is
@@ -54,6 +54,31 @@ def _bias_of(
 
 
 @gluon.jit
+def own_part(
+    Q, K, V, OWN_BIAS, head, split, first_row, rows, q_row, k_row, v_row,
+    GROUP: gl.constexpr, LOGIT_SCALE: gl.constexpr, QK_DIM: gl.constexpr, V_DIM: gl.constexpr, HAS_BIAS: gl.constexpr,
+    QUERIES: gl.constexpr, SUMS: gl.constexpr,
+):  # fmt: skip
+    """Of the targets' own keys and values, while the first tiles arrive: [ROWS, V_DIM]; 0 but in the first split."""
+    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, QUERIES))
+    column = gl.arange(0, QK_DIM, gl.SliceLayout(0, QUERIES))
+    at = (first_row + row).to(gl.int64)
+    mask = ((row < rows) & (split == 0))[:, None]
+    q = gl.load(Q + (at * q_row + head * QK_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
+    k = gl.load(K + (at * k_row + head * QK_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
+    half = gl.sum(q.to(gl.float32) * k.to(gl.float32), 1) * (0.5 * LOGIT_SCALE)
+    if HAS_BIAS:
+        half += 0.5 * gl.load(OWN_BIAS + head).to(gl.float32)
+    weight = gl.convert_layout(silu_of_double(half), gl.SliceLayout(1, SUMS))
+    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, SUMS))
+    column = gl.arange(0, V_DIM, gl.SliceLayout(0, SUMS))
+    at = (first_row + row).to(gl.int64)
+    mask = ((row < rows) & (split == 0))[:, None]
+    v = gl.load(V + (at * v_row + head * V_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
+    return weight[:, None] * v.to(gl.float32)
+
+
+@gluon.jit
 def _consume(
     Q, K, V, OUT, BIAS, OWN_BIAS, q, k, v, q_full, k_full, k_empty, v_full, v_empty, head, split, first_row, rows,
     start, stop, tiles, q_row, k_row, v_row, num_rows, num_heads,
@@ -67,28 +92,14 @@ def _consume(
     sum_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, V_DIM, 16])
     weights_layout: gl.constexpr = gl.DotOperandLayout(0, sum_layout, 2)
 
-    # The targets' own keys and values, while the first tiles arrive; in the first split.
-    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, query_layout))
-    column = gl.arange(0, QK_DIM, gl.SliceLayout(0, query_layout))
-    at = (first_row + row).to(gl.int64)
-    mask = ((row < rows) & (split == 0))[:, None]
-    own_q = gl.load(Q + (at * q_row + head * QK_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
-    own_k = gl.load(K + (at * k_row + head * QK_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
-    half = gl.sum(own_q.to(gl.float32) * own_k.to(gl.float32), 1) * (0.5 * LOGIT_SCALE)
-    if HAS_BIAS:
-        half += 0.5 * gl.load(OWN_BIAS + head).to(gl.float32)
-    own = gl.convert_layout(silu_of_double(half), gl.SliceLayout(1, sum_layout))
-    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, sum_layout))
-    column = gl.arange(0, V_DIM, gl.SliceLayout(0, sum_layout))
-    at = (first_row + row).to(gl.int64)
-    mask = ((row < rows) & (split == 0))[:, None]
-    own_v = gl.load(V + (at * v_row + head * V_DIM)[:, None] + column[None, :], mask=mask, other=0.0)
-    acc = own[:, None] * own_v.to(gl.float32)
-
+    acc = own_part(
+        Q, K, V, OWN_BIAS, head, split, first_row, rows, q_row, k_row, v_row,
+        GROUP, LOGIT_SCALE, QK_DIM, V_DIM, HAS_BIAS, query_layout, sum_layout,
+    )  # fmt: skip
     if tiles > 0:
         zeros = gl.zeros([ROWS, BLOCK_N], gl.float32, logits_layout)
         first, floor = stop - BLOCK_N, start + (tiles - 1) * BLOCK_N
-        bias = _bias_of(BIAS, first, floor, HAS_BIAS, True, BLOCK_N, columns)
+        bias = bias_of(BIAS, first, floor, HAS_BIAS, True, BLOCK_N, columns)
         mbarrier.wait(q_full.index(0), 0)
         queries = q.index(GROUP).reshape([ROWS, QK_DIM])
         product = begin_logits(queries, k, k_full, 0, zeros, BLOCK_N, STAGES)
@@ -100,7 +111,7 @@ def _consume(
             first = start + (tiles - 1 - index) * BLOCK_N
             product = begin_logits(queries, k, k_full, index, zeros, BLOCK_N, STAGES)
             sums = begin_sum(operand, v, v_full, index - 1, acc, BLOCK_N, STAGES)
-            bias = _bias_of(BIAS, first, first, HAS_BIAS, False, BLOCK_N, columns)
+            bias = bias_of(BIAS, first, first, HAS_BIAS, False, BLOCK_N, columns)
             logits = warpgroup_mma_wait(1, deps=(product,))
             mbarrier.arrive(k_empty.index(index % STAGES))
             weights = _weights(logits, bias, first, first, LOGIT_SCALE, HAS_BIAS, False, BLOCK_N, columns)
@@ -112,6 +123,9 @@ def _consume(
         sums = begin_sum(operand, v, v_full, tiles - 1, acc, BLOCK_N, STAGES)
         acc = warpgroup_mma_wait(0, deps=(sums,))
 
+    row = GROUP * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, sum_layout))
+    column = gl.arange(0, V_DIM, gl.SliceLayout(0, sum_layout))
+    at = (first_row + row).to(gl.int64)
     out = ((split * num_rows.to(gl.int64) + at) * num_heads + head) * V_DIM
     gl.store(OUT + out[:, None] + column[None, :], acc * (1.0 / NORM), mask=(row < rows)[:, None])
 
@@ -141,7 +155,7 @@ def target_attention_kernel(
         tiles = gl.maximum(stop - start + BLOCK_N - 1, 0) // BLOCK_N
         bias = BIAS + (head * bias_head.to(gl.int64) + user_page.to(gl.int64) * PAGE)
         first_row = user_row + tile_row
-        q, k, v, q_full, k_full, k_empty, v_full, v_empty = allocate(KEYS, VALUES, QUERIES, STAGES, BLOCK_N)
+        q, k, v, q_full, k_full, k_empty, v_full, v_empty = allocate(KEYS, VALUES, QUERIES, STAGES)
         gl.warp_specialize(
             [
                 (_consume, (
@@ -185,8 +199,8 @@ def target_attention_parts(
         return out
     target_attention_kernel[(len(batch.tiles), num_heads, batch.splits)](
         rows_descriptor(q),
-        pages_descriptor(kv.k, of.block_n),
-        pages_descriptor(kv.v, of.block_n),
+        pages_descriptor(kv.k, [of.block_n, qk_dim]),
+        pages_descriptor(kv.v, [of.block_n, v_dim]),
         q,
         k,
         v,
