@@ -82,7 +82,7 @@ def test_a_wrong_kernel_has_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = bench_kernels.launch
 
     def planted(change: Callable[[Tensor], Tensor]) -> KernelResult:
-        monkeypatch.setattr(bench_kernels, "launch", lambda *given: change(honest(*given)))
+        monkeypatch.setattr(bench_kernels, "launch", lambda *given, **how: change(honest(*given, **how)))
         return bench_kernels.run(KernelOptions((TINY[0],), quick=True), lambda _: None)
 
     def last_row_missing(out: Tensor) -> Tensor:
