@@ -1,9 +1,15 @@
-# CPU image of the server: non-root, and its root file system may be read-only. Build and run:
-#   docker build -t mfalcon .
-#   docker run --read-only -p 50051:50051 -p 8080:8080 -v "$PWD/checkpoints/ml-100k-dfgr:/checkpoint:ro" mfalcon
+# Images of the server, non-root; their root may be read-only, /cache is what they write to.
+#   docker build -t mfalcon --build-arg TORCH_INDEX=… .        cpu, the default; the index of PyTorch's CPU wheels
+#   docker build -t mfalcon:cuda --target cuda .               an NVIDIA GPU
+#   docker run --read-only -p 50051:50051 -p 8080:8080 mfalcon                                  a demo checkpoint
+#   docker run --read-only -p 50051:50051 -p 8080:8080 -v "$PWD/checkpoints/mine:/checkpoint:ro" mfalcon
+# Packages are those of deploy/image/*.txt, to the hash (`make lock` writes them again).
+
+# Of the manifest list, so it is the same for every architecture.
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 # The fused kernel in every form that an x86 server may run; a server loads the one that its processor has.
-FROM python:3.11-slim AS kernel
+FROM ${BASE} AS kernel
 # (hadolint wants a version; the distribution's g++ is the one that fits its libgomp below.)
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
@@ -11,43 +17,112 @@ WORKDIR /app
 COPY kernels/__init__.py kernels/
 COPY kernels/cpu/__init__.py kernels/cpu/build_library.py kernels/cpu/
 COPY kernels/cpu/src kernels/cpu/src
-RUN python -m kernels.cpu.build_library --require
+RUN python3 -m kernels.cpu.build_library --require
 
-FROM python:3.11-slim
-
+# An environment that holds the packages and not even pip.
+FROM ${BASE} AS packages
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
+COPY deploy/image/requirements.txt /locks/
+RUN python3 -m venv --without-pip /opt/mfalcon \
+    && python3 -m pip --python /opt/mfalcon install --require-hashes --no-deps -r /locks/requirements.txt
 
-# Index to take torch from: where pip's own has only the CUDA build, name PyTorch's index of CPU wheels.
+# Of torch, headers and test programs are for those who build on it.
+FROM packages AS packages-cpu
 ARG TORCH_INDEX=""
-# (hadolint takes the index for a package without a version.)
-# hadolint ignore=DL3013
-RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch==2.13.0
+COPY deploy/image/torch-cpu.txt /locks/
+RUN python3 -m pip --python /opt/mfalcon install --require-hashes --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} \
+      -r /locks/torch-cpu.txt \
+    || { echo "pip's index has no CPU build of torch: --build-arg TORCH_INDEX=… names PyTorch's index of CPU wheels" >&2; exit 1; } \
+    && torch=/opt/mfalcon/lib/python3.11/site-packages/torch && rm -rf "$torch/include" "$torch/test" \
+    && find "$torch/bin" -type f ! -name torch_shm_manager -delete
 
-# An editable install records only the path /app: the dependencies make a layer that a change of the code leaves alone.
+FROM packages AS packages-cuda
+COPY deploy/image/torch-cuda.txt /locks/
+RUN python3 -m pip --python /opt/mfalcon install --require-hashes --no-deps -r /locks/torch-cuda.txt
+
+# What the images hold, in a form that scanners read (CycloneDX).
+FROM ${BASE} AS sbom-tool
+COPY deploy/image/sbom.txt /locks/
+RUN python3 -m venv /opt/sbom \
+    && /opt/sbom/bin/pip install --no-cache-dir --require-hashes --no-deps -r /locks/sbom.txt
+
+FROM sbom-tool AS sbom-cpu
+COPY --from=packages-cpu /opt/mfalcon /opt/mfalcon
+RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible -o /sbom.json /opt/mfalcon
+
+FROM sbom-tool AS sbom-cuda
+COPY --from=packages-cuda /opt/mfalcon /opt/mfalcon
+RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible -o /sbom.json /opt/mfalcon
+
+# The demo checkpoint: trained here, in seconds, on made-up ratings. It shows how the server answers, not how well.
+FROM packages-cpu AS demo
 WORKDIR /app
-COPY LICENSE hatch_build.py pyproject.toml ./
-COPY mfalcon/__init__.py mfalcon/
-RUN pip install -e . \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mfalcon
-# hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY kernels kernels
-COPY --from=kernel /app/kernels/cpu/build kernels/cpu/build
-COPY client client
-COPY loadtest loadtest
 COPY mfalcon mfalcon
 COPY proto proto
 COPY server server
-RUN python -m compileall -q .
+RUN /opt/mfalcon/bin/python -m mfalcon.cli train --data synthetic --out /checkpoint --epochs 4 --threads 1 --seed 0 \
+    && echo "a demo, trained on made-up ratings; mount your own checkpoint: -v DIRECTORY:/checkpoint:ro" >/checkpoint/NOTE
 
+# The code that serves, compiled to bytecode, without what trains.
+FROM packages AS tree
+WORKDIR /app
+COPY LICENSE ./
+COPY kernels kernels
+COPY --from=kernel /app/kernels/cpu/build kernels/cpu/build
+COPY mfalcon mfalcon
+COPY proto proto
+COPY server server
+RUN rm -rf mfalcon/train && python3 -m compileall -q .
+
+FROM ${BASE} AS runtime
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /cache --shell /usr/sbin/nologin mfalcon \
+    && install --directory --owner 10001 --group 10001 /cache
+COPY --from=tree /app /app
+WORKDIR /app
 USER 10001:10001
-ENV PYTHONDONTWRITEBYTECODE=1 \
+# Sockets of the front-ends and kernels that Triton compiles lie in /cache; a container without a mount there gets one.
+VOLUME ["/cache"]
+ENV PATH=/opt/mfalcon/bin:$PATH \
+    PYTHONPATH=/app \
+    PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    HOME=/cache \
+    TMPDIR=/cache \
+    TRITON_CACHE_DIR=/cache/triton \
+    MFALCON_CHECKPOINT=/checkpoint \
     MFALCON_GRPC_HOST=0.0.0.0 \
     MFALCON_HTTP_HOST=0.0.0.0
 EXPOSE 50051 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('MFALCON_HTTP_PORT', '8080') + '/readyz', timeout=2)"]
-ENTRYPOINT ["mfalcon", "serve", "--checkpoint", "/checkpoint"]
+STOPSIGNAL SIGTERM
+# No shell between: the server is process 1 and gets the signal itself.
+ENTRYPOINT ["python", "-m", "mfalcon.cli", "serve"]
+ARG VERSION=""
+ARG REVISION=""
+LABEL org.opencontainers.image.title="mfalcon" \
+      org.opencontainers.image.description="An online ranking inference server for generative rankers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# No checkpoint is bundled: mount one, and hand the GPU over (--gpus all). This image alone has a C compiler: at its
+# first launch Triton compiles its bridge to the driver, which is not here while an image is built.
+FROM runtime AS cuda
+USER 0:0
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER 10001:10001
+COPY --from=packages-cuda /opt/mfalcon /opt/mfalcon
+COPY --from=sbom-cuda /sbom.json /app/sbom.json
+ENV MFALCON_DEVICE=cuda MFALCON_DTYPE=bfloat16
+
+FROM runtime AS cpu
+COPY --from=packages-cpu /opt/mfalcon /opt/mfalcon
+COPY --from=sbom-cpu /sbom.json /app/sbom.json
+COPY --from=demo /checkpoint /checkpoint

@@ -21,7 +21,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak proto client-wheel clean
+  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak image-test compose-test lock \
+  proto client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -158,6 +159,30 @@ soak: .venv/.installed-test ## load what `make serve` serves for half an hour: d
 	  --beside name=cancelled,rate=5,candidates=4096,deadline-ms=500,cancel-share=0.9 \
 	  --watch 127.0.0.1:8080 --fail-on-slope \
 	  --json-file build/soak.json --write build/soak.md --watch-plot build/soak.png
+
+# As root, with Debian's buildah, podman, runc and debootstrap; minutes, and gigabytes in build/image until it ends.
+image-test: .venv/.installed-test ## build the CPU image and hold it to its promises, in containers
+	$(BIN)/python -m pytest -q -s -m image tests/image/test_image.py
+
+compose-test: .venv/.installed-test ## run deploy/compose.yaml for real (also needs netavark, aardvark-dns, iptables)
+	test -x build/compose/bin/podman-compose || { $(BIN)/python -m venv build/compose && \
+	  build/compose/bin/pip install --quiet podman-compose==1.6.0; }
+	PATH="$$PWD/build/compose/bin:$$PATH" $(BIN)/python -m pytest -q -s -m image tests/image/test_compose.py
+
+# torch itself is pinned in files of its own, one for each of its builds; uv reads indices as pip does not, so name the
+# one of CPU wheels by TORCH_INDEX, or a folder that holds the wheel by UV_FIND_LINKS.
+UV_COMPILE = build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes --no-annotate --python-version 3.11 \
+  --python-platform x86_64-manylinux_2_28 --custom-compile-command 'make lock'
+lock: .venv/bin/python ## write again which packages the images hold, with their hashes (deploy/image)
+	test -x build/lock/bin/uv || { $(BIN)/python -m venv build/lock && build/lock/bin/pip install --quiet uv; }
+	echo '$(TORCH)+cpu' >build/lock/cpu.txt
+	$(UV_COMPILE) pyproject.toml --extra trace --extra uvloop --constraint build/lock/cpu.txt --no-emit-package torch \
+	  $(if $(TORCH_INDEX),--index-strategy unsafe-best-match --extra-index-url $(TORCH_INDEX)) \
+	  -o deploy/image/requirements.txt
+	echo '$(TORCH)' >build/lock/cuda.in
+	env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL $(UV_COMPILE) build/lock/cuda.in --constraint deploy/image/requirements.txt -o deploy/image/torch-cuda.txt
+	echo cyclonedx-bom >build/lock/sbom.in
+	$(UV_COMPILE) build/lock/sbom.in -o deploy/image/sbom.txt
 
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \

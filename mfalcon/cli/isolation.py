@@ -11,6 +11,8 @@ import mfalcon
 from mfalcon.errors import ConfigError
 
 PACKAGES = ("kernels", "loadtest", "proto", "server")
+LEFT_OUT = ("loadtest", "mfalcon.train")
+"""What the container images do not hold."""
 
 
 def check_isolation() -> None:
@@ -21,6 +23,8 @@ def check_isolation() -> None:
     root = Path(mfalcon.__file__).resolve().parent.parent
     for name in PACKAGES:
         found = _location(name)
+        if found is None and name in LEFT_OUT:
+            continue
         if found is None:
             raise ConfigError(f"package {name} is missing: {root / name} does not exist or is not on the import path")
         if found != root / name:

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from mfalcon import __version__
-from mfalcon.cli.isolation import check_isolation
+from mfalcon.cli.isolation import LEFT_OUT, check_isolation
 from mfalcon.cli.once import OnceCommand
 from mfalcon.errors import MFalconError
 
@@ -122,6 +122,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name == "mfalcon_client":  # it came into the checkout after the installation
             Console(stderr=True).print("[red]error:[/red] this needs a newer installation: pip install -e .")
+            sys.exit(1)
+        if error.name is not None and error.name.startswith(LEFT_OUT):
+            Console(stderr=True).print(f"[red]error:[/red] this needs {error.name}, which is in a checkout alone")
             sys.exit(1)
         if error.name not in ("polars", "matplotlib", "httpx", "locust"):
             raise
