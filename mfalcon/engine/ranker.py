@@ -225,12 +225,12 @@ class LoadedRanker:
         return await self.cache.remote.writes.hand_over(self._hottest(), most_bytes)
 
     def _hottest(self) -> Iterator[Offer]:
-        for entry in self.cache.host.hottest():
-            history, start = self._histories.copy(entry.key.user), entry.key.start
-            if history is None or not entry.key.is_ancestor(self.cache.fingerprint, history, start):
+        for key in self.cache.host.hottest():
+            history = self._histories.copy(key.user)
+            if history is None or not key.is_ancestor(self.cache.fingerprint, history, key.start):
                 continue
-            if start == self._window.start(len(history), history.base):
-                yield Offer(history.until(entry.key.stop), start, entry.state)
+            if key.start == self._window.start(len(history), history.base) and (entry := self.cache.host.at(key)):
+                yield Offer(history.until(key.stop), key.start, entry.state)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""

@@ -64,10 +64,15 @@ class LruTier:
         entry = self._entries.get((user, start))
         return entry.key if entry is not None else None
 
-    def hottest(self) -> list[Entry]:
-        """All that are here, the last used first."""
+    def hottest(self) -> list[StateKey]:
+        """What is here, the last used first. Keys alone: whoever goes through them keeps no memory."""
         with self._lock:
-            return list(reversed(self._entries.values()))
+            return [entry.key for entry in reversed(self._entries.values())]
+
+    def at(self, key: StateKey) -> Entry | None:
+        """The state with this key, if it is still here; not marked as used."""
+        entry = self._entries.get((key.user, key.start))
+        return entry if entry is not None and entry.key == key else None
 
     def holds(self, user: bytes) -> bool:
         """Whether there is a state of the user, of any window."""

@@ -123,7 +123,7 @@ class WriteBehind:
         """Have Redis hold these, in their order, until so many bytes were written; returns how many it holds then.
 
         What Redis should hold it is asked for: what was used last here was used least there, and is what it evicts
-        first. What waits to be written goes on beside.
+        first. What waits to be written goes on beside. Of a node that does not answer nothing is waited for again.
         """
         num_held, most = 0, self.num_bytes + most_bytes
         for offer in offers:
@@ -135,8 +135,6 @@ class WriteBehind:
             task = self._begin(offer, asks=True)
             await asyncio.wait((task,))
             num_held += task.result()
-            if not self._states.available(offer.history.user):
-                break
         await self._idle.wait()
         return num_held
 

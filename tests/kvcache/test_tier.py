@@ -104,3 +104,19 @@ def test_windows_of_a_user_are_states_of_their_own() -> None:
     assert not tier.holds(b"a") and tier.holds(b"b") and tier.num_bytes == 60 * PAGE
     tier.delete(None)
     assert not tier.holds(b"b") and tier.num_bytes == len(tier) == 0
+
+
+def test_the_hottest_are_found_without_being_kept_or_used() -> None:
+    tier = LruTier(3 * PAGE)
+    for user in "abc":
+        tier.put(entry_of(user, 1, 1))
+    tier.get(b"a", 0)
+    hottest = tier.hottest()
+    assert [key.user for key in hottest] == [b"a", b"c", b"b"]
+    found = tier.at(hottest[2])
+    assert found is not None and found.key == hottest[2]
+    tier.put(entry_of("b", 2, 1))
+    assert tier.at(hottest[2]) is None  # another state by now
+    tier.at(hottest[1])
+    tier.put(entry_of("d", 1, 1))
+    assert tier.at(hottest[1]) is None  # evicted, as it was used before the others
