@@ -109,8 +109,12 @@ async def _appended(engine: Engine, sizes: Sizes) -> EngineCell:
     await engine.append_events("user", _events(sizes.long), 0)
     await engine.rank(_request("user", sizes.m), None)
 
+    last_ms = _NOW_MS
+
     async def append() -> None:
-        await engine.append_events("user", _events(16), None)
+        nonlocal last_ms
+        last_ms += 16
+        await engine.append_events("user", _events(16, last_ms), None)
 
     return await _ranked("16 new events", engine, sizes, ["user"] * sizes.rounds, append)
 
@@ -170,12 +174,13 @@ def _cell(name: str, m: int, n: int, users: int, taken: Sequence[float], results
     )
 
 
-def _events(num: int) -> Events:
+def _events(num: int, until_ms: int = _NOW_MS) -> Events:
+    """One a millisecond."""
     rng = np.random.default_rng(num)
     events = np.zeros(num, dtype=EVENT_DTYPE)
     events["item_id"] = rng.integers(1, NUM_ITEMS + 1, num)
     events["actions"] = 1
-    events["time_ms"] = _NOW_MS - num + np.arange(num)
+    events["time_ms"] = until_ms - num + np.arange(num)
     return events
 
 
