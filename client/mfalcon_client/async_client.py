@@ -105,16 +105,18 @@ class AsyncClient:
             model=model,
             allow_partial=allow_partial,
         )
-        return await self._call(calls.rank(user_id, options), timeout_s, hedge_after_s=self._hedge_after_s)
+        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
+        return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     async def append_events(
         self, user_id: str, events: Events, *, expected_len: int | None = None, timeout_s: float | None = None
     ) -> Appended:
         """See `Client.append_events`."""
+        call, num_events = calls.append_events(user_id, events, expected_len), len(events)
         try:
-            return Appended(await self._call(calls.append_events(user_id, events, expected_len), timeout_s))
+            return Appended(await self._call(call, timeout_s))
         except VersionConflict as conflict:
-            return calls.appended(conflict, len(events), expected_len)
+            return calls.appended(conflict, num_events, expected_len)
 
     async def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
         """See `Client.prefill`."""

@@ -41,16 +41,33 @@ class Call(Generic[Answer]):
             raise ServerFailure("INTERNAL", f"the answer cannot be read: {error}", outcome_unknown=unknown) from error
 
 
-def rank(user_id: str, options: bytes) -> Call[Ranking]:
-    """options: of `encoding.rank_options`."""
-    return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, encoding.ranking)
+def rank(user_id: str, options: bytes, num_candidates: int, *, allow_partial: bool) -> Call[Ranking]:
+    """options: of `encoding.rank_options`, which these candidates are in."""
+
+    def read(raw: bytes) -> Ranking:
+        ranking = encoding.ranking(raw)
+        num = ranking.num_scored
+        if num != num_candidates and not (allow_partial and 1 <= num < num_candidates):
+            raise ValueError(f"{num} scores of {num_candidates} candidates")
+        if any(len(at) and at.max() >= num for at in (ranking.top, ranking.unknown, ranking.failed)):
+            raise ValueError(f"positions past the {num} scores")
+        return ranking
+
+    return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
 def append_events(user_id: str, events: Events, expected_len: int | None) -> Call[int]:
     """Answers with the length of the history."""
     request = encoding.user(user_id) + encoding.append_options(events, expected_len)
-    repeat = Repeat.NEVER if expected_len is None else Repeat.CONDITIONAL
-    return Call("AppendEvents", request, user_id, repeat, encoding.history_len)
+    repeat, num_events = Repeat.NEVER if expected_len is None else Repeat.CONDITIONAL, len(events)
+
+    def read(raw: bytes) -> int:
+        history_len = encoding.history_len(raw)
+        if history_len < num_events:
+            raise ValueError(f"a history of {history_len} events, {num_events} appended ones included")
+        return history_len
+
+    return Call("AppendEvents", request, user_id, repeat, read)
 
 
 def appended(conflict: VersionConflict, num_events: int, expected_len: int | None) -> Appended:

@@ -120,7 +120,8 @@ class Client:
             model=model,
             allow_partial=allow_partial,
         )
-        return self._call(calls.rank(user_id, options), timeout_s, hedge_after_s=self._hedge_after_s)
+        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
+        return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     def append_events(
         self, user_id: str, events: Events, *, expected_len: int | None = None, timeout_s: float | None = None
@@ -132,10 +133,11 @@ class Client:
         VersionConflict where the history has another length, and any ClientError: `outcome_unknown` says whether the
         events may have been written.
         """
+        call, num_events = calls.append_events(user_id, events, expected_len), len(events)
         try:
-            return Appended(self._call(calls.append_events(user_id, events, expected_len), timeout_s))
+            return Appended(self._call(call, timeout_s))
         except VersionConflict as conflict:
-            return calls.appended(conflict, len(events), expected_len)
+            return calls.appended(conflict, num_events, expected_len)
 
     def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
         """Encode a user's history now, so that the next rank need not. Raises ClientError."""

@@ -5,7 +5,7 @@ they are, behind the rest that protobuf writes: it takes a Python object for eac
 what cannot be sent; what can be is for the server to judge.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from operator import index
 from types import MappingProxyType
 
@@ -159,6 +159,7 @@ def _candidates(candidates: Ids) -> bytes:
         array = np.asarray(candidates)
     except (ValueError, OverflowError, TypeError) as error:
         raise InvalidArgument("INVALID_ARGUMENT", f"candidates: {error}") from error
+    _check_all_there("candidates", candidates)
     if array.ndim != 1:
         raise _wrong("candidates", f"{array.ndim} dimensions", "one-dimensional")
     if not array.size:
@@ -186,15 +187,24 @@ def _event_array(name: str, events: Events) -> NDArray[np.void]:
     if isinstance(events, np.ndarray):
         if events.dtype != EVENT_DTYPE:
             raise _wrong(name, f"dtype {events.dtype}", "of EVENT_DTYPE")
+        _check_all_there(name, events)
         if events.ndim != 1:
             raise _wrong(name, f"{events.ndim} dimensions", "one-dimensional")
         return events
+    if not isinstance(events, Sized):
+        raise _wrong(name, type(events).__name__, "an array or a sequence of events")
     try:
         rows = [(index(e.item_id), index(e.actions), float(e.value), index(e.time_ms)) for e in events]
         with np.errstate(over="ignore"):  # infinity is for the server to refuse
             return np.array(rows, dtype=EVENT_DTYPE)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument("INVALID_ARGUMENT", f"{name}: {error}") from error
+
+
+def _check_all_there(name: str, array: object) -> None:
+    """NumPy would send what a mask hides. An event has a mask for each of its values."""
+    if isinstance(array, np.ma.MaskedArray) and any(np.ma.getmaskarray(array).tobytes()):
+        raise _wrong(name, "masked values", "without any")
 
 
 def _field(number: int, wire_type: int) -> bytes:

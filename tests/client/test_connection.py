@@ -23,7 +23,7 @@ CLIENT = Path(__file__).parents[2] / "client"
 async def test_calls_for_a_user_carry_the_key_of_the_contract(make: MakeClient) -> None:
     with scripted(says(RANKED), raw(b"")) as script:
         async with make(script.address) as client:
-            await client.rank("jürgen", [1])
+            await client.rank("jürgen", [1, 2])
             await client.get_model()
     assert script.asked[0].metadata["x-rank-key"] == rank_key("jürgen") == servers_key("jürgen")
     assert "x-rank-key" not in script.asked[1].metadata
@@ -34,7 +34,7 @@ async def test_a_token_is_asked_for_before_each_attempt(make: MakeClient) -> Non
     tokens = iter(["old", "new"])
     with scripted(fails("UNAVAILABLE"), says(RANKED)) as script:
         async with make(script.address, token=lambda: next(tokens), token_in_clear=True, retry=QUICK) as client:
-            await client.rank("ann", [1])
+            await client.rank("ann", [1, 2])
     assert [asked.metadata["authorization"] for asked in script.asked] == ["Bearer old", "Bearer new"]
 
 
@@ -42,7 +42,7 @@ async def test_a_refused_token_is_an_error_of_its_own(make: MakeClient) -> None:
     with scripted(fails("UNAUTHENTICATED")) as script:
         async with make(script.address, token="wrong", token_in_clear=True) as client:
             with pytest.raises(AccessDenied):
-                await client.rank("ann", [1])
+                await client.rank("ann", [1, 2])
     assert len(script.asked) == 1
 
 
@@ -51,7 +51,7 @@ async def test_a_token_does_not_travel_in_clear_unasked(make: MakeClient) -> Non
         make("127.0.0.1:1", token="secret")
     async with make("127.0.0.1:1", token="secret\n", token_in_clear=True) as client:
         with pytest.raises(InvalidArgument) as failure:
-            await client.rank("ann", [1])
+            await client.rank("ann", [1, 2])
         assert "secret" not in str(failure.value)
 
 
@@ -60,8 +60,8 @@ async def test_the_callers_trace_travels(make: MakeClient) -> None:
     with scripted(says(RANKED)) as script:
         async with make(script.address) as client:
             with tracer.start_as_current_span("page") as span:
-                await client.rank("ann", [1])
-            await client.rank("ann", [1])
+                await client.rank("ann", [1, 2])
+            await client.rank("ann", [1, 2])
     inside, outside = script.asked
     assert f"{span.get_span_context().trace_id:032x}" in str(inside.metadata["traceparent"])
     assert "traceparent" not in outside.metadata
@@ -79,7 +79,7 @@ async def test_several_servers_are_asked_in_turn(make: MakeClient) -> None:
     with scripted(says(RANKED)) as first, scripted(says(RANKED)) as second:
         async with make([first.address, second.address], spread="turn") as client:
             while not (first.asked and second.asked):
-                await client.rank("ann", [1])
+                await client.rank("ann", [1, 2])
 
 
 async def test_one_of_several_that_is_gone_is_not_missed(make: MakeClient) -> None:
@@ -89,7 +89,7 @@ async def test_one_of_several_that_is_gone_is_not_missed(make: MakeClient) -> No
         for spread in ("first", "turn", "user"):
             async with make([gone.address, there.address], spread=spread) as client:
                 for _ in range(5):
-                    await client.rank("ann", [1])
+                    await client.rank("ann", [1, 2])
     assert len(there.asked) == 15
 
 
@@ -106,7 +106,7 @@ async def test_a_user_stays_on_one_server_and_moves_only_when_it_is_gone(make: M
             stack.enter_context(running(script, "127.0.0.1:0"))
         async with make([script.address for script in scripts], spread="user") as client:
             for user in users * 2:
-                await client.rank(user, [1])
+                await client.rank(user, [1, 2])
             before = owners()
             assert all(len(servers) == 1 for servers in before.values())
             assert all(script.asked for script in scripts)
@@ -114,7 +114,7 @@ async def test_a_user_stays_on_one_server_and_moves_only_when_it_is_gone(make: M
             for script in scripts:
                 script.asked.clear()
             for user in users:
-                await client.rank(user, [1])
+                await client.rank(user, [1, 2])
             after = owners()
             assert all(after[user] == before[user] for user in users if before[user] != [0])
             assert all(after[user] in ([1], [2]) for user in users)
@@ -154,7 +154,7 @@ async def test_tls_with_a_certificate_of_ones_own(make: MakeClient, pem: dict[st
         for stranger in strangers:
             async with make(script.address, retry=QUICK, **stranger) as client:
                 with pytest.raises(Unavailable):
-                    await client.rank("ann", [1])
+                    await client.rank("ann", [1, 2])
     assert len(script.asked) == 1
 
 
@@ -163,10 +163,10 @@ async def test_tls_with_a_certificate_of_the_clients(make: MakeClient, pem: dict
     with running(script, "127.0.0.1:0", mutual(pem, asks_client=True)):
         own = Tls(pem["chain"], pem["key"], pem["chain"], "ranker.test")
         async with make(script.address, tls=own) as client:
-            await client.rank("ann", [1])
+            await client.rank("ann", [1, 2])
         async with make(script.address, tls=Tls(pem["chain"], server_name="ranker.test"), retry=QUICK) as client:
             with pytest.raises(Unavailable):
-                await client.rank("ann", [1])
+                await client.rank("ann", [1, 2])
     assert "PRIVATE" not in repr(own)
     with pytest.raises(ValueError, match="both or none"):
         Tls(private_key=pem["key"])
@@ -178,7 +178,7 @@ def test_a_fork_is_told_that_it_needs_a_client_of_its_own() -> None:
         "client = mfalcon_client.Client('127.0.0.1:1')\n"
         "child = os.fork()\n"
         "if not child:\n"
-        "    try: client.rank('ann', [1])\n"
+        "    try: client.rank('ann', [1, 2])\n"
         "    except mfalcon_client.ClientError as error: os._exit(42 if 'fork' in str(error) else 1)\n"
         "    os._exit(2)\n"
         "assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42\n"

@@ -24,15 +24,15 @@ async def test_the_second_answer_counts(make: MakeClient) -> None:
 async def test_an_answer_in_time_is_asked_for_once(make: MakeClient) -> None:
     with scripted(says(RANKED)) as script:
         async with make(script.address, hedge_after_s=PATIENT_S) as client:
-            await client.rank("ann", [1])
-            await client.rank("ann", [1])
+            await client.rank("ann", [1, 2])
+            await client.rank("ann", [1, 2])
     assert len(script.asked) == 2
 
 
 async def test_a_failure_before_it_is_repeated_as_ever(make: MakeClient) -> None:
     with scripted(fails("UNAVAILABLE"), says(RANKED)) as script:
         async with make(script.address, hedge_after_s=PATIENT_S, retry=QUICK) as client:
-            await client.rank("ann", [1])
+            await client.rank("ann", [1, 2])
     assert len(script.asked) == 2
 
 
@@ -51,7 +51,7 @@ async def test_both_fail(make: MakeClient) -> None:
     with scripted(first, second) as script:
         async with make(script.address, hedge_after_s=0.01, timeout_s=PATIENT_S) as client:
             with pytest.raises(ClientError, match="NOT_FOUND"):
-                await client.rank("ann", [1])
+                await client.rank("ann", [1, 2])
     assert len(script.asked) == 2
 
 
