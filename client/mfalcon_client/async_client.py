@@ -11,9 +11,9 @@ import grpc.aio
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
-from mfalcon_client.connection import Birthplace, Connection, Spread, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
-from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry
+from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
 
 Answer = TypeVar("Answer")
@@ -71,7 +71,7 @@ class AsyncClient:
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until a server answers: one that loads its model listens already. Raises Unavailable if none does."""
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + timeout_s
+        give_up = loop.time() + checked_timeout(timeout_s)
         while True:
             left = max(POLL_S, give_up - loop.time())
             try:
@@ -147,8 +147,9 @@ class AsyncClient:
         retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
         attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
         while not self._closing.is_set():
+            metadata = self._connection.metadata(call.user_id)  # what a token raises is no answer of the server
             try:
-                raw = await self._attempt(call, attempts, hedge_after_s, waits)
+                raw = await self._attempt(call, metadata, attempts, hedge_after_s, waits)
             except grpc.aio.AioRpcError as error:
                 if not self._closing.is_set():
                     failure = Failure.of(error.code().name, error.details(), error.trailing_metadata())
@@ -163,9 +164,10 @@ class AsyncClient:
                 return call.answer(raw)
         raise attempts.closed()
 
-    async def _attempt(self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, waits: bool) -> bytes:
+    async def _attempt(
+        self, call: Call[Answer], metadata: Metadata, attempts: Attempts, hedge_after_s: float | None, waits: bool
+    ) -> bytes:
         """One attempt, and a second one beside it if the answer takes long. Raises AioRpcError."""
-        metadata = self._connection.metadata(call.user_id)
         method = self._methods.get(call.path)
         if method is None:
             method = self._methods[call.path] = self._channel.unary_unary(call.path)

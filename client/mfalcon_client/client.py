@@ -11,9 +11,9 @@ import grpc
 
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
-from mfalcon_client.connection import Birthplace, Connection, Spread, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
-from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry
+from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
 
 Answer = TypeVar("Answer")
@@ -80,7 +80,7 @@ class Client:
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until a server answers: one that loads its model listens already. Raises Unavailable if none does."""
-        give_up = time.monotonic() + timeout_s
+        give_up = time.monotonic() + checked_timeout(timeout_s)
         while True:
             left = max(POLL_S, give_up - time.monotonic())
             try:
@@ -168,8 +168,9 @@ class Client:
         retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
         attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
         while not self._closing.is_set():
+            metadata = self._connection.metadata(call.user_id)  # what a token raises is no answer of the server
             try:
-                raw = self._attempt(call, attempts, hedge_after_s, waits)
+                raw = self._attempt(call, metadata, attempts, hedge_after_s, waits)
             except grpc.RpcError as error:
                 ended = cast(grpc.Call, error)  # what a call raises is both
                 if not self._closing.is_set():
@@ -180,9 +181,10 @@ class Client:
                 return call.answer(raw)
         raise attempts.closed()
 
-    def _attempt(self, call: Call[Answer], attempts: Attempts, hedge_after_s: float | None, waits: bool) -> bytes:
+    def _attempt(
+        self, call: Call[Answer], metadata: Metadata, attempts: Attempts, hedge_after_s: float | None, waits: bool
+    ) -> bytes:
         """One attempt, and a second one beside it if the answer takes long. Raises grpc.RpcError."""
-        metadata = self._connection.metadata(call.user_id)
         try:
             method = self._methods.get(call.path)
             if method is None:

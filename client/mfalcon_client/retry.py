@@ -50,6 +50,7 @@ _ERRORS: dict[str, type[ClientError]] = {
     "RESOURCE_EXHAUSTED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": Unavailable,
+    "CANCELLED": Unavailable,
     "UNAUTHENTICATED": AccessDenied,
     "PERMISSION_DENIED": AccessDenied,
     "INTERNAL": ServerFailure,
@@ -170,13 +171,22 @@ class Failure:
         return kind(self.code, self.details, outcome_unknown=outcome_unknown)
 
 
+def checked_timeout(timeout_s: float) -> float:
+    """A time that a call may take. Raises InvalidArgument for another.
+
+    A float of Python's: the readings of a clock would be rounded to NumPy's float32.
+    """
+    if not 0 < timeout_s <= MAX_TIMEOUT_S:
+        told = f"timeout_s: got {timeout_s}, must be more than 0 and at most {MAX_TIMEOUT_S:g}"
+        raise InvalidArgument("INVALID_ARGUMENT", told)
+    return float(timeout_s)
+
+
 class Attempts:
     """The attempts of one call, until its deadline. any_replica: each goes to another one, where there are several."""
 
     def __init__(self, retry: Retry, budget: Budget, repeat: Repeat, timeout_s: float, *, any_replica: bool) -> None:
-        if not 0 < timeout_s <= MAX_TIMEOUT_S:
-            told = f"timeout_s: got {timeout_s}, must be more than 0 and at most {MAX_TIMEOUT_S:g}"
-            raise InvalidArgument("INVALID_ARGUMENT", told)
+        timeout_s = checked_timeout(timeout_s)
         self._retry = retry
         self._budget = budget
         self._any_replica = any_replica

@@ -1,15 +1,18 @@
 """What no request should hold and no answer should say, whoever is at fault."""
 
+import asyncio
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from mfalcon_client import EVENT_DTYPE, Appended, Event, InvalidArgument, ServerFailure
+from mfalcon_client import EVENT_DTYPE, Appended, Event, InvalidArgument, Retry, ServerFailure, Unavailable
 from proto import ranking_pb2 as pb
 from tests.client.either import MakeClient
-from tests.client.scripted import RANKED, fails, says, scripted
+from tests.client.scripted import RANKED, fails, raw, says, scripted
 
 PATIENT_S = 60.0
 TWO = np.zeros(2, dtype=EVENT_DTYPE)
@@ -82,3 +85,43 @@ async def test_events_count_as_they_were_sent(make: MakeClient) -> None:
     with scripted(clear, fails("FAILED_PRECONDITION", mfalcon_history_len="5")) as script:
         async with make(script.address, timeout_s=PATIENT_S) as client:
             assert await client.append_events("ann", events, expected_len=3) == Appended(5, was_found=True)
+
+
+async def test_a_time_may_be_a_number_of_numpy(make: MakeClient) -> None:
+    """A clock that is read as float32 is minutes wrong."""
+    with scripted(says(RANKED)) as script:
+        async with make(script.address, timeout_s=np.float32(PATIENT_S)) as client:
+            assert (await client.rank("ann", [1, 2])).num_scored == 2
+
+
+@pytest.mark.parametrize("seconds", [math.nan, math.inf, -1, 1e9])
+async def test_no_wait_is_without_an_end(make: MakeClient, seconds: float) -> None:
+    async with make("127.0.0.1:1") as client:
+        with pytest.raises(InvalidArgument, match="timeout_s"):
+            await asyncio.wait_for(client.wait_ready(seconds), 30)
+
+
+async def test_a_server_that_ends_is_unavailable_whatever_grpc_calls_it(make: MakeClient) -> None:
+    with scripted(fails("CANCELLED"), says(RANKED)) as script:
+        async with make(script.address, timeout_s=PATIENT_S, retry=Retry(attempts=1)) as client:
+            with pytest.raises(Unavailable):
+                await client.append_events("ann", TWO)
+    with scripted(fails("CANCELLED"), raw(b"")) as script:
+        async with make(script.address) as client:
+            await client.wait_ready(PATIENT_S)
+    assert len(script.asked) == 2
+
+
+class VaultError(grpc.RpcError):
+    """What a token that is fetched by gRPC may raise."""
+
+
+async def test_what_a_token_raises_is_the_callers(make: MakeClient) -> None:
+    def fail() -> str:
+        raise VaultError
+
+    with scripted(says(RANKED)) as script:
+        async with make(script.address, token=fail, token_in_clear=True) as client:
+            with pytest.raises(VaultError):
+                await client.append_events("ann", TWO)
+    assert not script.asked
