@@ -94,6 +94,7 @@ NEEDS_OPTIONAL = (
     "loadtest.bench.gpu_tune",
     "loadtest.load.http_target",
     "loadtest.load.process_metrics",
+    "loadtest.scale",
     "mfalcon.backends.triton",
     "mfalcon.train.frames",
     "mfalcon.train.table",

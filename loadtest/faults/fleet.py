@@ -46,6 +46,11 @@ class Fleet:
         """gRPC addresses of the servers; they stay while servers come and go."""
         return tuple(f"{HOST}:{port}" for port in self._ports)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the servers' processes."""
+        return tuple(server.process.pid for server in self._servers)
+
     def __enter__(self) -> Self:
         """Raises EngineFailure if a server does not start."""
         try:

@@ -1,15 +1,18 @@
 """What users do, in simulated time: visits by Zipf's law at a rate, or those of the trace of returning users."""
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadtest.load.trace import Append, Rank, Step
 from loadtest.load.traffic import poisson_arrivals
+from loadtest.load.visit_times import HOTTEST_CYCLE_S, cycle_s, visit_times
+from loadtest.scale.gaps import DAY_S
 
 
 class Act(NamedTuple):
@@ -39,6 +42,10 @@ class Visits:
     hot_share: float = 0.0
     seed: int = 0
 
+    def with_hot_user(self) -> Self:
+        """The first user has a quarter of the visits beside its own."""
+        return replace(self, hot_share=0.25)
+
 
 def zipf(num_users: int, exponent: float) -> NDArray[np.float64]:
     """[num_users]: the share of the visits of each, the most frequent first."""
@@ -66,6 +73,28 @@ def acts(visits: Visits) -> Iterator[Act]:
         if count:
             yield Act(time_s, user, count, 0)
         yield Act(time_s, user, 0, visits.candidates)
+
+
+def returning(num_users: int, visits_a_day: float, seconds: float, added: int, candidates: int) -> Iterator[Act]:
+    """Users who are alike and come in bursts, each visit after an append: what `gaps.py` has as a distribution."""
+    # Of the user of rank 2 a cycle is 2 ** exponent times that of the first, and has four visits.
+    exponent = math.log2(4 * DAY_S / visits_a_day / HOTTEST_CYCLE_S)
+    cycle = cycle_s(2, exponent)
+    starts = np.random.default_rng(0).uniform(0, cycle, num_users)
+    waiting = [(start, user) for user, start in enumerate(starts.tolist()) if start < seconds]
+    heapq.heapify(waiting)
+    times: dict[int, Iterator[float]] = {}
+    while waiting:
+        time_s, user = heapq.heappop(waiting)
+        if user not in times:
+            times[user] = visit_times(np.random.default_rng((0, user)), 2, exponent, time_s)
+            next(times[user])
+        yield Act(time_s, user, added, 0)
+        yield Act(time_s, user, 0, candidates)
+        if (next_s := next(times[user])) < seconds:
+            heapq.heappush(waiting, (next_s, user))
+        else:
+            del times[user]
 
 
 def acts_of(steps: Iterable[Step]) -> Iterator[Act]:

@@ -10,7 +10,7 @@ from simpy import Environment, Event
 
 
 class Cores:
-    """Processor sharing. `work_s`: core seconds that were spent, for what is utilisation."""
+    """Processor sharing."""
 
     def __init__(self, env: Environment, num_cores: float) -> None:
         assert num_cores > 0
@@ -21,7 +21,13 @@ class Cores:
         self._each_had = 0.0  # core seconds that whoever runs all the time has had since the beginning
         self._seen_at = env.now
         self._timer = 0
-        self.work_s = 0.0
+        self._spent_s = 0.0
+
+    @property
+    def spent_s(self) -> float:
+        """Core seconds until now: over the time, how many cores were busy."""
+        self._catch_up()
+        return self._spent_s
 
     def run(self, seconds: float) -> Event:
         """An event that happens when so many core seconds have been spent on it."""
@@ -38,7 +44,7 @@ class Cores:
     def _catch_up(self) -> None:
         passed = (self._env.now - self._seen_at) * self._rate
         self._each_had += passed
-        self.work_s += passed * len(self._finish)
+        self._spent_s += passed * len(self._finish)
         self._seen_at = self._env.now
 
     def _plan(self) -> None:

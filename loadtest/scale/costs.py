@@ -23,9 +23,10 @@ class Costs:
 
     encode: of a call, of a new token, of a token before it, of a pair of both. score: of a call, of a candidate, of a
     token of the history, of a pair. Both as `mfalcon/kvcache/cost.py` has them. host_s: what else a rank costs, in the
-    event loop. append_s: of a call that appends. log_s: of reading the log from Redis, a rank. fetch_s, store_s: of
-    moving a state out of Redis or into it, for the server; fetch_byte_s, store_byte_s: of each byte of it. redis_s,
-    redis_byte_s: of a call and of a byte for Redis itself. client_s: of a rank for who asks, on the same machine.
+    event loop. append_s, append_event_s: of a call that appends, and of an event in it. log_s, append_log_s: what a log
+    in Redis adds to a rank and to an append. fetch_s, store_s: of moving a state out of Redis or into it, for the
+    server; fetch_byte_s, store_byte_s: of each byte of it. redis_s, redis_byte_s: of a call and of a byte for Redis
+    itself. client_s: of a rank for who asks, on the same machine.
     latency_s, bandwidth: of the network to Redis, in seconds and bytes a second.
     page_tokens, page_bytes: of the block pool. redis_token_bytes, chunk_tokens: of a state in Redis.
     max_history, window_chunk: of the model.
@@ -38,7 +39,9 @@ class Costs:
     score: Four
     host_s: Seconds
     append_s: Seconds
+    append_event_s: Seconds
     log_s: Seconds
+    append_log_s: Seconds
     fetch_s: Seconds
     fetch_byte_s: Seconds
     store_s: Seconds

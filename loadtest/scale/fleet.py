@@ -74,11 +74,11 @@ class SimFleet:
         self.ended.append(ended)
         return ended
 
-    def append(self, user: int) -> Doing:
+    def append(self, user: int, num_events: int) -> Doing:
         """Events to a user's log."""
         owner = self._owner(user, set())
         if owner is not None:
-            yield from self.replicas[owner].append()
+            yield from self.replicas[owner].append(num_events)
 
     def kill(self, number: int) -> None:
         """SIGKILL: what it holds and does is gone, and the balancer sends it nothing."""
@@ -105,9 +105,14 @@ class SimFleet:
         def takes(number: int) -> bool:
             return self._up[number] and number not in tried and self._in_flight[number] < most
 
-        return self.ring.owner(rank_key(str(user)), takes)
+        return self.ring.owner(rank_key(user_id(user)), takes)
 
 
 def replica_name(number: int) -> str:
     """As the ring hashes it."""
     return f"replica-{number}"
+
+
+def user_id(user: int) -> str:
+    """As the ring hashes it, and as real servers know it."""
+    return f"scale-{user}"

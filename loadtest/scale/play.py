@@ -59,4 +59,4 @@ class Player:
             self.asked += 1
             yield from self._fleet.rank(act.user, length, act.candidates, self._deadline_s)
         else:
-            yield from self._fleet.append(act.user)
+            yield from self._fleet.append(act.user, act.added)

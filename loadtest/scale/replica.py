@@ -53,9 +53,10 @@ class Replica:
         self.pool.clear()
         self._device.kill()
 
-    def append(self) -> Doing:
+    def append(self, num_events: int) -> Doing:
         """Write events to a log."""
-        yield from self._loop.run(self._costs.append_s)
+        in_redis = self._costs.append_log_s if self._redis else 0.0
+        yield from self._loop.run(self._costs.append_s + num_events * self._costs.append_event_s + in_redis)
 
     def rank(self, request: Request) -> Generator[Event, None, Answer]:
         """Answer a request, if this life lasts so long: "failed" if not."""

@@ -1,20 +1,29 @@
 """Named lives of a simulated fleet, each a traffic with what happens to the replicas meanwhile."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from simpy import Environment
 
-from loadtest.scale.acts import Visits, acts, histories
+from loadtest.report.table import Part, Table
+from loadtest.scale.acts import Act, Visits, acts, histories
 from loadtest.scale.costs import Costs
 from loadtest.scale.fleet import FleetOptions, SimFleet
-from loadtest.scale.outcome import Ended, Summary, summary
+from loadtest.scale.outcome import ANSWERED, Ended, Outcome, Summary, summary
 from loadtest.scale.play import Player
 from loadtest.scale.thread import Doing
 from mfalcon.errors import ConfigError
 
+Lengths = NDArray[np.int64]
+"""[num_users] events that users come with."""
 Fault = Literal["none", "kill", "deploy"]
+TARGET_UTILISATION = 0.6
+"""Of the cores: what is left is for bursts, a failure and a deploy."""
+_LOST: tuple[Outcome, ...] = ("refused", "late", "failed")
 ALL = ("steady", "kill", "deploy", "hot")
 """Names of scenarios."""
 
@@ -46,7 +55,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class SimResult:
-    """utilisation: of the replicas' computing cores. redis_*: bytes of states, held at the end, read, written."""
+    """utilisation: CPU seconds a second and replica, without the beginning. redis_*: bytes of states, held at the end,
+    read, written.
+    """
 
     scenario: Scenario
     asked: int
@@ -68,29 +79,68 @@ def named(name: str, fleet: FleetOptions, visits: Visits) -> Scenario:
     return Scenario(name, fleet, visits, fault=fault.get(name, "none"), **times)
 
 
-def run(scenario: Scenario, costs: Costs) -> SimResult:
-    """A function of the scenario and its seed."""
+def run(scenario: Scenario, costs: Costs, others: tuple[Iterable[Act], Lengths] | None = None) -> SimResult:
+    """A function of the scenario and its seed. others: acts and lengths of histories in place of the scenario's."""
     env = Environment()
     fleet = SimFleet(env, costs, scenario.fleet)
-    player = Player(env, fleet, scenario.deadline_s, histories(scenario.visits))
-    env.process(player.open(acts(scenario.visits)))
+    played, lengths = others or (acts(scenario.visits), histories(scenario.visits))
+    player = Player(env, fleet, scenario.deadline_s, lengths)
+    env.process(player.open(played))
     faults = env.process(_faults(env, fleet, scenario))
     fault_over: list[float] = []
     faults.callbacks.append(lambda _: fault_over.append(env.now))
+    machines = set(fleet.cores)
+    begun: list[float] = []
+
+    def begin() -> Doing:
+        yield env.timeout(scenario.warm_s)
+        begun.append(sum(cores.spent_s for cores in machines))
+
+    env.process(begin())
     env.run()
     end = max(scenario.visits.seconds, fault_over[0])
-    work = sum(cores.work_s for cores in set(fleet.cores))
+    work = sum(cores.spent_s for cores in machines) - begun[0]
     redis = fleet.redis
     return SimResult(
         scenario,
         player.asked,
         fleet.ended,
         _phases(scenario, fleet.ended, fault_over[0], end),
-        work / env.now / scenario.fleet.num_replicas,
+        work / (env.now - scenario.warm_s) / scenario.fleet.num_replicas,
         redis.states.num_bytes if redis else 0,
         redis.sent if redis else 0,
         redis.received if redis else 0,
     )
+
+
+def simulation_page(result: SimResult, costs: Costs) -> Iterator[Part]:
+    """What was simulated on which costs, a row for each phase, the replicas that the traffic needs, and Redis."""
+    scenario, seconds = result.scenario, result.scenario.visits.seconds
+    yield (
+        f"{scenario.name}: {scenario.fleet.num_replicas} replicas, {result.asked:,} ranks in {seconds:,.0f} s; "
+        f"costs of {costs.model} on {costs.machine} at {costs.commit}"
+    )
+    columns = (
+        *("phase", "answers a second", "host", "redis", "none", "refused", "late", "failed", "retried", "moved"),
+        *("p50 ms", "p99 ms"),
+    )
+    yield Table("What became of them", columns, [phase_row(phase) for phase in result.phases])
+    needed = result.utilisation * scenario.fleet.num_replicas / TARGET_UTILISATION
+    yield (
+        f"cores busy: {result.utilisation:.0%} of one a replica; replicas needed for {TARGET_UTILISATION:.0%}: "
+        f"{math.ceil(needed)}\nRedis: {result.redis_bytes / 2**20:,.0f} MiB of states, "
+        f"{result.redis_sent / seconds / 1e6:,.1f} MB/s read, {result.redis_received / seconds / 1e6:,.1f} MB/s written"
+    )
+
+
+def phase_row(phase: Phase) -> tuple[str, ...]:
+    """Its figures as text."""
+    of = phase.figures
+    shares = (f"{of.share(tier):.1%}" for tier in ANSWERED)
+    lost = (f"{of.counts[name]:,}" for name in _LOST)
+    moved = f"{of.moved / max(1, of.answered):.1%}"
+    times = f"{of.p50_s * 1e3:,.0f}", f"{of.p99_s * 1e3:,.0f}"
+    return phase.name, f"{of.per_second:,.1f}", *shares, *lost, f"{of.retried:,}", moved, *times
 
 
 def _phases(scenario: Scenario, ended: Sequence[Ended], over: float, end: float) -> list[Phase]:

@@ -26,6 +26,7 @@ from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, pro
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_saturation import bench_saturation
+from mfalcon.cli.bench_scale import scale, scale_check, scale_costs, scale_page
 from mfalcon.cli.bench_serve import bench_serve
 from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
@@ -54,6 +55,10 @@ app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
 app.command("kernels")(bench_kernels)
+app.command("scale")(scale)
+app.command("scale-costs")(scale_costs)
+app.command("scale-check")(scale_check)
+app.command("scale-page")(scale_page)
 
 
 @app.callback()

@@ -21,7 +21,7 @@ def ends(num_cores: float, jobs: list[tuple[float, float]]) -> list[float]:
     for number, (begin, seconds) in enumerate(jobs):
         env.process(job(number, begin, seconds))
     env.run()
-    assert cores.work_s == pytest.approx(sum(seconds for _, seconds in jobs))
+    assert cores.spent_s == pytest.approx(sum(seconds for _, seconds in jobs))
     return ended
 
 
