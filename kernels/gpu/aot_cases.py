@@ -123,13 +123,17 @@ def _hopper_cases(architecture: int) -> Iterator[Case]:
     if architecture != 90:
         return
     instructions = (WGMMA, TANH, TMA, SET_REGISTERS)
-    for op, dtype, dim, bias in product((_target_attention, _prefix_attention), DTYPES, HEAD_DIMS, (False, True)):
-        key = f"90 hopper {op.__name__[1:]} {_name(dtype)} {dim}x{dim}" + (" bias" if bias else "")
-        yield Case(key, 90, partial(op, dtype, dim, dim, 128, bias, None, hopper=True), instructions)
+    for op, dtype, dims, bias in product((_target_attention, _prefix_attention), DTYPES, HEAD_DIMS, (False, True)):
+        key = f"90 hopper {op.__name__[1:]} {_name(dtype)} {dims[0]}x{dims[1]}" + (" bias" if bias else "")
+        yield Case(key, 90, partial(op, dtype, *dims, 128, bias, None, hopper=True), instructions)
     instructions, fp8 = (FP8_WGMMA, TANH, TMA, SET_REGISTERS), torch.float8_e4m3fn
-    for dtype, dim, bias in product(DTYPES, HEAD_DIMS, (False, True)):
-        key = f"90 hopper target_attention {_name(dtype)} {dim}x{dim}" + (" bias" if bias else "") + " fp8 products"
-        call = partial(_target_attention, dtype, dim, dim, 128, bias, fp8, hopper=True, transposed=True)
+    for dtype, dims, bias in product(DTYPES, HEAD_DIMS, (False, True)):
+        key = (
+            f"90 hopper target_attention {_name(dtype)} {dims[0]}x{dims[1]}"
+            + (" bias" if bias else "")
+            + " fp8 products"
+        )
+        call = partial(_target_attention, dtype, *dims, 128, bias, fp8, hopper=True, transposed=True)
         yield Case(key, 90, call, instructions)
 
 

@@ -84,6 +84,8 @@ def test_what_is_not_taken() -> None:
     narrow = torch.zeros(9, 129, dtype=torch.bfloat16)[:, :128].unflatten(1, (2, 64))
     assert not takes((narrow, k, v), KV, BATCH)
     assert not takes(ROWS, KV, BATCH, torch.zeros(2, 385)[:, 1:])
+    wide_v = torch.zeros(3, 2, 128, 128, dtype=torch.bfloat16)
+    assert not takes((q, k, torch.zeros(9, 2, 128, dtype=torch.bfloat16)), PagedKV(SLAB, wide_v, KV.times), BATCH)
 
 
 CODES = SLAB.to(torch.float8_e4m3fn)
@@ -103,6 +105,8 @@ def test_what_is_multiplied_in_float8() -> None:
     assert not takes_fp8(ROWS, FP8, BATCH, torch.zeros(2, 385)[:, 1:])
     k, v, scales = CODES[:, :, :32], CODES[:, :, :32].mT.contiguous().mT, SCALES[..., :32]
     assert not takes_fp8(ROWS, PagedKV(k, v, KV.times[:, :32], scales, scales), BATCH)
+    wide_v = torch.zeros(3, 2, 128, 128).to(torch.float8_e4m3fn).mT
+    assert not takes_fp8(ROWS, replace(FP8, v=wide_v), BATCH)
 
 
 TARGET = (hopper_target.target_attention_parts, target_attention.target_attention_parts)

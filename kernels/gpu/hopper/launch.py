@@ -15,7 +15,8 @@ WORKER_WARPS = gl.constexpr([4, 1])
 """Of the second consumer and of the producer; the first consumer is the kernel's own four."""
 WORKER_REGISTERS = gl.constexpr([240, 24])
 DTYPES = (torch.bfloat16, torch.float16)
-HEAD_DIMS = (64, 128)
+HEAD_DIMS = ((64, 64), (128, 128))
+"""Of keys and values: what is compiled and held to limits ahead."""
 _ALIGNMENT = 16
 """Bytes to which a descriptor's base and strides are multiples."""
 
@@ -48,7 +49,7 @@ def takes(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: Tens
         batch.tile_rows == TILE_ROWS
         and dtype in DTYPES
         and all(x.dtype == dtype for x in (*rows, kv.k, kv.v))
-        and all(dim in HEAD_DIMS for dim in dims)
+        and dims in HEAD_DIMS
         and kv.page_tokens % ring(max(dims), kv.page_tokens).block_n == 0
         and all(_describable(x) for x in described)
     )
@@ -63,7 +64,8 @@ def takes_fp8(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: 
         batch.tile_rows == TILE_ROWS
         and rows[0].dtype in DTYPES
         and all(x.dtype == rows[0].dtype for x in rows)
-        and all(x.dtype == torch.float8_e4m3fn and x.shape[3] in HEAD_DIMS for x in (kv.k, kv.v))
+        and kv.k.dtype == kv.v.dtype == torch.float8_e4m3fn
+        and (kv.k.shape[3], kv.v.shape[3]) in HEAD_DIMS
         and kv.page_tokens % FP8_RING.block_n == 0
         and all(_describable(x) for x in (pages if prefix_bias is None else (*pages, prefix_bias)))
     )
