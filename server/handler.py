@@ -186,7 +186,7 @@ class Handler:
     async def delete_user(self, user_id: str, time_left: float | None) -> None:
         """Forget the user."""
         self._check_user(user_id)
-        async with self._admitted(time_left) as deadline:
+        async with self._admitted(time_left, writes=True) as deadline:
             await self._engine.delete_user(user_id, deadline)
 
     def _check_user(self, user_id: str) -> None:
@@ -216,7 +216,7 @@ class Handler:
 
     @asynccontextmanager
     async def _admitted(self, time_left: float | None, *, writes: bool = False) -> AsyncIterator[float]:
-        """Count the request as in flight and bound it. writes: to do it twice is not the same as once."""
+        """Count the request as in flight and bound it. writes: what is cut off may be done all the same."""
         if self._draining:
             raise ShuttingDown("the server is shutting down; ask another one")
         seconds = self._granted(time_left)

@@ -180,10 +180,13 @@ class Engine:
         histories, user = self.histories, user_hash(user_id)
         generation = await histories.log.delete(user_id, deadline)
         histories.tombstones.add(generation)
-        deleted = self.device.delete(user)
-        if histories.redis is not None:
-            await histories.redis.delete(Deletion(user, generation))
-        await asyncio.wrap_future(deleted)
+        try:
+            deleted = self.device.delete(user)
+            if histories.redis is not None:
+                await histories.redis.delete(Deletion(user, generation))
+            await asyncio.wrap_future(deleted)
+        except ShuttingDown as error:
+            raise ShuttingDown(str(error), may_be_done=True) from error
         self.metrics.states.deleted.labels("us").inc()
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:

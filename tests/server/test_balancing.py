@@ -124,13 +124,14 @@ async def test_what_another_replica_may_answer_is_told_from_what_none_can(fronte
             assert told.get("grpc-retry-pushback-ms") == pushback
 
 
-async def test_an_append_that_a_shutdown_cuts_off_is_no_other_replica_s() -> None:
+async def test_a_write_that_a_shutdown_cuts_off_is_no_other_replica_s() -> None:
     async with serving(drain_seconds=0.4) as running:
         running.engine.gate.clear()
         append = ranking_pb2.AppendEventsRequest(user_id="ann", events=[ranking_pb2.Event(item_id=1, time_ms=1)])
         calls = [
             asyncio.ensure_future(running.stub.Rank(RANK)),
             asyncio.ensure_future(running.stub.AppendEvents(append)),
+            asyncio.ensure_future(running.stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id="ann"))),
         ]
         async with asyncio.timeout(30):
             while running.engine.num_entered < len(calls):  # noqa: ASYNC110 (nobody is told)
@@ -141,4 +142,4 @@ async def test_an_append_that_a_shutdown_cuts_off_is_no_other_replica_s() -> Non
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await call
             told.append(dict(refused.value.trailing_metadata() or ()).get("x-rank-retry"))
-        assert told == ["elsewhere", None]
+        assert told == ["elsewhere", None, None]
