@@ -107,5 +107,7 @@ def log_to_stderr(log_format: LogFormat) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
+    # What a caller sends as tracestate is no news either, and could be a line a request.
+    logging.getLogger("opentelemetry.trace").setLevel(logging.ERROR)
     logging.captureWarnings(True)
     atexit.register(flush_output)

@@ -11,6 +11,7 @@ import argparse
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from loadtest.scenarios.play import play
 from loadtest.scenarios.result import ScenarioResult
 from mfalcon.errors import MFalconError
 from mfalcon.models.manifest import load_items
+
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ def run(name: str, options: RunOptions) -> ScenarioResult:
 
 @contextmanager
 def _restarted_in_turns(servers: Sequence[ServerProcess], seconds: float) -> Iterator[None]:
-    """Each is drained and started anew, spread over so many seconds."""
+    """Each is drained and started anew, spread over so many seconds. Raises what goes wrong with that."""
     stopped = threading.Event()
 
     def restart() -> None:
@@ -72,13 +76,13 @@ def _restarted_in_turns(servers: Sequence[ServerProcess], seconds: float) -> Ite
             server.start()
             server.wait_ready()
 
-    thread = threading.Thread(target=restart)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as thread:
+        restarted = thread.submit(restart)
+        try:
+            yield
+        finally:
+            stopped.set()
+        restarted.result()
 
 
 def main() -> None:
@@ -92,6 +96,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/scenarios"))
     parser.add_argument("--write", type=Path, help="also write the page here, as Markdown")
     given = parser.parse_args()
+    if not given.seconds >= 1:
+        parser.error(f"--seconds: got {given.seconds:g}, must be at least 1")
     try:
         with some_checkpoint(given.checkpoint) as path:
             options = RunOptions(path, given.seconds, given.clients, given.http, given.out)
@@ -99,6 +105,8 @@ def main() -> None:
             results = [run(name, options) for name in names]
     except MFalconError as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
     if given.write is not None:
         given.write.write_text(as_markdown(page(results)) + "\n", encoding="utf-8")
     print(as_text(page(results)))

@@ -162,7 +162,7 @@ class RedisClient:
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start what goes on when its caller does not."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(_connected(work))
         self._exchanges.add(task)
         task.add_done_callback(self._exchanges.discard)
         task.add_done_callback(_look_at)
@@ -251,7 +251,7 @@ class RedisClient:
         """
         breaker, is_new = self._breaker(node), node not in self._pings
         if is_new:
-            self._pings[node] = asyncio.ensure_future(_awaited(ping))
+            self._pings[node] = asyncio.ensure_future(_connected(ping))
             self._pings[node].add_done_callback(_look_at)
         elif isinstance(ping, Coroutine):
             ping.close()
@@ -274,8 +274,14 @@ class RedisClient:
         return error is None and not breaker.open
 
 
-async def _awaited(ping: Awaitable[T]) -> T:
-    return await ping
+async def _connected(work: Awaitable[T]) -> T:
+    """What it gives. uvloop raises RuntimeError where redis-py writes to a connection that Redis has just closed."""
+    try:
+        return await work
+    except RuntimeError as error:
+        if "closed" not in str(error):
+            raise
+        raise ConnectionError("the connection was closed") from error
 
 
 async def _done_within(task: "asyncio.Task[Any]", seconds: float) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
 from loadtest.faults.redis_server import RedisCluster, RedisSentinel, RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
@@ -388,3 +389,20 @@ async def test_a_cancellation_is_never_lost(redis_server: RedisServer, make_clie
     done, _ = await asyncio.wait((task,), timeout=1)
     task.cancel()
     assert done
+
+
+async def test_a_connection_that_uvloop_has_closed_is_unavailable(
+    own_redis: OwnRedis, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client(own_redis().url)
+
+    async def closed(*_: object) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Redis, "execute_command", closed)
+        with pytest.raises(StorageUnavailable):
+            await client.call("test", key("ann"), [("GET", key("ann"))], PATIENCE_S)
+        with pytest.raises(StorageUnavailable):
+            await client.info("memory")
+    await echo_at_last(client)

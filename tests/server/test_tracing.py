@@ -1,10 +1,13 @@
 """A rank is a part of its caller's trace, over both transports and through front-ends, and of nobody else's."""
 
+import asyncio
+
 import grpc.aio
 import pytest
 
-from proto import ranking_pb2
+from proto import ranking_pb2, ranking_pb2_grpc
 from tests.server.harness import serving
+from tests.server.test_life import started
 
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
 RANK_JSON = {"user_id": "ann", "candidates": [1]}
@@ -43,3 +46,16 @@ async def test_calls_of_one_connection_have_their_own_traces() -> None:
         for call in calls:
             await call
         assert sorted(running.engine.traces) == list(range(1, 21))
+
+
+async def test_a_hostile_trace_is_no_line_of_the_log() -> None:
+    process = await started()
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        address = (await process.stdout.readline()).decode().split()[1].removeprefix("grpc=")
+        async with grpc.aio.insecure_channel(address) as channel:
+            metadata = (("traceparent", PARENT), ("tracestate", "mischief=="))
+            await ranking_pb2_grpc.RankingStub(channel).Rank(RANK, metadata=metadata)
+        process.terminate()
+        _, complaints = await process.communicate()
+    assert b"mischief" not in complaints
