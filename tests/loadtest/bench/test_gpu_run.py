@@ -301,8 +301,7 @@ def test_outcomes_are_read_off_pytest() -> None:
 TESTS = """
 import os
 import pytest
-lost = []
-pytestmark = pytest.mark.gpu
+lost, pytestmark = [], pytest.mark.gpu
 def test_fine(): pass
 def test_loses(): lost.append(1); assert 0
 def test_behind(): assert not lost
