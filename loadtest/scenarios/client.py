@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from loadtest.scenarios.calls import TOP_K, CallFailed, Calls, Ranked, Served, connect
 from loadtest.scenarios.options import add_options
+from loadtest.scenarios.shape import Shape
 from loadtest.scenarios.summary import Summary
 from mfalcon_client import EVENT_DTYPE
 
@@ -217,6 +218,7 @@ def begin(environment: locust.env.Environment, **_: object) -> None:
     summary = Summary(environment, Path(options.locustfile).stem)
 
     def make(**_: object) -> None:
+        Shape.began = None
         population = ScenarioClient.population = Population(environment)
         classes = [one for one in environment.user_classes if issubclass(one, ScenarioClient)]
         try:
@@ -227,6 +229,8 @@ def begin(environment: locust.env.Environment, **_: object) -> None:
             if environment.runner is not None:
                 environment.runner.quit()
         summary.version = population.served.version
+        summary.begin()
+        Shape.began = time.perf_counter()
 
     def delete(**_: object) -> None:
         ScenarioClient.population.delete()

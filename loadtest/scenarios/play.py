@@ -46,5 +46,6 @@ def play(
             raise ConfigError(f"{name}: {host} was asked nothing, Locust ended with exit code {done.returncode}")
         result = TypeAdapter(ScenarioResult).validate_json(figures.read_bytes())
     if not any(row.answered for row in result.rows):
-        raise ConfigError(f"{name}: no request was answered by {host}")
+        errors = ", ".join(f"{code} {number}" for row in result.rows for code, number in row.errors.items())
+        raise ConfigError(f"{name}: no request was answered by {host}: {errors or 'none was sent'}")
     return result

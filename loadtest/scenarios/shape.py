@@ -2,14 +2,20 @@
 
 import time
 from abc import abstractmethod
+from typing import ClassVar
 
 import locust
 
 
 class Shape(locust.LoadTestShape):
-    """Clients by `level`, which a scenario defines; ends when its time is up."""
+    """Clients by `level`, which a scenario defines; ends when its time is up.
+
+    began: when the users were there that clients ask for, None before. Until then nothing may change: Locust would
+    begin its start anew, again and again.
+    """
 
     abstract = True
+    began: ClassVar[float | None] = None
 
     @abstractmethod
     def level(self, share: float) -> float:
@@ -20,11 +26,10 @@ class Shape(locust.LoadTestShape):
         assert self.runner is not None
         options = self.runner.environment.parsed_options
         assert options is not None
-        share = (time.perf_counter() - self.start_time) / options.scenario_seconds
+        share = 0.0 if Shape.began is None else (time.perf_counter() - Shape.began) / options.scenario_seconds
         if share >= 1:
             return None
-        clients = max(1, round(options.clients * self.level(share)))
-        return clients, float(max(1, options.clients))
+        return max(1, round(options.clients * self.level(share))), float(options.clients)
 
 
 class Constant(Shape):

@@ -33,10 +33,10 @@ class Summary:
         self._began = self._last = time.monotonic()
         self.version = ""
         environment.events.request.add_listener(self._count)
-        environment.events.test_start.add_listener(self._begin)
         environment.events.quitting.add_listener(self._write)
 
-    def _begin(self, **_: object) -> None:
+    def begin(self) -> None:
+        """The first request comes now."""
         self._began = time.monotonic()
 
     def _count(

@@ -64,6 +64,14 @@ def test_users_are_deleted_in_the_end(server: ServerProcess) -> None:
 
 
 @pytest.mark.slow
+def test_clients_that_become_more_wait_for_the_users(server: ServerProcess) -> None:
+    """To make these takes longer than Locust's shapes stay as they are."""
+    many = ("--clients", "2", "--num-users-space", "600", "--candidates", "30", "--history", "12")
+    result = play("ramp", server.grpc, 3, many)
+    assert sum(row.answered for row in result.rows) > 3
+
+
+@pytest.mark.slow
 def test_every_late_answer_is_a_failure(server: ServerProcess) -> None:
     with pytest.raises(ConfigError, match="no request was answered"):
         play("steady", server.grpc, 2, (*FEW, "--deadline-ms", "0"))
