@@ -136,10 +136,11 @@ async def test_hostile_keys_harm_nobody_else(kind: Kind, tmp_path: Path) -> None
 @ALL
 @pytest.mark.parametrize("transport", ["grpc", "http"])
 async def test_the_deadline_reaches_the_replica(kind: Kind, transport: str, tmp_path: Path) -> None:
-    async with balanced(kind, tmp_path, 1) as behind:
-        await behind.rank("ann", transport, seconds=3.0)
+    async with balanced(kind, tmp_path, 1, request_timeout_ms=60_000) as behind:
+        began = time.monotonic()
+        await behind.rank("ann", transport, seconds=8.0)
         (deadline,) = behind.replicas[0].engine.deadlines
-        assert deadline is not None and 1 < deadline - time.monotonic() < 3
+        assert deadline is not None and deadline < began + 30
 
 
 @ENVOY

@@ -4,9 +4,11 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+import mfalcon.engine.scheduler
 from mfalcon.engine.job import CallJob, Forecast, RankJob, prefill_job
 from mfalcon.engine.scheduler import LONG_SHARE, Scheduler, Turn
 from mfalcon.errors import Overloaded, ShuttingDown
@@ -176,13 +178,16 @@ def test_a_slow_neighbour_here_says_nothing_of_other_replicas() -> None:
     assert refused.value.elsewhere
 
 
-def test_utilisation_is_of_about_the_last_second() -> None:
+def test_utilisation_is_of_about_the_last_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(mfalcon.engine.scheduler, "time", SimpleNamespace(monotonic=lambda: now[0]))
     scheduler = scheduler_of(*(job(f"user-{number}") for number in range(8)))
     assert scheduler.load().utilisation == 0
     for _ in range(4):
         scheduler.did(list(scheduler.next_turn(1, 1.0).jobs), 0.001, 0.5)
-    busy = scheduler.load().utilisation
-    assert 0.5 < busy < 1
+    assert scheduler.load().utilisation == 0.94
+    now[0] += 0.5
+    assert scheduler.load().utilisation == 0.47
     scheduler.idle(2.0)
     assert scheduler.load().utilisation == 0
 
