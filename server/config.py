@@ -258,6 +258,11 @@ class ServerConfig(BaseSettings):
         description="Seconds after which a gRPC connection is asked to end, so that clients spread over new replicas; "
         "its calls get request_timeout_ms. 0 keeps connections.",
     )
+    grpc_listen: Literal["always", "ready"] = Field(
+        default="always",
+        description="When gRPC connections are taken: always, so that a server that starts or drains says so; or while "
+        "requests are answered (ready), for balancers that do not read a gRPC status, as nginx.",
+    )
     device_stall_s: float = Field(
         default=60.0,
         ge=0,

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from mfalcon.errors import ConfigError
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
-from server.addresses import authority, listen
+from server.addresses import authority, listen, reserve
 from server.arrivals import Arrivals
 from server.config import ServerConfig
 from server.grpc.api import GrpcServer
@@ -88,7 +89,7 @@ class Transports:
                 max_watches=config.grpc_max_watches,
                 connection_age_s=config.grpc_connection_age_s,
                 grace_ms=config.request_timeout_ms,
-                shares_port=config.frontends > 0,
+                shares_port=config.frontends > 0 or config.grpc_listen == "ready",
             ),
             by_grpc,
         )
@@ -102,6 +103,8 @@ class Transports:
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None
+        self._held = ExitStack()
+        self._grpc_port = config.grpc_port
         self._has_engine = False
 
     @property
@@ -110,18 +113,25 @@ class Transports:
         return self._http_task is not None and not self._http_task.done()
 
     async def listen(self) -> Addresses:
-        """Listen on both transports. ConfigError when an address is taken."""
+        """Listen on both transports, unless gRPC is to listen from `serve` on. ConfigError when an address is taken."""
         config = self._config
         http_socket = listen("http", config.http_host, config.http_port, shared=config.frontends > 0)
         try:
-            grpc_port = await self._grpc.start(config.grpc_host, config.grpc_port)
+            if config.grpc_listen == "always":
+                await self._listen_grpc()
+            elif config.frontends == 0:  # or else the engine's process holds the port for all of them
+                held = self._held.enter_context(reserve("grpc", config.grpc_host, config.grpc_port))
+                self._grpc_port = held.getsockname()[1]
         except ConfigError:
             http_socket.close()
             raise
         http_port = http_socket.getsockname()[1]
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
         await self._http.listening.wait()
-        return Addresses(grpc=authority(config.grpc_host, grpc_port), http=authority(config.http_host, http_port))
+        return Addresses(grpc=authority(config.grpc_host, self._grpc_port), http=authority(config.http_host, http_port))
+
+    async def _listen_grpc(self) -> None:
+        self._grpc_port = await self._grpc.start(self._config.grpc_host, self._grpc_port)
 
     def wait_for_redis(self) -> None:
         """Say from now on that this is what an engine waits for."""
@@ -132,6 +142,8 @@ class Transports:
         """Answer requests with an engine from now on."""
         self._has_engine = True
         self._handler.serve(engine)
+        if self._config.grpc_listen == "ready":
+            await self._listen_grpc()
         self.report()
 
     def report(self) -> None:
@@ -140,7 +152,8 @@ class Transports:
 
     async def stop(self) -> None:
         """Say that the server leaves, and answer for `drain_linger_s` what comes all the same; then turn new requests
-        away, and let those in flight finish within `drain_seconds`.
+        away, and let those in flight finish within `drain_seconds`. gRPC that listens only while requests are answered
+        closes its connections before any of them is refused.
         """
         assert self._http_task is not None
         drain_seconds = self._config.drain_seconds
@@ -148,13 +161,17 @@ class Transports:
         self._grpc.report_not_serving()
         if self._handler.serves:
             await asyncio.sleep(self._config.drain_linger_s)
+        grpc_stopping: asyncio.Task[None] | None = None
+        if self._config.grpc_listen == "ready" and self._handler.serves:
+            grpc_stopping = self._stop_grpc(drain_seconds)
+            await asyncio.sleep(LINGER_SECONDS)
         self._handler.drain()
         if self._has_engine:
             # A transport that stops drops calls that are on the wire without a word; let there be none by then.
             await asyncio.sleep(LINGER_SECONDS)
             drain_seconds = max(0, drain_seconds - LINGER_SECONDS)
         self._http.should_exit = True
-        grpc_stopping = asyncio.create_task(self._grpc.stop(drain_seconds + LAST_BYTES_SECONDS))
+        grpc_stopping = grpc_stopping or self._stop_grpc(drain_seconds)
         try:
             await asyncio.wait_for(self._handler.wait_idle(), drain_seconds)
         except TimeoutError:
@@ -162,3 +179,7 @@ class Transports:
         await asyncio.wait({grpc_stopping}, timeout=LAST_BYTES_SECONDS)
         await self._grpc.stop(None)
         await asyncio.gather(grpc_stopping, self._http_task)
+        self._held.close()
+
+    def _stop_grpc(self, grace: float) -> asyncio.Task[None]:
+        return asyncio.create_task(self._grpc.stop(grace + LAST_BYTES_SECONDS))

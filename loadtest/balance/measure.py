@@ -68,7 +68,11 @@ def run(path: Path, kinds: Sequence[Kind], effort: Effort) -> tuple[list[Row], l
     def play(kind: Kind, *, hands_over: bool = True) -> None:
         now_ms = time.time_ns() // 1_000_000
         users = Users(effort.num_users, loaded.items.item_id, effort.num_events, effort.num_candidates, now_ms)
-        flags = _FLAGS if hands_over else (*_FLAGS, "--handover-s", "0")
+        flags = [*_FLAGS]
+        if not hands_over:
+            flags += ["--handover-s", "0"]
+        if kind is Kind.NGINX:
+            flags += ["--grpc-listen", "ready"]
         with group(path, _REPLICAS, flags, kind) as running:
             users.write(running.replicas[0].grpc)
             stage = Stage(running, users, effort)

@@ -7,6 +7,7 @@ where they are not.
 import asyncio
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ from loadtest.balance.balancer import CONFIG, HOW_TO_INSTALL, Balancer, Kind, bi
 from mfalcon import errors
 from mfalcon.rank_key import RANK_KEY, rank_key
 from proto import ranking_pb2, ranking_pb2_grpc
-from tests.server.harness import Running, serving
+from server.app import Service
+from server.config import load_config
+from tests.server.fake_engine import FakeEngine
+from tests.server.harness import FREE_PORTS, Running, serving
 
 OTHERS = [pytest.param(kind, marks=pytest.mark.thorough) for kind in (Kind.RING, Kind.NGINX, Kind.HAPROXY)]
 ALL = pytest.mark.parametrize("kind", [Kind.ENVOY, *OTHERS])
@@ -192,6 +196,43 @@ async def test_a_replica_that_does_not_answer_leaves_time_for_another(kind: Kind
         home.engine.gate.clear()
         assert behind.replicas[await behind.home("ann", seconds=3.0)] is not home
         home.engine.gate.set()
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", [Kind.NGINX])
+async def test_a_port_that_is_closed_is_no_refusal_to_hand_on(kind: Kind, tmp_path: Path) -> None:
+    """nginx has no health checks, and tries again where it cannot connect: calls that are on the wire when the port
+    closes may be lost, one of each caller at most, and none afterwards.
+    """
+    async with balanced(kind, tmp_path, grpc_listen="ready") as behind:
+        leaves = behind.replicas[await behind.home(USERS[0])]
+        done, failed = asyncio.Event(), Counter[str]()
+
+        async def ask(user: str) -> None:
+            while not done.is_set():
+                try:
+                    await behind.rank(user)
+                except grpc.aio.AioRpcError:
+                    failed[user] += 1
+
+        asking = [asyncio.create_task(ask(user)) for user in USERS[:12]]
+        await leaves.service.stop()
+        assert set(failed.values()) <= {1}
+        failed.clear()
+        ports = {f"{name}_port": getattr(leaves.addresses, name).rpartition(":")[2] for name in ("grpc", "http")}
+        again, engine = Service(load_config(None, FREE_PORTS | ports | {"grpc_listen": "ready"})), FakeEngine()
+        await again.listen()
+        try:
+            await asyncio.sleep(3.0)
+            await again.serve(engine)
+            async with asyncio.timeout(10):
+                while not engine.requests:  # noqa: ASYNC110 (nobody is told)
+                    await asyncio.sleep(0.05)
+            done.set()
+            await asyncio.gather(*asking)
+            assert not failed
+        finally:
+            await again.stop()
 
 
 @pytest.mark.thorough

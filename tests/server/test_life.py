@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from server.app import Service
 from server.config import load_config
 from server.transports import LINGER_SECONDS
 from tests.server import raw_http2
-from tests.server.fake_engine import KILLER
+from tests.server.fake_engine import KILLER, FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +98,53 @@ async def test_a_lingering_server_answers_but_says_that_it_leaves() -> None:
         refused = await running.http.post("/v1/rank", json=RANK_JSON)
         assert (refused.status_code, refused.headers["connection"]) == (503, "close")
         await stopping
+
+
+async def can_connect(address: str) -> bool:
+    """Whether anybody listens there."""
+    host, _, port = address.rpartition(":")
+    try:
+        _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+@pytest.mark.parametrize("frontends", [0, 2])
+async def test_grpc_may_listen_only_while_requests_are_answered(frontends: int) -> None:
+    """A balancer that reads no gRPC status meets a closed port, not a refusal that it would hand on as an answer."""
+    settings = FREE_PORTS | {"grpc_listen": "ready", "drain_linger_s": 2, "frontends": frontends}
+    service = Service(load_config(None, settings))
+    addresses = await service.listen()
+    try:
+        assert not await can_connect(addresses.grpc)
+        assert await can_connect(addresses.http)
+        with pytest.raises(ConfigError, match="cannot listen"):
+            await Service(load_config(None, FREE_PORTS | {"grpc_port": addresses.grpc.rpartition(":")[2]})).listen()
+        await service.serve(FakeEngine())
+        async with grpc.aio.insecure_channel(addresses.grpc) as channel:
+            stub = ranking_pb2_grpc.RankingStub(channel)
+            assert (await stub.Rank(RANK)).scores
+            stopping = asyncio.create_task(service.stop())
+            await asyncio.sleep(0.1)
+            assert (await stub.Rank(RANK)).scores
+        async with asyncio.timeout(10):
+            await stopping
+        assert not await can_connect(addresses.grpc)
+    finally:
+        if service.running:
+            await service.stop()
+
+
+async def test_a_server_that_never_served_stops_with_its_grpc_port_closed() -> None:
+    service = Service(load_config(None, FREE_PORTS | {"grpc_listen": "ready"}))
+    addresses = await service.listen()
+    async with asyncio.timeout(5):
+        await service.stop()
+    assert not await can_connect(addresses.grpc)
+    with socket.create_server(("127.0.0.1", int(addresses.grpc.rpartition(":")[2]))):
+        pass
 
 
 async def test_drain_does_not_wait_for_ever() -> None:
