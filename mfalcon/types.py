@@ -70,6 +70,19 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Rerank:
+    """The wish for a top of candidates that are less alike.
+
+    method: "mmr" or "dpp". strength: from 0, the order of the scores, to 1, diversity alone. depth: how many of the
+    best candidates may change their places, 0 for the server's default.
+    """
+
+    method: str
+    strength: float
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RankRequest:
     """One request to rank candidates for a user, already validated.
 

@@ -23,6 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.cores",
         "mfalcon.memory",
         "mfalcon.rank_key",
+        "mfalcon.best_first",
     ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),
@@ -34,6 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models": ("mfalcon.models",),
     "backends": ("mfalcon.backends",),
     "algorithm": ("mfalcon.algorithm",),
+    "rerank": ("mfalcon.rerank",),
     "engine": ("mfalcon.engine",),
     "laws": ("mfalcon.laws",),
     "train": ("mfalcon.train",),
@@ -59,6 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "models": ("kernels", "words", "kv", "attention", "config"),
     "backends": ("kernels", "words", "kv", "attention", "config", "models"),
     "algorithm": ("words", "kv", "attention", "models", "backends"),
+    "rerank": ("words", "config"),
     "engine": (
         "kernels",
         "words",
@@ -71,6 +74,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "models",
         "backends",
         "algorithm",
+        "rerank",
     ),
     "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
     "train": ("words", "attention", "config", "models"),
@@ -82,7 +86,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "client", "server")
+FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "rerank", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""

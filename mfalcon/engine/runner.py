@@ -13,6 +13,7 @@ import torch
 from kernels.paged import to_device
 from mfalcon.algorithm import Scoring, score_all
 from mfalcon.backends.select import ServedModel
+from mfalcon.best_first import best_first
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.encoding import Encoded, Encoder
 from mfalcon.engine.job import Forecast, RankJob
@@ -24,7 +25,7 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Ids, Positions, RankResult, Timings, no_events, no_positions
+from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Ids, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -325,16 +326,6 @@ class Runner:
 
     def _to_device(self, numbers: Ids) -> torch.Tensor:
         return to_device(numbers, self._device)
-
-
-def best_first(scores: np.ndarray, top_k: int) -> Positions:
-    """Positions of the top_k highest scores, best first, ties by position."""
-    if top_k == 0:
-        return no_positions()
-    if top_k >= len(scores):
-        return np.argsort(-scores, kind="stable").astype(np.uint32)
-    good = np.flatnonzero(scores >= np.partition(scores, -top_k)[-top_k])  # a few more where scores are equal
-    return good[np.argsort(-scores[good], kind="stable")[:top_k]].astype(np.uint32)
 
 
 def _us(seconds: float) -> int:

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfalcon.backends.select import reference
+from mfalcon.best_first import best_first
 from mfalcon.engine.job import RankJob, prefill_job
-from mfalcon.engine.runner import Runner, best_first
+from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_microbatch
 from mfalcon.errors import EngineFailure
 from mfalcon.history.history import no_history

@@ -1,0 +1,80 @@
+"""How alike items are: by their tags and categories, and by the vectors that a model has learned of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfalcon.models.items import UNKNOWN_ROW, ItemTable
+from mfalcon.types import Floats, Ids
+
+SIDE_SHARE = 0.8
+"""Of tags and categories together, where an item has both these and a learned vector."""
+
+SimilarTo = Callable[[int], Floats]
+"""Position of a candidate -> how alike each candidate is to it, [num_candidates], 1 at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What is known of every item of a model. An item of which nothing is known is like no other.
+
+    items: their tags and categories. learned: [num_rows, dim] vectors of length 1, or 0; None for a likeness by tags
+    and categories alone.
+    """
+
+    items: ItemTable
+    learned: NDArray[np.float16] | None = None
+
+    def among(self, rows: Ids) -> SimilarTo:
+        """How alike candidates are, [num_candidates] item rows: the cosine of a vector that holds, by their shares,
+        their tags, a place for every value of a category, and the learned vector.
+        """
+        known, share = rows != UNKNOWN_ROW, SIDE_SHARE / max(1, len(self.items.side))
+        if self.learned is None:
+            share /= SIDE_SHARE
+        parts, categories, squares = list[Floats](), list[Ids](), np.zeros(len(rows))
+        for column in self.items.side.values():
+            of_rows = column[rows - 1] if len(column) else np.zeros((len(rows), *column.shape[1:]), column.dtype)
+            if of_rows.ndim == 1:
+                categories.append(np.where(known, of_rows, 0).astype(np.int64))
+                squares += share * (categories[-1] > 0)
+            else:
+                parts.append(np.float32(np.sqrt(share)) * of_length_1(of_rows * known[:, None]))
+                squares += share * parts[-1].any(1)
+        if self.learned is not None:
+            # Again, because half precision is not enough for two of one item to be the same.
+            parts.append(np.float32(np.sqrt(1 - SIDE_SHARE)) * of_length_1(self.learned[rows]))
+            squares += (1 - SIDE_SHARE) * parts[-1].any(1)
+        scale = np.divide(1, np.sqrt(squares), out=np.zeros(len(rows)), where=squares > 0).astype(np.float32)
+        vectors = scale[:, None] * np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], axis=1)
+
+        def similar_to(position: int) -> Floats:
+            # Not by BLAS: it would take every core for so little, and the device has work for them.
+            like: Floats = np.einsum("ij,j->i", vectors, vectors[position])
+            for codes in categories:
+                if codes[position]:
+                    like += (codes == codes[position]) * (np.float32(share) * scale[position]) * scale
+            return like
+
+        return similar_to
+
+
+def centred(vectors: Floats) -> NDArray[np.float16]:
+    """Learned vectors of all rows, [num_rows, dim], by what sets each apart from the mean of all: of length 1, or 0.
+    The unknown item's row has no say, and 0.
+    """
+    out = np.zeros(vectors.shape, dtype=np.float16)
+    if len(vectors) > 1:
+        known = vectors[UNKNOWN_ROW + 1 :]
+        out[UNKNOWN_ROW + 1 :] = of_length_1(known - known.mean(axis=0, dtype=np.float64).astype(np.float32))
+    return out
+
+
+def of_length_1(vectors: NDArray[np.generic]) -> Floats:
+    """Vectors of the same direction, [n, dim]; one of length 0 stays so."""
+    numbers = vectors.astype(np.float32)
+    lengths = np.linalg.norm(numbers, axis=1, keepdims=True)
+    unit: Floats = np.divide(numbers, lengths, out=np.zeros_like(numbers), where=lengths > 0)
+    return unit
