@@ -28,6 +28,18 @@ return 1
 of chunks. Returns 0, and writes nothing, if the log has ended: a deletion cannot be undone by a write in flight.
 """
 
+_TOUCH = """
+if ARGV[2] == '0' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+for at = 2, #KEYS do
+  if redis.call('PEXPIRE', KEYS[at], ARGV[1]) == 0 then return at - 2 end
+end
+return #KEYS - 1
+"""
+"""KEYS: index, chunks from the first on. ARGV: ms to live, whether the log is here too (1 or 0). Returns how many
+chunks are there up to the first that is not. A command for each would cost the event loop a tenth of a millisecond and
+more, whenever an event is added to a state of many chunks.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
@@ -148,12 +160,11 @@ class RedisStates:
         StorageUnavailable.
         """
         if num_chunks:
-            names = (self.chunk_key(user, i) for i in range(num_chunks))
-            commands: list[Command] = [("PEXPIRE", name, self._ttl_ms) for name in names]
-            if not self._log_is_here:
-                commands.append(("PEXPIRE", self._keys.index(user), self._ttl_ms))
-            alive = (await self._client.call("touch", self._keys.log(user), commands, timeout_s))[:num_chunks]
-            return [*map(bool, alive), False].index(False)
+            keys = [self._keys.index(user), *(self.chunk_key(user, i) for i in range(num_chunks))]
+            command: Command = ("EVAL", _TOUCH, len(keys), *keys, self._ttl_ms, int(self._log_is_here))
+            (alive,) = await self._client.call("touch", self._keys.log(user), [command], timeout_s)
+            assert isinstance(alive, int)
+            return alive
         return 0
 
     async def delete(self, user: bytes, timeout_s: float) -> None:
