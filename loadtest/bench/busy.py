@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,9 +63,11 @@ class Neighbour:
 
 
 @contextmanager
-def neighbour() -> Iterator[Neighbour]:
-    """A resting neighbour, ended afterwards whatever happens inside."""
-    command = [sys.executable, "-m", "loadtest.bench.busy"]
+def neighbour(*module: str) -> Iterator[Neighbour]:
+    """A resting neighbour, ended afterwards whatever happens inside. module: that obeys, with its arguments; this one
+    if none is given.
+    """
+    command = [sys.executable, "-m", *(module or ("loadtest.bench.busy",))]
     root = Path(__file__).resolve().parents[2]
     with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         found = Neighbour(process)
@@ -75,12 +77,12 @@ def neighbour() -> Iterator[Neighbour]:
             found.kill()
 
 
-def main() -> None:
-    """Work and rest as told, until the input ends."""
+def obey(work: Callable[[], object]) -> None:
+    """Work and rest as told, until the input ends. work: takes some milliseconds at most."""
     working = False
     while True:
         if working and not select.select([_IN], [], [], 0)[0]:
-            sum(range(_CHUNK))
+            work()
             continue
         command = os.read(_IN, 1)
         if not command:
@@ -90,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    obey(lambda: sum(range(_CHUNK)))

@@ -2,21 +2,19 @@
 
 Cells of requests of one kind (a history, candidates, events that are new) are sent one after the other; the CPU time of
 the server's process over their number is what one of them costs. Rounds of all cells are taken in turns and the median
-counts. A process beside keeps one core busy: costs on a machine that does nothing else are lower, and not those that
-decide how much it can do.
+counts. A process beside scores on one core all the while: costs on a machine that does nothing else are lower, and not
+those that decide how much it can do.
 """
 
 import asyncio
-import math
 import os
 import secrets
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
-from operator import mul
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +28,7 @@ from loadtest.report.machine import commit, this_machine
 from loadtest.scale.caller import Caller, cpu_s
 from loadtest.scale.costs import Costs
 from loadtest.scale.fit import fitted
+from loadtest.scale.neighbour import MODULE
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import EngineFailure
 from mfalcon.kvcache.state import PlainLayout
@@ -43,7 +42,11 @@ REDIS_FLAGS = ("--redis-timeout-ms", "2000")
 FEW = 8
 """Candidates where it is not about candidates."""
 _DELTA, _DELTA_USERS = 5, 10
+_MANY = 1_000
+"""Events of a large append."""
 _IDLE_S = 2.0
+_SHORT = 4
+"""Histories, of those that are measured, to which events are added, and whose states go through Redis."""
 _GROUP, _MOST_GROUPS = 10, 8
 _WRITTEN_S = 1.0
 """Until a state is in Redis, behind its request."""
@@ -51,12 +54,13 @@ _WRITTEN_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class CalibrateOptions:
-    """candidates: the larger number that is measured, and that client_s is for. cell_s: CPU seconds of a cell and
-    round. latency_s, bandwidth: of the network to Redis, which is not measured.
+    """candidates: the larger number that is measured, and that client_s is for. histories: lengths, of which those
+    count that the model's window holds. cell_s: CPU seconds of a cell and round. latency_s, bandwidth: of the network
+    to Redis, which is not measured.
     """
 
     candidates: int = 500
-    histories: tuple[int, ...] = (64, 512, 2_048, 6_144)
+    histories: tuple[int, ...] = (64, 256, 1_024, 2_560, 10_000)
     rounds: int = 3
     cell_s: float = 0.5
     latency_s: float = 0.0005
@@ -173,17 +177,18 @@ def calibrate(path: Path, options: CalibrateOptions, progress: Callable[[str], N
     """The costs of a checkpoint here, and how far they are from each cell. Raises EngineFailure for a server that does
     not start.
     """
-    return asyncio.run(_calibrate(path, options, progress))
+    return asyncio.run(_calibrate(path.absolute(), options, progress))
 
 
 async def _calibrate(path: Path, options: CalibrateOptions, progress: Callable[[str], None]) -> tuple[Costs, list[str]]:
     loaded = load(path)
-    items = np.asarray(loaded.items.item_id)
+    items, window = np.asarray(loaded.items.item_id), loaded.model.config.max_history
+    options = replace(options, histories=tuple(n for n in options.histories if n <= window) or (window,))
     with ExitStack() as stack:
         redis = stack.enter_context(RedisServer())
         alone = stack.enter_context(Fleet(path, 1, FLAGS))
         shared = stack.enter_context(Fleet(path, 2, (*FLAGS, *REDIS_FLAGS, "--redis-url", redis.url)))
-        stack.enter_context(stack.enter_context(neighbour()).working())
+        stack.enter_context(stack.enter_context(neighbour(MODULE, str(path))).working())
         async with AsyncExitStack() as callers:
             own = await callers.enter_async_context(Caller(alone.targets, ["alone"]))
             first, second = [await callers.enter_async_context(Caller([target], ["one"])) for target in shared.targets]
@@ -198,15 +203,16 @@ async def _calibrate(path: Path, options: CalibrateOptions, progress: Callable[[
                     await bench.hits(num_events, FEW)
                     await bench.hits(num_events, options.candidates)
                     await bench.cold(num_events)
-                for num_events in options.histories[:3]:
+                for num_events in options.histories[:_SHORT]:
                     await bench.deltas(num_events)
-                for num_events in (1, 1_000):
+                for num_events in (1, _MANY):
                     await bench.appends(num_events)
                 progress(f"round {number + 1} of {options.rounds}: with Redis")
                 await writer.hits(options.histories[0], FEW)
                 await writer.appends(1)
-                for num_events in options.histories[:3]:
+                for num_events in options.histories[:_SHORT]:
                     await writer.cold(num_events)
+                    await writer.deltas(num_events)
                     await reader.measure(num_events)
     return _put_together(loaded, options, bench, writer, reader)
 
@@ -248,40 +254,26 @@ class _Fetches:
 def _put_together(
     loaded: Checkpoint, options: CalibrateOptions, bench: _Bench, writer: _Bench, reader: _Fetches
 ) -> tuple[Costs, list[str]]:
-    cells = list(bench.cells)
-    base = fitted([_features(*cell) for cell in cells], [bench.of(*cell) for cell in cells])
-
-    def known(kind: str, num_events: int, candidates: int) -> float:
-        return math.fsum(map(mul, base, _features(kind, num_events, candidates)))
-
-    layout = layout_of(loaded.model, loaded.fingerprint, None)
-    page = PlainLayout(loaded.model.kv_shape())
-    byte = layout.payload_bytes(1)
-    # What Redis adds: to a rank, to an append, to what is stored, and to each byte of that.
-    extra = {"hit": (1, 0, 0), "append": (0, 1, 0), "cold": (1, 1, 1)}
-    with_redis = list(writer.cells)
+    costs = _without_redis(loaded, options, bench)
+    byte, chunk_tokens = costs.redis_token_bytes, costs.chunk_tokens
+    # What Redis adds: to a rank, to an append, to what is stored, and to each byte of that; on average half a chunk and
+    # what is new is written of a state that grew.
+    rows = {"hit": (1, 0, 0, 0), "append": (0, 1, 0, 0), "delta": (1, 1, 1, (chunk_tokens / 2 + _DELTA) * byte)}
+    cells = list(writer.cells)
     log_s, append_log_s, store_s, store_byte_s = fitted(
-        [(*extra[kind], n * byte * extra[kind][2]) for kind, n, _ in with_redis],
-        [writer.of(*cell) for cell in with_redis],
-        [known(*cell) for cell in with_redis],
+        [rows.get(kind, (1, 1, 1, n * byte)) for kind, n, _ in cells],
+        [writer.of(*cell) for cell in cells],
+        [bench.of(*cell) for cell in cells],
     )
     sizes = [(1, n * byte) for n in reader.server]
     fetch_s, fetch_byte_s = fitted(
         sizes,
         [median(seconds) for seconds in reader.server.values()],
-        [known("hit", n, FEW) + log_s for n in reader.server],
+        [bench.of("hit", n, FEW) + log_s for n in reader.server],
     )
     redis_s, redis_byte_s = fitted(sizes, [max(1e-6, median(seconds)) for seconds in reader.redis.values()])
-    host_s, candidate, token, pair, *encode, append_s, append_event_s = base
-    costs = Costs(
-        model=loaded.model.config.name,
-        machine=this_machine().cpu,
-        commit=commit() or "unknown",
-        encode=(encode[0], encode[1], encode[2], encode[3]),
-        score=(0.0, candidate, token, pair),
-        host_s=host_s,
-        append_s=append_s,
-        append_event_s=append_event_s,
+    costs = replace(
+        costs,
         log_s=log_s,
         append_log_s=append_log_s,
         fetch_s=fetch_s,
@@ -290,42 +282,63 @@ def _put_together(
         store_byte_s=store_byte_s,
         redis_s=redis_s,
         redis_byte_s=redis_byte_s,
-        client_s=median(bench.client_s),
-        latency_s=options.latency_s,
-        bandwidth=options.bandwidth,
-        page_tokens=page.page_tokens,
-        page_bytes=page.page_bytes,
-        redis_token_bytes=byte,
-        chunk_tokens=layout.events_per_chunk * layout.tokens_per_event,
-        max_history=loaded.model.config.max_history,
-        window_chunk=loaded.model.config.window_chunk,
     )
     notes = [
-        f"{kind} of {n} events, {m} candidates: {bench.of(kind, n, m) * 1e3:.3f} ms, by the costs "
-        f"{known(kind, n, m) * 1e3:.3f}"
-        for kind, n, m in cells
-    ]
-    notes += [
-        f"{kind} of {n} events with Redis: {writer.of(kind, n, m) * 1e3:.3f} ms, without {known(kind, n, m) * 1e3:.3f}"
-        for kind, n, m in with_redis
+        f"{kind} of {n} events, {m} candidates{where}: {of.of(kind, n, m) * 1e3:.3f} ms"
+        for of, where in ((bench, ""), (writer, ", with Redis"))
+        for kind, n, m in of.cells
     ]
     notes += [f"fetch of {n} events: {median(seconds) * 1e3:.3f} ms" for n, seconds in reader.server.items()]
     notes += [f"load of the machine {os.getloadavg()[0]:.1f}"]
     return costs, notes
 
 
-def _features(kind: str, num_events: int, candidates: int) -> tuple[float, ...]:
-    """What a call of a cell consists of: a rank (1, candidates, tokens, pairs), encoding (1, new, before, pairs), and
-    an append (1, events).
-    """
-    rank = (1, candidates, num_events, candidates * num_events)
-    nothing = (0, 0, 0, 0)
-    match kind:
-        case "append":
-            return *nothing, *nothing, 1, num_events
-        case "cold":
-            return *rank, 1, num_events, 0, num_events * num_events / 2, 1, num_events
-        case "delta":
-            return *rank, 1, _DELTA, num_events, _DELTA * (num_events + _DELTA / 2), 1, _DELTA
-        case _:
-            return *rank, *nothing, 0, 0
+def _without_redis(loaded: Checkpoint, options: CalibrateOptions, bench: _Bench) -> Costs:
+    """What a call costs less what it has in common with another one; nothing is fitted."""
+    append_event_s = max(0.0, bench.of("append", _MANY, 0) - bench.of("append", 1, 0)) / (_MANY - 1)
+    append_s = max(0.0, bench.of("append", 1, 0) - append_event_s)
+    encode, call, candidate = list[tuple[int, float]](), list[tuple[int, float]](), list[tuple[int, float]]()
+    for n in options.histories:
+        few, many = bench.of("hit", n, FEW), bench.of("hit", n, options.candidates)
+        each = max(0.0, many - few) / (options.candidates - FEW)
+        candidate.append((n, each))
+        call.append((n, max(0.0, few - FEW * each)))
+        encode.append((n, max(0.0, bench.of("cold", n, FEW) - append_s - n * append_event_s - few) / n))
+    host_s = min(seconds for _, seconds in call)
+    layout = layout_of(loaded.model, loaded.fingerprint, None)
+    page = PlainLayout(loaded.model.kv_shape())
+    costs = Costs(
+        model=loaded.model.config.name,
+        machine=this_machine().cpu,
+        commit=commit() or "unknown",
+        encode=tuple(encode),
+        extend_s=0.0,
+        call=tuple((n, seconds - host_s) for n, seconds in call),
+        candidate=tuple(candidate),
+        host_s=host_s,
+        append_s=append_s,
+        append_event_s=append_event_s,
+        log_s=0.0,
+        append_log_s=0.0,
+        fetch_s=0.0,
+        fetch_byte_s=0.0,
+        store_s=0.0,
+        store_byte_s=0.0,
+        redis_s=0.0,
+        redis_byte_s=0.0,
+        client_s=median(bench.client_s),
+        latency_s=options.latency_s,
+        bandwidth=options.bandwidth,
+        page_tokens=page.page_tokens,
+        page_bytes=page.page_bytes,
+        redis_token_bytes=layout.payload_bytes(1),
+        chunk_tokens=layout.events_per_chunk * layout.tokens_per_event,
+        max_history=loaded.model.config.max_history,
+        window_chunk=loaded.model.config.window_chunk,
+    )
+    appending = append_s + _DELTA * append_event_s
+    behind = [
+        bench.of("delta", n, FEW) - bench.of("hit", n, FEW) - appending - costs.encode_s(n, _DELTA)
+        for n in options.histories[:_SHORT]
+    ]
+    return replace(costs, extend_s=max(0.0, median(behind)))

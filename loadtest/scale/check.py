@@ -32,7 +32,7 @@ CASES = {
     "states exceed the pools": CheckOptions(pool_mb=48),
     "states exceed the pools, Redis": CheckOptions(pool_mb=48, has_redis=True),
 }
-"""All states of the trace's users are about 900 MiB, those of a replica's users a quarter of that."""
+"""States of a replica's users, and pools that hold all of them, or a part."""
 
 
 @dataclass(frozen=True, slots=True)

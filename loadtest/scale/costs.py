@@ -14,19 +14,23 @@ from mfalcon.window import WindowRule
 
 Seconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Four = tuple[Seconds, Seconds, Seconds, Seconds]
+Curve = Annotated[tuple[tuple[Count, Seconds], ...], Field(min_length=1)]
+"""Seconds at some numbers of tokens, ascending: a straight line between two of them and beyond the last two, the first
+one's before it.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Costs:
     """Of one server that computes on one core, for one checkpoint.
 
-    encode: of a call, of a new token, of a token before it, of a pair of both. score: of a call, of a candidate, of a
-    token of the history, of a pair. Both as `mfalcon/kvcache/cost.py` has them. host_s: what else a rank costs, in the
-    event loop. append_s, append_event_s: of a call that appends, and of an event in it. log_s, append_log_s: what a log
-    in Redis adds to a rank and to an append. fetch_s, store_s: of moving a state out of Redis or into it, for the
-    server; fetch_byte_s, store_byte_s: of each byte of it. redis_s, redis_byte_s: of a call and of a byte for Redis
-    itself. client_s: of a rank for who asks, on the same machine.
+    encode: of each token of a state that is made of so many, from nothing, so that what grows with the square is a
+    line. extend_s: of a call that encodes behind a state, beside that. call, candidate: of scoring against so many
+    tokens, and of each candidate of it. host_s: what else a rank costs, in the event loop. append_s, append_event_s: of
+    a call that appends, and of an event in it. log_s, append_log_s: what a log in Redis adds to a rank and to an
+    append. fetch_s, store_s: of moving a state out of Redis or into it, for the server; fetch_byte_s, store_byte_s: of
+    each byte of it. redis_s, redis_byte_s: of a call and of a byte for Redis itself. client_s: of a rank for who asks,
+    on the same machine.
     latency_s, bandwidth: of the network to Redis, in seconds and bytes a second.
     page_tokens, page_bytes: of the block pool. redis_token_bytes, chunk_tokens: of a state in Redis.
     max_history, window_chunk: of the model.
@@ -35,8 +39,10 @@ class Costs:
     model: str
     machine: str
     commit: str
-    encode: Four
-    score: Four
+    encode: Curve
+    extend_s: Seconds
+    call: Curve
+    candidate: Curve
     host_s: Seconds
     append_s: Seconds
     append_event_s: Seconds
@@ -60,13 +66,15 @@ class Costs:
 
     def encode_s(self, before: int, new: int) -> float:
         """Encoding new tokens behind those of a state; nothing for nothing new."""
-        call, token, prefix, pair = self.encode
-        return call + new * token + before * prefix + new * (before + new / 2) * pair if new > 0 else 0.0
+        if new <= 0:
+            return 0.0
+        tokens = before + new
+        seconds = tokens * at(self.encode, tokens) - before * at(self.encode, before)
+        return max(0.0, seconds) + (self.extend_s if before else 0.0)
 
     def score_s(self, tokens: int, candidates: int) -> float:
         """Scoring candidates against a state."""
-        call, candidate, token, pair = self.score
-        return call + candidates * candidate + tokens * token + candidates * tokens * pair
+        return at(self.call, tokens) + candidates * at(self.candidate, tokens)
 
     def fetch_cpu_s(self, tokens: int) -> float:
         """The server's own part of fetching a state."""
@@ -105,6 +113,19 @@ class Costs:
     def window(self) -> WindowRule:
         """Which part of a history is encoded."""
         return WindowRule(self.max_history, self.window_chunk)
+
+
+def at(curve: Curve, tokens: int) -> float:
+    """Seconds of a curve at a number of tokens."""
+    (low, low_s), *rest = curve
+    if tokens <= low or not rest:
+        return low_s
+    high, high_s = rest[0]
+    for next_tokens, next_s in rest[1:]:
+        if tokens <= high:
+            break
+        (low, low_s), (high, high_s) = (high, high_s), (next_tokens, next_s)
+    return max(0.0, low_s + (high_s - low_s) * (tokens - low) / (high - low))
 
 
 _ADAPTER = TypeAdapter(Costs)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loadtest.report.table import Part, Table, as_markdown
 from loadtest.scale.check import check_page, load_check
-from loadtest.scale.costs import Costs, load_costs
+from loadtest.scale.costs import Costs, at, load_costs
 from loadtest.scale.plan import Demand, Plan, Site, even_bandwidth, even_tokens
 from loadtest.scale.scenario import phase_row
 from loadtest.scale.simulated import NUM_REPLICAS, SECONDS, SimulatedPlan, load_simulated
@@ -19,7 +19,7 @@ CANDIDATES = (100, 500, 2_000, 10_000)
 TTLS_S = (0.0, 60.0, 600.0, 3_600.0, 86_400.0)
 SITE = Site(state_ttl_s=600.0)
 MIDDLE = Demand(users=1e8)
-_LENGTHS = (64, 256, 1_024, 4_096, 16_384)
+_LENGTHS = (64, 256, 1_024, 4_096, 10_000)
 _NETWORKS = {"1 Gb/s": 1e9 / 8, "10 Gb/s": 10e9 / 8, "25 Gb/s": 25e9 / 8, "100 Gb/s": 100e9 / 8}
 _BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 
@@ -52,7 +52,7 @@ def _costs(costs: Costs) -> Iterator[Part]:
     micro = 1e6
     rows = [
         ("a rank, whatever it asks", f"{costs.host_s * micro:,.0f} us"),
-        ("scoring a candidate", f"{costs.score[1] * micro:,.1f} us and {costs.score[3] * 1e9:,.1f} ns a token"),
+        *((f"scoring a candidate against {n:,} events", f"{at(costs.candidate, n) * micro:,.1f} us") for n in _LENGTHS),
         *((f"encoding {n:,} events", f"{costs.encode_s(0, n) * 1e3:,.1f} ms") for n in _LENGTHS),
         ("appending 5 events to a state of 1,000", f"{costs.encode_s(1_000, 5) * 1e3:,.1f} ms"),
         ("an AppendEvents", f"{costs.append_s * micro:,.0f} us and {costs.append_event_s * micro:,.1f} us an event"),

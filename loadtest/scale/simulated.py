@@ -1,5 +1,6 @@
 """Four replicas of a plan, simulated: whether its shares and cores hold, and what a failure and a deploy do to it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from loadtest.scale.scenario import Phase, named, run
 from mfalcon.errors import ConfigError
 
 NUM_REPLICAS = 4
-SCENARIOS = ("steady", "kill", "deploy")
+SCENARIOS = {"steady": 1.25, "steady, no bound": math.inf, "kill": 1.25, "deploy": 1.25}
+"""And the most requests under way at a replica, as a multiple of its share."""
 SECONDS = 1_800.0
 
 
@@ -37,13 +39,13 @@ def simulate_all(costs: Costs, progress: Callable[[str], None]) -> tuple[Simulat
     plan = Plan(costs, Demand(users=1e6), site)
     users = round(1e6 * NUM_REPLICAS / plan.cores)
     plan = Plan(costs, Demand(users=users), site)
-    fleet = FleetOptions(NUM_REPLICAS, site.pool_bytes, plan.state_bytes, bound=1.25)
     found = []
-    for name in SCENARIOS:
+    for name, bound in SCENARIOS.items():
+        fleet = FleetOptions(NUM_REPLICAS, site.pool_bytes, plan.state_bytes, bound=bound)
         progress(f"{name}: {users:,} users, {SECONDS:,.0f} s")
         demand = plan.demand
         acts = returning(users, demand.visits_a_day * demand.peak, SECONDS, demand.events, demand.candidates)
-        scenario = replace(named(name, fleet, Visits(demand.rate, SECONDS)), restart_s=20.0)
+        scenario = replace(named(name.partition(",")[0], fleet, Visits(demand.rate, SECONDS)), restart_s=20.0)
         result = run(scenario, costs, (acts, np.full(users, demand.history)))
         planned = site.utilisation
         found.append(SimulatedPlan(name, users, plan.shares, planned, result.utilisation, tuple(result.phases)))

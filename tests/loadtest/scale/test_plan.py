@@ -90,7 +90,7 @@ def test_a_fetch_that_costs_more_than_encoding_is_not_made() -> None:
 
 
 def test_where_fetching_breaks_even() -> None:
-    costs = replace(FREE, encode=(0.0, 1e-4, 0.0, 0.0), latency_s=0.01)
+    costs = replace(FREE, encode=((1, 1e-4),), latency_s=0.01)
     even = even_bandwidth(costs, 1_000)
     assert even == pytest.approx(6_000 * 1_000 / (0.1 - 0.01))
     assert even_bandwidth(costs, 100) is None  # 10 ms to encode, and as many until the first byte

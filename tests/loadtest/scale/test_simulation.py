@@ -29,7 +29,7 @@ def results() -> dict[str, SimResult]:
 def test_waiting_is_that_of_one_server_with_equal_service(load: float) -> None:
     """M/D/1: a request waits load * service / (2 * (1 - load)) on average, and then is served."""
     service = 0.01
-    costs = replace(FREE, score=(service, 0.0, 0.0, 0.0))
+    costs = replace(FREE, call=((1, service),))
     visits = Visits(rate=load / service, seconds=300, num_users=50, append_share=0.0)
     result = run(Scenario(fleet=ALONE, visits=visits, deadline_s=math.inf), costs)
     times = [one.ended - one.began for one in result.requests]
@@ -88,7 +88,7 @@ def test_a_hot_user_spills_by_bounded_load() -> None:
 
 
 def test_more_than_there_is_time_for_is_refused() -> None:
-    costs = replace(FREE, score=(0.02, 0.0, 0.0, 0.0))
+    costs = replace(FREE, call=((1, 0.02),))
     visits = Visits(rate=100, seconds=30, num_users=50, append_share=0.0)
     scenario = Scenario(fleet=replace(ALONE, slice_s=0.008), visits=visits, deadline_s=0.1, warm_s=5)
     [phase] = run(scenario, costs).phases
