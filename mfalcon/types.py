@@ -60,21 +60,25 @@ class CacheInfo:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in microseconds."""
+    """Where the time of a request went, in microseconds. rerank_us: 0 where no reranking was asked."""
 
     queue_us: int
     state_us: int
     encode_us: int
     score_us: int
     total_us: int
+    rerank_us: int = 0
+
+
+RERANK_METHODS = ("mmr", "dpp")
 
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
     """The wish for a top of candidates that are less alike.
 
-    method: "mmr" or "dpp". strength: from 0, the order of the scores, to 1, diversity alone. depth: how many of the
-    best candidates may change their places, 0 for the server's default.
+    method: one of `RERANK_METHODS`. strength: from 0, the order of the scores, to 1, diversity alone. depth: how many
+    of the best candidates may change their places, 0 for the server's default.
     """
 
     method: str
@@ -92,6 +96,7 @@ class RankRequest:
     recent_events: events after the log that this request alone sees.
     context: request-context features by name; absent ones are missing to the model.
     allow_partial: where time is short the scores of the first candidates are a welcome answer.
+    rerank: how the top is to differ from the order of the scores, None if it is not.
     """
 
     user_id: str
@@ -101,6 +106,7 @@ class RankRequest:
     recent_events: Events
     context: Mapping[str, int]
     allow_partial: bool = False
+    rerank: Rerank | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +115,12 @@ class RankResult:
 
     scores: [num_scored] blend, aligned with the candidates.
     task_scores: [num_tasks, num_scored].
-    top: [min(top_k, num_scored)] positions, best first, ties by position.
+    top: [min(top_k, num_scored)] positions, best first, ties by position; as reranked where that was asked.
     history_len: events acknowledged for the user (not the window that the model saw).
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
     failed: positions of candidates for which the model gives no finite number: their scores are `NO_SCORE`.
+    rerank_skipped: why `top` is in the order of the scores although another was asked: "late" or "failed", "" if not.
     """
 
     scores: Floats
@@ -127,6 +134,7 @@ class RankResult:
     unknown: Positions
     stale: bool = False
     failed: Positions = field(default_factory=no_positions)
+    rerank_skipped: str = ""
 
     @property
     def num_scored(self) -> int:

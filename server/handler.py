@@ -157,6 +157,8 @@ class Handler:
         limits.check_num_events("recent_events", request.recent_events, 0, self._limits.max_recent_events)
         limits.check_events("recent_events", request.recent_events, len(info.actions))
         limits.check_context(request.context, info.context_features)
+        if request.rerank is not None:
+            limits.check_rerank(request.rerank)
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
         async with self._admitted(time_left) as deadline:

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfalcon.errors import InvalidInput, UnknownModel
-from mfalcon.types import MAX_TIME_MS, ContextFeatureInfo, Events, ModelInfo
+from mfalcon.types import MAX_TIME_MS, RERANK_METHODS, ContextFeatureInfo, Events, ModelInfo, Rerank
 
 MAX_TIMEOUT_MS = 3_600_000
 """Nobody waits longer for an answer, whatever setting or caller says."""
 MAX_CONTEXT_ENTRIES = 256
 """A model reads no more context features."""
+MAX_RERANK_DEPTH = 1_000
+"""A top is reranked in milliseconds."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -114,3 +116,13 @@ def check_context(context: Mapping[str, int], features: Sequence[ContextFeatureI
             raise InvalidInput("context", name, f"one of the model's context features ({known})")
         if not 0 <= value < num_values[name]:
             raise InvalidInput(f"context.{name}", value, f"0 to {num_values[name] - 1}")
+
+
+def check_rerank(rerank: Rerank) -> None:
+    """A method that we have, a strength from 0 to 1, a depth of at most `MAX_RERANK_DEPTH`."""
+    if rerank.method not in RERANK_METHODS:
+        raise InvalidInput("rerank.method", rerank.method, " or ".join(map(repr, RERANK_METHODS)))
+    if not 0 <= rerank.strength <= 1:  # NaN neither
+        raise InvalidInput("rerank.strength", rerank.strength, "0 (by score) to 1 (diversity alone)")
+    if not 0 <= rerank.depth <= MAX_RERANK_DEPTH:
+        raise InvalidInput("rerank.depth", rerank.depth, f"0 to {MAX_RERANK_DEPTH} (0 is the default)")

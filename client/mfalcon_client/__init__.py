@@ -28,6 +28,7 @@ from mfalcon_client.types import (
     Ids,
     Model,
     Ranking,
+    Rerank,
     Timings,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "Ranking",
+    "Rerank",
     "Retry",
     "ServerFailure",
     "Timings",

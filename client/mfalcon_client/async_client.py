@@ -14,7 +14,7 @@ from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
+from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -93,6 +93,7 @@ class AsyncClient:
         context: Mapping[str, int] = MappingProxyType({}),
         model: str = "",
         allow_partial: bool = False,
+        rerank: Rerank | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
@@ -104,6 +105,7 @@ class AsyncClient:
             context=context,
             model=model,
             allow_partial=allow_partial,
+            rerank=rerank,
         )
         call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
         return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)

@@ -14,7 +14,7 @@ from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking
+from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -102,6 +102,7 @@ class Client:
         context: Mapping[str, int] = MappingProxyType({}),
         model: str = "",
         allow_partial: bool = False,
+        rerank: Rerank | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score candidates, [num_candidates] item ids, for a user by a model.
@@ -109,7 +110,8 @@ class Client:
         top_k: how many positions `top` names. request_time_ms: what the model sees as now, 0 for the server's clock.
         recent_events: events after the stored history that this call alone sees. context: the request's features by
         name. model: by name, "" for the default one. allow_partial: where the time is too short for all candidates,
-        the scores of the first ones are welcome. Raises ClientError.
+        the scores of the first ones are welcome. rerank: a `top` that is not the order of the scores. Raises
+        ClientError.
         """
         options = encoding.rank_options(
             candidates,
@@ -119,6 +121,7 @@ class Client:
             context=context,
             model=model,
             allow_partial=allow_partial,
+            rerank=rerank,
         )
         call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
         return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)

@@ -5,6 +5,7 @@ they are, behind the rest that protobuf writes: it takes a Python object for eac
 what cannot be sent; what can be is for the server to judge.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sized
 from operator import index
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from mfalcon_client.types import (
     Ids,
     Model,
     Ranking,
+    Rerank,
     Timings,
 )
 
@@ -62,6 +64,7 @@ def rank_options(
     context: Mapping[str, int] = MappingProxyType({}),
     model: str = "",
     allow_partial: bool = False,
+    rerank: Rerank | None = None,
 ) -> bytes:
     """A serialized RankRequest but for its user."""
     try:
@@ -71,9 +74,12 @@ def rank_options(
             context=dict(context),
             model=model,
             allow_partial=allow_partial,
+            rerank=None if rerank is None else pb.Rerank(**dataclasses.asdict(rerank)),
         ).SerializeToString()
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgument("INVALID_ARGUMENT", f"top_k, request_time_ms, context or model: {error}") from error
+        raise InvalidArgument(
+            "INVALID_ARGUMENT", f"top_k, request_time_ms, context, model or rerank: {error}"
+        ) from error
     ids = _candidates(candidates)
     return b"".join(
         (
@@ -124,9 +130,12 @@ def ranking(raw: bytes) -> Ranking:
         failed=np.asarray(reply.failed, dtype=np.int64),
         model_version=reply.model_version,
         cache=_cache(reply.cache),
-        timings=Timings(times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us),
+        timings=Timings(
+            times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us, times.rerank_us
+        ),
         history_len=reply.history_len,
         stale=reply.stale,
+        rerank_skipped=reply.rerank_skipped,
     )
 
 

@@ -28,6 +28,19 @@ Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | Sequence[int]
 """[num_candidates] raw item ids: any array of integers that fit into 64 bits with a sign, int64 at best; or numbers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rerank:
+    """A wish for a top of candidates that are less alike; the scores stay as they are.
+
+    method: "mmr" or "dpp". strength: from 0, the order of the scores, to 1, diversity alone. depth: how many of the
+    best-scored candidates may change their places, 0 for the server's default.
+    """
+
+    method: str
+    strength: float
+    depth: int = 0
+
+
 class CacheSource(Enum):
     """The tier in which the KV state of a request was found."""
 
@@ -48,13 +61,14 @@ class CacheInfo:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went in the server, in microseconds."""
+    """Where the time of a request went in the server, in microseconds. rerank_us: 0 where no reranking was asked."""
 
     queue_us: int
     state_us: int
     encode_us: int
     score_us: int
     total_us: int
+    rerank_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +81,7 @@ class Ranking:
     failed: int64, positions of candidates for which it gives no finite number; their scores are the lowest float32.
     history_len: events of the user that the server has acknowledged.
     stale: the event log could not be asked, newer events may exist.
+    rerank_skipped: why `top` is in the order of the scores although `rerank` was given: "late" or "failed", "" if not.
     """
 
     scores: NDArray[np.float32]
@@ -80,6 +95,7 @@ class Ranking:
     timings: Timings
     history_len: int
     stale: bool
+    rerank_skipped: str = ""
 
     @property
     def num_scored(self) -> int:

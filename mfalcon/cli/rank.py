@@ -16,7 +16,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import load_items
 from mfalcon.types import Ids
-from mfalcon_client import Ranking
+from mfalcon_client import Ranking, Rerank
 
 _console = Console(highlight=False)
 
@@ -40,6 +40,11 @@ def rank(
         bool,
         typer.Option("--allow-partial", help="Where the timeout is too short, score the first candidates that fit."),
     ] = False,
+    rerank: Annotated[
+        str | None, typer.Option(help="Make the top diverse: mmr or dpp. Scores stay; docs/rerank.md says more.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Of --rerank, 0 (by score) to 1 (diversity alone).")] = 0.2,
+    depth: Annotated[int, typer.Option(help="Of --rerank: candidates that may move; 0 for the server's default.")] = 0,
     target: TargetOption = DEFAULT_TARGET,
     json_output: JsonOption = False,
 ) -> None:
@@ -48,7 +53,13 @@ def rank(
     ids = _candidates(candidates, items)
     with calling(target, timeout) as client:
         result = client.rank(
-            user, ids, top_k=top, context=_context(context or []), model=model, allow_partial=allow_partial
+            user,
+            ids,
+            top_k=top,
+            context=_context(context or []),
+            model=model,
+            allow_partial=allow_partial,
+            rerank=None if rerank is None else Rerank(rerank, strength, depth),
         )
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
@@ -60,6 +71,8 @@ def rank(
         _console.print(
             f"the model gives {len(result.failed)} candidates a score that is no finite number: they are last"
         )
+    if result.rerank_skipped:
+        _console.print(f"in the order of the scores: the reranking was skipped ({result.rerank_skipped})")
     _console.print(cost_line(result))
 
 
@@ -130,6 +143,7 @@ def as_json(result: Ranking, ids: Ids, items: ItemTable | None) -> dict[str, obj
         "num_scored": result.num_scored,
         "num_unknown": len(unknown),
         "num_failed": len(result.failed),
+        "rerank_skipped": result.rerank_skipped,
         "cache": cache,
         "timings": dataclasses.asdict(result.timings),
     }

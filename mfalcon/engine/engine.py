@@ -19,6 +19,7 @@ from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.reload import Reloader, ReloadOptions
+from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import DeadlineExceeded, ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
@@ -49,6 +50,7 @@ class Engine:
         self.catalog = catalog
         self.metrics = metrics
         self._answers = Answers()
+        self._reranking = Reranking(metrics)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions())
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
@@ -105,6 +107,7 @@ class Engine:
                 )
             check_order(fetched.history, request.recent_events, "recent_events")
             job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted)
+            reply_by = job.reply_by
             try:
                 result = await self._answer(job)
             finally:
@@ -114,6 +117,8 @@ class Engine:
             if result.num_scored < len(request.candidates):
                 self.metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)
+            if request.rerank is not None and request.top_k:
+                result = await self._reranking.rerank(ranker, request.rerank, request, result, reply_by)
             if span.is_recording():
                 span.set_attributes(_explained(result, fetched, ranker.name))
         return result
@@ -171,6 +176,7 @@ class Engine:
         self.device.close(ShuttingDown("the server shut down before this request was reached"))
         await self._reloader.close()
         await asyncio.to_thread(self.device.join)
+        await self._reranking.close()
         for ranker in self.catalog:
             await ranker.close()
         await self.histories.close()

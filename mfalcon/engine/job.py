@@ -15,7 +15,7 @@ from mfalcon.types import RankRequest, RankResult, no_events
 
 _REPLY_S = 0.002
 _REPLY_SHARE = 0.05
-"""Of a caller's time, what remains for the reply to a partial answer."""
+"""Of a caller's time, what remains for the reply to an answer that is cut short for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,13 @@ class RankJob:
 
     @property
     def cut_at(self) -> float:
-        """When it is answered with what is scored by then; infinity if it wants all. The reply needs time too."""
-        if self.deadline is None or not self.request.allow_partial:
+        """When it is answered with what is scored by then; infinity if it wants all."""
+        return self.reply_by if self.request.allow_partial else math.inf
+
+    @property
+    def reply_by(self) -> float:
+        """When the answer must be there, infinity without a deadline: the reply needs time too."""
+        if self.deadline is None:
             return math.inf
         return self.deadline - max(_REPLY_S, _REPLY_SHARE * (self.deadline - self.accepted))
 

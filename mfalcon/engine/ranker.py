@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mfalcon.backends.base import DEVICE_MICROBATCH
 from mfalcon.backends.choice import AUTO
@@ -21,6 +22,8 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import RankerConfig
+from mfalcon.rerank.likeness import Likeness, centred
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
 from mfalcon.window import WindowRule
 
@@ -96,6 +99,7 @@ class LoadedRanker:
         alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
+        self.probability = _probability(model.config)
         self.predictor = measured.predictor if measured is not None else Predictor()
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
         if options.kv_dtype != "auto":
@@ -161,6 +165,13 @@ class LoadedRanker:
         has_pages = pool.accounts.num_free > 2 * pool.reserved or kept.num_bytes < pool.num_bytes // 4
         return has_pages and not kept.num_evicted
 
+    @cached_property
+    def likeness(self) -> Likeness:
+        """Of the items, for who reranks: two bytes a number of their vectors. Made when it is asked for first, by one
+        thread alone; on a GPU when the model is warmed, because no other thread asks that device for anything.
+        """
+        return Likeness(self.checkpoint.items, centred(self.checkpoint.model.items.vectors()))
+
     def note(self, user_id: str) -> None:
         """A user was seen."""
         self._recent[user_id] = None
@@ -177,6 +188,8 @@ class LoadedRanker:
         served = self.served
         if served.stack.batched or self._device.device.type == "cuda":
             served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
+        if self._device.device.type == "cuda":
+            _ = self.likeness
         self.measured = measured = self.measured or self._measure()
         _log.info(
             "model %s: %d threads, microbatch %d, %s, %d MiB of pages for KV states",
@@ -238,6 +251,13 @@ class LoadedRanker:
         await asyncio.to_thread(self.cache.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)
+
+
+def _probability(config: RankerConfig) -> str | None:
+    """The task whose probability orders candidates as the blend does, if there is one."""
+    weights = {name: weight for name, weight in config.blend.items() if weight}
+    binary = {task.name for task in config.tasks if task.kind == "binary"}
+    return next((name for name, weight in weights.items() if len(weights) == 1 and weight > 0 and name in binary), None)
 
 
 def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:

@@ -8,6 +8,7 @@ from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.loop_lag import LoopLag
 from mfalcon.metrics.process import count_process
 from mfalcon.metrics.requests import RequestMetrics
+from mfalcon.metrics.reranks import RerankMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.metrics.states import StateMetrics
 
@@ -24,7 +25,7 @@ class Registry(CollectorRegistry):
 
 class ServerMetrics:
     """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
-    queue and its steps. loop_lag: of the event loop that asks it.
+    queue and its steps. reranks: those asked for. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -33,5 +34,6 @@ class ServerMetrics:
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
+        self.reranks = RerankMetrics(self.registry)
         self.loop_lag = LoopLag(self.registry)
         count_process(self.registry)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -52,6 +53,13 @@ class ItemEmbedding(nn.Module):
             with torch.no_grad():
                 parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
                 self._settled = torch.cat([self(rows) for rows in parts])
+
+    def vectors(self) -> NDArray[np.float32]:
+        """Of every row, [num_rows, dim], in host memory."""
+        weight = self.id.weight
+        with torch.no_grad():
+            parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
+            return np.concatenate([self(rows).float().cpu().numpy() for rows in parts])
 
     def train(self, mode: bool = True) -> "ItemEmbedding":
         """See `nn.Module.train`; weights change again."""

@@ -12,6 +12,8 @@ from mfalcon.types import Floats, Ids
 SIDE_SHARE = 0.8
 """Of tags and categories together, where an item has both these and a learned vector."""
 
+_ROWS_AT_ONCE = 65_536
+
 SimilarTo = Callable[[int], Floats]
 """Position of a candidate -> how alike each candidate is to it, [num_candidates], 1 at most."""
 
@@ -66,9 +68,10 @@ def centred(vectors: Floats) -> NDArray[np.float16]:
     The unknown item's row has no say, and 0.
     """
     out = np.zeros(vectors.shape, dtype=np.float16)
-    if len(vectors) > 1:
-        known = vectors[UNKNOWN_ROW + 1 :]
-        out[UNKNOWN_ROW + 1 :] = of_length_1(known - known.mean(axis=0, dtype=np.float64).astype(np.float32))
+    mean = vectors[UNKNOWN_ROW + 1 :].mean(axis=0, dtype=np.float64) if len(vectors) > 1 else 0.0
+    for first in range(UNKNOWN_ROW + 1, len(vectors), _ROWS_AT_ONCE):
+        part = slice(first, first + _ROWS_AT_ONCE)
+        out[part] = of_length_1(vectors[part] - mean)
     return out
 
 

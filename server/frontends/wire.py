@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from mfalcon import errors
 from mfalcon.errors import EngineFailure, MFalconError
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult, Timings
+from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult, Rerank, Timings
 
 Attribute: TypeAlias = str | int | float | bool | None
 
@@ -41,6 +41,7 @@ class Rank(Message):
     recent_events: bytes
     context: dict[str, int]
     allow_partial: bool
+    rerank: Rerank | None
     deadline: float | None
     model: str
     trace: dict[str, str]
@@ -64,6 +65,7 @@ class Rank(Message):
             _flat(request.recent_events, EVENT_DTYPE),
             dict(request.context),
             request.allow_partial,
+            request.rerank,
             deadline,
             model,
             dict(trace),
@@ -79,6 +81,7 @@ class Rank(Message):
             recent_events=np.frombuffer(self.recent_events, EVENT_DTYPE),
             context=self.context,
             allow_partial=self.allow_partial,
+            rerank=self.rerank,
         )
 
 
@@ -151,6 +154,7 @@ class Ranked(Message):
     unknown: bytes
     stale: bool
     failed: bytes
+    rerank_skipped: str
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -168,6 +172,7 @@ class Ranked(Message):
             _flat(result.unknown, np.uint32),
             result.stale,
             _flat(result.failed, np.uint32),
+            result.rerank_skipped,
         )
 
     def result(self) -> RankResult:
@@ -185,6 +190,7 @@ class Ranked(Message):
             unknown=np.frombuffer(self.unknown, np.uint32),
             stale=self.stale,
             failed=np.frombuffer(self.failed, np.uint32),
+            rerank_skipped=self.rerank_skipped,
         )
 
 

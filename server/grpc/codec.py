@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, Floats, ModelInfo, RankRequest, RankResult
+from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, Floats, ModelInfo, RankRequest, RankResult, Rerank
 from proto import ranking_pb2
 from server.grpc.wire import LENGTH_DELIMITED
 
@@ -24,7 +24,13 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         recent_events=recent_events,
         context=dict(message.context),
         allow_partial=message.allow_partial,
+        rerank=rerank(message.rerank) if message.HasField("rerank") else None,
     )
+
+
+def rerank(message: ranking_pb2.Rerank) -> Rerank:
+    """The same, not yet checked."""
+    return Rerank(message.method, message.strength, message.depth)
 
 
 def events(messages: Iterable[ranking_pb2.Event]) -> Events:
@@ -46,12 +52,14 @@ def rank_response(result: RankResult) -> bytes:
             encode_us=timings.encode_us,
             score_us=timings.score_us,
             total_us=timings.total_us,
+            rerank_us=timings.rerank_us,
         ),
         history_len=result.history_len,
         unknown=result.unknown.tolist(),
         stale=result.stale,
         num_scored=result.num_scored,
         failed=result.failed.tolist(),
+        rerank_skipped=result.rerank_skipped,
     )
     return b"".join(
         (

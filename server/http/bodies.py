@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
-from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, Rerank, no_events
 from server import limits
 from server.explain import refusal, unknown_field
 from server.limits import MAX_CONTEXT_ENTRIES, Limits
@@ -131,6 +131,16 @@ class RequestBody(Body):
         raise NotImplementedError
 
 
+class RerankBody(Body):
+    """A wish for a top of candidates that are less alike."""
+
+    method: str = Field(description="mmr or dpp.")
+    strength: Float32 = Field(description="From 0, the order of the scores, to 1, diversity alone.")
+    depth: Uint32 = Field(
+        default=0, description="How many of the best-scored candidates may change their places; 0 for 200."
+    )
+
+
 class RankBody(RequestBody):
     """Candidates to score for a user."""
 
@@ -174,6 +184,9 @@ class RankBody(RequestBody):
         default=False,
         description="Where time is short the scores of the first candidates are welcome, as many as `num_scored` says.",
     )
+    rerank: RerankBody | None = Field(
+        default=None, description="Another order of `top`; without it that is the order of the scores."
+    )
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:
@@ -191,6 +204,7 @@ class RankBody(RequestBody):
             recent_events=self.recent_events,
             context=self.context,
             allow_partial=self.allow_partial,
+            rerank=Rerank(self.rerank.method, self.rerank.strength, self.rerank.depth) if self.rerank else None,
         )
 
 

@@ -28,6 +28,7 @@ class TimingsReply(Body):
     encode_us: Uint64
     score_us: Uint64
     total_us: Uint64
+    rerank_us: Uint64 = Field(description="0 where no reranking was asked.")
 
 
 class RankReply(Body):
@@ -43,12 +44,20 @@ class RankReply(Body):
                     "top": [1, 0],
                     "model_version": "5f0c8d2ab1e94c77",
                     "cache": {"source": "HOST", "reused_tokens": 92, "encoded_tokens": 1},
-                    "timings": {"queue_us": 40, "state_us": 12, "encode_us": 310, "score_us": 450, "total_us": 812},
+                    "timings": {
+                        "queue_us": 40,
+                        "state_us": 12,
+                        "encode_us": 310,
+                        "score_us": 450,
+                        "total_us": 812,
+                        "rerank_us": 0,
+                    },
                     "history_len": 92,
                     "unknown": [],
                     "stale": False,
                     "num_scored": 3,
                     "failed": [],
+                    "rerank_skipped": "",
                 }
             ]
         }
@@ -57,7 +66,9 @@ class RankReply(Body):
     scores: list[float] = Field(description="The blend of the tasks: the score that ranks.")
     tasks: list[str]
     task_scores: list[float] = Field(description="Task-major: task t of candidate c is at t * num_scored + c.")
-    top: list[Uint32] = Field(description="Positions in the candidates, best first, ties by position.")
+    top: list[Uint32] = Field(
+        description="Positions in the candidates, best first, ties by position; as reranked if you asked for that."
+    )
     model_version: str
     cache: CacheReply
     timings: TimingsReply
@@ -70,6 +81,9 @@ class RankReply(Body):
     failed: list[Uint32] = Field(
         description="Positions of candidates for which the model gives no finite number: their scores are the lowest "
         "float32, and they come last."
+    )
+    rerank_skipped: Literal["", "late", "failed"] = Field(
+        description="Why `top` is in the order of the scores although you asked for another."
     )
 
 
@@ -149,6 +163,7 @@ def rank_reply(result: RankResult) -> bytes:
             "stale": result.stale,
             "num_scored": result.num_scored,
             "failed": result.failed,
+            "rerank_skipped": result.rerank_skipped,
         }
     )
 

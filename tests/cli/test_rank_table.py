@@ -46,3 +46,4 @@ def test_json_holds_all_of_the_answer() -> None:
     assert content["history_len"] == 6
     assert content["num_scored"] == 3
     assert content["timings"]["total_us"] == 10
+    assert content["rerank_skipped"] == ""

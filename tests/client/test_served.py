@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mfalcon.types import MAX_TIME_MS
+from mfalcon.types import Rerank as Wish
 from mfalcon_client import (
     EVENT_DTYPE,
     Appended,
@@ -16,6 +17,7 @@ from mfalcon_client import (
     Event,
     InvalidArgument,
     NotFound,
+    Rerank,
     Retry,
     Unavailable,
     VersionConflict,
@@ -55,6 +57,17 @@ async def test_ranks_are_arrays(client: Any, served: Running) -> None:
     assert (ranking.model_version, ranking.history_len) == (OTHER.version, 0)
     assert ranking.cache.source is CacheSource.HOST
     assert (ranking.timings.queue_us, ranking.timings.total_us) == (1, 10)
+
+
+async def test_a_top_may_be_reranked(client: Any, served: Running) -> None:
+    ranking = await client.rank("ann", [1, 2, 3], top_k=2, rerank=Rerank("mmr", 0.5, depth=7))
+    assert (ranking.rerank_skipped, ranking.timings.rerank_us) == ("late", 5)
+    assert not (await client.rank("ann", [1])).rerank_skipped
+    assert [request.rerank for request in served.engine.requests] == [Wish("mmr", 0.5, 7), None]
+    with pytest.raises(InvalidArgument, match=r"rerank\.depth"):
+        await client.rank("ann", [1], rerank=Rerank("mmr", 0.5, 1_001))
+    with pytest.raises(InvalidArgument, match="rerank"):
+        await client.rank("ann", [1], rerank="mmr")
 
 
 @pytest.mark.parametrize(

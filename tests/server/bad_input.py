@@ -216,6 +216,14 @@ BAD_EVENTS: Sequence[tuple[str, Sequence[Fields], str]] = (
     ),
 )
 
+BAD_RERANKS: Sequence[tuple[str, Fields, str]] = (
+    ("a reranking by no method", {"method": ""}, "rerank.method: got '', must be 'mmr' or 'dpp'"),
+    ("a reranking by a method that there is not", {"method": "DPP"}, "rerank.method: got 'DPP', must be 'mmr' or"),
+    ("a reranking of strength 1.5", {"strength": 1.5}, "rerank.strength: got 1.5, must be 0 (by score) to 1"),
+    ("a reranking of strength -1", {"strength": -1.0}, "rerank.strength: got -1.0, must be 0 (by score) to 1"),
+    ("a reranking of depth 1,001", {"depth": 1_001}, "rerank.depth: got 1001, must be 0 to 1000 (0 is the default)"),
+)
+
 CASES: Sequence[Case] = (
     # Rank
     *over_both("Rank", "no candidates", rank_with(candidates=[]), "candidates: got 0, must be 1 to 16384"),
@@ -249,6 +257,11 @@ CASES: Sequence[Case] = (
         "model: got 'other', must be 'small' or empty",
         status=404,
         code="NOT_FOUND",
+    ),
+    *(
+        case
+        for shown, wish, says in BAD_RERANKS
+        for case in over_both("Rank", shown, rank_with(rerank={"method": "dpp", "strength": 0.5} | wish), says)
     ),
     *over_both(
         "Rank",
@@ -302,6 +315,13 @@ CASES: Sequence[Case] = (
             ("infinity", "Infinity", "events[1].value: got inf, must be a finite 32-bit float"),
         )
     ),
+    over_grpc(
+        "Rank",
+        "a reranking of strength NaN",
+        rank_with(rerank={"method": "mmr", "strength": "NaN"}),
+        INVALID,
+        "got nan",
+    ),
     *(
         GrpcCase(method, "bytes that are no protobuf", b"\xff\xff\xff", INVALID, f"mfalcon.v1.{name}: got 3 bytes")
         for method, name in (
@@ -344,6 +364,11 @@ CASES: Sequence[Case] = (
     rank_json("a list", b"[1]", "body: got 'a list', must be a JSON object"),
     rank_json("null", b"null", "body: got None, must be a JSON object"),
     rank_json("no user_id", b'{"candidates": [1]}', "user_id: got None, must be given"),
+    rank_json(
+        "a reranking without a strength",
+        b'{"user_id": "ann", "candidates": [1], "rerank": {"method": "dpp"}}',
+        "rerank.strength: got None, must be given",
+    ),
     rank_json("no candidates at all", b'{"user_id": "ann"}', "candidates: got None, must be given"),
     rank_json("an unknown field", good_rank_json(b"top_k", b"topk"), "topk: got 0, must be absent"),
     rank_json("user_id as a number", good_rank_json(b'"ann"', b"7"), "user_id: got 7, must be a valid string"),

@@ -101,10 +101,11 @@ class FakeEngine:
             top=np.argsort(-like, kind="stable")[: request.top_k].astype(np.uint32),
             model_version=(OTHER if model == OTHER.name else MODEL).version,
             cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
-            timings=Timings(1, 2, 3, 4, 10),
+            timings=Timings(1, 2, 3, 4, 10, 5),
             history_len=len(history),
             unknown=np.flatnonzero(unknown).astype(np.uint32),
             failed=np.flatnonzero(request.candidates == FAILING_ITEM).astype(np.uint32),
+            rerank_skipped="late" if request.rerank is not None else "",
         )
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:

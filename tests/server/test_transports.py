@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from pydantic import BaseModel
 
+from mfalcon.types import Rerank
 from proto import ranking_pb2
 from server.http import bodies, codec
 from tests.server.fake_engine import FAILING_ITEM, MODEL, OTHER, like_scores
@@ -33,6 +34,15 @@ async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.Ran
     by_grpc = await running.stub.Rank(ParseDict(fields, ranking_pb2.RankRequest()))
     by_http = reply(await running.http.post("/v1/rank", json=fields), codec.RankReply)
     return by_grpc, by_http
+
+
+async def test_a_reranking_that_was_skipped_is_told_by_both(running: Running) -> None:
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1], rerank={"method": "dpp", "strength": 1})
+    assert by_grpc.rerank_skipped == by_http["rerank_skipped"] == "late"
+    assert [request.rerank for request in running.engine.requests] == 2 * [Rerank("dpp", 1.0)]
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1])
+    assert by_grpc.rerank_skipped == by_http["rerank_skipped"] == ""
+    assert running.engine.requests[-1].rerank is None
 
 
 async def test_candidates_without_a_score_are_named_by_both(running: Running) -> None:
@@ -60,8 +70,17 @@ async def test_rank_is_equal_by_both(running: Running, num_candidates: int) -> N
     assert by_grpc.num_scored == by_http["num_scored"] == num_candidates
     assert by_http["cache"] == {"source": "HOST", "reused_tokens": 0, "encoded_tokens": 0}
     assert by_grpc.cache == ranking_pb2.CacheInfo(source="HOST")
-    assert by_http["timings"] == {"queue_us": 1, "state_us": 2, "encode_us": 3, "score_us": 4, "total_us": 10}
-    assert by_grpc.timings == ranking_pb2.Timings(queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10)
+    assert by_http["timings"] == {
+        "queue_us": 1,
+        "state_us": 2,
+        "encode_us": 3,
+        "score_us": 4,
+        "total_us": 10,
+        "rerank_us": 5,
+    }
+    assert by_grpc.timings == ranking_pb2.Timings(
+        queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10, rerank_us=5
+    )
 
 
 async def test_every_field_reaches_the_engine(running: Running) -> None:
@@ -75,6 +94,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         context={"gender": 1, "hour": 23},
         model="fake",
         allow_partial=True,
+        rerank={"method": "mmr", "strength": 0.5, "depth": 7},
     )
 
     for request in running.engine.requests:
@@ -85,6 +105,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         assert request.recent_events.tolist() == [(7, 17, 3.5, 1_000_000), (7, 31, 3.5, 1_000_000)]
         assert request.context == {"gender": 1, "hour": 23}
         assert request.allow_partial
+        assert request.rerank == Rerank("mmr", 0.5, 7)
     assert len(running.engine.requests) == 2
 
 

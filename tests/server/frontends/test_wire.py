@@ -7,19 +7,27 @@ import pytest
 
 from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, Overloaded, StorageUnavailable
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, Timings, no_events
+from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, Rerank, Timings, no_events
 from server.frontends import wire
 from tests.server.fake_engine import MODEL, OTHER
 
 EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtype=EVENT_DTYPE)
 
 
+@pytest.mark.parametrize("rerank", [None, Rerank("mmr", 0.5, 7)])
 @pytest.mark.parametrize("events", [no_events(), EVENTS])
 @pytest.mark.parametrize("num_candidates", [0, 1, 77])
-def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]") -> None:
+def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", rerank: Rerank | None) -> None:
     candidates = np.arange(num_candidates)[::-1] * -(2**55)
     request = RankRequest(
-        "Zoë \N{OUTLINED WHITE STAR}", candidates, 2**32 - 1, 2**62, events, {"gender": 1}, allow_partial=True
+        "Zoë \N{OUTLINED WHITE STAR}",
+        candidates,
+        2**32 - 1,
+        2**62,
+        events,
+        {"gender": 1},
+        allow_partial=True,
+        rerank=rerank,
     )
     message = wire.decode_question(wire.encode(wire.Rank.of(2**40, request, 1.5, "m")))
     assert isinstance(message, wire.Rank)
@@ -42,11 +50,12 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         top=np.array([num_candidates - 1], dtype=np.uint32),
         model_version="v",
         cache=CacheInfo(CacheSource.REDIS, 1, 2),
-        timings=Timings(1, 2, 3, 4, 5),
+        timings=Timings(1, 2, 3, 4, 5, 6),
         history_len=2**40,
         unknown=np.empty(0, dtype=np.uint32),
         stale=True,
         failed=np.array([0], dtype=np.uint32),
+        rerank_skipped="failed",
     )
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)
