@@ -1,20 +1,19 @@
 """The composition root: engine, handler, both transports, the life of the process. Only this file sees the engine."""
 
 import asyncio
-import concurrent.futures
 import dataclasses
 import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 
 from mfalcon.backends.select import device_named, free_bytes, use_device
+from mfalcon.beside import any_beside, beside
 from mfalcon.cgroup import Cgroups
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose_all, shared
@@ -53,8 +52,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-T = TypeVar("T")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HEARTBEAT_SECONDS = 0.25
@@ -205,12 +202,11 @@ class Service:
             await self._engine.close()
 
 
-async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: ServerMetrics | None = None) -> bool:
+async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: ServerMetrics | None = None) -> None:
     """Listen, load an engine in a thread beside, serve until SIGTERM or SIGINT, then drain. A second signal ends the
     process at once.
 
-    load: raises what the process ends with. Returns False if a signal came while it loaded: its thread goes on. Raises
-    DeviceLost, after a drain, when nothing can be computed any more.
+    load: raises what the process ends with. Raises DeviceLost, after a drain, when nothing can be computed any more.
     """
     service = Service(config, metrics)
     stopping = asyncio.Event()
@@ -231,7 +227,6 @@ async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: S
     starting, lost = asyncio.create_task(start()), None
     try:
         await asyncio.wait((stop, starting), return_when=asyncio.FIRST_COMPLETED)
-        is_loaded = loading.done()
         if starting.done():
             starting.result()
             settle()
@@ -251,22 +246,6 @@ async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: S
     say("stopped")
     if lost is not None and lost.done():
         raise DeviceLost(lost.result())
-    return is_loaded
-
-
-def beside(work: Callable[[], T]) -> "asyncio.Future[T]":
-    """Begin blocking work in a thread that nobody waits for at exit, as an executor's would be."""
-    future = concurrent.futures.Future[T]()
-    future.set_running_or_notify_cancel()
-
-    def call() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (the thread's edge: whoever awaits the future gets it)
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="mfalcon-load", daemon=True).start()
-    return asyncio.wrap_future(future)
 
 
 def say(line: str) -> None:
@@ -382,11 +361,12 @@ def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], S
     exit_code = 0
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            if runner.run(run(lambda: build(config, metrics), config, metrics)):
-                return
+            runner.run(run(lambda: build(config, metrics), config, metrics))
+        if not any_beside():
+            return
     except DeviceLost as error:
         logger.critical("%s; the server ends", error)
         exit_code = 1
-    # A thread still loads, or hangs: native code that must not meet an interpreter that is being taken down.
+    # A thread still loads, or the device hangs: native code must not meet an interpreter that is being taken down.
     flush_output()
     os._exit(exit_code)

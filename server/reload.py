@@ -5,9 +5,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from mfalcon.beside import beside
 from mfalcon.errors import CheckpointError, ConfigError, MFalconError, UnknownModel
 from mfalcon.models.manifest import MANIFEST, MOST_MANIFEST_BYTES
 from mfalcon.types import ModelInfo
@@ -60,7 +62,7 @@ class Reloads(Generic[T]):
             raise UnknownModel(f"model: got {model[:80]!r}, must be {', '.join(map(repr, self._directories))} or empty")
         began, old = time.monotonic(), next(info for info in self._models() if info.name == name)
         directory = Path(checkpoint) if checkpoint else self._directories[name]
-        mark = await asyncio.to_thread(mark_of, directory)
+        mark = await beside(partial(mark_of, directory))
         try:
             info = await self._exchange(name, lambda: self._load(directory))
         except (CheckpointError, ConfigError):
@@ -80,7 +82,7 @@ class Reloads(Generic[T]):
         while True:
             await asyncio.sleep(seconds)
             for name, directory in tuple(self._directories.items()):
-                mark = await asyncio.to_thread(mark_of, directory)
+                mark = await beside(partial(mark_of, directory))
                 if mark is not None and mark != self._marks[name]:
                     await self._reload_or_log(name)
 

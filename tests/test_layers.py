@@ -21,6 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.load",
         "mfalcon.cgroup",
         "mfalcon.cores",
+        "mfalcon.beside",
         "mfalcon.memory",
         "mfalcon.rank_key",
         "mfalcon.best_first",

@@ -14,12 +14,12 @@ from loadtest.faults.fleet import Fleet, end, guarded
 from loadtest.load.grpc_target import GrpcTarget
 from loadtest.load.load_result import LoadResult
 from loadtest.load.open_loop import LoadOptions, load
-from loadtest.load.traffic import Traffic
+from loadtest.load.traffic import Traffic, traffic_of
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import as_number, headline
 from loadtest.report.table import Part, Table
 from mfalcon.errors import EngineFailure
-from mfalcon.models.manifest import CONFIG, load_items, read_config, read_manifest
+from mfalcon.models.manifest import CONFIG, load_items, read_config, read_manifest, verified
 
 MFALCON, MASKED = "mfalcon", "one masked forward"
 NOTES = (
@@ -86,7 +86,12 @@ class SaturationResult:
 
 
 def run(options: SaturationOptions, progress: Callable[[str], None]) -> SaturationResult:
-    """Search on servers of its own, which are killed afterwards. Raises EngineFailure if one does not start."""
+    """Search on servers of its own, which are killed afterwards. Raises CheckpointError or ConfigError before one is
+    started, EngineFailure if it does not start.
+    """
+    for path in options.checkpoints:
+        verified(path, (CONFIG,))
+        _traffic(options, path)
     machine, rows, complaints = this_machine(), [], []
     for path in options.checkpoints:
         for server, kinds in ((MASKED, (("any", 0.0),)), (MFALCON, options.kinds)):
@@ -165,9 +170,7 @@ async def _search(
     target = GrpcTarget(address)
     asked = LoadOptions(
         target=address,
-        main=Traffic(
-            rate=options.rate, candidates=options.candidates, history=_history(options, path), cold_share=cold_share
-        ),
+        main=_traffic(options, path, cold_share),
         rates=(options.rate,),
         item_ids=load_items(path).item_id,
         seconds=options.seconds,
@@ -179,6 +182,13 @@ async def _search(
         return await load(asked, target, progress)
     finally:
         await target.close()
+
+
+def _traffic(options: SaturationOptions, path: Path, cold_share: float = 0.0) -> Traffic:
+    """Raises ConfigError for what no run can be asked."""
+    history = _history(options, path)
+    asked = {"rate": options.rate, "candidates": options.candidates, "history": history, "cold_share": cold_share}
+    return traffic_of(asked)
 
 
 def _row(options: SaturationOptions, path: Path, server: str, kind: str, found: LoadResult) -> SaturationRow:

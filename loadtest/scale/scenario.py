@@ -99,14 +99,14 @@ def run(scenario: Scenario, costs: Costs, others: tuple[Iterable[Act], Lengths] 
     env.process(begin())
     env.run()
     end = max(scenario.visits.seconds, fault_over[0])
-    work = sum(cores.spent_s for cores in machines) - begun[0]
+    work, lasted = sum(cores.spent_s for cores in machines) - begun[0], env.now - scenario.warm_s
     redis = fleet.redis
     return SimResult(
         scenario,
         player.asked,
         fleet.ended,
         _phases(scenario, fleet.ended, fault_over[0], end),
-        work / (env.now - scenario.warm_s) / scenario.fleet.num_replicas,
+        work / lasted / scenario.fleet.num_replicas if lasted else 0.0,
         redis.states.num_bytes if redis else 0,
         redis.sent if redis else 0,
         redis.received if redis else 0,

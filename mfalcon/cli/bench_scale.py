@@ -15,6 +15,8 @@ COSTS = Path("loadtest/results/scale-costs.json")
 CHECK = Path("loadtest/results/scale-check.json")
 SIMULATED = Path("loadtest/results/scale-simulated.json")
 PAGE = Path("docs/scaling.md")
+MOST_VISITS = 10**7
+"""Of a simulation: their times are in memory at once, and so is what became of them."""
 
 CostsOption = Annotated[Path, typer.Option("--costs", help="What requests cost, from `mfalcon bench scale-costs`.")]
 CheckpointArgument = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")]
@@ -27,8 +29,10 @@ def scale(
     rate: Annotated[float, typer.Option(min=0.001, max=100_000, help="Visits a second.")] = 40.0,
     seconds: Annotated[float, typer.Option(min=1, max=10**6, help="Simulated time.")] = 240.0,
     users: Annotated[int, typer.Option(min=1, max=10**7, help="Users, by Zipf's law.")] = 10_000,
-    history: Annotated[int, typer.Option(min=64, help="Longest history; the shortest is 64 events.")] = 2_048,
-    candidates: Annotated[int, typer.Option(min=1, help="Candidates of a request.")] = 500,
+    history: Annotated[
+        int, typer.Option(min=64, max=10**6, help="Longest history; the shortest is 64 events.")
+    ] = 2_048,
+    candidates: Annotated[int, typer.Option(min=1, max=10**6, help="Candidates of a request.")] = 500,
     pool_mb: Annotated[float, typer.Option(min=0, help="Memory of a replica for states, in MiB.")] = 1_024.0,
     redis_mb: Annotated[float, typer.Option(min=0, help="Memory of Redis for states, in MiB; 0: none.")] = 4_096.0,
     bound: Annotated[
@@ -42,6 +46,8 @@ def scale(
     from loadtest.scale.fleet import FleetOptions  # noqa: PLC0415
     from loadtest.scale.scenario import named, run, simulation_page  # noqa: PLC0415
 
+    if rate * seconds > MOST_VISITS:
+        raise ConfigError(f"rate, seconds: got {rate * seconds:,.0f} visits in all, must be at most {MOST_VISITS:,}")
     fleet = FleetOptions(replicas, pool_mb * 2**20, redis_mb * 2**20 if redis_mb else None, bound)
     visits = Visits(rate, seconds, users, max_history=history, candidates=candidates, seed=seed)
     if scenario == "hot":
@@ -102,4 +108,7 @@ def scale_page(
 
     if simulate:
         SIMULATED.write_text(as_json(simulate_all(load_costs(costs), progress)))
-    page.write_text(rewritten(page.read_text(), costs, CHECK, SIMULATED))
+    try:
+        page.write_text(rewritten(page.read_text(encoding="utf-8"), costs, CHECK, SIMULATED), encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--page: {page} is no page of text that can be written: {error}") from None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from mfalcon.beside import beside
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
@@ -104,10 +105,10 @@ class Reloader:
     async def _exchange(self, name: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         began = time.monotonic()
         old = self._catalog.get(name)
-        new = await asyncio.to_thread(_on_one_core, lambda: old.successor(load()))
+        new = await beside(lambda: _on_one_core(lambda: old.successor(load())))
         try:
             new.start()
-            await asyncio.to_thread(_on_one_core, new.prove)
+            await beside(lambda: _on_one_core(new.prove))
             runner = await self._on_device(new.warm)
             await self._on_device(lambda: self._device.serve(self._device.runners | {name + _STAGED: runner}))
             num_warmed = await self._warm(new, name + _STAGED, old.recent_users)

@@ -134,7 +134,7 @@ class WriteBehind:
                 break
             task = self._begin(offer, asks=True)
             await asyncio.wait((task,))
-            num_held += task.result()
+            num_held += not task.cancelled() and task.result()  # `close` ends what is being written
         await self._idle.wait()
         return num_held
 

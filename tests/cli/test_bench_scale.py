@@ -35,3 +35,20 @@ def test_a_kill_is_told_in_phases(tmp_path: Path) -> None:
 def test_an_unknown_scenario_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="got 'storm'"):
         ask(tmp_path, "--scenario", "storm")
+
+
+def test_more_visits_than_memory_holds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="got 100,000,000,000 visits in all"):
+        ask(tmp_path, "--rate", "100000", "--seconds", "1000000")
+
+
+def test_nobody_comes(tmp_path: Path) -> None:
+    assert "0 ranks in 1 s" in ask(tmp_path, "--rate", "0.001", "--seconds", "1")
+
+
+@pytest.mark.parametrize("page", ["nowhere/page.md", ".", "bytes.md"])
+def test_a_page_that_is_none_is_named(tmp_path: Path, page: str) -> None:
+    (tmp_path / "bytes.md").write_bytes(b"\xff\xfe")
+    result = CliRunner().invoke(app, ["scale-page", "--page", str(tmp_path / page)])
+    assert isinstance(result.exception, ConfigError)
+    assert str(tmp_path / page) in str(result.exception)

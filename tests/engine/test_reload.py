@@ -185,6 +185,32 @@ async def test_closing_does_not_wait_for_what_is_being_loaded() -> None:
         await engine.reload("main", lambda: SECOND)
 
 
+def test_a_process_ends_although_a_reload_still_reads() -> None:
+    """Of storage that hangs, say: no executor's threads are waited for at exit."""
+    begun, release, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def slow() -> Checkpoint:
+        begun.set()
+        release.wait(WAIT_S)
+        ended.set()
+        return SECOND
+
+    async def reload_and_close() -> None:
+        engine = compose(FIRST, EngineConfig(threads=1, ranker=RankerOptions(name="main", microbatch=16)))
+        await asyncio.to_thread(engine.wait_ready, WAIT_S)
+        reloading = asyncio.create_task(engine.reload("main", slow))
+        await asyncio.to_thread(begun.wait, WAIT_S)
+        await engine.close()
+        with pytest.raises(ShuttingDown):
+            await reloading
+
+    try:
+        asyncio.run(reload_and_close())
+        assert begun.is_set() and not ended.is_set()
+    finally:
+        release.set()
+
+
 async def test_users_are_remembered_in_order_over_reloads(engine: Engine) -> None:
     for number in range(12):
         await engine.rank(rank_request(f"user-{number}", ITEMS), None)

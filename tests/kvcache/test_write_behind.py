@@ -142,6 +142,18 @@ async def test_closing_ends_every_write_and_counts_what_waited(setting: Setting)
     await asyncio.wait_for(setting.writes.idle(), PATIENCE_S)
 
 
+async def test_a_hand_over_ends_with_the_writes_of_a_model_that_is_exchanged_meanwhile(setting: Setting) -> None:
+    offers = []
+    for user_id in ("ann", "al"):
+        setting.remote.names[user_hash(user_id)] = user_id
+        offers.append(Offer(history(5, user_id), 0, state_of(1)))
+    handing_over = asyncio.create_task(setting.writes.hand_over(offers, 2**30))
+    await until(lambda: bool(setting.begun()))
+    await asyncio.wait_for(setting.writes.close(0.01), PATIENCE_S)
+    assert await asyncio.wait_for(handing_over, PATIENCE_S) == 0
+    assert len(setting.begun()) == 1
+
+
 async def test_what_waits_is_bounded_and_the_oldest_goes(setting: Setting) -> None:
     setting.offer("ann")
     await until(lambda: bool(setting.begun()))

@@ -1,7 +1,9 @@
 """The baseline of `bench saturation` answers what mfalcon answers, and a search on both is one page."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -11,6 +13,7 @@ from loadtest.bench.masked_server import start
 from loadtest.bench.saturation import MASKED, MFALCON, SaturationOptions, page, run
 from loadtest.load.messages import append_message, rank_message
 from loadtest.report.table import Table
+from mfalcon.errors import CheckpointError, ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from proto import ranking_pb2 as pb
@@ -61,3 +64,21 @@ def test_a_search_on_both_servers_is_one_page(tmp_path: Path, loaded: Checkpoint
     assert result.complaints == ()
     table = next(part for part in page(result) if isinstance(part, Table))
     assert [row[3] for row in table.rows] == ["none", "none"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"), [({"rate": 1e9}, "rate: got 1000000000"), ({"candidates": 10**8}, "candidates: got")]
+)
+def test_what_cannot_be_asked_is_refused_before_anything_starts(
+    tmp_path: Path, loaded: Checkpoint, wrong: dict[str, Any], why: str
+) -> None:
+    checkpoint.save(tmp_path / "small", loaded.model, loaded.items)
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=why):
+        run(replace(SaturationOptions((tmp_path / "small",)), **wrong), said.append)
+    assert not said
+
+
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        run(SaturationOptions((tmp_path / "nowhere",)), print)
