@@ -77,8 +77,10 @@ def _joined(deltas: Sequence[EventTokens]) -> EventTokens:
 
 
 def _side_by_side(requests: Sequence[Targets], sizes: Sequence[int]) -> Targets:
-    """Each candidate with the context of its own request."""
+    """Each candidate with the context of its own request, and with its own dense features."""
     if len(requests) == 1:
         return requests[0]
     contexts = [targets.context.expand(size, -1) for targets, size in zip(requests, sizes, strict=True)]
-    return Targets(torch.cat([targets.rows for targets in requests]), torch.cat(contexts))
+    dense = [targets.dense for targets in requests if targets.dense is not None]
+    rows = torch.cat([targets.rows for targets in requests])
+    return Targets(rows, torch.cat(contexts), torch.cat(dense) if dense else None)

@@ -38,7 +38,8 @@ from mfalcon.kvcache.tier import Entry
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE, CacheSource, Events, Ids, RankRequest, no_events
+from mfalcon.models.dense_features import standardised
+from mfalcon.types import EVENT_DTYPE, CacheSource, DenseFeatures, Events, Ids, RankRequest, no_events
 
 _EXACT = 0.0
 """Bound of law 7 on the fused kernels in float32: K and V of a prefix do not depend on how it was cut, and no tier
@@ -47,6 +48,8 @@ rounds them. Elsewhere an append may order its sums otherwise than a prefill.
 
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
+_GIVEN_SHARE = 0.75
+"""Of the dense features that a request gives."""
 _MINUTE_MS = 60_000
 _ANSWER_S = 60.0
 _HOST_BYTES = 1 << 30
@@ -71,12 +74,15 @@ class LawResult:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A random request: a history, candidates with duplicates, context codes and the request time."""
+    """A random request: a history, candidates with duplicates, context codes, the request time, and some of the dense
+    features.
+    """
 
     history: Events
     candidates: Ids
     context: Tensor
     time_ms: int
+    dense: DenseFeatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,9 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     codes = [int(rng.integers(-1, feature.num_values)) for feature in config.context_features]
     now = int(history["time_ms"][-1]) if length else 10**12
     context = torch.tensor(codes, dtype=torch.int64, device=_device(checkpoint.model))
-    return Case(history, candidates, context, now + _MINUTE_MS)
+    names = tuple(feature.name for feature in reversed(config.dense_features) if rng.random() < _GIVEN_SHARE)
+    dense = DenseFeatures(names, rng.normal(size=(len(candidates), len(names))).astype(np.float32))
+    return Case(history, candidates, context, now + _MINUTE_MS, dense)
 
 
 def per_candidate_error(subject: Subject, case: Case) -> float:
@@ -143,7 +151,7 @@ def per_candidate_error(subject: Subject, case: Case) -> float:
     served, events, targets = _inputs(subject, case)
     cached = _score(served, events, targets, case)
     forward = [
-        masked_forward(served.model, events, Targets(targets.rows[i : i + 1], targets.context), case.time_ms)
+        masked_forward(served.model, events, targets.part(slice(i, i + 1)), case.time_ms)
         for i in range(len(targets.rows))
     ]
     return _worst(cached, torch.cat(forward))
@@ -166,7 +174,7 @@ def candidate_set_error(subject: Subject, case: Case) -> float:
     chosen = (shuffled, torch.randint(0, m, (2 * m,), generator=generator), shuffled[: m // 3], shuffled[:1])
     worst = max(_worst(base, score(served, state, targets, case.time_ms, size)) for size in (1, 7, 64))
     for index in chosen:
-        subset = Targets(targets.rows[index.to(targets.rows.device)], targets.context)
+        subset = targets.part(index.to(targets.rows.device))
         worst = max(worst, _worst(base[index], score(served, state, subset, case.time_ms, 16)))
     return worst
 
@@ -196,7 +204,8 @@ def batch_error(subject: Subject, case: Case) -> float:
     padded = EventTokens(*(_pad([getattr(row, name) for row in rows]) for name in EventTokens.__slots__))
     valid = (torch.arange(int(lengths.max())) < lengths.unsqueeze(1)).to(_device(model))
     batch = len(rows)
-    many = Targets(targets.rows.expand(batch, -1), targets.context.expand(batch, 1, -1))
+    dense = None if targets.dense is None else targets.dense.expand(batch, -1, -1)
+    many = Targets(targets.rows.expand(batch, -1), targets.context.expand(batch, 1, -1), dense)
     prefix = BatchPrefixAttention(model.token_times(padded), valid.repeat_interleave(model.tokens_per_event, dim=1))
     model.stack.encode(model.prefix_tokens(padded), prefix)
     visible = (lengths.to(_device(model)) * model.tokens_per_event).unsqueeze(1).expand(-1, len(targets.rows))
@@ -318,7 +327,9 @@ def _inputs(subject: Subject, case: Case) -> tuple[ServedModel, EventTokens, Tar
     items, device = subject.checkpoint.items, _device(subject.served.model)
     events = event_tokens(case.history, items, device)
     rows = torch.from_numpy(items.rows(case.candidates)).to(device)
-    return subject.served, events, Targets(rows, case.context)
+    features = subject.served.model.config.dense_features
+    dense = torch.from_numpy(standardised(features, case.dense, len(rows))).to(device) if features else None
+    return subject.served, events, Targets(rows, case.context, dense)
 
 
 def _score(served: ServedModel, events: EventTokens, targets: Targets, case: Case) -> Tensor:
@@ -409,7 +420,7 @@ def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
     features = checkpoint.model.config.context_features
     codes = dict(zip([feature.name for feature in features], case.context.tolist(), strict=True))
     given = {name: code for name, code in codes.items() if code >= 0}
-    return RankRequest(user_id, case.candidates, 0, case.time_ms, no_events(), given)
+    return RankRequest(user_id, case.candidates, 0, case.time_ms, no_events(), given, dense=case.dense)
 
 
 def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:

@@ -87,6 +87,14 @@ class Rerank:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseFeatures:
+    """Numbers of each candidate, by name. values: [num_candidates, len(names)], finite."""
+
+    names: tuple[str, ...] = ()
+    values: Floats = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True)
 class RankRequest:
     """One request to rank candidates for a user, already validated.
 
@@ -97,6 +105,7 @@ class RankRequest:
     context: request-context features by name; absent ones are missing to the model.
     allow_partial: where time is short the scores of the first candidates are a welcome answer.
     rerank: how the top is to differ from the order of the scores, None if it is not.
+    dense: features of the candidates; absent ones are missing to the model.
     """
 
     user_id: str
@@ -107,6 +116,7 @@ class RankRequest:
     context: Mapping[str, int]
     allow_partial: bool = False
     rerank: Rerank | None = None
+    dense: DenseFeatures = field(default_factory=DenseFeatures)
 
 
 @dataclass(frozen=True, slots=True)

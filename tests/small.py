@@ -10,7 +10,15 @@ from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import reference
 from mfalcon.models.base import EventTokens, Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
+from mfalcon.models.config import (
+    ContextFeature,
+    DenseFeature,
+    LayerConfig,
+    RankerConfig,
+    RelativeBiasConfig,
+    SideFeature,
+    Task,
+)
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build
@@ -29,7 +37,7 @@ NOW_MS = START_MS + 10**10
 def small_config(
     architecture: str = "dfgr", *, max_history: int = 24, window_chunk: int = 8, num_layers: int = 2
 ) -> RankerConfig:
-    """A ranker of every feature: d_qk != d_v, both side features, given and derived context, values, two tasks."""
+    """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     num_positions = max_history * registered(architecture).tokens_per_event - 3  # so that the last one is shared
     return RankerConfig(
         name="small",
@@ -55,6 +63,8 @@ def small_config(
             ContextFeature(name="surface", num_values=3),
             ContextFeature(name="hour", num_values=24, derive="hour_utc"),
         ),
+        dense_features=(DenseFeature(name="price", center=0.5, scale=2.0), DenseFeature(name="rank_before")),
+        dense_dim=5,
         tasks=(
             Task(name="like", kind="binary", value_at_least=4),
             Task(name="rating", kind="regression", center=3.5, loss_weight=0.1),

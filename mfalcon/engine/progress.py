@@ -7,7 +7,7 @@ import numpy as np
 
 from mfalcon.history.history import History
 from mfalcon.kvcache.state import KVState
-from mfalcon.types import CacheSource, Events, Ids
+from mfalcon.types import CacheSource, Events, Floats, Ids
 
 
 @dataclass(slots=True, eq=False)
@@ -18,8 +18,8 @@ class Progress:
     against, pinned as long as this lives. reused_tokens, source: what there was of it. history, recent: events that are
     still to be encoded, first those of the acknowledged history. keep: what to keep the state of the history under, if
     it may be: the history, where this window begins, and where the history's own begins. rows: item rows of the
-    candidates. scores: of the first `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or value is not
-    finite; nobody else may see that state.
+    candidates. dense: their standardised features, None for a model that reads none. scores: of the first `num_scored`
+    of them, [num, num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that state.
     """
 
     owner: object
@@ -29,6 +29,7 @@ class Progress:
     recent: Events
     keep: tuple[History, int, int] | None
     rows: Ids
+    dense: Floats | None
     state_s: float
     reused_tokens: int = 0
     encode_s: float = 0.0

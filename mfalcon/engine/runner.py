@@ -23,9 +23,10 @@ from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes
+from mfalcon.models.dense_features import standardised
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Ids, RankResult, Timings, no_events
+from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Floats, Ids, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -184,13 +185,15 @@ class Runner:
             job.request.recent_events,
             job.fetched_history.history,
         )
+        features, num_candidates = self._model.config.dense_features, len(rows)
+        dense = standardised(features, job.request.dense, num_candidates) if features else None
         log_len = len(log)
         start = self._window.start(log_len + len(recent), log.base)
         state, source, none = self._served.empty_state(), CacheSource.NONE, no_events()
         if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
             kept = log.since(start) if start < log_len else none
             left = np.concatenate([kept, recent[max(0, start - log_len) :]])
-            job.progress = Progress(self, state, source, none, left, None, rows, time.monotonic() - began)
+            job.progress = Progress(self, state, source, none, left, None, rows, dense, time.monotonic() - began)
             return job.progress
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
         if found is not None:
@@ -198,7 +201,7 @@ class Runner:
         stop = found.stop if found else start
         missing = log.since(stop) if stop < log_len else none
         keep = log, start, self._window.start(log_len, log.base)
-        job.progress = Progress(self, state, source, missing, recent, keep, rows, time.monotonic() - began)
+        job.progress = Progress(self, state, source, missing, recent, keep, rows, dense, time.monotonic() - began)
         return job.progress
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
@@ -216,8 +219,10 @@ class Runner:
                 continue
             time_ms = job.request.request_time_ms
             codes = self._to_device(context_codes(features, job.request.context, time_ms))
-            rows = self._to_device(work.rows[work.num_scored : work.num_scored + count])
-            requests.append(Scoring(work.state, Targets(rows, codes), time_ms))
+            part = slice(work.num_scored, work.num_scored + count)
+            dense = None if work.dense is None else self._to_device(work.dense[part])
+            targets = Targets(self._to_device(work.rows[part]), codes, dense)
+            requests.append(Scoring(work.state, targets, time_ms))
             scored.append(work)
         if not requests:
             return
@@ -324,7 +329,7 @@ class Runner:
         job.progress, job.so_far, job.is_cold, job.left_s = None, None, True, self.forecast(job).seconds
         return True
 
-    def _to_device(self, numbers: Ids) -> torch.Tensor:
+    def _to_device(self, numbers: Ids | Floats) -> torch.Tensor:
         return to_device(numbers, self._device)
 
 

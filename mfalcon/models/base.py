@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from kernels.paged import to_device
 from mfalcon.kvcache.state import KVShape
 from mfalcon.models.config import ContextFeature, RankerConfig
+from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
 from mfalcon.models.heads import TaskHeads
 from mfalcon.models.items import ItemTable
@@ -37,10 +38,17 @@ class EventTokens:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Candidates as the model reads them: item rows [..., num_targets] and context codes [..., num_features]."""
+    """Candidates as the model reads them: item rows [..., num_targets], context codes [..., num_features], and their
+    standardised dense features [..., num_targets, num_dense_features], None where none are given.
+    """
 
     rows: Tensor
     context: Tensor
+    dense: Tensor | None = None
+
+    def part(self, index: Tensor | slice) -> "Targets":
+        """Those at some positions, with the context that all share."""
+        return Targets(self.rows[index], self.context, None if self.dense is None else self.dense[index])
 
 
 class Ranker(nn.Module, ABC):
@@ -61,6 +69,7 @@ class Ranker(nn.Module, ABC):
         self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config.layer, config.num_layers)
         self.heads = TaskHeads(config.tasks, dim, config.head_dim, config.num_items, config.dropout)
+        self.dense = DenseEmbedding(len(config.dense_features), config.dense_dim, dim)
 
     @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:
@@ -68,22 +77,27 @@ class Ranker(nn.Module, ABC):
 
     @abstractmethod
     def target_tokens(self, targets: Targets) -> Tensor:
-        """[..., num_targets] -> [..., num_targets, dim]. Context joins later, in `predict`."""
+        """[..., num_targets] -> [..., num_targets, dim]. Context and dense features join later, in `predict`."""
 
     def token_times(self, events: EventTokens) -> Tensor:
         """Event time of every prefix token: int64 [..., num_events * tokens_per_event]."""
         return events.times.repeat_interleave(self.tokens_per_event, dim=-1)
 
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """Hidden targets [..., dim] and their context -> raw task outputs [..., num_tasks] (logits of binary tasks)."""
-        raw: Tensor = self.heads(hidden + self.context(targets.context), targets.rows)
+        """Hidden targets [..., dim], their context and dense features -> raw task outputs [..., num_tasks] (logits of
+        binary tasks).
+        """
+        raw: Tensor = self.heads(
+            self.heads.widened(hidden + self.context(targets.context)) + self.dense(targets.dense), targets.rows
+        )
         return raw
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Compute in a dtype from now on; the heads stay at float32 or above."""
+        """Compute in a dtype from now on; heads and dense features stay at float32 or above."""
         self.to(dtype)
         if dtype.itemsize < torch.float32.itemsize:
             self.heads.float()
+            self.dense.float()
 
     def kv_shape(self) -> KVShape:
         """What a KV state of this model needs."""

@@ -81,6 +81,16 @@ class ContextFeature(Frozen):
         return self
 
 
+class DenseFeature(Frozen):
+    """A number of each candidate of a request, which meets it behind the layers: the caller's, in any unit. The model
+    reads (value - center) / scale.
+    """
+
+    name: Name
+    center: Number = 0.0
+    scale: float = Field(default=1.0, ge=1 / _MAX_NUMBER, le=_MAX_NUMBER)
+
+
 class Task(Frozen):
     """One head: what it learns and how its label follows from an event.
 
@@ -120,6 +130,9 @@ class RankerConfig(Frozen):
     """The action token also reads (value - value_center) / value_scale; None leaves the value out."""
     side_features: tuple[SideFeature, ...] = Field(default=(), max_length=256)
     context_features: tuple[ContextFeature, ...] = Field(default=(), max_length=256)
+    dense_features: tuple[DenseFeature, ...] = Field(default=(), max_length=256)
+    dense_dim: Width = 64
+    """Of the layer between dense features and the hidden target."""
     tasks: tuple[Task, ...] = Field(min_length=1, max_length=256)
     blend: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]]
     """Weight of each task in the one score that ranks."""
@@ -138,6 +151,7 @@ class RankerConfig(Frozen):
             ("task", tasks),
             ("context feature", [f.name for f in self.context_features]),
             ("side feature", [f.name for f in self.side_features]),
+            ("dense feature", [f.name for f in self.dense_features]),
             ("action", list(self.actions)),
         ):
             if len(set(names)) != len(names):

@@ -22,9 +22,12 @@ class TaskHeads(nn.Module):
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """[..., dim], item rows [...] -> raw outputs [..., num_tasks]: logits (binary), value - center (regression)."""
-        hidden = hidden.to(self.item_bias.weight.dtype)
-        out: Tensor = self.mlp(hidden) + self.item_bias(rows)
+        out: Tensor = self.mlp(self.widened(hidden)) + self.item_bias(rows)
         return out
+
+    def widened(self, hidden: Tensor) -> Tensor:
+        """In the dtype of the heads."""
+        return hidden.to(self.item_bias.weight.dtype)
 
     def rescale(self, task: int, scale: float, shift: float) -> None:
         """Make a task's raw output scale * raw + shift from now on."""

@@ -1,4 +1,5 @@
-"""What is read off hidden targets while a model serves: context, heads and scores in as few operators as that takes.
+"""What is read off hidden targets while a model serves: context, dense features, heads and scores in as few operators
+as that takes.
 
 At 100 candidates the calls of the operators cost more than what they compute. The definition is `Ranker.predict` and
 `TaskHeads.scores`, one module and one task after the other.
@@ -20,6 +21,7 @@ class Readout:
         sizes = [len(table) for table in tables]
         self._context = torch.cat(tables) if tables else None
         self._first_rows = torch.tensor([1 + sum(sizes[:index]) for index in range(len(sizes))], device=bias.device)
+        self._dense = model.dense
         self._norm, self._first, *_, self._last = model.heads.mlp
         self._item_bias = bias.detach()
         self._is_binary = torch.tensor([task.kind == "binary" for task in tasks], device=bias.device)
@@ -28,12 +30,16 @@ class Readout:
 
     def scores(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Hidden targets [num_targets, dim] -> scores [num_targets, num_tasks]: probabilities (binary), values
-        (regression). targets.context: codes of all targets, [num_features], or of each, [num_targets, num_features].
+        (regression). targets.context: codes of all targets, [num_features], or of each, [num_targets, num_features];
+        targets.dense: of each, if the model reads any.
         """
         if self._context is not None:
             codes = (targets.context + self._first_rows).view(-1, len(self._first_rows))
             hidden = hidden + functional.embedding_bag(codes, self._context, mode="sum")
-        x = self._norm(hidden.to(self._item_bias.dtype))
+        x = hidden.to(self._item_bias.dtype)
+        if self._dense.num_features:
+            x = x + self._dense(targets.dense)
+        x = self._norm(x)
         x = functional.silu(self._first(x), inplace=True)
         raw: Tensor = self._last(x).add_(functional.embedding(targets.rows, self._item_bias))
         if self._all_binary:

@@ -24,20 +24,24 @@ def readable(config: RankerConfig, kinds: tuple[str, ...]) -> RankerConfig:
 @pytest.mark.parametrize("kinds", [("binary",), ("regression",), ("regression", "binary", "binary")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows_of_context", [None, NUM_TARGETS])
-@pytest.mark.parametrize("reads_context", [True, False])
+@pytest.mark.parametrize("reads", ["all", "context", "dense", "nothing"])
+@pytest.mark.parametrize("gives_dense", [True, False])
 def test_it_is_what_the_modules_give(
-    kinds: tuple[str, ...], dtype: torch.dtype, rows_of_context: int | None, reads_context: bool
+    kinds: tuple[str, ...], dtype: torch.dtype, rows_of_context: int | None, reads: str, gives_dense: bool
 ) -> None:
     config = readable(small_config(), kinds)
-    if not reads_context:
+    if reads not in ("all", "context"):
         config = config.model_copy(update={"context_features": ()})
+    if reads not in ("all", "dense"):
+        config = config.model_copy(update={"dense_features": ()})
     model = small_checkpoint(config=config).model
     model.cast(dtype)
     features = config.context_features
     sizes = torch.tensor([feature.num_values for feature in features])
     lead = () if rows_of_context is None else (rows_of_context,)
     context = (torch.rand(*lead, len(features)) * (sizes + 1)).long() + MISSING
-    targets = Targets(torch.randint(0, config.num_items, (NUM_TARGETS,)), context)
+    dense = torch.randn(NUM_TARGETS, len(config.dense_features)) if gives_dense else None
+    targets = Targets(torch.randint(0, config.num_items, (NUM_TARGETS,)), context, dense)
     hidden = torch.randn(NUM_TARGETS, config.layer.dim, dtype=dtype)
     with torch.inference_mode():
         for table in model.context.embeddings:  # they begin at zero
