@@ -142,7 +142,7 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     now = int(history["time_ms"][-1]) if length else 10**12
     context = torch.tensor(codes, dtype=torch.int64, device=_device(checkpoint.model))
     names = tuple(feature.name for feature in reversed(config.dense_features) if rng.random() < _GIVEN_SHARE)
-    dense = DenseFeatures(names, rng.normal(size=(len(candidates), len(names))).astype(np.float32))
+    dense = DenseFeatures(names, rng.normal(size=len(candidates) * len(names)).astype(np.float32))
     return Case(history, candidates, context, now + _MINUTE_MS, dense)
 
 

@@ -88,10 +88,10 @@ class Rerank:
 
 @dataclass(frozen=True, slots=True)
 class DenseFeatures:
-    """Numbers of each candidate, by name. values: [num_candidates, len(names)], finite."""
+    """Numbers of each candidate, by name. values: [num_candidates * len(names)], candidate by candidate, finite."""
 
     names: tuple[str, ...] = ()
-    values: Floats = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    values: Floats = field(default_factory=lambda: np.empty(0, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +173,7 @@ class ModelInfo:
     tasks: tuple[str, ...]
     actions: tuple[str, ...]
     context_features: tuple[ContextFeatureInfo, ...]
+    dense_features: tuple[str, ...]
     max_history: int
     max_candidates: int
     prefix_stable: bool

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfalcon.errors import InvalidInput, UnknownModel
-from mfalcon.types import MAX_TIME_MS, RERANK_METHODS, ContextFeatureInfo, Events, ModelInfo, Rerank
+from mfalcon.types import MAX_TIME_MS, RERANK_METHODS, ContextFeatureInfo, DenseFeatures, Events, ModelInfo, Rerank
 
 MAX_TIMEOUT_MS = 3_600_000
 """Nobody waits longer for an answer, whatever setting or caller says."""
@@ -20,6 +20,8 @@ MAX_CONTEXT_ENTRIES = 256
 """A model reads no more context features."""
 MAX_RERANK_DEPTH = 1_000
 """A top is reranked in milliseconds."""
+MAX_DENSE_FEATURES = 256
+"""A model reads no more dense features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -126,3 +128,34 @@ def check_rerank(rerank: Rerank) -> None:
         raise InvalidInput("rerank.strength", rerank.strength, "0 (by score) to 1 (diversity alone)")
     if not 0 <= rerank.depth <= MAX_RERANK_DEPTH:
         raise InvalidInput("rerank.depth", rerank.depth, f"0 to {MAX_RERANK_DEPTH} (0 is the default)")
+
+
+def check_num_names(names: Sized) -> None:
+    """At most `MAX_DENSE_FEATURES`."""
+    if len(names) > MAX_DENSE_FEATURES:
+        raise InvalidInput("features.names", len(names), f"at most {MAX_DENSE_FEATURES} names")
+
+
+def check_num_values(values: Sized, at_most: int) -> None:
+    """At most so many in all."""
+    if len(values) > at_most:
+        raise InvalidInput("features.values", len(values), f"at most {at_most} numbers over HTTP")
+
+
+def check_dense(dense: DenseFeatures, features: Sequence[str], num_candidates: int) -> None:
+    """Names that the model declares, each once, with a finite number for each candidate; absent ones are fine."""
+    names, values = dense.names, dense.values
+    check_num_names(names)
+    for at, name in enumerate(names):
+        if name not in features:
+            known = ", ".join(features) if features else "none: this model reads no dense features"
+            raise InvalidInput(f"features.names[{at}]", name, f"one of the model's dense features ({known})")
+        if name in names[:at]:
+            raise InvalidInput(f"features.names[{at}]", name, "a name that is given once")
+    if len(values) != num_candidates * len(names):
+        expected = f"{num_candidates * len(names)} numbers ({num_candidates} candidates, {len(names)} features of each)"
+        raise InvalidInput("features.values", len(values), expected)
+    if len(bad := np.flatnonzero(~np.isfinite(values))):
+        at = int(bad[0])
+        where = f"{names[at % len(names)]} of candidate {at // len(names)}"
+        raise InvalidInput(f"features.values[{at}]", float(values[at]), f"a finite 32-bit float ({where})")

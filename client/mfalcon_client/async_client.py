@@ -14,7 +14,7 @@ from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -91,6 +91,7 @@ class AsyncClient:
         request_time_ms: int = 0,
         recent_events: Events = (),
         context: Mapping[str, int] = MappingProxyType({}),
+        features: Features = MappingProxyType({}),
         model: str = "",
         allow_partial: bool = False,
         rerank: Rerank | None = None,
@@ -103,6 +104,7 @@ class AsyncClient:
             request_time_ms=request_time_ms,
             recent_events=recent_events,
             context=context,
+            features=features,
             model=model,
             allow_partial=allow_partial,
             rerank=rerank,

@@ -14,7 +14,7 @@ from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -100,6 +100,7 @@ class Client:
         request_time_ms: int = 0,
         recent_events: Events = (),
         context: Mapping[str, int] = MappingProxyType({}),
+        features: Features = MappingProxyType({}),
         model: str = "",
         allow_partial: bool = False,
         rerank: Rerank | None = None,
@@ -109,8 +110,9 @@ class Client:
 
         top_k: how many positions `top` names. request_time_ms: what the model sees as now, 0 for the server's clock.
         recent_events: events after the stored history that this call alone sees. context: the request's features by
-        name. model: by name, "" for the default one. allow_partial: where the time is too short for all candidates,
-        the scores of the first ones are welcome. rerank: a `top` that is not the order of the scores. Raises
+        name. features: the candidates', [num_candidates] numbers by name. model: by name, "" for the default one.
+        allow_partial: where the time is too short for all candidates, the scores of the first ones are welcome. rerank:
+        a `top` that is not the order of the scores. Raises
         ClientError.
         """
         options = encoding.rank_options(
@@ -119,6 +121,7 @@ class Client:
             request_time_ms=request_time_ms,
             recent_events=recent_events,
             context=context,
+            features=features,
             model=model,
             allow_partial=allow_partial,
             rerank=rerank,

@@ -21,6 +21,7 @@ from mfalcon_client.types import (
     CacheSource,
     ContextFeature,
     Events,
+    Features,
     Ids,
     Model,
     Ranking,
@@ -62,6 +63,7 @@ def rank_options(
     request_time_ms: int = 0,
     recent_events: Events = (),
     context: Mapping[str, int] = MappingProxyType({}),
+    features: Features = MappingProxyType({}),
     model: str = "",
     allow_partial: bool = False,
     rerank: Rerank | None = None,
@@ -87,6 +89,7 @@ def rank_options(
             _field(pb.RankRequest.CANDIDATES_FIELD_NUMBER, _BYTES) + _varint(len(ids)),
             ids,
             _events("recent_events", recent_events, pb.RankRequest.RECENT_EVENTS_FIELD_NUMBER),
+            _features(features, len(candidates)),
         )
     )
 
@@ -180,6 +183,33 @@ def _candidates(candidates: Ids) -> bytes:
     return array.astype("<i8").tobytes()
 
 
+def _features(features: Features, num_candidates: int) -> bytes:
+    """Columns of numbers as the field of a RankRequest: its values lie candidate by candidate."""
+    if not features:
+        return b""
+    columns = []
+    for name, column in features.items():
+        what = f"features[{name!r}]"
+        try:
+            array = np.asarray(column)
+        except (ValueError, OverflowError, TypeError) as error:
+            raise InvalidArgument("INVALID_ARGUMENT", f"{what}: {error}") from error
+        _check_all_there(what, column)
+        if array.shape != (num_candidates,):
+            raise _wrong(what, f"shape {array.shape}", f"({num_candidates},): a number of each candidate")
+        if array.dtype.kind not in "iufb":
+            raise _wrong(what, f"dtype {array.dtype}", "numbers")
+        with np.errstate(over="ignore"):  # infinity is for the server to refuse
+            columns.append(array.astype("<f4"))
+    try:
+        names = pb.DenseFeatures(names=list(features)).SerializeToString()
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"features: {error}") from error
+    values = np.stack(columns, axis=1).tobytes()
+    packed = _field(pb.DenseFeatures.VALUES_FIELD_NUMBER, _BYTES) + _varint(len(values)) + values
+    return _field(pb.RankRequest.FEATURES_FIELD_NUMBER, _BYTES) + _varint(len(names) + len(packed)) + names + packed
+
+
 def _events(name: str, events: Events, field_number: int) -> bytes:
     """Events as a repeated field of this number."""
     array = _event_array(name, events)
@@ -256,6 +286,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         context_features=tuple(
             ContextFeature(f.name, f.num_values, tuple(f.values), f.derived) for f in reply.context_features
         ),
+        dense_features=tuple(reply.dense_features),
         max_history=reply.max_history,
         max_candidates=reply.max_candidates,
         prefix_stable=reply.prefix_stable,

@@ -1,6 +1,6 @@
 """What goes into a call and what comes out of it: numpy arrays in frozen dataclasses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -39,6 +39,10 @@ class Rerank:
     method: str
     strength: float
     depth: int = 0
+
+
+Features = Mapping[str, NDArray[np.floating] | NDArray[np.integer] | Sequence[float]]
+"""Numbers of the candidates by the name that the model has for them, [num_candidates] each."""
 
 
 class CacheSource(Enum):
@@ -130,7 +134,9 @@ class ContextFeature:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A served model. version: changes whenever weights or configuration do. backend: device, type and kernels."""
+    """A served model. version: changes whenever weights or configuration do. dense_features: names of the numbers of
+    each candidate that it reads. backend: device, type and kernels.
+    """
 
     name: str
     version: str
@@ -138,6 +144,7 @@ class Model:
     tasks: tuple[str, ...]
     actions: tuple[str, ...]
     context_features: tuple[ContextFeature, ...]
+    dense_features: tuple[str, ...]
     max_history: int
     max_candidates: int
     prefix_stable: bool

@@ -274,6 +274,7 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedMo
         context_features=tuple(
             ContextFeatureInfo(f.name, f.num_values, f.values, f.derive is not None) for f in ranker.context_features
         ),
+        dense_features=tuple(feature.name for feature in ranker.dense_features),
         max_history=ranker.max_history,
         max_candidates=options.max_candidates,
         prefix_stable=model.prefix_stable,

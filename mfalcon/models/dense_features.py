@@ -41,12 +41,13 @@ class DenseEmbedding(nn.Module):
 
 
 def standardised(features: Sequence[DenseFeature], given: DenseFeatures, num_candidates: int) -> Floats:
-    """What a model reads of features that a request gives [num_candidates, num_given]: float32 [num_candidates,
-    num_features], in the order of the model. One that is not given is its mean.
+    """What a model reads of the features that a request gives: float32 [num_candidates, num_features], in the order of
+    the model. One that is not given is its mean.
     """
     out = np.zeros((num_candidates, len(features)), dtype=np.float32)
+    columns = dict(zip(given.names, given.values.reshape(num_candidates, len(given.names)).T, strict=True))
     for index, feature in enumerate(features):
-        if feature.name in given.names:
-            column = given.values[:, given.names.index(feature.name)].astype(np.float64)
+        if feature.name in columns:
+            column = columns[feature.name].astype(np.float64)
             out[:, index] = ((column - feature.center) / feature.scale).clip(-LARGEST, LARGEST)
     return out

@@ -16,7 +16,17 @@ from numpy.typing import DTypeLike, NDArray
 from mfalcon import errors
 from mfalcon.errors import EngineFailure, MFalconError
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, ModelInfo, RankRequest, RankResult, Rerank, Timings
+from mfalcon.types import (
+    EVENT_DTYPE,
+    CacheInfo,
+    DenseFeatures,
+    Events,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+    Rerank,
+    Timings,
+)
 
 Attribute: TypeAlias = str | int | float | bool | None
 
@@ -32,7 +42,9 @@ class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 
 class Rank(Message):
-    """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE. trace: see `server.tracing.joined`."""
+    """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE; dense: the names, and the values as float32.
+    trace: see `server.tracing.joined`.
+    """
 
     user_id: str
     candidates: bytes
@@ -42,6 +54,7 @@ class Rank(Message):
     context: dict[str, int]
     allow_partial: bool
     rerank: Rerank | None
+    dense: tuple[tuple[str, ...], bytes]
     deadline: float | None
     model: str
     trace: dict[str, str]
@@ -66,6 +79,7 @@ class Rank(Message):
             dict(request.context),
             request.allow_partial,
             request.rerank,
+            (request.dense.names, _flat(request.dense.values, np.float32)),
             deadline,
             model,
             dict(trace),
@@ -73,6 +87,7 @@ class Rank(Message):
 
     def request(self) -> RankRequest:
         """The request, checked by the front-end."""
+        names, values = self.dense
         return RankRequest(
             user_id=self.user_id,
             candidates=np.frombuffer(self.candidates, np.int64),
@@ -82,6 +97,7 @@ class Rank(Message):
             context=self.context,
             allow_partial=self.allow_partial,
             rerank=self.rerank,
+            dense=DenseFeatures(names, np.frombuffer(values, np.float32)),
         )
 
 

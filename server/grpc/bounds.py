@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proto import ranking_pb2
 from server.grpc.wire import MessageLimits, Repeated
-from server.limits import MAX_CONTEXT_ENTRIES, Limits
+from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
 
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -13,6 +13,18 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 are nobody's."""
 MIN_PING_MS = 10_000
 """Callers may ask as often; gRPC's own five minutes close connections of clients that are set up as is usual."""
+
+
+DENSE = MessageLimits(
+    ranking_pb2.DenseFeatures.DESCRIPTOR.full_name,
+    Repeated(
+        "features.names",
+        ranking_pb2.DenseFeatures.NAMES_FIELD_NUMBER,
+        MAX_DENSE_FEATURES,
+        f"at most {MAX_DENSE_FEATURES} names",
+    ),
+)
+"""Its values are packed into few fields, and as many as there is room for in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,7 @@ def rank_limits(limits: Limits) -> MessageLimits:
             f"0 to {limits.max_recent_events} events",
         ),
         Repeated("context", message.CONTEXT_FIELD_NUMBER, MAX_CONTEXT_ENTRIES, f"0 to {MAX_CONTEXT_ENTRIES} entries"),
+        inner={message.FEATURES_FIELD_NUMBER: DENSE},
     )
 
 

@@ -9,9 +9,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mfalcon.types import EVENT_DTYPE, CacheInfo, Events, Floats, ModelInfo, RankRequest, RankResult, Rerank
+from mfalcon.types import (
+    EVENT_DTYPE,
+    CacheInfo,
+    DenseFeatures,
+    Events,
+    Floats,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+    Rerank,
+)
 from proto import ranking_pb2
 from server.grpc.wire import LENGTH_DELIMITED
+from server.limits import check_num_names
 
 
 def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> RankRequest:
@@ -25,12 +36,24 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         context=dict(message.context),
         allow_partial=message.allow_partial,
         rerank=rerank(message.rerank) if message.HasField("rerank") else None,
+        dense=dense_features(message.features) if message.HasField("features") else DenseFeatures(),
     )
 
 
 def rerank(message: ranking_pb2.Rerank) -> Rerank:
     """The same, not yet checked."""
     return Rerank(message.method, message.strength, message.depth)
+
+
+def dense_features(message: ranking_pb2.DenseFeatures) -> DenseFeatures:
+    """The names with the array of the values, of which only the number of names is checked. Raises InvalidInput."""
+    check_num_names(message.names)
+    num_values = len(message.values)
+    # As a sequence they would be made one Python float at a time; serialized they are packed, behind the names.
+    message.DiscardUnknownFields()
+    raw = message.SerializeToString()
+    values = np.frombuffer(raw, dtype="<f4", count=num_values, offset=len(raw) - 4 * num_values)
+    return DenseFeatures(tuple(message.names), values)
 
 
 def events(messages: Iterable[ranking_pb2.Event]) -> Events:
@@ -113,6 +136,7 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
             )
             for feature in model.context_features
         ],
+        dense_features=model.dense_features,
         max_history=model.max_history,
         max_candidates=model.max_candidates,
         prefix_stable=model.prefix_stable,

@@ -5,7 +5,9 @@ The scan reads the outermost tags and lengths alone and ends where a limit is pa
 limits and not by the message (protobuf.dev/programming-guides/encoding).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from mfalcon.errors import InvalidInput
@@ -47,11 +49,20 @@ class Repeated:
 
 
 class MessageLimits:
-    """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given."""
+    """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given. inner: of
+    messages in it, by the number of their field.
+    """
 
-    def __init__(self, name: str, *repeated: Repeated, max_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        *repeated: Repeated,
+        max_bytes: int | None = None,
+        inner: "Mapping[int, MessageLimits]" = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self._max_bytes = max_bytes
+        self._inner = {number << 3 | LENGTH_DELIMITED: limits for number, limits in inner.items()}
         self._of_tag = {field.number << 3 | LENGTH_DELIMITED: field for field in repeated}
         self._of_tag |= {field.number << 3 | FIXED64: field for field in repeated if field.is_fixed64}
 
@@ -96,6 +107,8 @@ class MessageLimits:
                 if num_others > MAX_OTHER_FIELDS:
                     limit = f"at most {MAX_OTHER_FIELDS} single or unknown fields"
                     raise InvalidInput(self.name, MoreThan(MAX_OTHER_FIELDS), limit)
+                if not depth and (inner := self._inner.get(tag)) is not None:
+                    inner._scan(raw[at - length : at])
                 continue
             room[field.number] -= num_items
             if room[field.number] < 0:

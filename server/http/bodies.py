@@ -26,15 +26,17 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
-from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, Rerank, no_events
+from mfalcon.types import EVENT_DTYPE, DenseFeatures, Events, Floats, Ids, RankRequest, Rerank, no_events
 from server import limits
 from server.explain import refusal, unknown_field
-from server.limits import MAX_CONTEXT_ENTRIES, Limits
+from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ELEMENTS_AT_ONCE = 1_000
 SIGNS = b",:[{"
 SIGNS_OF_AN_EVENT = 9
+DENSE_PER_CANDIDATE = 16
+"""Numbers of a candidate, where there are as many candidates as may be. Who has more asks over gRPC."""
 SLACK = 1.25
 """Requests of so many times what is legal are still told which of their lists is too long."""
 
@@ -62,9 +64,14 @@ class EventBody(Body):
 
 
 def list_as_array(
-    element: object, convert: Callable[[Any], NDArray[Any]], check_num: Callable[[list[object], Limits], None]
+    element: object,
+    convert: Callable[[Any], NDArray[Any]],
+    check_num: Callable[[list[object], Limits], None],
+    within: tuple[str, ...] = (),
 ) -> GetPydanticSchema:
-    """The annotation of an array that is a list of `element` in JSON; its number is checked first."""
+    """The annotation of an array that is a list of `element` in JSON; its number is checked first. within: the fields
+    of the body that it is in.
+    """
 
     def checked(value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Limits | None]) -> object:
         field = info.field_name
@@ -85,7 +92,7 @@ def list_as_array(
                 details = error.errors(include_url=False)[0]
                 at, *path = details["loc"]
                 assert isinstance(at, int)
-                raise refusal(details, (field, start + at, *path)) from error
+                raise refusal(details, (*within, field, start + at, *path)) from error
         return np.concatenate(parts) if parts else convert([])
 
     return GetPydanticSchema(
@@ -115,6 +122,18 @@ def to_events(bodies: list[EventBody]) -> Events:
     return np.array([(b.item_id, b.actions, b.value, b.time_ms) for b in bodies], dtype=EVENT_DTYPE)
 
 
+def to_floats(values: list[float]) -> Floats:
+    """[num_values]."""
+    return np.array(values, dtype=np.float32)
+
+
+def check_names(names: object) -> object:
+    """Their number."""
+    if isinstance(names, list):
+        limits.check_num_names(names)
+    return names
+
+
 def check_context(context: object) -> object:
     """Its number of entries."""
     if isinstance(context, dict):
@@ -139,6 +158,23 @@ class RerankBody(Body):
     depth: Uint32 = Field(
         default=0, description="How many of the best-scored candidates may change their places; 0 for 200."
     )
+
+
+class DenseBody(Body):
+    """Numbers of each candidate that the model reads beside its id."""
+
+    names: Annotated[list[str], BeforeValidator(check_names)] = Field(
+        description="Some of the model's dense_features, in any order."
+    )
+    values: Annotated[
+        Floats,
+        list_as_array(
+            Float32,
+            to_floats,
+            lambda values, most: limits.check_num_values(values, DENSE_PER_CANDIDATE * most.max_candidates),
+            within=("features",),
+        ),
+    ] = Field(description="Feature f of candidate c is at c * len(names) + f.")
 
 
 class RankBody(RequestBody):
@@ -179,6 +215,9 @@ class RankBody(RequestBody):
     context: Annotated[dict[str, Int64], BeforeValidator(check_context)] = Field(
         default={}, description="Request-context features by name."
     )
+    features: DenseBody | None = Field(
+        default=None, description="Numbers of the candidates, for a model that reads any."
+    )
     model: str = Field(default="", description="The model's name; empty is the default one.")
     allow_partial: bool = Field(
         default=False,
@@ -190,9 +229,10 @@ class RankBody(RequestBody):
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:
-        """Of candidates, events, context, and texts that hold nothing else."""
-        texts = 2 * most.max_user_id_bytes
-        return most.max_candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
+        """Of candidates, their features, events, context, and texts that hold nothing else."""
+        texts = 2 * most.max_user_id_bytes + MAX_DENSE_FEATURES
+        of_candidates = (1 + DENSE_PER_CANDIDATE) * most.max_candidates
+        return of_candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
 
     def request(self) -> RankRequest:
         """The request, its values not yet checked against limits."""
@@ -205,6 +245,7 @@ class RankBody(RequestBody):
             context=self.context,
             allow_partial=self.allow_partial,
             rerank=Rerank(self.rerank.method, self.rerank.strength, self.rerank.depth) if self.rerank else None,
+            dense=DenseFeatures(tuple(self.features.names), self.features.values) if self.features else DenseFeatures(),
         )
 
 

@@ -116,6 +116,7 @@ class ModelReply(Body):
     tasks: list[str]
     actions: list[str]
     context_features: list[ContextFeatureReply]
+    dense_features: list[str] = Field(description="Names of the numbers of each candidate that the model reads.")
     max_history: Uint64
     max_candidates: Uint64
     prefix_stable: bool

@@ -94,8 +94,9 @@ async def test_events_are_arrays_or_objects(client: Any, served: Running, events
 
 async def test_models_are_described(client: Any, served: Running) -> None:
     model = await client.get_model()
-    for name in ("name", "version", "architecture", "tasks", "actions", "max_history", "prefix_stable", "backend"):
+    for name in ("name", "version", "architecture", "tasks", "actions", "dense_features", "max_history"):
         assert getattr(model, name) == getattr(MODEL, name)
+    assert (model.prefix_stable, model.backend) == (MODEL.prefix_stable, MODEL.backend)
     assert [(f.name, f.num_values, f.values, f.derived) for f in model.context_features] == [
         ("gender", 2, ("F", "M"), False),
         ("hour", 24, (), True),
@@ -106,6 +107,19 @@ async def test_models_are_described(client: Any, served: Running) -> None:
     assert served.engine.asked_of == ["other"]
     with pytest.raises(NotFound, match="din"):
         await client.get_model("din")
+
+
+async def test_features_are_columns(client: Any, served: Running) -> None:
+    ages = np.arange(4)[::-2]
+    for features in ({"price": [0.5, -1.5], "age": ages}, {"price": np.array([0.5, -1.5]), "age": ages.astype("u1")}):
+        await client.rank("ann", [1, 2], features=features)
+        dense = served.engine.requests[-1].dense
+        assert dense.names == ("price", "age")
+        assert dense.values.tolist() == [0.5, 3.0, -1.5, 1.0]
+    many = np.arange(16_384) / 7
+    await client.rank("ann", np.arange(16_384), features={"age": many, "price": -many})
+    values = served.engine.requests[-1].dense.values
+    np.testing.assert_array_equal(values, np.stack([many, -many], axis=1).astype(np.float32).ravel())
 
 
 def ids(*values: object) -> Any:
@@ -137,6 +151,17 @@ BAD_RANKS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     (("ann", [1]), {"request_time_ms": MAX_TIME_MS + 1}),
     (("ann", [1]), {"context": {"gender": 9}}),
     (("ann", [1]), {"context": {"gender": "F"}}),
+    (("ann", [1]), {"features": {"weight": [1.0]}}),
+    (("ann", [1]), {"features": {"price": [1.0, 2.0]}}),
+    (("ann", [1]), {"features": {"price": 1.0}}),
+    (("ann", [1]), {"features": {"price": ["1"]}}),
+    (("ann", [1]), {"features": {"price": [None]}}),
+    (("ann", [1]), {"features": {"price": [float("nan")]}}),
+    (("ann", [1]), {"features": {"price": [1e39]}}),
+    (("ann", [1]), {"features": {"price": np.ma.masked_array([1.0], [True])}}),
+    (("ann", [1]), {"features": {"\udcff": [1.0]}}),
+    (("ann", [1]), {"features": {7: [1.0]}}),
+    (("ann", [1]), {"model": "other", "features": {"price": [1.0]}}),
     (("ann", [1]), {"model": "\udcff"}),
     (("ann", [1]), {"recent_events": THREE[::-1]}),
     (("ann", [1]), {"recent_events": np.zeros(3)}),

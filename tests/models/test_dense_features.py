@@ -16,7 +16,7 @@ FEATURES = (DenseFeature(name="price", center=10, scale=4), DenseFeature(name="a
 
 
 def given(names: tuple[str, ...], *rows: tuple[float, ...]) -> DenseFeatures:
-    return DenseFeatures(names, np.array(rows, dtype=np.float32).reshape(len(rows), len(names)))
+    return DenseFeatures(names, np.array(rows, dtype=np.float32).ravel())
 
 
 def test_columns_go_by_name_and_what_is_absent_is_the_mean() -> None:

@@ -40,7 +40,7 @@ def test_it_breaks_nobody() -> None:
         ("rpc Prefill", "rpc Encode", 'Previously present RPC "Prefill"'),
         ("REDIS = 3", "REDIS = 4", "Previously present enum value"),
         ("package mfalcon.v1;", "package mfalcon.v2;", "package changed"),
-        ("bool allow_partial = 8;", "bool allow_partial = 8;\n  bool also_new = 9;", ""),
+        ("bool allow_partial = 8;", "bool allow_partial = 8;\n  bool also_new = 19;", ""),
     ],
 )
 def test_the_guard_itself(old: str, new: str, why: str, tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ MODEL = ModelInfo(
         ContextFeatureInfo("gender", 2, ("F", "M"), derived=False),
         ContextFeatureInfo("hour", 24, (), derived=True),
     ),
+    dense_features=("price", "age"),
     max_history=512,
     max_candidates=99,
     prefix_stable=True,
     backend="cpu float32",
 )
-OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context_features=())
+OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context_features=(), dense_features=())
 KILLER = "killer"
 """A user whose rank is the last thing that the device does."""
 NUM_KNOWN_ITEMS = 2_000

@@ -92,6 +92,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         request_time_ms=1_700_000_000_000,
         recent_events=[EVENT, EVENT | {"actions": 31}],
         context={"gender": 1, "hour": 23},
+        features={"names": ["age", "price"], "values": [1, 2, 3, 4, 5, -6.5]},
         model="fake",
         allow_partial=True,
         rerank={"method": "mmr", "strength": 0.5, "depth": 7},
@@ -104,6 +105,9 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         assert request.request_time_ms == 1_700_000_000_000
         assert request.recent_events.tolist() == [(7, 17, 3.5, 1_000_000), (7, 31, 3.5, 1_000_000)]
         assert request.context == {"gender": 1, "hour": 23}
+        assert request.dense.names == ("age", "price")
+        assert request.dense.values.dtype == np.float32
+        assert request.dense.values.tolist() == [1, 2, 3, 4, 5, -6.5]
         assert request.allow_partial
         assert request.rerank == Rerank("mmr", 0.5, 7)
     assert len(running.engine.requests) == 2

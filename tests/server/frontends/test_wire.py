@@ -7,7 +7,17 @@ import pytest
 
 from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, Overloaded, StorageUnavailable
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, Rerank, Timings, no_events
+from mfalcon.types import (
+    EVENT_DTYPE,
+    CacheInfo,
+    CacheSource,
+    DenseFeatures,
+    RankRequest,
+    RankResult,
+    Rerank,
+    Timings,
+    no_events,
+)
 from server.frontends import wire
 from tests.server.fake_engine import MODEL, OTHER
 
@@ -28,13 +38,16 @@ def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", re
         {"gender": 1},
         allow_partial=True,
         rerank=rerank,
+        dense=DenseFeatures(("price", "age"), np.arange(2 * num_candidates, dtype=np.float32)),
     )
     message = wire.decode_question(wire.encode(wire.Rank.of(2**40, request, 1.5, "m")))
     assert isinstance(message, wire.Rank)
     assert (message.call, message.deadline, message.model) == (2**40, 1.5, "m")
     arrived = message.request()
+    assert arrived.dense.names == request.dense.names
+    assert np.array_equal(arrived.dense.values, request.dense.values) and arrived.dense.values.dtype == np.float32
     for field in dataclasses.fields(RankRequest):
-        assert np.array_equal(getattr(arrived, field.name), getattr(request, field.name))
+        assert field.name == "dense" or np.array_equal(getattr(arrived, field.name), getattr(request, field.name))
     assert arrived.candidates.dtype == np.int64
     assert arrived.recent_events.dtype == EVENT_DTYPE
 
