@@ -1,5 +1,5 @@
-"""Blocking work in a thread beside the event loop. Nobody waits for it at exit, as for an executor's: storage that hangs
-shall not keep a process from ending.
+"""Blocking work in a thread beside the event loop. Nobody waits for it at exit, as for an executor's: storage that
+hangs shall not keep a process from ending.
 """
 
 import asyncio

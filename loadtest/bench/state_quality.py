@@ -137,7 +137,7 @@ class Scorer:
         self._served = served or reference(checkpoint.model)
         config = checkpoint.model.config
         self._windows = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
-        self._columns = Columns(dataset, config.tasks)
+        self._columns = Columns(dataset, config)
         self.positions = np.flatnonzero(is_target)
 
     def scores(self, through: Callable[[KVState], KVState], how: How) -> Floats:
@@ -171,8 +171,9 @@ class Scorer:
         return event_tokens(self.dataset.events[positions], self.dataset.items, torch.device("cpu"))
 
     def _score(self, state: KVState, group: _Group) -> Floats:
-        context = self._columns.context[int(group.positions[0])]
-        targets = Targets(self._columns.rows[torch.from_numpy(group.positions)], context)
+        columns, positions = self._columns, torch.from_numpy(group.positions)
+        dense = None if columns.dense is None else columns.dense[positions]
+        targets = Targets(columns.rows[positions], columns.context[int(positions[0])], dense)
         out: Floats = score(self._served, state, targets, group.time_ms, len(group.positions)).float().numpy()
         return out
 

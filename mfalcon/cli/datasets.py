@@ -28,7 +28,8 @@ ColumnsOption = Annotated[
     str,
     typer.Option(
         "--columns",
-        help="Your columns: user=…,item=…,time=… and optionally action=…,value=…,time_unit=auto|s|ms|us|iso8601.",
+        help="Your columns: user=…,item=…,time=… and optionally action=…,value=…,features=a+b,"
+        "time_unit=auto|s|ms|us|iso8601.",
         rich_help_panel="Data",
     ),
 ]

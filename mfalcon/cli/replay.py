@@ -25,7 +25,7 @@ from mfalcon.train.evaluate import evaluate, report
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
 from mfalcon.train.vocabulary import fit_to
-from mfalcon.types import Ids
+from mfalcon.types import Floats, Ids
 from mfalcon_client import Client
 
 _SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
@@ -99,7 +99,7 @@ def replay_online(
     context = _context(dataset)
     reused = encoded = 0
     latencies = []
-    append_histories(client, dataset, _before(dataset, chosen))
+    append_histories(client, dataset, _before(dataset, chosen, visibility))
     groups = _groups(dataset, index, visibility)
     for group in track(groups, description="replaying", transient=True, console=Console(stderr=True)):
         first = int(group[0])
@@ -110,12 +110,14 @@ def replay_online(
             events["item_id"],
             request_time_ms=int(events["time_ms"][0]),
             context=context[int(dataset.user[first])],
+            features=_features(model, dataset, group),
         )
         latencies.append(time.perf_counter() - began)
         scores[[row_of[int(position)] for position in group]] = result.task_scores.T
         reused += result.cache.reused_tokens
         encoded += result.cache.encoded_tokens
-        client.append_events(user, events, expected_len=result.history_len)
+        shown = dataset.events[_of_one_time(dataset, first)] if visibility == "strict" else events
+        client.append_events(user, shown, expected_len=result.history_len)
     online = report(model, dataset, index, scores, visibility)
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
     worst = float(np.abs(scores - expected).max())
@@ -124,13 +126,26 @@ def replay_online(
     )
 
 
-def _before(dataset: Dataset, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The events of every user who takes part that come before the first chosen one."""
-    before = np.zeros(len(dataset.events), dtype=np.bool_)
+def _before(dataset: Dataset, chosen: NDArray[np.bool_], visibility: Visibility) -> NDArray[np.bool_]:
+    """The events of every user who takes part that come before the first chosen one: strict, those of an earlier time,
+    of which a split may leave some out.
+    """
+    before, times = np.zeros(len(dataset.events), dtype=np.bool_), dataset.events["time_ms"]
     for user in np.unique(dataset.user[chosen]):
         positions = dataset.of_user(user)
-        before[positions[: int(np.argmax(chosen[positions]))]] = True
+        first = int(np.argmax(chosen[positions]))
+        if visibility == "strict":
+            first = int(np.searchsorted(times[positions], times[positions[first]], side="left"))
+        before[positions[:first]] = True
     return before
+
+
+def _of_one_time(dataset: Dataset, position: int) -> Ids:
+    """Events of the same user and time as one event."""
+    positions = dataset.of_user(int(dataset.user[position]))
+    times = dataset.events["time_ms"]
+    same: Ids = positions[times[positions] == times[position]]
+    return same
 
 
 def _groups(dataset: Dataset, index: Ids, visibility: Visibility) -> list[Ids]:
@@ -148,3 +163,13 @@ def _context(dataset: Dataset) -> list[dict[str, int]]:
         {name: int(column[user]) for name, column in dataset.user_context.items() if column[user] >= 0}
         for user in range(len(dataset.user_ids))
     ]
+
+
+def _features(model: Ranker, dataset: Dataset, group: Ids) -> dict[str, Floats]:
+    """Of the items of some events; where one is unknown, the mean, as which the model reads it."""
+    given = [feature for feature in model.config.dense_features if feature.name in dataset.dense]
+    columns = {feature.name: dataset.dense[feature.name][group] for feature in given}
+    return {
+        feature.name: np.where(np.isnan(columns[feature.name]), np.float32(feature.center), columns[feature.name])
+        for feature in given
+    }

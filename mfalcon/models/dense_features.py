@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,6 +41,13 @@ class DenseEmbedding(nn.Module):
         return out
 
 
+def standard(feature: DenseFeature, column: NDArray[np.floating]) -> Floats:
+    """What a model reads of one feature [n]: float32, 0 where it is NaN."""
+    out = ((column.astype(np.float64) - feature.center) / feature.scale).clip(-LARGEST, LARGEST)
+    out[np.isnan(out)] = 0
+    return out.astype(np.float32)
+
+
 def standardised(features: Sequence[DenseFeature], given: DenseFeatures, num_candidates: int) -> Floats:
     """What a model reads of the features that a request gives: float32 [num_candidates, num_features], in the order of
     the model. One that is not given is its mean.
@@ -48,6 +56,5 @@ def standardised(features: Sequence[DenseFeature], given: DenseFeatures, num_can
     columns = dict(zip(given.names, given.values.reshape(num_candidates, len(given.names)).T, strict=True))
     for index, feature in enumerate(features):
         if feature.name in columns:
-            column = columns[feature.name].astype(np.float64)
-            out[:, index] = ((column - feature.center) / feature.scale).clip(-LARGEST, LARGEST)
+            out[:, index] = standard(feature, columns[feature.name])
     return out

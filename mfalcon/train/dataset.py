@@ -1,13 +1,13 @@
 """A data set in mfalcon's words: events of many users, their items and their context features. numpy only."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from mfalcon.models.config import ContextFeature, SideFeature, Task
 from mfalcon.models.items import ItemTable
-from mfalcon.types import Events, Ids
+from mfalcon.types import Events, Floats, Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Dataset:
     side_features: what `items.side` holds.
     context_features: what `user_context` holds, and derived ones (which have no column there).
     user_context: feature name -> [num_users] int64 code, -1 where unknown.
+    dense: feature name -> [num_events] float32 number that the event's item had when it was shown, NaN where unknown.
     tasks, blend: the default heads for this data.
     """
 
@@ -35,6 +36,7 @@ class Dataset:
     user_context: Mapping[str, Ids]
     tasks: tuple[Task, ...]
     blend: Mapping[str, float]
+    dense: Mapping[str, Floats] = field(default_factory=dict)
 
     def of_user(self, index: int) -> Ids:
         """Positions in `events` of one user's events, in order."""

@@ -6,11 +6,15 @@ import numpy as np
 from pydantic import Field
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
+from mfalcon.models.config import DenseFeature, Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
 from mfalcon.models.registry import architecture
 from mfalcon.train.dataset import Dataset
+from mfalcon.types import Floats
 
 Positive = Annotated[int, Field(gt=0)]
+
+_LEAST_SPREAD = 1e-12
+"""Of a feature that is not the same for every event."""
 
 
 class TrainConfig(Frozen):
@@ -25,6 +29,8 @@ class TrainConfig(Frozen):
     weight_decay: float = Field(default=1e-4, ge=0)
     context_dropout: float = Field(default=0.8, ge=0, lt=1)
     """Share of context codes hidden while training, so that a missing feature has a meaning."""
+    dense_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of targets whose dense features are hidden while training, so that their absence has a meaning."""
     item_dropout: float = Field(default=0.05, ge=0, lt=1)
     """Share of items shown as the unknown item while training, so that the reserved row has a meaning."""
     clip_norm: float = Field(default=1.0, gt=0)
@@ -78,6 +84,7 @@ def model_config(
         value_scale=float(np.std(values)) or None if single_action else None,
         side_features=dataset.side_features,
         context_features=dataset.context_features,
+        dense_features=tuple(_dense_feature(name, column) for name, column in dataset.dense.items()),
         tasks=dataset.tasks,
         blend=dict(dataset.blend),
         head_dim=dim,
@@ -86,3 +93,10 @@ def model_config(
         window_chunk=window_chunk,
         dropout=dropout,
     )
+
+
+def _dense_feature(name: str, column: Floats) -> DenseFeature:
+    """Standardised over the events of a data set."""
+    known = column[~np.isnan(column)].astype(np.float64)
+    spread = float(np.std(known))
+    return DenseFeature(name=name, center=float(np.mean(known)), scale=spread if spread > _LEAST_SPREAD else 1.0)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
-from mfalcon.models.config import Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.dense_features import standard
 from mfalcon.train.dataset import Dataset
-from mfalcon.types import Ids
+from mfalcon.types import Floats, Ids
 from mfalcon.window import WindowRule
 
 Visibility = Literal["strict", "order"]
@@ -83,7 +84,7 @@ class Batch:
 class Columns:
     """A data set as tensors that batches are gathered from; the event past the end is padding."""
 
-    def __init__(self, dataset: Dataset, tasks: Sequence[Task]) -> None:
+    def __init__(self, dataset: Dataset, config: RankerConfig) -> None:
         events = dataset.events
         self._pad = len(events)
         rows = dataset.items.rows(np.ascontiguousarray(events["item_id"]))
@@ -92,7 +93,8 @@ class Columns:
         self.values = _padded(events["value"].astype(np.float64))
         self.times = _padded(np.ascontiguousarray(events["time_ms"]))
         self.context = _padded(event_context(dataset))
-        self.labels = torch.from_numpy(labels(dataset, tasks))
+        self.dense = _padded(event_features(dataset, config)) if config.dense_features else None
+        self.labels = torch.from_numpy(labels(dataset, config.tasks))
 
     def batch(self, group: Sequence[Window]) -> Batch:
         """Pad and stack windows."""
@@ -100,7 +102,8 @@ class Columns:
         target = self._stack([window.targets for window in group])
         visible = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w.visible) for w in group], batch_first=True)
         events = EventTokens(self.rows[prefix], self.actions[prefix], self.values[prefix], self.times[prefix])
-        targets = Targets(self.rows[target], self.context[target])
+        dense = None if self.dense is None else self.dense[target]
+        targets = Targets(self.rows[target], self.context[target], dense)
         return Batch(events, prefix != self._pad, targets, visible, self.times[target], target != self._pad, target)
 
     def _stack(self, positions: Sequence[Ids]) -> Tensor:
@@ -125,6 +128,15 @@ def event_context(dataset: Dataset) -> Ids:
             out[:, index] = by_user[feature.name]
         else:
             out[:, index] = [context_codes((feature,), {}, int(t))[0] for t in dataset.events["time_ms"]]
+    return out
+
+
+def event_features(dataset: Dataset, config: RankerConfig) -> Floats:
+    """Standardised dense features of every event: [num_events, num_features]."""
+    out = np.zeros((len(dataset.events), len(config.dense_features)), dtype=np.float32)
+    for index, feature in enumerate(config.dense_features):
+        if feature.name in dataset.dense:
+            out[:, index] = standard(feature, dataset.dense[feature.name])
     return out
 
 

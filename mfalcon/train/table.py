@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import field_validator
 
 from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
@@ -17,8 +18,8 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.frames import item_ids, numbers, read_frame, refuse, text
 from mfalcon.train.sequences import labels
 from mfalcon.train.settings import equal_blend
-from mfalcon.train.table_items import ItemColumns, config_name, read_items
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events, Ids
+from mfalcon.train.table_items import ItemColumns, config_name, names_of, read_items
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events, Floats, Ids
 
 MAX_ACTIONS = 32
 ONLY_ACTION = "event"
@@ -33,8 +34,9 @@ FIRST_DATE, LAST_DATE = 19_000_101, 21_001_231
 class ColumnMapping(Frozen):
     """Which columns of the event file are what.
 
-    time_unit: "auto" reads date columns and ISO-8601 text as such (UTC where no zone is named), and tells s, ms and us
-    apart by the size of the numbers.
+    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". time_unit: "auto" reads
+    date columns and ISO-8601 text as such (UTC where no zone is named), and tells s, ms and us apart by the size of the
+    numbers.
     """
 
     user: str = "user_id"
@@ -42,7 +44,13 @@ class ColumnMapping(Frozen):
     time: str = "timestamp"
     action: str | None = None
     value: str | None = None
+    features: tuple[str, ...] = ()
     time_unit: TimeUnit = "auto"
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return names_of(value)
 
 
 def read_table(
@@ -70,7 +78,7 @@ def read_table(
     """
     if like_at_least is not None and columns.value is None:
         raise DataError(f"{events}: like_at_least {like_at_least:g} needs a value column")
-    wanted = (columns.user, columns.item, columns.time, columns.action, columns.value)
+    wanted = (columns.user, columns.item, columns.time, columns.action, columns.value, *columns.features)
     frame = read_frame(events, [column for column in wanted if column], "columns")
     user_ids, user = _users(events, frame[columns.user])
     actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
@@ -81,6 +89,7 @@ def read_table(
     rows["time_ms"] = _times(events, frame[columns.time], columns.time_unit)
     order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
     rows, user = rows[order], user[order]
+    dense = _dense(events, frame.select(columns.features))
     if not tasks:
         tasks = _value_tasks(rows["value"], like_at_least) if columns.value else _action_tasks(events, actions, rows)
     with_events = np.unique(rows["item_id"])
@@ -101,6 +110,7 @@ def read_table(
         user_context={},
         tasks=tuple(tasks),
         blend=dict(blend) if blend else equal_blend(tasks),
+        dense={name: column[order] for name, column in dense.items()},
     )
     _check_tasks(events, dataset, has_value=columns.value is not None)
     return dataset
@@ -138,6 +148,25 @@ def _values(path: Path, series: pl.Series) -> NDArray[np.float32]:
     in_range = cells.abs() <= float(np.finfo(np.float32).max)
     refuse(path, series, ~in_range.fill_null(value=False), "a finite number (fill such cells or leave the rows out)")
     return cells.to_numpy().astype(np.float32)
+
+
+def _dense(path: Path, frame: pl.DataFrame) -> dict[str, Floats]:
+    """Each column [num_events] by the name that the model has for it, NaN where a cell is empty."""
+    dense: dict[str, Floats] = {}
+    for series in frame:
+        name, cells = config_name(series.name), numbers(path, series)
+        refuse(path, series, cells.is_null() & ~_is_empty(series), "a finite number, or empty")
+        refuse(path, series, cells.abs() > float(np.finfo(np.float32).max), "a finite 32-bit float, or empty")
+        if cells.is_null().all():
+            raise DataError(f"{path}: column {series.name!r} is empty, must be numbers")
+        if name in dense:
+            raise DataError(f"{path}: column {series.name!r}: another feature is called {name!r} too")
+        dense[name] = cells.fill_null(float("nan")).to_numpy().astype(np.float32)
+    return dense
+
+
+def _is_empty(series: pl.Series) -> pl.Series:
+    return series.is_null() | (series == "") if series.dtype == pl.String else series.is_null()
 
 
 def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:

@@ -39,7 +39,12 @@ class ItemColumns(Frozen):
     @field_validator("side", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(name.strip() for name in value.split("+")) if isinstance(value, str) else value
+        return names_of(value)
+
+
+def names_of(value: object) -> object:
+    """The columns that "a+b" names."""
+    return tuple(name.strip() for name in value.split("+")) if isinstance(value, str) else value
 
 
 def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, tuple[SideFeature, ...]]:

@@ -68,7 +68,7 @@ def train(
     parts = split(dataset, config.split)
     window = (config.visibility, model_config.max_history, model_config.window_chunk)
     items = windows(dataset, parts == TRAIN, *window)
-    columns = Columns(dataset, model_config.tasks)
+    columns = Columns(dataset, model_config)
     _check_trainable(columns, model_config, parts)
     num_validation = int(np.count_nonzero(parts == VALIDATION))
     if num_validation < FEW_VALIDATION_EVENTS:
@@ -99,8 +99,9 @@ def _identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig)
     """Names a run: the same data, model and training config."""
     digest = hashlib.sha256(json.dumps([model_config.model_dump(), config.model_dump()], sort_keys=True).encode())
     side, context = dataset.items.side, dataset.user_context
-    columns = [dataset.events, dataset.user, dataset.items.item_id]
+    columns: list[NDArray[np.generic]] = [dataset.events, dataset.user, dataset.items.item_id]
     columns += [side[name] for name in sorted(side)] + [context[name] for name in sorted(context)]
+    columns += [dataset.dense[name] for name in sorted(dataset.dense)]
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
@@ -139,10 +140,14 @@ def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, repo
 
 
 def _hide(batch: Batch, config: TrainConfig) -> Batch:
-    """Hide some items and context codes, as if they were unknown and missing."""
+    """Hide some items, context codes and dense features, as if they were unknown and missing."""
+    dense = batch.targets.dense
+    if dense is not None:
+        dense = dense.masked_fill(torch.rand((*dense.shape[:-1], 1)) < config.dense_dropout, 0.0)
     targets = Targets(
         _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
         _masked(batch.targets.context, config.context_dropout, MISSING),
+        dense,
     )
     events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
     return replace(batch, events=events, targets=targets)

@@ -12,6 +12,7 @@ from mfalcon.errors import DataError
 from mfalcon.models.config import SideFeature, Task
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.movielens import INTER
+from mfalcon.train.recipes import model_config
 from mfalcon.train.table import ColumnMapping, read_table
 from mfalcon.train.table_items import ItemColumns
 
@@ -366,3 +367,51 @@ def test_lists_are_tags(tmp_path: Path) -> None:
 def test_bad_items_are_refused(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_table(write(tmp_path / "e.csv", VALUES), columns=RATED, items=write(tmp_path / "i.csv", content))
+
+
+FEATURES = """\
+user_id,item_id,timestamp,value,Price (EUR),place
+bob,30,1000,5,1.5,1
+ann,10,2000,1,,2
+ann,20,1000,4,-2e3,3
+"""
+
+
+def test_features_are_numbers_of_the_item_as_it_was_shown(tmp_path: Path) -> None:
+    columns = ColumnMapping.model_validate({"value": "value", "features": "Price (EUR) + place"})
+    dataset = read_table(write(tmp_path / "e.csv", FEATURES), columns=columns)
+    assert dataset.events["item_id"].tolist() == [20, 30, 10]
+    (price, place) = dataset.dense
+    assert (price, place) == ("price_eur", "place")
+    np.testing.assert_array_equal(dataset.dense[price], np.array([-2e3, 1.5, np.nan], dtype=np.float32))
+    assert dataset.dense[place].tolist() == [3, 1, 2]
+    first, second = model_config(dataset, "dfgr").dense_features
+    assert first.name == "price_eur"
+    assert [first.center, first.scale] == pytest.approx([-999.25, 1000.75])
+    assert (second.name, second.center) == ("place", 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        (",1.5,", ",cheap,", "column 'Price (EUR)', row 1: got 'cheap', must be a finite number, or empty"),
+        (",1.5,", ",inf,", "row 1: got 'inf', must be a finite number, or empty"),
+        (",1.5,", ",1e39,", "row 1: got '1e39', must be a finite 32-bit float, or empty"),
+        ("place", "PRICE-eur", "another feature is called 'price_eur' too"),
+        ("Price (EUR)", "cost", "has no column 'Price (EUR)'"),
+    ],
+)
+def test_features_that_are_no_numbers_are_refused(old: str, new: str, says: str, tmp_path: Path) -> None:
+    features = ("Price (EUR)", "PRICE-eur" if new == "PRICE-eur" else "place")
+    with pytest.raises(DataError) as refused:
+        read_table(
+            write(tmp_path / "e.csv", FEATURES.replace(old, new)),
+            columns=ColumnMapping(value="value", features=features),
+        )
+    assert says in str(refused.value)
+
+
+def test_a_feature_without_a_number_is_refused(tmp_path: Path) -> None:
+    empty = "user_id,item_id,timestamp,value,price\nann,1,1000,1,\nann,2,2000,4,\n"
+    with pytest.raises(DataError, match="column 'price' is empty"):
+        read_table(write(tmp_path / "e.csv", empty), columns=ColumnMapping(value="value", features=("price",)))

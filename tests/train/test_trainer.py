@@ -63,6 +63,34 @@ def test_it_learns(tmp_path: Path, architecture: str) -> None:
     assert all(p.targets_per_second > 0 for p in steps)
 
 
+def with_hint(noise: float = 0.3) -> Dataset:
+    """The data set with a feature that is the label and noise, which every fifth event lacks."""
+    rng = np.random.default_rng(0)
+    liked = DATASET.events["value"] >= 4
+    hint = (100 + 20 * (liked + noise * rng.normal(size=len(liked)))).astype(np.float32)
+    hint[::5] = np.nan
+    return replace(DATASET, dense={"hint": hint})
+
+
+@pytest.mark.parametrize("architecture", architectures())
+def test_it_learns_from_dense_features_and_does_without_them(tmp_path: Path, architecture: str) -> None:
+    hinted = with_hint()
+    config = small(architecture, hinted)
+    assert [feature.name for feature in config.dense_features] == ["hint"]
+    model = train(hinted, config, TRAIN.model_copy(update={"learning_rate": 5e-3}), tmp_path, silent)
+    chosen = split(hinted, "A") == VALIDATION
+    with_it, _, _ = evaluate(model, hinted, chosen, "strict")
+    without, _, _ = evaluate(model, DATASET, chosen, "strict")
+    assert with_it.auc > 0.85 > without.auc > 0.5
+
+
+def test_other_numbers_of_a_feature_are_another_run(tmp_path: Path) -> None:
+    hinted = with_hint()
+    train(hinted, small(dataset=hinted), TRAIN, tmp_path, silent)
+    with pytest.raises(ConfigError):
+        train(with_hint(noise=0.4), small(dataset=hinted), TRAIN, tmp_path, silent)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
     one = train(DATASET, small(), TRAIN, tmp_path / "a", silent)
     assert_same(one, train(DATASET, small(), TRAIN, tmp_path / "b", silent))
