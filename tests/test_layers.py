@@ -78,7 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rerank",
     ),
     "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
-    "train": ("words", "attention", "config", "models"),
+    "train": ("words", "attention", "config", "models", "rerank"),
     "proto": (),
     "client": (),
     "server": ("words", "metrics", "config", "proto"),

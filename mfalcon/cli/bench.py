@@ -25,6 +25,7 @@ from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
+from mfalcon.cli.bench_rerank import bench_rerank
 from mfalcon.cli.bench_saturation import bench_saturation
 from mfalcon.cli.bench_scale import scale, scale_check, scale_costs, scale_page
 from mfalcon.cli.bench_serve import bench_serve
@@ -51,6 +52,7 @@ app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
+app.command("rerank")(bench_rerank)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)

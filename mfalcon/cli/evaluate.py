@@ -19,13 +19,16 @@ from mfalcon.cli.datasets import (
     LikeOption,
     open_dataset,
 )
+from mfalcon.cli.evaluate_rerank import evaluate_rerank, rerank_table
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
+from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
 from mfalcon.train.sequences import Visibility
-from mfalcon.train.splits import TEST, TRAIN, Split, split
+from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
 from mfalcon.train.vocabulary import fit_to
+from mfalcon.types import RERANK_METHODS
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
 
@@ -38,6 +41,13 @@ def evaluate(
     item_columns: ItemColumnsOption = "",
     like_at_least: LikeOption = None,
     part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
+    rerank: Annotated[
+        str | None,
+        typer.Option(help="Instead: what a diverse top by this method (mmr, dpp) costs. docs/rerank.md explains."),
+    ] = None,
+    depth: Annotated[
+        int, typer.Option(min=0, help="Of --rerank: candidates that may move; 0 for the server's default.")
+    ] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
@@ -50,6 +60,15 @@ def evaluate(
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     parts = split(dataset, part)
     chosen = parts == TEST
+    if rerank is not None:
+        if rerank not in RERANK_METHODS:
+            raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, RERANK_METHODS))}")
+        rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth)
+        if json_output:
+            print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
+        else:
+            Console(highlight=False).print(rerank_table(f"{loaded.model.config.name}, split {part}, {rerank}", rows))
+        return
     reports = [r for visibility in _VISIBILITIES for r in evaluate_tasks(loaded.model, dataset, chosen, visibility)]
     reports += evaluate_baselines(loaded.model.config.tasks, dataset, chosen, parts == TRAIN)
     if json_output:

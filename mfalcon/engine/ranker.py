@@ -22,7 +22,7 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.heads import probability_that_ranks
 from mfalcon.rerank.likeness import Likeness, centred
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
 from mfalcon.window import WindowRule
@@ -99,7 +99,7 @@ class LoadedRanker:
         alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
-        self.probability = _probability(model.config)
+        self.probability = probability_that_ranks(model.config.tasks, model.config.blend)
         self.predictor = measured.predictor if measured is not None else Predictor()
         fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
         if options.kv_dtype != "auto":
@@ -251,13 +251,6 @@ class LoadedRanker:
         await asyncio.to_thread(self.cache.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)
-
-
-def _probability(config: RankerConfig) -> str | None:
-    """The task whose probability orders candidates as the blend does, if there is one."""
-    weights = {name: weight for name, weight in config.blend.items() if weight}
-    binary = {task.name for task in config.tasks if task.kind == "binary"}
-    return next((name for name, weight in weights.items() if len(weights) == 1 and weight > 0 and name in binary), None)
 
 
 def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:

@@ -50,3 +50,11 @@ class TaskHeads(nn.Module):
 def blend_weights(tasks: Sequence[Task], blend: Mapping[str, float]) -> list[float]:
     """Weight of each task, in the order of the tasks."""
     return [blend.get(task.name, 0.0) for task in tasks]
+
+
+def probability_that_ranks(tasks: Sequence[Task], blend: Mapping[str, float]) -> str | None:
+    """The binary task whose probability alone orders candidates as the blend does, if there is one."""
+    weights = {name: weight for name, weight in blend.items() if weight}
+    return next(
+        (t.name for t in tasks if t.kind == "binary" and len(weights) == 1 and weights.get(t.name, 0) > 0), None
+    )

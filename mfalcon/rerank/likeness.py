@@ -1,4 +1,4 @@
-"""How alike items are: by their tags and categories, and by the vectors that a model has learned of them."""
+"""How alike items are: by their tags or categories, and by the vectors that a model has learned of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import Floats, Ids
 
 SIDE_SHARE = 0.8
-"""Of tags and categories together, where an item has both these and a learned vector."""
+"""Of tags or categories, where an item has these and a learned vector."""
 
 _ROWS_AT_ONCE = 65_536
 
@@ -22,8 +22,9 @@ SimilarTo = Callable[[int], Floats]
 class Likeness:
     """What is known of every item of a model. An item of which nothing is known is like no other.
 
-    items: their tags and categories. learned: [num_rows, dim] vectors of length 1, or 0; None for a likeness by tags
-    and categories alone.
+    items: their tags; where no item has any, their categories. To share a year, or what else may be a category, makes
+    few items alike that do not share a tag. learned: [num_rows, dim] vectors of length 1, or 0; None for a likeness by
+    tags or categories alone.
     """
 
     items: ItemTable
@@ -31,13 +32,15 @@ class Likeness:
 
     def among(self, rows: Ids) -> SimilarTo:
         """How alike candidates are, [num_candidates] item rows: the cosine of a vector that holds, by their shares,
-        their tags, a place for every value of a category, and the learned vector.
+        their tags, or a place for every value of a category, and the learned vector.
         """
-        known, share = rows != UNKNOWN_ROW, SIDE_SHARE / max(1, len(self.items.side))
+        columns = list(self.items.side.values())
+        columns = [column for column in columns if column.ndim == 2] or columns
+        known, share = rows != UNKNOWN_ROW, SIDE_SHARE / max(1, len(columns))
         if self.learned is None:
             share /= SIDE_SHARE
         parts, categories, squares = list[Floats](), list[Ids](), np.zeros(len(rows))
-        for column in self.items.side.values():
+        for column in columns:
             of_rows = column[rows - 1] if len(column) else np.zeros((len(rows), *column.shape[1:]), column.dtype)
             if of_rows.ndim == 1:
                 categories.append(np.where(known, of_rows, 0).astype(np.int64))

@@ -58,6 +58,17 @@ def test_evaluate_prints_every_task_beside_the_baselines(trained: Path) -> None:
         assert any(all(word in line for word in words) for line in done.stdout.splitlines())
 
 
+def test_evaluate_tells_what_a_diverse_top_costs(trained: Path) -> None:
+    done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    for pool in ("rated", "catalogue"):
+        strengths = [row["strength"] for row in rows if row["pool"] == pool]
+        assert strengths == sorted(set(strengths)) and len(strengths) > 10
+        assert sum(row["chosen"] for row in rows if row["pool"] == pool) == 1
+    assert all(row["gain"] == 0 for row in rows if row["strength"] == 0)
+
+
 def test_verify_holds_and_says_so(trained: Path) -> None:
     done = mfalcon("verify", str(trained), "--dtype", "float32", "--json")
     assert done.returncode == 0

@@ -42,10 +42,15 @@ def test_what_shares_all_tags_and_nothing_else() -> None:
     assert like == pytest.approx(np.array([[1, 0.5**0.5, 0, 0], [0.5**0.5, 1, 0, 0], [0, 0, 1, 0], [0] * 4]), abs=1e-6)
 
 
+def test_tags_go_before_categories() -> None:
+    rows = np.array([1, 2, 3, 4])
+    assert np.array_equal(matrix(Likeness(items("genres", "year")), rows), matrix(Likeness(items("genres")), rows))
+
+
 def test_features_and_vectors_have_their_shares() -> None:
     learned = of_length_1(np.array([[0, 0], [1, 0], [0, 1], [1, 0], [0, 0]])).astype(np.float16)
-    like = matrix(Likeness(items("genres", "year"), learned), np.array([1, 2, 3, 4]))
-    assert like[0, 1] == pytest.approx(SIDE_SHARE / 2 * 0.5**0.5 + SIDE_SHARE / 2, abs=1e-6)
+    like = matrix(Likeness(items("genres"), learned), np.array([1, 2, 3, 4]))
+    assert like[0, 1] == pytest.approx(SIDE_SHARE * 0.5**0.5, abs=1e-6)
     assert like[0, 2] == pytest.approx(1 - SIDE_SHARE, abs=1e-6)
     assert not like[3].any()
 

@@ -1,0 +1,155 @@
+"""`mfalcon evaluate --rerank`: what a diverse top costs, with the strength chosen on validation."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from mfalcon.algorithm import prefill, score
+from mfalcon.backends.choice import AUTO
+from mfalcon.backends.select import PoolBudget, serve
+from mfalcon.errors import ConfigError
+from mfalcon.models.base import Targets, context_codes, event_tokens
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.heads import blend_weights, probability_that_ranks
+from mfalcon.rerank.likeness import Likeness, centred
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.diversity import PLACES, Pool, Shown, show, strongest
+from mfalcon.train.evaluate import binary_task
+from mfalcon.train.sequences import labels
+from mfalcon.types import Rerank
+from mfalcon.window import WindowRule
+
+STRENGTHS = tuple(step / 20 for step in range(1, 17))
+MOST_LOSS = {"rated": 0.01, "catalogue": 0.0}
+"""Of the NDCG@10 on validation, by pool: what a chosen strength may cost."""
+_LEAST_RATED = PLACES + 5
+"""A user who rated fewer has hardly an order of ten to choose."""
+_MICROBATCH = 96
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRow:
+    """A strength on one pool. Figures are of the test part; gain, gain_error: of NDCG@10 over the order by score, the
+    mean of the users and its standard error. validation_*: what the strength is chosen by.
+    """
+
+    pool: str
+    strength: float
+    chosen: bool
+    num_users: int
+    ndcg: float
+    gain: float
+    gain_error: float
+    diversity: float
+    coverage: float
+    validation_ndcg: float
+    validation_diversity: float
+
+
+def evaluate_rerank(
+    loaded: Checkpoint, dataset: Dataset, validation: np.ndarray, test: np.ndarray, method: str, depth: int
+) -> list[RerankRow]:
+    """Rerank what each user with events in a part may be shown, by what is known before the first of them: what they
+    rated in it (`rated`), and every item that is not in their history (`catalogue`). validation, test: bool
+    [num_events].
+    """
+    likeness = Likeness(loaded.items, centred(loaded.model.items.vectors()))
+    parts = [_pools(loaded, dataset, part) for part in (validation, test)]
+    rows = list[RerankRow]()
+    for pool, most_loss in MOST_LOSS.items():
+        if not all(part[pool] for part in parts):
+            raise ConfigError(f"--rerank: no user of the {pool} pool likes anything in validation and test")
+        sweeps = [
+            {strength: show(part[pool], likeness, Rerank(method, strength, depth)) for strength in (0.0, *STRENGTHS)}
+            for part in parts
+        ]
+        chosen = strongest(sweeps[0][0.0], list(sweeps[0].items()), most_loss)
+        rows += _rows(pool, chosen, *sweeps)
+    return rows
+
+
+def rerank_table(title: str, rows: list[RerankRow]) -> Table:
+    """Rows, the chosen one of a pool marked."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    for name in ("pool", "users", "strength", "NDCG@10", "gain", "+-", "diversity", "coverage", "valid. NDCG", "div."):
+        table.add_column(name, justify="left" if name == "pool" else "right", no_wrap=True)
+    for row in rows:
+        plain = next(other for other in rows if other.pool == row.pool and not other.strength)
+        table.add_row(
+            *(row.pool, str(row.num_users), f"{row.strength:g}{' *' if row.chosen else ''}", f"{row.ndcg:.4f}"),
+            *(
+                f"{row.gain:+.4f}",
+                f"{row.gain_error:.4f}",
+                f"{row.diversity:.3f} {_more(row.diversity, plain.diversity)}",
+            ),
+            *(f"{row.coverage:.3f}", f"{row.validation_ndcg:.4f}"),
+            _more(row.validation_diversity, plain.validation_diversity),
+        )
+    return table
+
+
+def _more(value: float, plain: float) -> str:
+    return f"{value / plain - 1:+.1%}"
+
+
+def _rows(
+    pool: str, chosen: float, validation: Mapping[float, Shown], test: Mapping[float, Shown]
+) -> Iterator[RerankRow]:
+    plain = test[0.0]
+    for strength, shown in test.items():
+        gain = shown.ndcg - plain.ndcg
+        yield RerankRow(
+            pool=pool,
+            strength=strength,
+            chosen=strength == chosen,
+            num_users=len(gain),
+            ndcg=float(shown.ndcg.mean()),
+            gain=float(gain.mean()),
+            gain_error=float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0,
+            diversity=float(shown.diversity.mean()),
+            coverage=shown.coverage,
+            validation_ndcg=float(validation[strength].ndcg.mean()),
+            validation_diversity=float(validation[strength].diversity.mean()),
+        )
+
+
+def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, list[Pool]]:
+    """By the name of the pool, one of each user whom it holds something liked for."""
+    model, items, config = loaded.model, loaded.items, loaded.model.config
+    longest = config.max_history * model.tokens_per_event
+    served = serve(model, AUTO, PoolBudget(64 << 20, torch.get_num_threads(), longest), "auto", None)
+    window = WindowRule(config.max_history, config.window_chunk)
+    blend = np.array(blend_weights(config.tasks, config.blend))
+    probability = probability_that_ranks(config.tasks, config.blend)
+    names, likes = [task.name for task in config.tasks], labels(dataset, config.tasks)[:, binary_task(config)] > 0
+    rows, times = items.rows(np.ascontiguousarray(dataset.events["item_id"])), dataset.events["time_ms"]
+    pools: dict[str, list[Pool]] = {name: [] for name in MOST_LOSS}
+    for user in np.unique(dataset.user[part]):
+        positions = dataset.of_user(int(user))
+        later = positions[part[positions]]
+        now = int(times[later[0]])
+        history = positions[times[positions] < now]
+        candidates = np.setdiff1d(np.arange(1, items.num_rows), rows[history])
+        liked = np.isin(candidates, rows[later[likes[later]]])
+        if not liked.any():
+            continue
+        seen = history[window.start(len(history)) :]
+        known = {name: int(column[user]) for name, column in dataset.user_context.items() if column[user] >= 0}
+        codes = context_codes(config.context_features, known, now)
+        with torch.inference_mode():
+            state = prefill(served, event_tokens(dataset.events[seen], items, torch.device("cpu")))
+            targets = Targets(torch.from_numpy(candidates), torch.from_numpy(codes))
+            by_task = score(served, state, targets, now, _MICROBATCH).to(torch.float64).numpy().T
+        scores = (blend @ by_task).astype(np.float32)
+        probabilities = None if probability is None else by_task[names.index(probability)].astype(np.float32)
+        pool = Pool(candidates, scores, probabilities, liked)
+        pools["catalogue"].append(pool)
+        rated = np.isin(candidates, rows[later])
+        if rated.sum() >= _LEAST_RATED:
+            few = None if probabilities is None else probabilities[rated]
+            pools["rated"].append(Pool(candidates[rated], scores[rated], few, liked[rated]))
+    return pools

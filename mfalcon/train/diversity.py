@@ -1,0 +1,74 @@
+"""What a diverse top costs in NDCG@10, and what it brings: how unlike the first ten are, how many items are shown.
+
+numpy only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mfalcon.rerank.likeness import Likeness, SimilarTo
+from mfalcon.rerank.order import reranked
+from mfalcon.types import Floats, Ids, Positions, Rerank
+
+PLACES = 10
+_DISCOUNT = 1 / np.log2(np.arange(PLACES) + 2)
+
+Reals = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What one user may be shown: item rows, scores and, if these rank, probabilities, and what the user liked later,
+    each [num_candidates].
+    """
+
+    rows: Ids
+    scores: Floats
+    probabilities: Floats | None
+    liked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The first ten of every user. ndcg, diversity: [num_users]. coverage: the share of all items in the pools that
+    somebody is shown.
+    """
+
+    ndcg: Reals
+    diversity: Reals
+    coverage: float
+
+
+def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
+    """Rank every pool as a server would. A list is as diverse as its items are unlike each other, on average of all
+    pairs, by what users see: their tags, or their categories.
+    """
+    ndcg, diversity, shown = list[float](), list[float](), set[int]()
+    seen = Likeness(likeness.items) if likeness.items.side else likeness
+    for pool in pools:
+        rows = pool.rows
+
+        def among(at: Positions, rows: Ids = rows) -> SimilarTo:
+            return likeness.among(rows[at])
+
+        top = reranked(pool.scores, pool.probabilities, PLACES, wish, among)
+        ideal = _DISCOUNT[: int(pool.liked.sum())].sum()
+        ndcg.append(float(_DISCOUNT[: len(top)] @ pool.liked[top] / ideal))
+        like = seen.among(rows[top])
+        pairs = [1 - like(place)[place + 1 :] for place in range(len(top))]
+        diversity.append(float(np.concatenate(pairs).mean()))
+        shown.update(rows[top].tolist())
+    everything = np.unique(np.concatenate([pool.rows for pool in pools]))
+    return Shown(np.array(ndcg), np.array(diversity), len(shown) / len(everything))
+
+
+def strongest(plain: Shown, sweep: Sequence[tuple[float, Shown]], most_loss: float) -> float:
+    """The strength of the most diverse of a sweep whose NDCG is no lower than the plain one less this share of it; 0 if
+    there is none.
+    """
+    least = (1 - most_loss) * plain.ndcg.mean()
+    fit = [(shown.diversity.mean(), strength) for strength, shown in sweep if shown.ndcg.mean() >= least]
+    return max(fit)[1] if fit else 0.0

@@ -1,0 +1,53 @@
+"""What is said of a diverse top, by hand."""
+
+import numpy as np
+import pytest
+
+from mfalcon.models.items import ItemTable
+from mfalcon.rerank.likeness import Likeness
+from mfalcon.train.diversity import Pool, Shown, show, strongest
+from mfalcon.types import Rerank
+
+KINDS = 3
+ITEMS = ItemTable(np.arange(1, 61), ("",) * 60, {"kind": np.repeat(np.eye(KINDS, dtype=np.uint8), 20, axis=0)})
+LIKENESS = Likeness(ITEMS)
+ROWS = np.arange(1, 61)
+SCORES = np.linspace(1, 0, 60, dtype=np.float32)
+"""The first kind is best, then the second."""
+
+
+def pool(*liked: int) -> Pool:
+    return Pool(ROWS, SCORES, None, np.isin(ROWS, liked))
+
+
+def test_by_score_all_are_of_one_kind() -> None:
+    shown = show([pool(1, 2), pool(3)], LIKENESS, Rerank("dpp", 0.0))
+    assert shown.ndcg == pytest.approx([1, 1 / 2])  # the third place is worth a half
+    assert shown.diversity == pytest.approx([0, 0])
+    assert shown.coverage == pytest.approx(10 / 60)
+
+
+@pytest.mark.parametrize("method", ["mmr", "dpp"])
+def test_at_full_strength_one_of_each_kind_comes_first(method: str) -> None:
+    shown = show([pool(1, 21, 41)], LIKENESS, Rerank(method, 1.0))
+    assert shown.ndcg == pytest.approx([1])
+    assert shown.diversity[0] > 0.3
+    assert show([pool(1, 21, 41)], LIKENESS, Rerank(method, 1.0, depth=10)).diversity == pytest.approx([0])
+
+
+def test_fewer_than_ten_are_a_list_too() -> None:
+    rows = np.array([1, 21])
+    shown = show([Pool(rows, SCORES[:2], SCORES[:2], np.array([False, True]))], LIKENESS, Rerank("mmr", 0.5))
+    assert shown.ndcg == pytest.approx([1 / np.log2(3)])
+    assert shown.diversity == pytest.approx([1])
+    assert shown.coverage == 1
+
+
+def test_the_most_diverse_that_costs_little_is_chosen() -> None:
+    def of(ndcg: float, diversity: float) -> Shown:
+        return Shown(np.array([ndcg, ndcg]), np.array([diversity, diversity]), 0.0)
+
+    sweep = [(0.1, of(0.50, 0.6)), (0.2, of(0.496, 0.7)), (0.3, of(0.49, 0.8)), (0.4, of(0.51, 0.65))]
+    plain = of(0.5, 0.5)
+    assert [strongest(plain, sweep, most_loss) for most_loss in (0.0, 0.01, 0.02)] == [0.4, 0.2, 0.3]
+    assert strongest(plain, sweep[2:3], 0.01) == 0.0
