@@ -34,6 +34,10 @@ def rank(
     ] = None,
     top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
     context: Annotated[list[str] | None, typer.Option(help="A context feature, name=code; repeatable.")] = None,
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="A number of each candidate, name=number,number,… in their order; repeatable."),
+    ] = None,
     model: Annotated[str, typer.Option(help="Name of the model; the server's default one if not given.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.001)] = 10.0,
     allow_partial: Annotated[
@@ -57,6 +61,7 @@ def rank(
             ids,
             top_k=top,
             context=_context(context or []),
+            features=_features(feature or []),
             model=model,
             allow_partial=allow_partial,
             rerank=None if rerank is None else Rerank(rerank, strength, depth),
@@ -120,6 +125,14 @@ def _context(pairs: list[str]) -> dict[str, int]:
         return {name: int(code) for name, _, code in (pair.partition("=") for pair in pairs)}
     except ValueError as error:
         raise ConfigError(f"--context: got {pairs}, each must be name=integer") from error
+
+
+def _features(pairs: list[str]) -> dict[str, list[float]]:
+    try:
+        parts = [pair.partition("=") for pair in pairs]
+        return {name: [float(number) for number in numbers.split(",")] for name, _, numbers in parts}
+    except ValueError as error:
+        raise ConfigError(f"--feature: got {pairs}, each must be name=number,number,…") from error
 
 
 def as_json(result: Ranking, ids: Ids, items: ItemTable | None) -> dict[str, object]:

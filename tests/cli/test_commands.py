@@ -83,6 +83,10 @@ def test_rank_asks_a_running_server(trained: Path) -> None:
         table = mfalcon("rank", "--user", "ann", "--checkpoint", str(trained), "--top", "3", *target)
         as_json = mfalcon("rank", "--user", "ann", "--candidates", "1,2,3", "--json", *target)
         refused = mfalcon("rank", "--user", "ann", "--candidates", "1", "--context", "mood=1", *target)
+        featured = mfalcon("rank", "--user", "ann", "--candidates", "1,2", "--feature", "price=1,2.5", *target)
+        no_number = mfalcon("rank", "--user", "ann", "--candidates", "1", "--feature", "price=cheap", *target)
+    assert "features.names[0]: got 'price', must be one of the model's dense features (none" in featured.stderr
+    assert "--feature: got ['price=cheap'], each must be name=number,number" in no_number.stderr
     assert table.returncode == 0, table.stderr
     assert "tokens reused" in table.stdout
     assert len(json.loads(as_json.stdout)["top"]) == 3
