@@ -11,7 +11,7 @@ import grpc.aio
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
-from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
@@ -180,7 +180,7 @@ class AsyncClient:
             return await first
         return await _first(
             first,
-            lambda: method(call.request, timeout=attempts.begin(), metadata=self._connection.metadata(None)),
+            lambda: method(call.request, timeout=attempts.begin(), metadata=anywhere(metadata)),
             hedge_after_s,
         )
 

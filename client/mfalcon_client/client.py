@@ -11,7 +11,7 @@ import grpc
 
 from mfalcon_client import calls, encoding
 from mfalcon_client.calls import Call
-from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token
+from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
@@ -199,7 +199,7 @@ class Client:
                 return method(call.request, attempts.begin(), metadata, wait_for_ready=waits)
             return _first(
                 lambda: method.future(call.request, attempts.begin(), metadata),
-                lambda: method.future(call.request, attempts.begin(), self._connection.metadata(None)),
+                lambda: method.future(call.request, attempts.begin(), anywhere(metadata)),
                 hedge_after_s,
             )
         except ValueError as error:

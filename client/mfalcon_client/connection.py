@@ -19,7 +19,7 @@ MAX_MESSAGE_BYTES = 64 << 20
 
 Metadata = tuple[tuple[str, str], ...]
 Token = str | Callable[[], str]
-"""A bearer token, or what gives the present one: it is asked before each attempt and must not block."""
+"""A bearer token, or what gives the present one: it is asked before each attempt but a hedge, and must not block."""
 
 Spread = Literal["first", "turn", "user"]
 """first: the first address that answers, as long as it does. turn: each call goes to the next one. user: calls for one
@@ -139,6 +139,13 @@ class Connection:
                 raise InvalidArgument("INVALID_ARGUMENT", "token: must be printable ASCII")
             metadata.append(("authorization", f"Bearer {token}"))
         return tuple(metadata)
+
+
+def anywhere(metadata: Metadata) -> Metadata:
+    """That of a hedge beside a call that carries this: any replica may answer it. It bears the same token, as what a
+    token raises must not end a call that is under way.
+    """
+    return tuple(pair for pair in metadata if pair[0] != RANK_KEY)
 
 
 class Birthplace:
