@@ -11,6 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from mfalcon.cli.bench_output import PlotOption
 from mfalcon.cli.datasets import (
     ColumnsOption,
     DataOption,
@@ -19,7 +20,7 @@ from mfalcon.cli.datasets import (
     LikeOption,
     open_dataset,
 )
-from mfalcon.cli.evaluate_rerank import evaluate_rerank, rerank_table
+from mfalcon.cli.evaluate_rerank import evaluate_rerank, plot_rerank, rerank_table
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
@@ -48,6 +49,7 @@ def evaluate(
     depth: Annotated[
         int, typer.Option(min=0, help="Of --rerank: candidates that may move; 0 for the server's default.")
     ] = 0,
+    plot: PlotOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
@@ -60,14 +62,19 @@ def evaluate(
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     parts = split(dataset, part)
     chosen = parts == TEST
+    if plot is not None and rerank is None:
+        raise ConfigError("--plot: only with --rerank")
     if rerank is not None:
         if rerank not in RERANK_METHODS:
             raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, RERANK_METHODS))}")
         rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth)
+        title = f"{loaded.model.config.name}, split {part}, {rerank}"
+        if plot is not None:
+            plot_rerank(title, rows, plot)
         if json_output:
             print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
         else:
-            Console(highlight=False).print(rerank_table(f"{loaded.model.config.name}, split {part}, {rerank}", rows))
+            Console(highlight=False).print(rerank_table(title, rows))
         return
     reports = [r for visibility in _VISIBILITIES for r in evaluate_tasks(loaded.model, dataset, chosen, visibility)]
     reports += evaluate_baselines(loaded.model.config.tasks, dataset, chosen, parts == TRAIN)

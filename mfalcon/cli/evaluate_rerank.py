@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -73,27 +74,42 @@ def evaluate_rerank(
 
 
 def rerank_table(title: str, rows: list[RerankRow]) -> Table:
-    """Rows, the chosen one of a pool marked."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    for name in ("pool", "users", "strength", "NDCG@10", "gain", "+-", "diversity", "coverage", "valid. NDCG", "div."):
+    """Rows, the chosen one of a pool marked; `more` is of the diversity by score. 80 columns hold every figure."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    for name in ("pool", "strength", "NDCG@10", "gain", "+-", "diversity", "more", "coverage", "valid."):
         table.add_column(name, justify="left" if name == "pool" else "right", no_wrap=True)
     for row in rows:
         plain = next(other for other in rows if other.pool == row.pool and not other.strength)
         table.add_row(
-            *(row.pool, str(row.num_users), f"{row.strength:g}{' *' if row.chosen else ''}", f"{row.ndcg:.4f}"),
-            *(
-                f"{row.gain:+.4f}",
-                f"{row.gain_error:.4f}",
-                f"{row.diversity:.3f} {_more(row.diversity, plain.diversity)}",
-            ),
+            *(row.pool, f"{row.strength:g}{' *' if row.chosen else '  '}", f"{row.ndcg:.4f}", f"{row.gain:+.4f}"),
+            *(f"{row.gain_error:.4f}", f"{row.diversity:.3f}", f"{row.diversity / plain.diversity - 1:+.1%}"),
             *(f"{row.coverage:.3f}", f"{row.validation_ndcg:.4f}"),
-            _more(row.validation_diversity, plain.validation_diversity),
         )
     return table
 
 
-def _more(value: float, plain: float) -> str:
-    return f"{value / plain - 1:+.1%}"
+def plot_rerank(title: str, rows: list[RerankRow], path: Path) -> None:
+    """A panel for each pool: what each strength gains in NDCG@10 over its diversity, the coverage on the other side.
+    Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axes, pool in zip(figure.subplots(1, len(MOST_LOSS)), MOST_LOSS, strict=True):
+        of = [row for row in rows if row.pool == pool]
+        plain, chosen = of[0], next(row for row in of if row.chosen)
+        diversity = [100 * (row.diversity / plain.diversity - 1) for row in of]
+        gain, error = [100 * row.gain / plain.ndcg for row in of], [100 * row.gain_error / plain.ndcg for row in of]
+        axes.errorbar(diversity, gain, error, fmt="o-", capsize=2, label="NDCG@10, standard error")
+        axes.axvline(diversity[of.index(chosen)], color="k", linestyle=":", label=f"chosen: {chosen.strength:g}")
+        axes.set(title=f"{pool}, {plain.num_users} users", xlabel="diversity, %", ylabel="NDCG@10, %")
+        beside = axes.twinx()
+        beside.plot(diversity, [row.coverage for row in of], "s--", color="C1", markersize=3, label="coverage")
+        beside.set(ylabel="coverage", ylim=(0, 1.3 * max(row.coverage for row in of)))
+        axes.legend(loc="lower left", fontsize="small")
+        beside.legend(loc="upper right", fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    figure.savefig(path, format="png", dpi=80)
 
 
 def _rows(
@@ -118,7 +134,7 @@ def _rows(
 
 
 def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, list[Pool]]:
-    """By the name of the pool, one of each user whom it holds something liked for."""
+    """By the name of the pool, one of each user whom it holds something liked for. Dense features are not given."""
     model, items, config = loaded.model, loaded.items, loaded.model.config
     longest = config.max_history * model.tokens_per_event
     served = serve(model, AUTO, PoolBudget(64 << 20, torch.get_num_threads(), longest), "auto", None)
