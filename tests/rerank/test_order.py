@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mfalcon.best_first import best_first
 from mfalcon.rerank.likeness import SimilarTo, of_length_1
 from mfalcon.rerank.order import DEFAULT_DEPTH, METHODS, reranked, standardised
-from mfalcon.types import NO_SCORE, Floats, Positions, Rerank
+from mfalcon.types import NO_SCORE, RERANK_METHODS, Floats, Positions, Rerank
 
 methods = pytest.mark.parametrize("method", METHODS)
 
@@ -89,6 +89,10 @@ def test_a_candidate_twice_is_two_of_one_kind(method: str) -> None:
 def test_those_without_a_score_are_last(method: str) -> None:
     scores = scores_of(NO_SCORE, 0.5, NO_SCORE, 0.4, 0.3)
     assert reranked(scores, None, 5, Rerank(method, 1.0), among_kinds([1, 0, 2, 0, 3])).tolist() == [1, 4, 3, 0, 2]
+
+
+def test_what_a_request_may_name_is_what_there_is() -> None:
+    assert tuple(METHODS) == RERANK_METHODS
 
 
 def test_scores_are_measured_by_their_own_spread() -> None:
