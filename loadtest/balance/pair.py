@@ -24,6 +24,8 @@ from mfalcon_client import EVENT_DTYPE, Client, ClientError, Ranking
 _USER = "ann"
 _EVENTS = 100
 _CANDIDATES = 500
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended before it was up."""
 _WRITTEN_S = 10.0
 """What Envoy may take to write a line of its log."""
 
@@ -94,6 +96,8 @@ def main() -> None:
             show(path, lambda text: print(text, flush=True), (lambda: None) if given.once else _until_stopped)
     except (MFalconError, ClientError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
 
 
 if __name__ == "__main__":

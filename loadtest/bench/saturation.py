@@ -87,7 +87,7 @@ class SaturationResult:
 
 def run(options: SaturationOptions, progress: Callable[[str], None]) -> SaturationResult:
     """Search on servers of its own, which are killed afterwards. Raises CheckpointError or ConfigError before one is
-    started, EngineFailure if it does not start.
+    started, EngineFailure if it does not start, CancelledError once it is interrupted.
     """
     for path in options.checkpoints:
         verified(path, (CONFIG,))
@@ -179,7 +179,10 @@ async def _search(
         search_tries=_TRIES,
     )
     try:
-        return await load(asked, target, progress)
+        found = await load(asked, target, progress)
+        if found.found is None:  # it was interrupted: half a search is no result
+            raise asyncio.CancelledError
+        return found
     finally:
         await target.close()
 

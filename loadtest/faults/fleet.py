@@ -99,8 +99,10 @@ class Fleet:
 
 
 def guarded(command: list[str], stderr: IO[str] | int, stdout: IO[str] | int = subprocess.PIPE) -> Guarded:
-    """Start a process that does not outlive this one."""
-    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True)
+    """Start a process that does not outlive this one. Ctrl-C at the terminal is for us alone: who starts it ends it,
+    when nobody needs its answers any more.
+    """
+    process = subprocess.Popen(command, stdout=stdout, stderr=stderr, text=True, process_group=0)
     guard = subprocess.Popen(
         ["/bin/sh", "-c", 'read -r line; kill -9 "$0"', str(process.pid)], stdin=subprocess.PIPE, start_new_session=True
     )

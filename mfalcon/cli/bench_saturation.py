@@ -2,6 +2,7 @@
 docs/results/saturation.md.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from mfalcon.cli.bench_output import progress, result_file, show
 from mfalcon.cli.output import JsonOption
 
 _DEFAULTS = SaturationOptions(())
+_INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ended."""
 
 
 def bench_saturation(
@@ -33,7 +36,10 @@ def bench_saturation(
 ) -> None:
     """The highest rate of cached, mixed and cold ranks, beside one masked forward a request without a cache."""
     options = SaturationOptions(tuple(paths), m, history, p99_ms, seconds, rate)
-    result = run(options, progress)
+    try:
+        result = run(options, progress)
+    except asyncio.CancelledError:
+        raise typer.Exit(_INTERRUPTED) from None
     if write is not None:
         write.write_text(as_markdown(page(result)) + "\n", encoding="utf-8")
     show(result, page, json_output)

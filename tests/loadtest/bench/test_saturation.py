@@ -1,5 +1,8 @@
 """The baseline of `bench saturation` answers what mfalcon answers, and a search on both is one page."""
 
+import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -82,3 +85,18 @@ def test_what_cannot_be_asked_is_refused_before_anything_starts(
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere"):
         run(SaturationOptions((tmp_path / "nowhere",)), print)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_whole_bench(tmp_path: Path, loaded: Checkpoint) -> None:
+    checkpoint.save(tmp_path / "small", loaded.model, loaded.items)
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "requests a second" in text:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(asyncio.CancelledError):
+        run(SaturationOptions((tmp_path / "small",), candidates=5, history=9, seconds=1), say)
+    assert not any(MFALCON in text for text in said)
