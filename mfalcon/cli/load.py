@@ -29,6 +29,7 @@ def load(
     """Append the histories of a data set to a running server; run again, it goes on where it stopped.
 
     Events that the server has of a user are taken for the first ones of the data set, and only the rest is appended.
+    Actions go by the names that the served model has for them; one that it does not know is refused.
     """
     dataset = open_dataset(data, columns, None, "", None)
     if user is not None and user not in dataset.user_ids:
@@ -37,7 +38,7 @@ def load(
     if user is not None:
         chosen = dataset.user == dataset.user_ids.index(user)
     with calling(target) as client:
-        appended = append_histories(client, dataset, chosen)
+        appended = append_histories(client, dataset.with_actions(client.get_model().actions), chosen)
     there = int(chosen.sum()) - appended
     Console(highlight=False).print(f"{appended:,} events appended" + (f", {there:,} were there" if there else ""))
 

@@ -1,10 +1,11 @@
 """A data set in mfalcon's words: events of many users, their items and their context features. numpy only."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, SideFeature, Task
 from mfalcon.models.items import ItemTable
 from mfalcon.types import Events, Floats, Ids
@@ -37,6 +38,17 @@ class Dataset:
     tasks: tuple[Task, ...]
     blend: Mapping[str, float]
     dense: Mapping[str, Floats] = field(default_factory=dict)
+
+    def with_actions(self, actions: Sequence[str]) -> "Dataset":
+        """The same events, whose bits are those of a model's actions. Raises DataError for one that the model lacks."""
+        if unknown := sorted(set(self.actions) - set(actions)):
+            raise DataError(f"{self.name}: actions {unknown} are not among the model's {list(actions)}")
+        events = self.events.copy()
+        events["actions"] = 0
+        for bit, action in enumerate(self.actions):
+            given = self.events["actions"] >> np.uint32(bit) & 1
+            events["actions"] |= given << np.uint32(actions.index(action))
+        return replace(self, events=events, actions=tuple(actions))
 
     def of_user(self, index: int) -> Ids:
         """Positions in `events` of one user's events, in order."""

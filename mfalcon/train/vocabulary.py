@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
-
 from mfalcon.errors import DataError
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.train.dataset import Dataset
@@ -15,14 +13,7 @@ def fit_to(dataset: Dataset, loaded: Checkpoint) -> Dataset:
     Raises DataError for actions, or names of context values, that the checkpoint does not know.
     """
     config = loaded.model.config
-    if unknown := sorted(set(dataset.actions) - set(config.actions)):
-        raise DataError(f"{dataset.name}: actions {unknown} are not among the checkpoint's {list(config.actions)}")
-    events = dataset.events.copy()
-    events["actions"] = 0
-    for bit, action in enumerate(dataset.actions):
-        events["actions"] |= (dataset.events["actions"] >> np.uint32(bit) & 1) << np.uint32(
-            config.actions.index(action)
-        )
+    dataset = dataset.with_actions(config.actions)
     theirs = {feature.name: feature for feature in dataset.context_features}
     user_context = {}
     for feature in config.context_features:
@@ -33,8 +24,6 @@ def fit_to(dataset: Dataset, loaded: Checkpoint) -> Dataset:
         user_context[feature.name] = dataset.user_context[feature.name]
     return replace(
         dataset,
-        events=events,
-        actions=config.actions,
         items=loaded.items,
         side_features=config.side_features,
         context_features=config.context_features,

@@ -1,13 +1,17 @@
-"""`mfalcon load` names the user that it stopped at, and goes on from there without doubling an event."""
+"""`mfalcon load` names the user that it stopped at, goes on from there without doubling an event, and says actions in
+the words of the model.
+"""
 
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mfalcon.cli.calling import calling
 from mfalcon.cli.load import append_histories
-from mfalcon.errors import CallFailed, StorageUnavailable
+from mfalcon.cli.load import load as load_command
+from mfalcon.errors import CallFailed, DataError, StorageUnavailable
 from mfalcon.train.synthetic import synthetic
 from mfalcon.types import Events
 from tests.server.fake_engine import FakeEngine
@@ -80,3 +84,27 @@ async def test_a_user_with_more_events_is_named_and_left_alone() -> None:
         with pytest.raises(CallFailed, match=f"user '{DATASET.user_ids[user]}': the server has .* more than"):
             await asyncio.to_thread(load, served.addresses.grpc, chosen)
     assert loaded_once(engine)
+
+
+@pytest.mark.parametrize(("action", "bit"), [("rating_2", 1), ("rating_5", 4)])
+async def test_actions_go_by_the_names_of_the_model(action: str, bit: int, tmp_path: Path) -> None:
+    pytest.importorskip("polars")
+    path = tmp_path / "today.csv"
+    lines = "user_id,item_id,timestamp,what,stars\nann,1,1700000000,rating_3,3\nann,2,1700000001,{},5\n"
+    path.write_text(lines.format(action))
+    engine = FakeEngine()
+    async with serving_engine(engine) as served:
+        target = served.addresses.grpc
+        await asyncio.to_thread(load_command, None, str(path), "action=what,value=stars", target)
+    assert engine.histories["ann"]["actions"].tolist() == [1 << 2, 1 << bit]
+
+
+async def test_an_action_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("polars")
+    path = tmp_path / "today.csv"
+    path.write_text("user_id,item_id,timestamp,what\nann,1,1700000000,rating_3\nann,2,1700000001,share\n")
+    engine = FakeEngine()
+    async with serving_engine(engine) as served:
+        with pytest.raises(DataError, match="'share'"):
+            await asyncio.to_thread(load_command, None, str(path), "action=what", served.addresses.grpc)
+    assert not engine.histories
