@@ -55,21 +55,23 @@ def evaluate_rerank(
     loaded: Checkpoint, dataset: Dataset, validation: np.ndarray, test: np.ndarray, method: str, depth: int
 ) -> list[RerankRow]:
     """Rerank what each user with events in a part may be shown, by what is known before the first of them: what they
-    rated in it (`rated`), and every item that is not in their history (`catalogue`). validation, test: bool
-    [num_events].
+    rated in it (`rated`), and every item that is not in their history (`catalogue`). A pool that holds something liked
+    for nobody is left out. validation, test: bool [num_events].
     """
     likeness = Likeness(loaded.items, centred(loaded.model.items.vectors()))
     parts = [_pools(loaded, dataset, part) for part in (validation, test)]
     rows = list[RerankRow]()
     for pool, most_loss in MOST_LOSS.items():
         if not all(part[pool] for part in parts):
-            raise ConfigError(f"--rerank: no user of the {pool} pool likes anything in validation and test")
+            continue
         sweeps = [
             {strength: show(part[pool], likeness, Rerank(method, strength, depth)) for strength in (0.0, *STRENGTHS)}
             for part in parts
         ]
         chosen = strongest(sweeps[0][0.0], list(sweeps[0].items()), most_loss)
         rows += _rows(pool, chosen, *sweeps)
+    if not rows:
+        raise ConfigError("--rerank: nobody likes anything in validation or in test that is not in their history")
     return rows
 
 
@@ -82,7 +84,11 @@ def rerank_table(title: str, rows: list[RerankRow]) -> Table:
         plain = next(other for other in rows if other.pool == row.pool and not other.strength)
         table.add_row(
             *(row.pool, f"{row.strength:g}{' *' if row.chosen else '  '}", f"{row.ndcg:.4f}", f"{row.gain:+.4f}"),
-            *(f"{row.gain_error:.4f}", f"{row.diversity:.3f}", f"{row.diversity / plain.diversity - 1:+.1%}"),
+            *(
+                f"{row.gain_error:.4f}",
+                f"{row.diversity:.3f}",
+                f"{_part(row.diversity - plain.diversity, plain.diversity):+.1%}",
+            ),
             *(f"{row.coverage:.3f}", f"{row.validation_ndcg:.4f}"),
         )
     return table
@@ -95,11 +101,13 @@ def plot_rerank(title: str, rows: list[RerankRow], path: Path) -> None:
     from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
 
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axes, pool in zip(figure.subplots(1, len(MOST_LOSS)), MOST_LOSS, strict=True):
+    pools = list(dict.fromkeys(row.pool for row in rows))
+    for axes, pool in zip(figure.subplots(1, len(pools), squeeze=False)[0], pools, strict=True):
         of = [row for row in rows if row.pool == pool]
         plain, chosen = of[0], next(row for row in of if row.chosen)
-        diversity = [100 * (row.diversity / plain.diversity - 1) for row in of]
-        gain, error = [100 * row.gain / plain.ndcg for row in of], [100 * row.gain_error / plain.ndcg for row in of]
+        diversity = [100 * _part(row.diversity - plain.diversity, plain.diversity) for row in of]
+        gain = [100 * _part(row.gain, plain.ndcg) for row in of]
+        error = [100 * _part(row.gain_error, plain.ndcg) for row in of]
         axes.errorbar(diversity, gain, error, fmt="o-", capsize=2, label="NDCG@10, standard error")
         axes.axvline(diversity[of.index(chosen)], color="k", linestyle=":", label=f"chosen: {chosen.strength:g}")
         axes.set(title=f"{pool}, {plain.num_users} users", xlabel="diversity, %", ylabel="NDCG@10, %")
@@ -110,6 +118,11 @@ def plot_rerank(title: str, rows: list[RerankRow], path: Path) -> None:
         beside.legend(loc="upper right", fontsize="small")
     figure.suptitle(title, fontsize="small")
     figure.savefig(path, format="png", dpi=80)
+
+
+def _part(of: float, whole: float) -> float:
+    """As a share; 0 of nothing, as where all items have the same tags or nobody is shown what they like."""
+    return of / whole if whole else 0.0
 
 
 def _rows(
