@@ -1,5 +1,5 @@
-"""What `mfalcon evaluate --rerank` shows: every figure in 80 columns, the chosen strength marked, a picture, and one pool
-where nobody rated enough for the other.
+"""What `mfalcon evaluate --rerank` shows: every figure in 80 columns, the chosen strength marked, a picture, and one
+pool where nobody rated enough for the other.
 """
 
 from dataclasses import replace
