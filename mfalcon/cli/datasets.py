@@ -61,10 +61,13 @@ def open_dataset(
     like_at_least: float | None,
     tasks: Sequence[Task] = (),
     blend: Mapping[str, float] | None = None,
+    *,
+    to_learn: bool = True,
 ) -> Dataset:
     """The data set that the options name; MovieLens-100K is fetched if it is not there.
 
-    tasks, blend: in place of the data set's own. Tasks without a blend: every binary task alike.
+    tasks, blend: in place of the data set's own. Tasks without a blend: every binary task alike. to_learn: False where
+    its tasks are not looked at, so a file of your own needs none.
 
     Raises ConfigError for an option that would have no effect.
     """
@@ -96,6 +99,7 @@ def open_dataset(
         like_at_least=like_at_least,
         tasks=tasks,
         blend=blend,
+        to_learn=to_learn,
     )
 
 

@@ -31,7 +31,7 @@ def load(
     Events that the server has of a user are taken for the first ones of the data set, and only the rest is appended.
     Actions go by the names that the served model has for them; one that it does not know is refused.
     """
-    dataset = open_dataset(data, columns, None, "", None)
+    dataset = open_dataset(data, columns, None, "", None, to_learn=False)
     if user is not None and user not in dataset.user_ids:
         raise ConfigError(f"--user: {user!r} is not a user of {dataset.name}")
     chosen = np.ones(len(dataset.events), dtype=np.bool_)

@@ -63,6 +63,7 @@ def read_table(
     blend: Mapping[str, float] | None = None,
     like_at_least: float | None = None,
     name: str | None = None,
+    to_learn: bool = True,
 ) -> Dataset:
     """Events, one a row, and optionally items, one a row, as a data set.
 
@@ -72,7 +73,8 @@ def read_table(
 
     Tasks, where none are given: with a value column "like" (value at least `like_at_least`, else the median) and
     "value" (the value itself, weighted down by its variance); else one task for each action but the most frequent one,
-    which is taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike.
+    which is taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike. Not
+    `to_learn`: no tasks, and so nothing that these would need.
 
     Raises DataError naming file, column and first bad row (row 1 is the first row of data).
     """
@@ -90,7 +92,7 @@ def read_table(
     order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
     rows, user = rows[order], user[order]
     dense = _dense(events, frame.select(columns.features))
-    if not tasks:
+    if not tasks and to_learn:
         tasks = _value_tasks(rows["value"], like_at_least) if columns.value else _action_tasks(events, actions, rows)
     with_events = np.unique(rows["item_id"])
     table = ItemTable(item_id=with_events, titles=("",) * len(with_events), side={})
@@ -112,7 +114,8 @@ def read_table(
         blend=dict(blend) if blend else equal_blend(tasks),
         dense={name: column[order] for name, column in dense.items()},
     )
-    _check_tasks(events, dataset, has_value=columns.value is not None)
+    if dataset.tasks:
+        _check_tasks(events, dataset, has_value=columns.value is not None)
     return dataset
 
 

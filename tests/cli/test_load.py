@@ -108,3 +108,14 @@ async def test_an_action_that_the_model_does_not_know_is_refused(tmp_path: Path)
         with pytest.raises(DataError, match="'share'"):
             await asyncio.to_thread(load_command, None, str(path), "action=what", served.addresses.grpc)
     assert not engine.histories
+
+
+async def test_events_of_one_action_are_loaded(tmp_path: Path) -> None:
+    """Nothing can be learned of them, and nothing is to be."""
+    pytest.importorskip("polars")
+    path = tmp_path / "today.csv"
+    path.write_text("user_id,item_id,timestamp,what\nann,1,1700000000,rating_3\nann,2,1700000001,rating_3\n")
+    engine = FakeEngine()
+    async with serving_engine(engine) as served:
+        await asyncio.to_thread(load_command, None, str(path), "action=what", served.addresses.grpc)
+    assert engine.histories["ann"]["actions"].tolist() == [1 << 2, 1 << 2]
