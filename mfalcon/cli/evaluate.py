@@ -28,7 +28,7 @@ from mfalcon.models import checkpoint
 from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
-from mfalcon.train.vocabulary import fit_to
+from mfalcon.train.vocabulary import fit_to, missing_features
 from mfalcon.types import RERANK_METHODS
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
@@ -76,6 +76,8 @@ def evaluate(
         else:
             Console(highlight=False).print(rerank_table(title, rows))
         return
+    if missing := missing_features(dataset, loaded):
+        typer.echo(f"features that --columns does not name count as their means: {', '.join(missing)}", err=True)
     reports = [r for visibility in _VISIBILITIES for r in evaluate_tasks(loaded.model, dataset, chosen, visibility)]
     reports += evaluate_baselines(loaded.model.config.tasks, dataset, chosen, parts == TRAIN)
     if json_output:

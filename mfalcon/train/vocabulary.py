@@ -31,3 +31,8 @@ def fit_to(dataset: Dataset, loaded: Checkpoint) -> Dataset:
         tasks=config.tasks,
         blend=config.blend,
     )
+
+
+def missing_features(dataset: Dataset, loaded: Checkpoint) -> list[str]:
+    """The dense features that the checkpoint reads and the data set has not: each counts as its mean."""
+    return [feature.name for feature in loaded.model.config.dense_features if feature.name not in dataset.dense]

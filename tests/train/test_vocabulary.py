@@ -14,13 +14,13 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.recipes import model_config
 from mfalcon.train.synthetic import synthetic
-from mfalcon.train.vocabulary import fit_to
+from mfalcon.train.vocabulary import fit_to, missing_features
 
 DATASET = synthetic(num_users=30, num_items=60, events_per_user=20, seed=0)
 
 
-def checkpoint() -> Checkpoint:
-    model: Ranker = build(model_config(DATASET, "dfgr", dim=16)).eval()
+def checkpoint(dataset: Dataset = DATASET) -> Checkpoint:
+    model: Ranker = build(model_config(dataset, "dfgr", dim=16)).eval()
     model.items.load_items(DATASET.items)
     return Checkpoint(model, DATASET.items, "f")
 
@@ -56,3 +56,10 @@ def test_context_with_other_values_is_refused() -> None:
     other = first.model_copy(update={"num_values": first.num_values + 1, "values": ()})
     with pytest.raises(DataError, match=first.name):
         fit_to(replace(DATASET, context_features=(other, *rest)), checkpoint())
+
+
+def test_features_that_a_file_lacks_are_named() -> None:
+    column = np.arange(len(DATASET.events), dtype=np.float32)
+    loaded = checkpoint(replace(DATASET, dense={"price": column, "place": column}))
+    assert missing_features(fit_to(replace(DATASET, dense={"price": column}), loaded), loaded) == ["place"]
+    assert not missing_features(fit_to(DATASET, checkpoint()), checkpoint())
