@@ -44,7 +44,7 @@ class Shown:
 
 def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
     """Rank every pool as a server would. A list is as diverse as its items are unlike each other, on average of all
-    pairs, by what users see: their tags, or their categories.
+    pairs, by what users see: their tags, or their categories. One item alone is not.
     """
     ndcg, diversity, shown = list[float](), list[float](), set[int]()
     seen = Likeness(likeness.items) if likeness.items.side else likeness
@@ -59,7 +59,7 @@ def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
         ndcg.append(float(_DISCOUNT[: len(top)] @ pool.liked[top] / ideal))
         like = seen.among(rows[top])
         pairs = [1 - like(place)[place + 1 :] for place in range(len(top))]
-        diversity.append(float(np.concatenate(pairs).mean()))
+        diversity.append(float(np.concatenate(pairs).mean()) if len(top) > 1 else 0.0)
         shown.update(rows[top].tolist())
     everything = np.unique(np.concatenate([pool.rows for pool in pools]))
     return Shown(np.array(ndcg), np.array(diversity), len(shown) / len(everything))

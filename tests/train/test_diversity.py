@@ -43,6 +43,11 @@ def test_fewer_than_ten_are_a_list_too() -> None:
     assert shown.coverage == 1
 
 
+def test_one_candidate_is_not_diverse() -> None:
+    shown = show([Pool(ROWS[:1], SCORES[:1], None, np.array([True]))], LIKENESS, Rerank("mmr", 0.5))
+    assert (shown.ndcg.tolist(), shown.diversity.tolist()) == ([1], [0])
+
+
 def test_the_most_diverse_that_costs_little_is_chosen() -> None:
     def of(ndcg: float, diversity: float) -> Shown:
         return Shown(np.array([ndcg, ndcg]), np.array([diversity, diversity]), 0.0)
