@@ -37,7 +37,7 @@ def scale(
     redis_mb: Annotated[float, typer.Option(min=0, help="Memory of Redis for states, in MiB; 0: none.")] = 4_096.0,
     bound: Annotated[
         float, typer.Option(min=1, help="Most requests under way at a replica, as a multiple of its share.")
-    ] = 1.25,
+    ] = 1.5,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same run.")] = 0,
 ) -> None:
     """Simulate N replicas with affinity: what they answer, where states are found, and what a fault moves."""
