@@ -17,7 +17,7 @@ from mfalcon.errors import ConfigError
 
 NUM_REPLICAS = 4
 SCENARIOS = {"steady": 1.5, "steady, bound 1.25": 1.25, "steady, no bound": math.inf, "kill": 1.5, "deploy": 1.5}
-"""And the most requests under way at a replica, as a multiple of its share: as in deploy/envoy, where nothing is said."""
+"""And the most requests under way at a replica, as a multiple of its share: deploy/envoy's, where nothing is said."""
 SECONDS = 1_800.0
 
 
