@@ -11,7 +11,7 @@ from loadtest.report.result import Bar, as_ms, bar_table, headline
 from loadtest.report.table import Part, Table
 from loadtest.report.timing import Spread, always, spread, take_turns
 from mfalcon.models.items import ItemTable
-from mfalcon.rerank.likeness import Likeness, centred
+from mfalcon.rerank.likeness import Centred, Likeness
 from mfalcon.rerank.order import METHODS, reranked
 from mfalcon.types import Rerank
 
@@ -57,7 +57,8 @@ def run(options: RerankOptions, progress: Callable[[str], None]) -> RerankResult
     rng = np.random.default_rng(0)
     tags = (rng.random((_NUM_ITEMS, _NUM_TAGS)) < 0.1).astype(np.uint8)
     items = ItemTable(np.arange(1, _NUM_ITEMS + 1), ("",) * _NUM_ITEMS, {"tags": tags})
-    likeness = Likeness(items, centred(rng.standard_normal((_NUM_ITEMS + 1, options.dim)).astype(np.float32)))
+    vectors = rng.standard_normal((_NUM_ITEMS + 1, options.dim)).astype(np.float32)
+    likeness = Likeness(items, Centred(vectors.__getitem__, len(vectors)))
     actions = {}
     for num_candidates in options.candidates:
         rows, p = rng.integers(1, _NUM_ITEMS + 1, num_candidates), rng.random(num_candidates, dtype=np.float32)

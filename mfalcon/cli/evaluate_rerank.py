@@ -16,7 +16,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.heads import blend_weights, probability_that_ranks
-from mfalcon.rerank.likeness import Likeness, centred
+from mfalcon.rerank.likeness import Centred, Likeness
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.diversity import PLACES, Pool, Shown, show, strongest
 from mfalcon.train.evaluate import binary_task
@@ -58,7 +58,7 @@ def evaluate_rerank(
     rated in it (`rated`), and every item that is not in their history (`catalogue`). A pool that holds something liked
     for nobody is left out. validation, test: bool [num_events].
     """
-    likeness = Likeness(loaded.items, centred(loaded.model.items.vectors()))
+    likeness = Likeness(loaded.items, Centred(loaded.model.items.vectors, loaded.model.config.num_items))
     parts = [_pools(loaded, dataset, part) for part in (validation, test)]
     rows = list[RerankRow]()
     for pool, most_loss in MOST_LOSS.items():

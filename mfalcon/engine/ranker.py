@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from mfalcon.backends.base import DEVICE_MICROBATCH
 from mfalcon.backends.choice import AUTO
 from mfalcon.backends.select import PoolBudget, ServedModel, serve
@@ -23,7 +25,7 @@ from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.heads import probability_that_ranks
-from mfalcon.rerank.likeness import Likeness, centred
+from mfalcon.rerank.likeness import Centred, Likeness, Vectors
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
 from mfalcon.window import WindowRule
 
@@ -167,10 +169,14 @@ class LoadedRanker:
 
     @cached_property
     def likeness(self) -> Likeness:
-        """Of the items, for who reranks: two bytes a number of their vectors. Made when it is asked for first, by one
-        thread alone; on a GPU when the model is warmed, because no other thread asks that device for anything.
+        """Of the items, for who reranks. Made when it is asked for first, by one thread alone; on a GPU when the model
+        is warmed, with a copy of the vectors, because no other thread asks that device for anything.
         """
-        return Likeness(self.checkpoint.items, centred(self.checkpoint.model.items.vectors()))
+        model = self.checkpoint.model
+        vectors: Vectors = model.items.vectors
+        if self._device.device.type == "cuda":
+            vectors = vectors(np.arange(model.config.num_items)).__getitem__
+        return Likeness(self.checkpoint.items, Centred(vectors, model.config.num_items))
 
     def note(self, user_id: str) -> None:
         """A user was seen."""

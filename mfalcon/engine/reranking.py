@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import torch
 from opentelemetry import trace
 
 from mfalcon.engine.ranker import LoadedRanker
@@ -31,7 +32,8 @@ class Reranking:
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
-        self._thread = ThreadPoolExecutor(1, "mfalcon-rerank")
+        # It has one core: the device has work for all.
+        self._thread = ThreadPoolExecutor(1, "mfalcon-rerank", torch.set_num_threads, (1,))
         # A thread that is started when there is no memory left may never come up, and whoever starts it waits for it.
         self._thread.submit(int).result()
 

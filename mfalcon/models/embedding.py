@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from mfalcon.models.config import ContextFeature, SideFeature
 from mfalcon.models.items import ItemTable
+from mfalcon.types import Floats, Ids
 
 _INIT_STD = 0.05
 _ROWS_AT_ONCE = 65_536
@@ -54,12 +54,11 @@ class ItemEmbedding(nn.Module):
                 parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
                 self._settled = torch.cat([self(rows) for rows in parts])
 
-    def vectors(self) -> NDArray[np.float32]:
-        """Of every row, [num_rows, dim], in host memory."""
-        weight = self.id.weight
+    def vectors(self, rows: Ids) -> Floats:
+        """Item rows [n] -> [n, dim] in host memory."""
         with torch.no_grad():
-            parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
-            return np.concatenate([self(rows).float().cpu().numpy() for rows in parts])
+            found: Floats = self(torch.from_numpy(rows).to(self.id.weight.device)).float().cpu().numpy()
+        return found
 
     def train(self, mode: bool = True) -> "ItemEmbedding":
         """See `nn.Module.train`; weights change again."""

@@ -18,17 +18,38 @@ SimilarTo = Callable[[int], Floats]
 """Position of a candidate -> how alike each candidate is to it, [num_candidates], 1 at most."""
 
 
+Vectors = Callable[[Ids], Floats]
+"""Item rows [n] -> what a model has learned of each, [n, dim]."""
+
+
+class Centred:
+    """Learned vectors by what sets each apart from the mean of all items, the unknown one aside. They are looked up
+    when they are asked for: a table of them beside the model's own could be more memory than a server has left.
+    """
+
+    def __init__(self, vectors: Vectors, num_rows: int) -> None:
+        """Reads all of them once, some at a time."""
+        self._vectors = vectors
+        self._mean: NDArray[np.float64] | float = 0.0
+        for first in range(UNKNOWN_ROW + 1, num_rows, _ROWS_AT_ONCE):
+            rows = np.arange(first, min(first + _ROWS_AT_ONCE, num_rows))
+            self._mean = self._mean + vectors(rows).sum(axis=0, dtype=np.float64) / (num_rows - 1)
+
+    def __call__(self, rows: Ids) -> Floats:
+        """Item rows [n] -> [n, dim]."""
+        return (self._vectors(rows) - self._mean).astype(np.float32)
+
+
 @dataclass(frozen=True, slots=True)
 class Likeness:
     """What is known of every item of a model. An item of which nothing is known is like no other.
 
     items: their tags; where no item has any, their categories. To share a year, or what else may be a category, makes
-    few items alike that do not share a tag. learned: [num_rows, dim] vectors of length 1, or 0; None for a likeness by
-    tags or categories alone.
+    few items alike that do not share a tag. learned: their vectors; None for a likeness by tags or categories alone.
     """
 
     items: ItemTable
-    learned: NDArray[np.float16] | None = None
+    learned: Vectors | None = None
 
     def among(self, rows: Ids) -> SimilarTo:
         """How alike candidates are, [num_candidates] item rows: the cosine of a vector that holds, by their shares,
@@ -49,8 +70,7 @@ class Likeness:
                 parts.append(np.float32(np.sqrt(share)) * of_length_1(of_rows * known[:, None]))
                 squares += share * parts[-1].any(1)
         if self.learned is not None:
-            # Again, because half precision is not enough for two of one item to be the same.
-            parts.append(np.float32(np.sqrt(1 - SIDE_SHARE)) * of_length_1(self.learned[rows]))
+            parts.append(np.float32(np.sqrt(1 - SIDE_SHARE)) * of_length_1(self.learned(rows) * known[:, None]))
             squares += (1 - SIDE_SHARE) * parts[-1].any(1)
         scale = np.divide(1, np.sqrt(squares), out=np.zeros(len(rows)), where=squares > 0).astype(np.float32)
         vectors = scale[:, None] * np.concatenate([np.zeros((len(rows), 0), np.float32), *parts], axis=1)
@@ -64,18 +84,6 @@ class Likeness:
             return like
 
         return similar_to
-
-
-def centred(vectors: Floats) -> NDArray[np.float16]:
-    """Learned vectors of all rows, [num_rows, dim], by what sets each apart from the mean of all: of length 1, or 0.
-    The unknown item's row has no say, and 0.
-    """
-    out = np.zeros(vectors.shape, dtype=np.float16)
-    mean = vectors[UNKNOWN_ROW + 1 :].mean(axis=0, dtype=np.float64) if len(vectors) > 1 else 0.0
-    for first in range(UNKNOWN_ROW + 1, len(vectors), _ROWS_AT_ONCE):
-        part = slice(first, first + _ROWS_AT_ONCE)
-        out[part] = of_length_1(vectors[part] - mean)
-    return out
 
 
 def of_length_1(vectors: NDArray[np.generic]) -> Floats:

@@ -4,12 +4,16 @@ import numpy as np
 import pytest
 
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.rerank.likeness import SIDE_SHARE, Likeness, centred, of_length_1
+from mfalcon.rerank.likeness import SIDE_SHARE, Centred, Likeness, Vectors
 from mfalcon.types import Floats, Ids
 
 GENRES = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]], dtype=np.uint8)
 YEARS = np.array([1, 1, 2, 0])
 LEARNED = np.array([[9, 9], [3, 1], [1, 1], [-1, 1], [1, -3]], dtype=np.float32)
+
+
+def centred(table: Floats) -> Vectors:
+    return Centred(table.__getitem__, len(table))
 
 
 def items(*names: str) -> ItemTable:
@@ -27,7 +31,7 @@ ROWS = np.array([1, 2, 3, 4, UNKNOWN_ROW, 2])
 
 @pytest.mark.parametrize("names", [(), ("genres",), ("year",), ("genres", "year")])
 @pytest.mark.parametrize("learned", [None, centred(LEARNED)])
-def test_it_is_a_cosine(names: tuple[str, ...], learned: "np.typing.NDArray[np.float16] | None") -> None:
+def test_it_is_a_cosine(names: tuple[str, ...], learned: Vectors | None) -> None:
     like = matrix(Likeness(items(*names), learned), ROWS)
     assert np.allclose(like, like.T, atol=1e-6)
     assert np.abs(like).max() <= 1 + 1e-6
@@ -48,8 +52,8 @@ def test_tags_go_before_categories() -> None:
 
 
 def test_features_and_vectors_have_their_shares() -> None:
-    learned = of_length_1(np.array([[0, 0], [1, 0], [0, 1], [1, 0], [0, 0]])).astype(np.float16)
-    like = matrix(Likeness(items("genres"), learned), np.array([1, 2, 3, 4]))
+    learned = np.array([[0, 0], [1, 0], [0, 1], [1, 0], [0, 0]], dtype=np.float32)
+    like = matrix(Likeness(items("genres"), learned.__getitem__), np.array([1, 2, 3, 4]))
     assert like[0, 1] == pytest.approx(SIDE_SHARE * 0.5**0.5, abs=1e-6)
     assert like[0, 2] == pytest.approx(1 - SIDE_SHARE, abs=1e-6)
     assert not like[3].any()
@@ -63,12 +67,25 @@ def test_what_is_missing_is_no_likeness() -> None:
 
 
 def test_centred_vectors_are_told_apart_by_what_is_theirs() -> None:
-    vectors = centred(LEARNED + 1e3)
-    assert not vectors[UNKNOWN_ROW].any()
-    assert np.linalg.norm(vectors[1:].astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
-    assert vectors == pytest.approx(centred(LEARNED), abs=2e-3)
-    assert not centred(np.ones((3, 2), np.float32)).any()
-    assert centred(np.ones((1, 2), np.float32)).shape == (1, 2)
+    rows = np.arange(1, len(LEARNED))
+    vectors = centred(LEARNED + 1e3)(rows)
+    assert vectors == pytest.approx(LEARNED[rows] - LEARNED[rows].mean(axis=0), abs=1e-3)
+    assert not centred(np.ones((3, 2), np.float32))(np.array([1, 2])).any()
+
+
+def test_vectors_are_read_some_at_a_time_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of all of them may be more than there is memory for."""
+    monkeypatch.setattr("mfalcon.rerank.likeness._ROWS_AT_ONCE", 2)
+    table, asked = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32), list[int]()
+
+    def vectors(rows: Ids) -> Floats:
+        asked.append(len(rows))
+        return table[rows]
+
+    learned = Centred(vectors, len(table))
+    assert asked == [2, 2, 1]
+    assert learned(np.array([3])) == pytest.approx(table[3:4] - table[1:].mean(axis=0), abs=1e-6)
+    assert asked[-1] == 1
 
 
 def test_a_model_without_items() -> None:
