@@ -11,6 +11,7 @@ from mfalcon.backends.select import ServedModel, reference
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.config import RankerConfig
+from mfalcon.models.dense_features import LARGEST
 from mfalcon.models.heads import blend_weights
 from mfalcon.types import MAX_TIME_MS
 
@@ -57,7 +58,9 @@ def probe(served: ServedModel, kv_dtype: str = "auto") -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A history, and candidates at a time. Every array is [num_events] or [num_targets]; context: [num_features]."""
+    """A history, and candidates at a time. Every array is [num_events] or [num_targets]; context: [num_features];
+    dense: [num_targets, num_dense_features], standardised.
+    """
 
     rows: np.ndarray
     actions: np.ndarray
@@ -65,6 +68,7 @@ class _Question:
     times: np.ndarray
     candidates: np.ndarray
     context: np.ndarray
+    dense: np.ndarray
     time_ms: int
 
 
@@ -78,6 +82,7 @@ def _usual(config: RankerConfig) -> _Question:
         _TIME_MS + _STEP_MS * np.arange(num_events),
         rng.integers(0, config.num_items, _TARGETS),
         np.zeros(len(config.context_features), dtype=np.int64),
+        rng.normal(size=(_TARGETS, len(config.dense_features))).astype(np.float32),
         _TIME_MS + _STEP_MS * num_events,
     )
 
@@ -93,6 +98,8 @@ def _extreme(config: RankerConfig) -> _Question:
         np.linspace(1, MAX_TIME_MS, num_events).astype(np.int64),
         np.linspace(0, config.num_items - 1, _TARGETS).astype(np.int64),
         np.array([feature.num_values - 1 for feature in config.context_features], dtype=np.int64),
+        np.full((_TARGETS, len(config.dense_features)), LARGEST, dtype=np.float32)
+        * np.where(np.arange(_TARGETS) % 2, 1, -1)[:, None],
         MAX_TIME_MS,
     )
 
@@ -114,12 +121,13 @@ def _scores(served: ServedModel, asked: _Question, who: str) -> Tensor:
 
 def _computed(served: ServedModel, asked: _Question) -> tuple[bool, Tensor]:
     """Whether the history's state is finite, and the scores. An error of a caller holds no frame that has the state."""
-    device = served.model.items.id.weight.device
+    config, device = served.model.config, served.model.items.id.weight.device
     events = EventTokens(*(_to(column, device) for column in (asked.rows, asked.actions, asked.values, asked.times)))
     first = max(0, len(asked.rows) - _NEW_EVENTS)
     state = prefill(served, _part(events, slice(0, first)))
     state = append(served, state, _part(events, slice(first, None)))
-    targets = Targets(_to(asked.candidates, device), _to(asked.context, device))
+    dense = _to(asked.dense, device) if config.dense_features else None
+    targets = Targets(_to(asked.candidates, device), _to(asked.context, device), dense)
     scores = score(served, state, targets, asked.time_ms, _TARGETS)
     return state.is_finite(), scores.to("cpu", torch.float64)
 

@@ -80,3 +80,10 @@ def test_a_backend_that_computes_something_else_is_refused() -> None:
     served = dataclasses.replace(reference(model), stack=ReferenceBackend(other.stack, other.kv_shape()))
     with pytest.raises(CheckpointError, match=r"backend reference differ .* must be at most 1e-11 in float64"):
         probe(served)
+
+
+def test_what_only_extreme_features_reach_is_refused() -> None:
+    model = small_checkpoint(dtype=torch.float32).model
+    model.dense.last.weight.fill_(1e35)
+    with pytest.raises(CheckpointError, match=r"not finite on backend reference"):
+        probe(reference(model))
