@@ -56,6 +56,28 @@ class LayerConfig(Frozen):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class DinConfig(Frozen):
+    """A DLRM-style ranker: DIN's activation unit over the last events (arXiv 1706.06978), the low-rank cross layers of
+    DCN-V2 (arXiv 2008.13535), and the experts, gates and towers of MMoE (KDD 2018).
+    """
+
+    dim: int = Field(gt=0, le=4_096)
+    """Width of an event and of a candidate where the two meet."""
+    context_dim: int = Field(default=8, gt=0, le=4_096)
+    """Width of each context feature."""
+    side_fields: bool = False
+    """Whether each side feature of a candidate is also a field of its own, of width `dim`."""
+    activation: tuple[Annotated[int, Field(gt=0, le=4_096)], ...] = Field(min_length=1, max_length=8)
+    """Hidden widths of the activation unit."""
+    num_pools: int = Field(default=1, gt=0, le=64)
+    """Weighted sums that the activation unit makes of the events."""
+    num_cross_layers: int = Field(gt=0, le=64)
+    cross_rank: int = Field(gt=0, le=16_384)
+    num_experts: int = Field(gt=0, le=256)
+    experts: tuple[Annotated[int, Field(gt=0, le=16_384)], ...] = Field(min_length=1, max_length=8)
+    """Widths of the layers of every expert. The hidden width of the towers is `RankerConfig.head_dim`."""
+
+
 class SideFeature(Frozen):
     """An item side feature: one value of a vocabulary ("category") or any subset of it ("tags")."""
 
