@@ -6,6 +6,7 @@ An event is one user action on one item; a history is a user's events in order. 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,9 @@ class CacheInfo:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in microseconds. rerank_us: 0 where no reranking was asked."""
+    """Where the time of a request went, in microseconds. rerank_us, merge_us: 0 where no reranking was asked, and for
+    one model. Of an ensemble the first four are those of the member that took longest.
+    """
 
     queue_us: int
     state_us: int
@@ -68,6 +71,7 @@ class Timings:
     score_us: int
     total_us: int
     rerank_us: int = 0
+    merge_us: int = 0
 
 
 RERANK_METHODS = ("mmr", "dpp")
@@ -163,9 +167,23 @@ class ContextFeatureInfo:
     """True when the server fills it in from the request time if the caller does not."""
 
 
+MergeMethod: TypeAlias = Literal["logit", "probability"]
+MERGE_METHODS: tuple[MergeMethod, ...] = ("logit", "probability")
+TaskKind: TypeAlias = Literal["binary", "regression"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskInfo:
+    """What a task's scores are, probabilities (binary) or values (regression), and their weight in the blend."""
+
+    name: str
+    kind: TaskKind
+    weight: float
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a client must know of the served model."""
+    """What a client must know of the served model. task_infos: the tasks once more, with what their scores are."""
 
     name: str
     version: str
@@ -178,3 +196,4 @@ class ModelInfo:
     max_candidates: int
     prefix_stable: bool
     backend: str
+    task_infos: tuple[TaskInfo, ...] = ()

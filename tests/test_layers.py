@@ -37,6 +37,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "backends": ("mfalcon.backends",),
     "algorithm": ("mfalcon.algorithm",),
     "rerank": ("mfalcon.rerank",),
+    "merging": ("mfalcon.merging",),
     "engine": ("mfalcon.engine",),
     "laws": ("mfalcon.laws",),
     "train": ("mfalcon.train",),
@@ -63,6 +64,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "backends": ("kernels", "words", "kv", "attention", "config", "models"),
     "algorithm": ("words", "kv", "attention", "models", "backends"),
     "rerank": ("words", "config"),
+    "merging": ("words",),
     "engine": (
         "kernels",
         "words",
@@ -76,9 +78,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "backends",
         "algorithm",
         "rerank",
+        "merging",
     ),
     "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
-    "train": ("words", "attention", "config", "models", "rerank"),
+    "train": ("words", "attention", "config", "models", "rerank", "merging"),
     "proto": (),
     "client": (),
     "server": ("words", "metrics", "config", "proto"),
@@ -87,7 +90,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "rerank", "client", "server")
+FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "rerank", "merging", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""

@@ -1,9 +1,9 @@
-"""`mfalcon evaluate`: offline quality of a checkpoint."""
+"""`mfalcon evaluate`: offline quality of a checkpoint, or of several as one."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -21,21 +21,34 @@ from mfalcon.cli.datasets import (
     open_dataset,
 )
 from mfalcon.cli.evaluate_rerank import evaluate_rerank, plot_rerank, rerank_table
+from mfalcon.cli.members import load_members, member_weights, merge_method
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
+from mfalcon.train.merging import (
+    Correlation,
+    check_members,
+    correlations,
+    evaluate_merges,
+    merge_of,
+    score_members,
+)
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
 from mfalcon.train.vocabulary import fit_to, missing_features
-from mfalcon.types import RERANK_METHODS
+from mfalcon.types import RERANK_METHODS, MergeMethod
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
 
 
 def evaluate(
-    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint directory.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint directory; several with --merge.")
+    ],
     data: DataOption = "ml-100k",
     columns: ColumnsOption = "",
     items: ItemsOption = None,
@@ -50,6 +63,11 @@ def evaluate(
         int, typer.Option(min=0, help="Of --rerank: candidates that may move; 0 for the server's default.")
     ] = 0,
     plot: PlotOption = None,
+    merge: Annotated[
+        str | None,
+        typer.Option(help="Of several: their mean by logit or probability, beside each. docs/merging.md explains."),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="Of --merge: comma-separated, one for each; equal if not given.")] = "",
     json_output: JsonOption = False,
 ) -> None:
     """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
@@ -58,7 +76,18 @@ def evaluate(
     the item's mean label and a logistic regression on user and item, are fitted on the training events of the split.
     """
     torch.set_num_threads(owned_cores())
-    loaded = checkpoint.load(path)
+    if merge is not None:
+        if rerank is not None:
+            raise ConfigError("--merge: must be given without --rerank")
+        members = load_members(paths)
+        read = open_dataset(data, columns, items, item_columns, like_at_least)
+        _evaluate_merge(members, read, part, merge_method(merge), member_weights(weights, len(members)), json_output)
+        return
+    if weights:
+        raise ConfigError("--weights: only with --merge")
+    if len(paths) > 1:
+        raise ConfigError(f"CHECKPOINT: got {len(paths)}, must be one without --merge")
+    loaded = checkpoint.load(paths[0])
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     parts = split(dataset, part)
     chosen = parts == TEST
@@ -88,12 +117,48 @@ def evaluate(
     Console(highlight=False).print(report_table(f"{loaded.model.config.name}, split {part}", reports))
 
 
+def _evaluate_merge(
+    members: Mapping[str, Checkpoint],
+    dataset: Dataset,
+    part: Split,
+    method: MergeMethod,
+    weights: Sequence[float],
+    json_output: bool,
+) -> None:
+    check_members(members)
+    merge, chosen = merge_of(members, method), split(dataset, part) == TEST
+    reports, alike = list[Report | RegressionReport](), list[Correlation]()
+    for visibility in _VISIBILITIES:
+        scores = score_members(members, dataset, chosen, visibility)
+        reports += evaluate_merges(scores, {"merge": (merge, weights)}, dataset, visibility)
+        if visibility == _VISIBILITIES[0]:
+            alike = correlations(scores, merge)
+    if json_output:
+        print_json(
+            {
+                "checkpoints": {name: member.fingerprint for name, member in members.items()},
+                "merge": method,
+                "weights": dict(zip(members, weights, strict=True)),
+                "split": part,
+                "reports": [dataclasses.asdict(r) for r in reports],
+                "correlations": [dataclasses.asdict(c) for c in alike],
+            }
+        )
+        return
+    console = Console(highlight=False)
+    console.print(report_table(f"{len(members)} members, split {part}, mean {method}", reports))
+    for c in alike:
+        console.print(f"{c.task}: correlation of {c.first} and {c.second} {c.r:.3f}", soft_wrap=True, markup=False)
+
+
 def report_table(title: str, reports: Sequence[Report | RegressionReport]) -> Table:
     """Reports as rows, task by task; what is no metric of a task's kind stays empty. 80 columns hold every figure."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     words = ("task", "scorer", "visibility")
     for name in (*words, "rows", "AUC", "NE", "GAUC", "NDCG@10", "RMSE", "MAE"):
-        table.add_column(name, justify="left" if name in words else "right", no_wrap=name not in words)
+        is_word = name in words
+        justify: Literal["left", "right"] = "left" if is_word else "right"
+        table.add_column(name, justify=justify, no_wrap=not is_word, overflow="fold" if is_word else "ellipsis")
     order = list(dict.fromkeys(r.task for r in reports))
     for r in sorted(reports, key=lambda r: order.index(r.task)):
         match r:

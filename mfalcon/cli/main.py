@@ -29,6 +29,7 @@ COMMANDS = {
         "mfalcon.cli.evaluate",
         "Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.",
     ),
+    "merge": ("mfalcon.cli.merge", "Merge several rankers into one: weights, calibration and the TOML to serve them."),
     "inspect": ("mfalcon.cli.inspect", "Show a checkpoint's model and how much memory its users take."),
     "verify": ("mfalcon.cli.verify", "Measure laws 1 to 7 on a checkpoint; exit code 1 if one is broken."),
     "serve": ("mfalcon.cli.serve", "Serve a checkpoint over gRPC and HTTP until SIGTERM or Ctrl-C."),

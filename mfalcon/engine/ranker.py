@@ -24,7 +24,7 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics.model_states import ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.heads import probability_that_ranks
+from mfalcon.models.heads import probability_that_ranks, task_infos
 from mfalcon.rerank.likeness import Centred, Likeness, Vectors
 from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
 from mfalcon.window import WindowRule
@@ -278,4 +278,5 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedMo
         max_candidates=options.max_candidates,
         prefix_stable=model.prefix_stable,
         backend=" ".join(computed_by),
+        task_infos=task_infos(ranker.tasks, ranker.blend),
     )

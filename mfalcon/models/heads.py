@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mfalcon.models.config import Task
+from mfalcon.types import TaskInfo
 
 
 class TaskHeads(nn.Module):
@@ -50,6 +51,12 @@ class TaskHeads(nn.Module):
 def blend_weights(tasks: Sequence[Task], blend: Mapping[str, float]) -> list[float]:
     """Weight of each task, in the order of the tasks."""
     return [blend.get(task.name, 0.0) for task in tasks]
+
+
+def task_infos(tasks: Sequence[Task], blend: Mapping[str, float]) -> tuple[TaskInfo, ...]:
+    """What their scores are, and their weights in the blend."""
+    weights = blend_weights(tasks, blend)
+    return tuple(TaskInfo(task.name, task.kind, weight) for task, weight in zip(tasks, weights, strict=True))
 
 
 def probability_that_ranks(tasks: Sequence[Task], blend: Mapping[str, float]) -> str | None:

@@ -15,7 +15,7 @@ from mfalcon.train.baselines import item_mean, logistic_user_item
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
 from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows
-from mfalcon.types import Ids
+from mfalcon.types import Floats, Ids, TaskInfo
 
 _BATCH = 16
 Reals = NDArray[np.float32] | NDArray[np.float64]
@@ -87,10 +87,21 @@ def evaluate_tasks(
 ) -> list[Report | RegressionReport]:
     """Metrics of every task over chosen events, in the order of the model's tasks."""
     index, scores = score_events(model, dataset, is_target, visibility)
-    truth, users = labels(dataset, model.config.tasks)[index], dataset.user[index]
+    tasks = model.config.tasks
+    return evaluate_scores(MODEL, tasks, visibility, dataset.user[index], labels(dataset, tasks)[index], scores)
+
+
+def evaluate_scores(
+    scorer: str,
+    tasks: Sequence[Task | TaskInfo],
+    visibility: Visibility,
+    users: Ids,
+    truth: Floats,
+    scores: Floats,
+) -> list[Report | RegressionReport]:
+    """Metrics of every task, whoever scored. users: [n]; truth, scores: [n, num_tasks]."""
     return [
-        _report(MODEL, task, visibility, users, truth[:, which], scores[:, which])
-        for which, task in enumerate(model.config.tasks)
+        _report(scorer, task, visibility, users, truth[:, which], scores[:, which]) for which, task in enumerate(tasks)
     ]
 
 
@@ -132,7 +143,7 @@ def report(
 
 
 def _report(
-    scorer: str, task: Task, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
+    scorer: str, task: Task | TaskInfo, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
 ) -> Report | RegressionReport:
     if task.kind == "binary":
         return _binary_report(scorer, task, visibility, users, truth, predicted)
@@ -148,7 +159,7 @@ def _report(
 
 
 def _binary_report(
-    scorer: str, task: Task, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
+    scorer: str, task: Task | TaskInfo, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
 ) -> Report:
     return Report(
         task=task.name,
