@@ -1,12 +1,15 @@
 """`mfalcon demo`: the whole story in one run, from data to ranked candidates over gRPC."""
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import serve
@@ -21,16 +24,21 @@ from mfalcon.laws import masked_forward
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import MANIFEST
+from mfalcon.rerank.likeness import Likeness
 from mfalcon.train.dataset import Dataset
+from mfalcon.train.diversity import unlikeness
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events
 from mfalcon.window import WindowRule
-from mfalcon_client import Client, Ranking
+from mfalcon_client import Client, Ranking, Rerank
 
 CHECKPOINT = Path("checkpoints/ml-100k-dfgr")
 USER = "450"
 """A person of 540 ratings, most of them likes."""
+DIVERSE = Rerank("dpp", 0.25)
+"""The strength that costs no accuracy on the whole catalogue: docs/rerank.md."""
 _SHOWN_LIKES = 5
 _MICROBATCH = 256
 _SAMPLED_CANDIDATES = 40
@@ -74,9 +82,9 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     now = int(history["time_ms"][-1]) + 60_000
     ids = dataset.items.item_id
 
-    def ask(label: str) -> Ranking:
+    def ask(label: str, rerank: Rerank | None = None) -> Ranking:
         began = time.perf_counter()
-        result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context)
+        result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context, rerank=rerank)
         _console.print(f"[bold]{label:<28}[/bold] {1000 * (time.perf_counter() - began):6.1f} ms; {cost_line(result)}")
         return result
 
@@ -84,11 +92,42 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     first = ask("first request")
     _console.print(top_table(first, ids, dataset.items))
     again = ask("the same again (state hit)")
+    _step("The same first ten, made diverse")
+    diverse = ask("reranked", DIVERSE)
+    _diverse(again, diverse, dataset.items)
+    _step("One more event")
     event = np.zeros(1, dtype=EVENT_DTYPE)
     event["item_id"], event["actions"], event["value"], event["time_ms"] = ids[first.top[0]], 1 << 4, 5.0, now
     client.append_events(user, event)
     ask("after one appended event")
     _compare(loaded, history, context, now, again)
+
+
+def _diverse(by_score: Ranking, diverse: Ranking, items: ItemTable) -> None:
+    """Both lists side by side, and how unlike their items are by their genres."""
+    likeness = Likeness(items)
+    columns, unlike = {}, []
+    for name, result in (("by score", by_score), (f"{DIVERSE.method}, strength {DIVERSE.strength:g}", diverse)):
+        columns[name] = [items.title(int(items.item_id[position])) for position in result.top]
+        unlike.append(unlikeness(likeness, result.top.astype(np.int64) + 1))
+    _console.print(titles_table(columns))
+    new = len(set(diverse.top.tolist()) - set(by_score.top.tolist()))
+    same = "every score is the same" if np.array_equal(by_score.scores, diverse.scores) else "SCORES DIFFER"
+    _console.print(
+        f"{new} of {len(diverse.top)} are new; genres of two titles differ by {unlike[1]:.2f} on average, by score "
+        f"{unlike[0]:.2f} (1 less their cosine); {same}"
+    )
+
+
+def titles_table(columns: Mapping[str, Sequence[str]]) -> Table:
+    """Lists of titles side by side, best first."""
+    table = Table()
+    table.add_column("#", justify="right", min_width=2)
+    for name in columns:
+        table.add_column(Text(name), no_wrap=True, overflow="ellipsis", ratio=1)
+    for place, titles in enumerate(zip(*columns.values(), strict=True), start=1):
+        table.add_row(str(place), *(Text(title) for title in titles))
+    return table
 
 
 def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: int, cached: Ranking) -> None:

@@ -42,6 +42,13 @@ class Shown:
     coverage: float
 
 
+def unlikeness(likeness: Likeness, rows: Ids) -> float:
+    """How unlike each other the items of a list are, on average of all pairs, 0 to 2; 0 of one item. rows: [n]."""
+    like = likeness.among(rows)
+    pairs = [1 - like(place)[place + 1 :] for place in range(len(rows))]
+    return float(np.concatenate(pairs).mean()) if len(rows) > 1 else 0.0
+
+
 def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
     """Rank every pool as a server would. A list is as diverse as its items are unlike each other, on average of all
     pairs, by what users see: their tags, or their categories. One item alone is not.
@@ -57,9 +64,7 @@ def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
         top = reranked(pool.scores, pool.probabilities, PLACES, wish, among)
         ideal = _DISCOUNT[: int(pool.liked.sum())].sum()
         ndcg.append(float(_DISCOUNT[: len(top)] @ pool.liked[top] / ideal))
-        like = seen.among(rows[top])
-        pairs = [1 - like(place)[place + 1 :] for place in range(len(top))]
-        diversity.append(float(np.concatenate(pairs).mean()) if len(top) > 1 else 0.0)
+        diversity.append(unlikeness(seen, rows[top]))
         shown.update(rows[top].tolist())
     everything = np.unique(np.concatenate([pool.rows for pool in pools]))
     return Shown(np.array(ndcg), np.array(diversity), len(shown) / len(everything))

@@ -1,0 +1,67 @@
+"""The demo's acts on the real data, with a model that nobody trained: what it shows must hold all the same."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mfalcon.cli.demo import CHECKPOINT
+from mfalcon.errors import DataError
+from mfalcon.models import checkpoint
+from mfalcon.models.registry import build
+from mfalcon.train.movielens import fetch, read
+from mfalcon.train.recipes import model_config
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """All that `mfalcon demo` prints in a folder that has the data and checkpoints."""
+    try:
+        data = fetch(ROOT / "data" / "ml-100k", notify=lambda notice: None)
+    except DataError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "data").symlink_to(data.parent)
+    dataset = read(data)
+    torch.manual_seed(0)
+    checkpoint.save(folder / CHECKPOINT, build(model_config(dataset, "dfgr")), dataset.items)
+    command = [sys.executable, "-m", "mfalcon.cli", "demo"]
+    here = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}", "COLUMNS": "200"}
+    done = subprocess.run(
+        command, cwd=folder, env=here, timeout=SECONDS, check=False, text=True, stdout=subprocess.PIPE
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found, f"{pattern!r} is not in {text}"
+    return float(found[1])
+
+
+def test_cached_scores_are_those_of_one_forward_per_candidate(told: str) -> None:
+    assert number(r"all tasks: (\S+)", told) < 1e-5
+
+
+def test_the_state_is_reused_and_appended_to(told: str) -> None:
+    of = {line[:10]: line for line in told.splitlines() if "tokens reused" in line}
+    encoded = number(r"(\d+) encoded", of["first requ"])
+    assert encoded > 0
+    assert number(r"(\d+) tokens reused", of["the same a"]) == encoded
+    assert number(r"(\d+) encoded", of["the same a"]) == 0
+    assert number(r"(\d+) encoded", of["after one "]) == 1
+
+
+def test_the_diverse_list_is_more_so_and_costs_no_score(told: str) -> None:
+    assert number(r"differ by (\S+)", told) > number(r"by score (\S+)", told)
+    assert "every score is the same" in told
