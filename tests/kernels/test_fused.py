@@ -115,7 +115,7 @@ HEAD_DIMS = st.sampled_from((1, 7, 16, 24, 64, 128))
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    positions = draw(st.sampled_from((None, 1, 9, 400)))
+    positions, buckets = draw(st.sampled_from((None, 1, 9, 400))), draw(st.sampled_from((1, 40)))
     num_heads, v_dim = draw(st.integers(1, 3)), draw(HEAD_DIMS)
     # Two or three values may be almost equal, and their norm multiplies a rounding by up to 1 / sqrt(eps).
     norm_eps = st.sampled_from((1e-6, 1e-3)) if num_heads * v_dim > 3 else st.just(1e-3)
@@ -132,7 +132,7 @@ def cases(draw: st.DrawFn) -> Case:
         uvqk_bias=draw(st.booleans()),
         output=draw(st.sampled_from(("gated", "concat"))),
         output_bias=draw(st.booleans()),
-        bias=None if positions is None else RelativeBiasConfig(num_positions=positions, num_time_buckets=40),
+        bias=None if positions is None else RelativeBiasConfig(num_positions=positions, num_time_buckets=buckets),
     )
     m = draw(st.sampled_from((1, 2, 6, 7, 63, 77)))
     return Case(config, draw(st.integers(1, 3)), draw(SIZES), m, draw(st.integers(0, 1000)))
@@ -490,17 +490,39 @@ def test_calls_of_several_threads_are_each_their_own(int8: bool) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_times_in_any_order(policy: str) -> None:
+@pytest.mark.parametrize("ascending", [False, True])
+def test_times_in_any_order(policy: str, ascending: bool) -> None:
     """Buckets by definition, also where time runs backwards or further than int64 can subtract."""
     case, reference = small()
     x, times, targets = case.inputs()
     times = times[torch.randperm(case.n, generator=torch.Generator().manual_seed(1))]
     times[3], times[5] = -(2**62), 2**62
+    if ascending:
+        times = times.sort().values
     state = paged(packed(policy, reference), times)
     state.extend(x)
     for now in (NOW, -(2**60), 2**62):
         _, wanted = in_one_forward(reference, x, times, targets, now)
         assert_close(state.score(targets, now), wanted, policy)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("buckets", [2, 40])
+def test_a_row_has_one_result_however_its_biases_are_read(policy: str, buckets: int) -> None:
+    """Where many keys share a bucket and where few do, in whole tiles of rows and in single ones."""
+    bias = RelativeBiasConfig(num_positions=400, num_time_buckets=buckets)
+    case = Case(small(bias=bias)[0].config, 2, 290, 7, 3)
+    reference = random_stack(case.config, case.num_layers, case.seed)
+    x, times, targets = case.inputs()
+    whole, single = (paged(packed(policy, reference, page), times) for page in (64, 256))
+    whole.extend(x)
+    for start, stop in ((0, 6), (6, 127), *((at, at + 1) for at in range(127, 140)), (140, 143), (143, case.n)):
+        single.extend(x[start:stop], 1, start)
+    assert same_state(single, whole)
+    kept, _ = in_one_forward(reference, x, times, targets, NOW)
+    for (k, v), (expected_k, expected_v) in zip(whole.layers(), kept, strict=True):
+        assert_close(k, expected_k, policy)
+        assert_close(v, expected_v, policy)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

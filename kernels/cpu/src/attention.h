@@ -20,12 +20,59 @@ struct PrefixBias {
   Index query;
 };
 
-// One thread's room: weights of a tile of rows on one block of keys, for a prefix its biases, the block itself where it
-// stands in int8, and the last step of values where not all of its tokens are seen.
+// Biases of a row on the keys of one step of pages; whole vectors from any key on run over.
+template <class P>
+constexpr Index kBiasStride = kPageStep + P::kLanes + 16;
+
+// What the rows of one tile read of the bias, key by key from `block` on.
+template <class P, int R>
+class TileBias {
+ public:
+  TileBias(const Shape& s, Index head, const PrefixBias* bias, Index row, Index block)
+      : s_(s), head_(head), weights_(bias ? bias->weights : nullptr), query_(bias ? bias->query + row : 0) {
+    if (!bias) return;
+    far_ = weights_->position.get() + head * weights_->position_stride;
+    time_ = weights_->time.get() + head * (s.num_buckets + 1);
+    near_ = near_offset<P>(s, query_);
+    for (int r = 0; r < R; r++) run_[r] = run_at(bias->runs + bias->first_run[row + r], block);
+  }
+
+  // Whether each row has one bucket for all keys [key, key + count). No key before an earlier call's.
+  bool one_bucket(Index key, Index count) {
+    bool one = true;
+    for (int r = 0; r < R; r++) {
+      run_[r] = run_at(run_[r], key);
+      one &= run_[r]->stop >= key + count;
+      of_time_[r] = time_[run_[r]->bucket];
+    }
+    return one;
+  }
+  // Then: of row r on keys from `key` on.
+  [[gnu::always_inline]] auto of(int r, Index key) const {
+    return P::add(P::load(far_ + std::max(near_ - r + key, Index{0})), P::set(of_time_[r]));
+  }
+  // Else: of all rows, kBiasStride apart.
+  void write(Index key, Index count, float* out) const {
+    for (int r = 0; r < R; r++) {
+      bias_row<P>(*weights_, s_, head_, query_ + r, run_[r], key, key + count, out + r * kBiasStride<P>);
+    }
+  }
+
+ private:
+  const Shape& s_;
+  Index head_;
+  const RelativeBias* weights_;
+  Index query_, near_;
+  const float *far_, *time_;
+  const Run* run_[R];
+  float of_time_[R];
+};
+
+// One thread's room: weights of a tile of rows on one block of keys, for a prefix biases of a step of them, the block
+// itself where it stands in int8, and the last step of values where not all of its tokens are seen.
 template <class P>
 struct AttentionSpace {
   static constexpr Index kWeightStride = P::kKeyBlock + 32;
-  static constexpr Index kBiasStride = P::kKeyBlock + P::kLanes + 16;
   Buffer<typename P::Element> weights, tail;
   Buffer<float> biases;
   BlockSpace<P> block;
@@ -33,7 +80,7 @@ struct AttentionSpace {
   AttentionSpace(const Stack<P>& stack, bool prefix)
       : weights(kTileRows * kWeightStride),
         tail(P::kStep * stack.shape.padded_v),
-        biases(prefix ? kTileRows * kBiasStride : 0),
+        biases(prefix ? kTileRows * kBiasStride<P> : 0),
         block(stack.shape, stack.layout.int8) {}
 };
 
@@ -64,28 +111,35 @@ void attend(const Shape& s, Index head, const typename P::Element* q, Index q_st
       const Index seen = std::min(visible.of(row + R - 1) - block, Index{P::kKeyBlock});  // by the tile's last row
       if (seen <= 0) return;
       const Index columns = round_up(seen, P::kLanes);
-      const float* bias = vector_bias ? vector_bias + block : nullptr;
-      if (prefix_bias) {
-        bias = space.biases.get();
-        for (int r = 0; r < R; r++) {
-          bias_row<P>(*prefix_bias->weights, s, head, prefix_bias->query + row + r,
-                      prefix_bias->runs + prefix_bias->first_run[row + r], block, block + columns,
-                      space.biases.get() + r * Space::kBiasStride);
-        }
-      }
-      const Index bias_stride = prefix_bias ? Space::kBiasStride : 0;
       const Index all_see = visible.of(row) - block;  // keys before this one no row masks
+      TileBias<P, R> of_tile(s, head, prefix_bias, row, block);
       Index first = 0;
       for (const Panels<P>* piece = keys.keys; first < columns; first += piece++->columns) {
-        product<P, R>(
-            q + row * q_stride, q_stride, *piece, 0, std::min(piece->columns, columns - first),
-            [&](int r, Index c) { return bias ? P::load(bias + r * bias_stride + first + c) : P::zero(); },
-            [&](int r, Index c, V x) {
-              x = silu<P>(x);
-              c += first;
-              if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
-              P::store_elements(weights + r * Space::kWeightStride + c, x);
-            });
+        const Index width = std::min(piece->columns, columns - first);
+        const auto weigh = [&](Index begin, Index end, auto bias) {  // columns of the piece
+          product<P, R>(q + row * q_stride, q_stride, *piece, begin, end, bias, [&](int r, Index c, V x) {
+            x = silu<P>(x);
+            c += first;
+            if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
+            P::store_elements(weights + r * Space::kWeightStride + c, x);
+          });
+        };
+        if (!prefix_bias) {
+          const float* bias = vector_bias ? vector_bias + block + first : nullptr;
+          weigh(0, width, [&](int, Index c) { return bias ? P::load(bias + c) : P::zero(); });
+          continue;
+        }
+        for (Index begin = 0; begin < width; begin += kPageStep) {
+          const Index end = std::min(begin + kPageStep, width), key = block + first + begin;
+          if constexpr (R == kTileRows) {
+            if (of_tile.one_bucket(key, end - begin)) {
+              weigh(begin, end, [&](int r, Index c) { return of_tile.of(r, key + c - begin); });
+              continue;
+            }
+          }
+          of_tile.write(key, end - begin, space.biases.get());
+          weigh(begin, end, [&](int r, Index c) { return P::load(space.biases.get() + r * kBiasStride<P> + c - begin); });
+        }
       }
       const auto sum = [&](int r, Index c) { return P::load(o + (row + r) * o_stride + c); };
       const auto keep_sum = [&](int r, Index c, V x) { P::store(o + (row + r) * o_stride + c, x); };

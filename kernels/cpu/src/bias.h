@@ -36,6 +36,41 @@ inline void append_runs(std::vector<Run>& runs, const std::vector<std::int64_t>&
   runs.back().stop = std::numeric_limits<Index>::max();
 }
 
+// The same runs for rows one after the other, of keys and rows in the order of their times. Where a threshold ends moves
+// to later keys from row to row, so each is followed instead of sought: O(rows * thresholds + keys) for all of them.
+class FollowedRuns {
+ public:
+  FollowedRuns(const std::vector<std::int64_t>& thresholds, const std::int64_t* times)
+      : thresholds_(thresholds), times_(times), reached_(thresholds.size(), 0) {}
+
+  // Whether rows of these times may be followed: nothing is out of order among them, and no difference wraps around.
+  static bool can_follow(const std::int64_t* query_times, Index rows, const std::int64_t* times, Index num_keys) {
+    std::int64_t difference;
+    return std::is_sorted(query_times, query_times + rows) &&
+           !__builtin_sub_overflow(query_times[rows - 1], times[0], &difference) &&
+           !__builtin_sub_overflow(query_times[0], times[num_keys - 1], &difference);
+  }
+
+  // Appends the runs of keys [0, num_keys), neither fewer nor seen from an earlier time than those of the row before.
+  void append(std::vector<Run>& runs, std::int64_t query_time, Index num_keys) {
+    Index first = 0;
+    for (Index i = static_cast<Index>(thresholds_.size()) - 1; i >= 0; i--) {
+      Index& stop = reached_[i];  // the keys before it reach this threshold
+      stop = std::max(stop, first);
+      while (stop < num_keys && query_time - times_[stop] >= thresholds_[i]) stop++;
+      if (stop > first) runs.push_back({stop, i + 1});
+      first = stop;
+    }
+    if (first < num_keys) runs.push_back({num_keys, 0});
+    runs.back().stop = std::numeric_limits<Index>::max();
+  }
+
+ private:
+  const std::vector<std::int64_t>& thresholds_;
+  const std::int64_t* times_;
+  std::vector<Index> reached_;
+};
+
 // A row of distances: [lanes of the far weight | weights, far to near | zeros, for keys that the mask removes].
 template <class P>
 RelativeBias packed_bias(const Shape& s, const MfLayer& w) {
@@ -54,14 +89,27 @@ RelativeBias packed_bias(const Shape& s, const MfLayer& w) {
   return {std::move(position), std::move(time), stride};
 }
 
+// The weight of a query's distance to a key stands so far, plus the key, into a head's row of distances. Keys that are
+// too far have a negative place: they read its first vector.
+template <class P>
+inline Index near_offset(const Shape& s, Index query) {
+  return P::kLanes + (s.num_positions - 1) - query;
+}
+
+// The run that key `key` is in, of those from `run` on.
+inline const Run* run_at(const Run* run, Index key) {
+  while (run->stop <= key) run++;
+  return run;
+}
+
 // rab of one query on keys [first, last) of a head. `out` has room for a vector more.
 template <class P>
 inline void bias_row(const RelativeBias& bias, const Shape& s, Index head, Index query, const Run* run, Index first,
                      Index last, float* out) {
   const float* time = bias.time.get() + head * (s.num_buckets + 1);
   const float* far = bias.position.get() + head * bias.position_stride;
-  const Index near = P::kLanes + (s.num_positions - 1) - query;  // far[near + key] is the weight of query - key
-  while (run->stop <= first) run++;
+  const Index near = near_offset<P>(s, query);
+  run = run_at(run, first);
   for (Index key = first; key < last; run++) {
     const Index stop = std::min(run->stop, last);
     const auto of_bucket = P::set(time[run->bucket]);

@@ -93,13 +93,20 @@ void keep(const Stack<P>& stack, MfPages pages, Index layer, const typename P::E
   each_head(s.k0, s.padded_qk, [](const HeadPages<P>& kv, auto... run) { kv.put_key(run...); });
 }
 
-// The runs of a block's rows. Answers false when memory ends: nothing may be thrown out of a parallel region.
+// The runs of a block's rows. ascending: of the times of all keys. Answers false when memory ends: nothing may be thrown
+// out of a parallel region.
 inline bool find_runs(const std::vector<std::int64_t>& thresholds, const std::int64_t* query_times,
-                      const std::int64_t* times, Index position, Index rows, BlockRuns& out) {
+                      const std::int64_t* times, bool ascending, Index position, Index rows, BlockRuns& out) {
   try {
+    FollowedRuns followed(thresholds, times);
+    const bool can_follow = ascending && FollowedRuns::can_follow(query_times, rows, times, position + rows);
     for (Index r = 0; r < rows; r++) {
       out.first.push_back(static_cast<Index>(out.runs.size()));
-      append_runs(out.runs, thresholds, query_times[r], times, position + r + 1);
+      if (can_follow) {
+        followed.append(out.runs, query_times[r], position + r + 1);
+      } else {
+        append_runs(out.runs, thresholds, query_times[r], times, position + r + 1);
+      }
     }
     return true;
   } catch (const std::bad_alloc&) {
@@ -118,6 +125,7 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
   const bool biased = s.num_positions > 0;
   std::vector<BlockRuns> runs(biased ? grid.blocks : 0);
   const auto times = gather_times(stack.layout, pages, biased ? tokens + num_new : 0);
+  const bool ascending = std::is_sorted(times.begin(), times.end());
   if (!query_times) query_times = times.data() + (biased ? tokens : 0);
   std::atomic<bool> failed = false;
 #pragma omp parallel num_threads(static_cast<int>(threads))
@@ -132,7 +140,8 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
         std::fill(std::copy_n(x + r * s.dim, s.dim, row), row + s.padded_dim, 0.0f);
       }
       if (biased && s.layers > 1 &&
-          !find_runs(stack.thresholds, query_times + first, times.data(), tokens + first, grid.size(i), runs[i])) {
+          !find_runs(stack.thresholds, query_times + first, times.data(), ascending, tokens + first, grid.size(i),
+                     runs[i])) {
         failed = true;
       }
     }
