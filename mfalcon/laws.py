@@ -27,6 +27,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
+from mfalcon.features.standard import standardised
 from mfalcon.history.history import History, no_history
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
@@ -38,7 +39,6 @@ from mfalcon.kvcache.tier import Entry
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.dense_features import standardised
 from mfalcon.types import EVENT_DTYPE, CacheSource, DenseFeatures, Events, Ids, RankRequest, no_events
 
 _EXACT = 0.0

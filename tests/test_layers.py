@@ -33,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kvcache": ("mfalcon.kvcache",),
     "attention": ("mfalcon.attention", "mfalcon.masked_attention"),
     "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest"),
+    "features": ("mfalcon.features",),
     "models": ("mfalcon.models",),
     "backends": ("mfalcon.backends",),
     "algorithm": ("mfalcon.algorithm",),
@@ -60,6 +61,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "kvcache": ("kernels", "words", "metrics", "history", "redis", "kv"),
     "attention": ("kernels", "words", "kv"),
     "config": ("words",),
+    "features": ("words", "config"),
     "models": ("kernels", "words", "kv", "attention", "config"),
     "backends": ("kernels", "words", "kv", "attention", "config", "models"),
     "algorithm": ("words", "kv", "attention", "models", "backends"),
@@ -74,14 +76,27 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "kv",
         "kvcache",
         "config",
+        "features",
         "models",
         "backends",
         "algorithm",
         "rerank",
         "merging",
     ),
-    "laws": ("words", "history", "kv", "kvcache", "attention", "config", "models", "backends", "algorithm", "engine"),
-    "train": ("words", "attention", "config", "models", "rerank", "merging"),
+    "laws": (
+        "words",
+        "history",
+        "kv",
+        "kvcache",
+        "attention",
+        "config",
+        "features",
+        "models",
+        "backends",
+        "algorithm",
+        "engine",
+    ),
+    "train": ("words", "attention", "config", "features", "models", "rerank", "merging"),
     "proto": (),
     "client": (),
     "server": ("words", "metrics", "config", "proto"),
@@ -90,7 +105,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "rerank", "merging", "client", "server")
+FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "features", "rerank", "merging", "client", "server")
 
 OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
 """Packages of the extras: what needs them may be imported where it is used."""

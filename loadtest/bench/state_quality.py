@@ -137,7 +137,7 @@ class Scorer:
         self._served = served or reference(checkpoint.model)
         config = checkpoint.model.config
         self._windows = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
-        self._columns = Columns(dataset, config)
+        self._columns = Columns(dataset, config, visibility)
         self.positions = np.flatnonzero(is_target)
 
     def scores(self, through: Callable[[KVState], KVState], how: How) -> Floats:

@@ -30,8 +30,10 @@ from mfalcon.cli.datasets import (
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
-from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config import CountersConfig, RankerConfig, Task
 from mfalcon.models.registry import architectures
+from mfalcon.train import splits
+from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.run import PROGRESS
@@ -106,6 +108,13 @@ def train(
             rich_help_panel="Training",
         ),
     ] = None,
+    counters: Annotated[
+        bool,
+        typer.Option(
+            help="Whether the model reads streaming counters of the user and the item too: docs/state.md.",
+            rich_help_panel="Model",
+        ),
+    ] = False,
     threads: Annotated[
         int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
     ] = 0,
@@ -122,21 +131,34 @@ def train(
     training = _with_flags(file.training, flags)
     dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
     _check_blend(config, dataset)
-    shape = {
-        "dim": dim,
-        "num_layers": layers,
-        "num_heads": heads,
-        "max_history": max_history,
-        "window_chunk": window_chunk,
-    }
     try:
-        ranker = model_config(dataset, model, **shape, dropout=dropout)
+        ranker = model_config(
+            dataset,
+            model,
+            dim=dim,
+            num_layers=layers,
+            num_heads=heads,
+            max_history=max_history,
+            window_chunk=window_chunk,
+            dropout=dropout,
+            counters=counters_of(dataset, training) if counters else None,
+        )
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         ) from error
     target = out or Path("checkpoints") / f"{dataset.name}-{model}"
     train_checkpoint(dataset, ranker_config=ranker, config=training, out=target, threads=threads)
+
+
+def counters_of(dataset: Dataset, training: TrainConfig) -> CountersConfig:
+    """The counters of a data set, standardised over the events that a training learns from. Raises ConfigError."""
+    found = counters_config(
+        dataset, splits.split(dataset, training.split) == splits.TRAIN, is_strict=training.visibility == "strict"
+    )
+    if found is None:
+        raise ConfigError("--counters: the data set has no binary task, whose positive events are likes")
+    return found
 
 
 def _with_flags(training: TrainConfig, flags: Mapping[str, int | float | str | None]) -> TrainConfig:

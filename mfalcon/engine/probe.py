@@ -9,9 +9,9 @@ from torch import Tensor
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import ServedModel, reference
 from mfalcon.errors import CheckpointError
+from mfalcon.features.standard import LARGEST
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.dense_features import LARGEST
 from mfalcon.models.heads import blend_weights
 from mfalcon.types import MAX_TIME_MS
 
@@ -82,7 +82,7 @@ def _usual(config: RankerConfig) -> _Question:
         _TIME_MS + _STEP_MS * np.arange(num_events),
         rng.integers(0, config.num_items, _TARGETS),
         np.zeros(len(config.context_features), dtype=np.int64),
-        rng.normal(size=(_TARGETS, len(config.dense_features))).astype(np.float32),
+        rng.normal(size=(_TARGETS, len(config.dense_inputs))).astype(np.float32),
         _TIME_MS + _STEP_MS * num_events,
     )
 
@@ -98,7 +98,7 @@ def _extreme(config: RankerConfig) -> _Question:
         np.linspace(1, MAX_TIME_MS, num_events).astype(np.int64),
         np.linspace(0, config.num_items - 1, _TARGETS).astype(np.int64),
         np.array([feature.num_values - 1 for feature in config.context_features], dtype=np.int64),
-        np.full((_TARGETS, len(config.dense_features)), LARGEST, dtype=np.float32)
+        np.full((_TARGETS, len(config.dense_inputs)), LARGEST, dtype=np.float32)
         * np.where(np.arange(_TARGETS) % 2, 1, -1)[:, None],
         MAX_TIME_MS,
     )
@@ -126,7 +126,7 @@ def _computed(served: ServedModel, asked: _Question) -> tuple[bool, Tensor]:
     first = max(0, len(asked.rows) - _NEW_EVENTS)
     state = prefill(served, _part(events, slice(0, first)))
     state = append(served, state, _part(events, slice(first, None)))
-    dense = _to(asked.dense, device) if config.dense_features else None
+    dense = _to(asked.dense, device) if config.dense_inputs else None
     targets = Targets(_to(asked.candidates, device), _to(asked.context, device), dense)
     scores = score(served, state, targets, asked.time_ms, _TARGETS)
     return state.is_finite(), scores.to("cpu", torch.float64)

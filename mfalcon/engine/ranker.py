@@ -17,6 +17,7 @@ from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
+from mfalcon.errors import ConfigError
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetcher
 from mfalcon.kvcache.offload_queue import Offer
@@ -91,6 +92,8 @@ class LoadedRanker:
         model = checkpoint.model
         self.name = options.name or model.config.name
         histories.check_window(self.name, model.config.max_history)
+        if model.config.counters is not None:
+            raise ConfigError(f"model {self.name}: reads streaming counters, which are not served yet")
         redis = histories.redis
         waiting = options.write_behind_bytes if redis is not None else 0
         longest = model.config.max_history * model.tokens_per_event

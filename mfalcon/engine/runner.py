@@ -20,10 +20,10 @@ from mfalcon.engine.job import Forecast, RankJob
 from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
+from mfalcon.features.standard import standardised
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes
-from mfalcon.models.dense_features import standardised
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Floats, Ids, RankResult, Timings, no_events

@@ -69,7 +69,7 @@ class Ranker(nn.Module, ABC):
         self.dropout = nn.Dropout(config.dropout)
         self.stack = Stack(config.layer, config.num_layers)
         self.heads = TaskHeads(config.tasks, dim, config.head_dim, config.num_items, config.dropout)
-        self.dense = DenseEmbedding(len(config.dense_features), config.dense_dim, dim)
+        self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, dim)
 
     @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:

@@ -113,6 +113,40 @@ class DenseFeature(Frozen):
     scale: float = Field(default=1.0, ge=1 / _MAX_NUMBER, le=_MAX_NUMBER)
 
 
+COUNTERS = (
+    *("user_events", "user_like_rate", "user_mean_value", "user_tag_value", "user_tag_events", "user_idle"),
+    *("item_events", "item_like_rate", "item_mean_value"),
+)
+"""The streaming counters, in the order of a model: mfalcon/features/counters.py says what each is."""
+
+
+class CountersConfig(Frozen):
+    """That a model reads the streaming counters, behind the dense features of the caller, and what they are."""
+
+    task: Name
+    """The binary task whose positive events are likes."""
+    max_events: int = Field(default=4_096, gt=0, le=1 << 20)
+    """Newest events of a history that count for its user."""
+    tags: tuple[Name, ...] = Field(default=(), max_length=256)
+    """Side features whose values an event and a candidate may share."""
+    like_rate: float = Field(ge=0, le=1)
+    """Of a user or an item without events."""
+    mean_value: Number = 0.0
+    like_weight: float = Field(default=5.0, gt=0, le=1e6)
+    """Events that the rate of likes, the mean value, and the mean value by tags are smoothed with."""
+    value_weight: float = Field(default=3.0, gt=0, le=1e6)
+    tag_weight: float = Field(default=2.0, gt=0, le=1e6)
+    features: tuple[DenseFeature, ...]
+    """Center and scale of each of `COUNTERS`, in that order."""
+
+    @model_validator(mode="after")
+    def _has_all(self) -> Self:
+        names = tuple(feature.name for feature in self.features)
+        if names != COUNTERS:
+            raise ValueError(f"counters: features are {names}, must be {COUNTERS}")
+        return self
+
+
 class Task(Frozen):
     """One head: what it learns and how its label follows from an event.
 
@@ -153,6 +187,8 @@ class RankerConfig(Frozen):
     side_features: tuple[SideFeature, ...] = Field(default=(), max_length=256)
     context_features: tuple[ContextFeature, ...] = Field(default=(), max_length=256)
     dense_features: tuple[DenseFeature, ...] = Field(default=(), max_length=256)
+    counters: CountersConfig | None = None
+    """The streaming counters that the model reads too; None for none."""
     dense_dim: Width = 64
     """Of the layer between dense features and the hidden target."""
     tasks: tuple[Task, ...] = Field(min_length=1, max_length=256)
@@ -173,7 +209,7 @@ class RankerConfig(Frozen):
             ("task", tasks),
             ("context feature", [f.name for f in self.context_features]),
             ("side feature", [f.name for f in self.side_features]),
-            ("dense feature", [f.name for f in self.dense_features]),
+            ("dense feature", [f.name for f in self.dense_inputs]),
             ("action", list(self.actions)),
         ):
             if len(set(names)) != len(names):
@@ -185,4 +221,18 @@ class RankerConfig(Frozen):
                 raise ValueError(f"task {task.name}: any_action {task.any_action} is not in {self.actions}")
         if self.window_chunk > self.max_history:
             raise ValueError(f"window_chunk {self.window_chunk} is larger than max_history {self.max_history}")
+        if self.counters is not None:
+            self._check_counters(self.counters)
         return self
+
+    def _check_counters(self, counters: CountersConfig) -> None:
+        binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]
+        if counters.task not in binary:
+            raise ValueError(f"counters: task {counters.task!r} is none of the binary tasks {binary}")
+        if not set(counters.tags) <= set(side) or len(set(counters.tags)) != len(counters.tags):
+            raise ValueError(f"counters: tags {list(counters.tags)} must be different ones of {side}")
+
+    @property
+    def dense_inputs(self) -> tuple[DenseFeature, ...]:
+        """What the model reads of each candidate behind the layers: the caller's features, then the counters."""
+        return self.dense_features + (self.counters.features if self.counters is not None else ())

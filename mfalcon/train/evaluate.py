@@ -69,7 +69,7 @@ def score_events(
     """Positions (ascending, [n]) of the chosen events and their scores [n, num_tasks]."""
     config = model.config
     items = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
-    index, raw = raw_outputs(model, Columns(dataset, config), items)
+    index, raw = raw_outputs(model, Columns(dataset, config, visibility), items)
     order = index.argsort()
     return index[order].numpy(), model.heads.scores(raw[order]).numpy()
 

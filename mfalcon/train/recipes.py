@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import DenseFeature, Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
+from mfalcon.models.config import CountersConfig, DenseFeature, Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
 from mfalcon.models.registry import architecture
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats
@@ -55,8 +55,11 @@ def model_config(
     max_history: int = 200,
     window_chunk: int = 100,
     dropout: float = 0.3,
+    counters: CountersConfig | None = None,
 ) -> RankerConfig:
     """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (166k parameters).
+
+    counters: that it reads too, of `mfalcon.train.counters.counters_config`.
 
     Raises ConfigError if the heads do not share `dim` evenly.
     """
@@ -85,6 +88,7 @@ def model_config(
         side_features=dataset.side_features,
         context_features=dataset.context_features,
         dense_features=tuple(_dense_feature(name, column) for name, column in dataset.dense.items()),
+        counters=counters,
         tasks=dataset.tasks,
         blend=dict(dataset.blend),
         head_dim=dim,

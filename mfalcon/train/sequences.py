@@ -15,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mfalcon.features.counters import LikeRule
+from mfalcon.features.standard import standard
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
 from mfalcon.models.config import RankerConfig, Task
-from mfalcon.models.dense_features import standard
+from mfalcon.train.counters import count_events
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats, Ids
 from mfalcon.window import WindowRule
@@ -84,7 +86,7 @@ class Batch:
 class Columns:
     """A data set as tensors that batches are gathered from; the event past the end is padding."""
 
-    def __init__(self, dataset: Dataset, config: RankerConfig) -> None:
+    def __init__(self, dataset: Dataset, config: RankerConfig, visibility: Visibility) -> None:
         events = dataset.events
         self._pad = len(events)
         rows = dataset.items.rows(np.ascontiguousarray(events["item_id"]))
@@ -93,7 +95,7 @@ class Columns:
         self.values = _padded(events["value"].astype(np.float64))
         self.times = _padded(np.ascontiguousarray(events["time_ms"]))
         self.context = _padded(event_context(dataset))
-        self.dense = _padded(event_features(dataset, config)) if config.dense_features else None
+        self.dense = _padded(event_features(dataset, config, visibility)) if config.dense_inputs else None
         self.labels = torch.from_numpy(labels(dataset, config.tasks))
 
     def batch(self, group: Sequence[Window]) -> Batch:
@@ -131,12 +133,16 @@ def event_context(dataset: Dataset) -> Ids:
     return out
 
 
-def event_features(dataset: Dataset, config: RankerConfig) -> Floats:
-    """Standardised dense features of every event: [num_events, num_features]."""
+def event_features(dataset: Dataset, config: RankerConfig, visibility: Visibility) -> Floats:
+    """Standardised dense features of every event, then its counters: [num_events, num_features]."""
     out = np.zeros((len(dataset.events), len(config.dense_features)), dtype=np.float32)
     for index, feature in enumerate(config.dense_features):
         if feature.name in dataset.dense:
             out[:, index] = standard(feature, dataset.dense[feature.name])
+    if config.counters is not None:
+        like = LikeRule.of(config)
+        counts = count_events(dataset, like, config.counters, is_strict=visibility == "strict")
+        out = np.concatenate([out, counts.features(config.counters)], axis=1)
     return out
 
 

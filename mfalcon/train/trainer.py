@@ -68,7 +68,7 @@ def train(
     parts = split(dataset, config.split)
     window = (config.visibility, model_config.max_history, model_config.window_chunk)
     items = windows(dataset, parts == TRAIN, *window)
-    columns = Columns(dataset, model_config)
+    columns = Columns(dataset, model_config, config.visibility)
     _check_trainable(columns, model_config, parts)
     num_validation = int(np.count_nonzero(parts == VALIDATION))
     if num_validation < FEW_VALIDATION_EVENTS:

@@ -5,9 +5,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from mfalcon.features.standard import LARGEST, standardised
 from mfalcon.models.base import Targets
 from mfalcon.models.config import DenseFeature
-from mfalcon.models.dense_features import LARGEST, standardised
 from mfalcon.models.registry import build
 from mfalcon.types import DenseFeatures
 from tests.small import small_checkpoint, small_config, some_rows

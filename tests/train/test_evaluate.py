@@ -38,7 +38,7 @@ def test_every_target_once_in_order(model: Ranker, visibility: Visibility) -> No
     assert scores.shape == (len(positions), 2)
     again = evaluate(model, DATASET, IS_TEST, visibility)
     assert np.array_equal(again[2], scores)
-    config, columns = model.config, Columns(DATASET, model.config)
+    config, columns = model.config, Columns(DATASET, model.config, "strict")
     for window in windows(DATASET, IS_TEST, visibility, config.max_history, config.window_chunk):
         alone = model.heads.scores(forward(model, columns.batch([window])))[0]
         rows = np.searchsorted(positions, window.targets)

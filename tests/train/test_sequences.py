@@ -143,7 +143,7 @@ def random_model(config: RankerConfig) -> Ranker:
 def test_online_equals_offline(architecture: str, visibility: Visibility, with_value: bool) -> None:
     """The batched forward of training gives every target the score that it gets alone, by prefill and score."""
     config = config_of(architecture, with_value=with_value)
-    model, columns = random_model(config), Columns(DATASET, config)
+    model, columns = random_model(config), Columns(DATASET, config, visibility)
     items = windows(
         DATASET, np.arange(len(DATASET.events)) % 3 == 0, visibility, config.max_history, config.window_chunk
     )
@@ -170,7 +170,7 @@ def test_a_batch_of_empty_prefixes() -> None:
     config = config_of("dfgr")
     items = [window for window in windows(DATASET, np.ones(len(DATASET.events), dtype=np.bool_), "strict", 9, 4)]
     first = [Window(w.prefix[:0], w.targets[w.visible == 0], w.visible[w.visible == 0]) for w in items]
-    batch = Columns(DATASET, config).batch([window for window in first if len(window.targets)])
+    batch = Columns(DATASET, config, "strict").batch([window for window in first if len(window.targets)])
     assert torch.isfinite(forward(random_model(config), batch)).all()
 
 
@@ -178,7 +178,7 @@ def test_a_batch_of_empty_prefixes() -> None:
 def test_an_event_that_is_not_valid_is_seen_by_no_token(architecture: str) -> None:
     """What event dropout promises: a hidden event reaches neither the prefix nor the targets."""
     config = config_of(architecture)
-    model, columns = random_model(config), Columns(DATASET, config)
+    model, columns = random_model(config), Columns(DATASET, config, "strict")
     items = [
         w for w in windows(DATASET, np.ones(len(DATASET.events), dtype=np.bool_), "strict", 9, 4) if len(w.prefix) > 5
     ]

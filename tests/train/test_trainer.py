@@ -12,10 +12,12 @@ from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import architectures
+from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.run import PROGRESS
+from mfalcon.train.splits import TRAIN as TRAIN_PART
 from mfalcon.train.splits import VALIDATION, split
 from mfalcon.train.synthetic import synthetic
 from mfalcon.train.trainer import Progress, train
@@ -82,6 +84,18 @@ def test_it_learns_from_dense_features_and_does_without_them(tmp_path: Path, arc
     with_it, _, _ = evaluate(model, hinted, chosen, "strict")
     without, _, _ = evaluate(model, DATASET, chosen, "strict")
     assert with_it.auc > 0.85 > without.auc > 0.5
+
+
+def test_it_learns_from_counters(tmp_path: Path) -> None:
+    """And from nothing else that tells items apart: every one is the unknown item here."""
+    counters = counters_config(DATASET, split(DATASET, "A") == TRAIN_PART, is_strict=True)
+    plain = small()
+    config = plain.model_copy(update={"counters": counters})
+    learn = TRAIN.model_copy(update={"learning_rate": 5e-3, "epochs": 4, "item_dropout": 0.99})
+    chosen = split(DATASET, "A") == VALIDATION
+    with_them, _, _ = evaluate(train(DATASET, config, learn, tmp_path / "a", silent), DATASET, chosen, "strict")
+    without, _, _ = evaluate(train(DATASET, plain, learn, tmp_path / "b", silent), DATASET, chosen, "strict")
+    assert with_them.auc > without.auc + 0.02
 
 
 def test_other_numbers_of_a_feature_are_another_run(tmp_path: Path) -> None:
