@@ -76,7 +76,7 @@ races: .venv/.installed-test ## run the fused kernel's tests of several threads 
 serve: .venv/.installed-data ## serve the checkpoint that the demo trained
 	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr
 
-quality: .venv/.installed-data ## ranking quality on MovieLens-100K
+quality: .venv/.installed-quality ## ranking quality on MovieLens-100K
 	$(BIN)/mfalcon quality
 
 bench: .venv/.installed-test ## time scoring, appending, states in Redis and faults

@@ -10,9 +10,18 @@ from importlib.util import find_spec
 import pytest
 from hypothesis import settings
 
+from tests.real_data import ml100k, ml100k_files
 from tests.redis_fixtures import own_redis, redis_cluster, redis_server, session_redis_cluster, session_redis_server
 
-__all__ = ["own_redis", "redis_cluster", "redis_server", "session_redis_cluster", "session_redis_server"]
+__all__ = [
+    "ml100k",
+    "ml100k_files",
+    "own_redis",
+    "redis_cluster",
+    "redis_server",
+    "session_redis_cluster",
+    "session_redis_server",
+]
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"

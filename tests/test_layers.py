@@ -107,7 +107,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 
 FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "features", "rerank", "merging", "client", "server")
 
-OPTIONAL = ("gevent", "httpx", "locust", "matplotlib", "opentelemetry", "polars", "simpy", "triton", "uvloop")
+OPTIONAL = (
+    "gevent",
+    "httpx",
+    "locust",
+    "matplotlib",
+    "opentelemetry",
+    "polars",
+    "simpy",
+    "sklearn",
+    "triton",
+    "uvloop",
+)
 """Packages of the extras: what needs them may be imported where it is used."""
 
 NEEDS_OPTIONAL = (
@@ -119,6 +130,7 @@ NEEDS_OPTIONAL = (
     "loadtest.load.process_metrics",
     "loadtest.scale",
     "mfalcon.backends.triton",
+    "mfalcon.train.boosted_trees",
     "mfalcon.train.frames",
     "mfalcon.train.table",
     "mfalcon.train.table_items",

@@ -48,7 +48,7 @@ COMMANDS = {
     ),
     "quality": (
         "mfalcon.cli.quality",
-        "Train every architecture with several seeds (split A), evaluate, and hold the medians against their bars.",
+        "Train every recipe with several seeds (split A), evaluate, merge, and hold the medians against their bars.",
     ),
     "demo": (
         "mfalcon.cli.demo",
@@ -64,6 +64,16 @@ COMMANDS = {
     ),
     "bench": ("mfalcon.cli.bench", "Time the kernels and the service."),
 }
+
+
+EXTRAS = {
+    "httpx": "loadtest",
+    "locust": "loadtest",
+    "matplotlib": "plot",
+    "polars": "data",
+    "sklearn": "quality",
+}
+"""Packages that a command may lack, and the extras that bring them."""
 
 
 class LazyGroup(TyperGroup):
@@ -127,9 +137,9 @@ def main() -> None:
         if error.name is not None and error.name.startswith(LEFT_OUT):
             Console(stderr=True).print(f"[red]error:[/red] this needs {error.name}, which is in a checkout alone")
             sys.exit(1)
-        if error.name not in ("polars", "matplotlib", "httpx", "locust"):
+        if error.name not in EXTRAS:
             raise
-        extra = {"polars": "data", "matplotlib": "plot", "httpx": "loadtest", "locust": "loadtest"}[error.name]
+        extra = EXTRAS[error.name]
         Console(stderr=True).print(f"[red]error:[/red] this needs {error.name}: pip install -e '.\\[{extra}]'")
         sys.exit(1)
 

@@ -75,7 +75,7 @@ def train(
         notify(f"warning: only {num_validation} validation events: the figures of validation mean little")
     per_epoch = -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
-    identity = _identity(dataset, model_config, config)
+    identity = run_identity(dataset, model_config, config)
     if done := run.resume(progress_dir, identity):
         notify(f"going on after epoch {done}")
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
@@ -95,8 +95,8 @@ def train(
     return model.eval()
 
 
-def _identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
-    """Names a run: the same data, model and training config."""
+def run_identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
+    """Names a run: one of the same data, model and training config has the same, a hex digest."""
     digest = hashlib.sha256(json.dumps([model_config.model_dump(), config.model_dump()], sort_keys=True).encode())
     side, context = dataset.items.side, dataset.user_context
     columns: list[NDArray[np.generic]] = [dataset.events, dataset.user, dataset.items.item_id]

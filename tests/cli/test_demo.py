@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from mfalcon.cli.demo import CHECKPOINT
-from mfalcon.errors import DataError
 from mfalcon.models import checkpoint
 from mfalcon.models.registry import build
-from mfalcon.train.movielens import fetch, read
+from mfalcon.train.movielens import read
 from mfalcon.train.recipes import model_config
 
 ROOT = Path(__file__).parents[2]
@@ -21,17 +20,11 @@ SECONDS = 300
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> str:
+def told(ml100k_files: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """All that `mfalcon demo` prints in a folder that has the data and checkpoints."""
-    try:
-        data = fetch(ROOT / "data" / "ml-100k", notify=lambda notice: None)
-    except DataError as error:
-        if "CI" in os.environ:
-            raise
-        pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "data").symlink_to(data.parent)
-    dataset = read(data)
+    (folder / "data").symlink_to(ml100k_files.parent)
+    dataset = read(ml100k_files)
     torch.manual_seed(0)
     checkpoint.save(folder / CHECKPOINT, build(model_config(dataset, "dfgr")), dataset.items)
     command = [sys.executable, "-m", "mfalcon.cli", "demo"]

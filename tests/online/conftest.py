@@ -1,30 +1,17 @@
 """A ranker trained on the real data, by the command that a user would run; once for all tests of this folder."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mfalcon.errors import DataError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.movielens import fetch, read
 
 ROOT = Path(__file__).parents[2]
 TRAIN_SECONDS = 600
-
-
-@pytest.fixture(scope="session")
-def ml100k() -> Dataset:
-    try:
-        return read(fetch(ROOT / "data" / "ml-100k", notify=lambda notice: None))
-    except DataError as error:
-        if "CI" in os.environ:
-            raise  # where it counts, no data is no pass
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

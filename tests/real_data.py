@@ -9,7 +9,7 @@ from mfalcon.errors import DataError
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.movielens import fetch, read
 
-DATA = Path(__file__).parents[2] / "data" / "ml-100k"
+DATA = Path(__file__).parents[1] / "data" / "ml-100k"
 
 
 @pytest.fixture(scope="session")
