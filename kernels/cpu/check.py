@@ -7,6 +7,7 @@ import torch
 from kernels.cpu import build_library
 from kernels.cpu.build_library import POLICIES
 from kernels.cpu.library import FusedUnavailable, Kernel, available
+from kernels.cpu.linear import FusedLinear
 from kernels.cpu.stack import FusedStack
 from kernels.sample_stack import sample
 
@@ -59,7 +60,27 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
                 raise FusedUnavailable(
                     f"fused kernel {policy}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
                 )
+    if kernel.dtype == torch.float32:
+        worst = linear_deviation(kernel)
+        if not worst <= SELF_CHECK_BOUND["float32"]:
+            raise FusedUnavailable(f"fused kernel {policy}: a linear layer differs by {worst:.1e} in its self-check")
     return kernel
+
+
+def linear_deviation(kernel: Kernel) -> float:
+    """Worst relative difference of linear layers of odd sizes from float64's."""
+    generator, worst = torch.Generator().manual_seed(0), 0.0
+    for rows, depth, columns in ((13, 77, 70), (1, 5, 3)):
+        shapes = ((rows, depth), (columns, depth), (columns,))
+        x, weight, bias = (torch.randn(*shape, generator=generator) for shape in shapes)
+        layer = FusedLinear(kernel, weight, bias)
+        expected = x.double() @ weight.double().t() + bias.double()
+        for found, wanted in (
+            (layer(x, relu=True), expected.relu()),
+            (layer(x, factor=layer(x), before=layer(x)), expected * expected + expected),
+        ):
+            worst = max(worst, float((found.double() - wanted).abs().max() / wanted.abs().max()))
+    return worst
 
 
 def deviation(kernel: Kernel, size: Size, *, concat: bool, int8: bool) -> float:

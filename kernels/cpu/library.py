@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 3
+_ABI = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -41,6 +41,12 @@ class CLayer(ctypes.Structure):
     )
 
 
+class CRows(ctypes.Structure):
+    """MfRows."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
 class CGeometry(ctypes.Structure):
     """MfGeometry."""
 
@@ -68,6 +74,11 @@ class Kernel:
         self.write = _function(library, "mf_write", result, *tokens_of_layer)
         self.finite = _function(library, "mf_finite", result, pointer, pointer, number, number, number)
         self.page_bytes = _function(library, "mf_page_bytes", number, pointer)
+        self.linear_new = _function(library, "mf_linear_new", result, pointer, pointer, number, number, pointer)
+        self.linear_free = _function(library, "mf_linear_free", None, pointer)
+        self.linear = _function(
+            library, "mf_linear", result, pointer, pointer, number, pointer, number, *(3 * (pointer,)), number
+        )
         geometry = CGeometry()
         _function(library, "mf_geometry", None, pointer)(ctypes.byref(geometry))
         if geometry.abi != _ABI or geometry.element_bytes != self.dtype.itemsize:

@@ -69,14 +69,18 @@ class DinSplit:
         pooled = torch.mm(weights, side.events[:, :dim])
         x0[:, user : user + pools * dim].view(size, pools, dim).copy_(pooled.view(size, pools, dim))
         x0[:, user + pools * dim :] = items
-        x, up = buffers.crossed[:size], buffers.up[:size]
-        before, low = x0, torch.addmm(side.crossed, x0[:, user:], self._down_rest)
-        for index, layer in enumerate(network.crosses):
+        return self._top(self._crossed(side, x0, buffers), buffers.experts[:size])
+
+    def _crossed(self, side: UserSide, x0: Tensor, buffers: "_Buffers") -> Tensor:
+        """The cross layers on [num_candidates, width]."""
+        x, up = buffers.crossed[: len(x0)], buffers.up[: len(x0)]
+        before, low = x0, torch.addmm(side.crossed, x0[:, self._network.user_dim :], self._down_rest)
+        for index, layer in enumerate(self._network.crosses):
             if index:
                 torch.mm(before, layer.down.weight.t(), out=low)
             torch.addmm(layer.up.bias, low, layer.up.weight.t(), out=up)
             before = torch.addcmul(before, x0, up, out=x)
-        return self._top(before, buffers.experts[:size])
+        return before
 
     def _weights(self, events: Tensor, candidates: Tensor, buffers: "_Buffers") -> Tensor:
         """Weights of events by candidate and pool: [num_candidates * num_pools, num_events]."""
@@ -86,12 +90,15 @@ class DinSplit:
         torch.addcmul(self._event, candidates.t().unsqueeze(-1), self._product, out=joined[:-1])
         torch.addmm(self._bias, candidates, self._candidate, out=joined[-1])
         x = torch.mm(events, first, out=buffers.hidden[0][: num * first.shape[1]].view(num, first.shape[1])).relu_()
-        for (weight, bias), buffer in zip(self._hidden, buffers.hidden[1:], strict=True):
-            rows = num * size
-            out = buffer[: rows * weight.shape[1]].view(rows, weight.shape[1])
-            x = torch.addmm(bias, x.view(rows, len(weight)), weight, out=out).relu_()
-        last = torch.addmm(self._last_bias, x.view(num * size, len(self._last)), self._last)
+        last = self._deeper(x.view(num * size, len(self._bias)), buffers)
         return last.view(num, size * pools).t()
+
+    def _deeper(self, x: Tensor, buffers: "_Buffers") -> Tensor:
+        """The further layers of the activation unit: [rows, first width] -> [rows, num_pools]."""
+        for (weight, bias), buffer in zip(self._hidden, buffers.hidden[1:], strict=True):
+            out = buffer[: len(x) * weight.shape[1]].view(len(x), weight.shape[1])
+            x = torch.addmm(bias, x, weight, out=out).relu_()
+        return torch.addmm(self._last_bias, x, self._last)
 
     def _top(self, x: Tensor, experts: Tensor) -> Tensor:
         """Experts, gates and towers on [num_candidates, width]."""

@@ -2,11 +2,11 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 3
+#define MFALCON_ABI 4
 
 extern "C" {
 
-enum MfResult : std::int32_t { MF_OK = 0, MF_OUT_OF_MEMORY = 1 };
+enum MfResult : std::int32_t { MF_OK = 0, MF_OUT_OF_MEMORY = 1, MF_NOT_FLOAT32 = 2 };
 
 // What every layer shares. Sizes are positive; num_positions is 0 for stacks without relative bias; page_tokens is a
 // multiple of MfGeometry.page_step.
@@ -66,5 +66,22 @@ void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t 
 // 1 if all of one layer's keys and values of the tokens from `first` on are finite, else 0. Of codes, their scales.
 std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,
                        std::int64_t num_tokens);
+
+// Rows of float32 numbers that lie side by side, each `stride` numbers behind the one before it.
+struct MfRows {
+  const float* data;
+  std::int64_t stride;
+};
+
+// A linear layer of its own: weight [columns, depth] and bias [columns] (null: none) are copied. MF_NOT_FLOAT32 where
+// the policy's elements are others.
+std::int32_t mf_linear_new(const float* weight, const float* bias, std::int64_t depth, std::int64_t columns,
+                           void** linear);
+void mf_linear_free(void* linear);
+
+// y = x [rows, depth] times the weight, plus the bias (or another one, if given) -> out [rows, columns]: y, max(y, 0)
+// if relu, or factor * y + before if factor is given (both [rows, columns]; `before` may be `out`).
+std::int32_t mf_linear(const void* linear, const MfRows* x, std::int64_t rows, const float* bias, std::int64_t relu,
+                       const MfRows* factor, const MfRows* before, const MfRows* out, std::int64_t threads);
 
 }

@@ -53,15 +53,20 @@ class FollowedRuns {
 
   // Appends the runs of keys [0, num_keys), neither fewer nor seen from an earlier time than those of the row before.
   void append(std::vector<Run>& runs, std::int64_t query_time, Index num_keys) {
-    Index first = 0;
-    for (Index i = static_cast<Index>(thresholds_.size()) - 1; i >= 0; i--) {
-      Index& stop = reached_[i];  // the keys before it reach this threshold
+    const auto reach = [&](Index key) { return query_time - times_[key]; };
+    while (most_ < static_cast<Index>(thresholds_.size()) && reach(0) >= thresholds_[most_]) most_++;
+    Index first = 0, i = most_;
+    for (; i > 0 && num_keys - first > 1; i--) {
+      Index& stop = reached_[i - 1];  // the keys before it reach this threshold
       stop = std::max(stop, first);
-      while (stop < num_keys && query_time - times_[stop] >= thresholds_[i]) stop++;
-      if (stop > first) runs.push_back({stop, i + 1});
+      while (stop < num_keys && reach(stop) >= thresholds_[i - 1]) stop++;
+      if (stop > first) runs.push_back({stop, i});
       first = stop;
     }
-    if (first < num_keys) runs.push_back({num_keys, 0});
+    if (first < num_keys) {  // in no bucket above i; many thresholds are too near for any key but the row's own
+      while (i > 0 && reach(first) < thresholds_[i - 1]) i--;
+      runs.push_back({num_keys, i});
+    }
     runs.back().stop = std::numeric_limits<Index>::max();
   }
 
@@ -69,6 +74,7 @@ class FollowedRuns {
   const std::vector<std::int64_t>& thresholds_;
   const std::int64_t* times_;
   std::vector<Index> reached_;
+  Index most_ = 0;  // thresholds that the first key reaches
 };
 
 // A row of distances: [lanes of the far weight | weights, far to near | zeros, for keys that the mask removes].

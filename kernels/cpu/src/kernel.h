@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include "extend.h"
+#include "linear.h"
 #include "pack.h"
 #include "score.h"
 
@@ -16,6 +17,22 @@ std::int32_t guarded(Body body) {
   } catch (const std::bad_alloc&) {
     return MF_OUT_OF_MEMORY;
   }
+}
+
+template <class P>
+std::int32_t linear_new(const float* weight, const float* bias, Index depth, Index columns, void** linear) {
+  if constexpr (kHasLinear<P>) {
+    return guarded([&] { *linear = new Linear<P>(weight, bias, depth, columns); });
+  }
+  return MF_NOT_FLOAT32;
+}
+
+template <class P, class... Given>
+std::int32_t linear_apply(const void* linear, const Given&... given) {
+  if constexpr (kHasLinear<P>) {
+    return guarded([&] { apply(*static_cast<const Linear<P>*>(linear), given...); });
+  }
+  return MF_NOT_FLOAT32;
 }
 
 inline const Stack<Policy>& stack_of(const void* stack) { return *static_cast<const Stack<Policy>*>(stack); }
@@ -65,6 +82,18 @@ void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t 
 std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,
                        std::int64_t num_tokens) {
   return mfalcon::is_finite(mfalcon::stack_of(stack), pages, layer, first, num_tokens) ? 1 : 0;
+}
+
+std::int32_t mf_linear_new(const float* weight, const float* bias, std::int64_t depth, std::int64_t columns,
+                           void** linear) {
+  return mfalcon::linear_new<mfalcon::Policy>(weight, bias, depth, columns, linear);
+}
+
+void mf_linear_free(void* linear) { delete static_cast<mfalcon::Linear<mfalcon::Policy>*>(linear); }
+
+std::int32_t mf_linear(const void* linear, const MfRows* x, std::int64_t rows, const float* bias, std::int64_t relu,
+                       const MfRows* factor, const MfRows* before, const MfRows* out, std::int64_t threads) {
+  return mfalcon::linear_apply<mfalcon::Policy>(linear, *x, rows, bias, relu, *factor, *before, *out, threads);
 }
 
 }
