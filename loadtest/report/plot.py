@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from loadtest.bench.append import AppendResult
+from loadtest.bench.dlrm_pairs import counted_ratio
+from loadtest.bench.dlrm_ratio import PAPER, RatioResult
 from loadtest.bench.score import ScoreResult
 from loadtest.bench.state import StateResult
 from loadtest.load.load_result import LoadResult
@@ -84,6 +86,42 @@ def plot_state(result: StateResult, path: Path) -> None:
         axes.set(title=f"{shape}, {network}", xlabel="events in the state", ylabel="ms")
         axes.legend(fontsize="small")
     figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_dlrm(result: RatioResult, path: Path) -> None:
+    """A panel for each DLRM: the rate of each ranker over its own, by candidates, cold (filled) and hit; counted as
+    lines, the paper's as stars. Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    dlrms = list(dict.fromkeys(row.pair.dlrm for row in result.rows))
+    figure = Figure(figsize=(5.4 * len(dlrms), 4.4), layout="constrained")
+    for axes, dlrm in zip(figure.subplots(1, len(dlrms), squeeze=False)[0], dlrms, strict=True):
+        rows = [row for row in result.rows if row.pair.dlrm == dlrm]
+        for index, pair in enumerate(dict.fromkeys(row.pair for row in rows)):
+            of = sorted((row for row in rows if row.pair == pair), key=lambda row: row.m)
+            most = 2 * of[-1].m
+            along = [max(1, of[0].m // 2) * (most / max(1, of[0].m // 2)) ** (step / 40) for step in range(41)]
+            axes.semilogx(along, [counted_ratio(pair, m) for m in along], color=f"C{index}", linewidth=1)
+            if any(not row.claims for row in of):
+                continue
+            for ratios, mark in (([row.cold for row in of], "o"), ([row.hit for row in of], "^")):
+                values = [ratio.median for ratio in ratios]
+                off = [[r.median - r.least for r in ratios], [r.most - r.median for r in ratios]]
+                label = f"{pair.shape}, n={pair.n:,}, cold" if mark == "o" else None
+                face = f"C{index}" if mark == "o" else "none"
+                axes.errorbar(
+                    [row.m for row in of], values, off, fmt=mark, color=f"C{index}", mfc=face, capsize=3, label=label
+                )
+        if result.options.ratio == 285:
+            axes.plot(list(PAPER), list(PAPER.values()), "k*", markersize=9, label="HSTU paper")
+        axes.axhline(1, color="k", linestyle="--", linewidth=1)
+        axes.set(title=f"DLRM {dlrm}", xlabel="candidates", ylabel="times the DLRM's rate", ylim=(0, None))
+        axes.set_xticks(*_ticks(row.m for row in rows))
+        axes.set_xticks([], minor=True)
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.options.dtype), fontsize="small")
     figure.savefig(path, format="png", dpi=120)
 
 

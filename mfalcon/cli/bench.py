@@ -20,6 +20,7 @@ from loadtest.report.table import as_markdown
 from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
+from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
@@ -53,6 +54,7 @@ app.command("backend-quality")(bench_backend_quality)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)
+app.command("dlrm")(bench_dlrm)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
