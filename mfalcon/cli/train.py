@@ -77,10 +77,8 @@ def train(
     heads: Annotated[int, typer.Option(help="Attention heads.", min=1, rich_help_panel="Model")] = 2,
     max_history: Annotated[
         int, typer.Option(help="Most events that the model sees.", min=1, rich_help_panel="Model")
-    ] = 200,
-    window_chunk: Annotated[
-        int, typer.Option(help="Step of the window's start.", min=1, rich_help_panel="Model")
     ] = 100,
+    window_chunk: Annotated[int, typer.Option(help="Step of the window's start.", min=1, rich_help_panel="Model")] = 50,
     dropout: Annotated[float, typer.Option(help="Dropout of layers and heads.", min=0, rich_help_panel="Model")] = 0.3,
     epochs: Annotated[
         int | None,
