@@ -9,6 +9,7 @@ MFalconError
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
 ├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
+├── TooFewMembers       fewer members of an ensemble answered within its budget than it needs
 ├── EngineFailure       a step failed for this request alone
 ├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched
 ├── DataError           a data set cannot be fetched or read
@@ -92,6 +93,10 @@ class StorageUnavailable(MFalconError):
     def __init__(self, text: str, *, may_be_done: bool = False) -> None:
         super().__init__(text)
         self.may_be_done = may_be_done
+
+
+class TooFewMembers(MFalconError):
+    """Fewer members of an ensemble answered within its budget than it needs; another replica may have more."""
 
 
 class EngineFailure(MFalconError):

@@ -74,6 +74,9 @@ class Timings:
     merge_us: int = 0
 
 
+NO_CACHE = CacheInfo(CacheSource.NONE, 0, 0)
+NO_TIMINGS = Timings(0, 0, 0, 0, 0)
+
 RERANK_METHODS = ("mmr", "dpp")
 
 
@@ -124,6 +127,29 @@ class RankRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberResult:
+    """What a member of an ensemble gave to an answer. Of one that did not arrive all but its name is empty.
+
+    address: of the replica that was asked, "" for this one. arrived: whether the scores are merged from its own too.
+    unknown, failed: positions of candidates, as in `RankResult`, that this member does not know or has no score for.
+    error: why it did not arrive, behind a word for it: late, overloaded, away, disagrees, outdated or failed. took_us:
+    until it arrived, or was given up.
+    """
+
+    model: str
+    address: str
+    weight: float
+    version: str = ""
+    arrived: bool = False
+    cache: CacheInfo = NO_CACHE
+    timings: Timings = NO_TIMINGS
+    unknown: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    error: str = ""
+    took_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RankResult:
     """The answer to a `RankRequest`, for its first `num_scored` candidates: all of them unless it allowed fewer.
 
@@ -135,6 +161,10 @@ class RankResult:
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
     failed: positions of candidates for which the model gives no finite number: their scores are `NO_SCORE`.
     rerank_skipped: why `top` is in the order of the scores although another was asked: "late" or "failed", "" if not.
+    members: of an ensemble, all of them in its order; none for one model. partial_merge: some member did not arrive, or
+    has no score for some candidate, so that the scores are not those of all members. Of an ensemble `unknown` is what
+    some member that arrived does not know, `failed` what none of them has a score for, `stale` whether one was, and
+    `cache` and the first four timings are of all members, and of the slowest one.
     """
 
     scores: Floats
@@ -149,6 +179,8 @@ class RankResult:
     stale: bool = False
     failed: Positions = field(default_factory=no_positions)
     rerank_skipped: str = ""
+    members: tuple[MemberResult, ...] = ()
+    partial_merge: bool = False
 
     @property
     def num_scored(self) -> int:
@@ -182,8 +214,33 @@ class TaskInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """A member of an ensemble. address: of the replica that is asked, "" for this one. version: "" while it is not
+    known.
+    """
+
+    model: str
+    address: str
+    weight: float
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleInfo:
+    """How several models answer as one. budget_ms: after how long the merge takes what has arrived."""
+
+    merge: MergeMethod
+    budget_ms: int
+    min_members: int
+    members: tuple[MemberInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a client must know of the served model. task_infos: the tasks once more, with what their scores are."""
+    """What a client must know of the served model. task_infos: the tasks once more, with what their scores are.
+    ensemble: None for one model; else the rest is what holds for all members, and the union of the features that they
+    read.
+    """
 
     name: str
     version: str
@@ -197,3 +254,4 @@ class ModelInfo:
     prefix_stable: bool
     backend: str
     task_infos: tuple[TaskInfo, ...] = ()
+    ensemble: EnsembleInfo | None = None

@@ -89,20 +89,22 @@ class Rerank(_message.Message):
     def __init__(self, method: _Optional[str] = ..., strength: _Optional[float] = ..., depth: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
-    __slots__ = ("queue_us", "state_us", "encode_us", "score_us", "total_us", "rerank_us")
+    __slots__ = ("queue_us", "state_us", "encode_us", "score_us", "total_us", "rerank_us", "merge_us")
     QUEUE_US_FIELD_NUMBER: _ClassVar[int]
     STATE_US_FIELD_NUMBER: _ClassVar[int]
     ENCODE_US_FIELD_NUMBER: _ClassVar[int]
     SCORE_US_FIELD_NUMBER: _ClassVar[int]
     TOTAL_US_FIELD_NUMBER: _ClassVar[int]
     RERANK_US_FIELD_NUMBER: _ClassVar[int]
+    MERGE_US_FIELD_NUMBER: _ClassVar[int]
     queue_us: int
     state_us: int
     encode_us: int
     score_us: int
     total_us: int
     rerank_us: int
-    def __init__(self, queue_us: _Optional[int] = ..., state_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., score_us: _Optional[int] = ..., total_us: _Optional[int] = ..., rerank_us: _Optional[int] = ...) -> None: ...
+    merge_us: int
+    def __init__(self, queue_us: _Optional[int] = ..., state_us: _Optional[int] = ..., encode_us: _Optional[int] = ..., score_us: _Optional[int] = ..., total_us: _Optional[int] = ..., rerank_us: _Optional[int] = ..., merge_us: _Optional[int] = ...) -> None: ...
 
 class CacheInfo(_message.Message):
     __slots__ = ("source", "reused_tokens", "encoded_tokens")
@@ -125,7 +127,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "members", "partial_merge")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +141,8 @@ class RankResponse(_message.Message):
     NUM_SCORED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     RERANK_SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_MERGE_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: _containers.RepeatedScalarFieldContainer[float]
@@ -152,7 +156,35 @@ class RankResponse(_message.Message):
     num_scored: int
     failed: _containers.RepeatedScalarFieldContainer[int]
     rerank_skipped: str
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ...) -> None: ...
+    members: _containers.RepeatedCompositeFieldContainer[MemberResult]
+    partial_merge: bool
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ...) -> None: ...
+
+class MemberResult(_message.Message):
+    __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARRIVED_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    TOOK_US_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    address: str
+    weight: float
+    version: str
+    arrived: bool
+    cache: CacheInfo
+    timings: Timings
+    unknown: _containers.RepeatedScalarFieldContainer[int]
+    failed: _containers.RepeatedScalarFieldContainer[int]
+    error: str
+    took_us: int
+    def __init__(self, model: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[float] = ..., version: _Optional[str] = ..., arrived: _Optional[bool] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., unknown: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., took_us: _Optional[int] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("user_id", "events", "expected_len")
@@ -217,7 +249,7 @@ class ContextFeature(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_values: _Optional[int] = ..., values: _Optional[_Iterable[str]] = ..., derived: _Optional[bool] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features")
+    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "ensemble", "task_infos")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -229,6 +261,8 @@ class GetModelResponse(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     DENSE_FEATURES_FIELD_NUMBER: _ClassVar[int]
+    ENSEMBLE_FIELD_NUMBER: _ClassVar[int]
+    TASK_INFOS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     tasks: _containers.RepeatedScalarFieldContainer[str]
@@ -240,4 +274,40 @@ class GetModelResponse(_message.Message):
     architecture: str
     backend: str
     dense_features: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ...) -> None: ...
+    ensemble: Ensemble
+    task_infos: _containers.RepeatedCompositeFieldContainer[TaskInfo]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ...) -> None: ...
+
+class TaskInfo(_message.Message):
+    __slots__ = ("name", "kind", "weight")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kind: str
+    weight: float
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., weight: _Optional[float] = ...) -> None: ...
+
+class Ensemble(_message.Message):
+    __slots__ = ("merge", "budget_ms", "min_members", "members")
+    MERGE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MS_FIELD_NUMBER: _ClassVar[int]
+    MIN_MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    merge: str
+    budget_ms: int
+    min_members: int
+    members: _containers.RepeatedCompositeFieldContainer[EnsembleMember]
+    def __init__(self, merge: _Optional[str] = ..., budget_ms: _Optional[int] = ..., min_members: _Optional[int] = ..., members: _Optional[_Iterable[_Union[EnsembleMember, _Mapping]]] = ...) -> None: ...
+
+class EnsembleMember(_message.Message):
+    __slots__ = ("model", "address", "weight", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    address: str
+    weight: float
+    version: str
+    def __init__(self, model: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[float] = ..., version: _Optional[str] = ...) -> None: ...

@@ -108,7 +108,7 @@ class RankingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Describes every served model.
+        """Describes every served model, and then every ensemble.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,6 +17,7 @@ from mfalcon.beside import any_beside, beside
 from mfalcon.cgroup import Cgroups
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose_all, shared
+from mfalcon.engine.ensemble import EnsembleOptions, MemberOptions
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
@@ -24,6 +25,7 @@ from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.memory import budget_of_states
+from mfalcon.merging.merge import Calibration
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
@@ -31,12 +33,13 @@ from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
 from mfalcon.types import ModelInfo
 from server import banner
-from server.config import ServerConfig
+from server.config import EnsembleConfig, ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.reload import Reloads, mark_of
+from server.remote_replica import RemoteReplica
 from server.runtime import new_event_loop, settle
 from server.tracing import trace_to
 from server.transports import Addresses, Transports
@@ -274,11 +277,14 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
             ),
         ),
         metrics,
+        [ensemble_options(ensemble) for ensemble in config.ensembles],
     )
     engine.wait_ready()
     for ranker in engine.catalog:
         for line in banner.of_model(ranker.info, ranker.served.unavailable):
             logger.info("%s", line)
+    for ensemble in engine.ensembles:
+        logger.info("%s", banner.of_ensemble(ensemble.info))
     for model in config.served:
         if (note := banner.note_of(model.checkpoint)) is not None:
             logger.warning("checkpoint %s: %s", model.checkpoint, note)
@@ -299,6 +305,25 @@ def model_options(config: ServerConfig, device: torch.device) -> list[RankerOpti
         max_candidates=config.max_candidates,
     )
     return [dataclasses.replace(shared(options, model.share or 1.0), name=model.name) for model in config.served]
+
+
+def ensemble_options(config: EnsembleConfig) -> EnsembleOptions:
+    """One of [[ensembles]], with a client for each member that is elsewhere."""
+    return EnsembleOptions(
+        name=config.name,
+        members=tuple(
+            MemberOptions(
+                member.model,
+                member.weight,
+                None if member.address is None else RemoteReplica(member.address, member.model),
+            )
+            for member in config.members
+        ),
+        merge=config.merge,
+        budget_s=config.merge_budget_ms / 1000,
+        min_members=config.min_members,
+        calibration={task.task: Calibration(task.scale, task.shift) for task in config.calibration},
+    )
 
 
 def state_bytes(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> int:  # noqa: B008 (it is frozen)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from mfalcon.errors import MFalconError, NotReady, Overloaded, ShuttingDown
+from mfalcon.errors import MFalconError, NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
 
 LOAD: Final = "endpoint-load-metrics"
@@ -42,4 +42,4 @@ def is_for_others(error: MFalconError) -> bool:
         case ShuttingDown():
             return not error.may_be_done
         case _:
-            return isinstance(error, NotReady)
+            return isinstance(error, NotReady | TooFewMembers)

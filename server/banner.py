@@ -43,6 +43,19 @@ def note_of(checkpoint: Path) -> str | None:
     return "".join(letter if letter.isprintable() else "?" for letter in line) or None
 
 
+def of_ensemble(info: ModelInfo) -> str:
+    """What is known of an ensemble before a replica is asked."""
+    assert info.ensemble is not None
+    members = ", ".join(
+        f"{member.model}{f' at {member.address}' if member.address else ''} (weight {member.weight:g})"
+        for member in info.ensemble.members
+    )
+    return (
+        f"ensemble {info.name}: mean {info.ensemble.merge} of {members}; {info.ensemble.min_members} within "
+        f"{info.ensemble.budget_ms} ms"
+    )
+
+
 def of_model(info: ModelInfo, unavailable: Sequence[str]) -> Iterator[str]:
     """What is known of a model that has been loaded. unavailable: what would compute it faster, and why it does not."""
     yield (

@@ -16,7 +16,7 @@ from pydantic_settings import (
 )
 
 from mfalcon.errors import ConfigError
-from mfalcon.types import MAX_USER_ID_BYTES
+from mfalcon.types import MAX_USER_ID_BYTES, MergeMethod
 from server.explain import refusal
 from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
@@ -43,6 +43,60 @@ class ModelConfig(BaseModel):
     """Of the memory budgets; an equal part of what the others leave if not given."""
 
 
+MOST_MEMBERS = 16
+
+
+class MemberConfig(BaseModel):
+    """A table of [[ensembles.members]]: a model of this server, or with an address of another replica."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    model: str = Field(min_length=1, max_length=128)
+    address: str | None = Field(default=None, min_length=1, max_length=512)
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+
+
+class CalibrationConfig(BaseModel):
+    """A table of [[ensembles.calibration]]: what becomes of a task behind the merge."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    task: str = Field(min_length=1, max_length=64)
+    scale: float = Field(default=1.0, gt=0, le=1e6)
+    shift: float = Field(default=0.0, ge=-1e6, le=1e6)
+
+
+class EnsembleConfig(BaseModel):
+    """A table of [[ensembles]]: several models that answer as one, asked by this name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(min_length=1, max_length=128)
+    members: tuple[MemberConfig, ...]
+    merge: MergeMethod = "logit"
+    merge_budget_ms: int = Field(default=100, ge=1, le=MAX_TIMEOUT_MS)
+    """After so long the merge takes what has arrived."""
+    min_members: int = Field(default=1, ge=1)
+    """Fewer are no answer."""
+    calibration: tuple[CalibrationConfig, ...] = Field(default=(), max_length=256)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if not 2 <= len(self.members) <= MOST_MEMBERS:
+            raise ValueError(
+                f"ensembles: {self.name}: members: got {len(self.members)}, must be 2 to {MOST_MEMBERS} of them"
+            )
+        if self.min_members > len(self.members):
+            raise ValueError(
+                f"ensembles: {self.name}: min_members: got {self.min_members}, must be at most {len(self.members)}, "
+                "the number of its members"
+            )
+        tasks = [calibration.task for calibration in self.calibration]
+        if twice := [task for task in tasks if tasks.count(task) > 1]:
+            raise ValueError(f"ensembles: {self.name}: calibration: got task {twice[0]!r} twice, must be once")
+        return self
+
+
 class ServerConfig(BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
@@ -53,6 +107,12 @@ class ServerConfig(BaseSettings):
     )
     models: tuple[ModelConfig, ...] = Field(
         default=(), max_length=64, description="Several models: tables of name, checkpoint and share of the memory."
+    )
+    ensembles: tuple[EnsembleConfig, ...] = Field(
+        default=(),
+        max_length=64,
+        description="Several models that answer as one: tables of name, members (model, address, weight), merge, "
+        "merge_budget_ms, min_members and calibration; docs/merging.md explains.",
     )
     model_name: str | None = Field(
         default=None,
@@ -330,6 +390,19 @@ class ServerConfig(BaseSettings):
             raise ValueError("event_log: got redis, must be embedded or auto while redis_url is not given")
         if self.redis_secret_file is not None and self.redis_url is None:
             raise ValueError("redis_secret_file: got a file, must not be given without redis_url")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_read_one_log(self) -> Self:
+        if self.redis_url is not None and self.event_log != "embedded":
+            return self
+        for ensemble in self.ensembles:
+            for member in ensemble.members:
+                if member.address is not None:
+                    raise ValueError(
+                        f"ensembles: {ensemble.name}: members: got address {member.address!r}, must not be given "
+                        "unless the event log is in Redis, where both replicas read it"
+                    )
         return self
 
     @model_validator(mode="after")

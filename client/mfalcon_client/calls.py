@@ -49,7 +49,8 @@ def rank(user_id: str, options: bytes, num_candidates: int, *, allow_partial: bo
         num = ranking.num_scored
         if num != num_candidates and not (allow_partial and 1 <= num < num_candidates):
             raise ValueError(f"{num} scores of {num_candidates} candidates")
-        if any(len(at) and at.max() >= num for at in (ranking.top, ranking.unknown, ranking.failed)):
+        of_members = (at for member in ranking.members for at in (member.unknown, member.failed))
+        if any(len(at) and at.max() >= num for at in (ranking.top, ranking.unknown, ranking.failed, *of_members)):
             raise ValueError(f"positions past the {num} scores")
         return ranking
 

@@ -20,12 +20,16 @@ from mfalcon_client.types import (
     CacheInfo,
     CacheSource,
     ContextFeature,
+    Ensemble,
     Events,
     Features,
     Ids,
+    Member,
+    MemberResult,
     Model,
     Ranking,
     Rerank,
+    Task,
     Timings,
 )
 
@@ -122,7 +126,6 @@ def prefill_options(model: str) -> bytes:
 def ranking(raw: bytes) -> Ranking:
     """Of a serialized RankResponse."""
     reply = pb.RankResponse.FromString(raw)
-    times = reply.timings
     tasks, scores = tuple(reply.tasks), np.asarray(reply.scores, dtype=np.float32)
     return Ranking(
         scores=scores,
@@ -133,12 +136,12 @@ def ranking(raw: bytes) -> Ranking:
         failed=np.asarray(reply.failed, dtype=np.int64),
         model_version=reply.model_version,
         cache=_cache(reply.cache),
-        timings=Timings(
-            times.queue_us, times.state_us, times.encode_us, times.score_us, times.total_us, times.rerank_us
-        ),
+        timings=_timings(reply.timings),
         history_len=reply.history_len,
         stale=reply.stale,
         rerank_skipped=reply.rerank_skipped,
+        members=tuple(map(_member, reply.members)),
+        partial_merge=reply.partial_merge,
     )
 
 
@@ -268,6 +271,34 @@ def _cache(info: pb.CacheInfo) -> CacheInfo:
     return CacheInfo(_source(info.source), info.reused_tokens, info.encoded_tokens)
 
 
+def _timings(times: pb.Timings) -> Timings:
+    return Timings(
+        times.queue_us,
+        times.state_us,
+        times.encode_us,
+        times.score_us,
+        times.total_us,
+        times.rerank_us,
+        times.merge_us,
+    )
+
+
+def _member(member: pb.MemberResult) -> MemberResult:
+    return MemberResult(
+        model=member.model,
+        address=member.address,
+        weight=member.weight,
+        version=member.version,
+        arrived=member.arrived,
+        cache=_cache(member.cache),
+        timings=_timings(member.timings),
+        unknown=np.asarray(member.unknown, dtype=np.int64),
+        failed=np.asarray(member.failed, dtype=np.int64),
+        error=member.error,
+        took_us=member.took_us,
+    )
+
+
 def _source(number: int) -> CacheSource:
     """A tier that a newer server has counts as none that is known here."""
     try:
@@ -291,4 +322,11 @@ def _model(reply: pb.GetModelResponse) -> Model:
         max_candidates=reply.max_candidates,
         prefix_stable=reply.prefix_stable,
         backend=reply.backend,
+        task_infos=tuple(Task(task.name, task.kind, task.weight) for task in reply.task_infos),
+        ensemble=_ensemble(reply.ensemble) if reply.HasField("ensemble") else None,
     )
+
+
+def _ensemble(ensemble: pb.Ensemble) -> Ensemble:
+    members = tuple(Member(m.model, m.address, m.weight, m.version) for m in ensemble.members)
+    return Ensemble(ensemble.merge, ensemble.budget_ms, ensemble.min_members, members)

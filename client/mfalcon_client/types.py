@@ -65,7 +65,9 @@ class CacheInfo:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went in the server, in microseconds. rerank_us: 0 where no reranking was asked."""
+    """Where the time of a request went in the server, in microseconds. rerank_us, merge_us: 0 where no reranking was
+    asked, and for one model. Of an ensemble the first four are those of the member that took longest.
+    """
 
     queue_us: int
     state_us: int
@@ -73,6 +75,30 @@ class Timings:
     score_us: int
     total_us: int
     rerank_us: int = 0
+    merge_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemberResult:
+    """What a member of an ensemble gave to an answer.
+
+    address: of the replica that was asked, "" for the one that answers. arrived: its scores are in the merge; version,
+    cache, timings, unknown and failed are empty otherwise. unknown, failed: int64, positions of candidates that it does
+    not know or has no score for; they are merged from the others. error: why it did not arrive, behind a word for it:
+    late, overloaded, away, disagrees, outdated or failed. took_us: until it arrived, or was given up.
+    """
+
+    model: str
+    address: str
+    weight: float
+    version: str
+    arrived: bool
+    cache: CacheInfo
+    timings: Timings
+    unknown: NDArray[np.int64]
+    failed: NDArray[np.int64]
+    error: str
+    took_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +112,8 @@ class Ranking:
     history_len: events of the user that the server has acknowledged.
     stale: the event log could not be asked, newer events may exist.
     rerank_skipped: why `top` is in the order of the scores although `rerank` was given: "late" or "failed", "" if not.
+    members: of an ensemble, all of them in its order; none for one model. partial_merge: some member did not arrive, or
+    has no score for some candidate: the scores are right, and not those of all members.
     """
 
     scores: NDArray[np.float32]
@@ -100,6 +128,8 @@ class Ranking:
     history_len: int
     stale: bool
     rerank_skipped: str = ""
+    members: tuple[MemberResult, ...] = ()
+    partial_merge: bool = False
 
     @property
     def num_scored(self) -> int:
@@ -133,9 +163,43 @@ class ContextFeature:
 
 
 @dataclass(frozen=True, slots=True)
+class Task:
+    """What a task's scores are. kind: "binary" for probabilities, "regression" for values. weight: in the blend."""
+
+    name: str
+    kind: str
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of an ensemble. address: of the replica that is asked, "" for the server itself. version: "" while that
+    is not known.
+    """
+
+    model: str
+    address: str
+    weight: float
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """Several models that answer as one. merge: "logit" or "probability", which of binary tasks is averaged. budget_ms:
+    after how long the merge takes what has arrived, min_members at least.
+    """
+
+    merge: str
+    budget_ms: int
+    min_members: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A served model. version: changes whenever weights or configuration do. dense_features: names of the numbers of
-    each candidate that it reads. backend: device, type and kernels.
+    each candidate that it reads. backend: device, type and kernels. task_infos: of each task, none where the server is
+    of an older release. ensemble: None for one model.
     """
 
     name: str
@@ -149,3 +213,5 @@ class Model:
     max_candidates: int
     prefix_stable: bool
     backend: str
+    task_infos: tuple[Task, ...] = ()
+    ensemble: Ensemble | None = None

@@ -38,7 +38,7 @@ def rank(
         list[str] | None,
         typer.Option(help="A number of each candidate, name=number,number,… in their order; repeatable."),
     ] = None,
-    model: Annotated[str, typer.Option(help="Name of the model; the server's default one if not given.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model or ensemble; the default one if not given.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.", min=0.001)] = 10.0,
     allow_partial: Annotated[
         bool,
@@ -78,7 +78,23 @@ def rank(
         )
     if result.rerank_skipped:
         _console.print(f"in the order of the scores: the reranking was skipped ({result.rerank_skipped})")
+    if result.members:
+        _console.print(members_table(result))
     _console.print(cost_line(result))
+
+
+def members_table(result: Ranking) -> Table:
+    """What each member of an ensemble gave to the answer."""
+    table = Table(title="part of the merge is missing" if result.partial_merge else "merged", title_justify="left")
+    for name in ("member", "weight", "version", "ms", "cache", "why not"):
+        table.add_column(name, justify="right" if name in ("weight", "ms") else "left", overflow="fold")
+    for member in result.members:
+        where = f"{member.model} at {member.address}" if member.address else member.model
+        why = member.error or (f"{len(member.failed)} candidates without a score" if len(member.failed) else "")
+        cache = member.cache.source.name if member.arrived else ""
+        took = f"{member.took_us / 1000:.1f}"
+        table.add_row(Text(where), f"{member.weight:g}", member.version, took, cache, Text(why))
+    return table
 
 
 def top_table(result: Ranking, ids: Ids, items: ItemTable | None) -> Table:
@@ -159,4 +175,18 @@ def as_json(result: Ranking, ids: Ids, items: ItemTable | None) -> dict[str, obj
         "rerank_skipped": result.rerank_skipped,
         "cache": cache,
         "timings": dataclasses.asdict(result.timings),
+        "partial_merge": result.partial_merge,
+        "members": [
+            {
+                "model": member.model,
+                "address": member.address,
+                "weight": member.weight,
+                "version": member.version,
+                "arrived": member.arrived,
+                "num_failed": len(member.failed),
+                "error": member.error,
+                "took_us": member.took_us,
+            }
+            for member in result.members
+        ],
     }

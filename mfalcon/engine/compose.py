@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import SLICE_S, Device
 from mfalcon.engine.engine import Engine
+from mfalcon.engine.ensemble import EnsembleOptions
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.engine.reload import ReloadOptions
@@ -33,7 +34,10 @@ def compose(checkpoint: Checkpoint, config: EngineConfig, metrics: ServerMetrics
 
 
 def compose_all(
-    models: Sequence[tuple[Checkpoint, RankerOptions]], config: EngineConfig, metrics: ServerMetrics | None = None
+    models: Sequence[tuple[Checkpoint, RankerOptions]],
+    config: EngineConfig,
+    metrics: ServerMetrics | None = None,
+    ensembles: Sequence[EnsembleOptions] = (),
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()
@@ -41,7 +45,7 @@ def compose_all(
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
     histories = Histories(config.histories, metrics.states)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
-    return Engine(histories, device, Catalog(rankers), metrics, config.reload)
+    return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles)
 
 
 def shared(options: RankerOptions, share: float) -> RankerOptions:

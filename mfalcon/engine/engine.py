@@ -5,30 +5,29 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 
 import asyncio
 import contextlib
-import math
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 
-from mfalcon.engine.answers import Answers
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
+from mfalcon.engine.ensemble import Ensemble, EnsembleOptions
+from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
-from mfalcon.engine.job import RankJob, prefill_job
+from mfalcon.engine.job import reply_by
+from mfalcon.engine.jobs import Jobs
+from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.engine.reranking import Reranking
-from mfalcon.errors import DeadlineExceeded, ShuttingDown, StorageUnavailable
+from mfalcon.errors import InvalidInput, ShuttingDown
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
-from mfalcon.history.history import check_order
-from mfalcon.kvcache.fetch import Fetched
 from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult, Timings
+from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 
 _tracer = trace.get_tracer("mfalcon")
 
@@ -43,15 +42,17 @@ class Engine:
         catalog: Catalog,
         metrics: ServerMetrics,
         reload: ReloadOptions | None = None,
+        ensembles: Sequence[EnsembleOptions] = (),
     ) -> None:
-        """Starts the device on the models of the catalog."""
+        """Starts the device on the models of the catalog. Raises ConfigError for ensembles that these cannot be."""
         self.histories = histories
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
-        self._answers = Answers()
+        self._jobs = Jobs(device, metrics)
+        self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
         self._reranking = Reranking(metrics)
-        self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions())
+        self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
 
@@ -62,8 +63,8 @@ class Engine:
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
-        """Every served model, the default one first."""
-        return tuple(ranker.info for ranker in self.catalog)
+        """Every served model, the default one first, and then every ensemble."""
+        return *(ranker.info for ranker in self.catalog), *(ensemble.info for ensemble in self.ensembles)
 
     @property
     def ready(self) -> bool:
@@ -86,6 +87,7 @@ class Engine:
     async def start(self) -> None:
         """Begin what runs beside the requests. Raises ConfigError."""
         await self.histories.start()
+        await self.ensembles.start()
 
     async def reach_redis(self) -> None:
         """Return once Redis has answered, at once without one. Raises ConfigError if it would evict the log."""
@@ -93,34 +95,26 @@ class Engine:
             await self.histories.redis.reach()
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
-        """Score a request's candidates by a model, the default one for "". deadline: time.monotonic() seconds.
+        """Score a request's candidates by a model or an ensemble, the default model for "". deadline: time.monotonic()
+        seconds.
 
         Raises UnknownModel, Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events
-        older than the log; StorageUnavailable when the log cannot be asked.
+        older than the log; StorageUnavailable when the log cannot be asked; for an ensemble TooFewMembers.
         """
-        accepted = time.monotonic()
-        ranker = self.catalog.get(model)
-        with _tracer.start_as_current_span("rank") as span, self.metrics.device.answering(ranker.name, deadline):
-            with self.device.coming(deadline):
-                fetched = await ranker.fetcher.open(
-                    request.user_id, deadline, self.device.expected_wait(), len(request.recent_events)
-                )
-            check_order(fetched.history, request.recent_events, "recent_events")
-            job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted)
-            reply_by = job.reply_by
-            try:
-                result = await self._answer(job)
-            finally:
-                del job  # see `_answer`
-            ranker.note(request.user_id)
-            ranker.count(result.cache, len(result.failed))
-            if result.num_scored < len(request.candidates):
-                self.metrics.device.partial.labels(ranker.name).inc()
-            self._count_stages(ranker.name, fetched, result.timings)
-            if request.rerank is not None and request.top_k:
-                result = await self._reranking.rerank(ranker, request.rerank, request, result, reply_by)
-            if span.is_recording():
-                span.set_attributes(_explained(result, fetched, ranker.name))
+        accepted, ensemble = time.monotonic(), self.ensembles.get(model)
+        likeness = self._likeness(ensemble, request) if ensemble is not None else self.catalog.get(model)
+        with _tracer.start_as_current_span("rank") as span:
+            if ensemble is not None:
+                result = await ensemble.rank(request, deadline)
+                span.set_attributes({"mfalcon.model": ensemble.name, "mfalcon.partial_merge": result.partial_merge})
+            else:
+                assert likeness is not None
+                result = await self._jobs.rank(likeness, request, deadline)
+            if request.rerank is not None and request.top_k and likeness is not None:
+                name = likeness.name if ensemble is None else ensemble.name
+                due = reply_by(deadline, accepted)
+                with self.metrics.device.answering(name, deadline):
+                    result = await self._reranking.rerank(likeness, request.rerank, request, result, due, name)
         return result
 
     async def append_events(
@@ -136,20 +130,12 @@ class Engine:
         return await self.histories.log.append(user_id, events, expected_len, deadline)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
-        """Encode the user's history by a model ahead of a request. Raises as `rank` does."""
-        ranker = self.catalog.get(model)
-        with self.metrics.device.answering(ranker.name, deadline):
-            with self.device.coming(deadline):
-                fetched = await ranker.fetcher.open(user_id, deadline, self.device.expected_wait())
-            if fetched.stale:
-                raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
-            job = prefill_job(fetched, deadline, ranker.name)
-            try:
-                cache = (await self._answer(job)).cache
-            finally:
-                del job  # see `_answer`
-        ranker.count(cache)
-        return cache
+        """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`
+        does.
+        """
+        if (ensemble := self.ensembles.get(model)) is not None:
+            return await ensemble.prefill(user_id, deadline)
+        return await self._jobs.prefill(self.catalog.get(model), user_id, deadline)
 
     async def delete_user(self, user_id: str, deadline: float | None = None) -> None:
         """Delete the history and every state of every model; when this returns none is left here or in Redis, and no
@@ -175,6 +161,7 @@ class Engine:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self.device.close(ShuttingDown("the server shut down before this request was reached"))
         await self._reloader.close()
+        await self.ensembles.close()
         await asyncio.to_thread(self.device.join)
         await self._reranking.close()
         for ranker in self.catalog:
@@ -206,52 +193,15 @@ class Engine:
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
-    async def _answer(self, job: RankJob) -> RankResult:
-        future, timer = job.future, None
-        try:
-            self.device.submit(job)
-            if job.cut_at < math.inf:
-                timer = asyncio.get_running_loop().call_later(job.cut_at - time.monotonic(), job.cut)
-            return await self._answers.of(future)
-        except CancelledError:  # not asyncio's: `RankJob.cut`
-            if job.so_far is None:  # those scores were spoilt, as is known by now
-                raise DeadlineExceeded("the deadline passed while the request was done again") from None
-            return job.so_far
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if future.cancelled():
-                self.device.discard(job)
-            # An error holds this frame: if that held the error too, its pages would wait for the GC.
-            del job, future, timer
-
-    def _count_stages(self, model: str, fetched: Fetched, timings: Timings) -> None:
-        took, fetched_us = self.metrics.stages.took, 1e6 * fetched.seconds
-        took(model, "log", fetched.log_seconds)
-        took(model, "fetch", fetched.seconds - fetched.log_seconds)
-        took(model, "queue", timings.queue_us / 1e6)
-        took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
-        took(model, "score", timings.score_us / 1e6)
+    def _likeness(self, ensemble: Ensemble, request: RankRequest) -> LoadedRanker | None:
+        """Whose items tell how alike the candidates of an ensemble are: its first member here."""
+        if ensemble.locals:
+            return self.catalog.get(ensemble.locals[0])
+        if request.rerank is not None:
+            raise InvalidInput("rerank", request.rerank.method, "absent: no member of this ensemble is a model here")
+        return None
 
     def _warm(self) -> Runners:
         for ranker in self.catalog:
             ranker.prove()
         return {ranker.name: ranker.warm() for ranker in self.catalog}
-
-
-def _explained(result: RankResult, fetched: Fetched, model: str) -> dict[str, str | int | bool]:
-    """What a trace tells of a request; never its user."""
-    return {
-        "mfalcon.model": model,
-        "mfalcon.candidates": len(result.scores),
-        "mfalcon.history_len": result.history_len,
-        "mfalcon.stale": result.stale,
-        "mfalcon.state.decision": fetched.decision.explain() if fetched.decision else "nothing to decide",
-        "mfalcon.state.source": result.cache.source.name.lower(),
-        "mfalcon.state.reused_tokens": result.cache.reused_tokens,
-        "mfalcon.state.encoded_tokens": result.cache.encoded_tokens,
-        "mfalcon.queue_us": result.timings.queue_us,
-        "mfalcon.state_us": result.timings.state_us,
-        "mfalcon.encode_us": result.timings.encode_us,
-        "mfalcon.score_us": result.timings.score_us,
-    }

@@ -23,8 +23,9 @@ class Forecast:
     """What a job will be, as far as one knows when it is queued.
 
     seconds: of the device. batch: jobs of an equal one are better done at once than one after the other; None: this one
-    is done alone. twin: jobs of one user share a batch only if they have an equal one, which is not None. least_s:
-    seconds until the first candidates have a score. slowness: how many times as long as usual all that takes now.
+    is done alone. twin: jobs of one user and model share a batch only if they have an equal one, which is not None.
+    least_s: seconds until the first candidates have a score. slowness: how many times as long as usual all that takes
+    now.
     """
 
     seconds: float = 0.0
@@ -39,10 +40,11 @@ class RankJob:
     """Rank candidates; without any, bring the user's KV state up to the acknowledged history.
 
     fetched_history: the acknowledged history, before the request's own recent events, and what was found of it. model:
-    by name. accepted: when the engine was asked. The rest is the scheduler's and the device thread's: forecast; the
-    predicted seconds that are left, and of them those that others need not wait for; whether it takes no state that is
-    cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial. The future stays
-    pending until there is an answer, so that a caller may leave at any time.
+    by name. accepted: when the engine was asked. beside: jobs of an equal one, which is not None, are parts of one
+    request, and have a core each where there is one for each. The rest is the scheduler's and the device thread's:
+    forecast; the predicted seconds that are left, and of them those that others need not wait for; whether it takes no
+    state that is cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial. The
+    future stays pending until there is an answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
@@ -51,6 +53,7 @@ class RankJob:
     model: str = ""
     future: "Future[RankResult]" = field(default_factory=Future)
     accepted: float = field(default_factory=time.monotonic)
+    beside: object = None
     queued: float = field(default_factory=time.monotonic)
     forecast: Forecast = field(default_factory=Forecast)
     left_s: float = 0.0
@@ -78,9 +81,7 @@ class RankJob:
     @property
     def reply_by(self) -> float:
         """When the answer must be there, infinity without a deadline: the reply needs time too."""
-        if self.deadline is None:
-            return math.inf
-        return self.deadline - max(_REPLY_S, _REPLY_SHARE * (self.deadline - self.accepted))
+        return reply_by(self.deadline, self.accepted)
 
     @property
     def owed_s(self) -> float:
@@ -91,6 +92,13 @@ class RankJob:
         """Have the caller take what is scored so far, if anything is. Any thread may say so."""
         if self.so_far is not None:
             self.future.cancel()
+
+
+def reply_by(deadline: float | None, accepted: float) -> float:
+    """When the answer to what was accepted then must be there, infinity without a deadline."""
+    if deadline is None:
+        return math.inf
+    return deadline - max(_REPLY_S, _REPLY_SHARE * (deadline - accepted))
 
 
 def prefill_job(fetched_history: Fetched, deadline: float | None, model: str = "") -> RankJob:

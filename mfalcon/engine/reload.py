@@ -11,6 +11,7 @@ from typing import TypeVar
 from mfalcon.beside import beside
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
+from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.job import prefill_job
 from mfalcon.engine.ranker import LoadedRanker
@@ -51,13 +52,20 @@ class Reloader:
     """Exchanges models in a catalog. Lives on the event loop; one exchange of a model at a time."""
 
     def __init__(
-        self, catalog: Catalog, device: Device, histories: Histories, metrics: StateMetrics, options: ReloadOptions
+        self,
+        catalog: Catalog,
+        device: Device,
+        histories: Histories,
+        metrics: StateMetrics,
+        options: ReloadOptions,
+        ensembles: Ensembles,
     ) -> None:
         self._catalog = catalog
         self._device = device
         self._histories = histories
         self._metrics = metrics
         self._options = options
+        self._ensembles = ensembles
         self._under_way: dict[str, asyncio.Task[ModelInfo]] = {}
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
@@ -65,8 +73,8 @@ class Reloader:
         that leaves does not stop it.
 
         Whatever it raises (CheckpointError, say) leaves the old one serving, as do ConfigError for one that cannot be
-        served here, CheckpointError for one whose scores are wrong, UnknownModel, ShuttingDown, and Overloaded while
-        another exchange of the model is under way.
+        served here, or not be merged any more with the other members of an ensemble, CheckpointError for one whose
+        scores are wrong, UnknownModel, ShuttingDown, and Overloaded while another exchange of the model is under way.
         """
         name = self._catalog.get(model).name
         if self._device.closed:
@@ -107,6 +115,7 @@ class Reloader:
         old = self._catalog.get(name)
         new = await beside(lambda: _on_one_core(lambda: old.successor(load())))
         try:
+            self._ensembles.check(new.info)
             new.start()
             await beside(lambda: _on_one_core(new.prove))
             runner = await self._on_device(new.warm)

@@ -38,16 +38,24 @@ class Reranking:
         self._thread.submit(int).result()
 
     async def rerank(
-        self, ranker: LoadedRanker, wish: Rerank, request: RankRequest, result: RankResult, due: float
+        self,
+        ranker: LoadedRanker,
+        wish: Rerank,
+        request: RankRequest,
+        result: RankResult,
+        due: float,
+        name: str = "",
     ) -> RankResult:
-        """The result with its top reordered as is wished. due: time.monotonic() seconds, infinity for any time."""
-        began = time.monotonic()
+        """The result with its top reordered as is wished. due: time.monotonic() seconds, infinity for any time. name:
+        what was asked, where it is an ensemble and the ranker a member.
+        """
+        began, name = time.monotonic(), name or ranker.name
         with _tracer.start_as_current_span("rerank") as span:
             top, skipped = await self._top(ranker, wish, request, result, due)
             span.set_attributes({"mfalcon.method": wish.method, "mfalcon.outcome": skipped or "done"})
         seconds = time.monotonic() - began
-        self._metrics.stages.took(ranker.name, "rerank", seconds)
-        self._metrics.reranks.count(ranker.name, wish.method, skipped or "done")
+        self._metrics.stages.took(name, "rerank", seconds)
+        self._metrics.reranks.count(name, wish.method, skipped or "done")
         took_us, timings = round(seconds * 1e6), result.timings
         timings = replace(timings, rerank_us=took_us, total_us=timings.total_us + took_us)
         return replace(result, top=top, timings=timings, rerank_skipped=skipped)

@@ -116,7 +116,7 @@ class Runner:
         if self.batched:
             return Forecast(seconds, (job.model,), link, least_s, slowness)
         is_small = num_candidates <= self._small_candidates and new <= _SMALL_EVENTS
-        return Forecast(seconds, _SMALL if is_small else None, None if new else link, least_s, slowness)
+        return Forecast(seconds, _SMALL if is_small else job.beside, None if new else link, least_s, slowness)
 
     def advance(self, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
         """A slice of each request: what is predicted to take no longer than `seconds`, and at least a little. Its

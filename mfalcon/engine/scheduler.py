@@ -51,20 +51,20 @@ class _Lane:
 
     def take(self, most: int, seconds: float) -> list[RankJob]:
         """The most urgent job, and up to `most` in all that share a batch with it while their sum is predicted to take
-        no longer than `seconds`. A user's other jobs are passed over, unless what they need is the same.
+        no longer than `seconds`. A user's other jobs of a model are passed over, unless what they need is the same.
         """
         batch = [self.jobs.pop(0)[2]]
         forecast, left = batch[0].forecast, seconds - batch[0].left_s
         if forecast.batch is None:
             return batch
-        twins, index = {batch[0].user: forecast.twin}, 0
+        twins, index = {(batch[0].user, batch[0].model): forecast.twin}, 0
         while index < len(self.jobs) and len(batch) < most:
             other = self.jobs[index][2]
-            twin = other.forecast.twin
-            is_twin = twin is not None and twins.get(other.user) == twin
-            if other.forecast.batch == forecast.batch and other.left_s <= left and (is_twin or other.user not in twins):
+            owner, twin = (other.user, other.model), other.forecast.twin
+            is_twin = twin is not None and twins.get(owner) == twin
+            if other.forecast.batch == forecast.batch and other.left_s <= left and (is_twin or owner not in twins):
                 batch.append(self.jobs.pop(index)[2])
-                twins[other.user] = twin
+                twins[owner] = twin
                 left -= other.left_s
             else:
                 index += 1

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mfalcon.errors import Overloaded, StorageUnavailable
 from mfalcon.history.chain import user_hash
-from mfalcon.history.history import History
+from mfalcon.history.history import History, Reading
 from mfalcon.history.log import EventLog
 from mfalcon.kvcache.cache import KVCache, RemoteTier
 from mfalcon.kvcache.cost import Estimate
@@ -93,19 +93,30 @@ class Fetcher:
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
         self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry | None]] = {}
 
-    async def open(self, user_id: str, deadline: float | None, wait: Estimate, num_recent: int = 0) -> Fetched:
+    async def read(self, user_id: str, deadline: float | None) -> Reading:
+        """The user's history, for several models at once. Raises StorageUnavailable without one."""
+        return await self._log.read(user_id, self._patience(deadline))
+
+    async def open(
+        self,
+        user_id: str,
+        deadline: float | None,
+        wait: Estimate,
+        num_recent: int = 0,
+        reading: Reading | None = None,
+    ) -> Fetched:
         """The user's history, verified, and perhaps a state of it. Raises StorageUnavailable without a history.
 
         wait: for the device, behind what is queued. num_recent: events that the request brings itself; where they move
-        the window, no state in Redis is of use.
+        the window, no state in Redis is of use. reading: the history, if somebody has read it for this request.
 
         Where the log is a round trip away and a fetch is likely, both leave together, on two connections: a large
         state cannot delay the log.
         """
         began = time.monotonic()
         patience = self._patience(deadline)
-        guessed = self._guess_fetch(user_id, patience)
-        reading = await self._log.read(user_id, patience)
+        guessed = self._guess_fetch(user_id, patience) if reading is None else None
+        reading = reading or await self._log.read(user_id, patience)
         log_seconds = time.monotonic() - began
         if reading.stale:  # Redis has had its time
             return Fetched(reading.history, stale=True, seconds=log_seconds, log_seconds=log_seconds)

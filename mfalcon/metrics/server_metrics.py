@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.loop_lag import LoopLag
+from mfalcon.metrics.merges import MergeMetrics
 from mfalcon.metrics.process import count_process
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.reranks import RerankMetrics
@@ -25,7 +26,7 @@ class Registry(CollectorRegistry):
 
 class ServerMetrics:
     """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
-    queue and its steps. reranks: those asked for. loop_lag: of the event loop that asks it.
+    queue and its steps. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -35,5 +36,6 @@ class ServerMetrics:
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
         self.reranks = RerankMetrics(self.registry)
+        self.merges = MergeMetrics(self.registry)
         self.loop_lag = LoopLag(self.registry)
         count_process(self.registry)

@@ -21,6 +21,7 @@ from mfalcon.types import (
     CacheInfo,
     DenseFeatures,
     Events,
+    MemberResult,
     ModelInfo,
     RankRequest,
     RankResult,
@@ -171,6 +172,8 @@ class Ranked(Message):
     stale: bool
     failed: bytes
     rerank_skipped: str
+    members: tuple[MemberResult, ...]
+    partial_merge: bool
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -189,6 +192,8 @@ class Ranked(Message):
             result.stale,
             _flat(result.failed, np.uint32),
             result.rerank_skipped,
+            result.members,
+            result.partial_merge,
         )
 
     def result(self) -> RankResult:
@@ -207,6 +212,8 @@ class Ranked(Message):
             stale=self.stale,
             failed=np.frombuffer(self.failed, np.uint32),
             rerank_skipped=self.rerank_skipped,
+            members=self.members,
+            partial_merge=self.partial_merge,
         )
 
 

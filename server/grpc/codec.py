@@ -13,12 +13,15 @@ from mfalcon.types import (
     EVENT_DTYPE,
     CacheInfo,
     DenseFeatures,
+    EnsembleInfo,
     Events,
     Floats,
+    MemberResult,
     ModelInfo,
     RankRequest,
     RankResult,
     Rerank,
+    Timings,
 )
 from proto import ranking_pb2
 from server.grpc.wire import LENGTH_DELIMITED
@@ -63,26 +66,20 @@ def events(messages: Iterable[ranking_pb2.Event]) -> Events:
 
 def rank_response(result: RankResult) -> bytes:
     """A serialized RankResponse."""
-    timings = result.timings
     rest = ranking_pb2.RankResponse(
         tasks=result.tasks,
         top=result.top.tolist(),
         model_version=result.model_version,
         cache=cache_info(result.cache),
-        timings=ranking_pb2.Timings(
-            queue_us=timings.queue_us,
-            state_us=timings.state_us,
-            encode_us=timings.encode_us,
-            score_us=timings.score_us,
-            total_us=timings.total_us,
-            rerank_us=timings.rerank_us,
-        ),
+        timings=timings(result.timings),
         history_len=result.history_len,
         unknown=result.unknown.tolist(),
         stale=result.stale,
         num_scored=result.num_scored,
         failed=result.failed.tolist(),
         rerank_skipped=result.rerank_skipped,
+        members=map(member_result, result.members),
+        partial_merge=result.partial_merge,
     )
     return b"".join(
         (
@@ -118,6 +115,47 @@ def cache_info(cache: CacheInfo) -> ranking_pb2.CacheInfo:
     )
 
 
+def timings(times: Timings) -> ranking_pb2.Timings:
+    """The message of the same name."""
+    return ranking_pb2.Timings(
+        queue_us=times.queue_us,
+        state_us=times.state_us,
+        encode_us=times.encode_us,
+        score_us=times.score_us,
+        total_us=times.total_us,
+        rerank_us=times.rerank_us,
+        merge_us=times.merge_us,
+    )
+
+
+def member_result(member: MemberResult) -> ranking_pb2.MemberResult:
+    """The message of the same name."""
+    return ranking_pb2.MemberResult(
+        model=member.model,
+        address=member.address,
+        weight=member.weight,
+        version=member.version,
+        arrived=member.arrived,
+        cache=cache_info(member.cache) if member.arrived else None,
+        timings=timings(member.timings) if member.arrived else None,
+        unknown=member.unknown,
+        failed=member.failed,
+        error=member.error,
+        took_us=member.took_us,
+    )
+
+
+def ensemble(info: EnsembleInfo) -> ranking_pb2.Ensemble:
+    """The message of the same name."""
+    members = [
+        ranking_pb2.EnsembleMember(model=each.model, address=each.address, weight=each.weight, version=each.version)
+        for each in info.members
+    ]
+    return ranking_pb2.Ensemble(
+        merge=info.merge, budget_ms=info.budget_ms, min_members=info.min_members, members=members
+    )
+
+
 def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
     """The served model."""
     return ranking_pb2.GetModelResponse(
@@ -140,4 +178,8 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         max_history=model.max_history,
         max_candidates=model.max_candidates,
         prefix_stable=model.prefix_stable,
+        task_infos=[
+            ranking_pb2.TaskInfo(name=task.name, kind=task.kind, weight=task.weight) for task in model.task_infos
+        ],
+        ensemble=ensemble(model.ensemble) if model.ensemble is not None else None,
     )

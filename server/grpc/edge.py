@@ -24,6 +24,7 @@ from mfalcon.errors import (
     Overloaded,
     ShuttingDown,
     StorageUnavailable,
+    TooFewMembers,
     UnknownModel,
 )
 from mfalcon.memory import is_out_of_memory
@@ -43,6 +44,7 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     NotReady: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    TooFewMembers: grpc.StatusCode.UNAVAILABLE,
     EngineFailure: grpc.StatusCode.INTERNAL,
 }
 OUT_OF_MEMORY = "alloc failed"

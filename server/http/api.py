@@ -25,6 +25,7 @@ from mfalcon.errors import (
     Overloaded,
     ShuttingDown,
     StorageUnavailable,
+    TooFewMembers,
     UnknownModel,
 )
 from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
@@ -47,6 +48,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     NotReady: (503, "UNAVAILABLE"),
     ShuttingDown: (503, "UNAVAILABLE"),
     StorageUnavailable: (503, "UNAVAILABLE"),
+    TooFewMembers: (503, "UNAVAILABLE"),
     EngineFailure: (500, "INTERNAL"),
 }
 FRAMEWORK_CODE: Mapping[int, str] = {

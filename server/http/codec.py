@@ -2,13 +2,14 @@
 without passing through them.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
 import orjson
 from pydantic import ConfigDict, Field
 
-from mfalcon.types import CacheInfo, ModelInfo, RankResult
+from mfalcon.types import CacheInfo, MemberResult, ModelInfo, RankResult
 from server.http.bodies import Body, Uint32, Uint64
 
 
@@ -29,6 +30,25 @@ class TimingsReply(Body):
     score_us: Uint64
     total_us: Uint64
     rerank_us: Uint64 = Field(description="0 where no reranking was asked.")
+    merge_us: Uint64 = Field(description="0 for one model.")
+
+
+class MemberReply(Body):
+    """What a member of an ensemble gave to an answer."""
+
+    model: str
+    address: str = Field(description="Of the replica that was asked, empty for this one.")
+    weight: float
+    version: str = Field(description="Empty if it did not arrive.")
+    arrived: bool = Field(description="Its scores are in the merge.")
+    cache: CacheReply
+    timings: TimingsReply
+    unknown: list[Uint32] = Field(description="Positions of candidates that it does not know.")
+    failed: list[Uint32] = Field(description="Positions of candidates that it has no score for.")
+    error: str = Field(
+        description="Why it did not arrive, behind a word: late, overloaded, away, disagrees, outdated or failed."
+    )
+    took_us: Uint64
 
 
 class RankReply(Body):
@@ -51,6 +71,7 @@ class RankReply(Body):
                         "score_us": 450,
                         "total_us": 812,
                         "rerank_us": 0,
+                        "merge_us": 0,
                     },
                     "history_len": 92,
                     "unknown": [],
@@ -58,6 +79,8 @@ class RankReply(Body):
                     "num_scored": 3,
                     "failed": [],
                     "rerank_skipped": "",
+                    "members": [],
+                    "partial_merge": False,
                 }
             ]
         }
@@ -85,6 +108,11 @@ class RankReply(Body):
     rerank_skipped: Literal["", "late", "failed"] = Field(
         description="Why `top` is in the order of the scores although you asked for another."
     )
+    members: list[MemberReply] = Field(description="Of an ensemble, every member in its order; none for one model.")
+    partial_merge: bool = Field(
+        description="Some member did not arrive, or has no score for some candidate: the scores are right, and not "
+        "those of all members."
+    )
 
 
 class AppendEventsReply(Body):
@@ -106,6 +134,32 @@ class ContextFeatureReply(Body):
     derived: bool = Field(description="Filled in from the request time if you do not give it.")
 
 
+class TaskReply(Body):
+    """What a task's scores are."""
+
+    name: str
+    kind: Literal["binary", "regression"] = Field(description="Probabilities, or values.")
+    weight: float = Field(description="In the blend that ranks.")
+
+
+class EnsembleMemberReply(Body):
+    """A member of an ensemble."""
+
+    model: str
+    address: str = Field(description="Of the replica that is asked, empty for this one.")
+    weight: float
+    version: str = Field(description="Empty while it is not known.")
+
+
+class EnsembleReply(Body):
+    """Several models that answer as one."""
+
+    merge: Literal["logit", "probability"] = Field(description="What is averaged of a binary task.")
+    budget_ms: Uint64 = Field(description="After so long the merge takes what has arrived.")
+    min_members: Uint64
+    members: list[EnsembleMemberReply]
+
+
 class ModelReply(Body):
     """A served model."""
 
@@ -120,10 +174,12 @@ class ModelReply(Body):
     max_history: Uint64
     max_candidates: Uint64
     prefix_stable: bool
+    task_infos: list[TaskReply] = Field(description="Of each task, in order.")
+    ensemble: EnsembleReply | None = Field(description="Null for one model.")
 
 
 class ModelsReply(Body):
-    """Every served model, the default one first."""
+    """Every served model, the default one first, and then every ensemble."""
 
     models: list[ModelReply]
 
@@ -165,6 +221,8 @@ def rank_reply(result: RankResult) -> bytes:
             "num_scored": result.num_scored,
             "failed": result.failed,
             "rerank_skipped": result.rerank_skipped,
+            "members": [member_fields(member) for member in result.members],
+            "partial_merge": result.partial_merge,
         }
     )
 
@@ -181,6 +239,12 @@ def cache_fields(cache: CacheInfo) -> dict[str, str | int]:
         "reused_tokens": cache.reused_tokens,
         "encoded_tokens": cache.encoded_tokens,
     }
+
+
+def member_fields(member: MemberResult) -> dict[str, object]:
+    """A MemberReply."""
+    fields = {field.name: getattr(member, field.name) for field in dataclasses.fields(member)}
+    return fields | {"cache": cache_fields(member.cache)}
 
 
 def model_reply(model: ModelInfo) -> bytes:

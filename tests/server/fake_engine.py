@@ -15,12 +15,16 @@ from mfalcon.types import (
     CacheInfo,
     CacheSource,
     ContextFeatureInfo,
+    EnsembleInfo,
     Events,
     Floats,
     Ids,
+    MemberInfo,
+    MemberResult,
     ModelInfo,
     RankRequest,
     RankResult,
+    TaskInfo,
     Timings,
     no_events,
 )
@@ -41,7 +45,33 @@ MODEL = ModelInfo(
     prefix_stable=True,
     backend="cpu float32",
 )
-OTHER = dataclasses.replace(MODEL, name="other", version="0123456789ab", context_features=(), dense_features=())
+OTHER = dataclasses.replace(
+    MODEL,
+    name="other",
+    version="0123456789ab",
+    context_features=(),
+    dense_features=(),
+    task_infos=(TaskInfo("like", "binary", 1.0), TaskInfo("rating", "regression", 0.05)),
+    ensemble=EnsembleInfo(
+        "probability", 70, 1, (MemberInfo("fake", "", 0.7, "v"), MemberInfo("fake", "replica:50051", 0.1, ""))
+    ),
+)
+MEMBERS = (
+    MemberResult(
+        "fake",
+        "",
+        0.7,
+        "v",
+        arrived=True,
+        cache=CacheInfo(CacheSource.REDIS, 3, 4),
+        timings=Timings(6, 5, 4, 3, 20),
+        unknown=(0,),
+        failed=(0,),
+        took_us=21,
+    ),
+    MemberResult("fake", "replica:50051", 0.1, error="late: no answer within 70 ms", took_us=70_000),
+)
+"""What `OTHER`, an ensemble, tells of its members."""
 KILLER = "killer"
 """A user whose rank is the last thing that the device does."""
 NUM_KNOWN_ITEMS = 2_000
@@ -102,11 +132,13 @@ class FakeEngine:
             top=np.argsort(-like, kind="stable")[: request.top_k].astype(np.uint32),
             model_version=(OTHER if model == OTHER.name else MODEL).version,
             cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
-            timings=Timings(1, 2, 3, 4, 10, 5),
+            timings=Timings(1, 2, 3, 4, 10, 5, 6),
             history_len=len(history),
             unknown=np.flatnonzero(unknown).astype(np.uint32),
             failed=np.flatnonzero(request.candidates == FAILING_ITEM).astype(np.uint32),
             rerank_skipped="late" if request.rerank is not None else "",
+            members=MEMBERS if model == OTHER.name else (),
+            partial_merge=model == OTHER.name,
         )
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:

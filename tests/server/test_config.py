@@ -162,3 +162,55 @@ def test_bad_models(toml: Path, text: str, flags: dict[str, object], says: str) 
     with pytest.raises(ConfigError) as refused:
         load_config(toml, flags)
     assert says in str(refused.value)
+
+
+ENSEMBLE = """
+[[ensembles]]
+name = "both"
+merge = "probability"
+merge_budget_ms = 70
+min_members = 2
+members = [{model = "a", weight = 0.7}, {model = "b", address = "dns:///replica:50051"}]
+calibration = [{task = "like", scale = 0.9, shift = -0.1}]
+"""
+
+
+def test_an_ensemble_of_models_here_and_elsewhere(toml: Path) -> None:
+    toml.write_text('redis_url = "redis://h"\n' + TABLE.format(name="a") + ENSEMBLE)
+    (ensemble,) = load_config(toml, {}).ensembles
+    assert (ensemble.name, ensemble.merge, ensemble.merge_budget_ms, ensemble.min_members) == (
+        "both",
+        "probability",
+        70,
+        2,
+    )
+    assert [(m.model, m.address, m.weight) for m in ensemble.members] == [
+        ("a", None, 0.7),
+        ("b", "dns:///replica:50051", 1.0),
+    ]
+    assert [(c.task, c.scale, c.shift) for c in ensemble.calibration] == [("like", 0.9, -0.1)]
+
+
+@pytest.mark.parametrize(
+    ("was", "is_now", "says"),
+    [
+        ("min_members = 2", "min_members = 3", "ensembles: both: min_members: got 3, must be at most 2"),
+        ("min_members = 2", "min_members = 0", "ensembles[0].min_members: got 0"),
+        ("weight = 0.7", "weight = 0.0", "members[0].weight: got 0.0, must be greater than 0"),
+        ("weight = 0.7", "weight = nan", "members[0].weight"),
+        ('"probability"', '"mean"', "ensembles[0].merge: got 'mean', must be 'logit' or 'probability'"),
+        ("merge_budget_ms = 70", "merge_budget_ms = 0", "merge_budget_ms: got 0"),
+        ("scale = 0.9", "scale = 0.0", "calibration[0].scale: got 0.0, must be greater than 0"),
+        ("shift = -0.1}", 'shift = -0.1}, {task = "like"}', "calibration: got task 'like' twice"),
+        ("members = [{", "members = [{", "got address 'dns:///replica:50051', must not be given unless the event log"),
+        (', {model = "b", address = "dns:///replica:50051"}', "", "ensembles: both: members: got 1, must be 2 to 16"),
+        ("weight = 0.7", "wait = 0.7", "ensembles.0.members.0.wait: there is no such setting"),
+    ],
+)
+def test_bad_ensembles(toml: Path, was: str, is_now: str, says: str) -> None:
+    log = "" if "address" in says else 'redis_url = "redis://h"\n'
+    assert was in ENSEMBLE
+    toml.write_text(log + TABLE.format(name="a") + ENSEMBLE.replace(was, is_now))
+    with pytest.raises(ConfigError) as refused:
+        load_config(toml, {})
+    assert says in str(refused.value)

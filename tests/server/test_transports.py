@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from mfalcon.types import Rerank
 from proto import ranking_pb2
 from server.http import bodies, codec
-from tests.server.fake_engine import FAILING_ITEM, MODEL, OTHER, like_scores
+from tests.server.fake_engine import FAILING_ITEM, MEMBERS, MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
 NAMES = [MODEL.name, OTHER.name]
@@ -77,10 +77,55 @@ async def test_rank_is_equal_by_both(running: Running, num_candidates: int) -> N
         "score_us": 4,
         "total_us": 10,
         "rerank_us": 5,
+        "merge_us": 6,
     }
     assert by_grpc.timings == ranking_pb2.Timings(
-        queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10, rerank_us=5
+        queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10, rerank_us=5, merge_us=6
     )
+
+
+async def test_members_of_an_ensemble_are_told_by_both(running: Running) -> None:
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1], model=OTHER.name)
+    assert by_grpc.partial_merge is by_http["partial_merge"] is True
+    first, second = by_grpc.members
+    assert first == ranking_pb2.MemberResult(
+        model="fake",
+        weight=0.7,
+        version="v",
+        arrived=True,
+        cache=ranking_pb2.CacheInfo(source="REDIS", reused_tokens=3, encoded_tokens=4),
+        timings=ranking_pb2.Timings(queue_us=6, state_us=5, encode_us=4, score_us=3, total_us=20),
+        unknown=[0],
+        failed=[0],
+        took_us=21,
+    )
+    late = {"model": "fake", "address": "replica:50051", "weight": 0.1, "error": MEMBERS[1].error, "took_us": 70_000}
+    assert second == ParseDict(late, ranking_pb2.MemberResult())
+    members = by_http["members"]
+    assert isinstance(members, list)
+    assert ParseDict(members[0], ranking_pb2.MemberResult()) == first
+    assert {name: value for name, value in members[1].items() if name in late} == late
+    assert not (await running.stub.Rank(ranking_pb2.RankRequest(user_id="ann", candidates=[1]))).members
+
+
+async def test_an_ensemble_is_described_by_both(running: Running) -> None:
+    by_grpc = await running.stub.GetModel(ranking_pb2.GetModelRequest(model=OTHER.name))
+    by_http = reply(await running.http.get("/v1/model", params={"model": OTHER.name}), codec.ModelReply)
+    told, tasks = by_http["ensemble"], by_http["task_infos"]
+    assert isinstance(told, dict) and isinstance(tasks, list)
+    assert ParseDict(told, ranking_pb2.Ensemble()) == by_grpc.ensemble
+    assert [ParseDict(task, ranking_pb2.TaskInfo()) for task in tasks] == list(by_grpc.task_infos)
+    assert (by_grpc.ensemble.merge, by_grpc.ensemble.budget_ms, by_grpc.ensemble.min_members) == ("probability", 70, 1)
+    assert [(m.model, m.address, m.weight, m.version) for m in by_grpc.ensemble.members] == [
+        ("fake", "", 0.7, "v"),
+        ("fake", "replica:50051", 0.1, ""),
+    ]
+    assert [(task.name, task.kind, task.weight) for task in by_grpc.task_infos] == [
+        ("like", "binary", 1.0),
+        ("rating", "regression", 0.05),
+    ]
+    assert not (await running.stub.GetModel(ranking_pb2.GetModelRequest())).HasField("ensemble")
+    assert reply(await running.http.get("/v1/model"), codec.ModelReply)["ensemble"] is None
 
 
 async def test_every_field_reaches_the_engine(running: Running) -> None:

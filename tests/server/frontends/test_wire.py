@@ -19,7 +19,7 @@ from mfalcon.types import (
     no_events,
 )
 from server.frontends import wire
-from tests.server.fake_engine import MODEL, OTHER
+from tests.server.fake_engine import MEMBERS, MODEL, OTHER
 
 EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtype=EVENT_DTYPE)
 
@@ -63,12 +63,14 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         top=np.array([num_candidates - 1], dtype=np.uint32),
         model_version="v",
         cache=CacheInfo(CacheSource.REDIS, 1, 2),
-        timings=Timings(1, 2, 3, 4, 5, 6),
+        timings=Timings(1, 2, 3, 4, 5, 6, 7),
         history_len=2**40,
         unknown=np.empty(0, dtype=np.uint32),
         stale=True,
         failed=np.array([0], dtype=np.uint32),
         rerank_skipped="failed",
+        members=MEMBERS,
+        partial_merge=True,
     )
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)

@@ -1,0 +1,294 @@
+"""Several models that answer as one: asked side by side, merged by what has arrived when the budget is spent."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from opentelemetry import trace
+
+from mfalcon.engine.job import reply_by
+from mfalcon.engine.members import Member, RemoteMember, RemoteModel
+from mfalcon.engine.outcomes import Outcome, merged, named, of_one_history, too_few, total
+from mfalcon.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    MFalconError,
+    TooFewMembers,
+)
+from mfalcon.history.history import Reading
+from mfalcon.merging.agreement import Contract, check_agreement
+from mfalcon.merging.merge import Calibration, Merge
+from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.types import (
+    CacheInfo,
+    ContextFeatureInfo,
+    EnsembleInfo,
+    MemberInfo,
+    MergeMethod,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+)
+
+_log = logging.getLogger(__name__)
+_tracer = trace.get_tracer("mfalcon")
+
+ReadLog = Callable[[str, float | None], Awaitable[Reading]]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberOptions:
+    """remote: where a model of that name is asked, None for one of this engine."""
+
+    model: str
+    weight: float
+    remote: RemoteModel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleOptions:
+    """budget_s: after how long the merge takes what has arrived. calibration: by name of the task."""
+
+    name: str
+    members: tuple[MemberOptions, ...]
+    merge: MergeMethod = "logit"
+    budget_s: float = 0.1
+    min_members: int = 1
+    calibration: Mapping[str, Calibration] = field(default_factory=dict)
+
+
+class Ensemble:
+    """Answers requests with members. Lives on the event loop."""
+
+    def __init__(
+        self,
+        options: EnsembleOptions,
+        metrics: ServerMetrics,
+        local: Callable[[str], Member],
+        read: ReadLog | None,
+    ) -> None:
+        """local: a model of this engine, by name. read: reads the event log for these, which share one reading; None if
+        there are none. Raises ConfigError for members that cannot be merged, UnknownModel for one that is not served.
+        """
+        self.name = options.name
+        self._options = options
+        self._metrics = metrics
+        self._read = read
+        self._remotes = list[RemoteMember]()
+        self._members = list[Member]()
+        for member in options.members:
+            if member.remote is None:
+                self._members.append(local(member.model))
+            else:
+                remote = RemoteMember(member.remote, partial(self.check, len(self._members)))
+                self._remotes.append(remote)
+                self._members.append(remote)
+        names = [named(member) for member in self._members]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"ensemble {self.name}: {twice[0]} is a member twice")
+        self._infos: tuple[ModelInfo | None, ...] = ()
+        self._info: ModelInfo | None = None
+        self.check()
+
+    @property
+    def locals(self) -> list[str]:
+        """Names of the members that are models of this engine, in order."""
+        return [member.model for member in self._members if not member.address]
+
+    @property
+    def info(self) -> ModelInfo:
+        """What clients may know. It changes when a member's does."""
+        infos = tuple(member.info for member in self._members)
+        same = len(infos) == len(self._infos) and all(map(_is, infos, self._infos))
+        if self._info is None or not same:
+            self._infos, self._info = infos, self._describe(infos)
+        return self._info
+
+    def check_reload(self, new: ModelInfo) -> None:
+        """Raise ConfigError unless the member here of that name may be this."""
+        for at, member in enumerate(self._members):
+            if not member.address and member.model == new.name:
+                self.check(at, new)
+
+    def check(self, at: int | None = None, new: ModelInfo | None = None) -> None:
+        """Raise ConfigError unless all members that are known can be merged. at, new: what one would be."""
+        infos = [new if index == at else member.info for index, member in enumerate(self._members)]
+        contracts = {
+            named(member): Contract.of(info)
+            for member, info in zip(self._members, infos, strict=True)
+            if info is not None
+        }
+        try:
+            check_agreement(contracts)
+        except ConfigError as error:
+            raise ConfigError(f"ensemble {self.name}: {error}") from error
+        for contract in contracts.values():
+            names = [task.name for task in contract.tasks]
+            if unknown := set(self._options.calibration) - set(names):
+                raise ConfigError(
+                    f"ensemble {self.name}: calibration is given for task {min(unknown)}, must be {', '.join(names)}"
+                )
+
+    async def start(self) -> None:
+        """Ask the replicas what they serve. Raises ConfigError for what cannot be merged."""
+        await asyncio.gather(*(remote.start() for remote in self._remotes))
+
+    async def close(self) -> None:
+        """Hang up."""
+        await asyncio.gather(*(remote.close() for remote in self._remotes))
+
+    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+        """Score a request's candidates by all members that answer within the budget. Its `rerank` is for the caller.
+
+        Raises TooFewMembers, or what all members that did not answer have raised; InvalidInput for recent events that
+        are older than the log.
+        """
+        accepted = time.monotonic()
+        callers = reply_by(deadline, accepted)
+        until, beside = min(accepted + self._options.budget_s, callers), object()
+        outcomes = await self._ask(
+            request.user_id,
+            lambda member, reading: member.rank(request, reading, until, beside),
+            accepted,
+            until,
+        )
+        outcomes = of_one_history(outcomes)
+        for outcome in outcomes:
+            self._metrics.merges.member(self.name, named(outcome.member), outcome.word)
+        needed = self._options.min_members
+        if sum(outcome.error is None for outcome in outcomes) < needed:
+            self._metrics.merges.merged(self.name, "too_few")
+            raise too_few(outcomes, needed, is_callers_time=until == callers and time.monotonic() >= until)
+        result = merged(outcomes, self._merge(), request.top_k, accepted)
+        self._metrics.merges.merged(self.name, "partial" if result.partial_merge else "whole")
+        self._metrics.stages.took(self.name, "merge", result.timings.merge_us / 1e6)
+        if result.num_scored < len(request.candidates):
+            self._metrics.device.partial.labels(self.name).inc()
+        return result
+
+    async def prefill(self, user_id: str, deadline: float | None) -> CacheInfo:
+        """Encode the user's history by every member. Raises as `rank` does where fewer have done so than it needs."""
+        accepted = time.monotonic()
+        until = reply_by(deadline, accepted)
+        outcomes = await self._ask(
+            user_id, lambda member, reading: member.prefill(user_id, reading, until), accepted, until
+        )
+        caches = [outcome.answer for outcome in outcomes if outcome.answer is not None]
+        if len(caches) < self._options.min_members:
+            raise too_few(outcomes, self._options.min_members, is_callers_time=time.monotonic() >= until)
+        return total(caches)
+
+    async def _ask(
+        self, user_id: str, ask: Callable[[Member, Awaitable[Reading]], Awaitable[T]], accepted: float, until: float
+    ) -> list[Outcome[T]]:
+        """What each has answered by then, and sooner if too few can answer any more. Raises InvalidInput: what a member
+        of this engine refuses so, all do.
+        """
+        reading = _Shared(self._read(user_id, until) if self._read is not None else None)
+        asked = [
+            asyncio.create_task(self._one(member, options.weight, ask(member, reading), accepted))
+            for member, options in zip(self._members, self._options.members, strict=True)
+        ]
+        waiting = set(asked)
+        try:
+            while waiting and (left := until - time.monotonic()) > 0:
+                _, waiting = await asyncio.wait(
+                    waiting, timeout=left if left < math.inf else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                errors = [(task.result().member, task.result().error) for task in asked if task.done()]
+                for member, error in errors:
+                    if isinstance(error, InvalidInput) and not member.address:
+                        raise error
+                num_lost = sum(error is not None for _, error in errors)
+                if len(asked) - num_lost < self._options.min_members:
+                    break
+            took_ms = 1e3 * (time.monotonic() - accepted)
+            without = (
+                DeadlineExceeded(f"no answer within {took_ms:.0f} ms")
+                if time.monotonic() >= until
+                else TooFewMembers("the others were too few")
+            )
+            return [
+                task.result() if task.done() else Outcome(member, options.weight, None, without, took_ms / 1e3)
+                for task, member, options in zip(asked, self._members, self._options.members, strict=True)
+            ]
+        finally:
+            reading.cancel()
+            for task in waiting:
+                task.cancel()
+
+    async def _one(self, member: Member, weight: float, answering: Awaitable[T], accepted: float) -> Outcome[T]:
+        answer: T | None = None
+        error: MFalconError | None = None
+        with _tracer.start_as_current_span("member") as span:
+            try:
+                answer = await answering
+            except MFalconError as raised:
+                error = raised.with_traceback(None)  # its frames hold KV states, and this one holds it
+            except Exception:  # noqa: BLE001 (the edge of a member: what fails one of them fails no other)
+                _log.exception("member %s of ensemble %s failed", named(member), self.name)
+                error = EngineFailure("it failed on this request; the server's log has the cause")
+            outcome = Outcome(member, weight, answer, error, time.monotonic() - accepted)
+            span.set_attributes({"mfalcon.member": named(member), "mfalcon.outcome": outcome.word})
+        return outcome
+
+    def _merge(self) -> Merge:
+        tasks = self.info.task_infos
+        calibration = tuple(self._options.calibration.get(task.name, Calibration()) for task in tasks)
+        return Merge(self._options.merge, tasks, calibration)
+
+    def _describe(self, infos: Sequence[ModelInfo | None]) -> ModelInfo:
+        known = [info for info in infos if info is not None]
+        context = dict[str, ContextFeatureInfo]()
+        for info in known:
+            context |= {feature.name: feature for feature in info.context_features}
+        options = self._options
+        members = tuple(
+            MemberInfo(member.model, member.address, each.weight, info.version if info is not None else "")
+            for member, each, info in zip(self._members, options.members, infos, strict=True)
+        )
+        return ModelInfo(
+            name=self.name,
+            version="+".join(member.version or "?" for member in members),
+            architecture="ensemble",
+            tasks=known[0].tasks if known else (),
+            actions=known[0].actions if known else (),
+            context_features=tuple(context.values()),
+            dense_features=tuple(dict.fromkeys(name for info in known for name in info.dense_features)),
+            max_history=max((info.max_history for info in known), default=0),
+            max_candidates=min((info.max_candidates for info in known), default=0),
+            prefix_stable=all(info.prefix_stable for info in known),
+            backend=f"merge of {len(members)} models",
+            task_infos=known[0].task_infos if known else (),
+            ensemble=EnsembleInfo(options.merge, round(1e3 * options.budget_s), options.min_members, members),
+        )
+
+
+class _Shared:
+    """A reading of the log that several members await; none that leaves stops it for the others."""
+
+    def __init__(self, reading: Awaitable[Reading] | None) -> None:
+        self._task = None if reading is None else asyncio.ensure_future(reading)
+        if self._task is not None:
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard by nobody, perhaps
+
+    def __await__(self) -> Generator[None, None, Reading]:
+        assert self._task is not None, "a member that reads the log here"
+        return (yield from asyncio.shield(self._task).__await__())
+
+    def cancel(self) -> None:
+        """Nobody waits for it any more."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+def _is(one: object, other: object) -> bool:
+    return one is other

@@ -1,0 +1,127 @@
+"""From a request to what one model answers it: the history, a forecast, the device, and what is counted of it."""
+
+import asyncio
+import math
+import time
+from concurrent.futures import CancelledError
+
+from opentelemetry import trace
+
+from mfalcon.engine.answers import Answers
+from mfalcon.engine.device import Device
+from mfalcon.engine.job import RankJob, prefill_job
+from mfalcon.engine.ranker import LoadedRanker
+from mfalcon.errors import DeadlineExceeded, StorageUnavailable
+from mfalcon.history.history import Reading, check_order
+from mfalcon.kvcache.fetch import Fetched
+from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.types import CacheInfo, RankRequest, RankResult, Timings
+
+
+class Jobs:
+    """Has the device do what is asked of a ranker. Lives on the event loop.
+
+    Its methods raise Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure, and StorageUnavailable when the log
+    cannot be asked. deadline: time.monotonic() seconds. reading: of the event log, where somebody has it already.
+    """
+
+    def __init__(self, device: Device, metrics: ServerMetrics) -> None:
+        self._device = device
+        self._metrics = metrics
+        self._answers = Answers()
+
+    async def rank(
+        self,
+        ranker: LoadedRanker,
+        request: RankRequest,
+        deadline: float | None,
+        *,
+        reading: Reading | None = None,
+        beside: object = None,
+    ) -> RankResult:
+        """Score a request's candidates. beside: see `RankJob`. Raises InvalidInput for recent events older than the
+        log.
+        """
+        accepted = time.monotonic()
+        with self._metrics.device.answering(ranker.name, deadline):
+            with self._device.coming(deadline):
+                fetched = await ranker.fetcher.open(
+                    request.user_id, deadline, self._device.expected_wait(), len(request.recent_events), reading
+                )
+            check_order(fetched.history, request.recent_events, "recent_events")
+            job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted, beside=beside)
+            try:
+                result = await self._answer(job)
+            finally:
+                del job  # see `_answer`
+            ranker.note(request.user_id)
+            ranker.count(result.cache, len(result.failed))
+            if result.num_scored < len(request.candidates):
+                self._metrics.device.partial.labels(ranker.name).inc()
+            self._count_stages(ranker.name, fetched, result.timings)
+            span = trace.get_current_span()
+            if span.is_recording():
+                span.set_attributes(_explained(result, fetched, ranker.name))
+        return result
+
+    async def prefill(
+        self, ranker: LoadedRanker, user_id: str, deadline: float | None, *, reading: Reading | None = None
+    ) -> CacheInfo:
+        """Encode the user's history ahead of a request."""
+        with self._metrics.device.answering(ranker.name, deadline):
+            with self._device.coming(deadline):
+                fetched = await ranker.fetcher.open(user_id, deadline, self._device.expected_wait(), reading=reading)
+            if fetched.stale:
+                raise StorageUnavailable("the event log cannot be asked, so there is nothing newer to encode")
+            job = prefill_job(fetched, deadline, ranker.name)
+            try:
+                cache = (await self._answer(job)).cache
+            finally:
+                del job  # see `_answer`
+        ranker.count(cache)
+        return cache
+
+    async def _answer(self, job: RankJob) -> RankResult:
+        future, timer = job.future, None
+        try:
+            self._device.submit(job)
+            if job.cut_at < math.inf:
+                timer = asyncio.get_running_loop().call_later(job.cut_at - time.monotonic(), job.cut)
+            return await self._answers.of(future)
+        except CancelledError:  # not asyncio's: `RankJob.cut`
+            if job.so_far is None:  # those scores were spoilt, as is known by now
+                raise DeadlineExceeded("the deadline passed while the request was done again") from None
+            return job.so_far
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if future.cancelled():
+                self._device.discard(job)
+            # An error holds this frame: if that held the error too, its pages would wait for the GC.
+            del job, future, timer
+
+    def _count_stages(self, model: str, fetched: Fetched, timings: Timings) -> None:
+        took, fetched_us = self._metrics.stages.took, 1e6 * fetched.seconds
+        took(model, "log", fetched.log_seconds)
+        took(model, "fetch", fetched.seconds - fetched.log_seconds)
+        took(model, "queue", timings.queue_us / 1e6)
+        took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
+        took(model, "score", timings.score_us / 1e6)
+
+
+def _explained(result: RankResult, fetched: Fetched, model: str) -> dict[str, str | int | bool]:
+    """What a trace tells of a request; never its user."""
+    return {
+        "mfalcon.model": model,
+        "mfalcon.candidates": len(result.scores),
+        "mfalcon.history_len": result.history_len,
+        "mfalcon.stale": result.stale,
+        "mfalcon.state.decision": fetched.decision.explain() if fetched.decision else "nothing to decide",
+        "mfalcon.state.source": result.cache.source.name.lower(),
+        "mfalcon.state.reused_tokens": result.cache.reused_tokens,
+        "mfalcon.state.encoded_tokens": result.cache.encoded_tokens,
+        "mfalcon.queue_us": result.timings.queue_us,
+        "mfalcon.state_us": result.timings.state_us,
+        "mfalcon.encode_us": result.timings.encode_us,
+        "mfalcon.score_us": result.timings.score_us,
+    }
