@@ -23,6 +23,7 @@ from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
+from mfalcon.cli.bench_merge import bench_merge
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
@@ -55,6 +56,7 @@ app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)
 app.command("dlrm")(bench_dlrm)
+app.command("merge")(bench_merge)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)

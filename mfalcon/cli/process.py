@@ -21,9 +21,12 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(checkpoint: Path, *flags: str) -> Iterator[Served]:
-    """Start a server, wait until it is ready, stop it at the end. Raises EngineFailure if it does not start."""
-    command = [sys.executable, "-m", "mfalcon.cli", "serve", "--checkpoint", str(checkpoint)]
+def serving(checkpoint: Path | None, *flags: str) -> Iterator[Served]:
+    """Start a server, wait until it is ready, stop it at the end. Raises EngineFailure if it does not start.
+    checkpoint: None where the flags name a file that has the models.
+    """
+    command = [sys.executable, "-m", "mfalcon.cli", "serve"]
+    command += [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     command += ["--grpc-port", "0", "--http-port", "0", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,16 +18,21 @@ from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, I
 from mfalcon.cli.load import append_histories
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
-from mfalcon.errors import ConfigError
+from mfalcon.errors import ConfigError, EngineFailure
+from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Ranker
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.heads import task_infos
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.evaluate import evaluate, report
+from mfalcon.train.evaluate import Report, evaluate, report
+from mfalcon.train.merging import check_members, score_members
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
 from mfalcon.train.vocabulary import fit_to
 from mfalcon.types import Floats, Ids
 from mfalcon_client import Client
+from server.config import load_config
 
 _SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
 
@@ -52,8 +58,46 @@ class Replay:
         return self.worst_score_error <= _SCORE_BOUND and abs(self.online_auc - self.offline_auc) <= _AUC_BOUND
 
 
+@dataclass(frozen=True, slots=True)
+class ServedMerge:
+    """An ensemble of a server's TOML file, with the checkpoints of its members by their names."""
+
+    name: str
+    members: Mapping[str, Checkpoint]
+    weights: tuple[float, ...]
+    merge: Merge
+
+
+def read_ensemble(path: Path) -> ServedMerge:
+    """The one ensemble of a server's TOML file. Raises ConfigError unless there is one, of models in the file."""
+    config = load_config(path, {})
+    if len(config.ensembles) != 1:
+        raise ConfigError(f"{path}: got {len(config.ensembles)} ensembles, must be one")
+    (ensemble,) = config.ensembles
+    paths = {model.name: model.checkpoint for model in config.models}
+    for member in ensemble.members:
+        if member.address is not None or member.model not in paths:
+            raise ConfigError(f"{path}: member {member.model} of {ensemble.name}: must be one of the file's [[models]]")
+    members = {member.model: checkpoint.load(paths[member.model]) for member in ensemble.members}
+    check_members(members)
+    first = next(iter(members.values())).model.config
+    calibration = {task.task: Calibration(task.scale, task.shift) for task in ensemble.calibration}
+    tasks = task_infos(first.tasks, first.blend)
+    return ServedMerge(
+        ensemble.name,
+        members,
+        tuple(member.weight for member in ensemble.members),
+        Merge(ensemble.merge, tasks, tuple(calibration.get(task.name, Calibration()) for task in tasks)),
+    )
+
+
 def replay(
-    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="The checkpoint that the server serves.")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="The checkpoint that the server serves, or the TOML file of its one ensemble."
+        ),
+    ],
     data: DataOption = "ml-100k",
     columns: ColumnsOption = "",
     items: ItemsOption = None,
@@ -65,15 +109,23 @@ def replay(
     json_output: JsonOption = False,
 ) -> None:
     """Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones."""
-    loaded = checkpoint.load(path)
-    dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
-    chosen = split(dataset, part) == TEST
+    merge = read_ensemble(path) if path.suffix == ".toml" else None
+    members = merge.members if merge is not None else {"": checkpoint.load(path)}
+    read = open_dataset(data, columns, items, item_columns, like_at_least)
+    chosen = split(read, part) == TEST
     with calling(target) as client:
         client.wait_ready(10)
-        served = client.get_model().version
-        if not loaded.fingerprint.startswith(served):
-            raise ConfigError(f"{target} serves version {served}, {path} is {loaded.fingerprint[: len(served)]}")
-        result = replay_online(client, loaded.model, dataset, chosen, visibility)
+        for name, member in members.items():
+            served = client.get_model(name).version
+            if not member.fingerprint.startswith(served):
+                raise ConfigError(
+                    f"{target} serves version {served}, {name or path} is {member.fingerprint[: len(served)]}"
+                )
+        if merge is not None:
+            result = replay_merge(client, merge, read, chosen, visibility)
+        else:
+            loaded = members[""]
+            result = replay_online(client, loaded.model, fit_to(read, loaded), chosen, visibility)
     if json_output:
         print_json(dataclasses.asdict(result) | {"holds": result.holds})
     else:
@@ -94,6 +146,36 @@ def replay_online(
 ) -> Replay:
     """Replay the chosen events through a server that holds no history yet, and compare with the offline evaluation."""
     offline, index, expected = evaluate(model, dataset, chosen, visibility)
+    return _replay(client, "", [model], dataset, visibility, offline, index, expected)
+
+
+def replay_merge(
+    client: Client, merge: ServedMerge, dataset: Dataset, chosen: NDArray[np.bool_], visibility: Visibility
+) -> Replay:
+    """The same of an ensemble, against the offline merge of its members. dataset: as it was read."""
+    first, models = next(iter(merge.members.values())), [member.model for member in merge.members.values()]
+    offline = score_members(merge.members, dataset, chosen, visibility)
+    expected = merge.merge(list(offline.scores.values()), merge.weights).task_scores.T
+    fitted = fit_to(dataset, first)
+    quality = report(first.model, fitted, offline.index, expected, visibility)
+    return _replay(client, merge.name, models, fitted, visibility, quality, offline.index, expected)
+
+
+def _replay(
+    client: Client,
+    name: str,
+    models: Sequence[Ranker],
+    dataset: Dataset,
+    visibility: Visibility,
+    offline: Report,
+    index: Ids,
+    expected: Floats,
+) -> Replay:
+    """models: those that answer under the name, the first of which says what the tasks are. expected: [n, num_tasks] of
+    the events at positions [n].
+    """
+    chosen = np.zeros(len(dataset.events), dtype=np.bool_)
+    chosen[index] = True
     scores = np.zeros_like(expected)
     row_of = {int(position): row for row, position in enumerate(index)}
     context = _context(dataset)
@@ -110,15 +192,18 @@ def replay_online(
             events["item_id"],
             request_time_ms=int(events["time_ms"][0]),
             context=context[int(dataset.user[first])],
-            features=_features(model, dataset, group),
+            features={name: column for model in models for name, column in _features(model, dataset, group).items()},
+            model=name,
         )
+        if result.partial_merge:
+            raise EngineFailure(f"{name}: a member is missing: {result.members}")
         latencies.append(time.perf_counter() - began)
         scores[[row_of[int(position)] for position in group]] = result.task_scores.T
         reused += result.cache.reused_tokens
         encoded += result.cache.encoded_tokens
         shown = dataset.events[_of_one_time(dataset, first)] if visibility == "strict" else events
         client.append_events(user, shown, expected_len=result.history_len)
-    online = report(model, dataset, index, scores, visibility)
+    online = report(models[0], dataset, index, scores, visibility)
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
     worst = float(np.abs(scores - expected).max())
     return Replay(

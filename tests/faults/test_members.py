@@ -1,0 +1,83 @@
+"""An ensemble of real processes: whoever of its members is frozen, killed or overloaded, an answer comes by the budget
+and is the offline merge of those that arrived, or an explicit error; and nobody has to bring a member back.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from loadtest.faults.members import Effort, MemberRow, MemberScene, measure
+from mfalcon.models import checkpoint
+from tests.small import small_checkpoint
+
+EFFORT = Effort(ranks=12, candidates=50, events=20, budget_ms=250, soak=600)
+BUSY_MS = 250.0
+"""A busy test machine is late itself; docs/merging.md has the figure of a quiet one."""
+SOME_MIB = 24
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MemberScene]:
+    made = []
+    for name, architecture, seed in (("a", "dfgr", 0), ("b", "hstu", 0), ("c", "dfgr", 2)):
+        loaded = small_checkpoint(architecture, torch.float32, seed)
+        made.append(tmp_path_factory.mktemp("members") / name)
+        checkpoint.save(made[-1], loaded.model, loaded.items)
+    with MemberScene(made, EFFORT) as scene:
+        yield scene
+
+
+@pytest.fixture(scope="module")
+def rows(scene: MemberScene) -> dict[str, MemberRow]:
+    return {row.fault: row for row in measure(scene)}
+
+
+def test_no_answer_is_wrong_or_later_than_the_budget(rows: dict[str, MemberRow]) -> None:
+    assert len(rows) == 7
+    for row in rows.values():
+        assert row.wrong == 0, row
+        assert row.late_ms <= BUSY_MS, row
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("one frozen", {"late", "away"}),
+        ("one killed", {"away"}),
+        ("one overloaded", {"late", "overloaded", "arrived"}),
+        ("all but the server's own lost", {"late", "away"}),
+    ],
+)
+def test_it_goes_on_without_who_is_lost_and_says_so(rows: dict[str, MemberRow], fault: str, words: set[str]) -> None:
+    row = rows[fault]
+    assert not row.errors
+    assert set(row.outcomes) <= words
+    assert row.partial == row.ranks - row.outcomes.get("arrived", 0)
+    assert row.outcomes.get("arrived", 0) < row.ranks
+
+
+def test_nothing_is_missing_where_nothing_is_lost(rows: dict[str, MemberRow]) -> None:
+    assert rows["none"].outcomes == {"arrived": EFFORT.ranks}
+    assert rows["none"].partial == 0
+
+
+@pytest.mark.parametrize("fault", ["all late", "fewer than needed"])
+def test_too_few_are_an_explicit_error_that_another_replica_may_answer(rows: dict[str, MemberRow], fault: str) -> None:
+    row = rows[fault]
+    assert row.errors == {"UNAVAILABLE": row.ranks}
+
+
+def test_a_frozen_member_uses_up_nothing(scene: MemberScene, rows: dict[str, MemberRow]) -> None:
+    assert rows
+    with scene.frozen(scene.b):
+        scene.observe("before", "b", ranks=5)
+        descriptors, threads, kib = scene.held()
+        row = scene.observe("soak", "b", ranks=EFFORT.soak)
+        after = scene.held()
+    assert row.wrong == 0 and not row.errors
+    assert row.outcomes.get("late", 0) <= 3  # it is not waited for
+    assert after[0] <= descriptors + 4
+    assert after[1] <= threads + 2
+    assert after[2] <= kib + SOME_MIB * 1024
+    assert scene.whole_again() < 5
