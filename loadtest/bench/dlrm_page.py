@@ -17,9 +17,11 @@ NOTES = (
     "own best microbatch (b_m), found at this number of candidates in this run",
     "counted: m F_dlrm / (F_prefill(n) + m F_score(n)) with F_dlrm as above; as served: with the FLOPs that the split "
     "DLRM computes",
-    "of peak: the FLOPs that it computes, over the time and the probed peak of matrix products; the DLRM's in "
-    "parentheses with those of F_dlrm. The ranker's includes its SiLUs, as docs/benchmarks.md counts the floor",
-    "breaks even: the share of the peak at which the split DLRM would be served at the ranker's cold rate",
+    "of peak: F_dlrm m over its time and the probed peak of matrix products; in parentheses with the FLOPs that the "
+    "split DLRM computes. of floor: the ranker's counted FLOPs and SiLUs at their peaks (docs/benchmarks.md) over its "
+    "time",
+    "breaks even: the share of the peak at which the split DLRM, by what it computes, would be served at the ranker's "
+    "cold rate; above 100% none is",
 )
 
 
@@ -84,5 +86,5 @@ def _of_time(row: RatioRow) -> tuple[str, ...]:
     return (
         *(row.pair.dlrm, row.pair.shape, f"{row.m:,}", f"{row.dlrm_microbatch}, {row.ranker_microbatch}"),
         *(as_ms(times.clock) for times in (row.dlrm, row.ranker_cold, row.ranker_hit)),
-        *(f"{row.of_peak:.0%} ({row.of_peak_unshared:.0%})", ", ".join(floors)),
+        *(f"{row.of_peak:.0%} ({row.computed_of_peak:.0%})", ", ".join(floors)),
     )

@@ -44,7 +44,8 @@ SPLIT_BOUND, BACKEND_BOUND = 1e-6, 1e-5
 """Of differences of scores: the DLRM as served from its definition, and the ranker from its reference, in float32."""
 WITHIN = 0.25
 """Of the counted law, as a share of it."""
-_SWEEP_ROUNDS = 2
+_SWEEP_SECONDS, _SWEEP_ROUNDS = 0.6, (2, 8)
+"""Of each microbatch that is tried: so long, by its first run, but at least and at most so many runs."""
 _DLRM_MICROBATCHES = (64, 128, 256, 512, 1_024)
 _RANKER_MICROBATCHES = (48, 96, 192, 384)
 _DEVICE_MICROBATCHES = (1_024, 4_096, 16_384)
@@ -105,7 +106,8 @@ class Ratio:
 class RatioRow:
     """One pair at one number of candidates.
 
-    of_peak: the split DLRM's FLOPs over time and peak; of_peak_unshared: with those of nothing shared. cold_of_floor,
+    of_peak: the DLRM's FLOPs, nothing shared, over time and peak; computed_of_peak: those that it computes when it is
+    split, which is how well the cores are used. cold_of_floor,
     hit_of_floor: the ranker's counted floor over its time, None where SiLUs are not probed. breaks_even: see NOTES.
     """
 
@@ -119,7 +121,7 @@ class RatioRow:
     cold: Ratio
     hit: Ratio
     of_peak: float
-    of_peak_unshared: float
+    computed_of_peak: float
     cold_of_floor: float | None
     hit_of_floor: float | None
     breaks_even: float
@@ -393,8 +395,8 @@ class _Bench:
             ranker_hit=timed.hit.times,
             cold=ratio(timed.cold, cold.flops),
             hit=ratio(timed.hit, hit.flops),
-            of_peak=m * pair.served_flops / seconds / self.peak_flops,
-            of_peak_unshared=m * pair.dlrm_flops / seconds / self.peak_flops,
+            of_peak=m * pair.dlrm_flops / seconds / self.peak_flops,
+            computed_of_peak=m * pair.served_flops / seconds / self.peak_flops,
             cold_of_floor=None if floors[0] is None else floors[0] / of_cold,
             hit_of_floor=None if floors[1] is None else floors[1] / statistics.median(timed.hit.clock),
             breaks_even=m * pair.served_flops / of_cold / self.peak_flops,
@@ -408,7 +410,9 @@ class _Bench:
         """The microbatch whose fastest run was the fastest."""
         usual = sizes if self.device.type == "cpu" else _DEVICE_MICROBATCHES
         tried = sorted({min(size, m) for size in usual})
-        taken = self._turns({size: partial(run, size) for size in tried}, _SWEEP_ROUNDS)
+        least, most = _SWEEP_ROUNDS
+        rounds = max(least, min(most, int(_SWEEP_SECONDS / max(1e-9, self._timed(partial(run, tried[-1]))[0]))))
+        taken = self._turns({size: partial(run, size) for size in tried}, rounds)
         return min(tried, key=lambda size: min(taken[size].clock))
 
     def _turns(self, actions: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, _Taken]:

@@ -123,7 +123,7 @@ def test_the_page_of_a_run(peaks: Callable[[Peaks], None]) -> None:
         assert row.hit.counted == pytest.approx(m * dlrm / score)
         assert row.hit.counted_served == pytest.approx(m * row.pair.served_flops / score)
         assert row.cold.least <= row.cold.median <= row.cold.most
-        assert row.of_peak < row.of_peak_unshared
+        assert row.computed_of_peak < row.of_peak
     assert result.clock == "CPU time"
     for text in (as_text(page(result)), as_markdown(page(result))):
         assert "no claim" not in text.lower() and "does not say what its complexity counts" in text
@@ -183,6 +183,12 @@ def test_the_command_line(peaks: Callable[[Peaks], None], tmp_path: Path) -> Non
     found = json.loads(answer.stdout)
     assert found["benchmark"] == "dlrm" and len(found["rows"]) == 1 and found["rows"][0]["m"] == 6
     assert picture.read_bytes().startswith(b"\x89PNG") and "| small |" in written.read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is no device")
+def test_without_a_device_it_says_so() -> None:
+    answer = invoke("--device", "cuda")
+    assert answer.exit_code != 0 and "device: got 'cuda'" in str(answer.exception)
 
 
 @pytest.mark.parametrize(
