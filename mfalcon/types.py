@@ -85,12 +85,14 @@ class Rerank:
     """The wish for a top of candidates that are less alike.
 
     method: one of `RERANK_METHODS`. strength: from 0, the order of the scores, to 1, diversity alone. depth: how many
-    of the best candidates may change their places, 0 for the server's default.
+    of the best candidates may change their places, 0 for the server's default. tail_weight: from 0 to 1, how much items
+    that were seldom acted on are lifted among them.
     """
 
     method: str
     strength: float
     depth: int = 0
+    tail_weight: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +242,7 @@ class ModelInfo:
     """What a client must know of the served model. task_infos: the tasks once more, with what their scores are.
     ensemble: None for one model; else the rest is what holds for all members, and the union of the features that they
     read.
+    counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     """
 
     name: str
@@ -255,3 +258,4 @@ class ModelInfo:
     backend: str
     task_infos: tuple[TaskInfo, ...] = ()
     ensemble: EnsembleInfo | None = None
+    counts_items: bool = False

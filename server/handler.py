@@ -158,7 +158,7 @@ class Handler:
         limits.check_events("recent_events", request.recent_events, len(info.actions))
         limits.check_context(request.context, info.context_features)
         if request.rerank is not None:
-            limits.check_rerank(request.rerank)
+            limits.check_rerank(request.rerank, info)
         limits.check_dense(request.dense, info.dense_features, len(request.candidates))
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)

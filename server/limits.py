@@ -120,14 +120,21 @@ def check_context(context: Mapping[str, int], features: Sequence[ContextFeatureI
             raise InvalidInput(f"context.{name}", value, f"0 to {num_values[name] - 1}")
 
 
-def check_rerank(rerank: Rerank) -> None:
-    """A method that we have, a strength from 0 to 1, a depth of at most `MAX_RERANK_DEPTH`."""
+def check_rerank(rerank: Rerank, model: ModelInfo) -> None:
+    """A method that we have, a strength and a tail weight from 0 to 1, a depth of at most `MAX_RERANK_DEPTH`; no tail
+    weight for a model whose checkpoint counts no items.
+    """
     if rerank.method not in RERANK_METHODS:
         raise InvalidInput("rerank.method", rerank.method, " or ".join(map(repr, RERANK_METHODS)))
     if not 0 <= rerank.strength <= 1:  # NaN neither
         raise InvalidInput("rerank.strength", rerank.strength, "0 (by score) to 1 (diversity alone)")
     if not 0 <= rerank.depth <= MAX_RERANK_DEPTH:
         raise InvalidInput("rerank.depth", rerank.depth, f"0 to {MAX_RERANK_DEPTH} (0 is the default)")
+    if not 0 <= rerank.tail_weight <= 1:  # NaN neither
+        raise InvalidInput("rerank.tail_weight", rerank.tail_weight, "0 (none) to 1 (as much as the scores)")
+    if rerank.tail_weight and not model.counts_items:
+        limit = f"0: the checkpoint of model {model.name} does not say how often its items were acted on"
+        raise InvalidInput("rerank.tail_weight", rerank.tail_weight, limit)
 
 
 def check_num_names(names: Sized) -> None:

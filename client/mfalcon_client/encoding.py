@@ -324,6 +324,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         backend=reply.backend,
         task_infos=tuple(Task(task.name, task.kind, task.weight) for task in reply.task_infos),
         ensemble=_ensemble(reply.ensemble) if reply.HasField("ensemble") else None,
+        counts_items=reply.counts_items,
     )
 
 

@@ -33,12 +33,14 @@ class Rerank:
     """A wish for a top of candidates that are less alike; the scores stay as they are.
 
     method: "mmr" or "dpp". strength: from 0, the order of the scores, to 1, diversity alone. depth: how many of the
-    best-scored candidates may change their places, 0 for the server's default.
+    best-scored candidates may change their places, 0 for the server's default. tail_weight: from 0 to 1, how much items
+    that were seldom acted on are lifted among these, for a model that `counts_items`.
     """
 
     method: str
     strength: float
     depth: int = 0
+    tail_weight: float = 0.0
 
 
 Features = Mapping[str, NDArray[np.floating] | NDArray[np.integer] | Sequence[float]]
@@ -200,6 +202,8 @@ class Model:
     """A served model. version: changes whenever weights or configuration do. dense_features: names of the numbers of
     each candidate that it reads. backend: device, type and kernels. task_infos: of each task, none where the server is
     of an older release. ensemble: None for one model.
+    each candidate that it reads. backend: device, type and kernels. counts_items: its checkpoint says how often each
+    item was acted on, which `Rerank.tail_weight` needs.
     """
 
     name: str
@@ -215,3 +219,4 @@ class Model:
     backend: str
     task_infos: tuple[Task, ...] = ()
     ensemble: Ensemble | None = None
+    counts_items: bool = False

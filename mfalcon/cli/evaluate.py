@@ -62,6 +62,10 @@ def evaluate(
     depth: Annotated[
         int, typer.Option(min=0, help="Of --rerank: candidates that may move; 0 for the server's default.")
     ] = 0,
+    strength: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of --rerank: try every tail weight beside this strength, not every strength."),
+    ] = None,
     plot: PlotOption = None,
     merge: Annotated[
         str | None,
@@ -91,12 +95,12 @@ def evaluate(
     dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
     parts = split(dataset, part)
     chosen = parts == TEST
-    if plot is not None and rerank is None:
-        raise ConfigError("--plot: only with --rerank")
+    if (plot is not None or strength is not None) and rerank is None:
+        raise ConfigError("--plot, --strength: only with --rerank")
     if rerank is not None:
         if rerank not in RERANK_METHODS:
             raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, RERANK_METHODS))}")
-        rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth)
+        rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth, strength)
         title = f"{loaded.model.config.name}, split {part}, {rerank}"
         if plot is not None:
             plot_rerank(title, rows, plot)

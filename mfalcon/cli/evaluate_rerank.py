@@ -1,7 +1,7 @@
 """`mfalcon evaluate --rerank`: what a diverse top costs, with the strength chosen on validation."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from mfalcon.types import Rerank
 from mfalcon.window import WindowRule
 
 STRENGTHS = tuple(step / 20 for step in range(1, 17))
+TAIL_WEIGHTS = tuple(step / 10 for step in range(11))
 MOST_LOSS = {"rated": 0.01, "catalogue": 0.0}
 """Of the NDCG@10 on validation, by pool: what a chosen strength may cost."""
 _LEAST_RATED = PLACES + 5
@@ -34,12 +35,14 @@ _MICROBATCH = 96
 
 @dataclass(frozen=True, slots=True)
 class RerankRow:
-    """A strength on one pool. Figures are of the test part; gain, gain_error: of NDCG@10 over the order by score, the
-    mean of the users and its standard error. validation_*: what the strength is chosen by.
+    """A strength and a tail weight on one pool. Figures are of the test part; gain, gain_error: of NDCG@10 over the
+    order by score, the mean of the users and its standard error. tail: the long tail's share of the first ten.
+    validation_*: what is chosen by.
     """
 
     pool: str
     strength: float
+    tail_weight: float
     chosen: bool
     num_users: int
     ndcg: float
@@ -47,49 +50,68 @@ class RerankRow:
     gain_error: float
     diversity: float
     coverage: float
+    tail: float | None
     validation_ndcg: float
     validation_diversity: float
 
 
 def evaluate_rerank(
-    loaded: Checkpoint, dataset: Dataset, validation: np.ndarray, test: np.ndarray, method: str, depth: int
+    loaded: Checkpoint,
+    dataset: Dataset,
+    validation: np.ndarray,
+    test: np.ndarray,
+    method: str,
+    depth: int,
+    strength: float | None = None,
 ) -> list[RerankRow]:
     """Rerank what each user with events in a part may be shown, by what is known before the first of them: what they
     rated in it (`rated`), and every item that is not in their history (`catalogue`). A pool that holds something liked
-    for nobody is left out. validation, test: bool [num_events].
+    for nobody is left out. validation, test: bool [num_events]. strength: None tries all of them; else every tail
+    weight beside this one. Raises ConfigError for a tail weight where the checkpoint counts no items.
     """
+    if strength is not None and loaded.items.num_events is None:
+        raise ConfigError("--strength: the checkpoint does not say how often its items were acted on, so none is rare")
     likeness = Likeness(loaded.items, Centred(loaded.model.items.vectors, loaded.model.config.num_items))
     parts = [_pools(loaded, dataset, part) for part in (validation, test)]
     rows = list[RerankRow]()
     for pool, most_loss in MOST_LOSS.items():
         if not all(part[pool] for part in parts):
             continue
-        sweeps = [
-            {strength: show(part[pool], likeness, Rerank(method, strength, depth)) for strength in (0.0, *STRENGTHS)}
-            for part in parts
-        ]
-        chosen = strongest(sweeps[0][0.0], list(sweeps[0].items()), most_loss)
-        rows += _rows(pool, chosen, *sweeps)
+        plain = Rerank(method, 0.0, depth)
+        if strength is None:
+            swept = {tried: replace(plain, strength=tried) for tried in STRENGTHS}
+            worth = _diversity
+        else:
+            swept = {weight: Rerank(method, strength, depth, weight) for weight in TAIL_WEIGHTS}
+            worth = _tail
+        wishes = (plain, *swept.values())
+        of_validation, of_test = ({wish: show(part[pool], likeness, wish) for wish in wishes} for part in parts)
+        tried = [(value, of_validation[wish]) for value, wish in swept.items()]
+        chosen = swept.get(strongest(of_validation[plain], tried, most_loss, worth), plain)
+        rows += _rows(pool, plain, chosen, of_validation, of_test)
     if not rows:
         raise ConfigError("--rerank: nobody likes anything in validation or in test that is not in their history")
     return rows
 
 
 def rerank_table(title: str, rows: list[RerankRow]) -> Table:
-    """Rows, the chosen one of a pool marked; `more` is of the diversity by score. 80 columns hold every figure."""
+    """Rows, the chosen one of a pool marked; `more` is of the diversity by score, `rare` the tail weight, `tail`
+    what it is to raise. 80 columns hold every figure.
+    """
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    for name in ("pool", "strength", "NDCG@10", "gain", "+-", "diversity", "more", "coverage", "valid."):
+    for name in ("pool", "strong", "rare", "NDCG@10", "gain", "+-", "diverse", "more", "cover", "tail", "valid."):
         table.add_column(name, justify="left" if name == "pool" else "right", no_wrap=True)
     for row in rows:
-        plain = next(other for other in rows if other.pool == row.pool and not other.strength)
+        plain = _plain(rows, row.pool)
         table.add_row(
-            *(row.pool, f"{row.strength:g}{' *' if row.chosen else '  '}", f"{row.ndcg:.4f}", f"{row.gain:+.4f}"),
+            *(row.pool, f"{row.strength:g}{' *' if row.chosen else '  '}", f"{row.tail_weight:g}"),
+            *(f"{row.ndcg:.4f}", f"{row.gain:+.4f}"),
             *(
                 f"{row.gain_error:.4f}",
                 f"{row.diversity:.3f}",
                 f"{_part(row.diversity - plain.diversity, plain.diversity):+.1%}",
             ),
-            *(f"{row.coverage:.3f}", f"{row.validation_ndcg:.4f}"),
+            *(f"{row.coverage:.3f}", "-" if row.tail is None else f"{row.tail:.3f}", f"{row.validation_ndcg:.4f}"),
         )
     return table
 
@@ -104,7 +126,7 @@ def plot_rerank(title: str, rows: list[RerankRow], path: Path) -> None:
     pools = list(dict.fromkeys(row.pool for row in rows))
     for axes, pool in zip(figure.subplots(1, len(pools), squeeze=False)[0], pools, strict=True):
         of = [row for row in rows if row.pool == pool]
-        plain, chosen = of[0], next(row for row in of if row.chosen)
+        plain, chosen = _plain(rows, pool), next(row for row in of if row.chosen)
         diversity = [100 * _part(row.diversity - plain.diversity, plain.diversity) for row in of]
         gain = [100 * _part(row.gain, plain.ndcg) for row in of]
         error = [100 * _part(row.gain_error, plain.ndcg) for row in of]
@@ -120,29 +142,44 @@ def plot_rerank(title: str, rows: list[RerankRow], path: Path) -> None:
     figure.savefig(path, format="png", dpi=80)
 
 
+def _plain(rows: list[RerankRow], pool: str) -> RerankRow:
+    """The order of the scores, which comes first."""
+    return next(row for row in rows if row.pool == pool)
+
+
+def _diversity(shown: Shown) -> float:
+    return float(shown.diversity.mean())
+
+
+def _tail(shown: Shown) -> float:
+    assert shown.tail is not None
+    return shown.tail
+
+
 def _part(of: float, whole: float) -> float:
     """As a share; 0 of nothing, as where all items have the same tags or nobody is shown what they like."""
     return of / whole if whole else 0.0
 
 
 def _rows(
-    pool: str, chosen: float, validation: Mapping[float, Shown], test: Mapping[float, Shown]
+    pool: str, plain: Rerank, chosen: Rerank, validation: Mapping[Rerank, Shown], test: Mapping[Rerank, Shown]
 ) -> Iterator[RerankRow]:
-    plain = test[0.0]
-    for strength, shown in test.items():
-        gain = shown.ndcg - plain.ndcg
+    for wish, shown in test.items():
+        gain = shown.ndcg - test[plain].ndcg
         yield RerankRow(
             pool=pool,
-            strength=strength,
-            chosen=strength == chosen,
+            strength=wish.strength,
+            tail_weight=wish.tail_weight,
+            chosen=wish == chosen,
             num_users=len(gain),
             ndcg=float(shown.ndcg.mean()),
             gain=float(gain.mean()),
             gain_error=float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else 0.0,
             diversity=float(shown.diversity.mean()),
             coverage=shown.coverage,
-            validation_ndcg=float(validation[strength].ndcg.mean()),
-            validation_diversity=float(validation[strength].diversity.mean()),
+            tail=shown.tail,
+            validation_ndcg=float(validation[wish].ndcg.mean()),
+            validation_diversity=float(validation[wish].diversity.mean()),
         )
 
 

@@ -88,7 +88,7 @@ class BackendHere:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything that `mfalcon inspect` knows."""
+    """Everything that `mfalcon inspect` knows. num_item_events: of all items in training; None where nobody counted."""
 
     name: str
     architecture: str
@@ -96,6 +96,7 @@ class Inspection:
     fingerprint: str
     num_parameters: int
     num_items: int
+    num_item_events: int | None
     num_layers: int
     num_heads: int
     dim: int
@@ -151,6 +152,7 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
         fingerprint=loaded.fingerprint,
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_items=len(loaded.items.item_id),
+        num_item_events=None if loaded.items.num_events is None else int(loaded.items.num_events.sum()),
         num_layers=shape.num_layers,
         num_heads=shape.num_heads,
         dim=config.layer.dim,
@@ -234,6 +236,12 @@ def _model_table(found: Inspection) -> Table:
         ("version", f"{found.version} (fingerprint {found.fingerprint})"),
         ("parameters", f"{found.num_parameters:,}"),
         ("items", f"{found.num_items:,}"),
+        (
+            "events of items",
+            "not counted: no tail_weight"
+            if found.num_item_events is None
+            else f"{found.num_item_events:,} in training",
+        ),
         ("layers, heads", f"{found.num_layers}, {found.num_heads}"),
         ("dim, qk, v", f"{found.dim}, {found.qk_dim}, {found.v_dim}"),
         ("window", f"{found.max_history:,} events, moved by {found.window_chunk:,}"),

@@ -49,6 +49,9 @@ def rank(
     ] = None,
     strength: Annotated[float, typer.Option(help="Of --rerank, 0 (by score) to 1 (diversity alone).")] = 0.2,
     depth: Annotated[int, typer.Option(help="Of --rerank: candidates that may move; 0 for the server's default.")] = 0,
+    tail_weight: Annotated[
+        float, typer.Option(help="Of --rerank: how much seldom seen items are lifted, 0 to 1 (as much as the scores).")
+    ] = 0.0,
     target: TargetOption = DEFAULT_TARGET,
     json_output: JsonOption = False,
 ) -> None:
@@ -64,7 +67,7 @@ def rank(
             features=_features(feature or []),
             model=model,
             allow_partial=allow_partial,
-            rerank=None if rerank is None else Rerank(rerank, strength, depth),
+            rerank=None if rerank is None else Rerank(rerank, strength, depth, tail_weight),
         )
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))

@@ -34,7 +34,7 @@ from mfalcon.models.config import CountersConfig, RankerConfig, Task
 from mfalcon.models.registry import architectures
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
-from mfalcon.train.dataset import Dataset
+from mfalcon.train.dataset import Dataset, counted_items
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.run import PROGRESS
 from mfalcon.train.sequences import Visibility
@@ -211,7 +211,8 @@ def train_checkpoint(
             soft_wrap=True,
         )
         raise typer.Exit(130) from None
-    fingerprint = checkpoint.save(out, model, dataset.items)
+    items = counted_items(dataset, splits.split(dataset, config.split) == splits.TRAIN)
+    fingerprint = checkpoint.save(out, model, items)
     shutil.rmtree(unfinished, ignore_errors=True)
     _console.print(
         f"{out}: {ranker_config.name} {fingerprint[:12]}, {sum(p.numel() for p in model.parameters()):,} parameters"

@@ -282,4 +282,5 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedMo
         prefix_stable=model.prefix_stable,
         backend=" ".join(computed_by),
         task_infos=task_infos(ranker.tasks, ranker.blend),
+        counts_items=checkpoint.items.num_events is not None,
     )

@@ -18,7 +18,8 @@ from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.rerank.likeness import SimilarTo
 from mfalcon.rerank.order import reranked
-from mfalcon.types import Floats, Positions, RankRequest, RankResult, Rerank
+from mfalcon.rerank.tail import num_events
+from mfalcon.types import Floats, Ids, Positions, RankRequest, RankResult, Rerank
 
 _log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("mfalcon")
@@ -97,6 +98,9 @@ def _reordered(ranker: LoadedRanker, wish: Rerank, request: RankRequest, result:
 
         return in_time
 
+    def counts(positions: Positions) -> Ids:
+        return num_events(ranker.checkpoint.items, ranker.checkpoint.items.rows(request.candidates[positions]))
+
     task = ranker.probability
     probabilities = None if task is None else result.task_scores[result.tasks.index(task)]
-    return reranked(result.scores, probabilities, request.top_k, wish, among)
+    return reranked(result.scores, probabilities, request.top_k, wish, among, counts)

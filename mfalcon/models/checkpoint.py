@@ -28,6 +28,7 @@ from mfalcon.models.manifest import (
     FORMAT,
     ITEMS,
     MANIFEST,
+    NUM_EVENTS,
     WEIGHTS,
     Manifest,
     check_memory,
@@ -173,4 +174,6 @@ def _pack_items(items: ItemTable) -> dict[str, np.ndarray]:
         "title_utf8": np.frombuffer(b"".join(titles), dtype=np.uint8),
         "title_end": np.cumsum([len(title) for title in titles], dtype=np.int64),
     }
+    if items.num_events is not None:
+        arrays[NUM_EVENTS] = np.ascontiguousarray(items.num_events)
     return arrays | {f"side.{name}": np.ascontiguousarray(column) for name, column in items.side.items()}

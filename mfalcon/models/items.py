@@ -20,11 +20,14 @@ class ItemTable:
     titles: [num_items] str ("" where there is none).
     side: feature name -> int64 [num_items] (category: 0 = missing, else 1 + index in the vocabulary) or
         uint8 [num_items, len(vocabulary)] (tags).
+    num_events: [num_items] int64, how often each was acted on in what the model was trained on; None where that was not
+        counted, as in checkpoints of before there was this column.
     """
 
     item_id: Ids
     titles: tuple[str, ...]
     side: Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]
+    num_events: Ids | None = None
 
     def __post_init__(self) -> None:
         num_items = len(self.item_id)
@@ -39,6 +42,11 @@ class ItemTable:
         for name, column in self.side.items():
             if len(column) != num_items:
                 raise ValueError(f"side feature {name}: got {len(column)} rows, there are {num_items} items")
+        if (counts := self.num_events) is not None:
+            if counts.dtype != np.int64 or counts.shape != (num_items,):
+                raise ValueError(f"num_events: got {counts.dtype} {counts.shape}, must be int64 ({num_items},)")
+            if num_items and counts.min() < 0:
+                raise ValueError(f"num_events: got {counts.min()}, must be at least 0")
 
     def check(self, features: Sequence[SideFeature]) -> None:
         """Raise ValueError unless the side columns are just what these features call for."""

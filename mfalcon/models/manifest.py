@@ -19,6 +19,8 @@ from mfalcon.models.items import ItemTable
 
 FORMAT: Final = 1
 CONFIG, WEIGHTS, ITEMS, MANIFEST = "config.json", "model.safetensors", "items.safetensors", "manifest.json"
+NUM_EVENTS: Final = "num_events"
+"""The one array of an item table that a checkpoint may lack. An older program passes over it."""
 MOST_MANIFEST_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = {MANIFEST: MOST_MANIFEST_BYTES, CONFIG: 64 << 20}
 """Of the files that are parsed as text."""
@@ -134,7 +136,7 @@ def read_items(path: Path, config: RankerConfig) -> ItemTable:
             raise ValueError("title_end: must ascend, up to the length of title_utf8")
         titles = tuple(text[start:end].decode() for start, end in zip([0, *ends][:-1], ends, strict=True))
         side = {name.removeprefix("side."): column for name, column in arrays.items() if name.startswith("side.")}
-        items = ItemTable(arrays["item_id"], titles, side)
+        items = ItemTable(arrays["item_id"], titles, side, arrays.get(NUM_EVENTS))
         items.check(config.side_features)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not an item table of this checkpoint ({error})") from error

@@ -43,8 +43,8 @@ def dpp(relevance: Reals, similar_to: SimilarTo, num_picks: int, strength: float
     gain, left = (1 - strength) * relevance, np.ones(len(relevance))
     factor = np.empty((num_picks, len(relevance)))
     for place in range(num_picks):
-        with np.errstate(divide="ignore"):
-            value = gain + strength / 2 * np.log(left)
+        value = gain + strength / 2 * np.log(np.maximum(left, _EXPLAINED))
+        value[left == 0] = -np.inf  # at any strength, were that so small that half of it is 0
         best = int(np.argmax(value))
         if value[best] == -np.inf:
             rest = np.flatnonzero(~picked)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, SideFeature, Task
@@ -53,3 +54,9 @@ class Dataset:
     def of_user(self, index: int) -> Ids:
         """Positions in `events` of one user's events, in order."""
         return np.flatnonzero(self.user == index)
+
+
+def counted_items(dataset: Dataset, part: NDArray[np.bool_]) -> ItemTable:
+    """The items, with how often each was acted on in a part of the events, bool [num_events]."""
+    rows = dataset.items.rows(np.ascontiguousarray(dataset.events["item_id"][part]))
+    return replace(dataset.items, num_events=np.bincount(rows, minlength=dataset.items.num_rows)[1:])

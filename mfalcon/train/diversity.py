@@ -3,7 +3,7 @@
 numpy only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mfalcon.rerank.likeness import Likeness, SimilarTo
 from mfalcon.rerank.order import reranked
+from mfalcon.rerank.tail import long_tail, num_events
 from mfalcon.types import Floats, Ids, Positions, Rerank
 
 PLACES = 10
@@ -34,12 +35,13 @@ class Pool:
 @dataclass(frozen=True, slots=True)
 class Shown:
     """The first ten of every user. ndcg, diversity: [num_users]. coverage: the share of all items in the pools that
-    somebody is shown.
+    somebody is shown. tail: the share of the long tail in the lists; None where items are not counted.
     """
 
     ndcg: Reals
     diversity: Reals
     coverage: float
+    tail: float | None = None
 
 
 def unlikeness(likeness: Likeness, rows: Ids) -> float:
@@ -53,27 +55,38 @@ def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
     """Rank every pool as a server would. A list is as diverse as its items are unlike each other, on average of all
     pairs, by what users see: their tags, or their categories. One item alone is not.
     """
-    ndcg, diversity, shown = list[float](), list[float](), set[int]()
-    seen = Likeness(likeness.items) if likeness.items.side else likeness
+    ndcg, diversity, shown = list[float](), list[float](), list[Ids]()
+    items = likeness.items
+    seen = Likeness(items) if items.side else likeness
     for pool in pools:
         rows = pool.rows
 
         def among(at: Positions, rows: Ids = rows) -> SimilarTo:
             return likeness.among(rows[at])
 
-        top = reranked(pool.scores, pool.probabilities, PLACES, wish, among)
+        def counts(at: Positions, rows: Ids = rows) -> Ids:
+            return num_events(items, rows[at])
+
+        top = reranked(pool.scores, pool.probabilities, PLACES, wish, among, counts)
         ideal = _DISCOUNT[: int(pool.liked.sum())].sum()
         ndcg.append(float(_DISCOUNT[: len(top)] @ pool.liked[top] / ideal))
         diversity.append(unlikeness(seen, rows[top]))
-        shown.update(rows[top].tolist())
+        shown.append(rows[top])
     everything = np.unique(np.concatenate([pool.rows for pool in pools]))
-    return Shown(np.array(ndcg), np.array(diversity), len(shown) / len(everything))
+    all_shown = np.concatenate(shown)
+    tail = None if items.num_events is None else float(long_tail(items)[all_shown].mean())
+    return Shown(np.array(ndcg), np.array(diversity), len(np.unique(all_shown)) / len(everything), tail)
 
 
-def strongest(plain: Shown, sweep: Sequence[tuple[float, Shown]], most_loss: float) -> float:
-    """The strength of the most diverse of a sweep whose NDCG is no lower than the plain one less this share of it; 0 if
-    there is none.
+def strongest(
+    plain: Shown,
+    sweep: Sequence[tuple[float, Shown]],
+    most_loss: float,
+    worth: Callable[[Shown], float],
+) -> float:
+    """The strength of the list of a sweep that is worth the most, of those whose NDCG is no lower than the plain one
+    less this share of it; 0 if there is none.
     """
     least = (1 - most_loss) * plain.ndcg.mean()
-    fit = [(shown.diversity.mean(), strength) for strength, shown in sweep if shown.ndcg.mean() >= least]
+    fit = [(worth(shown), strength) for strength, shown in sweep if shown.ndcg.mean() >= least]
     return max(fit)[1] if fit else 0.0

@@ -45,7 +45,7 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
 
 def rerank(message: ranking_pb2.Rerank) -> Rerank:
     """The same, not yet checked."""
-    return Rerank(message.method, message.strength, message.depth)
+    return Rerank(message.method, message.strength, message.depth, message.tail_weight)
 
 
 def dense_features(message: ranking_pb2.DenseFeatures) -> DenseFeatures:
@@ -182,4 +182,5 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
             ranking_pb2.TaskInfo(name=task.name, kind=task.kind, weight=task.weight) for task in model.task_infos
         ],
         ensemble=ensemble(model.ensemble) if model.ensemble is not None else None,
+        counts_items=model.counts_items,
     )

@@ -175,6 +175,14 @@ class RerankBody(Body):
     depth: Uint32 = Field(
         default=0, description="How many of the best-scored candidates may change their places; 0 for 200."
     )
+    tail_weight: Float32 = Field(
+        default=0.0,
+        description="From 0 to 1, how much items that were seldom acted on are lifted; for a model that counts_items.",
+    )
+
+    def wish(self) -> Rerank:
+        """The same, its values not yet checked against limits."""
+        return Rerank(self.method, self.strength, self.depth, self.tail_weight)
 
 
 class DenseBody(Body):
@@ -265,7 +273,7 @@ class RankBody(RequestBody):
             recent_events=self.recent_events,
             context=self.context,
             allow_partial=self.allow_partial,
-            rerank=Rerank(self.rerank.method, self.rerank.strength, self.rerank.depth) if self.rerank else None,
+            rerank=self.rerank.wish() if self.rerank else None,
             dense=DenseFeatures(tuple(self.features.names), self.features.values) if self.features else DenseFeatures(),
         )
 

@@ -176,6 +176,9 @@ class ModelReply(Body):
     prefix_stable: bool
     task_infos: list[TaskReply] = Field(description="Of each task, in order.")
     ensemble: EnsembleReply | None = Field(description="Null for one model.")
+    counts_items: bool = Field(
+        description="Its checkpoint says how often each item was acted on, which rerank.tail_weight needs."
+    )
 
 
 class ModelsReply(Body):

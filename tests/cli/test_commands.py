@@ -67,6 +67,10 @@ def test_evaluate_tells_what_a_diverse_top_costs(trained: Path) -> None:
         assert strengths == sorted(set(strengths)) and len(strengths) > 10
         assert sum(row["chosen"] for row in rows if row["pool"] == pool) == 1
     assert all(row["gain"] == 0 for row in rows if row["strength"] == 0)
+    done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--strength", "0.1", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout)["rows"] if row["pool"] == "catalogue"]
+    assert rows[-1]["tail_weight"] == 1 and rows[-1]["tail"] > rows[0]["tail"]  # training counted the items
 
 
 def test_verify_holds_and_says_so(trained: Path) -> None:

@@ -60,10 +60,12 @@ async def test_ranks_are_arrays(client: Any, served: Running) -> None:
 
 
 async def test_a_top_may_be_reranked(client: Any, served: Running) -> None:
-    ranking = await client.rank("ann", [1, 2, 3], top_k=2, rerank=Rerank("mmr", 0.5, depth=7))
+    ranking = await client.rank("ann", [1, 2, 3], top_k=2, rerank=Rerank("mmr", 0.5, depth=7, tail_weight=0.25))
     assert (ranking.rerank_skipped, ranking.timings.rerank_us) == ("late", 5)
     assert not (await client.rank("ann", [1])).rerank_skipped
-    assert [request.rerank for request in served.engine.requests] == [Wish("mmr", 0.5, 7), None]
+    assert [request.rerank for request in served.engine.requests] == [Wish("mmr", 0.5, 7, 0.25), None]
+    with pytest.raises(InvalidArgument, match=r"rerank\.tail_weight: .* model other does not say how often"):
+        await client.rank("ann", [1], rerank=Rerank("mmr", 0.5, tail_weight=0.25), model="other")
     with pytest.raises(InvalidArgument, match=r"rerank\.depth"):
         await client.rank("ann", [1], rerank=Rerank("mmr", 0.5, 1_001))
     with pytest.raises(InvalidArgument, match="rerank"):
@@ -96,6 +98,7 @@ async def test_models_are_described(client: Any, served: Running) -> None:
     model = await client.get_model()
     for name in ("name", "version", "architecture", "tasks", "actions", "dense_features", "max_history"):
         assert getattr(model, name) == getattr(MODEL, name)
+    assert model.counts_items and not (await client.get_model("other")).counts_items
     assert (model.prefix_stable, model.backend) == (MODEL.prefix_stable, MODEL.backend)
     assert [(f.name, f.num_values, f.values, f.derived) for f in model.context_features] == [
         ("gender", 2, ("F", "M"), False),

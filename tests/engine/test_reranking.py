@@ -19,6 +19,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.reranking import Reranking
 from mfalcon.rerank.likeness import Likeness, SimilarTo
 from mfalcon.rerank.order import reranked
+from mfalcon.rerank.tail import num_events
 from mfalcon.types import Ids, RankResult, Rerank
 from tests.engine.replicas import value
 from tests.small import random_events, rank_request, small_checkpoint, small_config
@@ -62,6 +63,21 @@ async def test_only_the_top_changes(engine: Engine, method: str) -> None:
     assert 0 < result.timings.rerank_us <= result.timings.total_us
     assert count(engine, "done", method) == 1
     assert value(engine.metrics, "mfalcon_stage_seconds_count", model=MODEL, stage="rerank") == 1
+
+
+async def test_a_tail_weight_lifts_what_is_rare() -> None:
+    items = replace(CHECKPOINT.items, num_events=np.arange(len(CHECKPOINT.items.item_id))[::-1] ** 2)
+    engine = compose(replace(CHECKPOINT, items=items), EngineConfig(threads=1))
+    assert engine.model.counts_items
+    plain, wish = await engine.rank(REQUEST, None), Rerank("dpp", 0.2, tail_weight=0.8)
+    result = await engine.rank(replace(REQUEST, rerank=wish), None)
+    assert all_but_top(result) == all_but_top(plain) and not result.rerank_skipped
+    rows = items.rows(REQUEST.candidates)
+    likeness, counts = engine.catalog.default.likeness, num_events(items, rows)
+    expected = reranked(plain.scores, None, 9, wish, lambda at: likeness.among(rows[at]), lambda at: counts[at])
+    assert result.top.tolist() == expected.tolist()
+    assert counts[result.top].sum() < counts[plain.top].sum()
+    await engine.close()
 
 
 async def test_no_strength_and_no_top_change_nothing(engine: Engine) -> None:

@@ -4,8 +4,10 @@ import ast
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,26 @@ def test_files_may_be_links_within_the_directory(saved: Path) -> None:
         (saved / name).symlink_to(Path("..v1") / name)
     load(saved)
     load_items(saved)
+
+
+def test_counts_of_items_are_kept_and_may_lack(tmp_path: Path) -> None:
+    model, items = untrained(), small_items()
+    counts = np.arange(len(items.item_id)) ** 5
+    counted = replace(items, num_events=counts)
+    fingerprints = [save(tmp_path / name, model, table) for name, table in (("old", items), ("new", counted))]
+    assert fingerprints[0] != fingerprints[1]
+    assert load(tmp_path / "old").items.num_events is None
+    for read in (load(tmp_path / "new").items, load_items(tmp_path / "new")):
+        assert read.num_events is not None and np.array_equal(read.num_events, counts)
+    arrays = load_arrays(tmp_path / "old" / ITEMS)
+    for bad, why in (
+        (np.arange(3), r"num_events: got int64 \(3,\), must be int64"),
+        (np.full(len(items.item_id), 1.5), "num_events: got float64"),
+        (np.full(len(items.item_id), -1), "num_events: got -1, must be at least 0"),
+    ):
+        save_arrays(arrays | {"num_events": bad}, tmp_path / "old" / ITEMS)
+        sign(tmp_path / "old")
+        assert re.search(why, refusal(tmp_path / "old", ITEMS))
 
 
 @pytest.mark.parametrize("architecture", architectures())

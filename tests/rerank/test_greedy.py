@@ -50,6 +50,14 @@ def test_mmr_takes_the_largest_margin_each_time(seed: int, strength: float) -> N
         picks.append(pick)
 
 
+@pytest.mark.parametrize("strength", [0.0, 5e-324, 1e-310, 1.0])
+def test_dpp_takes_nobody_twice_at_the_least_strength(strength: float) -> None:
+    """Half of the least number above 0 is 0, and 0 times the log of what is explained would be no number."""
+    relevance = np.array([2.0, 1.0, 0.0])
+    assert similar(np.eye(3), dpp, relevance, 3, strength).tolist() == [0, 1, 2]
+    assert similar(np.ones((3, 3)), dpp, relevance, 3, strength).tolist() == [0, 1, 2]
+
+
 @greedy
 @given(data=st.data())
 def test_picks_are_different_candidates(data: st.DataObject, method: Greedy) -> None:

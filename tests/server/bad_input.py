@@ -221,6 +221,13 @@ BAD_RERANKS: Sequence[tuple[str, Fields, str]] = (
     ("a reranking by a method that there is not", {"method": "DPP"}, "rerank.method: got 'DPP', must be 'mmr' or"),
     ("a reranking of strength 1.5", {"strength": 1.5}, "rerank.strength: got 1.5, must be 0 (by score) to 1"),
     ("a reranking of strength -1", {"strength": -1.0}, "rerank.strength: got -1.0, must be 0 (by score) to 1"),
+    ("a tail weight of -1", {"tail_weight": -1.0}, "rerank.tail_weight: got -1.0, must be 0 (none) to 1 (as much as"),
+    ("a tail weight of 2", {"tail_weight": 2.0}, "rerank.tail_weight: got 2.0, must be 0 (none) to 1 (as much as"),
+    (
+        "a tail weight for a model that counts no items",
+        {"tail_weight": 0.5},
+        "rerank.tail_weight: got 0.5, must be 0: the checkpoint of model small does not say how often its items were",
+    ),
     ("a reranking of depth 1,001", {"depth": 1_001}, "rerank.depth: got 1001, must be 0 to 1000 (0 is the default)"),
 )
 
@@ -354,6 +361,13 @@ CASES: Sequence[Case] = (
     ),
     over_grpc(
         "Rank",
+        "a tail weight of NaN",
+        rank_with(rerank={"method": "mmr", "strength": 0.5, "tail_weight": "NaN"}),
+        INVALID,
+        "rerank.tail_weight: got nan, must be 0 (none) to 1",
+    ),
+    over_grpc(
+        "Rank",
         "a feature of NaN",
         rank_with(features={"names": ["rank_before", "price"], "values": [1, 2, 3, "NaN"]}),
         INVALID,
@@ -419,6 +433,11 @@ CASES: Sequence[Case] = (
         "a reranking without a strength",
         b'{"user_id": "ann", "candidates": [1], "rerank": {"method": "dpp"}}',
         "rerank.strength: got None, must be given",
+    ),
+    rank_json(
+        "a tail weight in words",
+        b'{"user_id": "ann", "candidates": [1], "rerank": {"method": "dpp", "strength": 0.5, "tail_weight": "1"}}',
+        "rerank.tail_weight: got '1', must be a valid number",
     ),
     rank_json("no candidates at all", b'{"user_id": "ann"}', "candidates: got None, must be given"),
     rank_json("an unknown field", good_rank_json(b"top_k", b"topk"), "topk: got 0, must be absent"),

@@ -44,6 +44,7 @@ MODEL = ModelInfo(
     max_candidates=99,
     prefix_stable=True,
     backend="cpu float32",
+    counts_items=True,
 )
 OTHER = dataclasses.replace(
     MODEL,
@@ -51,6 +52,7 @@ OTHER = dataclasses.replace(
     version="0123456789ab",
     context_features=(),
     dense_features=(),
+    counts_items=False,
     task_infos=(TaskInfo("like", "binary", 1.0), TaskInfo("rating", "regression", 0.05)),
     ensemble=EnsembleInfo(
         "probability", 70, 1, (MemberInfo("fake", "", 0.7, "v"), MemberInfo("fake", "replica:50051", 0.1, ""))

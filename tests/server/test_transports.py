@@ -140,7 +140,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         features={"names": ["age", "price"], "values": [1, 2, 3, 4, 5, -6.5]},
         model="fake",
         allow_partial=True,
-        rerank={"method": "mmr", "strength": 0.5, "depth": 7},
+        rerank={"method": "mmr", "strength": 0.5, "depth": 7, "tail_weight": 0.25},
     )
 
     for request in running.engine.requests:
@@ -154,7 +154,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         assert request.dense.values.dtype == np.float32
         assert request.dense.values.tolist() == [1, 2, 3, 4, 5, -6.5]
         assert request.allow_partial
-        assert request.rerank == Rerank("mmr", 0.5, 7)
+        assert request.rerank == Rerank("mmr", 0.5, 7, 0.25)
     assert len(running.engine.requests) == 2
 
 

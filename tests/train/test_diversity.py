@@ -1,5 +1,7 @@
 """What is said of a diverse top, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,11 +50,23 @@ def test_one_candidate_is_not_diverse() -> None:
     assert (shown.ndcg.tolist(), shown.diversity.tolist()) == ([1], [0])
 
 
+def test_the_long_tail_is_counted_where_the_checkpoint_says_it() -> None:
+    counts = np.where(ROWS <= 20, 100, 0)
+    counted = Likeness(replace(ITEMS, num_events=counts))
+    shown = [show([pool(1)], counted, Rerank("dpp", 0.0, 0, weight)).tail for weight in (0.0, 1.0)]
+    assert shown == [0.0, 1.0]  # by score the first ten are of those 16 that have four fifths of all events
+    assert show([pool(1)], LIKENESS, Rerank("dpp", 0.0)).tail is None
+
+
 def test_the_most_diverse_that_costs_little_is_chosen() -> None:
     def of(ndcg: float, diversity: float) -> Shown:
         return Shown(np.array([ndcg, ndcg]), np.array([diversity, diversity]), 0.0)
 
     sweep = [(0.1, of(0.50, 0.6)), (0.2, of(0.496, 0.7)), (0.3, of(0.49, 0.8)), (0.4, of(0.51, 0.65))]
     plain = of(0.5, 0.5)
-    assert [strongest(plain, sweep, most_loss) for most_loss in (0.0, 0.01, 0.02)] == [0.4, 0.2, 0.3]
-    assert strongest(plain, sweep[2:3], 0.01) == 0.0
+
+    def diversity(shown: Shown) -> float:
+        return float(shown.diversity.mean())
+
+    assert [strongest(plain, sweep, most_loss, diversity) for most_loss in (0.0, 0.01, 0.02)] == [0.4, 0.2, 0.3]
+    assert strongest(plain, sweep[2:3], 0.01, diversity) == 0.0

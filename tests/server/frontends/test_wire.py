@@ -24,7 +24,7 @@ from tests.server.fake_engine import MEMBERS, MODEL, OTHER
 EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtype=EVENT_DTYPE)
 
 
-@pytest.mark.parametrize("rerank", [None, Rerank("mmr", 0.5, 7)])
+@pytest.mark.parametrize("rerank", [None, Rerank("mmr", 0.5, 7, 0.25)])
 @pytest.mark.parametrize("events", [no_events(), EVENTS])
 @pytest.mark.parametrize("num_candidates", [0, 1, 77])
 def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", rerank: Rerank | None) -> None:
