@@ -1,28 +1,34 @@
 """M-FALCON on one page: encode the history once, score any number of candidates against it in microbatches.
 
 Source: HSTU paper (arXiv 2402.17152), section 3.4 and Algorithm 1. The paper's b_m is `microbatch`; its modified
-attention mask is `TargetAttention`, in which a target sees the prefix and itself.
+attention mask is `TargetAttention`, in which a target sees the prefix and itself. A model without a prefix has `read`
+in the place of prefill and append: what its candidates share is computed once a request.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from mfalcon.backends.select import ServedModel
+from mfalcon.backends.events import ServedEvents
+from mfalcon.backends.select import Served, ServedModel
 from mfalcon.kvcache.state import KVState
-from mfalcon.models.base import EventTokens, Targets
+from mfalcon.models.base import EventSide, EventTokens, Targets
 from mfalcon.models.cores import cores_for
+
+UserState: TypeAlias = KVState | EventSide
+"""What the candidates of a request are scored against, of a model of either kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """One request: its user's KV state, its candidates, its time. targets.context is one row of codes, shared by all
-    candidates: [num_features].
+    """One request: its user's KV state or what `read` gave, its candidates, its time. targets.context is one row of
+    codes, shared by all candidates: [num_features].
     """
 
-    state: KVState
+    state: UserState
     targets: Targets
     time_ms: int
 
@@ -40,7 +46,7 @@ def append(served: ServedModel, state: KVState, delta: EventTokens) -> KVState:
 def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[EventTokens]) -> list[KVState]:
     """`append` for several users at once."""
     model, delta = served.model, _joined(deltas)
-    with cores_for(delta.rows.numel() * model.config.layer.dim):
+    with cores_for(delta.rows.numel() * model.config.dim):
         num_new = [len(new.rows) * model.tokens_per_event for new in deltas]
         longer = [state.grown(num) for state, num in zip(states, num_new, strict=True)]
         tokens, times = model.prefix_tokens(delta), model.token_times(delta)
@@ -48,7 +54,20 @@ def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[
     return longer
 
 
-def score(served: ServedModel, state: KVState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:
+def read(served: ServedEvents, events: EventTokens, context: Tensor) -> EventSide:
+    """What a user's last events [num_events], as many as the window holds at most, and the context of a request, codes
+    [num_features], are to all its candidates.
+    """
+    with cores_for(events.rows.numel() * served.model.config.dim):
+        return served.reader.read(events, context)
+
+
+def user_state(served: Served, events: EventTokens, context: Tensor) -> UserState:
+    """What candidates are scored against, made of a window of events alone, by a model of either kind."""
+    return read(served, events, context) if isinstance(served, ServedEvents) else prefill(served, events)
+
+
+def score(served: Served, state: UserState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:
     """Score candidates at one request time against a state: [num_targets] -> scores [num_targets, num_tasks].
 
     targets: as of a `Scoring`.
@@ -56,15 +75,18 @@ def score(served: ServedModel, state: KVState, targets: Targets, time_ms: int, m
     return score_all(served, [Scoring(state, targets, time_ms)], microbatch)
 
 
-def score_all(served: ServedModel, requests: Sequence[Scoring], microbatch: int) -> Tensor:
+def score_all(served: Served, requests: Sequence[Scoring], microbatch: int) -> Tensor:
     """`score` for several users at once: scores [num_targets, num_tasks] of all of them, in their order."""
+    if isinstance(served, ServedEvents):
+        raw = [served.reader.raw(_side(one.state), one.targets, microbatch) for one in requests]
+        return served.model.scores(raw[0] if len(raw) == 1 else torch.cat(raw))
     model = served.model
     sizes = [len(request.targets.rows) for request in requests]
     targets = _side_by_side([request.targets for request in requests], sizes)
-    num_numbers = sum(sizes) * model.config.layer.dim
+    num_numbers = sum(sizes) * model.config.dim
     with cores_for(num_numbers):
         tokens = model.target_tokens(targets)
-    states, times = [request.state for request in requests], [request.time_ms for request in requests]
+    states, times = [_kv(request.state) for request in requests], [request.time_ms for request in requests]
     hidden = served.stack.hidden(states, tokens, sizes, times, microbatch)
     with cores_for(num_numbers):
         return served.readout.scores(hidden, targets)
@@ -84,3 +106,13 @@ def _side_by_side(requests: Sequence[Targets], sizes: Sequence[int]) -> Targets:
     dense = [targets.dense for targets in requests if targets.dense is not None]
     rows = torch.cat([targets.rows for targets in requests])
     return Targets(rows, torch.cat(contexts), torch.cat(dense) if dense else None)
+
+
+def _kv(state: UserState) -> KVState:
+    assert isinstance(state, KVState)
+    return state
+
+
+def _side(state: UserState) -> EventSide:
+    assert not isinstance(state, KVState)
+    return state

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfalcon.algorithm import append, prefill, score
+from mfalcon.algorithm import append, prefill, score, user_state
 from mfalcon.backends.choice import ON_DEVICE
 from mfalcon.backends.fused import FusedBackend
-from mfalcon.backends.select import PoolBudget, ServedModel, serve
+from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve, serve_any
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS, CODES_BOUNDS
@@ -36,8 +36,8 @@ from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.state import KVPool
 from mfalcon.kvcache.tier import Entry
-from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
-from mfalcon.models.base import EventTokens, Ranker, Targets, event_tokens
+from mfalcon.masked_attention import FullAttention
+from mfalcon.models.base import EventTokens, PrefixRanker, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, CacheSource, DenseFeatures, Events, Ids, RankRequest, no_events
 
@@ -46,6 +46,8 @@ _EXACT = 0.0
 rounds them. Elsewhere an append may order its sums otherwise than a prefill.
 """
 
+_OF_STATES = frozenset({3, 5, 7})
+"""Laws of states that outlive their request."""
 _LENGTHS = (0, 1, 63, 200)
 _NUM_CANDIDATES = 37
 _GIVEN_SHARE = 0.75
@@ -59,17 +61,18 @@ _DEVICE_BYTES = 2 << 30
 
 @dataclass(frozen=True, slots=True)
 class LawResult:
-    """One law, measured."""
+    """One law, measured; or why it does not apply to the model, where it says nothing."""
 
     law: int
     statement: str
     worst: float
     bound: float
+    not_applicable: str = ""
 
     @property
     def holds(self) -> bool:
-        """True when the worst error is within the bound (never for NaN)."""
-        return self.worst <= self.bound
+        """True when the worst error is within the bound (never for NaN), or the law does not apply."""
+        return bool(self.not_applicable) or self.worst <= self.bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,40 +93,53 @@ class Subject:
     """What is held against the laws: a checkpoint on a backend. kv_dtype: of its pages."""
 
     checkpoint: Checkpoint
-    served: ServedModel
+    served: Served
     kv_dtype: str
+
+    @property
+    def prefix(self) -> ServedModel:
+        """The model as one that encodes a history."""
+        assert isinstance(self.served, ServedModel)
+        return self.served
 
 
 def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", kv_dtype: str = "auto") -> Iterator[LawResult]:
     """Measure every law on a loaded checkpoint, in its dtype, on its device and on a backend. kv_dtype: of its pages
-    (models.served.KV_DTYPES).
+    (models.served.KV_DTYPES). A law that has no meaning for the model is given with the reason.
 
     Raises ConfigError if the backend cannot run here.
     """
     model = checkpoint.model
-    subject = Subject(checkpoint, serve(model, backend, kv_dtype=kv_dtype), kv_dtype)
-    bound = max(BOUNDS[model.items.id.weight.dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
+    subject = Subject(checkpoint, serve_any(model, backend, kv_dtype=kv_dtype), kv_dtype)
+    bound = BOUNDS[model.dtype]
+    if model.encodes_prefix:
+        bound = max(bound, CODES_BOUNDS.get(kv_dtype, 0.0))
     cases = [random_case(checkpoint, length, seed + length) for length in _lengths(model)]
+    shared = "cached scores" if model.encodes_prefix else "scores that share the user's side"
     laws: tuple[tuple[int, str, Callable[[Subject, Case], float]], ...] = (
-        (1, "cached scores = one forward per candidate", per_candidate_error),
-        (1, "cached scores = one masked forward", masked_error),
+        (1, f"{shared} = one forward per candidate", per_candidate_error),
+        (1, f"{shared} = one {'masked ' * model.encodes_prefix}forward", masked_error),
         (2, "microbatch, order, duplicates and removals move no score", candidate_set_error),
         (3, "append(prefill(h1), h2) = prefill(h1 + h2)", append_error),
         (4, "batch-mates and padding move no score", batch_error),
         (5, "an edited, shrunk, slid or deleted history never meets a stale state", freshness_error),
+        (7, "the tier moves no score, before and after an append", tier_error),
     )
     with torch.inference_mode():
         for law, statement, error in laws:
-            if law in (3, 5) and not model.prefix_stable:
+            if law in _OF_STATES and not model.prefix_stable:
+                yield LawResult(law, statement, 0.0, bound, _why_not(model))
                 continue
-            yield LawResult(law, statement, max(error(subject, case) for case in cases), bound)
-        if model.prefix_stable:
-            worst = max(tier_error(subject, case) for case in cases)
-            exact = _is_exact(subject)
-            yield LawResult(7, "the tier moves no score, before and after an append", worst, _EXACT if exact else bound)
+            of_law = _EXACT if law == 7 and _is_exact(subject) else bound
+            yield LawResult(law, statement, max(error(subject, case) for case in cases), of_law)
     yield LawResult(
         6, "every request is answered once, rightly or with an explicit error", engine_error(subject, cases), bound
     )
+
+
+def _why_not(model: Ranker) -> str:
+    """Why laws of KV states say nothing of a model."""
+    return "no state outlives its request" if model.encodes_prefix else "the model has no KV state"
 
 
 def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
@@ -166,7 +182,7 @@ def masked_error(subject: Subject, case: Case) -> float:
 def candidate_set_error(subject: Subject, case: Case) -> float:
     """Law 2: other microbatches, another order, duplicated and removed candidates."""
     served, events, targets = _inputs(subject, case)
-    state = prefill(served, events)
+    state = user_state(served, events, case.context)
     generator = torch.Generator().manual_seed(len(case.history))
     m = len(targets.rows)
     base = score(served, state, targets, case.time_ms, m)
@@ -181,7 +197,7 @@ def candidate_set_error(subject: Subject, case: Case) -> float:
 
 def append_error(subject: Subject, case: Case) -> float:
     """Law 3: the same history in one piece, in two, and event by event at the end."""
-    served, events, targets = _inputs(subject, case)
+    (_, events, targets), served = _inputs(subject, case), subject.prefix
     whole = _score(served, events, targets, case)
     n, worst = len(case.history), 0.0
     for cuts in ((n // 2,), (n // 3, n // 3, n // 2), tuple(range(max(0, n - 3), n))):
@@ -206,12 +222,9 @@ def batch_error(subject: Subject, case: Case) -> float:
     batch = len(rows)
     dense = None if targets.dense is None else targets.dense.expand(batch, -1, -1)
     many = Targets(targets.rows.expand(batch, -1), targets.context.expand(batch, 1, -1), dense)
-    prefix = BatchPrefixAttention(model.token_times(padded), valid.repeat_interleave(model.tokens_per_event, dim=1))
-    model.stack.encode(model.prefix_tokens(padded), prefix)
-    visible = (lengths.to(_device(model)) * model.tokens_per_event).unsqueeze(1).expand(-1, len(targets.rows))
-    attend = BatchTargetAttention(prefix, visible, torch.full_like(visible, case.time_ms))
-    hidden = model.stack(model.target_tokens(many), attend)
-    return _worst(alone, model.heads.scores(model.predict(hidden, many))[0])
+    visible = lengths.to(_device(model)).unsqueeze(1).expand(-1, len(targets.rows))
+    raw = model.outputs(padded, valid, many, visible, torch.full_like(visible, case.time_ms))
+    return _worst(alone, model.scores(raw)[0])
 
 
 def freshness_error(subject: Subject, case: Case) -> float:
@@ -270,7 +283,7 @@ def engine_error(subject: Subject, cases: list[Case]) -> float:
 
 
 async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
-    checkpoint, backend = subject.checkpoint, subject.served.stack.name
+    checkpoint, backend = subject.checkpoint, subject.served.name
     threads = torch.get_num_threads()
     options = RankerOptions(
         microbatch=64, backend=backend, kv_dtype=subject.kv_dtype, device_budget_bytes=_DEVICE_BYTES
@@ -299,10 +312,18 @@ async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> floa
 
 
 def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms: int) -> Tensor:
-    """One dense forward over [history, targets] under the mask of law 1: the definition that M-FALCON must equal.
+    """One dense forward over [history, targets] under the mask of law 1: the definition that M-FALCON must equal. Of a
+    model without a prefix it is the forward of its papers, every target with a copy of its user.
 
     Returns scores [num_targets, num_tasks].
     """
+    if not isinstance(model, PrefixRanker):
+        batch = EventTokens(*(getattr(events, name).unsqueeze(0) for name in EventTokens.__slots__))
+        dense = None if targets.dense is None else targets.dense.unsqueeze(0)
+        one = Targets(targets.rows.unsqueeze(0), targets.context.expand(1, 1, -1), dense)
+        visible = torch.full_like(one.rows, len(events.rows))
+        times = torch.full_like(visible, time_ms)
+        return model.scores(model.outputs(batch, torch.ones_like(batch.rows, dtype=torch.bool), one, visible, times)[0])
     prefix = model.prefix_tokens(events)
     x = torch.cat([prefix, model.target_tokens(targets)])
     n, size = len(prefix), len(x)
@@ -320,10 +341,10 @@ def _lengths(model: Ranker) -> list[int]:
 
 
 def _device(model: Ranker) -> torch.device:
-    return model.items.id.weight.device
+    return model.device
 
 
-def _inputs(subject: Subject, case: Case) -> tuple[ServedModel, EventTokens, Targets]:
+def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]:
     items, device = subject.checkpoint.items, _device(subject.served.model)
     events = event_tokens(case.history, items, device)
     rows = torch.from_numpy(items.rows(case.candidates)).to(device)
@@ -332,8 +353,8 @@ def _inputs(subject: Subject, case: Case) -> tuple[ServedModel, EventTokens, Tar
     return subject.served, events, Targets(rows, case.context, dense)
 
 
-def _score(served: ServedModel, events: EventTokens, targets: Targets, case: Case) -> Tensor:
-    return score(served, prefill(served, events), targets, case.time_ms, 32)
+def _score(served: Served, events: EventTokens, targets: Targets, case: Case) -> Tensor:
+    return score(served, user_state(served, events, case.context), targets, case.time_ms, 32)
 
 
 def _part(events: EventTokens, start: int, stop: int) -> EventTokens:
@@ -345,7 +366,9 @@ def _pad(rows: list[Tensor]) -> Tensor:
 
 
 def _runner(subject: Subject) -> Runner:
-    cache = KVCache("laws", subject.served.pool, _HOST_BYTES, Tombstones())
+    cache = None
+    if isinstance(subject.served, ServedModel):
+        cache = KVCache("laws", subject.served.pool, _HOST_BYTES, Tombstones())
     return Runner(subject.served, subject.checkpoint.items, cache, 64, "laws")
 
 
@@ -366,10 +389,10 @@ class _Replica:
 
 @contextmanager
 def _replica(subject: Subject) -> Iterator[_Replica]:
-    served, checkpoint = subject.served, subject.checkpoint
+    served, checkpoint = subject.prefix, subject.checkpoint
     if served.stack.name in ON_DEVICE:  # with a pool in host memory beside the device's
         size = served.pool.num_bytes
-        longest = checkpoint.model.config.max_history * checkpoint.model.tokens_per_event
+        longest = served.model.config.max_history * served.model.tokens_per_event
         budget = PoolBudget(size, 1, longest, size)
         served = serve(checkpoint.model, served.stack.name, budget, subject.kv_dtype)
     else:
@@ -412,6 +435,8 @@ def _found_error(replica: _Replica, job: RankJob, source: CacheSource, truth: Te
 
 def _is_exact(subject: Subject) -> bool:
     served = subject.served
+    if not isinstance(served, ServedModel):
+        return False
     is_float32 = served.pool.layout.shape.dtype == torch.float32
     return is_float32 and isinstance(served.stack, FusedBackend) and subject.kv_dtype == "auto"
 

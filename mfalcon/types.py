@@ -259,3 +259,5 @@ class ModelInfo:
     task_infos: tuple[TaskInfo, ...] = ()
     ensemble: EnsembleInfo | None = None
     counts_items: bool = False
+    reads_last_events: bool = False
+    """With each request the last `max_history` of them: the model has no KV states."""

@@ -6,13 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfalcon.algorithm import prefill, score
-from mfalcon.backends.select import reference
-from mfalcon.models.base import EventTokens, Targets, context_codes, event_tokens
+from mfalcon.algorithm import score, user_state
+from mfalcon.backends.select import any_reference
+from mfalcon.models.base import EventTokens, PrefixRanker, Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import (
     ContextFeature,
     DenseFeature,
+    DinConfig,
     LayerConfig,
     RankerConfig,
     RelativeBiasConfig,
@@ -38,12 +39,11 @@ def small_config(
     architecture: str = "dfgr", *, max_history: int = 24, window_chunk: int = 8, num_layers: int = 2
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
-    num_positions = max_history * registered(architecture).tokens_per_event - 3  # so that the last one is shared
-    return RankerConfig(
-        name="small",
-        architecture=architecture,
-        num_layers=num_layers,
-        layer=LayerConfig(
+    kind = registered(architecture)
+    layer, network = None, None
+    if issubclass(kind, PrefixRanker):
+        num_positions = max_history * kind.tokens_per_event - 3  # so that the last one is shared
+        layer = LayerConfig(
             dim=12,
             num_heads=2,
             qk_dim=4,
@@ -51,7 +51,25 @@ def small_config(
             attention_norm=max_history / 4,
             bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=64),
             dropout=0.2,
-        ),
+        )
+    else:
+        network = DinConfig(
+            dim=12,
+            context_dim=3,
+            side_fields=True,
+            activation=(7, 5),
+            num_pools=2,
+            num_cross_layers=2,
+            cross_rank=4,
+            num_experts=3,
+            experts=(11, 6),
+        )
+    return RankerConfig(
+        name="small",
+        architecture=architecture,
+        num_layers=num_layers if layer is not None else None,
+        layer=layer,
+        din=network,
         actions=ACTIONS,
         value_center=3.3,
         value_scale=1.7,
@@ -73,7 +91,7 @@ def small_config(
         head_dim=9,
         num_items=NUM_ITEMS + 1,
         max_history=max_history,
-        window_chunk=window_chunk,
+        window_chunk=window_chunk if layer is not None else 1,
         dropout=0.1,
     )
 
@@ -151,6 +169,6 @@ def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -
     codes = context_codes(config.context_features, request.context, request.request_time_ms)
     rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
     with torch.inference_mode():
-        state = prefill(reference(checkpoint.model), tokens(checkpoint, window))
-        targets = Targets(rows, torch.from_numpy(codes))
-        return score(reference(checkpoint.model), state, targets, request.request_time_ms, max(1, len(rows))).T.double()
+        served, targets = any_reference(checkpoint.model), Targets(rows, torch.from_numpy(codes))
+        state = user_state(served, tokens(checkpoint, window), targets.context)
+        return score(served, state, targets, request.request_time_ms, max(1, len(rows))).T.double()

@@ -19,11 +19,11 @@ from mfalcon.laws import masked_forward
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import prefix_architectures
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 BOUND = 1e-12  # float64: sums in another order, values of order 10
-CHECKPOINTS = {name: small_checkpoint(name) for name in architectures()}
+CHECKPOINTS = {name: small_checkpoint(name) for name in prefix_architectures()}
 CONTEXT = torch.tensor([2, -1])
 
 any_checkpoint = st.sampled_from(sorted(CHECKPOINTS)).map(lambda name: CHECKPOINTS[name])
@@ -91,8 +91,8 @@ def test_law_3_append_is_prefill(checkpoint: Checkpoint, length: int, data: st.D
     )
     for start, stop in pairwise((0, *cuts, length)):
         state = append(reference(checkpoint.model), state, part(events, start, stop))
-    assert state.num_tokens == whole.num_tokens == length * checkpoint.model.tokens_per_event
-    for layer in range(checkpoint.model.config.num_layers):
+    assert state.num_tokens == whole.num_tokens == length * checkpoint.prefix_model.tokens_per_event
+    for layer in range(checkpoint.model.config.stack[1]):
         for mine, others in zip(state.read(layer), whole.read(layer), strict=True):
             assert_close(mine, others)
     targets = Targets(some_rows(13), CONTEXT)
@@ -108,7 +108,7 @@ def test_law_4_batch_mates_and_padding(
     checkpoint: Checkpoint, batch_lengths: list[int], more_padding: int, seed: int
 ) -> None:
     """The same layers over a padded batch, with garbage for padding, score every row as if it were alone."""
-    model = checkpoint.model
+    model = checkpoint.prefix_model
     rows = [tokens(checkpoint, random_events(length, seed + i)) for i, length in enumerate(batch_lengths)]
     size = max(batch_lengths) + more_padding
     garbage = columns(tokens(checkpoint, random_events(size, seed + 99)))
@@ -131,14 +131,14 @@ def test_law_4_batch_mates_and_padding(
         assert_close(together[index], cached(checkpoint, events, Targets(targets[index], CONTEXT)))
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", prefix_architectures())
 def test_no_candidates(name: str) -> None:
     checkpoint = CHECKPOINTS[name]
     events = tokens(checkpoint, random_events(5))
     assert cached(checkpoint, events, Targets(some_rows(0), CONTEXT)).shape == (0, 2)
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", prefix_architectures())
 def test_every_part_of_the_request_moves_the_score(name: str) -> None:
     """Or the laws above would hold of a model that reads nothing."""
     checkpoint = CHECKPOINTS[name]
@@ -165,7 +165,7 @@ def copies(state: KVState) -> list[Tensor]:
     return [t.clone() for layer in layers for t in state.read(layer)] + [state.times.clone()]
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", prefix_architectures())
 def test_a_held_state_never_changes(name: str) -> None:
     checkpoint = CHECKPOINTS[name]
     model = checkpoint.model
@@ -184,7 +184,7 @@ def test_a_held_state_never_changes(name: str) -> None:
     assert_close(score(reference(model), fork, targets, NOW_MS, 9), cached(checkpoint, both, targets))
 
 
-@pytest.mark.parametrize("name", architectures())
+@pytest.mark.parametrize("name", prefix_architectures())
 def test_events_of_one_column_stride(name: str) -> None:
     """A history of one event is a view of the log in numpy; the state must not alias it."""
     checkpoint = CHECKPOINTS[name]

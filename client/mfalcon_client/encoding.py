@@ -325,6 +325,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         task_infos=tuple(Task(task.name, task.kind, task.weight) for task in reply.task_infos),
         ensemble=_ensemble(reply.ensemble) if reply.HasField("ensemble") else None,
         counts_items=reply.counts_items,
+        reads_last_events=reply.reads_last_events,
     )
 
 

@@ -202,8 +202,8 @@ class Model:
     """A served model. version: changes whenever weights or configuration do. dense_features: names of the numbers of
     each candidate that it reads. backend: device, type and kernels. task_infos: of each task, none where the server is
     of an older release. ensemble: None for one model.
-    each candidate that it reads. backend: device, type and kernels. counts_items: its checkpoint says how often each
-    item was acted on, which `Rerank.tail_weight` needs.
+    counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
+    reads_last_events: it has no KV state, so there is nothing to prefill.
     """
 
     name: str
@@ -220,3 +220,4 @@ class Model:
     task_infos: tuple[Task, ...] = ()
     ensemble: Ensemble | None = None
     counts_items: bool = False
+    reads_last_events: bool = False

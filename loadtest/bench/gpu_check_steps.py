@@ -42,7 +42,7 @@ def _start(where: Place, _: Record) -> None:
             hopper_self_check.deviation(where.device, Kind(op, torch.bfloat16, 128, 128, True))
     with suppress(NotImplementedError, RuntimeError):
         hopper_self_check.deviation(where.device, Kind(TARGET, torch.bfloat16, 128, 128, False, fp8=True))
-    model = random_checkpoint(REAL.shape, 1, max_history=REAL.max_history).model.to(where.device)
+    model = random_checkpoint(REAL.shape, 1, max_history=REAL.max_history).prefix_model.to(where.device)
     model.cast(torch.bfloat16)
     backend = TritonBackend(model.stack, model.kv_shape(), ahead=True)
     backend.prepare(KVPool(backend.layout, _POOL_PAGES), DEVICE_MICROBATCH)

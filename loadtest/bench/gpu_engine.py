@@ -58,7 +58,7 @@ def measure(sizes: Sizes, backend: str, record: Record, time_is_up: Callable[[],
         path = Path(folder) / "random"
         checkpoints.save(path, made.model, made.items)
         loaded = checkpoints.load(path, getattr(torch, sizes.dtype), sizes.device)
-        page = loaded.model.kv_shape().bytes_per_token() * 1024
+        page = loaded.prefix_model.kv_shape().bytes_per_token() * 1024
         windows = -(-sizes.max_history // 1024) + 1
         cells: tuple[tuple[str, int, Callable[[Engine, Sizes], Awaitable[EngineCell]]], ...] = (
             ("cached", 8 * windows * page, _cached),

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from loadtest.bench.shapes import Shape
 from mfalcon.attention import AttentionForm
-from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.models.base import EventTokens, Ranker, Targets, prefix_ranker
 
 
 class DenseAttention:
@@ -33,8 +33,9 @@ class DenseAttention:
         return torch.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
-def dense_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms: int) -> Tensor:
+def dense_forward(ranker: Ranker, events: EventTokens, targets: Targets, time_ms: int) -> Tensor:
     """Scores of all targets [num_targets, num_tasks]; they equal mfalcon.laws.masked_forward."""
+    model = prefix_ranker(ranker)
     prefix, candidates = model.prefix_tokens(events), model.target_tokens(targets)
     n, size = len(prefix), len(prefix) + len(candidates)
     index = torch.arange(size)

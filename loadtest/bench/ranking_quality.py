@@ -130,7 +130,7 @@ def recipes(dataset: Dataset, seeds: int) -> list[QualityRun]:
         learned = split(dataset, training.split) == TRAIN
         counters = counters_config(dataset, learned, is_strict=training.visibility == "strict")
         counted = model_config(dataset, "dfgr", counters=counters)
-        twice = model_config(dataset, "dfgr", counters=counters, num_layers=2 * counted.num_layers)
+        twice = model_config(dataset, "dfgr", counters=counters, num_layers=2 * counted.stack[1])
         configs = {
             PLAIN: model_config(dataset, "dfgr"),
             COUNTED: counted,

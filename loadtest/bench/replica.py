@@ -86,6 +86,7 @@ class Replica:
         self.remote: RemoteTier = ranker.remote
         self.log: EventLog = self._engine.histories.log
         self.predictor = ranker.predictor
+        assert isinstance(ranker.fetcher, Fetcher)
         self._free = _Way(ranker.fetcher, self._runner(ranker.predictor))
         self._forced: dict[Choice, _Way] = {
             "fetch": self._way(_Always(choice="fetch")),
@@ -123,13 +124,13 @@ class Replica:
 
     async def encoded(self, history: History, num_events: int) -> KVState:
         """A state of the history's first events that nobody keeps."""
-        served, items = self._ranker.served, self._ranker.checkpoint.items
+        served, items = self._ranker.prefix, self._ranker.checkpoint.items
         events = history.events[:num_events]
         return await self.compute(lambda: prefill(served, event_tokens(events, items, self._engine.device.device)))
 
     async def hold(self, history: History, state: KVState | None) -> None:
         """Make a state of the history's first events everything that the host tier has; None: nothing."""
-        cache, per_event = self._ranker.cache, self._ranker.checkpoint.model.tokens_per_event
+        cache, per_event = self._ranker.cache, self._ranker.checkpoint.prefix_model.tokens_per_event
 
         def hold() -> None:
             cache.delete(None)

@@ -310,7 +310,7 @@ class _Bench:
     def crossovers(self, longest: int) -> list[Crossover]:
         """Of each replica, from the states that are in Redis alone."""
         found = []
-        per_event = self._checkpoint.model.tokens_per_event
+        per_event = self._checkpoint.prefix_model.tokens_per_event
         for (network, payload), replica in self._replicas.items():
             of_each = [(n, self._samples[network, payload, n, "redis"]) for n in sorted(self._options.histories)]
             points = [(n, median(samples.fetch), median(samples.recompute)) for n, samples in of_each]

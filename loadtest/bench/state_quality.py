@@ -153,7 +153,7 @@ class Scorer:
         return found[self.positions]
 
     def _once(self, window: Window, groups: list[_Group], through: Callable[[KVState], KVState]) -> Iterator[KVState]:
-        model = self.checkpoint.model
+        model = self.checkpoint.prefix_model
         state = through(prefill(self._served, self._tokens(window.prefix)))
         for group in groups:
             yield KVState(state.pool, state.run, group.visible * model.tokens_per_event)

@@ -130,7 +130,7 @@ def _other_model(world: World, person: Person, chunks: list[str]) -> None:
 def _layout(world: World, suffix: str) -> ChunkLayout:
     """As the engine's own, or with another fingerprint."""
     model = world.checkpoint.model
-    fingerprint = f"{world.checkpoint.fingerprint}{suffix}:{model.kv_shape().dtype}"
+    fingerprint = f"{world.checkpoint.fingerprint}{suffix}:{model.dtype}"
     return layout_of(model, fingerprint, world.options().state_dtype)
 
 

@@ -139,7 +139,7 @@ def _forge_in_redis(scene: Scene) -> None:
     scene.victim, user = person, user_hash(person.user_id)
     scene.tell(person, random_events(1, _FETCHED_EVENTS))
     scene.meet()
-    layout = layout_of(model, f"{scene.checkpoint.fingerprint}:{model.kv_shape().dtype}")
+    layout = layout_of(model, f"{scene.checkpoint.fingerprint}:{model.dtype}")
     wanted, give_up = -(-_FETCHED_EVENTS // layout.events_per_chunk), time.monotonic() + PATIENCE_S
     while len(names := _chunks(redis, user)) < wanted:
         if time.monotonic() > give_up:

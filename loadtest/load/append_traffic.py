@@ -57,7 +57,7 @@ async def append_traffic(
         delta = _sent(server) - before - quiet
         written_after, bytes_after = (_chunks(writer, reader, which) for which in ("written", "bytes"))
         brought = await reader.bring(user_id)
-        per_event = checkpoint.model.tokens_per_event
+        per_event = checkpoint.prefix_model.tokens_per_event
         return AppendTraffic(
             n=n,
             dtype=writer.remote.states.layout.dtype.name.lower(),

@@ -306,7 +306,7 @@ def _without_redis(loaded: Checkpoint, options: CalibrateOptions, bench: _Bench)
         encode.append((n, max(0.0, bench.of("cold", n, FEW) - append_s - n * append_event_s - few) / n))
     host_s = min(seconds for _, seconds in call)
     layout = layout_of(loaded.model, loaded.fingerprint, None)
-    page = PlainLayout(loaded.model.kv_shape())
+    page = PlainLayout(loaded.prefix_model.kv_shape())
     costs = Costs(
         model=loaded.model.config.name,
         machine=this_machine().cpu,

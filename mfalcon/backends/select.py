@@ -1,16 +1,17 @@
 """A model that is ready to serve: its backend, and the pages on which its KV states live."""
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
 from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBackend
 from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
+from mfalcon.backends.events import ServedEvents, serve_events
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
-from mfalcon.models.base import Ranker
+from mfalcon.models.base import EventRanker, PrefixRanker, Ranker, prefix_ranker
 from mfalcon.models.readout import Readout
 
 FP8_PRODUCTS: Final = "fp8-products"
@@ -38,7 +39,7 @@ class ServedModel:
     the pools, None if they were made without one. readout: the model's end.
     """
 
-    model: Ranker
+    model: PrefixRanker
     stack: StackBackend
     pool: KVPool
     unavailable: tuple[str, ...] = ()
@@ -49,6 +50,16 @@ class ServedModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "readout", Readout(self.model))
 
+    @property
+    def name(self) -> str:
+        """Of what computes, as it is reported and asked for (mfalcon.backends.choice)."""
+        return self.stack.name
+
+    @property
+    def batched(self) -> bool:
+        """Whether users are better computed together than one after the other."""
+        return self.stack.batched
+
     def can_share(self, layout: Layout, budget: "PoolBudget | None") -> bool:
         """Whether a model of this layout and budget needs no pools beside these."""
         return budget is not None and self.budget == budget and self.pool.layout == layout
@@ -56,6 +67,10 @@ class ServedModel:
     def empty_state(self) -> KVState:
         """The state of an empty history."""
         return self.pool.empty()
+
+
+Served: TypeAlias = ServedModel | ServedEvents
+"""A model of either kind, ready to serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +124,9 @@ def serve(
 
     kv_dtype: of its pages (KV_DTYPES). predecessor: a model whose pools this one shares instead of having its own, if
     their pages lie alike and its budget is the same. Raises ConfigError for a backend that cannot run here, or that has
-    no such pages.
+    no such pages, and for a model that encodes no history.
     """
+    model = prefix_ranker(model)
     shape = model.kv_shape()
     if kv_dtype not in KV_DTYPES:
         raise ConfigError(f"kv_dtype: got {kv_dtype!r}, must be one of {', '.join(KV_DTYPES)}")
@@ -124,6 +140,22 @@ def serve(
         return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable)
     pool, host = _pools(model, stack, budget)
     return ServedModel(model, stack, pool, choice.unavailable, host, budget)
+
+
+def serve_any(
+    model: Ranker,
+    backend: str = AUTO,
+    budget: PoolBudget | None = None,
+    kv_dtype: str = "auto",
+    predecessor: Served | None = None,
+) -> Served:
+    """`serve` for a model of either kind: one without a KV state needs no budget, and has no pages of any type."""
+    if isinstance(model, EventRanker):
+        try:
+            return serve_events(model, backend)
+        except BackendUnavailable as error:
+            raise ConfigError(str(error)) from error
+    return serve(model, backend, budget, kv_dtype, predecessor if isinstance(predecessor, ServedModel) else None)
 
 
 def device_named(name: str, setting: str = "device") -> torch.device:
@@ -151,7 +183,12 @@ def reference(model: Ranker) -> ServedModel:
     return serve(model, REFERENCE)
 
 
-def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
+def any_reference(model: Ranker) -> Served:
+    """`reference` for a model of either kind."""
+    return serve_any(model, REFERENCE)
+
+
+def _backend(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:
     if KV_DTYPES[kv_dtype] == torch.float8_e4m3fn:
         raise ConfigError(
             f"kv_dtype: got {kv_dtype}, must be auto or int8 where triton does not compute (it is {choice.name})"
@@ -164,14 +201,14 @@ def _backend(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
     return ReferenceBackend(model.stack, model.kv_shape())
 
 
-def _on_device(choice: Choice, model: Ranker, kv_dtype: str) -> StackBackend:
+def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
     plain, transposed = choice.name == TRITON_PLAIN, kv_dtype == FP8_PRODUCTS
     return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype], plain=plain, transposed=transposed)
 
 
-def _pools(model: Ranker, stack: StackBackend, budget: PoolBudget | None) -> tuple[KVPool, KVPool | None]:
+def _pools(model: PrefixRanker, stack: StackBackend, budget: PoolBudget | None) -> tuple[KVPool, KVPool | None]:
     """A pool to compute in; Triton's is on the device, and with a budget has one in host memory of the same pages."""
     layout = stack.layout
     if stack.name not in ON_DEVICE:

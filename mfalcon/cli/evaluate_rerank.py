@@ -9,11 +9,11 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from mfalcon.algorithm import prefill, score
+from mfalcon.algorithm import score, user_state
 from mfalcon.backends.choice import AUTO
-from mfalcon.backends.select import PoolBudget, serve
+from mfalcon.backends.select import PoolBudget, serve_any
 from mfalcon.errors import ConfigError
-from mfalcon.models.base import Targets, context_codes, event_tokens
+from mfalcon.models.base import PrefixRanker, Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.heads import blend_weights, probability_that_ranks
 from mfalcon.rerank.likeness import Centred, Likeness
@@ -186,8 +186,10 @@ def _rows(
 def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, list[Pool]]:
     """By the name of the pool, one of each user whom it holds something liked for. Dense features are not given."""
     model, items, config = loaded.model, loaded.items, loaded.model.config
-    longest = config.max_history * model.tokens_per_event
-    served = serve(model, AUTO, PoolBudget(64 << 20, torch.get_num_threads(), longest), "auto", None)
+    budget = None
+    if isinstance(model, PrefixRanker):
+        budget = PoolBudget(64 << 20, torch.get_num_threads(), config.max_history * model.tokens_per_event)
+    served = serve_any(model, AUTO, budget)
     window = WindowRule(config.max_history, config.window_chunk)
     blend = np.array(blend_weights(config.tasks, config.blend))
     probability = probability_that_ranks(config.tasks, config.blend)
@@ -207,8 +209,9 @@ def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, 
         known = {name: int(column[user]) for name, column in dataset.user_context.items() if column[user] >= 0}
         codes = context_codes(config.context_features, known, now)
         with torch.inference_mode():
-            state = prefill(served, event_tokens(dataset.events[seen], items, torch.device("cpu")))
             targets = Targets(torch.from_numpy(candidates), torch.from_numpy(codes))
+            events = event_tokens(dataset.events[seen], items, torch.device("cpu"))
+            state = user_state(served, events, targets.context)
             by_task = score(served, state, targets, now, _MICROBATCH).to(torch.float64).numpy().T
         scores = (blend @ by_task).astype(np.float32)
         probabilities = None if probability is None else by_task[names.index(probability)].astype(np.float32)

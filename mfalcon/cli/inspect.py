@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mfalcon.backends.choice import AUTO, choose
+from mfalcon.backends.events import SPLIT
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.redis_parts import layout_of
@@ -20,7 +21,9 @@ from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.state import KVShape
 from mfalcon.models import checkpoint
+from mfalcon.models.base import PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.din import Din
 from mfalcon.types import EVENT_DTYPE
 
 _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
@@ -88,7 +91,12 @@ class BackendHere:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything that `mfalcon inspect` knows. num_item_events: of all items in training; None where nobody counted."""
+    """Everything that `mfalcon inspect` knows.
+
+    num_item_events: of all items in training; None where nobody counted. num_layers to
+    tokens_per_event: of a model that encodes a history. plain_flops: of one that does not, what one forward for one
+    candidate costs with nothing shared.
+    """
 
     name: str
     architecture: str
@@ -97,15 +105,17 @@ class Inspection:
     num_parameters: int
     num_items: int
     num_item_events: int | None
-    num_layers: int
-    num_heads: int
     dim: int
-    qk_dim: int
-    v_dim: int
     max_history: int
     window_chunk: int
-    tokens_per_event: int
+    encodes_prefix: bool
     prefix_stable: bool
+    num_layers: int | None
+    num_heads: int | None
+    qk_dim: int | None
+    v_dim: int | None
+    tokens_per_event: int | None
+    plain_flops: int | None
     backends: tuple[BackendHere, ...]
     states: tuple[StateSize, ...]
     log: LogSize
@@ -126,22 +136,28 @@ def inspect(
         print_json(dataclasses.asdict(found) | {"populations": totals})
         return
     console = Console(highlight=False)
-    for table in (_model_table(found), _states_table(found), _users_table(found)):
+    tables = [_model_table(found), *([_states_table(found)] if found.states else []), _users_table(found)]
+    for table in tables:
         console.print(table)
     console.print(
         f"A log takes {_LOG_HEADER_BYTES} bytes and {EVENT_DTYPE.itemsize} an event: "
         f"{_size(found.log.bytes_of_window)} for a full window. With --log-max-events {log_max_events} it is cut "
         f"before {found.log.most_events:,} events, {_size(found.log.most_bytes)}; Redis may hold twice as much ready "
-        "for one that grows.\n"
-        "Redis holds states in the dtype that computes unless --redis-state-dtype says bfloat16 or int8, which move "
-        "scores. Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
+        "for one that grows."
     )
+    if found.states:
+        console.print(
+            "Redis holds states in the dtype that computes unless --redis-state-dtype says bfloat16 or int8, which "
+            "move scores. Redis figures: chunks with headers, names and what the allocator (jemalloc) rounds up."
+        )
 
 
 def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_events) -> Inspection:
     """Count it all from the shapes. ConfigError if a server that keeps so many events would not serve the model."""
-    model, config, shape = loaded.model, loaded.model.config, loaded.model.kv_shape()
-    states = tuple(_state_size(loaded, dtype) for dtype in _PAYLOADS)
+    model, config = loaded.model, loaded.model.config
+    prefix = model if isinstance(model, PrefixRanker) else None
+    shape = prefix.kv_shape() if prefix is not None else None
+    states = tuple(_state_size(loaded, prefix, dtype) for dtype in _PAYLOADS) if prefix is not None else ()
     if config.max_history > log_max_events:
         raise ConfigError(f"log_max_events: got {log_max_events}, must be at least the window, {config.max_history}")
     log = log_size(config.max_history, log_max_events)
@@ -153,29 +169,33 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_items=len(loaded.items.item_id),
         num_item_events=None if loaded.items.num_events is None else int(loaded.items.num_events.sum()),
-        num_layers=shape.num_layers,
-        num_heads=shape.num_heads,
-        dim=config.layer.dim,
-        qk_dim=shape.qk_dim,
-        v_dim=shape.v_dim,
+        dim=config.dim,
         max_history=config.max_history,
         window_chunk=config.window_chunk,
-        tokens_per_event=model.tokens_per_event,
+        encodes_prefix=model.encodes_prefix,
         prefix_stable=model.prefix_stable,
-        backends=tuple(_backend_here(dtype) for dtype in (torch.float32, torch.bfloat16)),
+        num_layers=shape.num_layers if shape is not None else None,
+        num_heads=shape.num_heads if shape is not None else None,
+        qk_dim=shape.qk_dim if shape is not None else None,
+        v_dim=shape.v_dim if shape is not None else None,
+        tokens_per_event=prefix.tokens_per_event if prefix is not None else None,
+        plain_flops=model.network.flops() if isinstance(model, Din) else None,
+        backends=tuple(_backend_here(model, dtype) for dtype in (torch.float32, torch.bfloat16)),
         states=states,
         log=log,
-        populations=tuple(_population(users, state, log) for users in _NUM_USERS for state in states),
+        populations=tuple(_population(users, state, log) for users in _NUM_USERS for state in (states or (None,))),
     )
 
 
-def _backend_here(dtype: torch.dtype) -> BackendHere:
+def _backend_here(model: Ranker, dtype: torch.dtype) -> BackendHere:
     choice = choose(AUTO, torch.device("cpu"), dtype)
+    if not model.encodes_prefix and (choice.kernel is None or dtype != torch.float32):
+        return BackendHere(str(dtype).removeprefix("torch."), SPLIT, choice.unavailable)
     return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.unavailable)
 
 
-def _state_size(loaded: Checkpoint, dtype: PayloadDtype) -> StateSize:
-    model, window = loaded.model, loaded.model.config.max_history
+def _state_size(loaded: Checkpoint, model: PrefixRanker, dtype: PayloadDtype) -> StateSize:
+    window = model.config.max_history
     layout = layout_of(model, loaded.fingerprint, dtype)
     per_token = _in_memory(model.kv_shape(), dtype)
     per_event = None if per_token is None else per_token * model.tokens_per_event
@@ -209,8 +229,10 @@ def log_size(max_history: int, log_max_events: int) -> LogSize:
     return LogSize(_LOG_HEADER_BYTES + event * max_history, most, _LOG_HEADER_BYTES + event * most)
 
 
-def _population(num_users: int, state: StateSize, log: LogSize) -> Population:
+def _population(num_users: int, state: StateSize | None, log: LogSize) -> Population:
     logs = num_users * value_bytes(log.most_bytes, _KEY_CHARS)
+    if state is None:
+        return Population(num_users, "no states", 0, logs)
     return Population(num_users, state.dtype, num_users * state.redis_window_bytes, logs)
 
 
@@ -242,11 +264,7 @@ def _model_table(found: Inspection) -> Table:
             if found.num_item_events is None
             else f"{found.num_item_events:,} in training",
         ),
-        ("layers, heads", f"{found.num_layers}, {found.num_heads}"),
-        ("dim, qk, v", f"{found.dim}, {found.qk_dim}, {found.v_dim}"),
-        ("window", f"{found.max_history:,} events, moved by {found.window_chunk:,}"),
-        ("tokens per event", f"{found.tokens_per_event}"),
-        ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
+        *_kind(found),
         *(
             (f"{here.dtype} computed by", "; ".join((here.backend, *(f"not {why}" for why in here.unavailable))))
             for here in found.backends
@@ -254,6 +272,25 @@ def _model_table(found: Inspection) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def _kind(found: Inspection) -> list[tuple[str, str]]:
+    """Rows that a model has by its kind."""
+    window = f"{found.max_history:,} events, moved by {found.window_chunk:,}"
+    if not found.encodes_prefix:
+        return [
+            ("dim", f"{found.dim}"),
+            ("window", f"the last {found.max_history:,} events, read with each request"),
+            ("states", "none: the model has no KV state, nothing is kept of a user but the log"),
+            ("FLOPs of a candidate", f"{found.plain_flops:,} with nothing shared"),
+        ]
+    return [
+        ("layers, heads", f"{found.num_layers}, {found.num_heads}"),
+        ("dim, qk, v", f"{found.dim}, {found.qk_dim}, {found.v_dim}"),
+        ("window", window),
+        ("tokens per event", f"{found.tokens_per_event}"),
+        ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
+    ]
 
 
 def _states_table(found: Inspection) -> Table:
@@ -270,7 +307,7 @@ def _states_table(found: Inspection) -> Table:
 
 def _users_table(found: Inspection) -> Table:
     table = Table(title="Redis memory: states of full windows and the longest logs", title_justify="left")
-    dtypes: Sequence[str] = [row.dtype for row in found.states]
+    dtypes: Sequence[str] = [row.dtype for row in found.populations if row.num_users == _NUM_USERS[0]]
     for name in ("users", *dtypes, "of it logs"):
         table.add_column(name, justify="right")
     for users in _NUM_USERS:

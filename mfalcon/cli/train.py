@@ -35,7 +35,7 @@ from mfalcon.models.registry import architectures
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset, counted_items
-from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.recipes import TrainConfig, model_config, train_config
 from mfalcon.train.run import PROGRESS
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.settings import TrainFile, problem, read_train_file
@@ -71,19 +71,34 @@ def train(
         ),
     ] = None,
     dim: Annotated[
-        int, typer.Option(help="Width of the model; a multiple of heads.", min=1, rich_help_panel="Model")
-    ] = 64,
-    layers: Annotated[int, typer.Option(help="Number of layers.", min=1, rich_help_panel="Model")] = 2,
-    heads: Annotated[int, typer.Option(help="Attention heads.", min=1, rich_help_panel="Model")] = 2,
+        int | None,
+        typer.Option(
+            help="Width of the model; a multiple of heads.", min=1, show_default="64; din 32", rich_help_panel="Model"
+        ),
+    ] = None,
+    layers: Annotated[
+        int | None,
+        typer.Option(help="Number of layers.", min=1, show_default="2; din has none", rich_help_panel="Model"),
+    ] = None,
+    heads: Annotated[
+        int | None,
+        typer.Option(help="Attention heads.", min=1, show_default="2; din has none", rich_help_panel="Model"),
+    ] = None,
     max_history: Annotated[
-        int, typer.Option(help="Most events that the model sees.", min=1, rich_help_panel="Model")
-    ] = 100,
-    window_chunk: Annotated[int, typer.Option(help="Step of the window's start.", min=1, rich_help_panel="Model")] = 50,
+        int | None,
+        typer.Option(
+            help="Most events that the model sees.", min=1, show_default="100; din 30", rich_help_panel="Model"
+        ),
+    ] = None,
+    window_chunk: Annotated[
+        int | None,
+        typer.Option(help="Step of the window's start.", min=1, show_default="50; din 1", rich_help_panel="Model"),
+    ] = None,
     dropout: Annotated[float, typer.Option(help="Dropout of layers and heads.", min=0, rich_help_panel="Model")] = 0.3,
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the data.", min=1, show_default=str(DEFAULTS.epochs), rich_help_panel="Training"
+            help="Passes over the data.", min=1, show_default=f"{DEFAULTS.epochs}; din 3", rich_help_panel="Training"
         ),
     ] = None,
     learning_rate: Annotated[
@@ -126,7 +141,7 @@ def train(
         "split": split,
         "visibility": visibility,
     }
-    training = _with_flags(file.training, flags)
+    training = _with_flags(train_config(model), file.training, flags)
     dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
     _check_blend(config, dataset)
     try:
@@ -159,11 +174,11 @@ def counters_of(dataset: Dataset, training: TrainConfig) -> CountersConfig:
     return found
 
 
-def _with_flags(training: TrainConfig, flags: Mapping[str, int | float | str | None]) -> TrainConfig:
-    """The file's settings, with the flags that were given in place of its own."""
+def _with_flags(usual: TrainConfig, file: TrainConfig, flags: Mapping[str, int | float | str | None]) -> TrainConfig:
+    """An architecture's usual settings, with what the file says in place of its own, and then the flags."""
     given = {name: value for name, value in flags.items() if value is not None}
     try:
-        return TrainConfig.model_validate(training.model_dump() | given)
+        return TrainConfig.model_validate(usual.model_dump() | file.model_dump(exclude_unset=True) | given)
     except ValidationError as error:
         raise ConfigError("--" + problem(error, TrainConfig).replace("_", "-", 1)) from error
 

@@ -11,11 +11,13 @@ from rich.table import Table
 
 from kernels.cpu.build_library import POLICIES
 from mfalcon.backends.choice import AUTO, FUSED, NAMES, ON_DEVICE, choose
-from mfalcon.backends.select import KV_DTYPES, device_named, use_device
+from mfalcon.backends.select import KV_DTYPES, device_named, serve_any, use_device
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cores import owned_cores
 from mfalcon.laws import LawResult, check
 from mfalcon.models import checkpoint
+from mfalcon.models.base import EventRanker
+from mfalcon.models.checkpoint import Checkpoint
 
 
 class Dtype(StrEnum):
@@ -48,7 +50,7 @@ def verify(
     for kind in dtype or _computed_by(backend, kv_dtype, chosen):
         loaded = checkpoint.load(path, getattr(torch, kind.value), str(chosen))
         results[kind.value] = list(check(loaded, seed, backend, kv_dtype))
-        names[kind.value] = choose(backend, chosen, getattr(torch, kind.value)).name
+        names[kind.value] = _computer(loaded, backend, chosen)
     holds = all(result.holds for rows in results.values() for result in rows)
     if json_output:
         rows = [
@@ -60,6 +62,7 @@ def verify(
                 "worst": r.worst,
                 "bound": r.bound,
                 "holds": r.holds,
+                "not_applicable": r.not_applicable,
             }
             for kind, laws in results.items()
             for r in laws
@@ -69,6 +72,13 @@ def verify(
         Console(highlight=False).print(_table(f"{path} on {device}", results, names))
     if not holds:
         raise typer.Exit(1)
+
+
+def _computer(loaded: Checkpoint, backend: str, device: torch.device) -> str:
+    """The name of what computes."""
+    if isinstance(loaded.model, EventRanker):
+        return serve_any(loaded.model, backend).name
+    return choose(backend, device, loaded.model.dtype).name
 
 
 def _computed_by(backend: str, kv_dtype: str, device: torch.device) -> list[Dtype]:
@@ -88,6 +98,9 @@ def _table(title: str, results: dict[str, list[LawResult]], names: dict[str, str
         table.add_column(name, justify="right", no_wrap=True)
     for kind, laws in results.items():
         for r in laws:
+            if r.not_applicable:
+                table.add_row(str(r.law), f"{r.statement} ({r.not_applicable})", kind, names[kind], "", "", "n/a")
+                continue
             verdict = "[green]holds[/green]" if r.holds else "[red]BROKEN[/red]"
             table.add_row(str(r.law), r.statement, kind, names[kind], f"{r.worst:.1e}", f"{r.bound:.0e}", verdict)
         table.add_section()

@@ -41,7 +41,7 @@ def compose_all(
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()
-    torch_device = models[0][0].model.kv_shape().device
+    torch_device = models[0][0].model.device
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
     histories = Histories(config.histories, metrics.states)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]

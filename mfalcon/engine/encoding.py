@@ -73,7 +73,7 @@ class Encoder:
             if len(chunk):
                 work.history = work.history[len(chunk) :]
                 if work.keep is not None and not len(work.history):
-                    encoded.steps.append(partial(self._keep, work, work.state, work.keep))
+                    encoded.steps.append(partial(self._keep, work, work.kv, work.keep))
         for index, leader in leaders.items():
             works[index].follow(works[leader], self._cache.fastest)
             encoded.steps.append(partial(_spoil_with, works[index], works[leader]))
@@ -87,7 +87,7 @@ class Encoder:
 
     def _next_events(self, work: Progress, events: Events, index: int, left: list[float], whole: float) -> Events:
         """Of events, those that fit into the seconds left, a few at least if nothing was done in this slice."""
-        unit, prefix = self._slice_events, work.state.num_tokens
+        unit, prefix = self._slice_events, work.kv.num_tokens
         num = fitting(lambda num: self.seconds(prefix, num), len(events), unit, left[index])
         if not num and left[index] == whole:
             num = min(unit, len(events))
@@ -101,9 +101,9 @@ class Encoder:
             return
         began = self._clock.now()
         deltas = [event_tokens(chunk, self._items, self._device) for _, chunk in growing]
-        longer = append_all(self._served, [work.state for work, _ in growing], deltas)
+        longer = append_all(self._served, [work.kv for work, _ in growing], deltas)
         ended = self._clock.now()
-        sizes = [(work.state.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
+        sizes = [(work.kv.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
         finite = finiteness(longer, [before for before, _ in sizes])
         for (work, _), state in zip(growing, longer, strict=True):
             work.hold(state)

@@ -15,7 +15,7 @@ from mfalcon.errors import DeadlineExceeded, StorageUnavailable
 from mfalcon.history.history import Reading, check_order
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
-from mfalcon.types import CacheInfo, RankRequest, RankResult, Timings
+from mfalcon.types import CacheInfo, CacheSource, RankRequest, RankResult, Timings
 
 
 class Jobs:
@@ -67,7 +67,12 @@ class Jobs:
     async def prefill(
         self, ranker: LoadedRanker, user_id: str, deadline: float | None, *, reading: Reading | None = None
     ) -> CacheInfo:
-        """Encode the user's history ahead of a request."""
+        """Encode the user's history ahead of a request. Of a model that encodes none there is nothing to do, and the
+        answer says so: nothing was reused or encoded.
+        """
+        if ranker.info.reads_last_events:
+            self._device.check_open()
+            return CacheInfo(CacheSource.NONE, 0, 0)
         with self._metrics.device.answering(ranker.name, deadline):
             with self._device.coming(deadline):
                 fetched = await ranker.fetcher.open(user_id, deadline, self._device.expected_wait(), reading=reading)

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mfalcon.algorithm import append, prefill, score
-from mfalcon.backends.select import ServedModel, reference
+from mfalcon.algorithm import append, prefill, read, score
+from mfalcon.backends.events import ServedEvents
+from mfalcon.backends.select import Served, any_reference
 from mfalcon.errors import CheckpointError
 from mfalcon.features.standard import LARGEST
 from mfalcon.models.base import EventTokens, Targets
@@ -33,25 +34,25 @@ LARGEST_VALUE = float(np.finfo(np.float32).max)
 """Of an event."""
 
 
-def probe(served: ServedModel, kv_dtype: str = "auto") -> None:
+def probe(served: Served, kv_dtype: str = "auto") -> None:
     """Prefill, append and score a made-up history by the served backend and by the reference, and one of the most
-    extreme events that are legal by the served backend alone.
+    extreme events that are legal by the served backend alone. A model without a prefix reads its events instead.
 
     Raises CheckpointError if a key, a value, a score or the blend of some is not finite, or if scores differ by more
     than rounding explains.
     """
-    config, name = served.model.config, served.stack.name
+    config, name = served.model.config, served.name
     usual = _usual(config)
     with torch.inference_mode():
-        found, expected = _scores(served, usual, name), _scores(reference(served.model), usual, "reference")
+        found, expected = _scores(served, usual, name), _scores(any_reference(served.model), usual, "reference")
         _scores(served, _extreme(config), f"{name} for the largest values of events")
-    dtype = served.model.items.id.weight.dtype
+    dtype = served.model.dtype
     bound = _SLACK * max(BOUNDS[dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
     unit = expected.abs().amax(0).clamp(min=1)
     worst = float(((found - expected).abs() / unit).max())
     if worst > bound:
         raise CheckpointError(
-            f"{config.name}: the scores of backend {served.stack.name} differ from the reference's by {worst:.2g}, "
+            f"{config.name}: the scores of backend {name} differ from the reference's by {worst:.2g}, "
             f"must be at most {bound:.2g} in {str(dtype).removeprefix('torch.')}"
         )
 
@@ -104,7 +105,7 @@ def _extreme(config: RankerConfig) -> _Question:
     )
 
 
-def _scores(served: ServedModel, asked: _Question, who: str) -> Tensor:
+def _scores(served: Served, asked: _Question, who: str) -> Tensor:
     """[_TARGETS, num_tasks] in float64, on the CPU. Raises CheckpointError unless all is finite; who: computes."""
     config = served.model.config
     is_finite, scores = _computed(served, asked)
@@ -119,15 +120,18 @@ def _scores(served: ServedModel, asked: _Question, who: str) -> Tensor:
     return scores
 
 
-def _computed(served: ServedModel, asked: _Question) -> tuple[bool, Tensor]:
+def _computed(served: Served, asked: _Question) -> tuple[bool, Tensor]:
     """Whether the history's state is finite, and the scores. An error of a caller holds no frame that has the state."""
-    config, device = served.model.config, served.model.items.id.weight.device
+    config, device = served.model.config, served.model.device
     events = EventTokens(*(_to(column, device) for column in (asked.rows, asked.actions, asked.values, asked.times)))
+    dense = _to(asked.dense, device) if config.dense_inputs else None
+    targets = Targets(_to(asked.candidates, device), _to(asked.context, device), dense)
+    if isinstance(served, ServedEvents):
+        side = read(served, events, targets.context)
+        return True, score(served, side, targets, asked.time_ms, _TARGETS).to("cpu", torch.float64)
     first = max(0, len(asked.rows) - _NEW_EVENTS)
     state = prefill(served, _part(events, slice(0, first)))
     state = append(served, state, _part(events, slice(first, None)))
-    dense = _to(asked.dense, device) if config.dense_inputs else None
-    targets = Targets(_to(asked.candidates, device), _to(asked.context, device), dense)
     scores = score(served, state, targets, asked.time_ms, _TARGETS)
     return state.is_finite(), scores.to("cpu", torch.float64)
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mfalcon.algorithm import UserState
 from mfalcon.history.history import History
 from mfalcon.kvcache.state import KVState
-from mfalcon.types import CacheSource, Events, Floats, Ids
+from mfalcon.types import CacheInfo, CacheSource, Events, Floats, Ids
 
 
 @dataclass(slots=True, eq=False)
@@ -15,15 +16,16 @@ class Progress:
     """A request that has begun. The device thread's alone, or one worker's while it works on it.
 
     owner: the runner that began it; another one begins again. state: what it has of the KV state that it scores
-    against, pinned as long as this lives. reused_tokens, source: what there was of it. history, recent: events that are
-    still to be encoded, first those of the acknowledged history. keep: what to keep the state of the history under, if
-    it may be: the history, where this window begins, and where the history's own begins. rows: item rows of the
-    candidates. dense: their standardised features, None for a model that reads none. scores: of the first `num_scored`
-    of them, [num, num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that state.
+    against, pinned as long as this lives; of a model without one, what its candidates share. reused_tokens, source:
+    what there was of it. history, recent: events that are still to be encoded, first those of the acknowledged
+    history. keep: what to keep the state of the history under, if it may be: the history, where this window begins,
+    and where the history's own begins. rows: item rows of the candidates. dense: their standardised features, None for
+    a model that reads none. scores: of the first `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or
+    value is not finite; nobody else may see that state.
     """
 
     owner: object
-    state: KVState
+    state: UserState
     source: CacheSource
     history: Events
     recent: Events
@@ -40,8 +42,27 @@ class Progress:
     _pin: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
-        self.reused_tokens = self.state.num_tokens
-        self._pin.enter_context(self.state.pinned())
+        if isinstance(self.state, KVState):
+            self.reused_tokens = self.state.num_tokens
+            self._pin.enter_context(self.state.pinned())
+
+    @property
+    def kv(self) -> KVState:
+        """The KV state, of a model that has one."""
+        assert isinstance(self.state, KVState)
+        return self.state
+
+    @property
+    def num_seen(self) -> int:
+        """What a candidate is scored against: tokens of the KV state, or events."""
+        return self.state.num_tokens if isinstance(self.state, KVState) else self.state.num_events
+
+    @property
+    def cache(self) -> CacheInfo:
+        """What there was of the state and what has been encoded; nothing of a model that encodes nothing."""
+        if not isinstance(self.state, KVState):
+            return CacheInfo(CacheSource.NONE, 0, 0)
+        return CacheInfo(self.source, self.reused_tokens, self.state.num_tokens - self.reused_tokens)
 
     @property
     def is_encoded(self) -> bool:
@@ -61,10 +82,10 @@ class Progress:
 
     def follow(self, leader: "Progress", source: CacheSource) -> None:
         """Go on with what another one has made of the same history, found in that tier."""
-        self.hold(leader.state)
+        self.hold(leader.kv)
         self.is_spoilt = leader.is_spoilt
         self.history = leader.history
-        self.source, self.reused_tokens = source, leader.state.num_tokens
+        self.source, self.reused_tokens = source, leader.kv.num_tokens
 
     def release(self) -> None:
         """Hold the state no longer: whoever makes room may drop it."""

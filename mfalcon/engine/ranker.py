@@ -11,19 +11,20 @@ import numpy as np
 
 from mfalcon.backends.base import DEVICE_MICROBATCH
 from mfalcon.backends.choice import AUTO
-from mfalcon.backends.select import PoolBudget, ServedModel, serve
+from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve_any
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.errors import ConfigError
-from mfalcon.kvcache.cache import KVCache
-from mfalcon.kvcache.fetch import Fetcher
+from mfalcon.kvcache.cache import KVCache, RemoteTier
+from mfalcon.kvcache.fetch import Fetcher, LogReader
 from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.metrics.model_states import ModelStates
+from mfalcon.metrics.model_states import ModelAnswers, ModelStates
 from mfalcon.metrics.states import StateMetrics
+from mfalcon.models.base import PrefixRanker
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.heads import probability_that_ranks, task_infos
 from mfalcon.rerank.likeness import Centred, Likeness, Vectors
@@ -66,10 +67,14 @@ class Measured:
 
 
 class LoadedRanker:
-    """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis."""
+    """Owns what a model needs beside the server's histories and the device: pool, tiers, costs, the way to Redis. A
+    model that encodes no history has neither pool nor tiers, and nothing of it is in Redis.
+    """
 
-    served: ServedModel
+    served: Served
     measured: Measured | None
+    remote: RemoteTier | None
+    fetcher: LogReader
 
     def __init__(
         self,
@@ -96,51 +101,66 @@ class LoadedRanker:
             raise ConfigError(f"model {self.name}: reads streaming counters, which are not served yet")
         redis = histories.redis
         waiting = options.write_behind_bytes if redis is not None else 0
-        longest = model.config.max_history * model.tokens_per_event
-        budget = PoolBudget(options.kv_budget_bytes + waiting, device.threads, longest, options.device_budget_bytes)
+        budget = None
+        if isinstance(model, PrefixRanker):
+            longest = model.config.max_history * model.tokens_per_event
+            budget = PoolBudget(options.kv_budget_bytes + waiting, device.threads, longest, options.device_budget_bytes)
         former = predecessor.served if predecessor is not None else None
-        self.served = served = serve(model, options.backend, budget, options.kv_dtype, former)
+        self.served = served = serve_any(model, options.backend, budget, options.kv_dtype, former)
         self.info = _model_info(checkpoint, options, served)
         alike = predecessor is not None and predecessor.checkpoint.model.config == model.config
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
         self.probability = probability_that_ranks(model.config.tasks, model.config.blend)
         self.predictor = measured.predictor if measured is not None else Predictor()
-        fingerprint = f"{checkpoint.fingerprint}:{model.kv_shape().dtype}"
+        self._device = device
+        self._histories = histories
+        self._metrics = metrics
+        self._window = WindowRule(model.config.max_history, model.config.window_chunk)
+        self._recent: OrderedDict[str, None] = OrderedDict() if predecessor is None else predecessor._recent
+        self._answered = ModelAnswers(metrics, self.name)
+        self._states: ModelStates | None = None
+        self._cache: KVCache | None = None
+        self.remote = None
+        longest_wait_s = redis.options.client.timeout_s if redis is not None else 0.0
+        if isinstance(served, ServedModel):
+            self._cache = cache = self._cache_of(served, waiting)
+            self.fetcher = Fetcher(
+                histories.log,
+                cache,
+                self.predictor,
+                self._window,
+                metrics,
+                longest_wait_s,
+                is_shared=histories.is_shared,
+            )
+            self._states = ModelStates(metrics, self.name)
+            metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
+        else:
+            self.fetcher = LogReader(histories.log, longest_wait_s)
+        metrics.backend.labels(
+            model=self.name,
+            device=str(model.device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            backend=served.name,
+        ).set(1)
+
+    def _cache_of(self, served: ServedModel, waiting: int) -> KVCache:
+        """Of the model here, and in Redis if there is one. waiting: bytes of states that wait to be written there."""
+        histories, options = self._histories, self.options
+        fingerprint = f"{self.checkpoint.fingerprint}:{served.model.dtype}"
         if options.kv_dtype != "auto":
             fingerprint += f":{options.kv_dtype}"
-        self.remote = redis.attach(model, fingerprint, waiting, histories.tombstones) if redis is not None else None
-        self.cache = KVCache(
+        if histories.redis is not None:
+            self.remote = histories.redis.attach(served.model, fingerprint, waiting, histories.tombstones)
+        return KVCache(
             fingerprint,
             served.pool,
             options.kv_budget_bytes,
             histories.tombstones,
             host_pool=served.host,
-            remote=self.remote if model.prefix_stable else None,
+            remote=self.remote if served.model.prefix_stable else None,
         )
-        self._window = WindowRule(model.config.max_history, model.config.window_chunk)
-        self.fetcher = Fetcher(
-            histories.log,
-            self.cache,
-            self.predictor,
-            self._window,
-            metrics,
-            redis.options.client.timeout_s if redis is not None else 0.0,
-            is_shared=histories.is_shared,
-        )
-        self._device = device
-        self._histories = histories
-        self._metrics = metrics
-        self._counted = ModelStates(metrics, self.name)
-        self._recent: OrderedDict[str, None] = OrderedDict() if predecessor is None else predecessor._recent
-        metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
-        shape = served.pool.layout.shape
-        metrics.backend.labels(
-            model=self.name,
-            device=str(shape.device),
-            dtype=str(shape.dtype).removeprefix("torch."),
-            backend=served.stack.name,
-        ).set(1)
 
     def successor(self, checkpoint: Checkpoint) -> "LoadedRanker":
         """A ranker of another checkpoint under the same name and options. Raises as the constructor does."""
@@ -153,6 +173,18 @@ class LoadedRanker:
             self._histories.redis.start_writes(self.remote)
 
     @property
+    def prefix(self) -> ServedModel:
+        """What is served, of a model that encodes a history."""
+        assert isinstance(self.served, ServedModel)
+        return self.served
+
+    @property
+    def cache(self) -> KVCache:
+        """Its states, of a model that encodes a history."""
+        assert self._cache is not None
+        return self._cache
+
+    @property
     def recent_users(self) -> list[str]:
         """Users of the last requests, the latest first."""
         return list(reversed(self._recent))
@@ -163,10 +195,12 @@ class LoadedRanker:
 
         There are free pages, twice what requests in flight need; or this model keeps less than a quarter of its pool:
         so much a predecessor on the same pool gives up, of its least recently used states. Nothing warmed has had to go
-        yet: that would be the state of a user seen later.
+        yet: that would be the state of a user seen later. A model without states has nothing to warm.
         """
-        pool = self.served.pool
-        kept = self.cache.host if self.cache.device is None else self.cache.device
+        if self._cache is None:
+            return False
+        cache, pool = self._cache, self.prefix.pool
+        kept = cache.host if cache.device is None else cache.device
         has_pages = pool.accounts.num_free > 2 * pool.reserved or kept.num_bytes < pool.num_bytes // 4
         return has_pages and not kept.num_evicted
 
@@ -194,9 +228,11 @@ class LoadedRanker:
 
     def warm(self) -> Runner:
         """Measure the model on its device, and make what runs its jobs. On the device thread."""
-        served = self.served
-        if served.stack.batched or self._device.device.type == "cuda":
-            served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
+        served, num_bytes = self.served, 0
+        if isinstance(served, ServedModel):
+            num_bytes = served.pool.num_bytes
+            if served.batched or self._device.device.type == "cuda":
+                served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
         if self._device.device.type == "cuda":
             _ = self.likeness
         self.measured = measured = self.measured or self._measure()
@@ -208,64 +244,69 @@ class LoadedRanker:
             f"side by side up to {measured.small_candidates} candidates"
             if measured.small_candidates
             else "no requests side by side",
-            served.pool.num_bytes >> 20,
+            num_bytes >> 20,
         )
         items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates
-        return Runner(served, items, self.cache, measured.microbatch, version, self.predictor, small)
+        return Runner(served, items, self._cache, measured.microbatch, version, self.predictor, small)
 
     def _measure(self) -> "Measured":
         served, workers, microbatch, small = self.served, self._device.workers, self.options.microbatch, 0
-        if served.stack.batched or self._device.device.type == "cuda":
+        if served.batched or self._device.device.type == "cuda":
             microbatch = microbatch or DEVICE_MICROBATCH
         else:
             microbatch = microbatch or measure_microbatch(served)
             small = measure_side_by_side(served, workers, microbatch) if workers.num_workers > 1 else 0
-        measure_encoding(served, self.predictor.encode)
+        if isinstance(served, ServedModel):
+            measure_encoding(served, self.predictor.encode)
         measure_scoring(served, self.predictor.score, microbatch)
         self.predictor.score.settle()
         return Measured(microbatch, small, self.predictor)
 
     def count(self, cache: CacheInfo, num_failed: int = 0) -> None:
         """Bring the metrics up to date after a request."""
-        states, counted = self.cache, self._counted
+        self._answered.count(num_failed)
+        states, counted = self._cache, self._states
+        if states is None or counted is None:
+            return
         counted.host_bytes.set(states.host.num_bytes)
-        counted.pool_free_pages.set(self.served.pool.accounts.num_free)
+        counted.pool_free_pages.set(self.prefix.pool.accounts.num_free)
         counted.host_evicted.follow(states.host.num_evicted)
         if states.device is not None and states.offload is not None:
             counted.device_bytes.set(states.device.num_bytes)
             counted.device_evicted.follow(states.device.num_evicted)
             counted.offloaded.follow(states.offload.num_copied)
             counted.not_offloaded.follow(states.offload.num_dropped)
-        counted.answered(cache, num_failed)
+        counted.answered(cache)
 
     async def hand_over(self, most_bytes: int) -> int:
         """Have Redis hold what was used last here, see `WriteBehind.hand_over`; states that are on their way from a GPU
         to the host are not among it. Nothing without histories in Redis: nobody else could use it.
         """
-        if self.cache.remote is None or not self._histories.is_shared:
+        if self._cache is None or self._cache.remote is None or not self._histories.is_shared:
             return 0
-        return await self.cache.remote.writes.hand_over(self._hottest(), most_bytes)
+        return await self._cache.remote.writes.hand_over(self._hottest(self._cache), most_bytes)
 
-    def _hottest(self) -> Iterator[Offer]:
-        for key in self.cache.host.hottest():
+    def _hottest(self, cache: KVCache) -> Iterator[Offer]:
+        for key in cache.host.hottest():
             history = self._histories.copy(key.user)
-            if history is None or not key.is_ancestor(self.cache.fingerprint, history, key.start):
+            if history is None or not key.is_ancestor(cache.fingerprint, history, key.start):
                 continue
-            if key.start == self._window.start(len(history), history.base) and (entry := self.cache.host.at(key)):
+            if key.start == self._window.start(len(history), history.base) and (entry := cache.host.at(key)):
                 yield Offer(history.until(key.stop), key.start, entry.state)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""
         await self.fetcher.close()
-        await asyncio.to_thread(self.cache.close)
+        if self._cache is not None:
+            await asyncio.to_thread(self._cache.close)
         if self.remote is not None and self._histories.redis is not None:
             await self._histories.redis.detach(self.remote)
 
 
-def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedModel) -> ModelInfo:
-    model, ranker, shape = checkpoint.model, checkpoint.model.config, served.pool.layout.shape
-    computed_by = [str(shape.device), str(shape.dtype).removeprefix("torch."), served.stack.name]
-    if options.kv_dtype != "auto":
+def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: Served) -> ModelInfo:
+    model, ranker = checkpoint.model, checkpoint.model.config
+    computed_by = [str(model.device), str(model.dtype).removeprefix("torch."), served.name]
+    if options.kv_dtype != "auto" and model.encodes_prefix:
         computed_by.append(f"{options.kv_dtype} pages")
     return ModelInfo(
         name=options.name or ranker.name,
@@ -280,6 +321,7 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: ServedMo
         max_history=ranker.max_history,
         max_candidates=options.max_candidates,
         prefix_stable=model.prefix_stable,
+        reads_last_events=not model.encodes_prefix,
         backend=" ".join(computed_by),
         task_infos=task_infos(ranker.tasks, ranker.blend),
         counts_items=checkpoint.items.num_events is not None,

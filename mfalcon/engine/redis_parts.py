@@ -20,7 +20,7 @@ from mfalcon.kvcache.codec import exact_dtype
 from mfalcon.kvcache.remote import RedisStates, RemoteOptions
 from mfalcon.kvcache.write_behind import WriteBehind
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.models.base import Ranker
+from mfalcon.models.base import PrefixRanker, Ranker, prefix_ranker
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
 from mfalcon.redis.url import redacted
@@ -88,7 +88,7 @@ class RedisParts:
         self._kept_up_at = 0.0
         self._is_safe: bool | None = None
 
-    def attach(self, model: Ranker, fingerprint: str, budget_bytes: int, tombstones: Tombstones) -> RemoteTier:
+    def attach(self, model: PrefixRanker, fingerprint: str, budget_bytes: int, tombstones: Tombstones) -> RemoteTier:
         """The states of a model, kept in step with deletions and with Redis' memory from now on. Any thread.
 
         fingerprint: of the checkpoint and the compute dtype. budget_bytes: of states that wait to be written.
@@ -225,8 +225,9 @@ def codec_workers() -> ThreadPoolExecutor:
 def layout_of(model: Ranker, fingerprint: str, dtype: PayloadDtype | None = None) -> ChunkLayout:
     """How the chunks of a model's states lie. fingerprint: of the checkpoint and the compute dtype, any text.
 
-    dtype: None for the compute dtype.
+    dtype: None for the compute dtype. Raises ConfigError for a model that has none.
     """
+    model = prefix_ranker(model)
     shape = model.kv_shape()
     return ChunkLayout(
         fingerprint=hashlib.blake2b(fingerprint.encode(), digest_size=16).digest(),

@@ -140,6 +140,8 @@ class Reloader:
         is room for more.
         """
         until, num_warmed = time.monotonic() + self._options.warm_s, 0
+        if new.info.reads_last_events:
+            return 0
         for user_id in users[: self._options.warm_users]:
             while self._device.num_queued() and time.monotonic() < until:  # noqa: ASYNC110 (others' work has no event)
                 await asyncio.sleep(_POLL_S)

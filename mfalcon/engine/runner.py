@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from kernels.paged import to_device
-from mfalcon.algorithm import Scoring, score_all
-from mfalcon.backends.select import ServedModel
+from mfalcon.algorithm import Scoring, read, score_all
+from mfalcon.backends.events import ServedEvents
+from mfalcon.backends.select import Served
 from mfalcon.best_first import best_first
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.encoding import Encoded, Encoder
@@ -21,12 +22,13 @@ from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.features.standard import standardised
+from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.models.base import Targets, context_codes
+from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
-from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Floats, Ids, RankResult, Timings, no_events
+from mfalcon.types import NO_SCORE, CacheSource, Events, Floats, Ids, RankRequest, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -52,15 +54,15 @@ class Runner:
 
     def __init__(
         self,
-        served: ServedModel,
+        served: Served,
         items: ItemTable,
-        cache: KVCache,
+        cache: KVCache | None,
         microbatch: int,
         version: str,
         predictor: Predictor | None = None,
         small_candidates: int = 0,
     ) -> None:
-        """On the thread that will compute, whose cores it counts."""
+        """On the thread that will compute, whose cores it counts. cache: of a model with KV states, else None."""
         self._served = served
         self._model = model = served.model
         self._items = items
@@ -70,20 +72,24 @@ class Runner:
         self._version = version
         self._predictor = predictor or Predictor()
         self._small_candidates = small_candidates
-        self._device = model.items.id.weight.device
+        self._device = model.device
         self._cores = torch.get_num_threads()
-        slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
-        slice_events = max(1, slice_tokens // model.tokens_per_event)
         self._slice_candidates = microbatch if self.batched else _SLICE_CANDIDATES * self._cores
-        clock = clock_of(self._device)
-        self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
+        self._encoder: Encoder | None = None
+        self._per_event = 1
+        if not isinstance(served, ServedEvents):
+            assert cache is not None
+            self._per_event = served.model.tokens_per_event
+            slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
+            slice_events, clock = max(1, slice_tokens // self._per_event), clock_of(self._device)
+            self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
 
     @property
     def batched(self) -> bool:
         """Whether several users are better done as one computation than one after the other."""
-        return self._served.stack.batched
+        return self._served.batched
 
     def rank(self, job: RankJob) -> RankResult:
         """All of a request at once. Raises its error."""
@@ -100,10 +106,12 @@ class Runner:
     def forecast(self, job: RankJob) -> Forecast:
         """What a job will be, by what is cached now. Any thread may ask."""
         log, fetched = job.fetched_history.history, job.fetched_history.fetched
-        log_len, num_recent, per_event = len(log), len(job.request.recent_events), self._model.tokens_per_event
+        log_len, num_recent, per_event = len(log), len(job.request.recent_events), self._per_event
         start = self._window.start(log_len + num_recent, log.base)
         num_events = log_len + num_recent - start
-        held = self._cache.peek(log, start) if start < log_len else 0
+        held = 0 if self._cache is not None else num_events  # without states there is nothing to encode
+        if self._cache is not None and start < log_len:
+            held = self._cache.peek(log, start)
         if fetched is not None and fetched.key.start == start:
             held = max(held, fetched.key.stop - start)
         num_candidates, new = len(job.request.candidates), num_events - held
@@ -128,7 +136,8 @@ class Runner:
         left = [seconds] * len(works)
         encoding, encoded = time.monotonic(), Encoded()
         try:
-            self._encoder.encode(works, left, seconds, encoded)
+            if self._encoder is not None:
+                self._encoder.encode(works, left, seconds, encoded)
             if not self.batched:
                 encoded.settle()
             scoring = time.monotonic()
@@ -153,16 +162,17 @@ class Runner:
         work, job.progress = job.progress, None
         if work is None:
             return
-        if work.owner is self:
-            is_longer = len(work.history) > 0 and work.state.num_tokens > work.reused_tokens
+        if work.owner is self and self._cache is not None:
+            is_longer = len(work.history) > 0 and work.kv.num_tokens > work.reused_tokens
             if work.keep is not None and is_longer and not work.is_spoilt:
                 history, start, _ = work.keep
-                self._cache.put_part(history, start, len(history) - len(work.history), work.state)
+                self._cache.put_part(history, start, len(history) - len(work.history), work.kv)
         work.release()
 
     def delete(self, user: bytes | None) -> None:
         """Erase a user's states, or everybody's."""
-        self._cache.delete(user)
+        if self._cache is not None:
+            self._cache.delete(user)
 
     def check_device(self) -> None:
         """Raises if the device is lost: after an error in a kernel CUDA refuses everything, for good."""
@@ -189,10 +199,16 @@ class Runner:
         dense = standardised(features, job.request.dense, num_candidates) if features else None
         log_len = len(log)
         start = self._window.start(log_len + len(recent), log.base)
-        state, source, none = self._served.empty_state(), CacheSource.NONE, no_events()
+        source, none = CacheSource.NONE, no_events()
+        if isinstance(self._served, ServedEvents):
+            events = event_tokens(_window(log, recent, start), self._items, self._device)
+            side = read(self._served, events, self._codes(job.request))
+            job.progress = Progress(self, side, source, none, none, None, rows, dense, time.monotonic() - began)
+            return job.progress
+        assert self._cache is not None
+        state = self._served.empty_state()
         if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
-            kept = log.since(start) if start < log_len else none
-            left = np.concatenate([kept, recent[max(0, start - log_len) :]])
+            left = _window(log, recent, start)
             job.progress = Progress(self, state, source, none, left, None, rows, dense, time.monotonic() - began)
             return job.progress
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
@@ -206,28 +222,29 @@ class Runner:
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
         """Candidates to score in so many seconds, a few at least if nothing else was done in this slice."""
-        cost, tokens = self._predictor.score, work.state.num_tokens
+        cost, tokens = self._predictor.score, work.num_seen
         most, unit = len(work.rows) - work.num_scored, self._slice_candidates
         num = fitting(lambda num: cost.predict(tokens, num).seconds, most, unit, seconds)
         return min(unit, most) if not num and is_first else num
 
     def _score(self, jobs: Sequence[RankJob], works: Sequence[Progress], counts: Sequence[int]) -> None:
         """Score the next candidates of each, so many."""
-        features, requests, scored = self._model.config.context_features, list[Scoring](), list[Progress]()
+        requests, scored = list[Scoring](), list[Progress]()
         for job, work, count in zip(jobs, works, counts, strict=True):
             if not count:
                 continue
             time_ms = job.request.request_time_ms
-            codes = self._to_device(context_codes(features, job.request.context, time_ms))
             part = slice(work.num_scored, work.num_scored + count)
             dense = None if work.dense is None else self._to_device(work.dense[part])
-            targets = Targets(self._to_device(work.rows[part]), codes, dense)
+            targets = Targets(self._to_device(work.rows[part]), self._codes(job.request), dense)
             requests.append(Scoring(work.state, targets, time_ms))
             scored.append(work)
         if not requests:
             return
         size = max(len(request.targets.rows) for request in requests)
-        microbatch = self._microbatch if self.batched else min(self._microbatch, -(-size // torch.get_num_threads()))
+        microbatch = self._microbatch
+        if not self.batched and self._encoder is not None:  # a core takes a microbatch; else all share each one
+            microbatch = min(microbatch, -(-size // torch.get_num_threads()))
         out = score_all(self._served, requests, microbatch).to("cpu", torch.float64).numpy()
         first = 0
         for work, request in zip(scored, requests, strict=True):
@@ -257,7 +274,7 @@ class Runner:
         cost, sizes = self._predictor.score, []
         for work, count in zip(works, counts, strict=True):
             if count:
-                sizes.append((work.state.num_tokens, count))
+                sizes.append((work.num_seen, count))
         seconds *= torch.get_num_threads() / self._cores
         if len(sizes) == 1:
             cost.observe(*sizes[0], seconds)
@@ -268,10 +285,10 @@ class Runner:
 
     def _left_s(self, work: Progress) -> float:
         """What is predicted of the rest."""
-        per_event, num_events = self._model.tokens_per_event, len(work.history) + len(work.recent)
-        total = work.state.num_tokens + num_events * per_event
+        num_events = len(work.history) + len(work.recent)
+        total = work.num_seen + num_events * self._per_event
         seconds = self._predictor.score.predict(total, len(work.rows) - work.num_scored).seconds
-        return seconds + self._encoder.seconds(work.state.num_tokens, num_events)
+        return seconds + (self._encoder.seconds(work.num_seen, num_events) if self._encoder is not None else 0.0)
 
     def _result(self, job: RankJob, work: Progress) -> Answer | None:
         """The answer, for the candidates that are scored. None where a score is not a finite number and a state was
@@ -311,7 +328,7 @@ class Runner:
             task_scores=task_scores,
             top=best_first(scores, job.request.top_k),
             model_version=self._version,
-            cache=CacheInfo(work.source, work.reused_tokens, work.state.num_tokens - work.reused_tokens),
+            cache=work.cache,
             timings=timings,
             history_len=len(fetched_history.history),
             stale=fetched_history.stale,
@@ -321,7 +338,7 @@ class Runner:
 
     def _begin_again(self, job: RankJob, work: Progress) -> bool:
         """Whether a request can be done without the state that it reused; then that is deleted."""
-        if job.is_cold or not work.reused_tokens:
+        if job.is_cold or not work.reused_tokens or self._cache is None:
             return False
         _log.error("model version %s: a KV state of a user spoils scores; it is deleted and made again", self._version)
         self._cache.delete(job.user)
@@ -329,8 +346,19 @@ class Runner:
         job.progress, job.so_far, job.is_cold, job.left_s = None, None, True, self.forecast(job).seconds
         return True
 
+    def _codes(self, request: RankRequest) -> torch.Tensor:
+        """Of the request's context, [num_features]."""
+        features = self._model.config.context_features
+        return self._to_device(context_codes(features, request.context, request.request_time_ms))
+
     def _to_device(self, numbers: Ids | Floats) -> torch.Tensor:
         return to_device(numbers, self._device)
+
+
+def _window(log: History, recent: Events, start: int) -> Events:
+    """Events from a start on, of the log and those behind it."""
+    kept = log.since(start) if start < len(log) else no_events()
+    return np.concatenate([kept, recent[max(0, start - len(log)) :]])
 
 
 def _us(seconds: float) -> int:

@@ -4,27 +4,23 @@ import time
 
 import torch
 
-from mfalcon.algorithm import prefill, score
-from mfalcon.backends.select import ServedModel
+from mfalcon.algorithm import UserState, prefill, score, user_state
+from mfalcon.backends.select import Served, ServedModel
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.workers import WorkerPool
 from mfalcon.kvcache.cost import EncodeCost, ScoreCost
+from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens, Targets
 
 _LONG_SECONDS = 0.2
 _SCORED = ((64, 64), (64, 1_024), (1_024, 64), (1_024, 1_024), (4_096, 512))
 
 
-def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 192, 512)) -> int:
+def measure_microbatch(served: Served, sizes: tuple[int, ...] = (48, 96, 192, 512)) -> int:
     """The fastest microbatch for this model on this machine, timed once on a full window of zeros."""
-    model = served.model
-    config = model.config
+    config = served.model.config
     num_targets = 2 * max(sizes)
-    device = model.items.id.weight.device
-    zeros = torch.zeros(max(num_targets, config.max_history), dtype=torch.int64, device=device)
-    events = EventTokens(*(zeros[: config.max_history],) * 4)
-    targets = Targets(zeros[:num_targets], zeros[: len(config.context_features)])
-    state = prefill(served, events)
+    targets, state = _zero_targets(served, num_targets), _zero_state(served, config.max_history)
     seconds = {}
     for size in sizes:
         best = float("inf")
@@ -37,17 +33,15 @@ def measure_microbatch(served: ServedModel, sizes: tuple[int, ...] = (48, 96, 19
 
 
 def measure_side_by_side(
-    served: ServedModel, pool: WorkerPool, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
+    served: Served, pool: WorkerPool, microbatch: int, sizes: tuple[int, ...] = (32, 128, 512, 2_048)
 ) -> int:
     """Most candidates of a request that is better scored on one core, beside as many others as there are workers, than
     on all cores, one after the other. 0 if none is. Stops where a size takes long or is not 5% faster.
     """
-    config, zeros = served.model.config, torch.zeros(max(sizes), dtype=torch.int64)
-    events = EventTokens(*(zeros[: min(config.max_history, 1_024)],) * 4)
-    state = prefill(served, events)
+    state = _zero_state(served, min(served.model.config.max_history, 1_024))
     small = 0
     for size in sizes:
-        targets = Targets(zeros[:size], zeros[: len(config.context_features)])
+        targets = _zero_targets(served, size)
 
         def one(_: int, targets: Targets = targets) -> None:
             score(served, state, targets, 0, microbatch)
@@ -90,24 +84,37 @@ def measure_encoding(served: ServedModel, cost: EncodeCost, sizes: tuple[int, ..
 
 
 def measure_scoring(
-    served: ServedModel, cost: ScoreCost, microbatch: int, sizes: tuple[tuple[int, int], ...] = _SCORED
+    served: Served, cost: ScoreCost, microbatch: int, sizes: tuple[tuple[int, int], ...] = _SCORED
 ) -> None:
     """Tell a cost how long scores of some sizes take, (events, candidates), so that the first requests are admitted by
     more than a guess. Events of zeros, as many as the model's window holds; stops where a size takes long.
     """
-    config, device = served.model.config, served.model.items.id.weight.device
-    clock = clock_of(device)
+    config, clock = served.model.config, clock_of(served.model.device)
     for most_events, num_candidates in sizes:
         num_events = min(most_events, config.max_history)
-        zeros = torch.zeros(max(num_events, num_candidates), dtype=torch.int64, device=device)
-        state = prefill(served, EventTokens(*(zeros[:num_events],) * 4))
-        targets = Targets(zeros[:num_candidates], zeros[: len(config.context_features)])
+        state, targets = _zero_state(served, num_events), _zero_targets(served, num_candidates)
+        num_seen = state.num_tokens if isinstance(state, KVState) else state.num_events
         seconds = 0.0
         for run in range(3):
             began = clock.now()
             score(served, state, targets, 0, microbatch)
             seconds = clock.seconds(began, clock.now())
             if run:
-                cost.observe(state.num_tokens, num_candidates, seconds)
+                cost.observe(num_seen, num_candidates, seconds)
         if seconds > _LONG_SECONDS:
             return
+
+
+def _zero_state(served: Served, num_events: int) -> UserState:
+    """What candidates are scored against, of so many events of zeros."""
+    zeros = torch.zeros(num_events, dtype=torch.int64, device=served.model.device)
+    return user_state(served, EventTokens(*(zeros,) * 4), _zero_targets(served, 0).context)
+
+
+def _zero_targets(served: Served, num_candidates: int) -> Targets:
+    """Candidates of zeros."""
+    config, device = served.model.config, served.model.device
+    rows, codes = (
+        torch.zeros(n, dtype=torch.int64, device=device) for n in (num_candidates, len(config.context_features))
+    )
+    return Targets(rows, codes)

@@ -65,8 +65,46 @@ class Waits:
         return max(SHORTEST_WAIT_S, self.until - time.monotonic())
 
 
-class Fetcher:
-    """Answers `open` for each request. longest_wait_s: for Redis. is_shared: whether the log is a round trip away."""
+class LogReader:
+    """Answers `open` for each request of a model that has no KV states: all that it needs is the history.
+
+    longest_wait_s: for Redis.
+    """
+
+    def __init__(self, log: EventLog, longest_wait_s: float) -> None:
+        self._log = log
+        self._longest_wait_s = longest_wait_s
+
+    async def read(self, user_id: str, deadline: float | None) -> Reading:
+        """The user's history, for several models at once. Raises StorageUnavailable without one."""
+        return await self._log.read(user_id, self._patience(deadline))
+
+    async def open(
+        self,
+        user_id: str,
+        deadline: float | None,
+        wait: Estimate,
+        num_recent: int = 0,
+        reading: Reading | None = None,
+    ) -> Fetched:
+        """The user's history, verified. Raises StorageUnavailable without one. reading: as of `Fetcher.open`."""
+        began = time.monotonic()
+        reading = reading or await self.read(user_id, deadline)
+        seconds = time.monotonic() - began
+        return Fetched(reading.history, reading.stale, seconds=seconds, log_seconds=seconds)
+
+    async def close(self) -> None:
+        """Nothing is under way."""
+
+    def _patience(self, deadline: float | None) -> float:
+        """Seconds that a request may wait for Redis: a share of what it has left, 5 ms at least."""
+        if deadline is None:
+            return self._longest_wait_s
+        return min(self._longest_wait_s, max(SHORTEST_WAIT_S, _WAIT_SHARE * (deadline - time.monotonic())))
+
+
+class Fetcher(LogReader):
+    """The same for a model with KV states. is_shared: whether the log is a round trip away."""
 
     def __init__(
         self,
@@ -79,23 +117,18 @@ class Fetcher:
         *,
         is_shared: bool,
     ) -> None:
-        self._log = log
+        super().__init__(log, longest_wait_s)
         self._cache = cache
         self._remote = cache.remote
         self._predictor = predictor
         self._window = window
         self._metrics = metrics
-        self._longest_wait_s = longest_wait_s
         self._is_shared = is_shared
         self._usual_events = 0.0
         self._asked_at = 0.0
         self._logged: set[type[Exception]] = set()
         self._asking: dict[bytes, asyncio.Task[list[Reply]]] = {}
         self._bringing: dict[tuple[bytes, bytes], asyncio.Task[Entry | None]] = {}
-
-    async def read(self, user_id: str, deadline: float | None) -> Reading:
-        """The user's history, for several models at once. Raises StorageUnavailable without one."""
-        return await self._log.read(user_id, self._patience(deadline))
 
     async def open(
         self,
@@ -126,12 +159,6 @@ class Fetcher:
         waits = Waits(wait, deadline, began + patience)
         fetched, decision = await self._fetch(self._remote, reading.history, waits, guessed)
         return Fetched(reading.history, False, fetched, decision, time.monotonic() - began, log_seconds)
-
-    def _patience(self, deadline: float | None) -> float:
-        """Seconds that a request may wait for Redis: a share of what it has left, 5 ms at least."""
-        if deadline is None:
-            return self._longest_wait_s
-        return min(self._longest_wait_s, max(SHORTEST_WAIT_S, _WAIT_SHARE * (deadline - time.monotonic())))
 
     def _guess_fetch(self, user_id: str, patience: float) -> "asyncio.Task[list[Reply]] | None":
         """Begin to fetch before the history is known, if that is likely to be the decision."""

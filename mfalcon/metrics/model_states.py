@@ -1,4 +1,4 @@
-"""What every answer of a model counts of its states, looked up by the model's name once."""
+"""What every answer of a model counts, looked up by the model's name once."""
 
 from prometheus_client import Counter
 
@@ -20,8 +20,23 @@ class Total:
             self._counted = total
 
 
+class ModelAnswers:
+    """What is counted of every model, with states or without."""
+
+    def __init__(self, metrics: StateMetrics, model: str) -> None:
+        self._failed = metrics.failed.labels(model)
+        # A series that begins with its first failure has no increase yet that an alert could see.
+        for result in ("swapped", "failed"):
+            metrics.reloads.labels(model, result)
+
+    def count(self, num_failed: int) -> None:
+        """A request has been answered, but for so many of its candidates."""
+        if num_failed:
+            self._failed.inc(num_failed)
+
+
 class ModelStates:
-    """Those of one model, from one checkpoint to the next."""
+    """The states of one model, from one checkpoint to the next."""
 
     def __init__(self, metrics: StateMetrics, model: str) -> None:
         self.host_bytes = metrics.host_bytes.labels(model)
@@ -33,15 +48,9 @@ class ModelStates:
         self.not_offloaded = Total(metrics.not_offloaded.labels(model))
         self._lookups = {source: metrics.lookups.labels(model, source.name.lower()) for source in CacheSource}
         self._reused, self._encoded = (metrics.tokens.labels(model, how) for how in ("reused", "encoded"))
-        self._failed = metrics.failed.labels(model)
-        # A series that begins with its first failure has no increase yet that an alert could see.
-        for result in ("swapped", "failed"):
-            metrics.reloads.labels(model, result)
 
-    def answered(self, cache: CacheInfo, num_failed: int) -> None:
-        """A request has been answered from these states, but for so many of its candidates."""
-        if num_failed:
-            self._failed.inc(num_failed)
+    def answered(self, cache: CacheInfo) -> None:
+        """A request has been answered from these states."""
         self._lookups[cache.source].inc()
         self._reused.inc(cache.reused_tokens)
         self._encoded.inc(cache.encoded_tokens)

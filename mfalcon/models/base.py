@@ -1,25 +1,29 @@
 """The contract of a ranker: what the algorithm, the trainer and the engine may ask of any model.
 
-A model turns events into prefix tokens and candidates into targets, and reads scores off targets. It knows nothing of
-caches, microbatches or requests.
+A model is one of two kinds. A `PrefixRanker` turns events into prefix tokens and candidates into targets, and reads
+scores off targets. An `EventRanker` reads the last events with each request. Neither knows of caches or requests.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kernels.cpu.library import Kernel
 from kernels.paged import to_device
+from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVShape
+from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
-from mfalcon.models.heads import TaskHeads
+from mfalcon.models.heads import TaskHeads, task_scores
 from mfalcon.models.items import ItemTable
-from mfalcon.models.layer import Stack
+from mfalcon.models.layer import HSTULayer, Stack
 from mfalcon.types import Events, Ids
 
 MISSING = -1
@@ -52,24 +56,73 @@ class Targets:
 
 
 class Ranker(nn.Module, ABC):
-    """Base of every model: embeddings, a stack of layers and heads. A subclass says how they become tokens."""
+    """What every model has: items, tasks and raw outputs of targets. How it reads a history makes it one of two kinds:
+    a `PrefixRanker` or an `EventRanker`.
+    """
 
-    tokens_per_event: int
-    """Prefix tokens that one event becomes."""
+    encodes_prefix: bool
+    """Whether a history becomes a KV state that candidates are scored against."""
     prefix_stable: bool
     """True when a token's K/V depend on itself and earlier tokens alone, so that states may outlive their request."""
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.layer.dim
-        self.items = ItemEmbedding(config.num_items, dim, config.side_features)
-        self.actions = ActionEmbedding(len(config.actions), dim, config.value_center, config.value_scale)
-        self.context = ContextEmbedding(config.context_features, dim)
+        self.items = ItemEmbedding(config.num_items, config.dim, config.side_features)
+        self.actions = ActionEmbedding(len(config.actions), config.dim, config.value_center, config.value_scale)
         self.dropout = nn.Dropout(config.dropout)
-        self.stack = Stack(config.layer, config.num_layers)
-        self.heads = TaskHeads(config.tasks, dim, config.head_dim, config.num_items, config.dropout)
-        self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, dim)
+
+    @abstractmethod
+    def outputs(self, events: EventTokens, valid: Tensor, targets: Targets, visible: Tensor, times: Tensor) -> Tensor:
+        """Raw task outputs of the targets of a padded batch, with gradients: [batch, m, num_tasks].
+
+        events: [batch, n]. valid: bool [batch, n], False on padding (at the end). targets: [batch, m], of which each
+        sees the first `visible` events of its row, int64 [batch, m], at its request's time, int64 [batch, m].
+        """
+
+    @abstractmethod
+    def rescale(self, task: int, scale: float, shift: float) -> None:
+        """Make a task's raw output scale * raw + shift from now on."""
+
+    @abstractmethod
+    def cast(self, dtype: torch.dtype) -> None:
+        """Compute in a dtype from now on; heads stay at float32 or above."""
+
+    def scores(self, raw: Tensor) -> Tensor:
+        """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""
+        return task_scores(self.config.tasks, raw)
+
+    def parameters_in_logits(self) -> list[nn.Parameter]:
+        """Weights that are logits themselves, and must travel further than others while they are learned."""
+        return []
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.items.id.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, heads apart."""
+        return self.items.id.weight.dtype
+
+
+class PrefixRanker(Ranker):
+    """A model that encodes a history into a KV state: a stack of layers between embeddings and heads. A subclass says
+    how events and candidates become tokens.
+    """
+
+    encodes_prefix = True
+    tokens_per_event: int
+    """Prefix tokens that one event becomes."""
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__(config)
+        layer, num_layers = config.stack
+        self.context = ContextEmbedding(config.context_features, layer.dim)
+        self.stack = Stack(layer, num_layers)
+        self.heads = TaskHeads(config.tasks, layer.dim, config.head_dim, config.num_items, config.dropout)
+        self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, layer.dim)
 
     @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:
@@ -83,6 +136,14 @@ class Ranker(nn.Module, ABC):
         """Event time of every prefix token: int64 [..., num_events * tokens_per_event]."""
         return events.times.repeat_interleave(self.tokens_per_event, dim=-1)
 
+    def outputs(self, events: EventTokens, valid: Tensor, targets: Targets, visible: Tensor, times: Tensor) -> Tensor:
+        """See `Ranker.outputs`. A prefill and a score."""
+        per_event = self.tokens_per_event
+        prefix = BatchPrefixAttention(self.token_times(events), valid.repeat_interleave(per_event, dim=-1))
+        self.stack.encode(self.prefix_tokens(events), prefix)
+        attend = BatchTargetAttention(prefix, visible * per_event, times)
+        return self.predict(self.stack(self.target_tokens(targets), attend), targets)
+
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Hidden targets [..., dim], their context and dense features -> raw task outputs [..., num_tasks] (logits of
         binary tasks).
@@ -92,8 +153,17 @@ class Ranker(nn.Module, ABC):
         )
         return raw
 
+    def rescale(self, task: int, scale: float, shift: float) -> None:
+        """See `Ranker.rescale`."""
+        self.heads.rescale(task, scale, shift)
+
+    def parameters_in_logits(self) -> list[nn.Parameter]:
+        """See `Ranker.parameters_in_logits`: those of rab."""
+        layers = [layer for layer in self.stack.layers if isinstance(layer, HSTULayer)]
+        return [weight for layer in layers if layer.bias is not None for weight in layer.bias.parameters()]
+
     def cast(self, dtype: torch.dtype) -> None:
-        """Compute in a dtype from now on; heads and dense features stay at float32 or above."""
+        """See `Ranker.cast`; dense features stay at float32 or above too."""
         self.to(dtype)
         if dtype.itemsize < torch.float32.itemsize:
             self.heads.float()
@@ -101,8 +171,53 @@ class Ranker(nn.Module, ABC):
 
     def kv_shape(self) -> KVShape:
         """What a KV state of this model needs."""
-        layer, weight = self.config.layer, self.items.id.weight
-        return KVShape(self.config.num_layers, layer.num_heads, layer.qk_dim, layer.v_dim, weight.dtype, weight.device)
+        layer, num_layers = self.config.stack
+        return KVShape(num_layers, layer.num_heads, layer.qk_dim, layer.v_dim, self.dtype, self.device)
+
+
+class EventSide(Protocol):
+    """What the candidates of one request of an `EventRanker` share, computed once."""
+
+    @property
+    def num_events(self) -> int:
+        """Events that were read."""
+        ...
+
+
+class Reader(Protocol):
+    """An `EventRanker` whose weights no longer change, as it serves."""
+
+    def read(self, events: EventTokens, context: Tensor) -> EventSide:
+        """The last events [num_events, at most the window] of a user, and the codes of a request's context
+        [num_features].
+        """
+        ...
+
+    def raw(self, side: EventSide, targets: Targets, microbatch: int) -> Tensor:
+        """Raw task outputs [num_targets, num_tasks] of candidates, at most `microbatch` of them at once."""
+        ...
+
+
+class EventRanker(Ranker):
+    """A model without a prefix: it reads the last events anew with each request, and nothing of a history is kept."""
+
+    encodes_prefix = False
+    prefix_stable = False
+
+    @abstractmethod
+    def reader(self, kernel: Kernel | None = None) -> Reader:
+        """What serves, of the weights as they are now. kernel: for products of fixed weights, of float32 on the CPU;
+        torch's own where it is None.
+        """
+
+
+def prefix_ranker(model: Ranker) -> PrefixRanker:
+    """The model as one that encodes a history. Raises ConfigError for one that does not."""
+    if not isinstance(model, PrefixRanker):
+        raise ConfigError(
+            f"{model.config.name}: architecture {model.config.architecture!r} encodes no history, it has no KV state"
+        )
+    return model
 
 
 def event_tokens(events: Events, items: ItemTable, device: torch.device) -> EventTokens:

@@ -18,9 +18,9 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
-from mfalcon.errors import CheckpointError
+from mfalcon.errors import CheckpointError, ConfigError
 from mfalcon.memory import is_out_of_memory
-from mfalcon.models.base import Ranker
+from mfalcon.models.base import PrefixRanker, Ranker, prefix_ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import (
@@ -40,7 +40,7 @@ from mfalcon.models.manifest import (
     sha256_of,
     verified,
 )
-from mfalcon.models.registry import architectures, build
+from mfalcon.models.registry import architectures, build, check_kind
 
 _STORED = "F32"
 _LARGEST_WEIGHT = 1e15
@@ -59,6 +59,11 @@ class Checkpoint:
     model: Ranker
     items: ItemTable
     fingerprint: str
+
+    @property
+    def prefix_model(self) -> PrefixRanker:
+        """The model as one that encodes a history. Raises ConfigError for one that does not."""
+        return prefix_ranker(self.model)
 
 
 def save(directory: Path, model: Ranker, items: ItemTable) -> str:
@@ -117,6 +122,10 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
         raise CheckpointError(
             f"{directory / CONFIG}: architecture {config.architecture!r} is not one of {', '.join(architectures())}"
         )
+    try:
+        check_kind(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{directory / CONFIG}: {error}") from error
     check_num_items(directory / ITEMS, config)
     _check_weights(directory / WEIGHTS, config)
     try:

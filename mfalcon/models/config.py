@@ -176,9 +176,12 @@ class RankerConfig(Frozen):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
-    """A name of the registry: hstu, dfgr."""
-    num_layers: int = Field(gt=0, le=256)
-    layer: LayerConfig
+    """A name of the registry: hstu, dfgr, din."""
+    num_layers: int | None = Field(default=None, gt=0, le=256)
+    layer: LayerConfig | None = None
+    """Both of a model that encodes a history, and of no other."""
+    din: DinConfig | None = None
+    """Of a model that reads the last events with each request; its window moves by one event."""
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
     value_center: Number = 0.0
@@ -190,7 +193,7 @@ class RankerConfig(Frozen):
     counters: CountersConfig | None = None
     """The streaming counters that the model reads too; None for none."""
     dense_dim: Width = 64
-    """Of the layer between dense features and the hidden target."""
+    """Of the layer between dense features and the hidden target; `din` has none and reads them as they are."""
     tasks: tuple[Task, ...] = Field(min_length=1, max_length=256)
     blend: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]]
     """Weight of each task in the one score that ranks."""
@@ -221,6 +224,7 @@ class RankerConfig(Frozen):
                 raise ValueError(f"task {task.name}: any_action {task.any_action} is not in {self.actions}")
         if self.window_chunk > self.max_history:
             raise ValueError(f"window_chunk {self.window_chunk} is larger than max_history {self.max_history}")
+        self._check_kind()
         if self.counters is not None:
             self._check_counters(self.counters)
         return self
@@ -236,3 +240,28 @@ class RankerConfig(Frozen):
     def dense_inputs(self) -> tuple[DenseFeature, ...]:
         """What the model reads of each candidate behind the layers: the caller's features, then the counters."""
         return self.dense_features + (self.counters.features if self.counters is not None else ())
+
+    def _check_kind(self) -> None:
+        if (self.layer is None) != (self.num_layers is None):
+            raise ValueError("num_layers and layer must be given together")
+        if (self.layer is None) == (self.din is None):
+            raise ValueError(f"got {'neither' if self.layer is None else 'both'}, must have either layer or din")
+        if self.din is not None and self.window_chunk != 1:
+            raise ValueError(f"window_chunk: got {self.window_chunk}, must be 1 for a model that reads the last events")
+
+    @property
+    def dim(self) -> int:
+        """Width of an item's vector."""
+        return self.layer.dim if self.layer is not None else self.network.dim
+
+    @property
+    def stack(self) -> tuple[LayerConfig, int]:
+        """The layer and the number of layers of a model that encodes a history."""
+        assert self.layer is not None and self.num_layers is not None
+        return self.layer, self.num_layers
+
+    @property
+    def network(self) -> DinConfig:
+        """What a model is that reads the last events with each request."""
+        assert self.din is not None
+        return self.din

@@ -8,11 +8,11 @@ prefill(real) + score(fake).
 import torch
 from torch import Tensor, nn
 
-from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.models.base import EventTokens, PrefixRanker, Targets
 from mfalcon.models.config import RankerConfig
 
 
-class DFGR(Ranker):
+class DFGR(PrefixRanker):
     """Merged layout: half the tokens of HSTU. Candidates carry a learned placeholder in place of the action."""
 
     tokens_per_event = 1
@@ -20,14 +20,14 @@ class DFGR(Ranker):
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
-        self.placeholder = nn.Parameter(torch.empty(config.layer.dim).normal_(std=0.05))
+        self.placeholder = nn.Parameter(torch.empty(config.dim).normal_(std=0.05))
 
     def prefix_tokens(self, events: EventTokens) -> Tensor:
-        """See `Ranker.prefix_tokens`."""
+        """See `PrefixRanker.prefix_tokens`."""
         out: Tensor = self.dropout(self.items(events.rows) + self.actions(events.actions, events.values))
         return out
 
     def target_tokens(self, targets: Targets) -> Tensor:
-        """See `Ranker.target_tokens`."""
+        """See `PrefixRanker.target_tokens`."""
         out: Tensor = self.dropout(self.items(targets.rows) + self.placeholder)
         return out

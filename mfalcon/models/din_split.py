@@ -24,6 +24,11 @@ class UserSide:
     events: Tensor
     crossed: Tensor
 
+    @property
+    def num_events(self) -> int:
+        """Events that were read."""
+        return len(self.events)
+
 
 class DinSplit:
     """The weights of a network as they are read while it serves; they no longer change."""

@@ -83,9 +83,13 @@ class ItemEmbedding(nn.Module):
         if self._settled is not None:
             return functional.embedding(rows, self._settled)
         x: Tensor = self.id(rows)
-        for feature in self._features:
-            x = x + self.side[_key(feature)](self.get_buffer(f"rows_{feature.name}")[rows])
+        for vector in self.side_vectors(rows):
+            x = x + vector
         return x
+
+    def side_vectors(self, rows: Tensor) -> list[Tensor]:
+        """Of each side feature: int64 [...] -> [..., dim]."""
+        return [self.side[_key(f)](self.get_buffer(f"rows_{f.name}")[rows]) for f in self._features]
 
 
 def _key(feature: SideFeature) -> str:

@@ -40,12 +40,16 @@ class TaskHeads(nn.Module):
             self.item_bias.weight[:, task] *= scale
 
     def scores(self, raw: Tensor) -> Tensor:
-        """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""
-        columns = [
-            raw[..., i].sigmoid() if task.kind == "binary" else raw[..., i] + task.center
-            for i, task in enumerate(self._tasks)
-        ]
-        return torch.stack(columns, dim=-1)
+        """See `task_scores`."""
+        return task_scores(self._tasks, raw)
+
+
+def task_scores(tasks: Sequence[Task], raw: Tensor) -> Tensor:
+    """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""
+    columns = [
+        raw[..., i].sigmoid() if task.kind == "binary" else raw[..., i] + task.center for i, task in enumerate(tasks)
+    ]
+    return torch.stack(columns, dim=-1)
 
 
 def blend_weights(tasks: Sequence[Task], blend: Mapping[str, float]) -> list[float]:

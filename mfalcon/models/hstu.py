@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-from mfalcon.models.base import EventTokens, Ranker, Targets
+from mfalcon.models.base import EventTokens, PrefixRanker, Targets
 
 
-class HSTU(Ranker):
+class HSTU(PrefixRanker):
     """Interleaved layout (HSTU paper, section 2.2). Two prefix tokens per event."""
 
     tokens_per_event = 2
     prefix_stable = True
 
     def prefix_tokens(self, events: EventTokens) -> Tensor:
-        """See `Ranker.prefix_tokens`."""
+        """See `PrefixRanker.prefix_tokens`."""
         pairs = torch.stack([self.items(events.rows), self.actions(events.actions, events.values)], dim=-2)
         out: Tensor = self.dropout(pairs.flatten(-3, -2))
         return out
 
     def target_tokens(self, targets: Targets) -> Tensor:
-        """See `Ranker.target_tokens`."""
+        """See `PrefixRanker.target_tokens`."""
         out: Tensor = self.dropout(self.items(targets.rows))
         return out

@@ -1,21 +1,21 @@
 """What is read off hidden targets while a model serves: context, dense features, heads and scores in as few operators
 as that takes.
 
-At 100 candidates the calls of the operators cost more than what they compute. The definition is `Ranker.predict` and
-`TaskHeads.scores`, one module and one task after the other.
+At 100 candidates the calls of the operators cost more than what they compute. The definition is `PrefixRanker.predict`
+and `TaskHeads.scores`, one module and one task after the other.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mfalcon.models.base import Ranker, Targets
+from mfalcon.models.base import PrefixRanker, Targets
 
 
 class Readout:
     """The end of a model whose weights no longer change."""
 
-    def __init__(self, model: Ranker) -> None:
+    def __init__(self, model: PrefixRanker) -> None:
         tasks, bias = model.config.tasks, model.heads.item_bias.weight
         tables = [table.weight.detach() for table in model.context.embeddings]
         sizes = [len(table) for table in tables]

@@ -4,14 +4,20 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.dfgr import DFGR
+from mfalcon.models.din import Din
 from mfalcon.models.hstu import HSTU
 
-_ARCHITECTURES: dict[str, type[Ranker]] = {"dfgr": DFGR, "hstu": HSTU}
+_ARCHITECTURES: dict[str, type[Ranker]] = {"dfgr": DFGR, "din": Din, "hstu": HSTU}
 
 
 def architectures() -> tuple[str, ...]:
     """Registered names."""
     return tuple(sorted(_ARCHITECTURES))
+
+
+def prefix_architectures() -> tuple[str, ...]:
+    """Those that encode a history into a KV state."""
+    return tuple(name for name in architectures() if _ARCHITECTURES[name].encodes_prefix)
 
 
 def architecture(name: str) -> type[Ranker]:
@@ -22,5 +28,14 @@ def architecture(name: str) -> type[Ranker]:
 
 
 def build(config: RankerConfig) -> Ranker:
-    """An untrained model of a configuration."""
+    """An untrained model of a configuration. Raises ConfigError for one of another kind of model."""
+    check_kind(config)
     return architecture(config.architecture)(config)
+
+
+def check_kind(config: RankerConfig) -> None:
+    """Raise ConfigError if a configuration is not of the kind of its architecture, or that is not registered."""
+    kind = architecture(config.architecture)
+    if kind.encodes_prefix != (config.layer is not None):
+        has, must = ("din", "layer") if kind.encodes_prefix else ("layer", "din")
+        raise ConfigError(f"architecture {config.architecture!r}: got {has}, must have {must}")

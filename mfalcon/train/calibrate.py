@@ -41,4 +41,4 @@ def calibrate(model: Ranker, raw: Tensor, truth: Tensor) -> None:
             continue
         scale, shift = platt(raw[:, index], labels)
         if scale > 0:
-            model.heads.rescale(index, scale, shift)
+            model.rescale(index, scale, shift)

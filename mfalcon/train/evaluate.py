@@ -14,10 +14,11 @@ from mfalcon.models.config import RankerConfig, Task
 from mfalcon.train.baselines import item_mean, logistic_user_item
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
-from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows
+from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows_of
 from mfalcon.types import Floats, Ids, TaskInfo
 
-_BATCH = 16
+_BATCH, _BATCH_ALONE = 16, 512
+"""Windows of many targets, and of one."""
 Reals = NDArray[np.float32] | NDArray[np.float64]
 
 
@@ -56,7 +57,7 @@ def raw_outputs(model: Ranker, columns: Columns, items: Sequence[Window]) -> tup
     model.eval()
     index, outputs = [], []
     with torch.inference_mode():
-        for group in grouped(items, _BATCH, None):
+        for group in grouped(items, _BATCH if model.encodes_prefix else _BATCH_ALONE, None):
             batch = columns.batch(group)
             index.append(batch.target_index[batch.target_valid])
             outputs.append(forward(model, batch)[batch.target_valid])
@@ -67,11 +68,10 @@ def score_events(
     model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Positions (ascending, [n]) of the chosen events and their scores [n, num_tasks]."""
-    config = model.config
-    items = windows(dataset, is_target, visibility, config.max_history, config.window_chunk)
-    index, raw = raw_outputs(model, Columns(dataset, config, visibility), items)
+    items = windows_of(model, dataset, is_target, visibility)
+    index, raw = raw_outputs(model, Columns(dataset, model.config, visibility), items)
     order = index.argsort()
-    return index[order].numpy(), model.heads.scores(raw[order]).numpy()
+    return index[order].numpy(), model.scores(raw[order]).numpy()
 
 
 def evaluate(

@@ -6,7 +6,16 @@ import numpy as np
 from pydantic import Field
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import CountersConfig, DenseFeature, Frozen, LayerConfig, RankerConfig, RelativeBiasConfig
+from mfalcon.models.base import PrefixRanker
+from mfalcon.models.config import (
+    CountersConfig,
+    DenseFeature,
+    DinConfig,
+    Frozen,
+    LayerConfig,
+    RankerConfig,
+    RelativeBiasConfig,
+)
 from mfalcon.models.registry import architecture
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats
@@ -45,43 +54,89 @@ class TrainConfig(Frozen):
     histories ranks better under either (docs/LOG.md)."""
 
 
+def train_config(name: str) -> TrainConfig:
+    """The default training of an architecture; of `din`, whose windows have one target each, 256 at a time."""
+    return TrainConfig() if architecture(name).encodes_prefix else TrainConfig(epochs=3, batch_size=256)
+
+
 def model_config(
     dataset: Dataset,
     name: str,
     *,
-    dim: int = 64,
-    num_layers: int = 2,
-    num_heads: int = 2,
-    max_history: int = 100,
-    window_chunk: int = 50,
+    dim: int | None = None,
+    num_layers: int | None = None,
+    num_heads: int | None = None,
+    max_history: int | None = None,
+    window_chunk: int | None = None,
     dropout: float = 0.3,
     counters: CountersConfig | None = None,
 ) -> RankerConfig:
-    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipe (165k parameters).
+    """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipes: width 64, 2 layers of 2
+    heads and 100 events, moved by 50 (165k parameters), or for `din` width 32 and 30 events.
 
     counters: that it reads too, of `mfalcon.train.counters.counters_config`.
 
-    Raises ConfigError if the heads do not share `dim` evenly.
+    Raises ConfigError if the heads do not share `dim` evenly, or for layers, heads or a chunk of a model that has none.
     """
+    kind = architecture(name)
+    if not issubclass(kind, PrefixRanker):
+        for what, given in (("layers", num_layers), ("heads", num_heads), ("window_chunk", window_chunk)):
+            if given is not None:
+                raise ConfigError(f"{what}: got {given}, must not be given for {name}, which reads the last events")
+        return _din_config(dataset, name, dim or 32, max_history or 30, dropout, counters)
+    dim, num_layers, num_heads = dim or 64, num_layers or 2, 2 if num_heads is None else num_heads
+    max_history, window_chunk = max_history or 100, window_chunk or 50
     if num_heads < 1 or dim % num_heads:
         raise ConfigError(f"dim {dim} is not a multiple of the number of heads, {num_heads}")
     head = dim // num_heads
-    single_action = len(dataset.actions) == 1
-    values = dataset.events["value"]
     layer = LayerConfig(
         dim=dim,
         num_heads=num_heads,
         qk_dim=head,
         v_dim=head,
         attention_norm=max_history / 8,
-        bias=RelativeBiasConfig(num_positions=max_history * architecture(name).tokens_per_event + 1),
+        bias=RelativeBiasConfig(num_positions=max_history * kind.tokens_per_event + 1),
         dropout=dropout,
     )
+    return _ranker_config(dataset, name, layer, num_layers, None, dim, max_history, window_chunk, dropout, counters)
+
+
+def _din_config(
+    dataset: Dataset, name: str, dim: int, max_history: int, dropout: float, counters: CountersConfig | None
+) -> RankerConfig:
+    din = DinConfig(
+        dim=dim,
+        activation=(dim,),
+        num_pools=2,
+        num_cross_layers=2,
+        cross_rank=dim,
+        num_experts=2,
+        experts=(4 * dim, 2 * dim),
+    )
+    return _ranker_config(dataset, name, None, 0, din, dim, max_history, 1, dropout, counters)
+
+
+def _ranker_config(
+    dataset: Dataset,
+    name: str,
+    layer: LayerConfig | None,
+    num_layers: int,
+    din: DinConfig | None,
+    head_dim: int,
+    max_history: int,
+    window_chunk: int,
+    dropout: float,
+    counters: CountersConfig | None,
+) -> RankerConfig:
+    """What follows of the data set, around what the architecture needs."""
+    single_action = len(dataset.actions) == 1
+    values = dataset.events["value"]
     return RankerConfig(
         name=f"{dataset.name}-{name}",
         architecture=name,
-        num_layers=num_layers,
+        num_layers=None if layer is None else num_layers,
         layer=layer,
+        din=din,
         actions=dataset.actions,
         value_center=float(np.mean(values)) if single_action else 0.0,
         value_scale=float(np.std(values)) or None if single_action else None,
@@ -91,7 +146,7 @@ def model_config(
         counters=counters,
         tasks=dataset.tasks,
         blend=dict(dataset.blend),
-        head_dim=dim,
+        head_dim=head_dim,
         num_items=dataset.items.num_rows,
         max_history=max_history,
         window_chunk=window_chunk,

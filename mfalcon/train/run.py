@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
-from mfalcon.models.layer import HSTULayer
 from mfalcon.train.recipes import TrainConfig
 
 PROGRESS = "progress.safetensors"
@@ -23,7 +22,7 @@ class Run:
 
     def __init__(self, model: Ranker, config: TrainConfig, steps: int) -> None:
         self.model = model
-        bias = [parameter for layer in model.stack.layers for parameter in _bias(layer)]
+        bias = model.parameters_in_logits()
         chosen = {id(parameter) for parameter in bias}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
         self._rates = (1.0, config.bias_rate)
@@ -103,9 +102,3 @@ class Run:
         self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
         self.best_auc = counters["best_auc"]
         return self.epoch
-
-
-def _bias(layer: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a layer's rab."""
-    assert isinstance(layer, HSTULayer)
-    return list(layer.bias.parameters()) if layer.bias else []

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mfalcon.features.counters import LikeRule
 from mfalcon.features.standard import standard
-from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
 from mfalcon.models.config import RankerConfig, Task
 from mfalcon.train.counters import count_events
@@ -49,9 +48,17 @@ def visible_events(times: Ids, visibility: Visibility) -> Ids:
 
 
 def windows(
-    dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility, max_history: int, window_chunk: int
+    dataset: Dataset,
+    is_target: NDArray[np.bool_],
+    visibility: Visibility,
+    max_history: int,
+    window_chunk: int,
+    *,
+    alone: bool = False,
 ) -> list[Window]:
-    """All windows that have a target. is_target: bool [num_events]."""
+    """All windows that have a target. is_target: bool [num_events]. alone: each target has one of its own, where none
+    would save anything by sharing it.
+    """
     out = []
     order = np.argsort(dataset.user, kind="stable")
     bounds = np.searchsorted(dataset.user[order], np.arange(len(dataset.user_ids) + 1))
@@ -63,11 +70,22 @@ def windows(
         visible = visible_events(dataset.events["time_ms"][positions], visibility)[chosen]
         window = WindowRule(max_history, window_chunk)
         starts = np.array([window.start(int(v)) for v in visible])
+        if alone:
+            ends = zip(starts, visible, chosen, strict=True)
+            out += [Window(positions[a:v], positions[i : i + 1], np.array([v - a])) for a, v, i in ends]
+            continue
         for start in np.unique(starts):
             here = starts == start
             stop = int(visible[here].max())
             out.append(Window(positions[start:stop], positions[chosen[here]], visible[here] - start))
     return out
+
+
+def windows_of(model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility) -> list[Window]:
+    """The windows of a model: targets share those whose prefix is encoded once for all of them."""
+    config = model.config
+    window = config.max_history, config.window_chunk
+    return windows(dataset, is_target, visibility, *window, alone=not model.encodes_prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +192,5 @@ def grouped(items: Sequence[Window], batch_size: int, rng: np.random.Generator |
 
 
 def forward(model: Ranker, batch: Batch) -> Tensor:
-    """Raw task outputs of every target: [batch, m, num_tasks]. A prefill and a score, with gradients."""
-    per_event = model.tokens_per_event
-    prefix = BatchPrefixAttention(model.token_times(batch.events), batch.valid.repeat_interleave(per_event, dim=-1))
-    model.stack.encode(model.prefix_tokens(batch.events), prefix)
-    attend = BatchTargetAttention(prefix, batch.visible * per_event, batch.target_times)
-    return model.predict(model.stack(model.target_tokens(batch.targets), attend), batch.targets)
+    """Raw task outputs of every target, with gradients: [batch, m, num_tasks]."""
+    return model.outputs(batch.events, batch.valid, batch.targets, batch.visible, batch.target_times)

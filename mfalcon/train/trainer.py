@@ -28,7 +28,7 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, binary_task, evaluate, raw_outputs
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import Run
-from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows
+from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows_of
 from mfalcon.train.splits import TRAIN, VALIDATION, split
 
 FEW_VALIDATION_EVENTS = 50
@@ -66,8 +66,7 @@ def train(
     model = build(model_config)
     model.items.load_items(dataset.items)
     parts = split(dataset, config.split)
-    window = (config.visibility, model_config.max_history, model_config.window_chunk)
-    items = windows(dataset, parts == TRAIN, *window)
+    items = windows_of(model, dataset, parts == TRAIN, config.visibility)
     columns = Columns(dataset, model_config, config.visibility)
     _check_trainable(columns, model_config, parts)
     num_validation = int(np.count_nonzero(parts == VALIDATION))
@@ -89,7 +88,7 @@ def train(
         run.save(progress_dir, identity)
         report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation, run.best_epoch))
     model.load_state_dict(run.best)
-    chosen = windows(dataset, parts == VALIDATION, *window)
+    chosen = windows_of(model, dataset, parts == VALIDATION, config.visibility)
     index, raw = raw_outputs(model, columns, chosen)
     calibrate(model, raw, columns.labels[index])
     return model.eval()

@@ -183,4 +183,5 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         ],
         ensemble=ensemble(model.ensemble) if model.ensemble is not None else None,
         counts_items=model.counts_items,
+        reads_last_events=model.reads_last_events,
     )

@@ -179,6 +179,7 @@ class ModelReply(Body):
     counts_items: bool = Field(
         description="Its checkpoint says how often each item was acted on, which rerank.tail_weight needs."
     )
+    reads_last_events: bool = Field(description="It has no KV state, and reads the last events with each request.")
 
 
 class ModelsReply(Body):

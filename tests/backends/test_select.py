@@ -11,7 +11,8 @@ from mfalcon.kvcache.state import PlainLayout
 from tests.device import needs_interpreter
 from tests.small import small_checkpoint, small_config
 
-MODEL = small_checkpoint("dfgr", torch.float32).model
+MODEL = small_checkpoint("dfgr", torch.float32).prefix_model
+LAYER = MODEL.config.stack[0]
 BUDGET = PoolBudget(1 << 20, threads=1, longest=24)
 
 
@@ -86,7 +87,7 @@ def test_a_device_budget_is_kept_to_or_refused() -> None:
 def test_graphs_and_activations_are_part_of_a_device_budget() -> None:
     served = serve(MODEL, "triton")
     layout, workspace = served.pool.layout, served.stack.workspace_bytes(4096)
-    dim, width = MODEL.config.layer.dim, MODEL.config.layer.num_heads * MODEL.config.layer.v_dim
+    dim, width = MODEL.config.dim, LAYER.num_heads * LAYER.v_dim
     assert workspace > 65_536 * 4 * (2 * dim + 5 * width)  # float32: rows, u, v, q and k, and what attention gives
     budget = PoolBudget(1 << 20, threads=1, longest=24, device_bytes=workspace + 7 * layout.page_bytes)
     assert budget.device_pool(layout, workspace).accounts.num_pages == 7

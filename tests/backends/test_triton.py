@@ -119,7 +119,7 @@ def test_many_users_at_once_are_each_as_alone(monkeypatch: pytest.MonkeyPatch) -
 def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of encoding and of scoring, and nothing stays behind on the pages."""
     monkeypatch.setattr(gpu, "_MOST_ROWS", 4)
-    backend = TritonBackend(CHECKPOINT.model.stack, CHECKPOINT.model.kv_shape(), ahead=True)
+    backend = TritonBackend(CHECKPOINT.prefix_model.stack, CHECKPOINT.prefix_model.kv_shape(), ahead=True)
     pool, encoded, scored = BUDGET.device_pool(backend.layout), [], []
 
     def score_nothing(_: GpuStack, x: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_all_free_pages_serve_to_compile_the_largest_class(
     monkeypatch: pytest.MonkeyPatch, taken: int, largest: int
 ) -> None:
     """Those of one class are free before the next takes its own; that others take some meanwhile is no error."""
-    backend = TritonBackend(CHECKPOINT.model.stack, CHECKPOINT.model.kv_shape(), ahead=True)
+    backend = TritonBackend(CHECKPOINT.prefix_model.stack, CHECKPOINT.prefix_model.kv_shape(), ahead=True)
     pool = KVPool(backend.layout, 4)
     of_others, sizes = list[KVState](), list[int]()
 
@@ -215,7 +215,7 @@ def test_appends_that_fit_no_shape_are_launched(monkeypatch: pytest.MonkeyPatch)
     short, long = (tokens(CHECKPOINT, random_events(n, seed=n)) for n in (3, 9))
     append(served, none, long)
     append_all(served, [none, none], [short, short])
-    served.stack.encode([none.extend(short.times)], torch.zeros(3, CHECKPOINT.model.config.layer.dim), [3])
+    served.stack.encode([none.extend(short.times)], torch.zeros(3, CHECKPOINT.model.config.dim), [3])
     append(served, none.extend(torch.zeros(128, dtype=torch.int64)), short)
     assert replayed == []
     append(served, none, short)

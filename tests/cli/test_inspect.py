@@ -31,6 +31,7 @@ def test_bytes_in_memory_and_on_the_wire_are_those_of_a_state() -> None:
     loaded = small_checkpoint("hstu")
     found = inspect.measure(loaded)
     state = prefill(reference(loaded.model), tokens(loaded, random_events(16)))
+    assert found.tokens_per_event is not None
     assert state.num_tokens == 16 * found.tokens_per_event
     for row in found.states:
         payload = encode(state, 0, state.num_tokens, PayloadDtype.from_name(row.dtype))
@@ -39,7 +40,7 @@ def test_bytes_in_memory_and_on_the_wire_are_those_of_a_state() -> None:
     wide = found.states[0]
     assert wide.memory_bytes_per_token is not None and wide.memory_bytes_of_window is not None
     page_bytes = PAGE_TOKENS * (2 * wide.memory_bytes_per_token - 8)  # the small model computes in float64
-    assert 0 <= state.num_bytes - page_bytes < 2 * loaded.model.config.num_layers * 64  # blocks are aligned
+    assert 0 <= state.num_bytes - page_bytes < 2 * loaded.model.config.stack[1] * 64  # blocks are aligned
     assert wide.memory_bytes_of_window == 24 * 2 * wide.memory_bytes_per_token
 
 

@@ -49,7 +49,7 @@ def here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cac
 def compute_on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have engines compute in Triton's interpreter, in small shapes."""
     one_at_a_time(monkeypatch)
-    monkeypatch.setattr(mfalcon.engine.ranker, "serve", _serve_on_triton)
+    monkeypatch.setattr(mfalcon.engine.ranker, "serve_any", _serve_on_triton)
     monkeypatch.setattr(mfalcon.engine.ranker, "DEVICE_MICROBATCH", 32)
     for slow in ("measure_encoding", "measure_scoring", "probe"):  # seconds each
         monkeypatch.setattr(mfalcon.engine.ranker, slow, _nothing)

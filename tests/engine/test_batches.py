@@ -246,7 +246,7 @@ async def test_a_device_that_is_lost_answers_everybody_and_is_not_ready(monkeypa
 async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str) -> None:
     """Ten users of two pages each, one after the other, twice, on a device that keeps four or five of them."""
     checkpoint = small_checkpoint(config=small_config(max_history=200, window_chunk=64, num_layers=1))
-    page_bytes = PlainLayout(checkpoint.model.kv_shape(), codes=KV_DTYPES[kv_dtype]).page_bytes
+    page_bytes = PlainLayout(checkpoint.prefix_model.kv_shape(), codes=KV_DTYPES[kv_dtype]).page_bytes
     config = EngineConfig(
         threads=1,
         ranker=RankerOptions(
@@ -269,7 +269,7 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     for user_id in histories:
         await engine.delete_user(user_id)
     await asyncio.to_thread(cache.idle)
-    for pool in (engine.catalog.default.served.pool, engine.catalog.default.served.host):
+    for pool in (engine.catalog.default.prefix.pool, engine.catalog.default.prefix.host):
         assert pool is not None
         assert pool.accounts.num_free == pool.accounts.num_pages
     await engine.close()

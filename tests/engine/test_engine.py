@@ -26,7 +26,7 @@ from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.tier import Entry
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import prefix_architectures
 from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
@@ -90,11 +90,11 @@ async def test_ten_requests_of_a_cold_user_cost_one_prefill(engine: Engine, here
         assert_right(result, history, request())
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 async def test_cold_hit_append_recent_and_slide(architecture: str, here: CacheSource) -> None:
     checkpoint = small_checkpoint(architecture)
     engine = compose(checkpoint, CONFIG)
-    per_event, events = checkpoint.model.tokens_per_event, random_events(30)
+    per_event, events = checkpoint.prefix_model.tokens_per_event, random_events(30)
 
     async def cache(length: int, recent: Events | None = None) -> CacheInfo:
         asked = request(recent=recent)
@@ -219,7 +219,7 @@ async def test_a_forward_that_fails_halfway_leaves_the_state_as_it_was(
     await engine.append_events("ann", events[:15], None)
     await engine.rank(request(), None)
     await engine.append_events("ann", events[15:], None)
-    last = CHECKPOINT.model.stack.layers[-1]
+    last = CHECKPOINT.prefix_model.stack.layers[-1]
 
     def die(*_: object) -> None:
         raise RuntimeError("a kernel failed")

@@ -332,8 +332,8 @@ def without_score(seed: int, *rows: int) -> Checkpoint:
     """A model that gives items at these rows of the table no finite number."""
     checkpoint = small_checkpoint("dfgr", torch.float32, 0)
     with torch.no_grad():
-        next(reversed(list(checkpoint.model.heads.mlp.parameters()))).add_(seed)  # the last bias
-        checkpoint.model.heads.item_bias.weight[list(rows)] = float("nan")
+        next(reversed(list(checkpoint.prefix_model.heads.mlp.parameters()))).add_(seed)  # the last bias
+        checkpoint.prefix_model.heads.item_bias.weight[list(rows)] = float("nan")
     return replace(checkpoint, fingerprint=f"poisoned-{seed}-{rows}")
 
 

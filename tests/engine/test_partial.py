@@ -115,7 +115,7 @@ async def engine_of() -> Engine:
 
 async def test_a_device_that_does_not_come_back_is_not_waited_for(slow: SlowDevice) -> None:
     engine = await engine_of()
-    accounts = engine.catalog.default.served.pool.accounts
+    accounts = engine.catalog.default.prefix.pool.accounts
     whole = await engine.rank(asked(allow_partial=True), time.monotonic() + LIMIT_S)
     assert whole.num_scored == len(ITEMS)
     slow.stops_at = 128

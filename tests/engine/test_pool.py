@@ -52,7 +52,7 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
     monkeypatch.setattr("mfalcon.engine.encoding.append_all", slow)
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
-    accounts = engine.catalog.default.served.pool.accounts
+    accounts = engine.catalog.default.prefix.pool.accounts
     for number in range(12):
         await engine.append_events(f"user-{number}", random_events(24), None)
     gc.collect()
@@ -77,7 +77,7 @@ async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
     await engine.append_events("ann", random_events(20), None)
-    pool = engine.catalog.default.served.pool
+    pool = engine.catalog.default.prefix.pool
     held = pool.empty().extend(torch.zeros(pool.accounts.num_pages * pool.layout.page_tokens, dtype=torch.int64))
     with pytest.raises(Overloaded, match="in use") as refused:
         await engine.rank(rank_request("ann", ITEMS), None)
@@ -272,6 +272,6 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
     assert worst_error(checkpoint, answers) <= (0.05 if int8 else 1e-5)
     for number in range(24):
         await engine.delete_user(f"user-{number}")
-    accounts = engine.catalog.default.served.pool.accounts
+    accounts = engine.catalog.default.prefix.pool.accounts
     assert accounts.num_free == accounts.num_pages
     await engine.close()

@@ -20,7 +20,7 @@ from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import prefix_architectures
 from mfalcon.types import CacheInfo, CacheSource, no_events
 from tests.engine.replicas import (
     BOUND,
@@ -43,12 +43,12 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.usefixtures("always_fetch")
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 async def test_what_one_replica_encoded_another_fetches(
     replica: StartReplica, architecture: str, here: CacheSource
 ) -> None:
     one, two = await replica(architecture), await replica(architecture)
-    events, per_event = random_events(30), small_checkpoint(architecture).model.tokens_per_event
+    events, per_event = random_events(30), small_checkpoint(architecture).prefix_model.tokens_per_event
     await one.append_events("ann", events[:20], 0)
     assert (await rank(one, events[:20])).cache == CacheInfo(NONE, 0, 20 * per_event)
     await settle(one)

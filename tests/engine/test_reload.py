@@ -106,7 +106,7 @@ async def test_what_was_served_before_is_let_go_without_a_garbage_collection(eng
     await engine.append_events("ann", HISTORY, 0)
     await engine.rank(rank_request("ann", ITEMS), None)
     ranker = engine.catalog.default
-    dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.served.stack)]
+    dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.prefix.stack)]
     del ranker
     gc.collect()
     gc.disable()
@@ -239,7 +239,7 @@ def broken() -> Checkpoint:
 def poisoned() -> Checkpoint:
     made = small_checkpoint(seed=3)
     with torch.no_grad():
-        for weight in made.model.stack.parameters():
+        for weight in made.prefix_model.stack.parameters():
             weight.fill_(torch.nan)
     return made
 

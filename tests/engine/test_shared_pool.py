@@ -74,7 +74,7 @@ async def fill(engine: Engine, users: Iterable[int]) -> None:
 
 
 def pools(ranker: LoadedRanker) -> list[KVPool]:
-    return [pool for pool in (ranker.served.pool, ranker.served.host) if pool is not None]
+    return [pool for pool in (ranker.prefix.pool, ranker.prefix.host) if pool is not None]
 
 
 async def until(holds: Callable[[], bool]) -> None:
@@ -112,7 +112,7 @@ async def test_a_reload_of_the_same_sizes_allocates_no_second_pool(here: CacheSo
         before = pools(engine.catalog.default)
         pages = [pool.accounts.num_pages for pool in before]
         first = engine.catalog.default
-        gone: list[weakref.ref[object]] = [weakref.ref(first.cache.host), weakref.ref(first.served.stack)]
+        gone: list[weakref.ref[object]] = [weakref.ref(first.cache.host), weakref.ref(first.prefix.stack)]
         del first
         for checkpoint in (SECOND, FIRST, SECOND):
             await engine.reload("main", lambda checkpoint=checkpoint: checkpoint)  # type: ignore[misc]
@@ -157,7 +157,7 @@ async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_co
             while new.may_warm:
                 warmed.append(next(users))
                 await encode(engine, warmed[-1])
-            accounts = new.served.pool.accounts
+            accounts = new.prefix.pool.accounts
             assert accounts.num_pages / 4 <= len(warmed) <= accounts.num_pages / 4 + 1
             hot = range(KEPT + 3, 3 + len(warmed), -1)
             assert len(hot) == KEPT - len(warmed) >= KEPT // 3

@@ -27,7 +27,7 @@ from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import prefix_architectures
 from mfalcon.types import CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -75,7 +75,7 @@ def test_what_fits_is_the_most_that_does(most: int, unit: int, seconds: float, e
     assert num == most or min(most, num + unit) * each > seconds
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_cuts_move_no_score(architecture: str, backend: str) -> None:
     """Nor a key or a value: to the bit where the fused kernel computes, within rounding elsewhere. The heads are
@@ -224,7 +224,7 @@ async def test_requests_side_by_side_are_done_in_slices_too(monkeypatch: pytest.
 async def test_who_leaves_half_way_holds_nothing(steps: Steps) -> None:
     engine = compose(CHECKPOINT, CONFIG)
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
-    accounts = engine.catalog.default.served.pool.accounts
+    accounts = engine.catalog.default.prefix.pool.accounts
     await engine.append_events("ann", random_events(250), None)
     work = asyncio.create_task(engine.rank(rank_request("ann", ITEMS[:1_000].tolist()), None))
     async with asyncio.timeout(LIMIT_S):
@@ -274,7 +274,7 @@ async def test_who_waits_gives_up_pages_that_another_one_needs(steps: Steps) -> 
     checkpoint, users = CHECKPOINT, ("ann", "bob", "cleo", "dan")
     engine = compose(checkpoint, replace(CONFIG, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
-    pool = engine.catalog.default.served.pool
+    pool = engine.catalog.default.prefix.pool
     for user in users:
         await engine.append_events(user, random_events(250, seed=len(user)), None)
     kept = pool.accounts.num_pages - 4  # a window is of three pages

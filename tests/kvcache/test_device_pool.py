@@ -208,7 +208,7 @@ class Small:
     """A small ranker whose states lie on a host's pool and on a device's, a gate between them."""
 
     def __init__(self) -> None:
-        model = CHECKPOINT.model
+        model = CHECKPOINT.prefix_model
         layout = PlainLayout(model.kv_shape(), SIZE)
         host, device = KVPool(layout, 20), KVPool(layout, 20)
         for some in (host, device):

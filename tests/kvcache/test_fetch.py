@@ -67,7 +67,7 @@ class Replica:
 
 
 async def replica(server: RedisServer, stack: AsyncExitStack, layout: PlainLayout) -> Replica:
-    model, metrics, tombstones = CHECKPOINT.model, StateMetrics(), Tombstones()
+    model, metrics, tombstones = CHECKPOINT.prefix_model, StateMetrics(), Tombstones()
     settings = RedisSettings(server.url, PATIENCE_S, PATIENCE_S)
     options = RedisOptions(settings, prefix="t")
     parts = RedisParts(options, Retention(24, 8), metrics, lambda _: None)
@@ -98,7 +98,7 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shape = CHECKPOINT.model.kv_shape()
+    shape = CHECKPOINT.prefix_model.kv_shape()
     good, broken = [await replica(redis_server, stack, layout(shape)) for layout in (PlainLayout, BrokenLayout)]
     await good.log.append("ann", EVENTS, 0, None)
     history = (await good.open()).history

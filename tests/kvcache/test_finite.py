@@ -11,8 +11,8 @@ from mfalcon.algorithm import append_all, prefill
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
-from mfalcon.models.base import Ranker
-from mfalcon.models.registry import architectures
+from mfalcon.models.base import Ranker, prefix_ranker
+from mfalcon.models.registry import prefix_architectures
 from tests.device import needs_interpreter
 from tests.small import random_events, small_checkpoint, small_config, tokens
 
@@ -36,7 +36,7 @@ def cases() -> list[object]:
     """Every backend with every damage; in the interpreter, at seconds each, two always and all in `make thorough`."""
     found: list[object] = []
     hows = ["item nan", "item inf", *(f"weight {i} {part}" for i in range(3) for part in "uvqk")]
-    for architecture, backend, how in itertools.product(architectures(), BACKENDS, hows):
+    for architecture, backend, how in itertools.product(prefix_architectures(), BACKENDS, hows):
         marks = [needs_interpreter] if backend[0] == "triton" else []
         if marks and (architecture != "dfgr" or how not in ("item nan", "weight 1 k")):
             marks.append(pytest.mark.thorough)
@@ -60,7 +60,7 @@ def spoil(model: Ranker, how: str, row: int) -> None:
     if kind == "item":
         model.items.id.weight[row] = float(where[0])
         return
-    layer, part = model.stack.layers[int(where[0])], where[1]
+    layer, part = prefix_ranker(model).stack.layers[int(where[0])], where[1]
     width_v, width_qk = 2 * 7, 2 * 4  # heads * v_dim, heads * qk_dim
     at = {"u": 0, "v": width_v, "q": 2 * width_v, "k": 2 * width_v + width_qk}[part]
     size = width_v if part in "uv" else width_qk

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics.model_states import ModelStates
+from mfalcon.metrics.model_states import ModelAnswers, ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.types import CacheInfo, CacheSource
 
@@ -14,7 +14,7 @@ def test_totals_of_one_checkpoint_after_the_other_add_up() -> None:
         states = ModelStates(metrics, "main")
         for total in totals:
             states.host_evicted.follow(total)
-            states.answered(CacheInfo(CacheSource.HOST, 40, 1), num_failed=0)
+            states.answered(CacheInfo(CacheSource.HOST, 40, 1))
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"mfalcon_{name}", {"model": "main"} | labels)
@@ -26,6 +26,6 @@ def test_totals_of_one_checkpoint_after_the_other_add_up() -> None:
 
 def test_reloads_are_there_before_the_first_so_that_an_alert_on_an_increase_sees_it() -> None:
     registry = CollectorRegistry()
-    ModelStates(StateMetrics(registry), "main")
+    ModelAnswers(StateMetrics(registry), "main")
     for result in ("swapped", "failed"):
         assert registry.get_sample_value("mfalcon_reloads_total", {"model": "main", "result": result}) == 0

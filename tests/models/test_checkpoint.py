@@ -153,7 +153,7 @@ def test_saving_twice_gives_the_same_fingerprint(tmp_path: Path) -> None:
 def test_dtypes(saved: Path) -> None:
     double = load(saved, torch.float64).model
     assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
-    half = load(saved, torch.bfloat16).model
+    half = load(saved, torch.bfloat16).prefix_model
     assert half.items.id.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in half.heads.parameters()} == {torch.float32}
 
@@ -230,7 +230,7 @@ def test_a_manifest_with_another_fingerprint(saved: Path) -> None:
     [
         ({"max_histroy": 7}, "max_histroy: Extra inputs"),
         ({"num_layers": 0}, "num_layers"),
-        ({"architecture": "gpt"}, "architecture 'gpt' is not one of dfgr, hstu"),
+        ({"architecture": "gpt"}, "architecture 'gpt' is not one of dfgr, din, hstu"),
         ({"blend": {"clicks": 1.0}}, "blend names"),
     ],
 )

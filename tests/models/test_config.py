@@ -29,7 +29,7 @@ def test_it_is_frozen() -> None:
     ("cls", "content"),
     [
         (RankerConfig, changed(max_histroy=3)),
-        (LayerConfig, {**small_config().layer.model_dump(), "num_head": 2}),
+        (LayerConfig, {**small_config().stack[0].model_dump(), "num_head": 2}),
         (RelativeBiasConfig, {"num_positions": 3, "buckets": 2}),
         (SideFeature, {"name": "a", "kind": "tags", "vocabulary": [], "size": 3}),
         (ContextFeature, {"name": "a", "num_values": 2, "default": 0}),
@@ -88,5 +88,5 @@ def test_any_legal_name_of_a_side_feature_builds(architecture: str, name: str) -
 
 
 def test_an_unknown_architecture_is_named() -> None:
-    with pytest.raises(ConfigError, match="architecture: got 'gpt', must be one of dfgr, hstu"):
+    with pytest.raises(ConfigError, match="architecture: got 'gpt', must be one of dfgr, din, hstu"):
         build(small_config().model_copy(update={"architecture": "gpt"}))

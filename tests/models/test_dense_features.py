@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from mfalcon.features.standard import LARGEST, standardised
-from mfalcon.models.base import Targets
+from mfalcon.models.base import Targets, prefix_ranker
 from mfalcon.models.config import DenseFeature
 from mfalcon.models.registry import build
 from mfalcon.types import DenseFeatures
@@ -32,18 +32,16 @@ def test_no_finite_number_is_too_large() -> None:
     most = float(np.finfo(np.float32).max)
     tiny = (DenseFeature(name="price", center=-1e30, scale=1e-30),)
     assert standardised(tiny, given(("price",), (most,), (-most,)), 2).tolist() == [[LARGEST], [-LARGEST]]
-    model = small_checkpoint(dtype=torch.float32).model
+    model = small_checkpoint(dtype=torch.float32).prefix_model
     extreme = torch.tensor([[LARGEST, -LARGEST]])
-    raw = model.predict(
-        torch.zeros(1, model.config.layer.dim), Targets(some_rows(1), torch.zeros(1, 2).long(), extreme)
-    )
+    raw = model.predict(torch.zeros(1, model.config.dim), Targets(some_rows(1), torch.zeros(1, 2).long(), extreme))
     assert torch.isfinite(raw).all()
 
 
 def test_a_new_model_scores_as_if_it_read_none() -> None:
     torch.manual_seed(1)
-    model = build(small_config()).eval()
-    hidden, context = torch.randn(5, model.config.layer.dim), torch.zeros(5, 2).long()
+    model = prefix_ranker(build(small_config()).eval())
+    hidden, context = torch.randn(5, model.config.dim), torch.zeros(5, 2).long()
     without = model.predict(hidden, Targets(some_rows(5), context))
     assert torch.equal(model.predict(hidden, Targets(some_rows(5), context, torch.randn(5, 2))), without)
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfalcon.algorithm import prefill, score
-from mfalcon.backends.select import reference
+from mfalcon.algorithm import score, user_state
+from mfalcon.backends.select import any_reference
 from mfalcon.models.base import MISSING, Targets, context_codes
 from mfalcon.models.config import ContextFeature
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding
@@ -92,9 +92,9 @@ def test_a_model_without_context_runs_in_every_dtype(architecture: str, dtype: t
     """A user's own events may have no context at all."""
     config = small_config(architecture).model_copy(update={"context_features": ()})
     checkpoint = small_checkpoint(architecture, dtype, config=config)
-    state = prefill(reference(checkpoint.model), tokens(checkpoint, random_events(9)))
-    targets = Targets(some_rows(5), torch.empty(0, dtype=torch.int64))
-    assert torch.isfinite(score(reference(checkpoint.model), state, targets, NOW_MS, 4)).all()
+    served, targets = any_reference(checkpoint.model), Targets(some_rows(5), torch.empty(0, dtype=torch.int64))
+    state = user_state(served, tokens(checkpoint, random_events(9)), targets.context)
+    assert torch.isfinite(score(served, state, targets, NOW_MS, 4)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,7 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import serve
 from mfalcon.models.base import Targets
 from mfalcon.models.embedding import ActionEmbedding
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import prefix_architectures
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -18,7 +18,7 @@ LARGEST = float(np.finfo(np.float32).max)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-30, 1.7, 1e30])
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 def test_no_value_poisons_a_state(architecture: str, scale: float, dtype: torch.dtype, backend: str) -> None:
     """Its own token, those behind it, and every score against them; float16 overflows at 65,504."""
     config = small_config(architecture).model_copy(update={"value_scale": scale})
@@ -29,7 +29,7 @@ def test_no_value_poisons_a_state(architecture: str, scale: float, dtype: torch.
     with torch.inference_mode():
         state = prefill(served, tokens(checkpoint, events[:9]))
         state = append(served, state, tokens(checkpoint, events[9:]))
-        for layer in range(config.num_layers):
+        for layer in range(config.stack[1]):
             assert all(torch.isfinite(part).all() for part in state.read(layer))
         targets = Targets(some_rows(7), torch.zeros(2, dtype=torch.int64))
         assert torch.isfinite(score(served, state, targets, NOW_MS, 4)).all()
@@ -44,11 +44,11 @@ def test_usual_values_change_by_no_bit(dtype: torch.dtype) -> None:
     assert torch.equal(embedding(torch.zeros(len(values), dtype=torch.int64), values), plain)
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 def test_it_trains(architecture: str) -> None:
     """The trainer's embedding is the server's: its gradients are finite too."""
     checkpoint = small_checkpoint(architecture, torch.float32)
-    model = checkpoint.model.requires_grad_(True)
+    model = checkpoint.prefix_model.requires_grad_(True)
     events = random_events(4)
     events["value"][1] = LARGEST
     torch.nn.functional.layer_norm(model.prefix_tokens(tokens(checkpoint, events)), (12,)).square().sum().backward()

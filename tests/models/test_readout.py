@@ -34,7 +34,7 @@ def test_it_is_what_the_modules_give(
         config = config.model_copy(update={"context_features": ()})
     if reads not in ("all", "dense"):
         config = config.model_copy(update={"dense_features": ()})
-    model = small_checkpoint(config=config).model
+    model = small_checkpoint(config=config).prefix_model
     model.cast(dtype)
     features = config.context_features
     sizes = torch.tensor([feature.num_values for feature in features])
@@ -42,7 +42,7 @@ def test_it_is_what_the_modules_give(
     context = (torch.rand(*lead, len(features)) * (sizes + 1)).long() + MISSING
     dense = torch.randn(NUM_TARGETS, len(config.dense_features)) if gives_dense else None
     targets = Targets(torch.randint(0, config.num_items, (NUM_TARGETS,)), context, dense)
-    hidden = torch.randn(NUM_TARGETS, config.layer.dim, dtype=dtype)
+    hidden = torch.randn(NUM_TARGETS, config.dim, dtype=dtype)
     with torch.inference_mode():
         for table in model.context.embeddings:  # they begin at zero
             table.weight.normal_()

@@ -24,8 +24,8 @@ def test_platt_finds_what_the_labels_were_drawn_with(scale: float, shift: float)
 
 
 def test_a_model_too_sure_of_itself_is_mended_and_orders_as_before() -> None:
-    model = small_checkpoint(dtype=torch.float32).model
-    rows, hidden = some_rows(500), torch.randn(500, model.config.layer.dim)
+    model = small_checkpoint(dtype=torch.float32).prefix_model
+    rows, hidden = some_rows(500), torch.randn(500, model.config.dim)
     raw = model.heads(hidden, rows)
     truth = torch.stack([(torch.rand(500) < (raw[:, 0] / 4).sigmoid()).float(), raw[:, 1]], dim=1)
     before = model.heads.scores(raw)
@@ -38,7 +38,7 @@ def test_a_model_too_sure_of_itself_is_mended_and_orders_as_before() -> None:
 
 
 def test_labels_that_oppose_the_score_leave_the_model_alone() -> None:
-    model = small_checkpoint(dtype=torch.float32).model
+    model = small_checkpoint(dtype=torch.float32).prefix_model
     raw = torch.randn(200, 2)
     before = model.heads.item_bias.weight.clone()
     calibrate(model, raw, (raw < 0).float())

@@ -40,7 +40,7 @@ def test_every_target_once_in_order(model: Ranker, visibility: Visibility) -> No
     assert np.array_equal(again[2], scores)
     config, columns = model.config, Columns(DATASET, model.config, "strict")
     for window in windows(DATASET, IS_TEST, visibility, config.max_history, config.window_chunk):
-        alone = model.heads.scores(forward(model, columns.batch([window])))[0]
+        alone = model.scores(forward(model, columns.batch([window])))[0]
         rows = np.searchsorted(positions, window.targets)
         assert np.abs(alone.numpy() - scores[rows]).max() <= 1e-5  # float32, another padding
     truth = DATASET.events["value"][positions] >= 4

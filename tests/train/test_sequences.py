@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mfalcon.algorithm import prefill, score
-from mfalcon.backends.select import reference
+from mfalcon.algorithm import score, user_state
+from mfalcon.backends.select import any_reference
 from mfalcon.models.base import Ranker, Targets, event_tokens
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.registry import architectures, build
+from mfalcon.models.registry import architectures, build, prefix_architectures
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import (
@@ -25,6 +25,7 @@ from mfalcon.train.sequences import (
     labels,
     visible_events,
     windows,
+    windows_of,
 )
 from mfalcon.train.synthetic import synthetic
 from mfalcon.window import WindowRule
@@ -124,7 +125,8 @@ def test_every_window_is_in_one_batch(batch_size: int) -> None:
 
 
 def config_of(architecture: str, *, with_value: bool = False) -> RankerConfig:
-    config = model_config(DATASET, architecture, dim=8, max_history=9, window_chunk=4)
+    chunk = 4 if architecture in prefix_architectures() else None
+    config = model_config(DATASET, architecture, dim=8, max_history=9, window_chunk=chunk)
     return config.model_copy(update={"value_center": 3.3, "value_scale": 1.7}) if with_value else config
 
 
@@ -144,22 +146,21 @@ def test_online_equals_offline(architecture: str, visibility: Visibility, with_v
     """The batched forward of training gives every target the score that it gets alone, by prefill and score."""
     config = config_of(architecture, with_value=with_value)
     model, columns = random_model(config), Columns(DATASET, config, visibility)
-    items = windows(
-        DATASET, np.arange(len(DATASET.events)) % 3 == 0, visibility, config.max_history, config.window_chunk
-    )
+    items = windows_of(model, DATASET, np.arange(len(DATASET.events)) % 3 == 0, visibility)
     context, worst, count = event_context(DATASET), 0.0, 0
     for group in grouped(items, 5, np.random.default_rng(0)):
         batch = columns.batch(group)
-        offline = model.heads.scores(forward(model, batch))
+        offline = model.scores(forward(model, batch))
         for row, column in torch.nonzero(batch.target_valid).tolist():
             target = int(batch.target_index[row, column])
             visible = visible_by_hand(DATASET, target, visibility)
             history = visible[WindowRule(config.max_history, config.window_chunk).start(len(visible)) :]
             event = DATASET.events[target : target + 1]
-            state = prefill(reference(model), event_tokens(DATASET.events[history], DATASET.items, CPU))
             rows = torch.from_numpy(DATASET.items.rows(np.ascontiguousarray(event["item_id"])))
-            targets = Targets(rows, torch.from_numpy(context[target]))
-            online = score(reference(model), state, targets, int(event["time_ms"][0]), 1)
+            targets, served = Targets(rows, torch.from_numpy(context[target])), any_reference(model)
+            events = event_tokens(DATASET.events[history], DATASET.items, CPU)
+            state = user_state(served, events, targets.context)
+            online = score(served, state, targets, int(event["time_ms"][0]), 1)
             worst = max(worst, float((online[0] - offline[row, column]).abs().max()))
             count += 1
     assert count == sum(len(window.targets) for window in items) > 50
@@ -174,7 +175,7 @@ def test_a_batch_of_empty_prefixes() -> None:
     assert torch.isfinite(forward(random_model(config), batch)).all()
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", prefix_architectures())
 def test_an_event_that_is_not_valid_is_seen_by_no_token(architecture: str) -> None:
     """What event dropout promises: a hidden event reaches neither the prefix nor the targets."""
     config = config_of(architecture)

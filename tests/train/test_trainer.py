@@ -11,7 +11,7 @@ import mfalcon.train.trainer
 from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import architectures, prefix_architectures
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate
@@ -27,6 +27,8 @@ TRAIN = TrainConfig(epochs=3, batch_size=8, seed=3)
 
 
 def small(architecture: str = "dfgr", dataset: Dataset = DATASET) -> RankerConfig:
+    if architecture not in prefix_architectures():
+        return model_config(dataset, architecture, dim=16, max_history=24)
     return model_config(dataset, architecture, dim=16, num_layers=2, max_history=24, window_chunk=12)
 
 

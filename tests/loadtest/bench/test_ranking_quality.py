@@ -170,7 +170,7 @@ def test_the_recipes_are_told_apart_by_model_and_seed(dataset: Dataset) -> None:
     runs = recipes(dataset, 2)
     assert len({one.name for one in runs}) == len(runs)
     of = {one.name: one.config for one in runs}
-    assert of["dfgr-counters-twice-0"].num_layers == 2 * of["dfgr-counters-0"].num_layers
+    assert of["dfgr-counters-twice-0"].num_layers == 2 * of["dfgr-counters-0"].stack[1]
     assert of["dfgr-0"].counters is None
     assert of["dfgr-counters-0"].counters is not None
 
