@@ -4,10 +4,10 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from opentelemetry import trace
 
@@ -187,43 +187,67 @@ class Ensemble:
         return total(caches)
 
     async def _ask(
-        self, user_id: str, ask: Callable[[Member, Awaitable[Reading]], Awaitable[T]], accepted: float, until: float
+        self,
+        user_id: str,
+        ask: Callable[[Member, Reading | None], Awaitable[T]],
+        accepted: float,
+        until: float,
     ) -> list[Outcome[T]]:
         """What each has answered by then, and sooner if too few can answer any more. Raises InvalidInput: what a member
         of this engine refuses so, all do.
         """
-        reading = _Shared(self._read(user_id, until) if self._read is not None else None)
-        asked = [
-            asyncio.create_task(self._one(member, options.weight, ask(member, reading), accepted))
-            for member, options in zip(self._members, self._options.members, strict=True)
-        ]
-        waiting = set(asked)
+        asked = dict[int, asyncio.Task[Outcome[T]]]()
+
+        def begin(at: int, answering: Awaitable[T]) -> None:
+            member, weight = self._members[at], self._options.members[at].weight
+            asked[at] = asyncio.create_task(self._one(member, weight, answering, accepted))
+
         try:
+            for at, member in enumerate(self._members):
+                if member.address:
+                    begin(at, ask(member, None))
+            read = await self._reading(user_id, until) if self._read is not None else None
+            for at, member in enumerate(self._members):
+                if not member.address:
+                    begin(at, _raise(read) if isinstance(read, MFalconError) else ask(member, read))
+            waiting = {task for task in asked.values() if not task.done()}
             while waiting and (left := until - time.monotonic()) > 0:
                 _, waiting = await asyncio.wait(
                     waiting, timeout=left if left < math.inf else None, return_when=asyncio.FIRST_COMPLETED
                 )
-                errors = [(task.result().member, task.result().error) for task in asked if task.done()]
+                errors = [(task.result().member, task.result().error) for task in asked.values() if task.done()]
                 for member, error in errors:
                     if isinstance(error, InvalidInput) and not member.address:
                         raise error
                 num_lost = sum(error is not None for _, error in errors)
                 if len(asked) - num_lost < self._options.min_members:
                     break
-            took_ms = 1e3 * (time.monotonic() - accepted)
+            now = time.monotonic()
             without = (
-                DeadlineExceeded(f"no answer within {took_ms:.0f} ms")
-                if time.monotonic() >= until
+                DeadlineExceeded(f"no answer within {1e3 * (now - accepted):.0f} ms")
+                if now >= until
                 else TooFewMembers("the others were too few")
             )
             return [
-                task.result() if task.done() else Outcome(member, options.weight, None, without, took_ms / 1e3)
-                for task, member, options in zip(asked, self._members, self._options.members, strict=True)
+                asked[at].result()
+                if asked[at].done()
+                else Outcome(member, options.weight, None, without, now - accepted)
+                for at, (member, options) in enumerate(zip(self._members, self._options.members, strict=True))
             ]
         finally:
-            reading.cancel()
-            for task in waiting:
+            for task in asked.values():
                 task.cancel()
+
+    async def _reading(self, user_id: str, until: float) -> Reading | MFalconError:
+        """Of the log, for all members here, or why there is none."""
+        assert self._read is not None
+        try:
+            async with asyncio.timeout(until - time.monotonic() if until < math.inf else None):
+                return await self._read(user_id, until if until < math.inf else None)
+        except TimeoutError:
+            return DeadlineExceeded("the event log was not read in time")
+        except MFalconError as error:
+            return error.with_traceback(None)
 
     async def _one(self, member: Member, weight: float, answering: Awaitable[T], accepted: float) -> Outcome[T]:
         answer: T | None = None
@@ -272,22 +296,8 @@ class Ensemble:
         )
 
 
-class _Shared:
-    """A reading of the log that several members await; none that leaves stops it for the others."""
-
-    def __init__(self, reading: Awaitable[Reading] | None) -> None:
-        self._task = None if reading is None else asyncio.ensure_future(reading)
-        if self._task is not None:
-            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard by nobody, perhaps
-
-    def __await__(self) -> Generator[None, None, Reading]:
-        assert self._task is not None, "a member that reads the log here"
-        return (yield from asyncio.shield(self._task).__await__())
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        if self._task is not None:
-            self._task.cancel()
+async def _raise(error: MFalconError) -> NoReturn:
+    raise error
 
 
 def _is(one: object, other: object) -> bool:

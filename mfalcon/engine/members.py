@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -59,13 +59,13 @@ class Member(Protocol):
         """What it serves, None while that is not known."""
         ...
 
-    async def rank(self, request: RankRequest, reading: Awaitable[Reading], until: float, beside: object) -> RankResult:
-        """Score the candidates by then (time.monotonic()). Raises MFalconError. reading: of the log, for who reads it
-        here; whoever leaves does not stop it. beside: see `RankJob`.
+    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
+        """Score the candidates by then (time.monotonic()). Raises MFalconError. reading: of the log, for a
+        member of this engine. beside: see `RankJob`.
         """
         ...
 
-    async def prefill(self, user_id: str, reading: Awaitable[Reading], until: float) -> CacheInfo:
+    async def prefill(self, user_id: str, reading: Reading | None, until: float) -> CacheInfo:
         """Encode the user's history. Raises MFalconError."""
         ...
 
@@ -86,16 +86,15 @@ class LocalMember:
         """What is served under its name now."""
         return self._catalog.get(self.model).info
 
-    async def rank(self, request: RankRequest, reading: Awaitable[Reading], until: float, beside: object) -> RankResult:
+    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
         """See `Member`."""
-        read = await reading
         ranker = self._catalog.get(self.model)
-        return await self._jobs.rank(ranker, narrowed(request, ranker.info), until, reading=read, beside=beside)
+        return await self._jobs.rank(ranker, narrowed(request, ranker.info), until, reading=reading, beside=beside)
 
-    async def prefill(self, user_id: str, reading: Awaitable[Reading], until: float) -> CacheInfo:
+    async def prefill(self, user_id: str, reading: Reading | None, until: float) -> CacheInfo:
         """See `Member`."""
-        read, deadline = await reading, until if until < math.inf else None
-        return await self._jobs.prefill(self._catalog.get(self.model), user_id, deadline, reading=read)
+        deadline = until if until < math.inf else None
+        return await self._jobs.prefill(self._catalog.get(self.model), user_id, deadline, reading=reading)
 
 
 class RemoteModel(Protocol):
@@ -177,7 +176,7 @@ class RemoteMember:
             _log.warning("%s is away (%s): answers go without it until it is there", self, error)
         self._watching = asyncio.create_task(self._watch())
 
-    async def rank(self, request: RankRequest, reading: Awaitable[Reading], until: float, beside: object) -> RankResult:
+    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
         """See `Member`. It reads the log itself."""
         info = self._expected()
         self._num_calls += 1
@@ -202,7 +201,7 @@ class RemoteMember:
         self._num_misses = 0
         return result
 
-    async def prefill(self, user_id: str, reading: Awaitable[Reading], until: float) -> CacheInfo:
+    async def prefill(self, user_id: str, reading: Reading | None, until: float) -> CacheInfo:
         """See `Member`."""
         self._expected()
         self._num_calls += 1

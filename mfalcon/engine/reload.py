@@ -121,6 +121,7 @@ class Reloader:
             runner = await self._on_device(new.warm)
             await self._on_device(lambda: self._device.serve(self._device.runners | {name + _STAGED: runner}))
             num_warmed = await self._warm(new, name + _STAGED, old.recent_users)
+            self._ensembles.check(new.info)  # another member may have been exchanged meanwhile
             await self._on_device(lambda: self._swap(name, runner))
         except BaseException:
             with contextlib.suppress(ShuttingDown):
