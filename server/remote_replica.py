@@ -134,6 +134,7 @@ def _model(model: ClientModel) -> ModelInfo:
         max_history=model.max_history,
         max_candidates=model.max_candidates,
         prefix_stable=model.prefix_stable,
+        reads_last_events=model.reads_last_events,
         backend=model.backend,
         task_infos=tuple(_task(task.name, task.kind, task.weight) for task in model.task_infos),
     )

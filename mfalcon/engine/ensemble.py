@@ -290,6 +290,7 @@ class Ensemble:
             max_history=max((info.max_history for info in known), default=0),
             max_candidates=min((info.max_candidates for info in known), default=0),
             prefix_stable=all(info.prefix_stable for info in known),
+            reads_last_events=bool(known) and all(info.reads_last_events for info in known),
             backend=f"merge of {len(members)} models",
             task_infos=known[0].task_infos if known else (),
             ensemble=EnsembleInfo(options.merge, round(1e3 * options.budget_s), options.min_members, members),

@@ -47,6 +47,7 @@ from tests.small import random_events, rank_request, small_checkpoint, small_con
 A = small_checkpoint("dfgr", torch.float32, 0)
 B = replace(small_checkpoint("hstu", torch.float32, 0), fingerprint="version-of-b")
 C = replace(small_checkpoint("dfgr", torch.float32, 2), fingerprint="version-of-c")
+DIN = replace(small_checkpoint("din", torch.float32, 0), fingerprint="version-of-din")
 ITEMS = [*A.items.item_id[:20].tolist(), 5_000_000]
 REQUEST = rank_request("ann", ITEMS, top_k=7)
 TASKS = (TaskInfo("like", "binary", 1.0), TaskInfo("rating", "regression", 0.05))
@@ -186,6 +187,16 @@ async def test_an_ensemble_is_described_with_its_members(world: World) -> None:
         (MemberInfo("a", "", 2.0, single.version), MemberInfo("b", "replica:1", 1.0, other)),
     )
     assert world.engine.models[1] is info  # nothing has changed
+
+
+async def test_a_ranker_without_states_is_a_member_too(make: Make) -> None:
+    engine = await make(ensemble(MemberOptions("din", 1.0), MemberOptions("a", 3.0)), din=DIN, a=A)
+    cache = await engine.prefill("ann", None, "both")
+    assert (cache.reused_tokens, cache.encoded_tokens) == (0, 20)
+    result = await engine.rank(REQUEST, None, "both")
+    assert_is_merge(result, [await engine.rank(REQUEST, None, name) for name in ("din", "a")], [1.0, 3.0])
+    assert [member.cache.reused_tokens for member in result.members] == [0, 20]
+    assert [info.reads_last_events for info in engine.models] == [True, False, False]
 
 
 async def test_features_go_to_those_who_read_them(make: Make) -> None:
