@@ -1,6 +1,7 @@
 """Training: it learns, an interruption changes nothing to the bit, and the best epoch is what is kept."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from mfalcon.models.registry import architectures, prefix_architectures
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate
-from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.recipes import TrainConfig, model_config, train_config
 from mfalcon.train.run import PROGRESS
 from mfalcon.train.splits import TRAIN as TRAIN_PART
 from mfalcon.train.splits import VALIDATION, split
@@ -241,3 +242,19 @@ def test_a_data_set_too_small_to_split_is_named(tmp_path: Path, num_events: int)
 def test_the_table_of_items_reaches_the_model(tmp_path: Path) -> None:
     model = train(DATASET, small(), TRAIN.model_copy(update={"epochs": 1}), tmp_path, silent)
     assert model.items.get_buffer("rows_year")[1:].tolist() == np.asarray(DATASET.items.side["year"]).tolist()
+
+
+def test_a_model_without_layers_is_given_none() -> None:
+    for what, give in (
+        ("layers", partial(model_config, num_layers=2)),
+        ("heads", partial(model_config, num_heads=2)),
+        ("window_chunk", partial(model_config, window_chunk=5)),
+    ):
+        with pytest.raises(ConfigError, match=f"{what}: got"):
+            give(DATASET, "din")
+    assert model_config(DATASET, "din").window_chunk == 1
+
+
+def test_each_kind_has_training_of_its_own() -> None:
+    assert train_config("dfgr") == TrainConfig()
+    assert train_config("din").batch_size > train_config("dfgr").batch_size
