@@ -77,16 +77,23 @@ class Timings:
 NO_CACHE = CacheInfo(CacheSource.NONE, 0, 0)
 NO_TIMINGS = Timings(0, 0, 0, 0, 0)
 
-RERANK_METHODS = ("mmr", "dpp")
+RERANK_METHODS = ("mmr", "dpp", "msd", "llm")
+
+RerankSkipped: TypeAlias = Literal["late", "failed", "off", "busy", "unavailable", "refused", "no_permutation"]
+"""Why a top is in the order of the scores after all. late: there was no time. failed: the log says why. The rest is of
+a language model. off: there is none. busy: as many requests wait for it as may. unavailable: it failed several times in
+a row, and is asked again in a while. refused: it would not answer. no_permutation: its answer is no order of what it
+was sent.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rerank:
     """The wish for a top of candidates that are less alike.
 
-    method: one of `RERANK_METHODS`. strength: from 0, the order of the scores, to 1, diversity alone. depth: how many
-    of the best candidates may change their places, 0 for the server's default. tail_weight: from 0 to 1, how much items
-    that were seldom acted on are lifted among them.
+    method: one of `RERANK_METHODS`. strength: from 0, the order of the scores, to 1, diversity alone; "llm" has none.
+    depth: how many of the best candidates may change their places, 0 for the server's default. tail_weight: from 0 to
+    1, how much items that were seldom acted on are lifted among them; "llm" has none.
     """
 
     method: str
@@ -162,7 +169,7 @@ class RankResult:
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
     failed: positions of candidates for which the model gives no finite number: their scores are `NO_SCORE`.
-    rerank_skipped: why `top` is in the order of the scores although another was asked: "late" or "failed", "" if not.
+    rerank_skipped: why `top` is in the order of the scores although another was asked, "" if it is not.
     members: of an ensemble, all of them in its order; none for one model. partial_merge: some member did not arrive, or
     has no score for some candidate, so that the scores are not those of all members. Of an ensemble `unknown` is what
     some member that arrived does not know, `failed` what none of them has a score for, `stale` whether one was, and
@@ -180,7 +187,7 @@ class RankResult:
     unknown: Positions
     stale: bool = False
     failed: Positions = field(default_factory=no_positions)
-    rerank_skipped: str = ""
+    rerank_skipped: RerankSkipped | Literal[""] = ""
     members: tuple[MemberResult, ...] = ()
     partial_merge: bool = False
 

@@ -31,6 +31,7 @@ from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
+from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import ModelInfo
 from server import banner
 from server.config import EnsembleConfig, ServerConfig
@@ -47,6 +48,7 @@ from server.transports import Addresses, Transports
 logger = logging.getLogger(__name__)
 
 MIN_SECRET_BYTES = 16
+MAX_KEY_CHARS = 4_096
 USUAL_STATES_MB = 1_024
 """Memory for KV states where neither the operator nor a container says how much."""
 DTYPES = {
@@ -278,6 +280,7 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
         ),
         metrics,
         [ensemble_options(ensemble) for ensemble in config.ensembles],
+        language_model_options(config),
     )
     engine.wait_ready()
     for ranker in engine.catalog:
@@ -363,6 +366,26 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
         budget_bytes=config.redis_budget_mb << 20,
         secret=read_secret(config.redis_secret_file),
     )
+
+
+def language_model_options(config: ServerConfig) -> LanguageModelOptions | None:
+    """The language model that may rerank; None without one. ConfigError for a key that is none."""
+    if config.llm_url is None:
+        return None
+    assert config.llm_model is not None
+    key, path = None, config.llm_key_file
+    if path is not None:
+        try:
+            key = path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise ConfigError(f"llm_key_file: cannot read {path}: {why}") from error
+        if not key.isascii() or not key.isprintable() or not 1 <= len(key) <= MAX_KEY_CHARS:
+            raise ConfigError(
+                f"llm_key_file: got {len(key)} characters, must be 1 to {MAX_KEY_CHARS} printable ones of ASCII"
+            )
+    seconds = config.llm_timeout_ms / 1000
+    return LanguageModelOptions(config.llm_url, config.llm_model, key, seconds, config.llm_concurrency)
 
 
 def read_secret(path: Path | None) -> bytes | None:

@@ -20,6 +20,8 @@ MAX_CONTEXT_ENTRIES = 256
 """A model reads no more context features."""
 MAX_RERANK_DEPTH = 1_000
 """A top is reranked in milliseconds."""
+MAX_LLM_DEPTH = 100
+"""A language model orders few candidates in seconds, and makes mistakes with many."""
 MAX_DENSE_FEATURES = 256
 """A model reads no more dense features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -130,11 +132,22 @@ def check_rerank(rerank: Rerank, model: ModelInfo) -> None:
         raise InvalidInput("rerank.strength", rerank.strength, "0 (by score) to 1 (diversity alone)")
     if not 0 <= rerank.depth <= MAX_RERANK_DEPTH:
         raise InvalidInput("rerank.depth", rerank.depth, f"0 to {MAX_RERANK_DEPTH} (0 is the default)")
+    if rerank.method == "llm":
+        _check_llm(rerank)
     if not 0 <= rerank.tail_weight <= 1:  # NaN neither
         raise InvalidInput("rerank.tail_weight", rerank.tail_weight, "0 (none) to 1 (as much as the scores)")
     if rerank.tail_weight and not model.counts_items:
         limit = f"0: the checkpoint of model {model.name} does not say how often its items were acted on"
         raise InvalidInput("rerank.tail_weight", rerank.tail_weight, limit)
+
+
+def _check_llm(rerank: Rerank) -> None:
+    """A language model is sent few candidates, and told nothing of how."""
+    if rerank.strength or rerank.tail_weight:
+        name = "strength" if rerank.strength else "tail_weight"
+        raise InvalidInput(f"rerank.{name}", getattr(rerank, name), "0 with method 'llm', which has none")
+    if rerank.depth > MAX_LLM_DEPTH:
+        raise InvalidInput("rerank.depth", rerank.depth, f"0 to {MAX_LLM_DEPTH} with method 'llm' (0 is the default)")
 
 
 def check_num_names(names: Sized) -> None:

@@ -101,6 +101,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "client": (),
     "server": ("words", "metrics", "config", "proto", "client"),
     "app": (
+        "rerank",
         "words",
         "metrics",
         "history",

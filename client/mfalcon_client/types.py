@@ -32,9 +32,10 @@ Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | Sequence[int]
 class Rerank:
     """A wish for a top of candidates that are less alike; the scores stay as they are.
 
-    method: "mmr" or "dpp". strength: from 0, the order of the scores, to 1, diversity alone. depth: how many of the
-    best-scored candidates may change their places, 0 for the server's default. tail_weight: from 0 to 1, how much items
-    that were seldom acted on are lifted among these, for a model that `counts_items`.
+    method: "mmr", "dpp", "msd", or "llm", a language model if the server has one. strength: from 0, the order of the
+    scores, to 1, diversity alone; 0 for "llm". depth: how many of the best-scored candidates may change their places, 0
+    for the server's default. tail_weight: from 0 to 1, how much items that were seldom acted on are lifted among these,
+    for a model that `counts_items`.
     """
 
     method: str
@@ -113,7 +114,8 @@ class Ranking:
     failed: int64, positions of candidates for which it gives no finite number; their scores are the lowest float32.
     history_len: events of the user that the server has acknowledged.
     stale: the event log could not be asked, newer events may exist.
-    rerank_skipped: why `top` is in the order of the scores although `rerank` was given: "late" or "failed", "" if not.
+    rerank_skipped: why `top` is in the order of the scores although `rerank` was given, "" if it is not: "late" or
+    "failed"; of a language model also "off", "busy", "unavailable", "refused" or "no_permutation".
     members: of an ensemble, all of them in its order; none for one model. partial_merge: some member did not arrive, or
     has no score for some candidate: the scores are right, and not those of all members.
     """

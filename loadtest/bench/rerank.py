@@ -65,7 +65,8 @@ def run(options: RerankOptions, progress: Callable[[str], None]) -> RerankResult
 
         def rank(method: str, places: int, rows: np.ndarray = rows, p: np.ndarray = p) -> None:
             wish = Rerank(method, options.strength, len(rows))
-            reranked(p, p, places, wish, lambda positions: likeness.among(rows[positions]))
+            by_method = likeness.by(method)
+            reranked(p, p, places, wish, lambda positions: by_method.among(rows[positions]))
 
         for places in options.places:
             for method in METHODS:

@@ -27,6 +27,7 @@ from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.rerank.order import METHODS
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
 from mfalcon.train.merging import (
@@ -40,7 +41,7 @@ from mfalcon.train.merging import (
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
 from mfalcon.train.vocabulary import fit_to, missing_features
-from mfalcon.types import RERANK_METHODS, MergeMethod
+from mfalcon.types import MergeMethod
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
 
@@ -57,7 +58,7 @@ def evaluate(
     part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
     rerank: Annotated[
         str | None,
-        typer.Option(help="Instead: what a diverse top by this method (mmr, dpp) costs. docs/rerank.md explains."),
+        typer.Option(help="Instead: what a diverse top by this method (mmr, dpp, msd) costs. docs/rerank.md explains."),
     ] = None,
     depth: Annotated[
         int, typer.Option(min=0, help="Of --rerank: candidates that may move; 0 for the server's default.")
@@ -98,8 +99,8 @@ def evaluate(
     if (plot is not None or strength is not None) and rerank is None:
         raise ConfigError("--plot, --strength: only with --rerank")
     if rerank is not None:
-        if rerank not in RERANK_METHODS:
-            raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, RERANK_METHODS))}")
+        if rerank not in METHODS:
+            raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, METHODS))}")
         rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth, strength)
         title = f"{loaded.model.config.name}, split {part}, {rerank}"
         if plot is not None:

@@ -1,6 +1,6 @@
 """`mfalcon evaluate --rerank`: what a diverse top costs, with the strength chosen on validation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,17 +78,19 @@ def evaluate_rerank(
         if not all(part[pool] for part in parts):
             continue
         plain = Rerank(method, 0.0, depth)
+        on_validation, on_test = (_Tries(part[pool], likeness) for part in parts)
+        least = (1 - most_loss) * float(on_validation[plain].ndcg.mean())
         if strength is None:
-            swept = {tried: replace(plain, strength=tried) for tried in STRENGTHS}
-            worth = _diversity
+            swept = {value: replace(plain, strength=value) for value in STRENGTHS}
+            coarse = strongest(least, on_validation.of(swept), _diversity)
+            near = (round(coarse + step / 100, 2) for step in range(-4, 5))
+            swept |= {value: replace(plain, strength=value) for value in near if 0 < value <= 1}
+            chosen = strongest(least, on_validation.of(swept), _diversity)
         else:
             swept = {weight: Rerank(method, strength, depth, weight) for weight in TAIL_WEIGHTS}
-            worth = _tail
-        wishes = (plain, *swept.values())
-        of_validation, of_test = ({wish: show(part[pool], likeness, wish) for wish in wishes} for part in parts)
-        tried = [(value, of_validation[wish]) for value, wish in swept.items()]
-        chosen = swept.get(strongest(of_validation[plain], tried, most_loss, worth), plain)
-        rows += _rows(pool, plain, chosen, of_validation, of_test)
+            chosen = strongest(least, on_validation.of(swept), _tail)
+        wishes = [plain, *(swept[value] for value in sorted(swept))]
+        rows += _rows(pool, wishes, swept.get(chosen, plain), on_validation, on_test)
     if not rows:
         raise ConfigError("--rerank: nobody likes anything in validation or in test that is not in their history")
     return rows
@@ -161,11 +163,31 @@ def _part(of: float, whole: float) -> float:
     return of / whole if whole else 0.0
 
 
+class _Tries(dict[Rerank, Shown]):
+    """What each wish shows on the pools of a part, found out when it is asked for."""
+
+    def __init__(self, pools: Sequence[Pool], likeness: Likeness) -> None:
+        self._pools, self._likeness = pools, likeness
+
+    def __missing__(self, wish: Rerank) -> Shown:
+        return self.setdefault(wish, show(self._pools, self._likeness, wish))
+
+    def of(self, swept: Mapping[float, Rerank]) -> list[tuple[float, Shown]]:
+        """What those of a sweep show, by its values."""
+        return [(value, self[wish]) for value, wish in swept.items()]
+
+
 def _rows(
-    pool: str, plain: Rerank, chosen: Rerank, validation: Mapping[Rerank, Shown], test: Mapping[Rerank, Shown]
+    pool: str,
+    wishes: Sequence[Rerank],
+    chosen: Rerank,
+    validation: Mapping[Rerank, Shown],
+    test: Mapping[Rerank, Shown],
 ) -> Iterator[RerankRow]:
-    for wish, shown in test.items():
-        gain = shown.ndcg - test[plain].ndcg
+    plain = test[wishes[0]]
+    for wish in wishes:
+        shown = test[wish]
+        gain = shown.ndcg - plain.ndcg
         yield RerankRow(
             pool=pool,
             strength=wish.strength,

@@ -21,6 +21,7 @@ from mfalcon_client import Ranking, Rerank
 _console = Console(highlight=False)
 
 TargetOption = Annotated[str, typer.Option(help="gRPC address of the server.", metavar="HOST:PORT")]
+_STRENGTH = 0.2
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
@@ -45,9 +46,15 @@ def rank(
         typer.Option("--allow-partial", help="Where the timeout is too short, score the first candidates that fit."),
     ] = False,
     rerank: Annotated[
-        str | None, typer.Option(help="Make the top diverse: mmr or dpp. Scores stay; docs/rerank.md says more.")
+        str | None,
+        typer.Option(help="Make the top diverse: mmr, dpp, msd or llm. Scores stay; docs/rerank.md says more."),
     ] = None,
-    strength: Annotated[float, typer.Option(help="Of --rerank, 0 (by score) to 1 (diversity alone).")] = 0.2,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Of --rerank, 0 (by score) to 1 (diversity alone); llm has none.", min=0, max=1, show_default="0.2"
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option(help="Of --rerank: candidates that may move; 0 for the server's default.")] = 0,
     tail_weight: Annotated[
         float, typer.Option(help="Of --rerank: how much seldom seen items are lifted, 0 to 1 (as much as the scores).")
@@ -67,7 +74,7 @@ def rank(
             features=_features(feature or []),
             model=model,
             allow_partial=allow_partial,
-            rerank=None if rerank is None else Rerank(rerank, strength, depth, tail_weight),
+            rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
         )
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
@@ -98,6 +105,12 @@ def members_table(result: Ranking) -> Table:
         took = f"{member.took_us / 1000:.1f}"
         table.add_row(Text(where), f"{member.weight:g}", member.version, took, cache, Text(why))
     return table
+
+
+def _rerank(method: str, strength: float | None, depth: int, tail_weight: float) -> Rerank:
+    if strength is None:
+        strength = 0.0 if method == "llm" else _STRENGTH
+    return Rerank(method, strength, depth, tail_weight)
 
 
 def top_table(result: Ranking, ids: Ids, items: ItemTable | None) -> Table:

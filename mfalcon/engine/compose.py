@@ -12,6 +12,7 @@ from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.rerank.language_model import LanguageModelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def compose_all(
     config: EngineConfig,
     metrics: ServerMetrics | None = None,
     ensembles: Sequence[EnsembleOptions] = (),
+    llm: LanguageModelOptions | None = None,
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()
@@ -45,7 +47,7 @@ def compose_all(
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
     histories = Histories(config.histories, metrics.states)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
-    return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles)
+    return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles, llm)
 
 
 def shared(options: RankerOptions, share: float) -> RankerOptions:

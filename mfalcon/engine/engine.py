@@ -5,28 +5,27 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 
 from opentelemetry import trace
 
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
-from mfalcon.engine.ensemble import Ensemble, EnsembleOptions
+from mfalcon.engine.ensemble import EnsembleOptions
 from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
-from mfalcon.engine.job import reply_by
 from mfalcon.engine.jobs import Jobs
-from mfalcon.engine.ranker import LoadedRanker
+from mfalcon.engine.pipeline import Pipeline
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.engine.reranking import Reranking
-from mfalcon.errors import InvalidInput, ShuttingDown
+from mfalcon.errors import ShuttingDown
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 
 _tracer = trace.get_tracer("mfalcon")
@@ -43,15 +42,19 @@ class Engine:
         metrics: ServerMetrics,
         reload: ReloadOptions | None = None,
         ensembles: Sequence[EnsembleOptions] = (),
+        llm: LanguageModelOptions | None = None,
     ) -> None:
-        """Starts the device on the models of the catalog. Raises ConfigError for ensembles that these cannot be."""
+        """Starts the device on the models of the catalog. Raises ConfigError for ensembles that these cannot be, and
+        for a language model that cannot be asked from here.
+        """
         self.histories = histories
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
         self._jobs = Jobs(device, metrics)
         self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
-        self._reranking = Reranking(metrics)
+        self._reranking = Reranking(metrics, llm)
+        self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere)
         device.start(self._warm)
@@ -101,21 +104,7 @@ class Engine:
         Raises UnknownModel, Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events
         older than the log; StorageUnavailable when the log cannot be asked; for an ensemble TooFewMembers.
         """
-        accepted, ensemble = time.monotonic(), self.ensembles.get(model)
-        likeness = self._likeness(ensemble, request) if ensemble is not None else self.catalog.get(model)
-        with _tracer.start_as_current_span("rank") as span:
-            if ensemble is not None:
-                result = await ensemble.rank(request, deadline)
-                span.set_attributes({"mfalcon.model": ensemble.name, "mfalcon.partial_merge": result.partial_merge})
-            else:
-                assert likeness is not None
-                result = await self._jobs.rank(likeness, request, deadline)
-            if request.rerank is not None and request.top_k and likeness is not None:
-                name = likeness.name if ensemble is None else ensemble.name
-                due = reply_by(deadline, accepted)
-                with self.metrics.device.answering(name, deadline):
-                    result = await self._reranking.rerank(likeness, request.rerank, request, result, due, name)
-        return result
+        return await self._pipeline.rank(request, deadline, model)
 
     async def append_events(
         self, user_id: str, events: Events, expected_len: int | None, deadline: float | None = None
@@ -192,14 +181,6 @@ class Engine:
         with contextlib.suppress(ShuttingDown):
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
-
-    def _likeness(self, ensemble: Ensemble, request: RankRequest) -> LoadedRanker | None:
-        """Whose items tell how alike the candidates of an ensemble are: its first member here."""
-        if ensemble.locals:
-            return self.catalog.get(ensemble.locals[0])
-        if request.rerank is not None:
-            raise InvalidInput("rerank", request.rerank.method, "absent: no member of this ensemble is a model here")
-        return None
 
     def _warm(self) -> Runners:
         for ranker in self.catalog:

@@ -43,8 +43,9 @@ class RankJob:
     by name. accepted: when the engine was asked. beside: jobs of an equal one, which is not None, are parts of one
     request, and have a core each where there is one for each. The rest is the scheduler's and the device thread's:
     forecast; the predicted seconds that are left, and of them those that others need not wait for; whether it takes no
-    state that is cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial. The
-    future stays pending until there is an answer, so that a caller may leave at any time.
+    state that is cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial.
+    reserve_s: what the stages behind need of the time before the deadline. The future stays pending until there is an
+    answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
@@ -62,6 +63,7 @@ class RankJob:
     is_short: bool = True
     progress: Progress | None = None
     so_far: RankResult | None = None
+    reserve_s: float = 0.0
 
     @property
     def user(self) -> bytes:
@@ -74,9 +76,14 @@ class RankJob:
         return math.inf if self.deadline is None else self.deadline
 
     @property
+    def wanted_by(self) -> float:
+        """When the stages behind want it; those who wait for the device go by that. It is no error to come later."""
+        return self.due - self.reserve_s
+
+    @property
     def cut_at(self) -> float:
         """When it is answered with what is scored by then; infinity if it wants all."""
-        return self.reply_by if self.request.allow_partial else math.inf
+        return self.reply_by - self.reserve_s if self.request.allow_partial else math.inf
 
     @property
     def reply_by(self) -> float:

@@ -38,9 +38,10 @@ class Jobs:
         *,
         reading: Reading | None = None,
         beside: object = None,
+        reserve_s: float = 0.0,
     ) -> RankResult:
-        """Score a request's candidates. beside: see `RankJob`. Raises InvalidInput for recent events older than the
-        log.
+        """Score a request's candidates. beside, reserve_s: see `RankJob`. Raises InvalidInput for recent events older
+        than the log.
         """
         accepted = time.monotonic()
         with self._metrics.device.answering(ranker.name, deadline):
@@ -49,7 +50,9 @@ class Jobs:
                     request.user_id, deadline, self._device.expected_wait(), len(request.recent_events), reading
                 )
             check_order(fetched.history, request.recent_events, "recent_events")
-            job = RankJob(request, fetched, deadline, ranker.name, accepted=accepted, beside=beside)
+            job = RankJob(
+                request, fetched, deadline, ranker.name, accepted=accepted, beside=beside, reserve_s=reserve_s
+            )
             try:
                 result = await self._answer(job)
             finally:

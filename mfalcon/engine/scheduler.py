@@ -29,7 +29,7 @@ _LOAD_SECONDS = 1.0
 """Over which the short jobs' part of the device's time is measured."""
 
 _Queued = tuple[float, int, RankJob]
-"""Deadline, order of arrival, job."""
+"""When it is wanted, order of arrival, job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class _Lane:
 
     def seconds(self, due: float = math.inf) -> float:
         """Predicted, of what is to be answered by then."""
-        return sum(job.owed_s for deadline, _, job in self.jobs if deadline <= due)
+        return sum(job.owed_s for wanted_by, _, job in self.jobs if wanted_by <= due)
 
 
 class Scheduler:
@@ -285,7 +285,7 @@ class Scheduler:
             lane, job.is_short = self._extra, False
         else:
             lane = self._short if job.is_short else self._long
-        insort(lane.jobs, (job.due, self._number, job))
+        insort(lane.jobs, (job.wanted_by, self._number, job))
 
     def _next_lane(self) -> _Lane:
         if not self._long.jobs:
@@ -339,10 +339,10 @@ class Scheduler:
         lane, rest = self._short if is_short else self._long, self._rest(is_short=is_short)
         work = self._ahead(-math.inf, of_short=True) if is_short else self._ahead()
         own, worst = self.pace.predict(seconds, 1).seconds / rest, 0.0
-        for deadline, _, job in lane.jobs:
+        for wanted_by, _, job in lane.jobs:
             work += job.owed_s
-            if due < deadline < math.inf:
-                left = deadline - now - self._upper(work) / rest
+            if due < wanted_by and job.due < math.inf:
+                left = job.due - now - self._upper(work) / rest
                 if 0 <= left < own:
                     worst = max(worst, own - left)
         return worst or None

@@ -1,6 +1,6 @@
-"""Two ways to pick candidates one by one, each by its relevance and by how unlike those before it it is.
+"""Ways to pick candidates one by one, each by its relevance and by how unlike those before it it is.
 
-Both weigh by a strength from 0, relevance alone, to 1, diversity alone. Of equal candidates the first is picked.
+All weigh by a strength from 0, relevance alone, to 1, diversity alone. Of equal candidates the first is picked.
 """
 
 import numpy as np
@@ -57,3 +57,19 @@ def dpp(relevance: Reals, similar_to: SimilarTo, num_picks: int, strength: float
         left[left < _EXPLAINED] = 0
         left[best] = 0
     return picks
+
+
+def msd(relevance: Reals, similar_to: SimilarTo, num_picks: int, strength: float) -> Ids:
+    """Positions by max-sum diversification (Gollapudi and Sharma, 2009; greedy as in Borodin et al., 2012),
+    [num_picks]: a list of the greatest (1 - strength) * its mean relevance + strength * its mean unlikeness of two,
+    1 - likeness. That is a property of the set: it is made greedily, and then shown best first.
+
+    relevance: [num_candidates], best first. O(num_picks * num_candidates * dim).
+    """
+    picks = np.empty(num_picks, dtype=np.int64)
+    worth, of_pairs = (1 - strength) * relevance, 2 * strength / max(1, num_picks - 1)
+    for place in range(num_picks):
+        best = picks[place] = int(np.argmax(worth))
+        worth -= of_pairs * similar_to(best)
+        worth[best] = -np.inf
+    return np.sort(picks)

@@ -12,6 +12,9 @@ from mfalcon.types import Floats, Ids
 SIDE_SHARE = 0.8
 """Of tags or categories, where an item has these and a learned vector."""
 
+SEEN_ALONE = ("msd",)
+"""Methods whose measure is a mean over pairs: in it the learned vectors are more noise than likeness (docs/LOG.md)."""
+
 _ROWS_AT_ONCE = 65_536
 
 SimilarTo = Callable[[int], Floats]
@@ -50,6 +53,10 @@ class Likeness:
 
     items: ItemTable
     learned: Vectors | None = None
+
+    def by(self, method: str) -> "Likeness":
+        """What a method compares by: all of this, or what users see of items alone, where they see anything."""
+        return Likeness(self.items) if method in SEEN_ALONE and self.items.side else self
 
     def among(self, rows: Ids) -> SimilarTo:
         """How alike candidates are, [num_candidates] item rows: the cosine of a vector that holds, by their shares,

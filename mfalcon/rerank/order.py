@@ -6,7 +6,7 @@ from types import MappingProxyType
 import numpy as np
 
 from mfalcon.best_first import best_first
-from mfalcon.rerank.greedy import Reals, dpp, mmr
+from mfalcon.rerank.greedy import Reals, dpp, mmr, msd
 from mfalcon.rerank.likeness import SimilarTo
 from mfalcon.rerank.tail import Counts, rarity
 from mfalcon.types import NO_SCORE, Floats, Ids, Positions, Rerank
@@ -17,7 +17,7 @@ _PROBABILITY_FLOOR = 1e-7
 
 Greedy = Callable[[Reals, SimilarTo, int, float], Ids]
 
-METHODS: Mapping[str, Greedy] = MappingProxyType({"mmr": mmr, "dpp": dpp})
+METHODS: Mapping[str, Greedy] = MappingProxyType({"mmr": mmr, "dpp": dpp, "msd": msd})
 
 
 def reranked(

@@ -56,13 +56,13 @@ def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
     pairs, by what users see: their tags, or their categories. One item alone is not.
     """
     ndcg, diversity, shown = list[float](), list[float](), list[Ids]()
-    items = likeness.items
+    items, likeness_of_method = likeness.items, likeness.by(wish.method)
     seen = Likeness(items) if items.side else likeness
     for pool in pools:
         rows = pool.rows
 
         def among(at: Positions, rows: Ids = rows) -> SimilarTo:
-            return likeness.among(rows[at])
+            return likeness_of_method.among(rows[at])
 
         def counts(at: Positions, rows: Ids = rows) -> Ids:
             return num_events(items, rows[at])
@@ -78,15 +78,9 @@ def show(pools: Sequence[Pool], likeness: Likeness, wish: Rerank) -> Shown:
     return Shown(np.array(ndcg), np.array(diversity), len(np.unique(all_shown)) / len(everything), tail)
 
 
-def strongest(
-    plain: Shown,
-    sweep: Sequence[tuple[float, Shown]],
-    most_loss: float,
-    worth: Callable[[Shown], float],
-) -> float:
-    """The strength of the list of a sweep that is worth the most, of those whose NDCG is no lower than the plain one
-    less this share of it; 0 if there is none.
+def strongest(least: float, sweep: Sequence[tuple[float, Shown]], worth: Callable[[Shown], float]) -> float:
+    """The strength of the list of a sweep that is worth the most, of those with this NDCG at least; 0 if there
+    are none.
     """
-    least = (1 - most_loss) * plain.ndcg.mean()
     fit = [(worth(shown), strength) for strength, shown in sweep if shown.ndcg.mean() >= least]
     return max(fit)[1] if fit else 0.0

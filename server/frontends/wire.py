@@ -7,7 +7,7 @@ its class in mfalcon/errors.py, its text and its attributes, and is raised as th
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from mfalcon.types import (
     RankRequest,
     RankResult,
     Rerank,
+    RerankSkipped,
     Timings,
 )
 
@@ -171,7 +172,7 @@ class Ranked(Message):
     unknown: bytes
     stale: bool
     failed: bytes
-    rerank_skipped: str
+    rerank_skipped: RerankSkipped | Literal[""]
     members: tuple[MemberResult, ...]
     partial_merge: bool
 

@@ -170,10 +170,10 @@ class RequestBody(Body):
 class RerankBody(Body):
     """A wish for a top of candidates that are less alike."""
 
-    method: str = Field(description="mmr or dpp.")
-    strength: Float32 = Field(description="From 0, the order of the scores, to 1, diversity alone.")
+    method: str = Field(description="mmr, dpp, msd, or llm, a language model if the server has one.")
+    strength: Float32 = Field(description="From 0, the order of the scores, to 1, diversity alone; 0 for llm.")
     depth: Uint32 = Field(
-        default=0, description="How many of the best-scored candidates may change their places; 0 for 200."
+        default=0, description="How many of the best-scored candidates may change their places; 0 for 200, llm 20."
     )
     tail_weight: Float32 = Field(
         default=0.0,

@@ -9,7 +9,7 @@ from typing import Literal
 import orjson
 from pydantic import ConfigDict, Field
 
-from mfalcon.types import CacheInfo, MemberResult, ModelInfo, RankResult
+from mfalcon.types import CacheInfo, MemberResult, ModelInfo, RankResult, RerankSkipped
 from server.http.bodies import Body, Uint32, Uint64
 
 
@@ -105,7 +105,7 @@ class RankReply(Body):
         description="Positions of candidates for which the model gives no finite number: their scores are the lowest "
         "float32, and they come last."
     )
-    rerank_skipped: Literal["", "late", "failed"] = Field(
+    rerank_skipped: RerankSkipped | Literal[""] = Field(
         description="Why `top` is in the order of the scores although you asked for another."
     )
     members: list[MemberReply] = Field(description="Of an ensemble, every member in its order; none for one model.")

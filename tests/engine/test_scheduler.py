@@ -77,6 +77,23 @@ def test_the_earliest_deadline_goes_first_and_equal_ones_in_the_order_in_which_t
     assert len(scheduler) == 0
 
 
+def test_what_others_wait_for_goes_as_if_it_were_due_earlier_and_is_never_late_for_that() -> None:
+    """A stage behind needs half a second of the one that is due later; nobody is refused to save it that."""
+    first, second = job("ann", due=1.0), job("bob", due=1.2)
+    second.reserve_s = 0.5
+    assert second.due == began[0] + 1.2 and second.wanted_by == pytest.approx(began[0] + 0.7)
+    scheduler = scheduler_of(first, second)
+    scheduler.submit(third := job("eve", due=0.9, seconds=0.6))
+    assert [turn(scheduler) for _ in range(3)] == [[second], [first], [third]]
+
+
+def test_what_may_be_partial_is_cut_while_the_stages_behind_have_their_time() -> None:
+    one = partial_job("ann", due=1.0, seconds=0.5, least_s=0.1)
+    usual = one.cut_at
+    one.reserve_s = 0.25
+    assert one.cut_at == pytest.approx(usual - 0.25)
+
+
 def test_short_jobs_go_before_long_ones_which_keep_their_share() -> None:
     long = job("long", 500, seconds=100.0)
     scheduler = scheduler_of(long, *(job(f"user-{number}", 900, seconds=0.005) for number in range(200)))

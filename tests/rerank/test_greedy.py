@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mfalcon.rerank.greedy import Reals, dpp, mmr
+from mfalcon.rerank.greedy import Reals, dpp, mmr, msd
 from mfalcon.rerank.likeness import of_length_1
 from mfalcon.rerank.order import METHODS, Greedy
 from mfalcon.types import Floats, Ids
@@ -48,6 +48,25 @@ def test_mmr_takes_the_largest_margin_each_time(seed: int, strength: float) -> N
         margin = {one: (1 - strength) * relevance[one] - strength * most[one] for one in others}
         assert margin[pick] == pytest.approx(max(margin.values()), abs=1e-6)
         picks.append(pick)
+
+
+@given(seed=st.integers(0, 2**32), strength=st.floats(0, 1))
+def test_msd_makes_a_set_that_no_single_pick_of_its_greed_could_better(seed: int, strength: float) -> None:
+    """Each pick is the one by which mean relevance and mean unlikeness of pairs grow the most; shown best first."""
+    relevance, vectors = drawn(seed, 9, 3)
+    unit, num_picks = of_length_1(vectors).astype(np.float64), 4
+
+    def objective(chosen: list[int]) -> float:
+        pairs = [1 - unit[a] @ unit[b] for at, a in enumerate(chosen) for b in chosen[at + 1 :]]
+        unlikeness = float(sum(pairs)) * 2 / (num_picks * (num_picks - 1))
+        return (1 - strength) * float(relevance[chosen].sum()) / num_picks + strength * unlikeness
+
+    chosen = list[int]()
+    for _ in range(num_picks):
+        others = [one for one in range(9) if one not in chosen]
+        chosen.append(max(others, key=lambda one: objective([*chosen, one])))
+    picks = similar(vectors, msd, relevance, num_picks, strength).tolist()
+    assert picks == sorted(picks) and objective(picks) == pytest.approx(objective(chosen), abs=1e-5)
 
 
 @pytest.mark.parametrize("strength", [0.0, 5e-324, 1e-310, 1.0])

@@ -217,8 +217,19 @@ BAD_EVENTS: Sequence[tuple[str, Sequence[Fields], str]] = (
 )
 
 BAD_RERANKS: Sequence[tuple[str, Fields, str]] = (
-    ("a reranking by no method", {"method": ""}, "rerank.method: got '', must be 'mmr' or 'dpp'"),
+    ("a reranking by no method", {"method": ""}, "rerank.method: got '', must be 'mmr' or 'dpp' or 'msd' or 'llm'"),
     ("a reranking by a method that there is not", {"method": "DPP"}, "rerank.method: got 'DPP', must be 'mmr' or"),
+    ("a language model with a strength", {"method": "llm"}, "rerank.strength: got 0.5, must be 0 with method 'llm'"),
+    (
+        "a language model with a tail weight",
+        {"method": "llm", "strength": 0, "tail_weight": 0.5},
+        "rerank.tail_weight: got 0.5, must be 0 with method 'llm', which has none",
+    ),
+    (
+        "a language model with 101 candidates to order",
+        {"method": "llm", "strength": 0, "depth": 101},
+        "rerank.depth: got 101, must be 0 to 100 with method 'llm' (0 is the default)",
+    ),
     ("a reranking of strength 1.5", {"strength": 1.5}, "rerank.strength: got 1.5, must be 0 (by score) to 1"),
     ("a reranking of strength -1", {"strength": -1.0}, "rerank.strength: got -1.0, must be 0 (by score) to 1"),
     ("a tail weight of -1", {"tail_weight": -1.0}, "rerank.tail_weight: got -1.0, must be 0 (none) to 1 (as much as"),

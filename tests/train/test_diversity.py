@@ -63,10 +63,9 @@ def test_the_most_diverse_that_costs_little_is_chosen() -> None:
         return Shown(np.array([ndcg, ndcg]), np.array([diversity, diversity]), 0.0)
 
     sweep = [(0.1, of(0.50, 0.6)), (0.2, of(0.496, 0.7)), (0.3, of(0.49, 0.8)), (0.4, of(0.51, 0.65))]
-    plain = of(0.5, 0.5)
 
     def diversity(shown: Shown) -> float:
         return float(shown.diversity.mean())
 
-    assert [strongest(plain, sweep, most_loss, diversity) for most_loss in (0.0, 0.01, 0.02)] == [0.4, 0.2, 0.3]
-    assert strongest(plain, sweep[2:3], 0.01, diversity) == 0.0
+    assert [strongest(least, sweep, diversity) for least in (0.5, 0.495, 0.49)] == [0.4, 0.2, 0.3]
+    assert strongest(0.495, sweep[2:3], diversity) == 0.0

@@ -10,7 +10,7 @@ from loadtest.report.table import as_text
 def test_every_cell_is_timed() -> None:
     result = run(RerankOptions((9, 20), (3,), dim=4, rounds=2), lambda _: None)
     assert [(cell.method, cell.candidates, cell.places) for cell in result.cells] == [
-        (method, num_candidates, 3) for num_candidates in (9, 20) for method in ("mmr", "dpp")
+        (method, num_candidates, 3) for num_candidates in (9, 20) for method in ("mmr", "dpp", "msd")
     ]
     assert all(cell.took.num_samples == 2 for cell in result.cells)
     assert not result.bars
@@ -20,4 +20,4 @@ def test_every_cell_is_timed() -> None:
 
 def test_the_bar_is_of_1000_candidates() -> None:
     bars = run(RerankOptions((1_000,), (50,), rounds=1), lambda _: None).bars
-    assert [bar.limit for bar in bars] == [4, 4]
+    assert [bar.limit for bar in bars] == [4, 4, 4]
