@@ -20,6 +20,8 @@ from mfalcon.algorithm import append, prefill, score, user_state
 from mfalcon.backends.choice import ON_DEVICE
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve, serve_any
+from mfalcon.counters.increments import counted, numbers
+from mfalcon.counters.sets import Counted
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS, CODES_BOUNDS
@@ -27,7 +29,8 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.engine.runner import Runner
 from mfalcon.errors import DeadlineExceeded
-from mfalcon.features.standard import standardised
+from mfalcon.features.counters import LikeRule
+from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.history.history import History, no_history
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
@@ -53,6 +56,7 @@ _NUM_CANDIDATES = 37
 _GIVEN_SHARE = 0.75
 """Of the dense features that a request gives."""
 _MINUTE_MS = 60_000
+_MOST_COUNTED = 10_000
 _ANSWER_S = 60.0
 _HOST_BYTES = 1 << 30
 _DEVICE_BYTES = 2 << 30
@@ -77,8 +81,8 @@ class LawResult:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A random request: a history, candidates with duplicates, context codes, the request time, and some of the dense
-    features.
+    """A random request: a history, candidates with duplicates, context codes, the request time, some of the dense
+    features, and what was counted of the candidates' items, [num_candidates, 3].
     """
 
     history: Events
@@ -86,6 +90,7 @@ class Case:
     context: Tensor
     time_ms: int
     dense: DenseFeatures
+    item_counts: Ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,10 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     context = torch.tensor(codes, dtype=torch.int64, device=_device(checkpoint.model))
     names = tuple(feature.name for feature in reversed(config.dense_features) if rng.random() < _GIVEN_SHARE)
     dense = DenseFeatures(names, rng.normal(size=len(candidates) * len(names)).astype(np.float32))
-    return Case(history, candidates, context, now + _MINUTE_MS, dense)
+    item_counts = np.zeros((len(candidates), 3), dtype=np.int64)  # one item has one count, however often it is asked
+    for item in np.unique(candidates):
+        item_counts[candidates == item] = np.sort(rng.integers(0, _MOST_COUNTED, 3))[::-1]
+    return Case(history, candidates, context, now + _MINUTE_MS, dense, item_counts)
 
 
 def per_candidate_error(subject: Subject, case: Case) -> float:
@@ -278,6 +286,7 @@ def tier_error(subject: Subject, case: Case) -> float:
 def engine_error(subject: Subject, cases: list[Case]) -> float:
     """Law 6: concurrent requests, some already late; infinity if one is answered with what it should not be."""
     checkpoint = subject.checkpoint
+    cases = [replace(case, item_counts=_count_of(checkpoint, cases, case.candidates)) for case in cases]
     truth = [_task_scores(_runner(subject), _job(checkpoint, case, case.history)) for case in cases]
     return asyncio.run(_ask(subject, cases, truth))
 
@@ -309,6 +318,17 @@ async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> floa
         return max(await asyncio.gather(*requests))
     finally:
         await engine.close()
+
+
+def _count_of(checkpoint: Checkpoint, cases: list[Case], candidates: Ids) -> Ids:
+    """What an engine has counted of items that is given the histories of all cases."""
+    config = checkpoint.model.config
+    if config.counters is None:
+        return np.zeros((len(candidates), 3), dtype=np.int64)
+    whole = counted(np.concatenate([case.history for case in cases]), LikeRule.of(config))
+    at = np.minimum(np.searchsorted(whole["item_id"], candidates), len(whole) - 1)
+    is_known = whole["item_id"][at] == candidates
+    return np.where(is_known[:, None], numbers(whole[at]), 0)
 
 
 def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms: int) -> Tensor:
@@ -348,8 +368,10 @@ def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]
     items, device = subject.checkpoint.items, _device(subject.served.model)
     events = event_tokens(case.history, items, device)
     rows = torch.from_numpy(items.rows(case.candidates)).to(device)
-    features = subject.served.model.config.dense_features
-    dense = torch.from_numpy(standardised(features, case.dense, len(rows))).to(device) if features else None
+    request, counts = _request(subject.checkpoint, case, "user"), _counted(subject.checkpoint, case).numbers
+    provider = FeatureProvider(subject.served.model.config, items)
+    features = provider.features(Asked(request, rows.cpu().numpy(), case.history, counts))
+    dense = None if features is None else torch.from_numpy(features).to(device)
     return subject.served, events, Targets(rows, case.context, dense)
 
 
@@ -450,7 +472,12 @@ def _request(checkpoint: Checkpoint, case: Case, user_id: str) -> RankRequest:
 
 def _job(checkpoint: Checkpoint, case: Case, events: Events) -> RankJob:
     history = no_history("user", b"laws").extended(events)
-    return RankJob(_request(checkpoint, case, "user"), Fetched(history), None)
+    return RankJob(_request(checkpoint, case, "user"), Fetched(history), None, counted=_counted(checkpoint, case))
+
+
+def _counted(checkpoint: Checkpoint, case: Case) -> Counted:
+    config = checkpoint.model.config
+    return Counted() if config.counters is None else Counted({LikeRule.of(config): case.item_counts})
 
 
 def _task_scores(runner: Runner, job: RankJob) -> Tensor:

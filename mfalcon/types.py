@@ -62,7 +62,8 @@ class CacheInfo:
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Where the time of a request went, in microseconds. rerank_us, merge_us: 0 where no reranking was asked, and for
-    one model. Of an ensemble the first four are those of the member that took longest.
+    one model. features_us: making dense features and counters. Of an ensemble all but total_us and merge_us are those
+    of the member that took longest.
     """
 
     queue_us: int
@@ -72,6 +73,7 @@ class Timings:
     total_us: int
     rerank_us: int = 0
     merge_us: int = 0
+    features_us: int = 0
 
 
 NO_CACHE = CacheInfo(CacheSource.NONE, 0, 0)
@@ -174,6 +176,9 @@ class RankResult:
     has no score for some candidate, so that the scores are not those of all members. Of an ensemble `unknown` is what
     some member that arrived does not know, `failed` what none of them has a score for, `stale` whether one was, and
     `cache` and the first four timings are of all members, and of the slowest one.
+    counters_version: of the item counters that the model read, 0 of a model that reads none; it grows by one with every
+        change of one of them.
+    counters_stale: acknowledged events may be missing from the item counters.
     """
 
     scores: Floats
@@ -190,6 +195,8 @@ class RankResult:
     rerank_skipped: RerankSkipped | Literal[""] = ""
     members: tuple[MemberResult, ...] = ()
     partial_merge: bool = False
+    counters_version: int = 0
+    counters_stale: bool = False
 
     @property
     def num_scored(self) -> int:
@@ -250,6 +257,7 @@ class ModelInfo:
     ensemble: None for one model; else the rest is what holds for all members, and the union of the features that they
     read.
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
+    counters: of the user and the item, which the server counts and the model reads.
     """
 
     name: str
@@ -268,3 +276,4 @@ class ModelInfo:
     counts_items: bool = False
     reads_last_events: bool = False
     """With each request the last `max_history` of them: the model has no KV states."""
+    counters: tuple[str, ...] = ()

@@ -275,7 +275,10 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
             slice_s=config.slice_ms / 1000,
             reload=ReloadOptions(config.reload_warm_users, config.reload_warm_s),
             histories=HistoryOptions(
-                log_max_events=config.log_max_events, log_slack=config.log_slack_events, redis=redis_options(config)
+                log_max_events=config.log_max_events,
+                log_slack=config.log_slack_events,
+                max_counted_items=config.counters_max_items,
+                redis=redis_options(config),
             ),
         ),
         metrics,

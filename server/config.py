@@ -239,6 +239,12 @@ class ServerConfig(BaseSettings):
     log_slack_events: int = Field(
         default=1_024, ge=0, description="Events that a log keeps beyond log_max_events before it is cut."
     )
+    counters_max_items: int = Field(
+        default=10_000_000,
+        ge=1,
+        le=10**9,
+        description="Items whose events are counted, where a model reads streaming counters; others are left out.",
+    )
     log_cache_mb: int = Field(
         default=256, ge=0, description="Memory for verified copies of histories in Redis, in MiB."
     )

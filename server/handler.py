@@ -159,7 +159,7 @@ class Handler:
         limits.check_context(request.context, info.context_features)
         if request.rerank is not None:
             limits.check_rerank(request.rerank, info)
-        limits.check_dense(request.dense, info.dense_features, len(request.candidates))
+        limits.check_dense(request.dense, info.dense_features, len(request.candidates), info.counters)
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
         async with self._admitted(time_left) as deadline:

@@ -162,11 +162,18 @@ def check_num_values(values: Sized, at_most: int) -> None:
         raise InvalidInput("features.values", len(values), f"at most {at_most} numbers over HTTP")
 
 
-def check_dense(dense: DenseFeatures, features: Sequence[str], num_candidates: int) -> None:
-    """Names that the model declares, each once, with a finite number for each candidate; absent ones are fine."""
+def check_dense(
+    dense: DenseFeatures, features: Sequence[str], num_candidates: int, counters: Sequence[str] = ()
+) -> None:
+    """Names that the model declares, each once, with a finite number for each candidate; absent ones are fine. Counters
+    are nobody's to give.
+    """
     names, values = dense.names, dense.values
     check_num_names(names)
     for at, name in enumerate(names):
+        if name in counters:
+            limit = "a feature that callers give: this is a counter, which the server counts itself"
+            raise InvalidInput(f"features.names[{at}]", name, limit)
         if name not in features:
             known = ", ".join(features) if features else "none: this model reads no dense features"
             raise InvalidInput(f"features.names[{at}]", name, f"one of the model's dense features ({known})")

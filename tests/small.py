@@ -8,10 +8,14 @@ from torch import Tensor
 
 from mfalcon.algorithm import score, user_state
 from mfalcon.backends.select import any_reference
+from mfalcon.features.counters import LikeRule
+from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.models.base import EventTokens, PrefixRanker, Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import (
+    COUNTERS,
     ContextFeature,
+    CountersConfig,
     DenseFeature,
     DinConfig,
     LayerConfig,
@@ -23,7 +27,7 @@ from mfalcon.models.config import (
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build
-from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Events, Ids, RankRequest, no_events
 from mfalcon.window import WindowRule
 
 CPU = torch.device("cpu")
@@ -36,7 +40,12 @@ NOW_MS = START_MS + 10**10
 
 
 def small_config(
-    architecture: str = "dfgr", *, max_history: int = 24, window_chunk: int = 8, num_layers: int = 2
+    architecture: str = "dfgr",
+    *,
+    max_history: int = 24,
+    window_chunk: int = 8,
+    num_layers: int = 2,
+    with_counters: bool = False,
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
@@ -83,6 +92,7 @@ def small_config(
         ),
         dense_features=(DenseFeature(name="price", center=0.5, scale=2.0), DenseFeature(name="rank_before")),
         dense_dim=5,
+        counters=small_counters() if with_counters else None,
         tasks=(
             Task(name="like", kind="binary", value_at_least=4),
             Task(name="rating", kind="regression", center=3.5, loss_weight=0.1),
@@ -94,6 +104,13 @@ def small_config(
         window_chunk=window_chunk if layer is not None else 1,
         dropout=0.1,
     )
+
+
+def small_counters() -> CountersConfig:
+    """Counters that see less of a history than the window."""
+    features = tuple(DenseFeature(name=name, center=0.5, scale=1.5) for name in COUNTERS)
+    tags = ("genres", "decade")
+    return CountersConfig(task="like", max_events=17, tags=tags, like_rate=0.4, mean_value=3.1, features=features)
 
 
 def small_items(seed: int = 0, num_items: int = NUM_ITEMS) -> ItemTable:
@@ -159,9 +176,11 @@ def rank_request(
     )
 
 
-def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -> Tensor:
+def cold_scores(
+    checkpoint: Checkpoint, history: Events, request: RankRequest, item_counts: Ids | None = None
+) -> Tensor:
     """The oracle of a request: its window encoded from nothing, every candidate in one microbatch. [num_tasks,
-    num_targets].
+    num_targets]. item_counts: of a model with counters, [num_targets, 3].
     """
     config = checkpoint.model.config
     seen = np.concatenate([history, request.recent_events])
@@ -169,6 +188,12 @@ def cold_scores(checkpoint: Checkpoint, history: Events, request: RankRequest) -
     codes = context_codes(config.context_features, request.context, request.request_time_ms)
     rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
     with torch.inference_mode():
-        served, targets = any_reference(checkpoint.model), Targets(rows, torch.from_numpy(codes))
+        dense = None
+        if item_counts is not None:
+            asked = Asked(request, rows.numpy(), history, {LikeRule.of(config): item_counts})
+            features = FeatureProvider(config, checkpoint.items).features(asked)
+            assert features is not None
+            dense = torch.from_numpy(features)
+        served, targets = any_reference(checkpoint.model), Targets(rows, torch.from_numpy(codes), dense)
         state = user_state(served, tokens(checkpoint, window), targets.context)
         return score(served, state, targets, request.request_time_ms, max(1, len(rows))).T.double()

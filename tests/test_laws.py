@@ -17,6 +17,7 @@ from mfalcon import laws
 from mfalcon.attention import AttentionForm
 from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve, serve_any
+from mfalcon.counters.sets import Counted, CounterSets
 from mfalcon.engine.device import Runners
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS
@@ -52,6 +53,22 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
         assert result.holds, result
     if dtype != torch.float64:  # a law that compares a thing with itself would measure 0 everywhere
         assert any(result.worst > 0 for result in results if result.law == 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_laws_hold_with_counters(dtype: torch.dtype) -> None:
+    config = small_config(max_history=40, window_chunk=7, with_counters=True)
+    results = list(laws.check(small_checkpoint(dtype=dtype, config=config)))
+    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
+    for result in results:
+        assert result.holds, result
+
+
+def test_law_6_sees_items_that_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CounterSets, "read", lambda *_: Counted())
+    config = small_config(with_counters=True)
+    results = [result for result in laws.check(small_checkpoint(config=config)) if result.law == 6]
+    assert results and not all(result.holds for result in results)
 
 
 def is_fused_float32(dtype: torch.dtype) -> bool:

@@ -34,6 +34,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("mfalcon.attention", "mfalcon.masked_attention"),
     "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest"),
     "features": ("mfalcon.features",),
+    "counters": ("mfalcon.counters",),
     "models": ("mfalcon.models",),
     "backends": ("mfalcon.backends",),
     "algorithm": ("mfalcon.algorithm",),
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "attention": ("kernels", "words", "kv"),
     "config": ("words",),
     "features": ("words", "config"),
+    "counters": ("words", "metrics", "history", "redis", "config", "features"),
     "models": ("kernels", "words", "kv", "attention", "config"),
     "backends": ("kernels", "words", "kv", "attention", "config", "models"),
     "algorithm": ("words", "kv", "attention", "models", "backends"),
@@ -77,6 +79,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "kvcache",
         "config",
         "features",
+        "counters",
         "models",
         "backends",
         "algorithm",
@@ -91,6 +94,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "attention",
         "config",
         "features",
+        "counters",
         "models",
         "backends",
         "algorithm",
@@ -118,7 +122,19 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cli": tuple(room for room in ROOMS if room != "cli"),
 }
 
-FREE_OF_TORCH = ("words", "metrics", "history", "redis", "config", "features", "rerank", "merging", "client", "server")
+FREE_OF_TORCH = (
+    "words",
+    "metrics",
+    "history",
+    "redis",
+    "config",
+    "features",
+    "counters",
+    "rerank",
+    "merging",
+    "client",
+    "server",
+)
 
 OPTIONAL = (
     "gevent",

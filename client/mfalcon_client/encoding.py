@@ -142,6 +142,8 @@ def ranking(raw: bytes) -> Ranking:
         rerank_skipped=reply.rerank_skipped,
         members=tuple(map(_member, reply.members)),
         partial_merge=reply.partial_merge,
+        counters_version=reply.counters_version,
+        counters_stale=reply.counters_stale,
     )
 
 
@@ -280,6 +282,7 @@ def _timings(times: pb.Timings) -> Timings:
         times.total_us,
         times.rerank_us,
         times.merge_us,
+        times.features_us,
     )
 
 
@@ -326,6 +329,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         ensemble=_ensemble(reply.ensemble) if reply.HasField("ensemble") else None,
         counts_items=reply.counts_items,
         reads_last_events=reply.reads_last_events,
+        counters=tuple(reply.counters),
     )
 
 

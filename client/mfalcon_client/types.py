@@ -70,6 +70,7 @@ class CacheInfo:
 class Timings:
     """Where the time of a request went in the server, in microseconds. rerank_us, merge_us: 0 where no reranking was
     asked, and for one model. Of an ensemble the first four are those of the member that took longest.
+    features_us: making dense features and counters of the candidates.
     """
 
     queue_us: int
@@ -79,6 +80,7 @@ class Timings:
     total_us: int
     rerank_us: int = 0
     merge_us: int = 0
+    features_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ class Ranking:
     "failed"; of a language model also "off", "busy", "unavailable", "refused" or "no_permutation".
     members: of an ensemble, all of them in its order; none for one model. partial_merge: some member did not arrive, or
     has no score for some candidate: the scores are right, and not those of all members.
+    counters_version: of the counters of items that the model read, 0 if it reads none.
+    counters_stale: acknowledged events may be missing from them.
     """
 
     scores: NDArray[np.float32]
@@ -134,6 +138,8 @@ class Ranking:
     rerank_skipped: str = ""
     members: tuple[MemberResult, ...] = ()
     partial_merge: bool = False
+    counters_version: int = 0
+    counters_stale: bool = False
 
     @property
     def num_scored(self) -> int:
@@ -206,6 +212,8 @@ class Model:
     of an older release. ensemble: None for one model.
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     reads_last_events: it has no KV state, so there is nothing to prefill.
+    of an older release. ensemble: None for one model. counts_items: its checkpoint says how often each item was acted
+    on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts.
     """
 
     name: str
@@ -223,3 +231,4 @@ class Model:
     ensemble: Ensemble | None = None
     counts_items: bool = False
     reads_last_events: bool = False
+    counters: tuple[str, ...] = ()

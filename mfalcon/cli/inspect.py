@@ -23,6 +23,7 @@ from mfalcon.kvcache.state import KVShape
 from mfalcon.models import checkpoint
 from mfalcon.models.base import PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import COUNTERS
 from mfalcon.models.din import Din
 from mfalcon.types import EVENT_DTYPE
 
@@ -109,6 +110,8 @@ class Inspection:
     max_history: int
     window_chunk: int
     encodes_prefix: bool
+    counters: tuple[str, ...]
+    counters_max_events: int
     prefix_stable: bool
     num_layers: int | None
     num_heads: int | None
@@ -160,6 +163,9 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
     states = tuple(_state_size(loaded, prefix, dtype) for dtype in _PAYLOADS) if prefix is not None else ()
     if config.max_history > log_max_events:
         raise ConfigError(f"log_max_events: got {log_max_events}, must be at least the window, {config.max_history}")
+    if config.counters is not None and config.counters.max_events > log_max_events:
+        least = f"{config.counters.max_events}, the events that count for a user in the counters"
+        raise ConfigError(f"log_max_events: got {log_max_events}, must be at least {least}")
     log = log_size(config.max_history, log_max_events)
     return Inspection(
         name=config.name,
@@ -173,6 +179,8 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
         max_history=config.max_history,
         window_chunk=config.window_chunk,
         encodes_prefix=model.encodes_prefix,
+        counters=COUNTERS if config.counters is not None else (),
+        counters_max_events=config.counters.max_events if config.counters is not None else 0,
         prefix_stable=model.prefix_stable,
         num_layers=shape.num_layers if shape is not None else None,
         num_heads=shape.num_heads if shape is not None else None,
@@ -265,6 +273,11 @@ def _model_table(found: Inspection) -> Table:
             else f"{found.num_item_events:,} in training",
         ),
         *_kind(found),
+        *(
+            [("counters", f"{', '.join(found.counters)}; of the newest {found.counters_max_events:,} events of a user")]
+            if found.counters
+            else []
+        ),
         *(
             (f"{here.dtype} computed by", "; ".join((here.backend, *(f"not {why}" for why in here.unavailable))))
             for here in found.backends

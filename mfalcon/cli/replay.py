@@ -181,11 +181,19 @@ def _replay(
     context = _context(dataset)
     reused = encoded = 0
     latencies = []
-    append_histories(client, dataset, _before(dataset, chosen, visibility))
     groups = _groups(dataset, index, visibility)
+    counts, times = any(model.config.counters for model in models), dataset.events["time_ms"]
+    before = _before(dataset, chosen, visibility)
+    if counts:  # what everybody does moves the counters of items: all events are told, in their order
+        told = _first_unseen(dataset, groups[0], visibility)
+        before = np.arange(len(times)) < told
+    append_histories(client, dataset, before)
     for group in track(groups, description="replaying", transient=True, console=Console(stderr=True)):
         first = int(group[0])
         user, events = dataset.user_ids[dataset.user[first]], dataset.events[group]
+        if counts:
+            _tell(client, dataset, np.arange(told, unseen := _first_unseen(dataset, group, visibility)))
+            told = unseen
         began = time.perf_counter()
         result = client.rank(
             user,
@@ -201,8 +209,9 @@ def _replay(
         scores[[row_of[int(position)] for position in group]] = result.task_scores.T
         reused += result.cache.reused_tokens
         encoded += result.cache.encoded_tokens
-        shown = dataset.events[_of_one_time(dataset, first)] if visibility == "strict" else events
-        client.append_events(user, shown, expected_len=result.history_len)
+        if not counts:
+            shown = dataset.events[_of_one_time(dataset, first)] if visibility == "strict" else events
+            client.append_events(user, shown, expected_len=result.history_len)
     online = report(models[0], dataset, index, scores, visibility)
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
     worst = float(np.abs(scores - expected).max())
@@ -223,6 +232,22 @@ def _before(dataset: Dataset, chosen: NDArray[np.bool_], visibility: Visibility)
             first = int(np.searchsorted(times[positions], times[positions[first]], side="left"))
         before[positions[:first]] = True
     return before
+
+
+def _first_unseen(dataset: Dataset, group: Ids, visibility: Visibility) -> int:
+    """Position of the first event that events of one Rank call do not see, whoever's it is."""
+    first = int(group[0])
+    if visibility == "order":
+        return first
+    times = dataset.events["time_ms"]
+    return int(np.searchsorted(times, times[first], side="left"))
+
+
+def _tell(client: Client, dataset: Dataset, positions: Ids) -> None:
+    """Append events of many users, those of each in their order."""
+    users = dataset.user[positions]
+    for user in np.unique(users):
+        client.append_events(dataset.user_ids[user], dataset.events[positions[users == user]])
 
 
 def _of_one_time(dataset: Dataset, position: int) -> Ids:

@@ -57,6 +57,8 @@ class Engine:
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere)
+        for ranker in catalog:
+            ranker.count_items()
         device.start(self._warm)
 
     @property
@@ -116,7 +118,7 @@ class Engine:
         """
         if self.device.closed:
             raise ShuttingDown("the server is shutting down")
-        return await self.histories.log.append(user_id, events, expected_len, deadline)
+        return await self.histories.append(user_id, events, expected_len, deadline)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`
@@ -164,6 +166,7 @@ class Engine:
         histories.tombstones.add(generation)
         try:
             deleted = self.device.delete(user)
+            await histories.counters.forget(user, generation)
             if histories.redis is not None:
                 await histories.redis.delete(Deletion(user, generation))
             await asyncio.wrap_future(deleted)

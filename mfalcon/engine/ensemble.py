@@ -287,6 +287,7 @@ class Ensemble:
             actions=known[0].actions if known else (),
             context_features=tuple(context.values()),
             dense_features=tuple(dict.fromkeys(name for info in known for name in info.dense_features)),
+            counters=tuple(dict.fromkeys(name for info in known for name in info.counters)),
             max_history=max((info.max_history for info in known), default=0),
             max_candidates=min((info.max_candidates for info in known), default=0),
             prefix_stable=all(info.prefix_stable for info in known),

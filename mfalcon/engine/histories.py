@@ -2,32 +2,44 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+from mfalcon.counters.local import LocalCounters
+from mfalcon.counters.sets import CounterSets
+from mfalcon.counters.store import ItemCounters
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError
+from mfalcon.features.counters import LikeRule
+from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import History, Retention
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
+from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.states import StateMetrics
+from mfalcon.types import Events
+
+_READ_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryOptions:
     """log_max_events: of a user, the newest that are always kept: at least the longest window served. log_slack: events
-    beyond them before a log is cut. redis: None keeps everything in this process.
+    beyond them before a log is cut. max_counted_items: of which counters are kept, where a model reads them. redis:
+    None keeps everything in this process.
     """
 
     log_max_events: int = 16_384
     log_slack: int = 1_024
+    max_counted_items: int = 10_000_000
     redis: RedisOptions | None = None
 
 
 class Histories:
     """Owns the event log, the tombstones and the connection to Redis. Lives on the event loop."""
 
-    def __init__(self, options: HistoryOptions, metrics: StateMetrics) -> None:
+    def __init__(self, options: HistoryOptions, metrics: StateMetrics, counters: CounterMetrics | None = None) -> None:
         self.options = options
         self.tombstones = Tombstones()
         self._listener: Callable[[Deletion | None], None] = lambda _: None
@@ -38,7 +50,9 @@ class Histories:
             else None
         )
         shared = self.redis.log if self.redis is not None else None
-        self.log: EventLog = shared or LocalLog(retention)
+        local = LocalLog(retention)
+        self.log: EventLog = shared or local
+        self.counters = CounterSets(partial(self._new_counters, counters or CounterMetrics()), self.log, local.users)
 
     @property
     def is_shared(self) -> bool:
@@ -49,13 +63,22 @@ class Histories:
         """What is known here of a user's history in Redis, without asking; None if that is nothing."""
         return self.redis.log.copy(user) if self.redis is not None and self.redis.log is not None else None
 
-    def check_window(self, model: str, max_history: int) -> None:
-        """Raise ConfigError if a model's window is longer than what a log keeps for certain."""
-        if max_history > self.options.log_max_events:
+    def check_window(self, model: str, max_events: int, what: str = "the window") -> None:
+        """Raise ConfigError if a model looks back further than what a log keeps for certain."""
+        if max_events > self.options.log_max_events:
             raise ConfigError(
-                f"log_max_events: got {self.options.log_max_events}, must be at least {max_history}, the window of "
+                f"log_max_events: got {self.options.log_max_events}, must be at least {max_events}, {what} of "
                 f"model {model}"
             )
+
+    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+        """Acknowledge events, see `EventLog.append`, and count them."""
+        length = await self.log.append(user_id, events, expected_len, deadline)
+        if self.counters.stores:
+            known = self.copy(user_hash(user_id)) if self.is_shared else None
+            history = known or (await self.log.read(user_id, _READ_S)).history
+            await self.counters.catch_up(history)
+        return length
 
     def listen(self, on_deletion: Callable[[Deletion | None], None]) -> None:
         """Tell of users that another replica deleted; None: some deletions may have been missed."""
@@ -68,8 +91,12 @@ class Histories:
 
     async def close(self) -> None:
         """Close the connections."""
+        await self.counters.close()
         if self.redis is not None:
             await self.redis.close()
+
+    def _new_counters(self, metrics: CounterMetrics, like: LikeRule) -> ItemCounters:
+        return LocalCounters(like, self.options.max_counted_items, metrics)
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:
         self._listener(deletion)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mfalcon.counters.sets import Counted
 from mfalcon.engine.progress import Progress
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.types import RankRequest, RankResult, no_events
@@ -40,18 +41,19 @@ class RankJob:
     """Rank candidates; without any, bring the user's KV state up to the acknowledged history.
 
     fetched_history: the acknowledged history, before the request's own recent events, and what was found of it. model:
-    by name. accepted: when the engine was asked. beside: jobs of an equal one, which is not None, are parts of one
-    request, and have a core each where there is one for each. The rest is the scheduler's and the device thread's:
-    forecast; the predicted seconds that are left, and of them those that others need not wait for; whether it takes no
-    state that is cached; how far it is. so_far: the answer if nothing more is scored, for one that may be partial.
-    reserve_s: what the stages behind need of the time before the deadline. The future stays pending until there is an
-    answer, so that a caller may leave at any time.
+    by name. counted: of the items of the candidates. accepted: when the engine was asked. beside: jobs of an equal one,
+    which is not None, are parts of one request, and have a core each where there is one for each. The rest is the
+    scheduler's and the device thread's: forecast; the predicted seconds that are left, and of them those that others
+    need not wait for; whether it takes no state that is cached; how far it is. so_far: the answer if nothing more is
+    scored, for one that may be partial. reserve_s: what the stages behind need of the time before the deadline. The
+    future stays pending until there is an answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
     fetched_history: Fetched
     deadline: float | None
     model: str = ""
+    counted: Counted = field(default_factory=Counted)
     future: "Future[RankResult]" = field(default_factory=Future)
     accepted: float = field(default_factory=time.monotonic)
     beside: object = None

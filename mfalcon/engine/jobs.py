@@ -51,7 +51,14 @@ class Jobs:
                 )
             check_order(fetched.history, request.recent_events, "recent_events")
             job = RankJob(
-                request, fetched, deadline, ranker.name, accepted=accepted, beside=beside, reserve_s=reserve_s
+                request,
+                fetched,
+                deadline,
+                ranker.name,
+                counted=ranker.counted(request.candidates),
+                accepted=accepted,
+                beside=beside,
+                reserve_s=reserve_s,
             )
             try:
                 result = await self._answer(job)
@@ -113,6 +120,8 @@ class Jobs:
         took(model, "log", fetched.log_seconds)
         took(model, "fetch", fetched.seconds - fetched.log_seconds)
         took(model, "queue", timings.queue_us / 1e6)
+        if timings.features_us:
+            took(model, "features", timings.features_us / 1e6)
         took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
         took(model, "score", timings.score_us / 1e6)
 

@@ -19,9 +19,9 @@ class Progress:
     against, pinned as long as this lives; of a model without one, what its candidates share. reused_tokens, source:
     what there was of it. history, recent: events that are still to be encoded, first those of the acknowledged
     history. keep: what to keep the state of the history under, if it may be: the history, where this window begins,
-    and where the history's own begins. rows: item rows of the candidates. dense: their standardised features, None for
-    a model that reads none. scores: of the first `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or
-    value is not finite; nobody else may see that state.
+    and where the history's own begins. rows: item rows of the candidates. dense: what the model reads of each behind
+    the layers, None if nothing; features_s: the seconds that took. scores: of the first `num_scored` of them, [num,
+    num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that state.
     """
 
     owner: object
@@ -37,6 +37,7 @@ class Progress:
     encode_s: float = 0.0
     score_s: float = 0.0
     num_scored: int = 0
+    features_s: float = 0.0
     is_spoilt: bool = False
     scores: list[np.ndarray] = field(default_factory=list)
     _pin: ExitStack = field(default_factory=ExitStack)

@@ -12,12 +12,14 @@ import numpy as np
 from mfalcon.backends.base import DEVICE_MICROBATCH
 from mfalcon.backends.choice import AUTO
 from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve_any
+from mfalcon.counters.sets import Counted
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.errors import ConfigError
+from mfalcon.features.counters import LikeRule
 from mfalcon.kvcache.cache import KVCache, RemoteTier
 from mfalcon.kvcache.fetch import Fetcher, LogReader
 from mfalcon.kvcache.offload_queue import Offer
@@ -26,9 +28,10 @@ from mfalcon.metrics.model_states import ModelAnswers, ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.base import PrefixRanker
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import COUNTERS
 from mfalcon.models.heads import probability_that_ranks, task_infos
 from mfalcon.rerank.likeness import Centred, Likeness, Vectors
-from mfalcon.types import CacheInfo, ContextFeatureInfo, ModelInfo
+from mfalcon.types import CacheInfo, ContextFeatureInfo, Ids, ModelInfo
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -97,8 +100,15 @@ class LoadedRanker:
         model = checkpoint.model
         self.name = options.name or model.config.name
         histories.check_window(self.name, model.config.max_history)
-        if model.config.counters is not None:
-            raise ConfigError(f"model {self.name}: reads streaming counters, which are not served yet")
+        self._like: LikeRule | None = None
+        self._counts = False
+        if (counters := model.config.counters) is not None:
+            histories.check_window(self.name, counters.max_events, "the events that count for a user in the counters")
+            if histories.is_shared:
+                raise ConfigError(
+                    f"model {self.name}: reads streaming counters, which a log in Redis does not have yet"
+                )
+            self._like = LikeRule.of(model.config)
         redis = histories.redis
         waiting = options.write_behind_bytes if redis is not None else 0
         budget = None
@@ -169,8 +179,19 @@ class LoadedRanker:
 
     def start(self) -> None:
         """Write to Redis from now on, where there is one that has been started. On the event loop."""
+        self.count_items()
         if self.remote is not None and self._histories.redis is not None:
             self._histories.redis.start_writes(self.remote)
+
+    def counted(self, candidates: Ids) -> Counted:
+        """What is counted of the items of candidates now, for any model that is served."""
+        return self._histories.counters.read(candidates)
+
+    def count_items(self) -> None:
+        """Have the counters kept that the model reads."""
+        if self._like is not None and not self._counts:
+            self._histories.counters.require(self._like)
+            self._counts = True
 
     @property
     def prefix(self) -> ServedModel:
@@ -296,6 +317,8 @@ class LoadedRanker:
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""
+        if self._like is not None and self._counts:
+            await self._histories.counters.release(self._like)
         await self.fetcher.close()
         if self._cache is not None:
             await asyncio.to_thread(self._cache.close)
@@ -325,4 +348,5 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: Served) 
         backend=" ".join(computed_by),
         task_infos=task_infos(ranker.tasks, ranker.blend),
         counts_items=checkpoint.items.num_events is not None,
+        counters=COUNTERS if ranker.counters is not None else (),
     )

@@ -21,7 +21,7 @@ from mfalcon.engine.job import Forecast, RankJob
 from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
-from mfalcon.features.standard import standardised
+from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
@@ -83,6 +83,7 @@ class Runner:
             slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
             slice_events, clock = max(1, slice_tokens // self._per_event), clock_of(self._device)
             self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
+        self._provider = FeatureProvider(model.config, items)
         self._tasks = tuple(task.name for task in model.config.tasks)
         self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
 
@@ -195,21 +196,26 @@ class Runner:
             job.request.recent_events,
             job.fetched_history.history,
         )
-        features, num_candidates = self._model.config.dense_features, len(rows)
-        dense = standardised(features, job.request.dense, num_candidates) if features else None
+        featuring = time.monotonic()
+        dense = None
+        if len(rows):
+            dense = self._provider.features(Asked(job.request, rows, log.events, job.counted.numbers))
+        features_s = time.monotonic() - featuring
         log_len = len(log)
         start = self._window.start(log_len + len(recent), log.base)
         source, none = CacheSource.NONE, no_events()
         if isinstance(self._served, ServedEvents):
             events = event_tokens(_window(log, recent, start), self._items, self._device)
             side = read(self._served, events, self._codes(job.request))
-            job.progress = Progress(self, side, source, none, none, None, rows, dense, time.monotonic() - began)
+            seconds = time.monotonic() - began - features_s
+            job.progress = Progress(self, side, source, none, none, None, rows, dense, seconds, features_s=features_s)
             return job.progress
         assert self._cache is not None
         state = self._served.empty_state()
         if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
             left = _window(log, recent, start)
-            job.progress = Progress(self, state, source, none, left, None, rows, dense, time.monotonic() - began)
+            seconds = time.monotonic() - began - features_s
+            job.progress = Progress(self, state, source, none, left, None, rows, dense, seconds, features_s=features_s)
             return job.progress
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
         if found is not None:
@@ -217,7 +223,8 @@ class Runner:
         stop = found.stop if found else start
         missing = log.since(stop) if stop < log_len else none
         keep = log, start, self._window.start(log_len, log.base)
-        job.progress = Progress(self, state, source, missing, recent, keep, rows, dense, time.monotonic() - began)
+        seconds = time.monotonic() - began - features_s
+        job.progress = Progress(self, state, source, missing, recent, keep, rows, dense, seconds, features_s=features_s)
         return job.progress
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
@@ -314,13 +321,14 @@ class Runner:
             if not is_finite.any():
                 return EngineFailure(f"the model {what}")
             scores[~is_finite] = task_scores[:, ~is_finite] = NO_SCORE
-        now = time.monotonic()
+        now, like = time.monotonic(), self._provider.like
         timings = Timings(
-            queue_us=max(0, _us(now - job.queued - work.state_s - work.encode_s - work.score_s)),
+            queue_us=max(0, _us(now - job.queued - work.state_s - work.features_s - work.encode_s - work.score_s)),
             state_us=_us(fetched_history.seconds + work.state_s),
             encode_us=_us(work.encode_s),
             score_us=_us(work.score_s),
             total_us=_us(now - job.accepted),
+            features_us=_us(work.features_s),
         )
         return RankResult(
             scores=scores,
@@ -334,6 +342,8 @@ class Runner:
             stale=fetched_history.stale,
             unknown=np.flatnonzero(work.rows[: work.num_scored] == UNKNOWN_ROW).astype(np.uint32),
             failed=np.flatnonzero(~is_finite).astype(np.uint32),
+            counters_version=0 if like is None else job.counted.versions.get(like, 0),
+            counters_stale=like is not None and (like in job.counted.stale or like not in job.counted.numbers),
         )
 
     def _begin_again(self, job: RankJob, work: Progress) -> bool:

@@ -4,6 +4,7 @@ Lives on the event loop: each call is atomic because nothing in it awaits.
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import replace
 
 from mfalcon.history.history import History, Reading, Retention, check_append, no_history
@@ -39,6 +40,10 @@ class LocalLog:
         """Forget the user's events; returns the generation that ended, empty if there was none."""
         history = self._histories.pop(user_id, None)
         return history.generation if history else b""
+
+    def users(self) -> Iterable[str]:
+        """Everybody who has a history."""
+        return self._histories.keys()
 
     def __len__(self) -> int:
         return len(self._histories)

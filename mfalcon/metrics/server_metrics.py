@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric
 
+from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.loop_lag import LoopLag
 from mfalcon.metrics.merges import MergeMetrics
@@ -26,7 +27,8 @@ class Registry(CollectorRegistry):
 
 class ServerMetrics:
     """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
-    queue and its steps. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop that asks it.
+    queue and its steps. counters: of items. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop
+    that asks it.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class ServerMetrics:
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
+        self.counters = CounterMetrics(self.registry)
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)
         self.loop_lag = LoopLag(self.registry)

@@ -4,7 +4,9 @@ from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Histogram
 
-Stage: TypeAlias = Literal["admission", "log", "fetch", "queue", "encode", "score", "merge", "rerank", "reply"]
+Stage: TypeAlias = Literal[
+    "admission", "log", "fetch", "queue", "features", "encode", "score", "merge", "rerank", "reply"
+]
 
 _SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 

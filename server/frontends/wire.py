@@ -175,6 +175,8 @@ class Ranked(Message):
     rerank_skipped: RerankSkipped | Literal[""]
     members: tuple[MemberResult, ...]
     partial_merge: bool
+    counters_version: int
+    counters_stale: bool
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -195,6 +197,8 @@ class Ranked(Message):
             result.rerank_skipped,
             result.members,
             result.partial_merge,
+            result.counters_version,
+            result.counters_stale,
         )
 
     def result(self) -> RankResult:
@@ -215,6 +219,8 @@ class Ranked(Message):
             rerank_skipped=self.rerank_skipped,
             members=self.members,
             partial_merge=self.partial_merge,
+            counters_version=self.counters_version,
+            counters_stale=self.counters_stale,
         )
 
 

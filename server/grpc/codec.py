@@ -80,6 +80,8 @@ def rank_response(result: RankResult) -> bytes:
         rerank_skipped=result.rerank_skipped,
         members=map(member_result, result.members),
         partial_merge=result.partial_merge,
+        counters_version=result.counters_version,
+        counters_stale=result.counters_stale,
     )
     return b"".join(
         (
@@ -125,6 +127,7 @@ def timings(times: Timings) -> ranking_pb2.Timings:
         total_us=times.total_us,
         rerank_us=times.rerank_us,
         merge_us=times.merge_us,
+        features_us=times.features_us,
     )
 
 
@@ -175,6 +178,7 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
             for feature in model.context_features
         ],
         dense_features=model.dense_features,
+        counters=model.counters,
         max_history=model.max_history,
         max_candidates=model.max_candidates,
         prefix_stable=model.prefix_stable,

@@ -31,6 +31,7 @@ class TimingsReply(Body):
     total_us: Uint64
     rerank_us: Uint64 = Field(description="0 where no reranking was asked.")
     merge_us: Uint64 = Field(description="0 for one model.")
+    features_us: Uint64 = Field(description="Making dense features and counters of the candidates.")
 
 
 class MemberReply(Body):
@@ -72,6 +73,7 @@ class RankReply(Body):
                         "total_us": 812,
                         "rerank_us": 0,
                         "merge_us": 0,
+                        "features_us": 0,
                     },
                     "history_len": 92,
                     "unknown": [],
@@ -81,6 +83,8 @@ class RankReply(Body):
                     "rerank_skipped": "",
                     "members": [],
                     "partial_merge": False,
+                    "counters_version": 0,
+                    "counters_stale": False,
                 }
             ]
         }
@@ -113,6 +117,8 @@ class RankReply(Body):
         description="Some member did not arrive, or has no score for some candidate: the scores are right, and not "
         "those of all members."
     )
+    counters_version: Uint64 = Field(description="Of the counters of items that the model read; 0 if it reads none.")
+    counters_stale: bool = Field(description="Acknowledged events may be missing from the counters of items.")
 
 
 class AppendEventsReply(Body):
@@ -171,6 +177,7 @@ class ModelReply(Body):
     actions: list[str]
     context_features: list[ContextFeatureReply]
     dense_features: list[str] = Field(description="Names of the numbers of each candidate that the model reads.")
+    counters: list[str] = Field(description="Counters that the model reads and the server counts: nobody gives them.")
     max_history: Uint64
     max_candidates: Uint64
     prefix_stable: bool
@@ -227,6 +234,8 @@ def rank_reply(result: RankResult) -> bytes:
             "rerank_skipped": result.rerank_skipped,
             "members": [member_fields(member) for member in result.members],
             "partial_merge": result.partial_merge,
+            "counters_version": result.counters_version,
+            "counters_stale": result.counters_stale,
         }
     )
 

@@ -61,7 +61,10 @@ async def test_ranks_are_arrays(client: Any, served: Running) -> None:
 
 async def test_a_top_may_be_reranked(client: Any, served: Running) -> None:
     ranking = await client.rank("ann", [1, 2, 3], top_k=2, rerank=Rerank("mmr", 0.5, depth=7, tail_weight=0.25))
-    assert (ranking.rerank_skipped, ranking.timings.rerank_us) == ("late", 5)
+    assert (ranking.rerank_skipped, ranking.timings.rerank_us, ranking.timings.features_us) == ("late", 5, 8)
+    assert (ranking.counters_version, ranking.counters_stale) == (2**40, False)
+    assert (await client.rank("ann", [1], allow_partial=True)).counters_stale
+    served.engine.requests.pop()
     assert not (await client.rank("ann", [1])).rerank_skipped
     assert [request.rerank for request in served.engine.requests] == [Wish("mmr", 0.5, 7, 0.25), None]
     with pytest.raises(InvalidArgument, match=r"rerank\.tail_weight: .* model other does not say how often"):
@@ -96,7 +99,7 @@ async def test_events_are_arrays_or_objects(client: Any, served: Running, events
 
 async def test_models_are_described(client: Any, served: Running) -> None:
     model = await client.get_model()
-    for name in ("name", "version", "architecture", "tasks", "actions", "dense_features", "max_history"):
+    for name in ("name", "version", "architecture", "tasks", "actions", "dense_features", "counters", "max_history"):
         assert getattr(model, name) == getattr(MODEL, name)
     assert model.counts_items and not (await client.get_model("other")).counts_items
     assert (model.prefix_stable, model.backend) == (MODEL.prefix_stable, MODEL.backend)

@@ -12,7 +12,7 @@ from mfalcon.engine.probe import probe
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import EventTokens
 from mfalcon.models.registry import prefix_architectures
-from tests.small import small_checkpoint
+from tests.small import small_checkpoint, small_config
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -80,6 +80,15 @@ def test_a_backend_that_computes_something_else_is_refused() -> None:
     served = dataclasses.replace(reference(model), stack=ReferenceBackend(other.stack, other.kv_shape()))
     with pytest.raises(CheckpointError, match=r"backend reference differ .* must be at most 1e-11 in float64"):
         probe(served)
+
+
+def test_a_model_with_counters_passes_and_what_they_spoil_is_refused() -> None:
+    model = small_checkpoint(dtype=torch.float32, config=small_config(with_counters=True)).prefix_model
+    probe(serve(model))
+    num_given = len(model.config.dense_features)
+    model.dense.first.weight[:, num_given:] = 1e34
+    with pytest.raises(CheckpointError, match=r"not finite on backend"):
+        probe(serve(model))
 
 
 def test_what_only_extreme_features_reach_is_refused() -> None:

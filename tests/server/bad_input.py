@@ -27,7 +27,7 @@ from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
-from tests.small import small_checkpoint
+from tests.small import small_checkpoint, small_config
 
 SERVICE = "/mfalcon.v1.Ranking/"
 JSON = {"content-type": "application/json"}
@@ -273,6 +273,12 @@ CASES: Sequence[Case] = (
         "a feature that the model has not",
         rank_with(features={"names": ["prize"], "values": [1, 2]}),
         "features.names[0]: got 'prize', must be one of the model's dense features (price, rank_before)",
+    ),
+    *over_both(
+        "Rank",
+        "a counter as a feature",
+        rank_with(features={"names": ["price", "item_events"], "values": [1, 2, 3, 4]}),
+        "features.names[1]: got 'item_events', must be a feature that callers give",
     ),
     *over_both(
         "Rank",
@@ -564,7 +570,7 @@ class WatchedEngine(Engine):
     """A real engine on a tiny model that shows how many users it has and how often a request came to be ranked."""
 
     def __init__(self) -> None:
-        metrics, checkpoint = ServerMetrics(), small_checkpoint()
+        metrics, checkpoint = ServerMetrics(), small_checkpoint(config=small_config(with_counters=True))
         device = Device(torch.device("cpu"), 1, 1_024, metrics.device)
         histories = Histories(HistoryOptions(), metrics.states)
         ranker = LoadedRanker(checkpoint, RankerOptions(microbatch=16), device, histories, metrics.states)

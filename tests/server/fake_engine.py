@@ -40,6 +40,7 @@ MODEL = ModelInfo(
         ContextFeatureInfo("hour", 24, (), derived=True),
     ),
     dense_features=("price", "age"),
+    counters=("user_events", "item_events"),
     max_history=512,
     max_candidates=99,
     prefix_stable=True,
@@ -53,6 +54,7 @@ OTHER = dataclasses.replace(
     context_features=(),
     dense_features=(),
     counts_items=False,
+    counters=(),
     task_infos=(TaskInfo("like", "binary", 1.0), TaskInfo("rating", "regression", 0.05)),
     ensemble=EnsembleInfo(
         "probability", 70, 1, (MemberInfo("fake", "", 0.7, "v"), MemberInfo("fake", "replica:50051", 0.1, ""))
@@ -134,13 +136,15 @@ class FakeEngine:
             top=np.argsort(-like, kind="stable")[: request.top_k].astype(np.uint32),
             model_version=(OTHER if model == OTHER.name else MODEL).version,
             cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
-            timings=Timings(1, 2, 3, 4, 10, 5, 6),
+            timings=Timings(1, 2, 3, 4, 10, 5, 6, 8),
             history_len=len(history),
             unknown=np.flatnonzero(unknown).astype(np.uint32),
             failed=np.flatnonzero(request.candidates == FAILING_ITEM).astype(np.uint32),
             rerank_skipped="late" if request.rerank is not None else "",
             members=MEMBERS if model == OTHER.name else (),
             partial_merge=model == OTHER.name,
+            counters_version=2**40 + len(history),
+            counters_stale=request.allow_partial,
         )
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:

@@ -36,6 +36,14 @@ async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.Ran
     return by_grpc, by_http
 
 
+async def test_what_the_counters_were_is_told_by_both(running: Running) -> None:
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1], allow_partial=True)
+    assert by_grpc.counters_version == by_http["counters_version"] == 2**40
+    assert by_grpc.counters_stale is by_http["counters_stale"] is True
+    by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1])
+    assert by_grpc.counters_stale is by_http["counters_stale"] is False
+
+
 async def test_a_reranking_that_was_skipped_is_told_by_both(running: Running) -> None:
     by_grpc, by_http = await rank_both(running, user_id="ann", candidates=[1], rerank={"method": "dpp", "strength": 1})
     assert by_grpc.rerank_skipped == by_http["rerank_skipped"] == "late"
@@ -78,9 +86,10 @@ async def test_rank_is_equal_by_both(running: Running, num_candidates: int) -> N
         "total_us": 10,
         "rerank_us": 5,
         "merge_us": 6,
+        "features_us": 8,
     }
     assert by_grpc.timings == ranking_pb2.Timings(
-        queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10, rerank_us=5, merge_us=6
+        queue_us=1, state_us=2, encode_us=3, score_us=4, total_us=10, rerank_us=5, merge_us=6, features_us=8
     )
 
 

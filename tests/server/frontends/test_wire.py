@@ -63,7 +63,7 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         top=np.array([num_candidates - 1], dtype=np.uint32),
         model_version="v",
         cache=CacheInfo(CacheSource.REDIS, 1, 2),
-        timings=Timings(1, 2, 3, 4, 5, 6, 7),
+        timings=Timings(1, 2, 3, 4, 5, 6, 7, 8),
         history_len=2**40,
         unknown=np.empty(0, dtype=np.uint32),
         stale=True,
@@ -71,6 +71,8 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         rerank_skipped="failed",
         members=MEMBERS,
         partial_merge=True,
+        counters_version=2**50,
+        counters_stale=True,
     )
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)

@@ -1,0 +1,45 @@
+"""What every store of item counters does, wherever the numbers are: `local.py`, `redis_counters.py`."""
+
+from typing import Protocol
+
+from mfalcon.features.counters import LikeRule
+from mfalcon.history.history import History
+from mfalcon.types import Ids
+
+
+class ItemCounters(Protocol):
+    """The counters of all items under one meaning of a like: what the logs say, from the first event that was counted.
+
+    A user's events are counted once, in order, from where the store's own record of the user ends. Lives on the event
+    loop.
+    """
+
+    like: LikeRule
+
+    @property
+    def version(self) -> int:
+        """Grows by one with every change."""
+        ...
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether acknowledged events may be missing."""
+        ...
+
+    def read(self, item_ids: Ids) -> Ids:
+        """int64 [n, 3] as of `version`: events, likes and value of each item. Asks nobody."""
+        ...
+
+    async def catch_up(self, history: History) -> None:
+        """Count what a user's log has and was not counted. What fails is counted at the next contact."""
+        ...
+
+    async def forget(self, user: bytes, generation: bytes) -> None:
+        """Take out again all that was counted of a user whose log has ended. generation: the life that ended, empty if
+        it is not known. Raises StorageUnavailable.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End what runs beside."""
+        ...

@@ -1,0 +1,50 @@
+"""Online equals offline for a model that reads streaming counters, through gRPC, under either visibility."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mfalcon.cli.process import serving
+from mfalcon.cli.replay import replay_online
+from mfalcon.models import checkpoint
+from mfalcon.models.base import PrefixRanker
+from mfalcon.models.config import COUNTERS
+from mfalcon.models.registry import build
+from mfalcon.train.counters import counters_config
+from mfalcon.train.recipes import model_config
+from mfalcon.train.sequences import Visibility
+from mfalcon.train.splits import TEST, TRAIN, split
+from mfalcon.train.synthetic import synthetic
+from mfalcon_client import Client, InvalidArgument
+
+DATASET = synthetic(num_users=30, num_items=60, events_per_user=20, seed=3)
+
+
+@pytest.fixture(scope="module", params=["dfgr", "din"])
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    counters = counters_config(DATASET, split(DATASET, "A") == TRAIN, is_strict=True, max_events=18)
+    chunk = 12 if request.param == "dfgr" else None
+    torch.manual_seed(0)
+    model = build(model_config(DATASET, request.param, dim=16, max_history=24, window_chunk=chunk, counters=counters))
+    if isinstance(model, PrefixRanker):
+        torch.nn.init.normal_(model.dense.last.weight, std=0.1)
+    directory = tmp_path_factory.mktemp("counters") / "checkpoint"
+    checkpoint.save(directory, model, DATASET.items)
+    return directory
+
+
+@pytest.mark.parametrize(("visibility", "part"), [("strict", "A"), ("order", "A"), ("strict", "B")])
+def test_online_equals_offline(saved: Path, visibility: Visibility, part: str) -> None:
+    loaded = checkpoint.load(saved)
+    chosen = split(DATASET, "A" if part == "A" else "B") == TEST
+    with serving(saved) as served, Client(served.grpc) as client:
+        assert client.get_model().counters == COUNTERS
+        result = replay_online(client, loaded.model, DATASET, chosen, visibility)
+        with pytest.raises(InvalidArgument, match=r"features\.names\[0\]: got 'item_events', must be a feature that"):
+            client.rank("ann", [1], features={"item_events": np.ones(1, dtype=np.float32)})
+        last = client.rank("ann", DATASET.items.item_id)
+    assert result.holds, result
+    assert result.num_rows == np.count_nonzero(chosen)
+    assert last.counters_version > 0 and not last.counters_stale
