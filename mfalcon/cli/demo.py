@@ -1,40 +1,30 @@
 """`mfalcon demo`: the whole story in one run, from data to ranked candidates over gRPC."""
 
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import serve
 from mfalcon.cli.calling import calling
 from mfalcon.cli.datasets import open_dataset
+from mfalcon.cli.demo_lists import show_diverse, show_merged
+from mfalcon.cli.demo_members import CHECKPOINT, ENSEMBLE, MERGED, Members, merge_members, train_members
 from mfalcon.cli.process import serving
 from mfalcon.cli.rank import cost_line, top_table
-from mfalcon.cli.train import train_checkpoint
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.laws import masked_forward
-from mfalcon.models import checkpoint
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.items import ItemTable
-from mfalcon.models.manifest import MANIFEST
-from mfalcon.rerank.likeness import Likeness
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.diversity import unlikeness
-from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.types import EVENT_DTYPE, Events
 from mfalcon.window import WindowRule
 from mfalcon_client import Client, Ranking, Rerank
 
-CHECKPOINT = Path("checkpoints/ml-100k-dfgr")
 USER = "450"
 """A person of 540 ratings, most of them likes."""
 DIVERSE = Rerank("dpp", 0.25)
@@ -47,29 +37,27 @@ _console = Console(highlight=False)
 
 
 def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> None:
-    """Fetch MovieLens-100K, train a small ranker, serve it, rank a real user's candidates, and end."""
-    torch.set_num_threads(owned_cores())
+    """Fetch MovieLens-100K, train two small rankers, serve them, rank a real user's candidates, and end."""
     _step("Data")
     dataset = open_dataset("ml-100k", "", None, "", None)
     if user not in dataset.user_ids:
         raise ConfigError(f"--user: got {user!r}, must be one of MovieLens-100K's, 1 to {len(dataset.user_ids)}")
     _console.print(f"MovieLens-100K: {len(dataset.events):,} ratings, {len(dataset.user_ids)} users")
     _step("Training")
-    if (CHECKPOINT / MANIFEST).is_file():
-        _console.print(f"{CHECKPOINT} is there already; delete it to train again")
-    else:
-        train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), CHECKPOINT)
-    loaded = checkpoint.load(CHECKPOINT)
+    train_members(_console, dataset)
+    torch.set_num_threads(owned_cores())
+    members = merge_members(_console, dataset)
     _step("Serving")
-    with serving(CHECKPOINT) as served, calling(served.grpc) as client:
+    with serving(None, "--config", str(ENSEMBLE)) as served, calling(served.grpc) as client:
         _console.print(f"mfalcon serve is up: gRPC at {served.grpc}, HTTP at {served.http}")
-        _rank(client, dataset, loaded, user)
+        _rank(client, dataset, members, user)
     _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
     _console.print(f"  .venv/bin/mfalcon load --user {user}", markup=False)
     _console.print(f"  .venv/bin/mfalcon rank --user {user} --checkpoint {CHECKPOINT}", markup=False)
+    _console.print(f"Both and their merge:  .venv/bin/mfalcon serve --config {ENSEMBLE}", markup=False)
 
 
-def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> None:
+def _rank(client: Client, dataset: Dataset, members: Members, user: str) -> None:
     index = dataset.user_ids.index(user)
     history = dataset.events[dataset.of_user(index)]
     likes = history[history["value"] >= 4][-_SHOWN_LIKES:]
@@ -82,9 +70,9 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     now = int(history["time_ms"][-1]) + 60_000
     ids = dataset.items.item_id
 
-    def ask(label: str, rerank: Rerank | None = None) -> Ranking:
+    def ask(label: str, model: str = "", rerank: Rerank | None = None) -> Ranking:
         began = time.perf_counter()
-        result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context, rerank=rerank)
+        result = client.rank(user, ids, top_k=10, request_time_ms=now, context=context, model=model, rerank=rerank)
         _console.print(f"[bold]{label:<28}[/bold] {1000 * (time.perf_counter() - began):6.1f} ms; {cost_line(result)}")
         return result
 
@@ -93,41 +81,23 @@ def _rank(client: Client, dataset: Dataset, loaded: Checkpoint, user: str) -> No
     _console.print(top_table(first, ids, dataset.items))
     again = ask("the same again (state hit)")
     _step("The same first ten, made diverse")
-    diverse = ask("reranked", DIVERSE)
-    _diverse(again, diverse, dataset.items)
+    diverse = ask("reranked", rerank=DIVERSE)
+    wish = f"{DIVERSE.method}, strength {DIVERSE.strength:g}"
+    show_diverse(_console, again, diverse, wish, dataset.items)
+    _step("One model and two merged")
+    alone = [ask(name, model=name) for name in members.loaded]
+    merged = ask(MERGED, model=MERGED)
+    arrived = [at for at, member in enumerate(merged.members) if member.arrived]
+    answers, weights = [alone[at].task_scores for at in arrived], [members.weights[at] for at in arrived]
+    expected = members.merge(answers, weights).task_scores
+    worst = float(np.abs(merged.task_scores - expected).max())
+    show_merged(_console, again, merged, worst, dataset.items)
     _step("One more event")
     event = np.zeros(1, dtype=EVENT_DTYPE)
     event["item_id"], event["actions"], event["value"], event["time_ms"] = ids[first.top[0]], 1 << 4, 5.0, now
     client.append_events(user, event)
     ask("after one appended event")
-    _compare(loaded, history, context, now, again)
-
-
-def _diverse(by_score: Ranking, diverse: Ranking, items: ItemTable) -> None:
-    """Both lists side by side, and how unlike their items are by their genres."""
-    likeness = Likeness(items)
-    columns, unlike = {}, []
-    for name, result in (("by score", by_score), (f"{DIVERSE.method}, strength {DIVERSE.strength:g}", diverse)):
-        columns[name] = [items.title(int(items.item_id[position])) for position in result.top]
-        unlike.append(unlikeness(likeness, result.top.astype(np.int64) + 1))
-    _console.print(titles_table(columns))
-    new = len(set(diverse.top.tolist()) - set(by_score.top.tolist()))
-    same = "every score is the same" if np.array_equal(by_score.scores, diverse.scores) else "SCORES DIFFER"
-    _console.print(
-        f"{new} of {len(diverse.top)} are new; genres of two titles differ by {unlike[1]:.2f} on average, by score "
-        f"{unlike[0]:.2f} (1 less their cosine); {same}"
-    )
-
-
-def titles_table(columns: Mapping[str, Sequence[str]]) -> Table:
-    """Lists of titles side by side, best first."""
-    table = Table()
-    table.add_column("#", justify="right", min_width=2)
-    for name in columns:
-        table.add_column(Text(name), no_wrap=True, overflow="ellipsis", ratio=1)
-    for place, titles in enumerate(zip(*columns.values(), strict=True), start=1):
-        table.add_row(str(place), *(Text(title) for title in titles))
-    return table
+    _compare(members.first, history, context, now, again)
 
 
 def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: int, cached: Ranking) -> None:

@@ -52,7 +52,7 @@ COMMANDS = {
     ),
     "demo": (
         "mfalcon.cli.demo",
-        "Fetch MovieLens-100K, train a small ranker, serve it, rank a real user's candidates, and end.",
+        "Fetch MovieLens-100K, train two small rankers, serve them, rank a real user's candidates, and end.",
     ),
     "loadtest": (
         "mfalcon.cli.loadtest",

@@ -73,13 +73,23 @@ def fit(
     typer.echo(toml(name, method, dict(zip(members, paths, strict=True)), plain, fitted))
 
 
-def toml(name: str, method: MergeMethod, paths: Mapping[str, Path], merge: Merge, fitted: Fitted) -> str:
-    """The file that `mfalcon serve --config` takes. paths: of the checkpoints, by name of the member."""
+def toml(
+    name: str,
+    method: MergeMethod,
+    paths: Mapping[str, Path],
+    merge: Merge,
+    fitted: Fitted,
+    budget_ms: int | None = None,
+) -> str:
+    """The file that `mfalcon serve --config` takes. paths: of the checkpoints, by name of the member. budget_ms: after
+    which the server takes what has arrived; None for its default.
+    """
     kept = [member for member, weight in fitted.weights.items() if weight > 0]
     lines = []
     for member in kept:
         lines += ["[[models]]", f"name = {_text(member)}", f"checkpoint = {_text(str(paths[member]))}", ""]
-    lines += ["[[ensembles]]", f"name = {_text(name)}", f"merge = {_text(method)}", ""]
+    lines += ["[[ensembles]]", f"name = {_text(name)}", f"merge = {_text(method)}"]
+    lines += ([] if budget_ms is None else [f"merge_budget_ms = {budget_ms}"]) + [""]
     for member in kept:
         lines += ["[[ensembles.members]]", f"model = {_text(member)}", f"weight = {fitted.weights[member]!r}", ""]
     for task, calibration in zip(merge.tasks, fitted.calibration, strict=True):

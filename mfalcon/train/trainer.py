@@ -95,8 +95,11 @@ def train(
 
 
 def run_identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
-    """Names a run: one of the same data, model and training config has the same, a hex digest."""
-    digest = hashlib.sha256(json.dumps([model_config.model_dump(), config.model_dump()], sort_keys=True).encode())
+    """Names a run: one of the same data, model and training config has the same, a hex digest. What is None is not
+    there, so that a field which comes later, and which a run has not, leaves its name as it was.
+    """
+    settings = [model_config.model_dump(exclude_none=True), config.model_dump(exclude_none=True)]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     side, context = dataset.items.side, dataset.user_context
     columns: list[NDArray[np.generic]] = [dataset.events, dataset.user, dataset.items.item_id]
     columns += [side[name] for name in sorted(side)] + [context[name] for name in sorted(context)]

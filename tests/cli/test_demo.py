@@ -1,4 +1,4 @@
-"""The demo's acts on the real data, with a model that nobody trained: what it shows must hold all the same."""
+"""The demo's acts on the real data, with models that nobody trained: what it shows must hold all the same."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mfalcon.cli.demo import CHECKPOINT
+from mfalcon.cli.demo_members import CHECKPOINT, SECOND
 from mfalcon.models import checkpoint
 from mfalcon.models.registry import build
 from mfalcon.train.movielens import read
@@ -25,8 +25,9 @@ def told(ml100k_files: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "data").symlink_to(ml100k_files.parent)
     dataset = read(ml100k_files)
-    torch.manual_seed(0)
-    checkpoint.save(folder / CHECKPOINT, build(model_config(dataset, "dfgr")), dataset.items)
+    for seed, path in enumerate((CHECKPOINT, SECOND)):
+        torch.manual_seed(seed)
+        checkpoint.save(folder / path, build(model_config(dataset, "dfgr")), dataset.items)
     command = [sys.executable, "-m", "mfalcon.cli", "demo"]
     here = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'client'}", "COLUMNS": "200"}
     done = subprocess.run(
@@ -58,3 +59,15 @@ def test_the_state_is_reused_and_appended_to(told: str) -> None:
 def test_the_diverse_list_is_more_so_and_costs_no_score(told: str) -> None:
     assert number(r"differ by (\S+)", told) > number(r"by score (\S+)", told)
     assert "every score is the same" in told
+
+
+def test_a_merge_is_that_of_what_its_members_answer(told: str) -> None:
+    assert number(r"answers alone\|: (\S+)", told) < 1e-6
+    weights = [float(weight) for weight in re.findall(r"\(weight (\S+),", told)]
+    assert len(weights) == 2
+    assert sum(weights) == pytest.approx(1, abs=0.011)  # two digits of each
+
+
+def test_a_merge_is_fitted_on_validation_events(told: str) -> None:
+    for name in (CHECKPOINT.name, SECOND.name, "merged"):
+        assert 0 < number(rf"validation AUC:.* {re.escape(name)} (\d\.\d+)", told) < 1

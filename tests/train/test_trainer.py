@@ -21,7 +21,7 @@ from mfalcon.train.run import PROGRESS
 from mfalcon.train.splits import TRAIN as TRAIN_PART
 from mfalcon.train.splits import VALIDATION, split
 from mfalcon.train.synthetic import synthetic
-from mfalcon.train.trainer import Progress, train
+from mfalcon.train.trainer import Progress, run_identity, train
 
 DATASET = synthetic(60, 50, 25, seed=1)
 TRAIN = TrainConfig(epochs=3, batch_size=8, seed=3)
@@ -106,6 +106,17 @@ def test_other_numbers_of_a_feature_are_another_run(tmp_path: Path) -> None:
     train(hinted, small(dataset=hinted), TRAIN, tmp_path, silent)
     with pytest.raises(ConfigError):
         train(with_hint(noise=0.4), small(dataset=hinted), TRAIN, tmp_path, silent)
+
+
+def test_a_field_that_comes_later_and_is_not_given_names_no_other_run() -> None:
+    class Later(RankerConfig):
+        added: int | None = None
+
+    before = small()
+    after = Later.model_validate(before.model_dump())
+    assert run_identity(DATASET, after, TRAIN) == run_identity(DATASET, before, TRAIN)
+    assert run_identity(DATASET, after.model_copy(update={"added": 0}), TRAIN) != run_identity(DATASET, before, TRAIN)
+    assert run_identity(DATASET, before, TRAIN.model_copy(update={"seed": 4})) != run_identity(DATASET, before, TRAIN)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(tmp_path: Path) -> None:
