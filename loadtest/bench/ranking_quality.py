@@ -32,6 +32,7 @@ Reals = NDArray[np.float64] | NDArray[np.float32]
 
 PLAIN, COUNTED, TWICE, DIN, HSTU = "dfgr", "dfgr counters", "dfgr counters twice", "din counters", "hstu"
 TWO, PAIR, THREE = "two dfgr counters", "dfgr + din", "two dfgr + din"
+RECIPES = (PLAIN, COUNTED, TWICE, HSTU)
 MERGES: Mapping[str, tuple[str, ...]] = {TWO: (COUNTED, COUNTED), PAIR: (COUNTED, DIN), THREE: (COUNTED, COUNTED, DIN)}
 """Merges by name, and the recipes of their members; of one that is named twice, two seeds."""
 ITEM_MEAN, LOGISTIC, TREES = "item mean", "logistic", "boosted trees"
@@ -122,8 +123,10 @@ def run(dataset: Dataset, runs: Sequence[QualityRun], directory: Path, num_proce
     )
 
 
-def recipes(dataset: Dataset, seeds: int) -> list[QualityRun]:
-    """Every training: the recipes of the models, and the counted one with twice the layers, which is twice the cost."""
+def recipes(dataset: Dataset, seeds: int, only: Sequence[str] = RECIPES) -> list[QualityRun]:
+    """Every training of the recipes that are named, of several seeds. TWICE has twice the layers, which is twice the
+    cost.
+    """
     runs = []
     for seed in range(seeds):
         training = TrainConfig(seed=seed)
@@ -137,7 +140,7 @@ def recipes(dataset: Dataset, seeds: int) -> list[QualityRun]:
             TWICE: twice,
             HSTU: model_config(dataset, "hstu"),
         }
-        runs += [QualityRun(name, config, training) for name, config in configs.items()]
+        runs += [QualityRun(name, config, training) for name, config in configs.items() if name in only]
     return runs
 
 

@@ -15,6 +15,7 @@ from loadtest.bench.ranking_quality import (
     LOGISTIC,
     PAIR,
     PLAIN,
+    RECIPES,
     THREE,
     TREES,
     TWICE,
@@ -173,6 +174,13 @@ def test_the_recipes_are_told_apart_by_model_and_seed(dataset: Dataset) -> None:
     assert of["dfgr-counters-twice-0"].num_layers == 2 * of["dfgr-counters-0"].stack[1]
     assert of["dfgr-0"].counters is None
     assert of["dfgr-counters-0"].counters is not None
+
+
+def test_recipes_by_name_are_all_that_is_trained(dataset: Dataset) -> None:
+    assert [(one.model, one.seed) for one in recipes(dataset, 2, [HSTU, PLAIN])] == [
+        (model, seed) for seed in (0, 1) for model in (PLAIN, HSTU)
+    ]
+    assert {one.model for one in recipes(dataset, 1)} == set(RECIPES)
 
 
 def test_baselines_on_ml100k(ml100k_files: Path) -> None:
