@@ -6,6 +6,7 @@ events; no choice is made by the test events.
 """
 
 import statistics
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,13 @@ MERGES: Mapping[str, tuple[str, ...]] = {TWO: (COUNTED, COUNTED), PAIR: (COUNTED
 """Merges by name, and the recipes of their members; of one that is named twice, two seeds."""
 ITEM_MEAN, LOGISTIC, TREES = "item mean", "logistic", "boosted trees"
 
+_COLUMNS = 120
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
 
 NOTES = (
     "strict: nothing of a target's own second is seen, neither in the history nor by a counter; by order: all that "
     "stands before it in the data set",
-    "counters: the model reads the nine streaming counters too (docs/counters.md); boosted trees read the same nine, "
+    "counters: the model reads the nine streaming counters too (docs/state.md); boosted trees read the same nine, "
     "and what is known of the user and the item",
     "merged: mean of logits, weights and calibration fitted on the validation events (`mfalcon merge fit`); equal: "
     "the same members with equal weights and no calibration",
@@ -315,7 +317,7 @@ def page(result: RankingResult) -> Iterator[Part]:
         for row in result.rows
     ]
     yield Table("Every seed and merge", columns, rows)
-    yield "\n".join(f"- {note}" for note in result.notes)
+    yield "\n".join(textwrap.fill(f"- {note}", _COLUMNS, subsequent_indent="  ") for note in result.notes)
 
 
 _FIGURES = {
