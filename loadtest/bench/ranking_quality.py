@@ -24,7 +24,7 @@ from mfalcon.train.counters import count_events, counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.merging import MemberScores, fit_merge, merge_of, score_members
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
-from mfalcon.train.recipes import TrainConfig, model_config
+from mfalcon.train.recipes import model_config, train_config
 from mfalcon.train.sequences import Visibility, labels
 from mfalcon.train.splits import TEST, TRAIN, VALIDATION, split
 from mfalcon.types import Ids
@@ -33,7 +33,8 @@ Reals = NDArray[np.float64] | NDArray[np.float32]
 
 PLAIN, COUNTED, TWICE, DIN, HSTU = "dfgr", "dfgr counters", "dfgr counters twice", "din counters", "hstu"
 TWO, PAIR, THREE = "two dfgr counters", "dfgr + din", "two dfgr + din"
-RECIPES = (PLAIN, COUNTED, TWICE, HSTU)
+RECIPES = (PLAIN, COUNTED, TWICE, DIN, HSTU)
+DIN_ARCHITECTURE = "din"
 MERGES: Mapping[str, tuple[str, ...]] = {TWO: (COUNTED, COUNTED), PAIR: (COUNTED, DIN), THREE: (COUNTED, COUNTED, DIN)}
 """Merges by name, and the recipes of their members; of one that is named twice, two seeds."""
 ITEM_MEAN, LOGISTIC, TREES = "item mean", "logistic", "boosted trees"
@@ -131,18 +132,15 @@ def recipes(dataset: Dataset, seeds: int, only: Sequence[str] = RECIPES) -> list
     """
     runs = []
     for seed in range(seeds):
-        training = TrainConfig(seed=seed)
-        learned = split(dataset, training.split) == TRAIN
-        counters = counters_config(dataset, learned, is_strict=training.visibility == "strict")
-        counted = model_config(dataset, "dfgr", counters=counters)
-        twice = model_config(dataset, "dfgr", counters=counters, num_layers=2 * counted.stack[1])
-        configs = {
-            PLAIN: model_config(dataset, "dfgr"),
-            COUNTED: counted,
-            TWICE: twice,
-            HSTU: model_config(dataset, "hstu"),
-        }
-        runs += [QualityRun(name, config, training) for name, config in configs.items() if name in only]
+        for name in only:
+            architecture = DIN_ARCHITECTURE if name == DIN else HSTU if name == HSTU else PLAIN
+            training = train_config(architecture).model_copy(update={"seed": seed})
+            learned, is_strict = split(dataset, training.split) == TRAIN, training.visibility == "strict"
+            counters = None if name in (PLAIN, HSTU) else counters_config(dataset, learned, is_strict=is_strict)
+            config = model_config(dataset, architecture, counters=counters)
+            if name == TWICE:
+                config = model_config(dataset, architecture, counters=counters, num_layers=2 * config.stack[1])
+            runs.append(QualityRun(name, config, training))
     return runs
 
 

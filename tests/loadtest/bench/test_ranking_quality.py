@@ -173,12 +173,13 @@ def test_the_recipes_are_told_apart_by_model_and_seed(dataset: Dataset) -> None:
     of = {one.name: one.config for one in runs}
     assert of["dfgr-counters-twice-0"].num_layers == 2 * of["dfgr-counters-0"].stack[1]
     assert of["dfgr-0"].counters is None
+    assert of["din-counters-0"].architecture == "din"
     assert of["dfgr-counters-0"].counters is not None
 
 
 def test_recipes_by_name_are_all_that_is_trained(dataset: Dataset) -> None:
     assert [(one.model, one.seed) for one in recipes(dataset, 2, [HSTU, PLAIN])] == [
-        (model, seed) for seed in (0, 1) for model in (PLAIN, HSTU)
+        (model, seed) for seed in (0, 1) for model in (HSTU, PLAIN)
     ]
     assert {one.model for one in recipes(dataset, 1)} == set(RECIPES)
 
