@@ -14,10 +14,3 @@ class CounterMetrics:
         self.left_out = Counter(
             "mfalcon_counters_left_out", "Items that were not counted because there are too many.", registry=r
         )
-        self.stale = Gauge("mfalcon_counters_stale", "1 while item counters may lack events.", registry=r)
-        self.snapshots = Counter(
-            "mfalcon_counters_snapshots", "Times that all item counters were read from Redis.", registry=r
-        )
-        self.failures = Counter(
-            "mfalcon_counters_failures", "Appends that could not be counted at once, by reason.", ["reason"], registry=r
-        )
