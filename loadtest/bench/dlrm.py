@@ -5,14 +5,20 @@ Embedding tables stand for the fields of a user and of an item; a lookup is coun
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import DinConfig
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import ContextFeature, DinConfig, RankerConfig, SideFeature, Task
 from mfalcon.models.din_network import DinNetwork
+from mfalcon.models.items import ItemTable
+from mfalcon.models.registry import build
 
 _TASKS = 2
+_ACTIONS, _VALUES = 5, 100
+"""Of the registry's form: actions of an event, values of each field."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +84,41 @@ def random_dlrm(size: DlrmSize, dtype: torch.dtype, seed: int) -> DinNetwork:
             num_tasks=_TASKS,
         )
     return network.to(dtype).eval().requires_grad_(False)
+
+
+def dlrm_checkpoint(size: DlrmSize, num_items: int, seed: int = 0) -> Checkpoint:
+    """The same network as a model of the registry over items 1 to `num_items`, as `mfalcon.models.checkpoint.load`
+    returns one: a user's fields are context features, an item's are itself and side features.
+    """
+    dim, fields = size.network.dim, range(size.item_fields - 1)
+    words = tuple(f"value {value}" for value in range(_VALUES - 1))
+    config = RankerConfig(
+        name=f"dlrm-{size.name}",
+        architecture="din",
+        din=size.network.model_copy(update={"context_dim": dim, "side_fields": True}),
+        actions=tuple(f"action_{index}" for index in range(_ACTIONS)),
+        side_features=tuple(SideFeature(name=f"item_{field}", kind="category", vocabulary=words) for field in fields),
+        context_features=tuple(
+            ContextFeature(name=f"user_{field}", num_values=_VALUES) for field in range(size.user_fields)
+        ),
+        tasks=(
+            Task(name="like", kind="binary", value_at_least=4.0),
+            Task(name="rating", kind="regression", center=3.0),
+        ),
+        blend={"like": 1.0},
+        head_dim=size.tower,
+        num_items=num_items + 1,
+        max_history=size.num_events,
+        window_chunk=1,
+    )
+    rng, numbers = np.random.default_rng(seed), range(1, num_items + 1)
+    side = {f"item_{field}": rng.integers(0, _VALUES, num_items) for field in fields}
+    items = ItemTable(np.array(numbers), tuple(f"item {number}" for number in numbers), side)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(config).eval().requires_grad_(False)
+    model.items.load_items(items)
+    return Checkpoint(model, items, f"random-dlrm-{size.name}-{num_items}-{seed}")
 
 
 def random_user(size: DlrmSize, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,13 @@ Answer = TypeVar("Answer")
 
 
 class GrpcTarget:
-    """Satisfies `Target`. A body is a serialized message: a user's field in front of it makes the message whole."""
+    """Satisfies `Target`. A body is a serialized message: a user's field in front of it makes the message whole.
 
-    def __init__(self, address: str, num_channels: int = 4) -> None:
+    model: that is asked, "" for the server's default one.
+    """
+
+    def __init__(self, address: str, num_channels: int = 4, *, model: str = "") -> None:
+        self._name = model
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(num_channels)]
         self._ranks = cycle([_method(channel, "Rank") for channel in self._channels])
@@ -35,7 +39,7 @@ class GrpcTarget:
 
     def rank_body(self, candidates: Ids, request_time_ms: int) -> bytes:
         """A serialized RankRequest but for its user."""
-        return encoding.rank_options(candidates, request_time_ms=request_time_ms)
+        return encoding.rank_options(candidates, request_time_ms=request_time_ms, model=self._name)
 
     def append_body(self, events: Events) -> bytes:
         """A serialized AppendEventsRequest but for its user."""
@@ -43,7 +47,8 @@ class GrpcTarget:
 
     async def model(self) -> ServedModel:
         """GetModel."""
-        reply = pb.GetModelResponse.FromString(await _explained(self._model(b"", timeout=SETUP_TIMEOUT_S)))
+        asked = pb.GetModelRequest(model=self._name).SerializeToString()
+        reply = pb.GetModelResponse.FromString(await _explained(self._model(asked, timeout=SETUP_TIMEOUT_S)))
         return ServedModel(reply.name, reply.version, reply.backend, reply.max_candidates, len(reply.actions))
 
     async def rank(self, user_id: str, body: bytes, timeout_s: float | None) -> Scored:

@@ -117,7 +117,8 @@ def plot_dlrm(result: RatioResult, path: Path) -> None:
         if result.options.ratio == 285:
             axes.plot(list(PAPER), list(PAPER.values()), "k*", markersize=9, label="HSTU paper")
         axes.axhline(1, color="k", linestyle="--", linewidth=1)
-        axes.set(title=f"DLRM {dlrm}", xlabel="candidates", ylabel="times the DLRM's rate", ylim=(0, None))
+        what = "candidates (lines: counted, cold; filled: cold; open: hit)"
+        axes.set(title=f"DLRM {dlrm}", xlabel=what, ylabel="times the DLRM's rate", ylim=(0, None))
         axes.set_xticks(*_ticks(row.m for row in rows))
         axes.set_xticks([], minor=True)
         axes.legend(fontsize="small")

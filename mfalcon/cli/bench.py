@@ -21,6 +21,7 @@ from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_dlrm import bench_dlrm
+from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_merge import bench_merge
@@ -56,6 +57,7 @@ app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)
 app.command("dlrm")(bench_dlrm)
+app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
