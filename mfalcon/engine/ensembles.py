@@ -8,6 +8,7 @@ from mfalcon.engine.ensemble import Ensemble, EnsembleOptions
 from mfalcon.engine.jobs import Jobs
 from mfalcon.engine.members import LocalMember
 from mfalcon.errors import ConfigError, UnknownModel
+from mfalcon.history.history import Reading
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.types import ModelInfo
 
@@ -19,13 +20,14 @@ class Ensembles:
         self, options: Sequence[EnsembleOptions], catalog: Catalog, jobs: Jobs, metrics: ServerMetrics
     ) -> None:
         """Raises ConfigError for a name that is taken, a member that is not served, members that cannot be merged."""
+        self._catalog = catalog
         self._ensembles = dict[str, Ensemble]()
         names = {ranker.name for ranker in catalog}
         for each in options:
             if each.name in names:
                 raise ConfigError(f"ensembles: got the name {each.name!r} twice, must be one model or ensemble each")
             names.add(each.name)
-            read = catalog.default.fetcher.read if any(member.remote is None for member in each.members) else None
+            read = self._read if any(member.remote is None for member in each.members) else None
             try:
                 made = Ensemble(each, metrics, lambda model: LocalMember(model, catalog, jobs), read)
             except UnknownModel as error:
@@ -48,6 +50,10 @@ class Ensembles:
     async def close(self) -> None:
         """Hang up on these."""
         await asyncio.gather(*(ensemble.close() for ensemble in self))
+
+    async def _read(self, user_id: str, deadline: float | None) -> Reading:
+        """The event log, which all models share, by the default one of now: nothing that a reload exchanged is held."""
+        return await self._catalog.default.fetcher.read(user_id, deadline)
 
     def __iter__(self) -> Iterator[Ensemble]:
         """All, in order."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -500,3 +502,16 @@ async def test_a_single_model_tells_of_no_members() -> None:
     assert result.members == () and not result.partial_merge and result.timings.merge_us == 0
     assert engine.model.ensemble is None and engine.model.task_infos == TASKS
     await engine.close()
+
+
+async def test_nothing_of_a_model_that_was_exchanged_is_kept(make: Make) -> None:
+    engine = await make(ensemble(MemberOptions("a", 1.0), MemberOptions("b", 1.0)), a=A, b=B)
+    await engine.rank(REQUEST, None, "both")
+    old = weakref.ref(engine.catalog.get("a").cache)
+    await engine.reload("a", lambda: DIN)
+    await engine.rank(REQUEST, None, "both")
+    gc.collect()
+    assert old() is None
+    await engine.reload("a", lambda: C)
+    after = await engine.rank(REQUEST, None, "both")
+    assert_is_merge(after, [await engine.rank(REQUEST, None, name) for name in "ab"], [1.0, 1.0])
