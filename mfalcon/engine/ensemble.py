@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from opentelemetry import trace
 
@@ -198,18 +198,18 @@ class Ensemble:
         """
         asked = dict[int, asyncio.Task[Outcome[T]]]()
 
-        def begin(at: int, answering: Awaitable[T]) -> None:
+        def begin(at: int, reading: Reading | MFalconError | None) -> None:
             member, weight = self._members[at], self._options.members[at].weight
-            asked[at] = asyncio.create_task(self._one(member, weight, answering, accepted))
+            asked[at] = asyncio.create_task(self._one(member, weight, ask, reading, accepted))
 
         try:
             for at, member in enumerate(self._members):
                 if member.address:
-                    begin(at, ask(member, None))
+                    begin(at, None)
             read = await self._reading(user_id, until) if self._read is not None else None
             for at, member in enumerate(self._members):
                 if not member.address:
-                    begin(at, _raise(read) if isinstance(read, MFalconError) else ask(member, read))
+                    begin(at, read)
             waiting = {task for task in asked.values() if not task.done()}
             while waiting and (left := until - time.monotonic()) > 0:
                 _, waiting = await asyncio.wait(
@@ -249,12 +249,24 @@ class Ensemble:
         except MFalconError as error:
             return error.with_traceback(None)
 
-    async def _one(self, member: Member, weight: float, answering: Awaitable[T], accepted: float) -> Outcome[T]:
+    async def _one(
+        self,
+        member: Member,
+        weight: float,
+        ask: Callable[[Member, Reading | None], Awaitable[T]],
+        reading: Reading | MFalconError | None,
+        accepted: float,
+    ) -> Outcome[T]:
+        """Of one member. It is asked here and no sooner: a task may be cancelled before it begins. reading: of the log,
+        or why there is none.
+        """
         answer: T | None = None
         error: MFalconError | None = None
         with _tracer.start_as_current_span("member") as span:
             try:
-                answer = await answering
+                if isinstance(reading, MFalconError):
+                    raise reading
+                answer = await ask(member, reading)
             except MFalconError as raised:
                 error = raised.with_traceback(None)  # its frames hold KV states, and this one holds it
             except Exception:  # noqa: BLE001 (the edge of a member: what fails one of them fails no other)
@@ -296,10 +308,6 @@ class Ensemble:
             task_infos=known[0].task_infos if known else (),
             ensemble=EnsembleInfo(options.merge, round(1e3 * options.budget_s), options.min_members, members),
         )
-
-
-async def _raise(error: MFalconError) -> NoReturn:
-    raise error
 
 
 def _is(one: object, other: object) -> bool:

@@ -515,3 +515,14 @@ async def test_nothing_of_a_model_that_was_exchanged_is_kept(make: Make) -> None
     await engine.reload("a", lambda: C)
     after = await engine.rank(REQUEST, None, "both")
     assert_is_merge(after, [await engine.rank(REQUEST, None, name) for name in "ab"], [1.0, 1.0])
+
+
+async def test_who_leaves_at_once_leaves_nothing_that_never_ran(make: Make, recwarn: pytest.WarningsRecorder) -> None:
+    engine = await make(ensemble(MemberOptions("a", 1.0), MemberOptions("b", 1.0)), a=A, b=B)
+    with pytest.raises((DeadlineExceeded, TooFewMembers)):
+        await engine.rank(REQUEST, time.monotonic() - 1.0, "both")
+    with pytest.raises((DeadlineExceeded, TooFewMembers)):
+        await engine.prefill("ann", time.monotonic() - 1.0, "both")
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
