@@ -39,6 +39,14 @@ class InvalidInput(MFalconError):
         self.field = field
         self.limit = limit
 
+    @classmethod
+    def of(cls, text: str) -> "InvalidInput":
+        """The refusal whose message this is: another replica has made it."""
+        error = cls.__new__(cls, text)
+        error.field, _, problem = text.partition(": ")
+        error.limit = problem.rpartition(", must be ")[2]
+        return error
+
 
 class UnknownModel(MFalconError):
     """The request names a model that is not served."""

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
-from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown
+from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
 from server import arrivals, limits
@@ -151,6 +151,8 @@ class Handler:
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
         info = self._found(model, self._engine.models)
+        if info.ensemble is not None and not info.tasks:  # nobody knows yet what is legal
+            raise TooFewMembers(f"no member of {info.name} has been reached yet; ask another replica")
         self._check_user(request.user_id)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
         limits.check_request_time(request.request_time_ms)

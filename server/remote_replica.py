@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from mfalcon.errors import DeadlineExceeded, EngineFailure, NotReady, Overloaded, UnknownModel
+from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, NotReady, Overloaded, UnknownModel
 from mfalcon.types import (
     CacheInfo,
     CacheSource,
@@ -21,6 +21,7 @@ from mfalcon.types import (
 from mfalcon_client import AsyncClient, ClientError, Retry
 from mfalcon_client import CacheInfo as ClientCache
 from mfalcon_client import DeadlineExceeded as ClientLate
+from mfalcon_client import InvalidArgument as ClientInvalid
 from mfalcon_client import Model as ClientModel
 from mfalcon_client import NotFound as ClientNotFound
 from mfalcon_client import Overloaded as ClientOverloaded
@@ -107,6 +108,8 @@ async def _called(call: Awaitable[T]) -> T:
         raise DeadlineExceeded(error.details) from error
     except ClientUnavailable as error:
         raise NotReady(error.details) from error
+    except ClientInvalid as error:
+        raise InvalidInput.of(error.details) from error
     except ClientNotFound as error:
         raise UnknownModel(error.details) from error
     except ClientError as error:

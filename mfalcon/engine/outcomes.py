@@ -11,6 +11,7 @@ from mfalcon.engine.members import Disagrees, Member
 from mfalcon.errors import (
     DeadlineExceeded,
     EngineFailure,
+    InvalidInput,
     MFalconError,
     NotReady,
     Overloaded,
@@ -170,6 +171,8 @@ def too_few(outcomes: Sequence[Outcome[T]], num_needed: int, *, is_callers_time:
         waits = [error.retry_after_s for error in overloaded if error.retry_after_s is not None]
         elsewhere = any(error.elsewhere for error in overloaded)
         return Overloaded(text, retry_after_s=max(waits, default=None), elsewhere=elsewhere)
+    if all(isinstance(error, InvalidInput) for error in errors):
+        return InvalidInput.of(str(errors[0]))
     for kind in (ShuttingDown, StorageUnavailable, EngineFailure):
         if all(isinstance(error, kind) for error in errors):
             return kind(text)

@@ -399,6 +399,19 @@ async def test_recent_events_older_than_the_log_are_the_callers_error(world: Wor
         await world.engine.rank(replace(REQUEST, recent_events=random_events(2)), None, "both")
 
 
+async def test_what_all_members_elsewhere_refuse_as_the_callers_is_the_callers(make: Make) -> None:
+    remotes = [Elsewhere(await make(b=B), address=f"replica:{at}") for at in range(2)]
+    engine = await make(ensemble(*(MemberOptions("b", 1.0, remote) for remote in remotes)), a=A)
+    old = replace(REQUEST, recent_events=random_events(2))
+    with pytest.raises(InvalidInput, match=r"^recent_events\[0\].time_ms: got \d+, must be at least") as refused:
+        await engine.rank(old, None, "both")
+    assert type(refused.value) is InvalidInput
+    assert refused.value.field == "recent_events[0].time_ms" and refused.value.limit.startswith("at least ")
+    remotes[1].mode = "away"
+    with pytest.raises(TooFewMembers, match="failed: recent_events"):
+        await engine.rank(old, None, "both")
+
+
 def of_other_tasks() -> Checkpoint:
     config = small_config().model_copy(update={"blend": {"like": 1.0, "rating": 0.5}})
     return replace(small_checkpoint(dtype=torch.float32, seed=5, config=config), fingerprint="version-of-d")

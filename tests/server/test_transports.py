@@ -1,6 +1,7 @@
 """Both transports give the same answers, over real sockets."""
 
 import time
+from dataclasses import replace
 
 import grpc.aio
 import httpx
@@ -311,3 +312,17 @@ async def test_models_by_name(running: Running) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await running.stub.GetModel(ranking_pb2.GetModelRequest(model="din"))
     assert error.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_an_ensemble_of_which_nobody_was_reached_refuses_nobody_for_what_he_asks(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = replace(OTHER, tasks=(), actions=(), task_infos=(), context_features=(), dense_features=())
+    monkeypatch.setattr(type(running.engine), "models", property(lambda _: (MODEL, unknown)))
+    asked = ranking_pb2.RankRequest(user_id="ann", candidates=[1], model=OTHER.name, context={"hour": 3})
+    with pytest.raises(grpc.aio.AioRpcError, match="no member of other has been reached yet") as refused:
+        await running.stub.Rank(asked)
+    assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+    asked_by_http = {"user_id": "ann", "candidates": [1], "model": OTHER.name, "context": {"hour": 3}}
+    answer = await running.http.post("/v1/rank", json=asked_by_http)
+    assert answer.status_code == 503 and answer.headers["x-rank-retry"] == "elsewhere"
