@@ -7,11 +7,17 @@ one large call on contiguous memory, and what a request writes lies in buffers t
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from mfalcon.models.din_network import DinNetwork, StackedLinear
+
+MOST_BYTES: Final = 256 << 20
+"""Of what a microbatch writes of the activation unit, where more than one candidate passes at once: it grows with
+candidates times events times widths, and a checkpoint chooses two of these.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,11 @@ class DinSplit:
     def raw(self, side: UserSide, items: Tensor, microbatch: int) -> Tensor:
         """Candidates [num_candidates, item_dim] -> raw task outputs [num_candidates, num_tasks].
 
-        microbatch: most candidates that pass through the layers at once; no output depends on it beyond rounding.
+        microbatch: most candidates that pass through the layers at once, fewer where these would write more than
+        `MOST_BYTES`; no output depends on it beyond rounding.
         """
         num, network = len(items), self._network
-        size = max(1, min(microbatch, num))
+        size = max(1, min(microbatch, num, MOST_BYTES // self._bytes_each(items, len(side.events))))
         x0 = items.new_empty(size, self._width)
         x0[:, : network.user_dim] = side.vector
         buffers = self._buffers(items, len(side.events), size)
@@ -119,9 +126,18 @@ class DinSplit:
         hidden = torch.baddbmm(towers.first.bias, mixed, towers.first.weight).relu_()
         return torch.baddbmm(towers.last.bias, hidden, towers.last.weight).squeeze(-1).t()
 
+    def _bytes_each(self, like: Tensor, num_events: int) -> int:
+        """What the activation unit writes for a candidate."""
+        widths = self._widths
+        return like.element_size() * (num_events * sum(widths) + (self._network.config.dim + 1) * widths[0])
+
+    @property
+    def _widths(self) -> list[int]:
+        """Of the hidden layers of the activation unit."""
+        return [linear.out_features for linear in self._network.activation.linears][:-1]
+
     def _buffers(self, like: Tensor, num_events: int, size: int) -> "_Buffers":
-        network = self._network
-        widths = [linear.out_features for linear in network.activation.linears][:-1]
+        network, widths = self._network, self._widths
         return _Buffers(
             of_candidates=like.new_empty(network.config.dim + 1, size * widths[0]),
             hidden=[like.new_empty(num_events * size * width) for width in widths],

@@ -1,5 +1,7 @@
 """The network of `din`: the form that serves computes what the papers' form does, for any events and microbatch."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from loadtest.bench.dlrm import DLRMS, random_candidates, random_dlrm, random_user
+from mfalcon.models import din_split
 from mfalcon.models.config import DinConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
@@ -149,3 +152,27 @@ def test_sizes_are_bounded() -> None:
     for change in wrong:
         with pytest.raises(ValueError, match=next(iter(change))):
             DinConfig.model_validate(usual | change)
+
+
+@pytest.mark.parametrize("most", [1, 20_000, 1 << 40])
+def test_a_microbatch_writes_no_more_than_the_bound_whatever_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    config = DinConfig(
+        dim=4, activation=(33, 17), num_pools=2, num_cross_layers=1, cross_rank=2, num_experts=1, experts=(3,)
+    )
+    model, written = network(torch.float32, 12, config, 2, 1, seed=0), list[int]()
+    user, events, items = torch.randn(2), torch.randn(12, 4), torch.randn(40, 5)
+    expected = split(model, user, events, items, 40)
+    monkeypatch.setattr(din_split, "MOST_BYTES", most)
+    empty = Tensor.new_empty
+
+    def counted(*args: Any) -> Tensor:
+        made = empty(*args)
+        written.append(made.nbytes)
+        return made
+
+    monkeypatch.setattr(Tensor, "new_empty", counted)
+    assert torch.allclose(split(model, user, events, items, 40), expected, atol=1e-6)
+    one, all_at_once = 4 * (12 * (33 + 17) + 5 * 33), 40 * 4 * 12 * 33
+    assert max(written) <= max(most, one) and (max(written) == all_at_once) == (most > all_at_once)
