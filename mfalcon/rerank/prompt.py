@@ -7,7 +7,6 @@ passes, diversity first and then accuracy, as in "LLM-Enhanced Reranking for Com
 and Zhang, arXiv 2507.16237). The user's id is no part of it.
 """
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,7 +44,7 @@ ACCURACY = (
     f"order otherwise as it is. {_RULES}"
 )
 
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+_FENCE = "```"
 
 
 class NoPermutation(Exception):
@@ -93,9 +92,10 @@ def messages(instructions: str, history: Sequence[Item], candidates: Sequence[It
 
 def permutation(answer: str, num_candidates: int) -> list[int]:
     """The numbers 1 to `num_candidates` in the order of an answer. Raises NoPermutation."""
-    fenced = _FENCE.search(answer)
+    _, opening, rest = answer.partition(_FENCE)
+    inside, closing, _ = rest.partition(_FENCE)
     try:
-        content = orjson.loads(fenced.group(1) if fenced else answer)
+        content = orjson.loads(inside.removeprefix("json").strip() if opening and closing else answer)
     except orjson.JSONDecodeError:
         raise NoPermutation from None
     order = content.get("order") if isinstance(content, dict) else content

@@ -1,6 +1,7 @@
 """What a language model is told, and that no title can say more than a title."""
 
 import contextlib
+import time
 
 import numpy as np
 import orjson
@@ -74,6 +75,16 @@ def test_an_order_is_taken_however_it_is_wrapped(order: list[int]) -> None:
     text = orjson.dumps({"order": order}).decode()
     for answer in (text, f"\n{text} ", f"```json\n{text}\n```", f"Here:\n```\n{order}\n```", str(order)):
         assert permutation(answer, 8) == order
+
+
+@pytest.mark.parametrize("unit", [" ", "\n", "```", "```json", "``` ", "["])
+def test_to_read_an_answer_takes_time_in_proportion_to_its_length(unit: str) -> None:
+    """Who reads it holds the interpreter's lock: a pattern that goes back and forth would hold up the whole server."""
+    began = time.process_time()
+    for opening in ("", "```", "```json"):
+        with pytest.raises(NoPermutation):
+            permutation(opening + unit * (3_000 // len(unit)), 2)
+    assert time.process_time() - began < 1
 
 
 @given(st.one_of(st.text(), st.lists(st.integers(-1, 4)).map(str), st.recursive(st.integers(), st.lists).map(str)))
