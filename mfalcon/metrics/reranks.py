@@ -9,7 +9,7 @@ class RerankMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._reranks = Counter(
             "mfalcon_reranks",
-            "Ranks whose top was to be diverse: done, or in the order of the scores because that was late or failed.",
+            "Ranks whose top was to be reranked: done, or why it is in the order of the scores (rerank_skipped).",
             ["model", "method", "outcome"],
             registry=registry,
         )
