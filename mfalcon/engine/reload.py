@@ -67,6 +67,7 @@ class Reloader:
         self._options = options
         self._ensembles = ensembles
         self._under_way: dict[str, asyncio.Task[ModelInfo]] = {}
+        self._swapping = asyncio.Lock()
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         """Serve what `load` gives instead of what is served under a name. load: runs in a thread of its own. A caller
@@ -121,14 +122,15 @@ class Reloader:
             runner = await self._on_device(new.warm)
             await self._on_device(lambda: self._device.serve(self._device.runners | {name + _STAGED: runner}))
             num_warmed = await self._warm(new, name + _STAGED, old.recent_users)
-            self._ensembles.check(new.info)  # another member may have been exchanged meanwhile
-            await self._on_device(lambda: self._swap(name, runner))
+            async with self._swapping:  # one after the other: each is checked against what the others have become
+                self._ensembles.check(new.info)
+                await self._on_device(lambda: self._swap(name, runner))
+                self._catalog.replace(new)
         except BaseException:
             with contextlib.suppress(ShuttingDown):
                 await self._on_device(lambda: self._unstage(name))
             await new.close()
             raise
-        self._catalog.replace(new)
         await old.close()
         _log.info(
             "model %s: version %s instead of %s after %.1f s, %d users warmed",

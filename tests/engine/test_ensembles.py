@@ -7,6 +7,8 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,7 @@ from mfalcon.errors import (
 from mfalcon.history.history import Reading
 from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.config import ContextFeature
 from mfalcon.rerank.order import reranked
 from mfalcon.types import (
     MERGE_METHODS,
@@ -539,3 +542,27 @@ async def test_who_leaves_at_once_leaves_nothing_that_never_ran(make: Make, recw
     await asyncio.sleep(0)
     gc.collect()
     assert [str(warning.message) for warning in recwarn] == []
+
+
+async def test_two_reloads_at_once_leave_what_can_be_merged(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = await make(ensemble(MemberOptions("a", 1.0), MemberOptions("b", 1.0)), a=of_surfaces(0), b=of_surfaces(0))
+    serve = engine.device.serve
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.3)  # on the device thread: meanwhile the other one comes as far
+        serve(*args)
+
+    monkeypatch.setattr(engine.device, "serve", slowly)
+    reloads = (engine.reload(name, partial(of_surfaces, num)) for name, num in (("a", 3), ("b", 5)))
+    ended = await asyncio.gather(*reloads, return_exceptions=True)
+    assert [type(each) for each in ended if isinstance(each, Exception)] == [ConfigError]
+    assert len(engine.models[-1].context_features) == 1
+    result = await engine.rank(replace(REQUEST, context={"surface": 2}), None, "both")
+    assert not result.partial_merge and not len(result.failed)
+
+
+def of_surfaces(num: int) -> Checkpoint:
+    """A model that reads a context feature of so many values; none for 0."""
+    features = (ContextFeature(name="surface", num_values=num),) if num else ()
+    config = small_config().model_copy(update={"context_features": features})
+    return replace(small_checkpoint(dtype=torch.float32, config=config), fingerprint=f"version-of-{num}-surfaces")
