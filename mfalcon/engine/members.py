@@ -186,6 +186,7 @@ class RemoteMember:
                 await self._describe(_left(until))
             if result.model_version not in self._known:
                 raise EngineFailure(f"it answers by version {result.model_version}, and does not say what that is")
+            _check_answer(result, request, self._known[result.model_version])
         except NotReady:
             self._miss()
             raise
@@ -292,6 +293,16 @@ def narrowed(request: RankRequest, info: ModelInfo) -> RankRequest:
         values = dense.values.reshape(len(request.candidates), len(dense.names))[:, read]
         dense = DenseFeatures(tuple(dense.names[at] for at in read), np.ascontiguousarray(values).ravel())
     return replace(request, context=context, dense=dense, top_k=0, rerank=None)
+
+
+def _check_answer(result: RankResult, request: RankRequest, info: ModelInfo) -> None:
+    """Raise EngineFailure for what is no answer to this request: whoever is elsewhere spoils no merge."""
+    num, shape = len(request.candidates), result.task_scores.shape
+    fits = result.num_scored == num or (request.allow_partial and 0 < result.num_scored < num)
+    if not fits or shape != (len(info.task_infos), result.num_scored):
+        raise EngineFailure(f"it answers with task scores of shape {shape} for {num} candidates")
+    if not np.isfinite(result.task_scores).all():
+        raise EngineFailure("it answers with task scores that are no finite numbers")
 
 
 def _left(until: float) -> float:

@@ -397,6 +397,27 @@ async def test_only_one_history_is_merged(world: World) -> None:
     assert not (await world.rank()).partial_merge
 
 
+@pytest.mark.parametrize(
+    ("num_tasks", "num", "filled", "why"),
+    [
+        (2, 5, 0.5, "shape (2, 5) for 21 candidates"),
+        (1, 21, 0.5, "shape (1, 21)"),
+        (2, 22, 0.5, "(2, 22)"),
+        (2, 0, 0.5, "(2, 0)"),
+        (2, 21, np.nan, "no finite numbers"),
+        (2, 21, np.inf, "no finite numbers"),
+    ],
+)
+async def test_what_is_no_answer_spoils_no_merge(
+    world: World, num_tasks: int, num: int, filled: float, why: str
+) -> None:
+    scores = np.full((num_tasks, num), filled, dtype=np.float32)
+    world.elsewhere.changes = {"task_scores": scores, "scores": np.zeros(num, dtype=np.float32)}
+    result = await world.rank()
+    assert result.members[1].error.startswith("failed: it answers with") and why in result.members[1].error
+    assert_is_merge(result, [await world.alone()], [1.0])
+
+
 async def test_recent_events_older_than_the_log_are_the_callers_error(world: World) -> None:
     with pytest.raises(InvalidInput, match="recent_events"):
         await world.engine.rank(replace(REQUEST, recent_events=random_events(2)), None, "both")
