@@ -56,11 +56,21 @@ class LanguageModel:
     """Its methods belong to one event loop; the thread is its own."""
 
     def __init__(self, options: LanguageModelOptions) -> None:
-        """Starts the thread, and connects to nothing yet. Raises ConfigError without the packages of the extra."""
+        """Starts the thread, and connects to nothing yet. Raises ConfigError without the packages of the extra, and for
+        a url or model that no request can carry.
+        """
         try:
             import httpx  # noqa: PLC0415 an optional dependency
         except ImportError as error:
             raise ConfigError("llm_url: needs httpx: install mfalcon with the extra llm") from error
+        try:
+            httpx.URL(options.url).host.encode()
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise ConfigError(f"llm_url: got {options.url!r}, must be an address: {error}") from error
+        try:
+            options.model.encode()
+        except UnicodeError as error:
+            raise ConfigError(f"llm_model: got {options.model!r}, must be UTF-8") from error
         self.options = options
         self._slots = threading.BoundedSemaphore(options.concurrency)
         self._circuit = Circuit()

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from mfalcon.errors import ConfigError
 from mfalcon.rerank.circuit import NUM_FAILURES
 from mfalcon.rerank.language_model import LanguageModel, LanguageModelOptions, Skipped
 from mfalcon.rerank.prompt import Item
@@ -45,6 +46,19 @@ async def until(holds: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.01)
     raise AssertionError("it never held")
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "field"),
+    [
+        ("http://xn--/v1", "gpt", "llm_url"),
+        ("http://h:x/v1", "gpt", "llm_url"),
+        ("http://h/v1", "g\udcff", "llm_model"),
+    ],
+)
+def test_what_no_request_can_carry_is_known_at_the_start(url: str, name: str, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field}: got"):
+        LanguageModel(LanguageModelOptions(url, name))
 
 
 async def test_two_passes_make_an_order() -> None:
