@@ -1,6 +1,5 @@
 """The members of a merge as the command line has them: checkpoint directories, a method, weights."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,6 +31,10 @@ def merge_method(text: str) -> MergeMethod:
     raise ConfigError(f"--merge: got {text!r}, must be {' or '.join(map(repr, MERGE_METHODS))}")
 
 
+_LARGEST_WEIGHT = 1e6
+"""As in [[ensembles.members]]: the sum of numbers near the largest float is none."""
+
+
 def member_weights(text: str, num_members: int) -> list[float]:
     """Comma-separated weights above 0; equal ones for no text. Raises ConfigError."""
     if not text:
@@ -40,6 +43,9 @@ def member_weights(text: str, num_members: int) -> list[float]:
         weights = [float(part) for part in text.split(",")]
     except ValueError:
         weights = []
-    if len(weights) != num_members or not all(weight > 0 and math.isfinite(weight) for weight in weights):
-        raise ConfigError(f"--weights: got {text!r}, must be {num_members} numbers above 0, comma-separated")
+    if len(weights) != num_members or not all(0 < weight <= _LARGEST_WEIGHT for weight in weights):
+        raise ConfigError(
+            f"--weights: got {text!r}, must be {num_members} numbers above 0, at most {_LARGEST_WEIGHT:,.0f}, "
+            "comma-separated"
+        )
     return weights

@@ -73,6 +73,7 @@ def test_fit_prints_the_toml_that_serves(paths: list[str]) -> None:
         (["--merge", "logit", "--weights", "1"], "2 numbers above 0"),
         (["--merge", "logit", "--weights", "1,-1"], "2 numbers above 0"),
         (["--merge", "logit", "--weights", "1,nan"], "2 numbers above 0"),
+        (["--merge", "logit", "--weights", "1e308,1e308"], "at most 1,000,000"),
         (["--merge", "logit", "--rerank", "mmr"], "without --rerank"),
         (["--weights", "1,1"], "only with --merge"),
         ([], "must be one without --merge"),
