@@ -15,13 +15,13 @@ ITEM_BYTES = 33
 class ItemNumbers:
     """Linear probing by a multiplicative hash that is drawn anew for each table: nobody can choose ids that collide.
 
-    max_items: others that come when so many are there are left out.
+    max_items: others that come when so many are there are left out. expected: items to make room for at once.
     """
 
-    def __init__(self, max_items: int) -> None:
+    def __init__(self, max_items: int, expected: int = 0) -> None:
         self.max_items = max_items
         self._factor = np.uint64(secrets.randbits(64) | 1)
-        self._allocate(_SMALLEST)
+        self._allocate(_size_for(expected))
 
     def __len__(self) -> int:
         return self._num
@@ -105,5 +105,10 @@ class ItemNumbers:
     def _grow(self, num_new: int) -> None:
         """A larger table, without the items whose numbers are all zero again."""
         ids, numbers = self.content()
-        self._allocate(max(_SMALLEST, 1 << (2 * (len(ids) + num_new)).bit_length()))
+        self._allocate(_size_for(len(ids) + num_new))
         self.put(ids, numbers)
+
+
+def _size_for(num_items: int) -> int:
+    """Places of a table, a power of two."""
+    return max(_SMALLEST, 1 << (2 * num_items).bit_length())

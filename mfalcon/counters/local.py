@@ -30,9 +30,18 @@ class LocalCounters:
         """Every item that was counted, ascending, and its numbers."""
         return self._items.content()
 
+    def start(self) -> None:
+        """See `ItemCounters.start`."""
+
+    def notice(self, history: History) -> None:
+        """See `ItemCounters.notice`. Here a log and its counters are never apart."""
+
     async def catch_up(self, history: History) -> None:
         """See `ItemCounters.catch_up`."""
         self.count(history)
+
+    def missed(self, user_id: str) -> None:
+        """See `ItemCounters.missed`. A log in this process can always be read."""
 
     def count(self, history: History) -> None:
         """Count what a history has beyond its user's record."""

@@ -43,6 +43,7 @@ class CounterSets:
         self._log = log
         self._users = users
         self._stores: dict[LikeRule, ItemCounters] = {}
+        self._started = False
         self._needed: Multiset[LikeRule] = Multiset()
         self._filling: dict[LikeRule, asyncio.Task[None]] = {}
 
@@ -51,11 +52,19 @@ class CounterSets:
         """All of them."""
         return tuple(self._stores.values())
 
+    def start(self) -> None:
+        """Let the stores, and those that come, begin what runs beside. On the event loop."""
+        self._started = True
+        for store in self.stores:
+            store.start()
+
     def require(self, like: LikeRule) -> None:
         """A model needs a store; one that is new counts what the logs have."""
         self._needed[like] += 1
         if like not in self._stores:
             store = self._stores[like] = self._new_store(like)
+            if self._started:
+                store.start()
             users = list(self._users())
             if users:
                 self._filling[like] = asyncio.get_running_loop().create_task(self._fill(store, users))
@@ -77,10 +86,20 @@ class CounterSets:
             frozenset(stale),
         )
 
+    def notice(self, history: History) -> None:
+        """See `ItemCounters.notice`."""
+        for store in self.stores:
+            store.notice(history)
+
     async def catch_up(self, history: History) -> None:
         """A log has grown; when this returns its events are counted, or the stores are stale."""
         for store in self.stores:
             await store.catch_up(history)
+
+    def missed(self, user_id: str) -> None:
+        """See `ItemCounters.missed`."""
+        for store in self.stores:
+            store.missed(user_id)
 
     async def forget(self, user: bytes, generation: bytes) -> None:
         """A log has ended; see `ItemCounters.forget`. Raises StorageUnavailable."""

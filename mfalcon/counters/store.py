@@ -30,8 +30,20 @@ class ItemCounters(Protocol):
         """int64 [n, 3] as of `version`: events, likes and value of each item. Asks nobody."""
         ...
 
+    def start(self) -> None:
+        """Begin what runs beside. On the event loop."""
+        ...
+
+    def notice(self, history: History) -> None:
+        """Somebody has read a user's log: what was not counted of it is, soon. Asks nobody."""
+        ...
+
     async def catch_up(self, history: History) -> None:
         """Count what a user's log has and was not counted. What fails is counted at the next contact."""
+        ...
+
+    def missed(self, user_id: str) -> None:
+        """A user's log has grown and could not be read: count it as soon as it can be. Stale until then."""
         ...
 
     async def forget(self, user: bytes, generation: bytes) -> None:

@@ -166,7 +166,7 @@ class Engine:
         histories.tombstones.add(generation)
         try:
             deleted = self.device.delete(user)
-            await histories.counters.forget(user, generation)
+            await histories.forget(user, generation)
             if histories.redis is not None:
                 await histories.redis.delete(Deletion(user, generation))
             await asyncio.wrap_future(deleted)

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from mfalcon.counters.local import LocalCounters
+from mfalcon.counters.redis_counters import RedisCounters
+from mfalcon.counters.redis_records import forget_in_others, name_of
 from mfalcon.counters.sets import CounterSets
 from mfalcon.counters.store import ItemCounters
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
-from mfalcon.errors import ConfigError
+from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
@@ -76,9 +78,23 @@ class Histories:
         length = await self.log.append(user_id, events, expected_len, deadline)
         if self.counters.stores:
             known = self.copy(user_hash(user_id)) if self.is_shared else None
-            history = known or (await self.log.read(user_id, _READ_S)).history
+            try:
+                history = known or (await self.log.read(user_id, _READ_S)).history
+            except StorageUnavailable:  # the events are acknowledged all the same
+                self.counters.missed(user_id)
+                return length
             await self.counters.catch_up(history)
         return length
+
+    async def forget(self, user: bytes, generation: bytes) -> None:
+        """Take a user whose log has ended out of all counters, those that no model here reads included.
+
+        generation: the life that ended, empty if it is not known. Raises StorageUnavailable.
+        """
+        await self.counters.forget(user, generation)
+        if self.redis is not None and self.redis.log is not None:
+            open_ones = {name_of(store.like) for store in self.counters.stores}
+            await forget_in_others(self.redis.client, self.redis.keys, user, generation, open_ones)
 
     def listen(self, on_deletion: Callable[[Deletion | None], None]) -> None:
         """Tell of users that another replica deleted; None: some deletions may have been missed."""
@@ -88,6 +104,7 @@ class Histories:
         """Begin what runs beside the requests: Redis' probes. Raises ConfigError."""
         if self.redis is not None:
             await self.redis.start()
+        self.counters.start()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -96,6 +113,9 @@ class Histories:
             await self.redis.close()
 
     def _new_counters(self, metrics: CounterMetrics, like: LikeRule) -> ItemCounters:
+        redis, most = self.redis, self.options.max_counted_items
+        if redis is not None and redis.log is not None:
+            return RedisCounters(like, most, redis.client, redis.keys, redis.log, metrics)
         return LocalCounters(like, self.options.max_counted_items, metrics)
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:

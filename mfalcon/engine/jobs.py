@@ -55,7 +55,7 @@ class Jobs:
                 fetched,
                 deadline,
                 ranker.name,
-                counted=ranker.counted(request.candidates),
+                counted=ranker.counted(request.candidates, fetched),
                 accepted=accepted,
                 beside=beside,
                 reserve_s=reserve_s,

@@ -18,10 +18,9 @@ from mfalcon.engine.histories import Histories
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
-from mfalcon.errors import ConfigError
 from mfalcon.features.counters import LikeRule
 from mfalcon.kvcache.cache import KVCache, RemoteTier
-from mfalcon.kvcache.fetch import Fetcher, LogReader
+from mfalcon.kvcache.fetch import Fetched, Fetcher, LogReader
 from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.metrics.model_states import ModelAnswers, ModelStates
@@ -104,10 +103,6 @@ class LoadedRanker:
         self._counts = False
         if (counters := model.config.counters) is not None:
             histories.check_window(self.name, counters.max_events, "the events that count for a user in the counters")
-            if histories.is_shared:
-                raise ConfigError(
-                    f"model {self.name}: reads streaming counters, which a log in Redis does not have yet"
-                )
             self._like = LikeRule.of(model.config)
         redis = histories.redis
         waiting = options.write_behind_bytes if redis is not None else 0
@@ -183,8 +178,12 @@ class LoadedRanker:
         if self.remote is not None and self._histories.redis is not None:
             self._histories.redis.start_writes(self.remote)
 
-    def counted(self, candidates: Ids) -> Counted:
-        """What is counted of the items of candidates now, for any model that is served."""
+    def counted(self, candidates: Ids, reading: Fetched) -> Counted:
+        """What is counted of the items of candidates now, for any model that is served. reading: of the asking user,
+        the rest of whose log is counted soon.
+        """
+        if not reading.stale:
+            self._histories.counters.notice(reading.history)
         return self._histories.counters.read(candidates)
 
     def count_items(self) -> None:

@@ -14,3 +14,11 @@ class CounterMetrics:
         self.left_out = Counter(
             "mfalcon_counters_left_out", "Items that were not counted because there are too many.", registry=r
         )
+        self.failed = Counter(
+            "mfalcon_counters_failed", "Times that events could not be counted, which is done later.", registry=r
+        )
+        self.waiting = Gauge("mfalcon_counters_waiting", "Users whose events could not be counted yet.", registry=r)
+        self.copies = Counter("mfalcon_counters_copied", "Copies that were begun of all item counters.", registry=r)
+        self.stale_reads = Counter(
+            "mfalcon_counters_stale_reads", "Reads of item counters that may have lacked events.", registry=r
+        )

@@ -1,4 +1,6 @@
-"""Names of what we keep in Redis. One hash tag per user, so that everything of a user is in one slot of a cluster."""
+"""Names of what we keep in Redis. One hash tag per user, so that everything of a user is in one slot of a cluster, and
+one for each store of item counters.
+"""
 
 from dataclasses import dataclass
 
@@ -20,6 +22,15 @@ class Keys:
     def chunk(self, user: bytes, model: str, number: int) -> str:
         """Chunk `number` of the user's KV state of a model."""
         return f"{self.prefix}:{{{user.hex()}}}:kv:{model}:{number}"
+
+    def counters(self, store: str, what: str) -> str:
+        """Something of a store of item counters, all of which is in one slot."""
+        return f"{self.prefix}:{{counters:{store}}}:{what}"
+
+    @property
+    def counter_names(self) -> str:
+        """A set of the stores of item counters that there ever were: what a deletion must look through."""
+        return f"{self.prefix}:counters"
 
     @property
     def deletions(self) -> str:

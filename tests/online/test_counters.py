@@ -1,11 +1,13 @@
 """Online equals offline for a model that reads streaming counters, through gRPC, under either visibility."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.cli.process import serving
 from mfalcon.cli.replay import replay_online
 from mfalcon.models import checkpoint
@@ -48,3 +50,23 @@ def test_online_equals_offline(saved: Path, visibility: Visibility, part: str) -
     assert result.holds, result
     assert result.num_rows == np.count_nonzero(chosen)
     assert last.counters_version > 0 and not last.counters_stale
+
+
+def test_online_equals_offline_with_the_log_in_redis(saved: Path, redis_server: RedisServer) -> None:
+    """Two replicas: what one has counted the other reads."""
+    loaded = checkpoint.load(saved)
+    chosen = split(DATASET, "A") == TEST
+    flags = ("--redis-url", redis_server.url, "--redis-timeout-ms", "1000")
+    with serving(saved, *flags) as one, serving(saved, *flags) as two:
+        with Client(one.grpc) as client:
+            result = replay_online(client, loaded.model, DATASET, chosen, "strict")
+            last = client.rank("ann", DATASET.items.item_id)
+        with Client(two.grpc) as other:
+            end = time.monotonic() + 10
+            while (there := other.rank("ann", DATASET.items.item_id)).counters_version != last.counters_version:
+                assert time.monotonic() < end, "the other replica never followed"
+                time.sleep(0.05)
+    assert result.holds, result
+    assert result.num_rows == np.count_nonzero(chosen)
+    assert last.counters_version > 0 and not last.counters_stale and not there.counters_stale
+    np.testing.assert_array_equal(there.scores, last.scores)

@@ -1,0 +1,181 @@
+"""Who was counted for what, in Redis: a record for each user, changed by scripts together with the items' numbers.
+
+A replica that dies between log and record leaves a record that stands behind its log; whoever meets that user next
+counts the rest. A record moves only from the exact place that its writer knows, so nothing is counted twice.
+"""
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from mfalcon.counters.increments import counted
+from mfalcon.counters.redis_scripts import COUNT, FOLLOW, FORGET
+from mfalcon.errors import StorageUnavailable
+from mfalcon.features.counters import LikeRule
+from mfalcon.history.history import History
+from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.keys import Keys
+from mfalcon.types import Ids
+
+CALL_S = 0.25
+"""Longest wait for one step: what was not counted by then is counted later."""
+STREAM_ENTRIES = 8_192
+_STEP = 512
+"""Events, or items of a record, in one script: a few milliseconds of Redis."""
+_GONE_SECONDS = 3_600
+
+
+def name_of(like: LikeRule) -> str:
+    """Of a store: the same in every replica."""
+    return f"actions-{like.actions}" if like.value_at_least is None else f"value-{like.value_at_least!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A step of the counters: items that have new numbers since `version`, whatever they had before.
+
+    ids: [n]. numbers: int64 [n, 3].
+    """
+
+    version: int
+    ids: Ids
+    numbers: Ids
+
+    @staticmethod
+    def unpack(version: int, payload: bytes) -> "Change":
+        """Of what a script tells."""
+        rows = np.frombuffer(payload, dtype="<i8").reshape(-1, 4)
+        return Change(version, np.ascontiguousarray(rows[:, 0]), rows[:, 1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Where a record stands now; is_gone: its user has been deleted. epoch and change: what this step did, if any."""
+
+    counted: int
+    is_gone: bool = False
+    epoch: bytes = b""
+    change: Change | None = None
+    left_out: int = 0
+
+
+class CounterRecords:
+    """The records and items of one store. Its methods raise StorageUnavailable. Lives on the event loop.
+
+    name: see `name_of`.
+    """
+
+    def __init__(self, client: RedisClient, keys: Keys, name: str, max_items: int = 0) -> None:
+        self._client = client
+        self._keys = keys
+        self._name = name
+        self._max_items = max_items
+        self._is_listed = False
+        self.items_key = keys.counters(name, "items")
+
+    async def stands_at(self, user: bytes, generation: bytes) -> int:
+        """How many events of a life are counted."""
+        head = await self._head(user)
+        return int.from_bytes(head[8:], "little") if head[:8] == generation else 0
+
+    async def count(self, history: History, known: int, like: LikeRule) -> Outcome:
+        """Count some more events of a history whose record is thought to stand at `known` < its length.
+
+        What the record says instead, if it stands elsewhere. A record of another life is taken out first, unless that
+        is the one which the log has now.
+        """
+        if not self._is_listed:  # for deletions by replicas that serve no such model
+            await self._call([("SADD", self._keys.counter_names, self._name)], self._keys.counter_names)
+            self._is_listed = True
+        begin = max(known, history.base)
+        until = min(begin + _STEP, len(history))
+        added = counted(history.since(begin)[: until - begin], like)
+        arguments = (known, until, added.tobytes(), self._max_items, os.urandom(8), STREAM_ENTRIES)
+        for _ in range(2):
+            reply = await self._script(COUNT, history.user, history.generation, *arguments)
+            match reply[0]:
+                case b"done":
+                    change = Change.unpack(int(reply[2]), reply[3])
+                    return Outcome(until, epoch=reply[1], change=change, left_out=int(reply[4]))
+                case b"at":
+                    return Outcome(int(reply[1]))
+                case b"other":
+                    if reply[1] == await self._generation(history.user):
+                        return Outcome(len(history), is_gone=True)
+                    await self._take_out(history.user, reply[1])
+                case _:
+                    return Outcome(len(history), is_gone=True)
+        raise StorageUnavailable("the record of a user belongs to another life again and again")
+
+    async def forget(self, user: bytes, generation: bytes) -> None:
+        """Take out what was counted of lives that have ended, and let nothing of `generation` be counted any more."""
+        if generation:
+            await self._take_out(user, generation)
+        head = await self._head(user)
+        if head and head[:8] != await self._generation(user):
+            await self._take_out(user, head[:8])
+
+    async def follow(self, version: int, most: int) -> tuple[bytes, int, list[Change]]:
+        """Epoch, version now, and changes after a version, the oldest first."""
+        keys = (self._key("state"), self._key("stream"))
+        epoch, latest, entries = await self._call([("EVAL", FOLLOW, 2, *keys, version, most)])
+        return epoch, int(latest), [Change.unpack(int(at.split(b"-")[0]), fields[1]) for at, fields in entries]
+
+    async def num_items(self) -> int:
+        """How many items have counters."""
+        return int(await self._call([("HLEN", self.items_key)]))
+
+    async def scan(self, cursor: int, most: int) -> tuple[int, Ids, Ids]:
+        """Some items, ids [n] and numbers int64 [n, 3], from a cursor on; the next cursor, 0 at the end."""
+        following, flat = await self._call([("HSCAN", self.items_key, cursor, "COUNT", most)])
+        pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
+        ids = np.frombuffer(b"".join(item for item, _ in pairs), dtype="<i8")
+        return int(following), ids, np.frombuffer(b"".join(raw for _, raw in pairs), dtype="<i8").reshape(-1, 3)
+
+    async def _take_out(self, user: bytes, generation: bytes) -> None:
+        is_left = True
+        while is_left:
+            arguments = (_GONE_SECONDS, _STEP, os.urandom(8), STREAM_ENTRIES)
+            reply = await self._script(FORGET, user, generation, *arguments)
+            is_left = reply[0] == b"more"
+
+    async def _head(self, user: bytes) -> bytes:
+        head: bytes | None = await self._call([("HGET", self._record(user), "head")])
+        return head or b""
+
+    async def _generation(self, user: bytes) -> bytes:
+        """Of the log now; empty if there is none."""
+        key = self._keys.log(user)
+        generation: bytes = await self._call([("GETRANGE", key, 24, 31)], key)
+        return generation
+
+    async def _script(self, script: str, user: bytes, generation: bytes, *arguments: str | bytes | int) -> Reply:
+        gone = self._key(f"gone:{generation.hex()}")
+        keys = (self._key("state"), self.items_key, self._key("stream"), self._record(user), gone)
+        return await self._call([("EVAL", script, len(keys), *keys, generation, *arguments)])
+
+    async def _call(self, commands: list[Command], key: str | None = None) -> Reply:
+        limit = min(CALL_S, self._client.settings.write_timeout_s)
+        (reply,) = await self._client.call("counters", key or self.items_key, commands, limit)
+        return reply
+
+    def _record(self, user: bytes) -> str:
+        return self._key(f"user:{user.hex()}")
+
+    def _key(self, what: str) -> str:
+        return self._keys.counters(self._name, what)
+
+
+async def forget_in_others(
+    client: RedisClient, keys: Keys, user: bytes, generation: bytes, names: Collection[str]
+) -> None:
+    """Take a user out of every store that there ever was but for `names`: no model here reads them.
+
+    Raises StorageUnavailable.
+    """
+    key = keys.counter_names
+    (members,) = await client.call("counters", key, [("SMEMBERS", key)], client.settings.write_timeout_s)
+    for name in sorted({member.decode() for member in members}.difference(names)):
+        await CounterRecords(client, keys, name).forget(user, generation)
