@@ -16,13 +16,13 @@ MEASURING = ("pydantic",)
 """What the measurements of `gpu_all` import; torch, triton and numpy such a machine must have by itself."""
 TESTING = (
     *MEASURING,
-    *("safetensors", "xxhash", "opentelemetry.trace", "redis", "hiredis", "cachetools", "prometheus_client"),
+    *("safetensors", "xxhash", "opentelemetry.trace", "redis", "hiredis", "cachetools", "prometheus_client", "orjson"),
     *("pytest", "pytest_asyncio", "hypothesis"),
 )
 """What the tests, laws and engine of `gpu_checks` import beside that."""
 SERVING = (
     *("grpc", "grpc_health.v1.health", "grpc_reflection.v1alpha.reflection", "google.protobuf", "fastapi", "uvicorn"),
-    *("orjson", "msgspec", "zmq", "pydantic_settings"),
+    *("msgspec", "zmq", "pydantic_settings"),
 )
 """What a server imports beside `TESTING`."""
 _PRESENT = ("torch", "triton", "numpy")

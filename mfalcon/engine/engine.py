@@ -7,8 +7,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
-from opentelemetry import trace
-
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.ensemble import EnsembleOptions
@@ -27,8 +25,6 @@ from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
-
-_tracer = trace.get_tracer("mfalcon")
 
 
 class Engine:

@@ -154,7 +154,9 @@ async def test_there_is_a_limit_of_items_and_what_it_leaves_out_is_never_taken_o
 
 async def test_the_model_tells_that_it_reads_counters(engine: Engine) -> None:
     assert engine.model.counters == COUNTERS
-    assert compose(small_checkpoint(), OPTIONS).model.counters == ()
+    without = compose(small_checkpoint(), OPTIONS)
+    assert without.model.counters == ()
+    await without.close()
 
 
 def test_counters_that_look_back_further_than_the_log_are_refused() -> None:

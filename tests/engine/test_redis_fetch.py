@@ -8,7 +8,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import mfalcon.engine.engine
+import mfalcon.engine.pipeline
 from loadtest.faults.redis_server import RedisCluster, RedisServer
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.histories import HistoryOptions
@@ -247,7 +247,7 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
 ) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(mfalcon.engine.engine, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(mfalcon.engine.pipeline, "_tracer", provider.get_tracer("test"))
     engine, events = await replica(), random_events(20)
     await engine.append_events("ann", events, 0)
     for _ in range(2):
