@@ -10,10 +10,11 @@ import asyncio
 import logging
 import ssl
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 
@@ -162,11 +163,13 @@ class LanguageModel:
             async with self._client.stream("POST", url, content=orjson.dumps(body), headers=headers) as response:
                 if response.status_code != 200:
                     raise Skipped("failed", f"status {response.status_code}")
-                async for chunk in response.aiter_raw():
-                    answer += chunk
-                    num_chunks += 1
-                    if len(answer) > MAX_ANSWER_BYTES or num_chunks > MAX_ANSWER_CHUNKS:
-                        raise Skipped("failed", "the answer is too long")
+                body_parts = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+                async with aclosing(body_parts):  # left in the middle it would end some time later
+                    async for chunk in body_parts:
+                        answer += chunk
+                        num_chunks += 1
+                        if len(answer) > MAX_ANSWER_BYTES or num_chunks > MAX_ANSWER_CHUNKS:
+                            raise Skipped("failed", "the answer is too long")
         except self._errors as error:
             raise Skipped("failed", type(error).__name__) from error
         return bytes(answer)
