@@ -8,23 +8,21 @@ checked atomically. A read brings the events that our verified copy lacks and pr
 
 import contextlib
 import os
-import struct
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from cachetools import LRUCache
 
 from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
-from mfalcon.history.chain import LINK_BYTES
 from mfalcon.history.history import History, Reading, Retention, check_append, no_history
+from mfalcon.history.redis_header import HEADER, Header, header_of
+from mfalcon.history.redis_scripts import APPEND, DELETE, READ
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import Command, RedisClient, Reply
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events
 
-_HEADER = struct.Struct("<4sHxxQQ8s16s16s16s")
-_MAGIC, _FORMAT = b"MFLG", 1
 AS_KNOWN = -1
 _SHORTEST_WAIT_S = 0.005
 _NOTHING_DONE = "nothing was written"
@@ -32,76 +30,6 @@ _MAY_BE_DONE = {
     "log_append": "it may have been written all the same: ask again with expected_len",
     "log_delete": "it may be erased all the same: ask again",
 }
-assert _HEADER.size == 80
-
-_READ = """
-local known, known_generation, known_len = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local header = redis.call('GETRANGE', KEYS[1], 0, 79)
-if header == known then return {header, -1, ''} end
-if #header ~= 80 then return {header, 0, ''} end
-local base, len = struct.unpack('<I8I8', header, 9)
-local from = base
-if string.sub(header, 25, 32) == known_generation and known_len >= base and known_len <= len then from = known_len end
-if from == len then return {header, from, ''} end
-return {header, from, redis.call('GETRANGE', KEYS[1], 80 + (from - base) * 24, 79 + (len - base) * 24)}
-"""
-"""KEYS: log. ARGV: known header, its generation and length. Returns header, first event sent (-1: as known), events."""
-
-_APPEND = """
-if redis.call('GETRANGE', KEYS[1], 0, 79) == ARGV[1] then
-  if ARGV[6] == '0' then
-    redis.call('SET', KEYS[1], ARGV[4] .. ARGV[5])
-  else
-    redis.call('SETRANGE', KEYS[1], ARGV[6], ARGV[5])
-    redis.call('SETRANGE', KEYS[1], 0, ARGV[4])
-  end
-  return {ARGV[4], -1, ''}
-end
-"""
-"""ARGV, besides _READ's: the header after, events, and the offset to write them at, 0 if they are the whole log. The
-header is written last: what lies behind the length it states is not part of the log. A writer who finds another header
-gets what _READ gives.
-"""
-
-_DELETE = """
-local generation = redis.call('GETRANGE', KEYS[1], 24, 31)
-if #generation < 8 then generation = '' end
-if generation == ARGV[1] or generation == '' then redis.call('UNLINK', KEYS[1]) end
-return generation
-"""
-"""KEYS: log. ARGV: the generation to end. Returns the one that was found. A deletion that was held up on its way can so
-not end a life that began after it was given up and repeated.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The head of a user's log. generation: 8 random bytes, one life of the log."""
-
-    base: int
-    length: int
-    generation: bytes
-    base_link: bytes
-    link: bytes
-    user: bytes
-
-    @staticmethod
-    def unpack(raw: bytes) -> "Header | None":
-        """None if these bytes are no header."""
-        if len(raw) != _HEADER.size:
-            return None
-        magic, version, *rest = _HEADER.unpack(raw)
-        header = Header(*rest)
-        return header if magic == _MAGIC and version == _FORMAT and header.base <= header.length else None
-
-
-def header_of(history: History) -> bytes:
-    """The 80 bytes that head the log of a history; nothing for one that has no log."""
-    if not history.generation:
-        return b""
-    length = len(history)
-    base_link, link = history.links[:LINK_BYTES], history.link(length)
-    return _HEADER.pack(_MAGIC, _FORMAT, history.base, length, history.generation, base_link, link, history.user)
 
 
 class RedisLog:
@@ -176,7 +104,7 @@ class RedisLog:
         """Erase the user's log; returns the generation that ended, empty if there was none."""
         known, ended = no_history(user_id), b""
         while True:
-            command = ("EVAL", _DELETE, 1, self._keys.log(known.user), ended)
+            command = ("EVAL", DELETE, 1, self._keys.log(known.user), ended)
             found: bytes = await self._write("log_delete", known, command, deadline)
             if found in (ended, b""):
                 self.drop(known.user)
@@ -199,7 +127,7 @@ class RedisLog:
         """The history now, from what we know of it."""
         until = time.monotonic() + timeout_s
         for attempt in (known, no_history(known.user_id)):
-            command = ("EVAL", _READ, 1, self._keys.log(known.user), *_what_we_know(attempt))
+            command = ("EVAL", READ, 1, self._keys.log(known.user), *_what_we_know(attempt))
             left = max(_SHORTEST_WAIT_S, until - time.monotonic())
             (reply,) = await self._client.call("log_read", self._keys.log(known.user), [command], left)
             history = self._take(attempt, reply)
@@ -257,10 +185,10 @@ class RedisLog:
 
     def _append_command(self, known: History, after: History, events: Events) -> Command:
         is_whole = after.base != known.base or not known.generation
-        offset = 0 if is_whole else _HEADER.size + len(known.events) * EVENT_DTYPE.itemsize
+        offset = 0 if is_whole else HEADER.size + len(known.events) * EVENT_DTYPE.itemsize
         content = (after.events if is_whole else events).tobytes()
         key = self._keys.log(known.user)
-        return ("EVAL", _APPEND + _READ, 1, key, *_what_we_know(known), header_of(after), content, offset)
+        return ("EVAL", APPEND + READ, 1, key, *_what_we_know(known), header_of(after), content, offset)
 
     def _write_timeout(self, deadline: float | None) -> float:
         longest = self._client.settings.write_timeout_s

@@ -11,7 +11,9 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
 from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog
-from mfalcon.history.redis_log import _DELETE, RedisLog, header_of
+from mfalcon.history.redis_header import header_of
+from mfalcon.history.redis_log import RedisLog
+from mfalcon.history.redis_scripts import DELETE
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
@@ -349,7 +351,7 @@ async def test_a_late_deletion_ends_no_later_life(replica: Replica, redis_server
     first = (await read(log)).generation
     assert await log.delete("ann", None) == first
     await log.append("ann", events[:5], 0, None)
-    late = redis_server.command("EVAL", _DELETE, 1, key(), first)
+    late = redis_server.command("EVAL", DELETE, 1, key(), first)
     assert late != first
     await assert_holds(log, events[:5])
 
