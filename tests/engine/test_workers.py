@@ -1,16 +1,28 @@
 """Cores of the device thread: small requests side by side, each done once."""
 
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
 
+from mfalcon.backends.events import PlainReader, ServedEvents
 from mfalcon.backends.select import reference
-from mfalcon.engine.warmup import measure_side_by_side
+from mfalcon.engine.warmup import SMALL_SECONDS, measure_side_by_side
 from mfalcon.engine.workers import WorkerPool, take_cores
+from mfalcon.models.base import EventRanker, EventSide, EventTokens, Targets
 from tests.small import small_checkpoint
+
+T = TypeVar("T")
+
+
+def event_ranker() -> EventRanker:
+    model = small_checkpoint("din").model
+    assert isinstance(model, EventRanker)
+    return model
 
 
 def test_items_run_side_by_side_on_a_core_each_and_one_alone_on_all() -> None:
@@ -44,6 +56,53 @@ def test_the_measured_size_is_none_or_one_of_the_sizes() -> None:
     with torch.inference_mode():
         assert measure_side_by_side(reference(small_checkpoint().model), lanes, 16, (4, 8)) in (0, 4, 8)
     lanes.close()
+
+
+class MadeUpCores(WorkerPool):
+    """Two cores of which a candidate takes so many seconds on one, and no request is really scored: `now` alone moves.
+    two: what both cores take for a request together, of what one takes.
+    """
+
+    def __init__(self, candidate_s: float, two: float) -> None:
+        super().__init__(2)
+        self.now, self._candidate_s, self._two, self._share = 0.0, candidate_s, two, two
+
+    def run(self, work: Callable[[T], None], items: Sequence[T]) -> None:
+        """Each item has a core of its own, and all take equally long."""
+        began, self._share = self.now, 1.0
+        for item in items:
+            self.now = began
+            work(item)
+        self._share = self._two
+
+    def read(self, events: EventTokens, context: torch.Tensor) -> EventSide:
+        """See `Reader`."""
+        return PlainReader(event_ranker()).read(events, context)
+
+    def raw(self, side: EventSide, targets: Targets, microbatch: int) -> torch.Tensor:
+        """See `Reader`: time passes, in proportion to the candidates."""
+        self.now += len(targets.rows) * self._candidate_s * self._share
+        return torch.zeros(len(targets.rows), 2)
+
+
+def most_small(cores: MadeUpCores) -> int:
+    served = ServedEvents(event_ranker(), cores, "made up")
+    try:
+        return measure_side_by_side(served, cores, 16, clock=lambda: cores.now)
+    finally:
+        cores.close()
+
+
+@pytest.mark.parametrize(("candidate_us", "most"), [(1, 2_048), (9, 2_048), (15, 1_024), (71, 256), (1_000, 0)])
+def test_what_one_core_takes_bounds_a_small_request(candidate_us: float, most: int) -> None:
+    """A DLRM of 71 us a candidate gains from it at every size: at 1,024 for an answer of 73 ms in the place of 38."""
+    assert most * candidate_us <= 1e6 * SMALL_SECONDS
+    assert most_small(MadeUpCores(1e-6 * candidate_us, two=0.6)) == most
+
+
+@pytest.mark.parametrize(("two", "most"), [(0.5, 0), (0.52, 0), (0.54, 2_048)])
+def test_only_what_gains_is_done_side_by_side(two: float, most: int) -> None:
+    assert most_small(MadeUpCores(1e-6, two)) == most
 
 
 @pytest.mark.parametrize("seed", [0, 1])
