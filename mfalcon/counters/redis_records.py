@@ -15,7 +15,8 @@ from mfalcon.counters.redis_scripts import COUNT, FOLLOW, FORGET
 from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
-from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import Ids
 

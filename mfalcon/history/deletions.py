@@ -8,7 +8,8 @@ drop everything.
 import time
 from dataclasses import dataclass
 
-from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 
 KEEP_SECONDS = 3_600

@@ -19,7 +19,8 @@ from mfalcon.history.history import History, Reading, Retention, check_append, n
 from mfalcon.history.redis_header import HEADER, Header, header_of
 from mfalcon.history.redis_scripts import APPEND, DELETE, READ
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Events
 

@@ -13,7 +13,8 @@ from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, is_fi
 from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import Command, RedisClient, Reply
+from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 
 _WRITE = """

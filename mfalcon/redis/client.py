@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
+import redis.asyncio
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
+    MaxConnectionsError,
     MovedError,
     NoPermissionError,
     OutOfMemoryError,
@@ -32,12 +34,13 @@ from redis.exceptions import (
 from mfalcon.errors import StorageUnavailable
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
-from mfalcon.redis.url import AnyRedis, connect, disconnect
+from mfalcon.redis.cluster import Cluster
+from mfalcon.redis.command import Command
+from mfalcon.redis.url import connect, disconnect
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Command: TypeAlias = tuple[str | bytes | int, ...]
 Reply: TypeAlias = Any
 """What hiredis makes of RESP: bytes, int, None or a list of them."""
 
@@ -75,14 +78,11 @@ class RedisClient:
     def __init__(self, settings: RedisSettings, metrics: StateMetrics) -> None:
         self.settings = settings
         self._metrics = metrics
-        # Semaphores keep us below the pools' limit: a full pool raises, we wait within the call's time. Large values
-        # have connections of their own: however slow they are, the log gets through.
-        bulk = max(1, settings.max_connections // 2)
-        self._slots = asyncio.Semaphore(max(1, settings.max_connections - bulk))
-        self._bulk_slots = asyncio.Semaphore(bulk)
-        self._redis: AnyRedis = connect(
+        self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
+        client = connect(
             settings.url, settings.write_timeout_s, settings.write_timeout_s, settings.max_connections + _SPARE
         )
+        self._redis: redis.asyncio.Redis | Cluster = Cluster(client) if isinstance(client, RedisCluster) else client
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._pings: dict[str, asyncio.Task[Any]] = {}
         self._breakers: dict[str, Breaker] = {}
@@ -102,7 +102,7 @@ class RedisClient:
             _, left = await asyncio.wait(unfinished, timeout=self.settings.write_timeout_s)
             for task in left:
                 task.cancel()
-        await disconnect(self._redis)
+        await (self._redis.close() if isinstance(self._redis, Cluster) else disconnect(self._redis))
 
     def available(self, key: str) -> bool:
         """False while the breaker of the key's node is open."""
@@ -110,13 +110,7 @@ class RedisClient:
 
     def node(self, key: str) -> str:
         """The node that owns the key; one name for all where there is no cluster."""
-        if isinstance(self._redis, RedisCluster):
-            try:
-                node = self._redis.get_node_from_key(key)
-            except RedisClusterException:
-                return ""  # the cluster's layout is not known yet
-            return node.name if node is not None else ""
-        return ""
+        return self._redis.name_of(key) if isinstance(self._redis, Cluster) else ""
 
     async def call(self, op: str, key: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
         """Send commands of one key's slot together and read their replies; one that Redis refuses fails the call.
@@ -124,28 +118,28 @@ class RedisClient:
         Raises StorageUnavailable when the breaker is open, the time is up, the connection breaks or Redis refuses. A
         caller in a greater hurry than `settings.timeout_s` proves nothing about the server: its breaker is left alone.
         """
-        breaker = self._breaker(self.node(key))
+        node = self.node(key)
+        breaker = self._breaker(node)
         if breaker.open:
             self._metrics.redis_errors.labels(op, "breaker").inc()
             raise StorageUnavailable("Redis does not answer; it is not tried until a probe is answered")
         began = time.monotonic()
-        slots = self._bulk_slots if op in BULK else self._slots
+        slots = self._slots_of(node, op in BULK)
         try:
             async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation that comes with the slot
                 await slots.acquire()
         except TimeoutError as error:
-            self._metrics.redis_errors.labels(op, "busy").inc()
-            raise StorageUnavailable("all connections to Redis are busy") from error
-        exchange = self._begin(self._exchange(commands))
+            raise self._busy(op) from error
+        exchange = self._begin(self._exchange(key, commands))
         exchange.add_done_callback(lambda _: slots.release())
         if not await _done_within(exchange, timeout_s - (time.monotonic() - began)):
             if timeout_s >= _FAIR_SHARE * self.settings.timeout_s:
-                breaker.failed()
+                breaker.failed(key)
             raise self._unanswered(op, "timeout", f"no answer within {timeout_s * 1000:.0f} ms")
         try:
             replies = exchange.result()
         except ERRORS as error:
-            raise self._explain(op, breaker, error) from error
+            raise self._explain(op, breaker, error, key) from error
         breaker.succeeded()
         self._metrics.redis_seconds.labels(op).observe(time.monotonic() - began)
         return replies
@@ -168,34 +162,52 @@ class RedisClient:
         task.add_done_callback(_look_at)
         return task
 
-    async def _exchange(self, commands: Sequence[Command]) -> list[Reply]:
+    def _slots_of(self, node: str, is_bulk: bool) -> asyncio.Semaphore:
+        """What keeps us below the limit of a node's pool: a full pool raises, we wait within the call's time. Large
+        values have connections of their own: however slow they are, the log gets through.
+        """
+        if (node, is_bulk) not in self._slots:
+            bulk = max(1, self.settings.max_connections // 2)
+            self._slots[node, True] = asyncio.Semaphore(bulk)
+            self._slots[node, False] = asyncio.Semaphore(max(1, self.settings.max_connections - bulk))
+        return self._slots[node, is_bulk]
+
+    async def _exchange(self, key: str, commands: Sequence[Command]) -> list[Reply]:
+        if isinstance(self._redis, Cluster):
+            return await self._redis.exchange(key, commands)
         if len(commands) == 1:
-            return [await self._redis.execute_command(*commands[0])]
+            return [await self._redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
         pipeline = self._redis.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
         return list(await pipeline.execute())
 
     async def _info(self, section: str) -> list[Mapping[str, Any]]:
-        client = self._redis
-        if not isinstance(client, RedisCluster):
-            return [await client.info(section)]
-        await client.initialize()
-        return [await client.execute_command("INFO", section, target_nodes=node) for node in client.get_primaries()]
+        if isinstance(self._redis, Cluster):
+            return await self._redis.on_each("INFO", section)
+        return [await self._redis.info(section)]
 
-    def _explain(self, op: str, breaker: Breaker, error: Exception) -> StorageUnavailable:
-        """Count an error. A server that answers with a refusal, whatever it is, keeps nobody waiting."""
+    def _explain(self, op: str, breaker: Breaker, error: Exception, key: str | None = None) -> StorageUnavailable:
+        """Count an error. A server that answers with a refusal, whatever it is, keeps nobody waiting. key: whose value
+        may be why an answer took too long.
+        """
+        if isinstance(error, MaxConnectionsError):
+            return self._busy(op)
         reason = next((reason for kind, reason in _REFUSED.items() if isinstance(error, kind)), None)
         if reason is None and not isinstance(error, ResponseError):
-            breaker.failed()
-            _log.debug("redis %s: %s", op, error)
             is_late = isinstance(error, TimeoutError | RedisTimeoutError)
+            breaker.failed(key if is_late else None)
+            _log.debug("redis %s: %s", op, error)
             return self._unanswered(op, "timeout" if is_late else "connection", "the connection failed")
         if "unauthenticated" in str(error):  # how a server without our password takes a large command
             reason = "auth"
         breaker.succeeded()
         self._metrics.redis_errors.labels(op, reason or "error").inc()
         return StorageUnavailable(f"Redis refused ({reason or 'error'}): {error}")
+
+    def _busy(self, op: str) -> StorageUnavailable:
+        self._metrics.redis_errors.labels(op, "busy").inc()
+        return StorageUnavailable("all connections to Redis are busy")
 
     def _unanswered(self, op: str, reason: str, text: str) -> StorageUnavailable:
         self._metrics.redis_errors.labels(op, reason).inc()
@@ -226,24 +238,23 @@ class RedisClient:
             await asyncio.sleep(PROBE_SECONDS)
 
     async def _probe_nodes(self) -> bool:
-        """Ping every node past its breaker; True if all answered."""
-        client = self._redis
-        if not isinstance(client, RedisCluster):
-            return await self._ping("", client.ping())
-        nodes = client.get_primaries()
-        if not nodes:
-            return await self._ping("", client.initialize())
-        answered = await asyncio.gather(
-            *(self._ping(node.name, client.execute_command("PING", target_nodes=node)) for node in nodes)
-        )
-        self._forget_others({node.name for node in nodes})
-        return all(answered)
+        """Ping every node past its breaker; True if any answered."""
+        if not isinstance(self._redis, Cluster):
+            return await self._ping("", self._redis.ping())
+        self._redis.refresh_if_old()
+        pings = self._redis.pings()
+        if not pings:
+            return await self._ping("", self._redis.know())
+        answered = await asyncio.gather(*(self._ping(node, ping) for node, ping in pings.items()))
+        self._forget_others(set(pings))
+        return any(answered)
 
     def _forget_others(self, nodes: set[str]) -> None:
         """Nodes that left the cluster leave no breaker behind, nor does the time before its layout was known."""
         for node in self._breakers.keys() - nodes:
             del self._breakers[node]
             self._metrics.breaker_open.remove(node)
+        self._slots = {(node, is_bulk): slots for (node, is_bulk), slots in self._slots.items() if node in nodes}
 
     async def _ping(self, node: str, ping: Awaitable[Any]) -> bool:
         """Wait a little for an answer. One that comes later is no better than none; until it has come, nothing new is

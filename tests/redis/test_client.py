@@ -17,7 +17,8 @@ from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_log import RedisLog
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
-from mfalcon.redis.client import Command, RedisClient, RedisSettings
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.redis.url import connect, redacted
 from tests.redis_fixtures import OwnRedis

@@ -1,0 +1,122 @@
+"""A cluster: the fault of one master, or of one key, is nobody else's."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from loadtest.faults.redis_server import RedisCluster, RedisServer
+from mfalcon.errors import StorageUnavailable
+from mfalcon.history.history import Retention, no_history
+from mfalcon.history.redis_log import RedisLog
+from mfalcon.metrics.states import StateMetrics
+from mfalcon.redis.breaker import Breaker
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.keys import Keys
+from tests.small import random_events
+
+KEYS = Keys("t")
+USERS = [f"u{number}" for number in range(48)]
+
+
+def key(user_id: str) -> str:
+    return KEYS.log(no_history(user_id).user)
+
+
+def _kill(server: RedisServer) -> None:
+    server.kill()
+
+
+def _freeze(server: RedisServer) -> None:
+    server.freeze()
+
+
+@pytest.mark.parametrize("fault", [_kill, _freeze])
+async def test_a_dead_master_costs_users_of_the_others_no_append(
+    redis_cluster: RedisCluster, fault: Callable[[RedisServer], None]
+) -> None:
+    metrics = StateMetrics()
+    client = RedisClient(RedisSettings(redis_cluster.url, 0.25, 1.0), metrics)
+    log = RedisLog(client, KEYS, Retention(200, 64), metrics)
+    failed: dict[str, list[str]] = {user_id: [] for user_id in USERS}
+    appended = dict.fromkeys(USERS, 0)
+    is_over = False
+
+    async def keep_appending(user_id: str) -> None:
+        while not is_over:
+            events = random_events(1, 0, 10**12 + appended[user_id] * 10**9)
+            try:
+                appended[user_id] = await log.append(user_id, events, None, None)
+            except StorageUnavailable as error:
+                failed[user_id].append(str(error))
+            await asyncio.sleep(0.02)
+
+    try:
+        client.start()
+        writers = [asyncio.create_task(keep_appending(user_id)) for user_id in USERS]
+        await asyncio.sleep(0.3)
+        dead = redis_cluster.servers[0]  # the first seed of the URL
+        theirs = {user_id for user_id in USERS if str(dead.port) in client.node(key(user_id))}
+        assert theirs and len(theirs) < len(USERS)
+        fault(dead)
+        before = dict(appended)
+        await asyncio.sleep(2.5)
+        is_over = True
+        await asyncio.gather(*writers)
+        others = set(USERS) - theirs
+        assert {user_id: failed[user_id] for user_id in others if failed[user_id]} == {}
+        assert all(failed[user_id] for user_id in theirs)
+        assert not any(client.available(key(user_id)) for user_id in theirs)
+        assert all(client.available(key(user_id)) for user_id in others)
+        assert metrics.registry.get_sample_value("mfalcon_redis_breaker_opened_total") == 1
+        assert all(appended[user_id] > before[user_id] for user_id in others)
+    finally:
+        await client.close()
+
+
+async def test_a_layout_that_changed_is_followed_whoever_finds_out(redis_cluster: RedisCluster) -> None:
+    """Slots that move under many writers: each MOVED is followed, and the layout is then known to all."""
+    metrics = StateMetrics()
+    client = RedisClient(RedisSettings(redis_cluster.url, 2.0, 2.0), metrics)
+    log = RedisLog(client, KEYS, Retention(200, 64), metrics)
+    try:
+        for number, user_id in enumerate(USERS[:12]):
+            assert await log.append(user_id, random_events(5, number), 0, None) == 5
+        for number, user_id in enumerate(USERS[:12]):
+            slot = redis_cluster.servers[0].command("CLUSTER", "KEYSLOT", key(user_id))
+            assert isinstance(slot, int)
+            target = redis_cluster.servers[number % 3]
+            await asyncio.to_thread(redis_cluster.move_slot, slot, target)
+            later = random_events(5, number, 10**13)
+            assert await log.append(user_id, later, 5, None) == 10
+            assert str(target.port) in client.node(key(user_id))
+    finally:
+        await client.close()
+
+
+async def test_one_slow_key_opens_no_breaker(redis_server: RedisServer) -> None:
+    """A value that takes longer than its caller waits says nothing of the server; silence towards two users does."""
+    client = RedisClient(RedisSettings(redis_server.url, 0.05, 2.0), StateMetrics())
+    try:
+        for _ in range(6):
+            with pytest.raises(StorageUnavailable, match="timeout"):
+                await client.call("test", "slow", [("BLPOP", "slow", 1)], 0.05)
+        began = time.monotonic()
+        assert client.available("other") and await client.call("test", "other", [("PING",)], 0.5)
+        assert time.monotonic() - began < 0.5
+    finally:
+        await client.close()
+
+
+def test_the_breaker_counts_only_what_may_be_the_servers_own_fault() -> None:
+    of_one_key, of_two, probed = (Breaker(3, lambda _: None) for _ in range(3))
+    for _ in range(10):
+        of_one_key.failed("a")
+    for key_of_a_user in ("a", "b", "a"):
+        of_two.failed(key_of_a_user)
+    for _ in range(2):
+        probed.failed("a")
+    probed.failed()
+    assert not of_one_key.open
+    assert of_two.open and probed.open
