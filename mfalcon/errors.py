@@ -3,7 +3,7 @@
 MFalconError
 ├── InvalidInput        a caller's value is outside its limit (names field, value and limit)
 ├── UnknownModel        the request names a model that is not served
-├── LengthMismatch      `expected_len` is not the length of the user's history; nothing was written
+├── HistoryMismatch     the user's history is not the one that an append was made for; nothing was written
 ├── Overloaded          the bounded queue is full, or all memory for KV states is in use
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
@@ -21,7 +21,17 @@ Each transport maps this tree to its own codes in one table (`server/grpc/edge.p
 
 
 class MFalconError(Exception):
-    """Base of the tree; its text is fit for the caller to read."""
+    """Base of the tree; its text is fit for the caller to read.
+
+    may_be_done: whether the call may have taken effect all the same.
+    """
+
+    may_be_done: bool = False
+
+    def __init__(self, *args: object, may_be_done: bool = False) -> None:
+        super().__init__(*args)
+        if may_be_done:
+            self.may_be_done = True
 
 
 class InvalidInput(MFalconError):
@@ -52,12 +62,31 @@ class UnknownModel(MFalconError):
     """The request names a model that is not served."""
 
 
-class LengthMismatch(MFalconError):
-    """`expected_len` differs from the acknowledged length of the history; nothing was written."""
+class HistoryMismatch(MFalconError):
+    """`expected_len` or `expected_version` is not that of the acknowledged history; nothing was written.
 
-    def __init__(self, expected_len: int, history_len: int) -> None:
-        super().__init__(f"expected_len: got {expected_len}, the history has {history_len} events; nothing was written")
+    history_len: what it is. version_hex: its version, 32 hex digits.
+    """
+
+    def __init__(self, text: str, history_len: int, version: bytes) -> None:
+        super().__init__(text)
         self.history_len = history_len
+        self.version_hex = version.hex()
+
+    @classmethod
+    def of_len(cls, expected_len: int, history_len: int, version: bytes) -> "HistoryMismatch":
+        """The history has another length."""
+        text = f"expected_len: got {expected_len}, the history has {history_len} events; nothing was written"
+        return cls(text, history_len, version)
+
+    @classmethod
+    def of_version(cls, expected: bytes, history_len: int, version: bytes) -> "HistoryMismatch":
+        """The history holds other events."""
+        text = (
+            f"expected_version: got {expected.hex()}, the history has {history_len} events and version "
+            f"{version.hex()}; nothing was written"
+        )
+        return cls(text, history_len, version)
 
 
 class Overloaded(MFalconError):
@@ -82,25 +111,11 @@ class NotReady(MFalconError):
 
 
 class ShuttingDown(MFalconError):
-    """The server is draining and accepts no new work.
-
-    may_be_done: whether the call may have taken effect all the same.
-    """
-
-    def __init__(self, text: str, *, may_be_done: bool = False) -> None:
-        super().__init__(text)
-        self.may_be_done = may_be_done
+    """The server is draining and accepts no new work."""
 
 
 class StorageUnavailable(MFalconError):
-    """Redis is needed for this answer and cannot be reached or refuses.
-
-    may_be_done: whether the call may have taken effect all the same.
-    """
-
-    def __init__(self, text: str, *, may_be_done: bool = False) -> None:
-        super().__init__(text)
-        self.may_be_done = may_be_done
+    """Redis is needed for this answer and cannot be reached or refuses."""
 
 
 class TooFewMembers(MFalconError):

@@ -42,7 +42,7 @@ from mfalcon.kvcache.tier import Entry
 from mfalcon.masked_attention import FullAttention
 from mfalcon.models.base import EventTokens, PrefixRanker, Ranker, Targets, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE, CacheSource, DenseFeatures, Events, Ids, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, CacheSource, DenseFeatures, Events, Ids, RankRequest, no_events
 
 _EXACT = 0.0
 """Bound of law 7 on the fused kernels in float32: K and V of a prefix do not depend on how it was cut, and no tier
@@ -312,7 +312,7 @@ async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> floa
 
     for index, case in enumerate(cases):
         if len(case.history):
-            await engine.append_events(f"user-{index}", case.history, 0)
+            await engine.append_events(f"user-{index}", Append(case.history, 0))
     requests = [one(index, late) for _ in range(4) for index in range(len(cases)) for late in (False, True)]
     try:
         return max(await asyncio.gather(*requests))

@@ -25,6 +25,9 @@ MAX_TIME_MS = 253_402_300_799_999
 """9999-12-31T23:59:59.999Z: the last time that every client library can print."""
 
 MAX_USER_ID_BYTES = 256
+MAX_APPEND_ID_BYTES = 64
+VERSION_BYTES = 16
+"""Of the version of a history: the chained hash of its events."""
 
 
 NO_SCORE = float(np.finfo(np.float32).min)
@@ -39,6 +42,49 @@ def no_positions() -> Positions:
 def no_events() -> Events:
     """An empty history."""
     return np.empty(0, dtype=EVENT_DTYPE)
+
+
+LateEvents: TypeAlias = Literal["reject", "clamp", "insert"]
+LATE_EVENTS: tuple[LateEvents, ...] = ("reject", "clamp", "insert")
+"""What becomes of an event that is older than the newest one of its user. reject: its append fails. clamp: it is given
+that one's time. insert: it goes where its time belongs.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Events for the end of a user's history, already validated.
+
+    expected_len, expected_version: of the history that the caller knows; if it is another, nothing is written.
+    append_id: the caller's own name of this append, by which a repetition is known; "" for none.
+    late_events: one of `LATE_EVENTS`, "" for the server's setting.
+    """
+
+    events: Events
+    expected_len: int | None = None
+    expected_version: bytes | None = None
+    append_id: str = ""
+    late_events: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of an `Append`: its events are acknowledged.
+
+    history_len: events acknowledged for the user. version: [16] the chained hash of the history at that length.
+    clamped, inserted, discarded: positions in the append of events that were given a later time, that went between
+    older ones, and that are not kept, because they are older than all that is. All others came last, as they are.
+    was_written: an earlier append of the same id had done all this, and it is told again.
+    lost_events: acknowledged once, as this replica knows, and no more in the log, which lost them by a fault.
+    """
+
+    history_len: int
+    version: bytes
+    clamped: tuple[int, ...] = ()
+    inserted: tuple[int, ...] = ()
+    discarded: tuple[int, ...] = ()
+    was_written: bool = False
+    lost_events: int = 0
 
 
 class CacheSource(Enum):
@@ -179,6 +225,8 @@ class RankResult:
     counters_version: of the item counters that the model read, 0 of a model that reads none; it grows by one with every
         change of one of them.
     counters_stale: acknowledged events may be missing from the item counters.
+    history_version: [16] the chained hash of the acknowledged history, see `Append.expected_version`; empty where it is
+        not known.
     """
 
     scores: Floats
@@ -197,6 +245,7 @@ class RankResult:
     partial_merge: bool = False
     counters_version: int = 0
     counters_stale: bool = False
+    history_version: bytes = b""
 
     @property
     def num_scored(self) -> int:

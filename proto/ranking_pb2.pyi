@@ -131,7 +131,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "members", "partial_merge")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "history_version", "members", "partial_merge")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -147,6 +147,7 @@ class RankResponse(_message.Message):
     RERANK_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_STALE_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_VERSION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_MERGE_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
@@ -164,9 +165,10 @@ class RankResponse(_message.Message):
     rerank_skipped: str
     counters_version: int
     counters_stale: bool
+    history_version: bytes
     members: _containers.RepeatedCompositeFieldContainer[MemberResult]
     partial_merge: bool
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ...) -> None: ...
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ...) -> None: ...
 
 class MemberResult(_message.Message):
     __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us")
@@ -195,20 +197,38 @@ class MemberResult(_message.Message):
     def __init__(self, model: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[float] = ..., version: _Optional[str] = ..., arrived: _Optional[bool] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., unknown: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., took_us: _Optional[int] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
-    __slots__ = ("user_id", "events", "expected_len")
+    __slots__ = ("user_id", "events", "expected_len", "expected_version", "append_id", "late_events")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_LEN_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    APPEND_ID_FIELD_NUMBER: _ClassVar[int]
+    LATE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     events: _containers.RepeatedCompositeFieldContainer[Event]
     expected_len: int
-    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., expected_len: _Optional[int] = ...) -> None: ...
+    expected_version: bytes
+    append_id: str
+    late_events: str
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., expected_len: _Optional[int] = ..., expected_version: _Optional[bytes] = ..., append_id: _Optional[str] = ..., late_events: _Optional[str] = ...) -> None: ...
 
 class AppendEventsResponse(_message.Message):
-    __slots__ = ("history_len",)
+    __slots__ = ("history_len", "version", "clamped", "inserted", "discarded", "was_written", "lost_events")
     HISTORY_LEN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CLAMPED_FIELD_NUMBER: _ClassVar[int]
+    INSERTED_FIELD_NUMBER: _ClassVar[int]
+    DISCARDED_FIELD_NUMBER: _ClassVar[int]
+    WAS_WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    LOST_EVENTS_FIELD_NUMBER: _ClassVar[int]
     history_len: int
-    def __init__(self, history_len: _Optional[int] = ...) -> None: ...
+    version: bytes
+    clamped: _containers.RepeatedScalarFieldContainer[int]
+    inserted: _containers.RepeatedScalarFieldContainer[int]
+    discarded: _containers.RepeatedScalarFieldContainer[int]
+    was_written: bool
+    lost_events: int
+    def __init__(self, history_len: _Optional[int] = ..., version: _Optional[bytes] = ..., clamped: _Optional[_Iterable[int]] = ..., inserted: _Optional[_Iterable[int]] = ..., discarded: _Optional[_Iterable[int]] = ..., was_written: _Optional[bool] = ..., lost_events: _Optional[int] = ...) -> None: ...
 
 class PrefillRequest(_message.Message):
     __slots__ = ("user_id", "model")

@@ -78,7 +78,7 @@ class RankingServicer:
 
     def AppendEvents(self, request, context):
         """Adds events to the end of the user's history. Acknowledged means: in the log, in order, exactly once.
-        FAILED_PRECONDITION when `expected_len` is not the length of the history. UNAVAILABLE when the log cannot be
+        FAILED_PRECONDITION when `expected_len` or `expected_version` is not that of the history. UNAVAILABLE when the log cannot be
         reached; if its message says that the events may have been written, asking again with `expected_len` is safe.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

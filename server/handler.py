@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
-from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
 from server import arrivals, limits
 from server.limits import Limits
 
@@ -46,10 +46,8 @@ class RankingEngine(Protocol):
         """
         ...
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
-    ) -> int:
-        """Write to the log and return its length. LengthMismatch, or InvalidInput when older than the log."""
+    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
+        """Write to the log. HistoryMismatch, or InvalidInput when older than the log."""
         ...
 
     async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
@@ -171,15 +169,14 @@ class Handler:
             arrival.told = time.perf_counter()
             return result
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, time_left: float | None
-    ) -> int:
-        """Add the events to the user's history and return its length."""
+    async def append_events(self, user_id: str, append: Append, time_left: float | None) -> Appended:
+        """Add the events to the user's history."""
         self._check_user(user_id)
-        limits.check_num_events("events", events, 1, self._limits.max_events_per_append)
-        limits.check_events("events", events, max(len(info.actions) for info in self._engine.models))
+        limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)
+        limits.check_events("events", append.events, max(len(info.actions) for info in self._engine.models))
+        limits.check_append(append)
         async with self._admitted(time_left, writes=True) as deadline:
-            return await self._engine.append_events(user_id, events, expected_len, deadline)
+            return await self._engine.append_events(user_id, append, deadline)
 
     async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now, by a model."""
@@ -236,7 +233,9 @@ class Handler:
                 raise
             if self._aborted:
                 raise ShuttingDown("the server shut down before the answer was ready", may_be_done=writes) from error
-            raise DeadlineExceeded(f"no answer within {seconds * 1000:.0f} ms") from error
+            outcome = "; it may have been done all the same" if writes else ""
+            text = f"no answer within {seconds * 1000:.0f} ms{outcome}"
+            raise DeadlineExceeded(text, may_be_done=writes) from error
         finally:
             self._in_flight.discard(scope)
             if not self._in_flight:

@@ -2,7 +2,7 @@
 
 Types (an int64, a float32, UTF-8) are the transports' business, and so is to count before they convert; whatever passes
 them meets the same limits here. Each refusal names the field, the value and the limit. What depends on the stored
-history (`expected_len`, events older than the log) is checked where the log is.
+history (`expected_len`, `expected_version`, events older than the log) is checked where the log is.
 """
 
 import re
@@ -12,7 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from mfalcon.errors import InvalidInput, UnknownModel
-from mfalcon.types import MAX_TIME_MS, RERANK_METHODS, ContextFeatureInfo, DenseFeatures, Events, ModelInfo, Rerank
+from mfalcon.types import (
+    LATE_EVENTS,
+    MAX_APPEND_ID_BYTES,
+    MAX_TIME_MS,
+    RERANK_METHODS,
+    VERSION_BYTES,
+    Append,
+    ContextFeatureInfo,
+    DenseFeatures,
+    Events,
+    ModelInfo,
+    Rerank,
+)
 
 MAX_TIMEOUT_MS = 3_600_000
 """Nobody waits longer for an answer, whatever setting or caller says."""
@@ -103,6 +115,21 @@ def check_events(field: str, events: Events, num_actions: int) -> None:
     if len(bad := np.flatnonzero(~np.isfinite(values))):
         at = int(bad[0])
         raise InvalidInput(f"{field}[{at}].value", float(values[at]), "a finite 32-bit float")
+
+
+def check_append(append: Append) -> None:
+    """What a caller wants besides the events themselves."""
+    version = append.expected_version
+    if version is not None and len(version) != VERSION_BYTES:
+        raise InvalidInput("expected_version", f"{len(version)} bytes", f"{VERSION_BYTES} bytes")
+    num_bytes = len(append.append_id.encode(errors="surrogatepass"))
+    limit = f"at most {MAX_APPEND_ID_BYTES} bytes of UTF-8 without control characters"
+    if num_bytes > MAX_APPEND_ID_BYTES:
+        raise InvalidInput("append_id", num_bytes, limit)
+    if CONTROL_CHARACTER.search(append.append_id):
+        raise InvalidInput("append_id", append.append_id, limit)
+    if append.late_events not in ("", *LATE_EVENTS):
+        raise InvalidInput("late_events", append.late_events, f"{', '.join(LATE_EVENTS)} or empty")
 
 
 def check_num_context(context: Sized) -> None:

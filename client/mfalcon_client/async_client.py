@@ -113,12 +113,21 @@ class AsyncClient:
         return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     async def append_events(
-        self, user_id: str, events: Events, *, expected_len: int | None = None, timeout_s: float | None = None
+        self,
+        user_id: str,
+        events: Events,
+        *,
+        expected_len: int | None = None,
+        expected_version: bytes | None = None,
+        append_id: str = "",
+        late_events: str = "",
+        timeout_s: float | None = None,
     ) -> Appended:
         """See `Client.append_events`."""
-        call, num_events = calls.append_events(user_id, events, expected_len), len(events)
+        call = calls.append_events(user_id, events, expected_len, expected_version, append_id, late_events)
+        num_events = len(events)
         try:
-            return Appended(await self._call(call, timeout_s))
+            return await self._call(call, timeout_s)
         except VersionConflict as conflict:
             return calls.appended(conflict, num_events, expected_len)
 

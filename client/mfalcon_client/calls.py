@@ -57,16 +57,25 @@ def rank(user_id: str, options: bytes, num_candidates: int, *, allow_partial: bo
     return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
-def append_events(user_id: str, events: Events, expected_len: int | None) -> Call[int]:
-    """Answers with the length of the history."""
-    request = encoding.user(user_id) + encoding.append_options(events, expected_len)
+def append_events(
+    user_id: str,
+    events: Events,
+    expected_len: int | None,
+    expected_version: bytes | None = None,
+    append_id: str = "",
+    late_events: str = "",
+) -> Call[Appended]:
+    """Events for the end of a history."""
+    options = encoding.append_options(events, expected_len, expected_version, append_id, late_events)
+    request = encoding.user(user_id) + options
     repeat, num_events = Repeat.NEVER if expected_len is None else Repeat.CONDITIONAL, len(events)
 
-    def read(raw: bytes) -> int:
-        history_len = encoding.history_len(raw)
-        if history_len < num_events:
-            raise ValueError(f"a history of {history_len} events, {num_events} appended ones included")
-        return history_len
+    def read(raw: bytes) -> Appended:
+        told = encoding.appended(raw)
+        kept = num_events - len(told.discarded)
+        if told.history_len < kept:
+            raise ValueError(f"a history of {told.history_len} events, {kept} appended ones included")
+        return told
 
     return Call("AppendEvents", request, user_id, repeat, read)
 

@@ -130,18 +130,28 @@ class Client:
         return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     def append_events(
-        self, user_id: str, events: Events, *, expected_len: int | None = None, timeout_s: float | None = None
+        self,
+        user_id: str,
+        events: Events,
+        *,
+        expected_len: int | None = None,
+        expected_version: bytes | None = None,
+        append_id: str = "",
+        late_events: str = "",
+        timeout_s: float | None = None,
     ) -> Appended:
         """Add events to the end of a user's history; see `Appended`.
 
         expected_len: the length of the history that the caller knows. With it the call is repeated where that is of
         use, and written once at most; without it, it is never sent again once a server may have seen it. Raises
         VersionConflict where the history has another length, and any ClientError: `outcome_unknown` says whether the
-        events may have been written.
+        events may have been written. expected_version: as `expected_len`, of the events themselves. append_id,
+        late_events: see ranking.proto.
         """
-        call, num_events = calls.append_events(user_id, events, expected_len), len(events)
+        call = calls.append_events(user_id, events, expected_len, expected_version, append_id, late_events)
+        num_events = len(events)
         try:
-            return Appended(self._call(call, timeout_s))
+            return self._call(call, timeout_s)
         except VersionConflict as conflict:
             return calls.appended(conflict, num_events, expected_len)
 

@@ -17,6 +17,7 @@ from mfalcon_client import messages as pb
 from mfalcon_client.errors import InvalidArgument
 from mfalcon_client.types import (
     EVENT_DTYPE,
+    Appended,
     CacheInfo,
     CacheSource,
     ContextFeature,
@@ -98,12 +99,25 @@ def rank_options(
     )
 
 
-def append_options(events: Events, expected_len: int | None) -> bytes:
+def append_options(
+    events: Events,
+    expected_len: int | None,
+    expected_version: bytes | None = None,
+    append_id: str = "",
+    late_events: str = "",
+) -> bytes:
     """A serialized AppendEventsRequest but for its user."""
     try:
-        rest = pb.AppendEventsRequest(expected_len=expected_len).SerializeToString()
+        rest = pb.AppendEventsRequest(
+            expected_len=expected_len,
+            expected_version=expected_version,
+            append_id=append_id,
+            late_events=late_events,
+        ).SerializeToString()
     except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidArgument("INVALID_ARGUMENT", f"expected_len: {error}") from error
+        raise InvalidArgument(
+            "INVALID_ARGUMENT", f"expected_len, expected_version, append_id or late_events: {error}"
+        ) from error
     return rest + _events("events", events, pb.AppendEventsRequest.EVENTS_FIELD_NUMBER)
 
 
@@ -144,12 +158,22 @@ def ranking(raw: bytes) -> Ranking:
         partial_merge=reply.partial_merge,
         counters_version=reply.counters_version,
         counters_stale=reply.counters_stale,
+        history_version=reply.history_version,
     )
 
 
-def history_len(raw: bytes) -> int:
+def appended(raw: bytes) -> Appended:
     """Of a serialized AppendEventsResponse."""
-    return pb.AppendEventsResponse.FromString(raw).history_len
+    reply = pb.AppendEventsResponse.FromString(raw)
+    return Appended(
+        history_len=reply.history_len,
+        was_found=reply.was_written,
+        version=reply.version,
+        clamped=tuple(reply.clamped),
+        inserted=tuple(reply.inserted),
+        discarded=tuple(reply.discarded),
+        lost_events=reply.lost_events,
+    )
 
 
 def cache_info(raw: bytes) -> CacheInfo:

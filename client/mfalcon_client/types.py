@@ -114,7 +114,7 @@ class Ranking:
     top: int64 [min(top_k, num_scored)], positions of the best, best first.
     unknown: int64, positions of candidates that the model does not know.
     failed: int64, positions of candidates for which it gives no finite number; their scores are the lowest float32.
-    history_len: events of the user that the server has acknowledged.
+    history_len: events of the user that the server has acknowledged. history_version: of these, see `Appended`.
     stale: the event log could not be asked, newer events may exist.
     rerank_skipped: why `top` is in the order of the scores although `rerank` was given, "" if it is not: "late" or
     "failed"; of a language model also "off", "busy", "unavailable", "refused" or "no_permutation".
@@ -140,6 +140,7 @@ class Ranking:
     partial_merge: bool = False
     counters_version: int = 0
     counters_stale: bool = False
+    history_version: bytes = b""
 
     @property
     def num_scored(self) -> int:
@@ -149,14 +150,22 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """Events that are in the log. history_len: its length, they included.
+    """Events that are in the log. history_len: its length, they included. version: 16 bytes that stand for exactly
+    these events, in this order; empty where the server did not say.
 
-    was_found: an attempt had no answer, and a later one found the length that it makes. Where each user has one writer
-    at a time, that is the proof that these events were written, once.
+    was_found: an attempt had no answer, and a later one found what it had written. With an `append_id` the server knows
+    it; else the length says so, which is a proof where each user has one writer at a time.
+    clamped, inserted, discarded: positions of the events that were late: given the newest one's time, put where their
+    time belongs, or older than all that is kept. lost_events: acknowledged before, and lost by the log since.
     """
 
     history_len: int
     was_found: bool = False
+    version: bytes = b""
+    clamped: tuple[int, ...] = ()
+    inserted: tuple[int, ...] = ()
+    discarded: tuple[int, ...] = ()
+    lost_events: int = 0
 
 
 @dataclass(frozen=True, slots=True)

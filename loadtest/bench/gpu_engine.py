@@ -27,7 +27,7 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.models import checkpoint as checkpoints
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE, Events, RankRequest, RankResult, no_events
+from mfalcon.types import EVENT_DTYPE, Append, Events, RankRequest, RankResult, no_events
 
 _NOW_MS = 1_700_000_000_000
 _START_S = 120.0
@@ -100,13 +100,13 @@ def _in_engine(
 
 
 async def _cached(engine: Engine, sizes: Sizes) -> EngineCell:
-    await engine.append_events("user", _events(sizes.long), 0)
+    await engine.append_events("user", Append(_events(sizes.long), 0))
     await engine.rank(_request("user", sizes.m), None)
     return await _ranked("cached", engine, sizes, ["user"] * sizes.rounds)
 
 
 async def _appended(engine: Engine, sizes: Sizes) -> EngineCell:
-    await engine.append_events("user", _events(sizes.long), 0)
+    await engine.append_events("user", Append(_events(sizes.long), 0))
     await engine.rank(_request("user", sizes.m), None)
 
     last_ms = _NOW_MS
@@ -114,7 +114,7 @@ async def _appended(engine: Engine, sizes: Sizes) -> EngineCell:
     async def append() -> None:
         nonlocal last_ms
         last_ms += 16
-        await engine.append_events("user", _events(16, last_ms), None)
+        await engine.append_events("user", Append(_events(16, last_ms)))
 
     return await _ranked("16 new events", engine, sizes, ["user"] * sizes.rounds, append)
 
@@ -122,7 +122,7 @@ async def _appended(engine: Engine, sizes: Sizes) -> EngineCell:
 async def _promoted(engine: Engine, sizes: Sizes) -> EngineCell:
     users = [f"user-{number}" for number in range(sizes.few)]
     for user in users:
-        await engine.append_events(user, _events(sizes.long), 0)
+        await engine.append_events(user, Append(_events(sizes.long), 0))
         await engine.rank(_request(user, sizes.m), None)
     return await _ranked(
         "from the host", engine, sizes, users * -(-sizes.rounds // sizes.few), lambda: asyncio.sleep(0.05)
@@ -132,7 +132,7 @@ async def _promoted(engine: Engine, sizes: Sizes) -> EngineCell:
 async def _at_once(engine: Engine, sizes: Sizes) -> EngineCell:
     users = [f"user-{number}" for number in range(sizes.many)]
     for user in users:
-        await engine.append_events(user, _events(sizes.short), 0)
+        await engine.append_events(user, Append(_events(sizes.short), 0))
         await engine.rank(_request(user, sizes.m), None)
     taken, results = [], []
     for _ in range(sizes.rounds):

@@ -20,7 +20,7 @@ from mfalcon.engine.ensemble import EnsembleOptions, MemberOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, RankRequest, no_events
 
 _USER, _MERGED = "ann", "merged"
 _NOW_MS = 1_700_000_000_000
@@ -86,7 +86,7 @@ async def _measure(
     events["time_ms"] = _NOW_MS - 10**9 + np.arange(options.events) * 10**6
     engines = {cores: await _started(loaded, cores) for cores in sorted({1, num_cores})}
     for engine in engines.values():
-        await engine.append_events(_USER, events, 0)
+        await engine.append_events(_USER, Append(events, 0))
     asked = [(name, cores, num) for num in options.candidates for cores in engines for name in loaded]
     asked += [(_MERGED, num_cores, num) for num in options.candidates]
     seconds: dict[tuple[str, int, int], list[float]] = {key: [] for key in asked}

@@ -28,7 +28,7 @@ from mfalcon.kvcache.planner import Predictor
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import EVENT_DTYPE, Events
+from mfalcon.types import EVENT_DTYPE, Append, Events
 
 NOTES = (
     "each way is timed from the request's arrival to a state that can be scored against, through the engine's own "
@@ -267,7 +267,7 @@ class _Bench:
                 await entered.enter_async_context(replica)
                 self._replicas[network, payload] = replica
                 for n in options.histories:
-                    await replica.log.append(_user(n), random_history(n, options.seed), 0, None)
+                    await replica.log.append(_user(n), Append(random_history(n, options.seed), 0), None)
         for (network, _), replica in self._replicas.items():
             if network == next(iter(urls)):
                 for n in options.histories:

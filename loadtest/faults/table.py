@@ -17,6 +17,7 @@ from loadtest.faults.world import random_events as new_events
 from mfalcon.errors import MFalconError, StorageUnavailable
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.types import Append
 
 LATE_S = 0.1
 """Past its deadline an answer is on its way: a busy machine holds a thread up for so long."""
@@ -129,7 +130,7 @@ async def _append(world: World, person: Person, into: Counter[str], ranked: Rank
     engines = (world.cold, world.host) if world.setup == "states" else (world.cold,)
     try:
         for each in engines:
-            await each.append_events(person.user_id, events, person.life.size, time.monotonic() + DEADLINE_S)
+            await each.append_events(person.user_id, Append(events, person.life.size), time.monotonic() + DEADLINE_S)
     except StorageUnavailable as error:
         into["UNAVAILABLE, " + ("may be written" if error.may_be_done else "not written")] += 1
     except MFalconError as error:

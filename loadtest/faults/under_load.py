@@ -25,6 +25,7 @@ from loadtest.faults.table import counters
 from loadtest.faults.world import Ranked, Setup, World, engine, place, rank
 from mfalcon.engine.engine import Engine
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.types import Append
 
 Where: TypeAlias = Literal["host", "cold"]
 
@@ -121,7 +122,7 @@ async def measure(fault: Fault, setup: Setup, where: Where, checkpoint: Checkpoi
             target, metrics = (world.host, world.host_metrics) if where == "host" else (world.cold, world.cold_metrics)
             alone = await stack.enter_async_context(engine(checkpoint, None, (1 << 30) if where == "host" else 0))
             for person in world.people:
-                await alone.append_events(person.user_id, person.life.events(), 0)
+                await alone.append_events(person.user_id, Append(person.life.events(), 0))
                 await alone.prefill(person.user_id, None)
             baseline = _Load(world, alone, options.period_s)
             load = _Load(world, target, options.period_s)

@@ -29,7 +29,7 @@ from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.keys import Keys
-from mfalcon.types import EVENT_DTYPE, Events, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, Events, RankRequest, no_events
 
 Setup: TypeAlias = Literal["states", "refuse", "stale"]
 """What is in Redis: KV states alone; the event log too, ranking refused while it cannot be asked, or ranking stale."""
@@ -231,7 +231,7 @@ class World:
         for number, person in enumerate(self.people):
             events = random_events(number)
             for each in engines if self.setup == "states" else engines[:1]:
-                await each.append_events(person.user_id, events, 0)
+                await each.append_events(person.user_id, Append(events, 0))
             person.life.add(events)
 
     async def encode(self) -> None:

@@ -6,7 +6,7 @@ from loadtest.bench.replica import Replica
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import Events
+from mfalcon.types import Append, Events
 
 _EVENT_BYTES = 24
 
@@ -40,7 +40,7 @@ async def append_traffic(
         Replica(checkpoint, options, probing=False) as writer,
         Replica(checkpoint, options, probing=False) as reader,
     ):
-        await writer.log.append(user_id, events[:n], 0, None)
+        await writer.log.append(user_id, Append(events[:n], 0), None)
         await writer.bring(user_id, "recompute")
         await reader.bring("nobody", "recompute")  # connections are open from here on
         quiet = _sent(server)
@@ -50,7 +50,7 @@ async def append_traffic(
         full = _sent(server) - before - quiet
         await reader.bring(user_id, "recompute")
         written, written_bytes, read = (_chunks(writer, reader, which) for which in ("written", "bytes", "read"))
-        await writer.log.append(user_id, events[n:], n, None)
+        await writer.log.append(user_id, Append(events[n:], n), None)
         await writer.bring(user_id)
         before = _sent(server)
         await reader.read(user_id)

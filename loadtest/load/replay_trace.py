@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from loadtest.load.trace import Append, Delete, Edit, Rank, Step, edited, time_ms
+from mfalcon import types
 from mfalcon.engine.engine import Engine
 from mfalcon.errors import MFalconError
 from mfalcon.types import CacheSource, Events, RankRequest, no_events
@@ -99,7 +100,7 @@ async def _play(engine: Engine, step: Step, user_id: str, tally: _Tally) -> None
             tally.reused_tokens += result.cache.reused_tokens
             tally.encoded_tokens += result.cache.encoded_tokens
         case Append():
-            await engine.append_events(user_id, step.events, None)
+            await engine.append_events(user_id, types.Append(step.events))
             tally.histories[step.user] = np.concatenate([history, step.events])
         case Delete():
             await engine.delete_user(user_id)
@@ -110,7 +111,7 @@ async def _play(engine: Engine, step: Step, user_id: str, tally: _Tally) -> None
             # Shorter than the trace says where an append has failed: then there may be nothing to edit.
             if step.position < len(history):
                 copy = edited(history, step)
-                await engine.append_events(user_id, copy, 0)
+                await engine.append_events(user_id, types.Append(copy, 0))
                 tally.histories[step.user] = copy
 
 

@@ -24,7 +24,7 @@ from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.rerank.language_model import LanguageModelOptions
-from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
 
 
 class Engine:
@@ -104,17 +104,15 @@ class Engine:
         """
         return await self._pipeline.rank(request, deadline, model)
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None = None
-    ) -> int:
-        """Acknowledge events: when this returns they are in the log. Returns the history's new length.
+    async def append_events(self, user_id: str, append: Append, deadline: float | None = None) -> Appended:
+        """Acknowledge events: when this returns they are in the log.
 
-        Raises LengthMismatch, InvalidInput or ShuttingDown, and then nothing was written; StorageUnavailable says
+        Raises HistoryMismatch, InvalidInput or ShuttingDown, and then nothing was written; StorageUnavailable says
         whether they may have been.
         """
         if self.device.closed:
             raise ShuttingDown("the server is shutting down")
-        return await self.histories.append(user_id, events, expected_len, deadline)
+        return await self.histories.append(user_id, append, deadline)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`

@@ -20,7 +20,7 @@ from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.types import Events
+from mfalcon.types import Append, Appended
 
 _READ_S = 1.0
 
@@ -73,18 +73,18 @@ class Histories:
                 f"model {model}"
             )
 
-    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+    async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Acknowledge events, see `EventLog.append`, and count them."""
-        length = await self.log.append(user_id, events, expected_len, deadline)
+        told = await self.log.append(user_id, append, deadline)
         if self.counters.stores:
             known = self.copy(user_hash(user_id)) if self.is_shared else None
             try:
                 history = known or (await self.log.read(user_id, _READ_S)).history
             except StorageUnavailable:  # the events are acknowledged all the same
                 self.counters.missed(user_id)
-                return length
+                return told
             await self.counters.catch_up(history)
-        return length
+        return told
 
     async def forget(self, user: bytes, generation: bytes) -> None:
         """Take a user whose log has ended out of all counters, those that no model here reads included.

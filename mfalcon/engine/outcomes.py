@@ -140,6 +140,7 @@ def merged(outcomes: Sequence[Outcome[RankResult]], merge: Merge, top_k: int, ac
             features_us=slowest.features_us,
         ),
         history_len=results[0].history_len,
+        history_version=results[0].history_version,
         unknown=np.unique(np.array([at for member in members for at in member.unknown], dtype=np.uint32)),
         stale=any(result.stale for result in results),
         counters_version=max(result.counters_version for result in results),

@@ -339,6 +339,7 @@ class Runner:
             cache=work.cache,
             timings=timings,
             history_len=len(fetched_history.history),
+            history_version=fetched_history.history.version,
             stale=fetched_history.stale,
             unknown=np.flatnonzero(work.rows[: work.num_scored] == UNKNOWN_ROW).astype(np.uint32),
             failed=np.flatnonzero(~is_finite).astype(np.uint32),

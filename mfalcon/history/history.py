@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mfalcon.errors import InvalidInput, LengthMismatch
+from mfalcon.errors import InvalidInput
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, user_hash
 from mfalcon.types import Events, no_events
 
@@ -41,6 +41,11 @@ class History:
         block, rest = divmod(length - self.base, CHAIN_BLOCK)
         link = self.links[block * LINK_BYTES : (block + 1) * LINK_BYTES]
         return link_after(link, self.events[block * CHAIN_BLOCK :][:rest]) if rest else link
+
+    @property
+    def version(self) -> bytes:
+        """The chained hash of all of it: two histories of one user with the same version hold the same events."""
+        return self.link(len(self))
 
     @property
     def num_bytes(self) -> int:
@@ -106,10 +111,3 @@ def check_order(history: History, events: Events, field: str) -> None:
         raise InvalidInput(
             f"{field}[0].time_ms", int(events["time_ms"][0]), f"at least {last}, the time of the last stored event"
         )
-
-
-def check_append(history: History, events: Events, expected_len: int | None) -> None:
-    """Raise LengthMismatch if the history has another length than the caller knows, InvalidInput if time runs back."""
-    if expected_len is not None and expected_len != len(history):
-        raise LengthMismatch(expected_len, len(history))
-    check_order(history, events, "events")

@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 
-from mfalcon.history.history import History, Reading, Retention, check_append, no_history
-from mfalcon.types import Events
+from mfalcon.history.appending import appended
+from mfalcon.history.history import History, Reading, Retention, no_history
+from mfalcon.types import Append, Appended
 
 
 class LocalLog:
@@ -23,18 +24,15 @@ class LocalLog:
         """The user's history now; empty for a user that is not known."""
         return Reading(self._histories.get(user_id) or no_history(user_id), stale=False)
 
-    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
-        """Append all events or none; returns the new length.
-
-        Raises LengthMismatch if `expected_len` is given and is not the present length, InvalidInput if an event is
-        older than the log.
+    async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
+        """Append all events or none. Raises HistoryMismatch if the history is not the expected one, InvalidInput if an
+        event is older than the log.
         """
-        history = self._histories.get(user_id) or no_history(user_id)
-        check_append(history, events, expected_len)
-        if not history.generation:
-            history = replace(history, generation=next(self._generations).to_bytes(8, "little"))
-        self._histories[user_id] = longer = self._retention.keep(history.extended(events))
-        return len(longer)
+        after, told = appended(self._histories.get(user_id) or no_history(user_id), append)
+        if not after.generation:
+            after = replace(after, generation=next(self._generations).to_bytes(8, "little"))
+        self._histories[user_id] = self._retention.keep(after)
+        return told
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:
         """Forget the user's events; returns the generation that ended, empty if there was none."""

@@ -3,7 +3,7 @@
 from typing import Protocol
 
 from mfalcon.history.history import Reading
-from mfalcon.types import Events
+from mfalcon.types import Append, Appended
 
 
 class EventLog(Protocol):
@@ -13,8 +13,8 @@ class EventLog(Protocol):
         """The user's history. StorageUnavailable when it cannot be read."""
         ...
 
-    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
-        """Acknowledge events and return the new length. LengthMismatch, InvalidInput, StorageUnavailable."""
+    async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
+        """Acknowledge all events or none. HistoryMismatch, InvalidInput, StorageUnavailable."""
         ...
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:

@@ -14,15 +14,16 @@ from dataclasses import replace
 import numpy as np
 from cachetools import LRUCache
 
-from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
-from mfalcon.history.history import History, Reading, Retention, check_append, no_history
+from mfalcon.errors import DeadlineExceeded, EngineFailure, HistoryMismatch, InvalidInput, StorageUnavailable
+from mfalcon.history.appending import appended
+from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.redis_header import HEADER, Header, header_of
 from mfalcon.history.redis_scripts import APPEND, DELETE, READ
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
-from mfalcon.types import EVENT_DTYPE, Events
+from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 
 AS_KNOWN = -1
 _SHORTEST_WAIT_S = 0.005
@@ -72,30 +73,30 @@ class RedisLog:
             self._metrics.log_reads.labels("stale").inc()
             return Reading(known, stale=True)
 
-    async def append(self, user_id: str, events: Events, expected_len: int | None, deadline: float | None) -> int:
+    async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Acknowledge events: when this returns they are in the log. deadline: time.monotonic() seconds.
 
-        Raises LengthMismatch or InvalidInput, and then nothing was written; StorageUnavailable says whether it may
+        Raises HistoryMismatch or InvalidInput, and then nothing was written; StorageUnavailable says whether it may
         have been.
         """
         known, is_fresh = self._known(user_id), False
         while True:
             try:
-                check_append(known, events, expected_len)
-            except (LengthMismatch, InvalidInput):
+                longer, told = appended(known, append)
+            except (HistoryMismatch, InvalidInput):
                 if is_fresh:
                     raise
                 known, is_fresh = await self._read_to_append(known, deadline), True
                 continue
-            begun = known if known.generation else replace(known, generation=os.urandom(8))
-            after = self._retention.keep(begun.extended(events))
-            command = self._append_command(known, after, events)
+            begun = longer if longer.generation else replace(longer, generation=os.urandom(8))
+            after = self._retention.keep(begun)
+            command = self._append_command(known, after, append.events)
             reply = await self._write("log_append", known, command, deadline)
             if reply[1] == AS_KNOWN:
                 if after.base != known.base:
                     self._metrics.log_trims.inc()
                 self._keep(after)
-                return len(after)
+                return told
             self._metrics.log_conflicts.inc()
             is_fresh = True
             fresh = self._take(known, reply)

@@ -133,10 +133,9 @@ class EngineServer:
                 tracing.join(question.trace)
                 result = await engine.rank(question.request(), question.deadline, question.model)
                 return wire.Ranked.of(call, result)
-            case wire.AppendEvents(_, user_id, _, expected_len, deadline):
-                return wire.Appended(
-                    call, await engine.append_events(user_id, question.array(), expected_len, deadline)
-                )
+            case wire.AppendEvents():
+                told = await engine.append_events(question.user_id, question.append(), question.deadline)
+                return wire.Written(call, told)
             case wire.Prefill(_, user_id, deadline, model):
                 return wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
             case wire.DeleteUser(_, user_id, deadline):

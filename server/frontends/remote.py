@@ -9,7 +9,7 @@ import zmq
 
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
-from mfalcon.types import CacheInfo, Events, ModelInfo, RankRequest, RankResult
+from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
 from server import tracing
 from server.frontends import wire
 from server.frontends.link import Link
@@ -63,12 +63,10 @@ class RemoteEngine:
         question = wire.Rank.of(next(self._calls), request, deadline, model, tracing.joined())
         return (await self._ask(question, wire.Ranked)).result()
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
-    ) -> int:
+    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """See `RankingEngine`."""
-        question = wire.AppendEvents.of(next(self._calls), user_id, events, expected_len, deadline)
-        return (await self._ask(question, wire.Appended)).history_len
+        question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline)
+        return (await self._ask(question, wire.Written)).told
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""

@@ -18,9 +18,10 @@ from mfalcon.errors import EngineFailure, MFalconError
 from mfalcon.load import Load
 from mfalcon.types import (
     EVENT_DTYPE,
+    Append,
+    Appended,
     CacheInfo,
     DenseFeatures,
-    Events,
     MemberResult,
     ModelInfo,
     RankRequest,
@@ -104,23 +105,34 @@ class Rank(Message):
 
 
 class AppendEvents(Message):
-    """events: EVENT_DTYPE."""
+    """The fields of an `Append`. events: EVENT_DTYPE."""
 
     user_id: str
     events: bytes
     expected_len: int | None
+    expected_version: bytes | None
+    append_id: str
+    late_events: str
     deadline: float | None
 
     @classmethod
-    def of(
-        cls, call: int, user_id: str, events: Events, expected_len: int | None, deadline: float | None
-    ) -> "AppendEvents":
+    def of(cls, call: int, user_id: str, append: Append, deadline: float | None) -> "AppendEvents":
         """What adds events to a history."""
-        return cls(call, user_id, _flat(events, EVENT_DTYPE), expected_len, deadline)
+        return cls(
+            call,
+            user_id,
+            _flat(append.events, EVENT_DTYPE),
+            append.expected_len,
+            append.expected_version,
+            append.append_id,
+            append.late_events,
+            deadline,
+        )
 
-    def array(self) -> Events:
-        """The events, checked by the front-end."""
-        return np.frombuffer(self.events, EVENT_DTYPE)
+    def append(self) -> Append:
+        """The append, checked by the front-end."""
+        events = np.frombuffer(self.events, EVENT_DTYPE)
+        return Append(events, self.expected_len, self.expected_version, self.append_id, self.late_events)
 
 
 class Prefill(Message):
@@ -177,6 +189,7 @@ class Ranked(Message):
     partial_merge: bool
     counters_version: int
     counters_stale: bool
+    history_version: bytes
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -199,6 +212,7 @@ class Ranked(Message):
             result.partial_merge,
             result.counters_version,
             result.counters_stale,
+            result.history_version,
         )
 
     def result(self) -> RankResult:
@@ -221,13 +235,14 @@ class Ranked(Message):
             partial_merge=self.partial_merge,
             counters_version=self.counters_version,
             counters_stale=self.counters_stale,
+            history_version=self.history_version,
         )
 
 
-class Appended(Message):
-    """The new length of the history."""
+class Written(Message):
+    """What an append is told."""
 
-    history_len: int
+    told: Appended
 
 
 class Prefilled(Message):
@@ -287,7 +302,7 @@ BEAT_SECONDS: Final = 1.0
 
 Call: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Scrape
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
-Answer: TypeAlias = Ranked | Appended | Prefilled | Deleted | Scraped | Failed | Status
+Answer: TypeAlias = Ranked | Written | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

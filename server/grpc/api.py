@@ -49,11 +49,8 @@ class RankingApi:
 
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
-        expected_len = message.expected_len if message.HasField("expected_len") else None
-        history_len = await self._handler.append_events(
-            message.user_id, await self._events(message.events), expected_len, time_left
-        )
-        return ranking_pb2.AppendEventsResponse(history_len=history_len).SerializeToString()
+        append = codec.append(message, await self._events(message.events))
+        return codec.append_response(await self._handler.append_events(message.user_id, append, time_left))
 
     async def prefill(self, message: ranking_pb2.PrefillRequest, time_left: float | None) -> bytes:
         """PrefillRequest -> CacheInfo."""

@@ -11,6 +11,8 @@ import numpy as np
 
 from mfalcon.types import (
     EVENT_DTYPE,
+    Append,
+    Appended,
     CacheInfo,
     DenseFeatures,
     EnsembleInfo,
@@ -73,6 +75,7 @@ def rank_response(result: RankResult) -> bytes:
         cache=cache_info(result.cache),
         timings=timings(result.timings),
         history_len=result.history_len,
+        history_version=result.history_version,
         unknown=result.unknown.tolist(),
         stale=result.stale,
         num_scored=result.num_scored,
@@ -90,6 +93,30 @@ def rank_response(result: RankResult) -> bytes:
             packed_floats(ranking_pb2.RankResponse.TASK_SCORES_FIELD_NUMBER, result.task_scores),
         )
     )
+
+
+def append(message: ranking_pb2.AppendEventsRequest, events: Events) -> Append:
+    """An append, not yet checked. events: of the message."""
+    return Append(
+        events,
+        message.expected_len if message.HasField("expected_len") else None,
+        message.expected_version if message.HasField("expected_version") else None,
+        message.append_id,
+        message.late_events,
+    )
+
+
+def append_response(told: Appended) -> bytes:
+    """A serialized AppendEventsResponse."""
+    return ranking_pb2.AppendEventsResponse(
+        history_len=told.history_len,
+        version=told.version,
+        clamped=told.clamped,
+        inserted=told.inserted,
+        discarded=told.discarded,
+        was_written=told.was_written,
+        lost_events=told.lost_events,
+    ).SerializeToString()
 
 
 def packed_floats(field_number: int, values: Floats) -> bytes:

@@ -17,8 +17,8 @@ from google.protobuf.message import DecodeError, Message
 from mfalcon.errors import (
     DeadlineExceeded,
     EngineFailure,
+    HistoryMismatch,
     InvalidInput,
-    LengthMismatch,
     MFalconError,
     NotReady,
     Overloaded,
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
-    LengthMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    HistoryMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReady: grpc.StatusCode.UNAVAILABLE,
@@ -56,6 +56,7 @@ NEVER = "-1"
 """What they obey by not trying at all."""
 
 HISTORY_LEN = "mfalcon-history-len"
+HISTORY_VERSION = "mfalcon-history-version"
 """The length of the history, where it is not the one that an append expects."""
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -103,8 +104,8 @@ def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
         metadata.append((PUSHBACK, NEVER))
     if is_for_others(error):
         metadata.append((RETRY, ELSEWHERE))
-    if isinstance(error, LengthMismatch):
-        metadata.append((HISTORY_LEN, str(error.history_len)))
+    if isinstance(error, HistoryMismatch):
+        metadata += ((HISTORY_LEN, str(error.history_len)), (HISTORY_VERSION, error.version_hex))
     return tuple(metadata)
 
 

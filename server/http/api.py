@@ -18,8 +18,8 @@ from starlette.responses import PlainTextResponse
 from mfalcon.errors import (
     DeadlineExceeded,
     EngineFailure,
+    HistoryMismatch,
     InvalidInput,
-    LengthMismatch,
     MFalconError,
     NotReady,
     Overloaded,
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     InvalidInput: (422, "INVALID_ARGUMENT"),
     UnknownModel: (404, "NOT_FOUND"),
-    LengthMismatch: (409, "FAILED_PRECONDITION"),
+    HistoryMismatch: (409, "FAILED_PRECONDITION"),
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
     DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
     NotReady: (503, "UNAVAILABLE"),
@@ -164,9 +164,8 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
         timeout_ms: Timeout = None,
     ) -> Response:
         """Add events to the end of the user's history: in order, exactly once, or not at all."""
-        appended = handler.append_events(user_id, body.events, body.expected_len, seconds(timeout_ms))
-        history_len = await while_connected(request, appended)
-        return json_response(codec.dump({"history_len": history_len}))
+        appending = handler.append_events(user_id, body.append(), seconds(timeout_ms))
+        return json_response(codec.append_reply(await while_connected(request, appending)))
 
     @router.post("/users/{user_id:any_text}/prefill", response_model=codec.CacheReply)
     async def prefill(

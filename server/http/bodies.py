@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
-from mfalcon.types import EVENT_DTYPE, DenseFeatures, Events, Floats, Ids, RankRequest, Rerank, no_events
+from mfalcon.types import EVENT_DTYPE, Append, DenseFeatures, Events, Floats, Ids, RankRequest, Rerank, no_events
 from server import limits
 from server.explain import refusal, unknown_field
 from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
@@ -44,6 +44,8 @@ SLACK = 1.25
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Uint64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Uint32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Version = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+"""Of a history."""
 Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 
 BodyT = TypeVar("BodyT", bound="RequestBody")
@@ -300,6 +302,18 @@ class AppendEventsBody(RequestBody):
     expected_len: Uint64 | None = Field(
         default=None, description="Length of the history that you know; if it is another, nothing is written."
     )
+    expected_version: Version | None = Field(
+        default=None, description="Version of the history that you know; if it is another, nothing is written."
+    )
+    append_id: str = Field(default="", description="Your name of this append: asked again, it is not written twice.")
+    late_events: str = Field(
+        default="", description="What becomes of events older than the newest: reject, clamp or insert."
+    )
+
+    def append(self) -> Append:
+        """In the project's words."""
+        version = None if self.expected_version is None else bytes.fromhex(self.expected_version)
+        return Append(self.events, self.expected_len, version, self.append_id, self.late_events)
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:

@@ -9,8 +9,8 @@ from typing import Literal
 import orjson
 from pydantic import ConfigDict, Field
 
-from mfalcon.types import CacheInfo, MemberResult, ModelInfo, RankResult, RerankSkipped
-from server.http.bodies import Body, Uint32, Uint64
+from mfalcon.types import Appended, CacheInfo, MemberResult, ModelInfo, RankResult, RerankSkipped
+from server.http.bodies import Body, Uint32, Uint64, Version
 
 
 class CacheReply(Body):
@@ -76,6 +76,7 @@ class RankReply(Body):
                         "features_us": 0,
                     },
                     "history_len": 92,
+                    "history_version": "a5f3c6a11b03839d46af9fb43c97c188",
                     "unknown": [],
                     "stale": False,
                     "num_scored": 3,
@@ -100,6 +101,7 @@ class RankReply(Body):
     cache: CacheReply
     timings: TimingsReply
     history_len: Uint64 = Field(description="Events acknowledged for this user.")
+    history_version: Version = Field(description="Of the history at that length.")
     unknown: list[Uint32] = Field(description="Positions of candidates that the model does not know.")
     stale: bool = Field(description="The event log could not be asked; newer events may exist.")
     num_scored: Uint32 = Field(
@@ -122,9 +124,15 @@ class RankReply(Body):
 
 
 class AppendEventsReply(Body):
-    """The new length of the history."""
+    """The events are acknowledged. All that are named by no list below came last, as they are."""
 
-    history_len: Uint64
+    history_len: Uint64 = Field(description="Events acknowledged for this user, these included.")
+    version: Version = Field(description="Of the history at that length.")
+    clamped: list[Uint32] = Field(description="Positions of late events that were given the newest one's time.")
+    inserted: list[Uint32] = Field(description="Positions of late events that went where their time belongs.")
+    discarded: list[Uint32] = Field(description="Positions of events older than all that is kept: they are not kept.")
+    was_written: bool = Field(description="An earlier append of this append_id had done this; it is told again.")
+    lost_events: Uint64 = Field(description="Events once acknowledged that the log has lost, as this replica knows.")
 
 
 class DeleteUserReply(Body):
@@ -227,6 +235,7 @@ def rank_reply(result: RankResult) -> bytes:
             "cache": cache_fields(result.cache),
             "timings": result.timings,
             "history_len": result.history_len,
+            "history_version": result.history_version.hex(),
             "unknown": result.unknown,
             "stale": result.stale,
             "num_scored": result.num_scored,
@@ -238,6 +247,12 @@ def rank_reply(result: RankResult) -> bytes:
             "counters_stale": result.counters_stale,
         }
     )
+
+
+def append_reply(told: Appended) -> bytes:
+    """An AppendEventsReply as JSON."""
+    fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(told)}
+    return dump(fields | {"version": told.version.hex()})
 
 
 def cache_reply(cache: CacheInfo) -> bytes:

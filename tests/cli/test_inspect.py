@@ -24,6 +24,7 @@ from mfalcon.kvcache.codec import encode
 from mfalcon.kvcache.state import PAGE_TOKENS
 from mfalcon.models import checkpoint
 from mfalcon.redis.client import RedisSettings
+from mfalcon.types import Append
 from tests.small import random_events, small_checkpoint, tokens
 
 
@@ -52,7 +53,7 @@ async def test_redis_uses_what_is_counted(redis_server: RedisServer, dtype: str)
     settings = RedisSettings(redis_server.url, timeout_s=5, write_timeout_s=5)
     options = RedisOptions(settings, state_dtype=PayloadDtype.from_name(dtype))
     async with Replica(loaded, options, probing=False) as replica:
-        await replica.log.append("ann", random_history(1_500, 0), 0, None)
+        await replica.log.append("ann", Append(random_history(1_500, 0), 0), None)
         await replica.bring("ann", "recompute")
     names = redis_server.command("KEYS", "*")
     assert isinstance(names, list)
@@ -73,7 +74,7 @@ async def test_a_log_that_grows_by_events_has_at_most_twice_its_bytes(redis_serv
     events = random_history(700, 0)
     async with Replica(random_checkpoint(SHAPES["tiny"], 1_000), RedisOptions(settings)) as replica:
         for index in range(len(events)):
-            await replica.log.append("ann", events[index : index + 1], index, None)
+            await replica.log.append("ann", Append(events[index : index + 1], index), None)
     (name,) = redis_server.command("KEYS", "*:log")  # type: ignore[misc]
     assert isinstance(name, bytes)
     raw = 64 + 24 * len(events)

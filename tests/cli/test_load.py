@@ -13,7 +13,7 @@ from mfalcon.cli.load import append_histories
 from mfalcon.cli.load import load as load_command
 from mfalcon.errors import CallFailed, DataError, StorageUnavailable
 from mfalcon.train.synthetic import synthetic
-from mfalcon.types import Events
+from mfalcon.types import Append, Appended
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import serving_engine
 
@@ -31,12 +31,10 @@ class Stopping(FakeEngine):
         self.left: float = appends
         self.answer_lost = answer_lost
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
-    ) -> int:
+    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         if self.left == 0 and not self.answer_lost:
             raise StorageUnavailable("the log is away")
-        done = await super().append_events(user_id, events, expected_len, deadline)
+        done = await super().append_events(user_id, append, deadline)
         self.left -= 1
         if self.left < 0:
             raise StorageUnavailable("the log is away", may_be_done=True)

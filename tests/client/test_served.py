@@ -80,18 +80,22 @@ async def test_a_top_may_be_reranked(client: Any, served: Running) -> None:
     [THREE, [Event(item, time_ms, actions, value) for item, actions, value, time_ms in THREE.tolist()]],
 )
 async def test_events_are_arrays_or_objects(client: Any, served: Running, events: Any) -> None:
-    assert await client.append_events("ann", events) == Appended(3)
-    assert await client.append_events("ann", events[2:], expected_len=3) == Appended(4)
+    three = await client.append_events("ann", events)
+    assert three == Appended(3, version=three.version) and len(three.version) == 16
+    four = await client.append_events("ann", events[2:], expected_len=3, expected_version=three.version)
+    assert four == Appended(4, version=four.version)
     np.testing.assert_array_equal(served.engine.histories["ann"][:3], THREE)
     assert (await client.prefill("ann")).encoded_tokens == 4
     ranking = await client.rank("ann", [1], recent_events=events[2:], request_time_ms=5_000, allow_partial=True)
-    assert ranking.history_len == 4
+    assert (ranking.history_len, ranking.history_version) == (4, four.version)
     request = served.engine.requests[-1]
     np.testing.assert_array_equal(request.recent_events, THREE[2:])
     assert (request.request_time_ms, request.allow_partial) == (5_000, True)
     with pytest.raises(VersionConflict) as conflict:
         await client.append_events("ann", events, expected_len=3)
     assert (conflict.value.history_len, conflict.value.outcome_unknown) == (4, False)
+    with pytest.raises(VersionConflict, match=f"expected_version: got {three.version.hex()}, the history has 4 events"):
+        await client.append_events("ann", events, expected_len=4, expected_version=three.version)
     await client.delete_user("ann")
     assert "ann" not in served.engine.histories
     await client.delete_user("ann")

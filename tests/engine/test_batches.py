@@ -23,7 +23,7 @@ from mfalcon.engine.runner import Answer, Runner
 from mfalcon.errors import EngineFailure, Overloaded, ShuttingDown
 from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import PlainLayout
-from mfalcon.types import CacheSource, Events, RankRequest, RankResult
+from mfalcon.types import Append, CacheSource, Events, RankRequest, RankResult
 from tests.device import needs_interpreter
 from tests.engine.conftest import compute_on_triton
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
@@ -79,7 +79,7 @@ async def test_users_of_a_batch_do_not_meet(batches: list[int]) -> None:
     histories = [random_events(length, seed=length) for length in (20, 0, 1, 24, 9)]
     for number, history in enumerate(histories):
         if len(history):
-            await engine.append_events(f"user-{number}", history, 0)
+            await engine.append_events(f"user-{number}", Append(history, 0))
     first = await ask(engine, histories)
     assert max(batches) > 1
     assert [result.cache.encoded_tokens for result in first] == [20, 0, 1, 24, 9]
@@ -111,7 +111,7 @@ async def test_a_batch_is_of_all_that_wait_and_one_history_is_encoded_once(
     monkeypatch.setattr(Runner, "advance", held)
     history = random_events(20)
     for number in range(3):
-        await engine.append_events(f"user-{number}", history, 0)
+        await engine.append_events(f"user-{number}", Append(history, 0))
     asked = [request(number) for number in (0, 1, 0, 2, 0)]
     first = asyncio.create_task(engine.rank(request(9), None))
     assert await asyncio.to_thread(reached.wait, ANSWER_SECONDS)
@@ -152,7 +152,7 @@ async def test_a_batch_is_waited_for_once_its_scores_are_queued(monkeypatch: pyt
     events = random_events(11, seed=1)
     history, recent = events[:9], events[9:]
     engine = compose(CHECKPOINT, EngineConfig(threads=1, slice_s=1e3, ranker=RankerOptions(microbatch=32)))
-    await engine.append_events("user-1", history, 0)
+    await engine.append_events("user-1", Append(history, 0))
     await engine.rank(request(1), None)
     log.clear()
     assert_right(await engine.rank(request(1, recent), None), events, request(1))
@@ -258,7 +258,7 @@ async def test_a_small_pool_sends_states_down_and_brings_them_back(kv_dtype: str
     cache, bound = engine.catalog.default.cache, {"auto": BOUND, "int8": 0.05}.get(kv_dtype, 0.2)
     histories = {f"user-{number}": random_events(150 + number, seed=number) for number in range(10)}
     for user_id, history in histories.items():
-        await engine.append_events(user_id, history, 0)
+        await engine.append_events(user_id, Append(history, 0))
     for source in (CacheSource.NONE, CacheSource.HOST):  # who was asked longest ago is always the next
         for user_id, history in histories.items():
             asked = rank_request(user_id, ITEMS[:5].tolist())

@@ -15,7 +15,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.errors import ConfigError
 from mfalcon.features.counters import LikeRule
 from mfalcon.models.config import COUNTERS, RankerConfig, Task
-from mfalcon.types import Events, Ids
+from mfalcon.types import Append, Events, Ids
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 CONFIG = small_config(with_counters=True)
@@ -48,7 +48,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 async def append(engine: Engine, user_id: str, events: Events) -> None:
     for first in range(0, len(events), 7):
-        await engine.append_events(user_id, events[first : first + 7], first)
+        await engine.append_events(user_id, Append(events[first : first + 7], first))
 
 
 def now(engine: Engine, items: Ids = ITEMS) -> Ids:
@@ -90,7 +90,7 @@ async def test_a_refused_append_counts_nothing(engine: Engine) -> None:
     events = random_events(10)
     await append(engine, "ann", events)
     before = now(engine)
-    for wrong in (engine.append_events("ann", events, 3), engine.append_events("ann", events[:1], None)):
+    for wrong in (engine.append_events("ann", Append(events, 3)), engine.append_events("ann", Append(events[:1]))):
         with pytest.raises(Exception, match=r"expected|older|at least"):
             await wrong
     np.testing.assert_array_equal(now(engine), before)

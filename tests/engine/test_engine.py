@@ -17,8 +17,8 @@ from mfalcon.engine.scheduler import Scheduler
 from mfalcon.errors import (
     DeadlineExceeded,
     EngineFailure,
+    HistoryMismatch,
     InvalidInput,
-    LengthMismatch,
     Overloaded,
     ShuttingDown,
 )
@@ -27,7 +27,7 @@ from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.tier import Entry
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import prefix_architectures
-from mfalcon.types import CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
+from mfalcon.types import Append, CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
@@ -82,7 +82,7 @@ def assert_right(result: RankResult, history: Events, asked: RankRequest, checkp
 
 async def test_ten_requests_of_a_cold_user_cost_one_prefill(engine: Engine, here: CacheSource) -> None:
     history = random_events(20)
-    await engine.append_events("ann", history, 0)
+    await engine.append_events("ann", Append(history, 0))
     results = await asyncio.gather(*(engine.rank(request(), None) for _ in range(10)))
     assert sorted(result.cache.encoded_tokens for result in results) == [0] * 9 + [20]
     assert sum(result.cache.source is here for result in results) == 9
@@ -104,15 +104,15 @@ async def test_cold_hit_append_recent_and_slide(architecture: str, here: CacheSo
 
     none, host = CacheSource.NONE, here
     assert await cache(0) == CacheInfo(none, 0, 0)
-    assert await engine.append_events("ann", events[:20], None) == 20
+    assert (await engine.append_events("ann", Append(events[:20]))).history_len == 20
     assert await cache(20) == CacheInfo(none, 0, 20 * per_event)
     assert await cache(20) == CacheInfo(host, 20 * per_event, 0)
     assert await cache(20, events[20:23]) == CacheInfo(host, 20 * per_event, 3 * per_event)
-    assert await engine.append_events("ann", events[20:22], 20) == 22
+    assert (await engine.append_events("ann", Append(events[20:22], 20))).history_len == 22
     assert await cache(22) == CacheInfo(host, 20 * per_event, 2 * per_event)
-    assert await engine.append_events("ann", events[22:26], 22) == 26
+    assert (await engine.append_events("ann", Append(events[22:26], 22))).history_len == 26
     assert await cache(26) == CacheInfo(none, 0, 18 * per_event)
-    assert await engine.append_events("ann", events[26:], 26) == 30
+    assert (await engine.append_events("ann", Append(events[26:], 26))).history_len == 30
     assert await engine.prefill("ann", None) == CacheInfo(host, 18 * per_event, 4 * per_event)
     assert await cache(30) == CacheInfo(host, 22 * per_event, 0)
     await engine.close()
@@ -143,11 +143,11 @@ async def test_context_is_read(engine: Engine) -> None:
 
 async def test_append_checks(engine: Engine) -> None:
     history = random_events(5)
-    assert await engine.append_events("ann", history, None) == 5
-    with pytest.raises(LengthMismatch):
-        await engine.append_events("ann", history, 4)
+    assert (await engine.append_events("ann", Append(history))).history_len == 5
+    with pytest.raises(HistoryMismatch):
+        await engine.append_events("ann", Append(history, 4))
     with pytest.raises(InvalidInput, match=r"events\[0\]\.time_ms"):
-        await engine.append_events("ann", random_events(1, 0, 1), 5)
+        await engine.append_events("ann", Append(random_events(1, 0, 1), 5))
     with pytest.raises(InvalidInput, match=r"recent_events\[0\]\.time_ms"):
         await engine.rank(request(recent=random_events(1, 0, 1)), None)
     assert (await engine.rank(request(), None)).history_len == 5
@@ -180,7 +180,7 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
     await gate.wait_reached()
     accepted += [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
     await asyncio.sleep(0)
-    await engine.append_events("bob", random_events(3), None)
+    await engine.append_events("bob", Append(random_events(3)))
     for work in (engine.rank(request(), None), engine.prefill("ann", None)):
         with pytest.raises(Overloaded):
             await work
@@ -216,9 +216,9 @@ async def test_a_forward_that_fails_halfway_leaves_the_state_as_it_was(
 ) -> None:
     """An append that dies after it wrote some layers must not be found by the next one."""
     events = random_events(20)
-    await engine.append_events("ann", events[:15], None)
+    await engine.append_events("ann", Append(events[:15]))
     await engine.rank(request(), None)
-    await engine.append_events("ann", events[15:], None)
+    await engine.append_events("ann", Append(events[15:]))
     last = CHECKPOINT.prefix_model.stack.layers[-1]
 
     def die(*_: object) -> None:
@@ -250,7 +250,7 @@ async def test_a_cancelled_request_is_dropped_and_its_neighbours_are_not(engine:
 
 
 async def test_delete_forgets(engine: Engine) -> None:
-    await engine.append_events("ann", random_events(20), None)
+    await engine.append_events("ann", Append(random_events(20)))
     await engine.rank(request(), None)
     assert engine.catalog.default.cache.num_bytes > 0
     await engine.delete_user("ann")
@@ -262,7 +262,7 @@ async def test_delete_forgets(engine: Engine) -> None:
 
 async def test_work_in_flight_brings_nothing_back(engine: Engine, gate: Gate) -> None:
     history = random_events(20)
-    await engine.append_events("ann", history, None)
+    await engine.append_events("ann", Append(history))
     works = [asyncio.create_task(engine.rank(request(), None)) for _ in range(3)]
     works.append(
         asyncio.create_task(engine.rank(request(recent=random_events(2, 1, int(history["time_ms"][-1]))), None))
@@ -282,7 +282,7 @@ async def test_work_in_flight_brings_nothing_back(engine: Engine, gate: Gate) ->
 
 async def test_a_deletion_whose_caller_left_is_still_done(engine: Engine, gate: Gate) -> None:
     """The history is gone at once; the state must not outlive it because the client hung up."""
-    await engine.append_events("ann", random_events(20), None)
+    await engine.append_events("ann", Append(random_events(20)))
     await engine.prefill("ann", None)
     assert engine.catalog.default.cache.num_bytes > 0
     blocking = asyncio.create_task(engine.rank(request("bob"), None))
@@ -403,7 +403,7 @@ async def test_stress_every_request_is_answered_once_and_rightly(
                     await engine.prefill(user_id, None)
                 case 2 | 3 | 4 | 5:
                     truth[user_id] = np.concatenate([known, new])
-                    assert await engine.append_events(user_id, new, len(known)) == len(known) + len(new)
+                    await engine.append_events(user_id, Append(new, len(known)))
                     await asyncio.sleep(0)
                 case kind:
                     num_accepted += 1

@@ -17,6 +17,7 @@ from mfalcon.errors import DeadlineExceeded, Overloaded
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.tier import Entry
+from mfalcon.types import Append
 from tests.engine.replicas import value
 from tests.small import random_events, rank_request, small_checkpoint
 
@@ -32,7 +33,7 @@ async def engine() -> AsyncIterator[Engine]:
     config = EngineConfig(threads=1, queue_size=2, ranker=RankerOptions(name=MODEL, microbatch=16))
     engine = compose(CHECKPOINT, config)
     engine.wait_ready(SECONDS)
-    await engine.append_events("ann", random_events(40), 0)
+    await engine.append_events("ann", Append(random_events(40), 0))
     yield engine
     await asyncio.wait_for(engine.close(), SECONDS)
 

@@ -37,6 +37,7 @@ from mfalcon.models.config import ContextFeature
 from mfalcon.rerank.order import reranked
 from mfalcon.types import (
     MERGE_METHODS,
+    Append,
     DenseFeatures,
     EnsembleInfo,
     MemberInfo,
@@ -83,7 +84,7 @@ async def make() -> AsyncIterator[Make]:
         engine = compose_all(named, EngineConfig(threads=2), None, [options] if options is not None else [])
         made.append(engine)
         await asyncio.to_thread(engine.wait_ready, WAIT_S)
-        await engine.append_events("ann", random_events(20), 0)
+        await engine.append_events("ann", Append(random_events(20), 0))
         await engine.start()
         return engine
 
@@ -390,11 +391,11 @@ async def test_fewer_candidates_of_one_member_are_fewer_of_all(world: World) -> 
 
 
 async def test_only_one_history_is_merged(world: World) -> None:
-    await world.elsewhere.engine.append_events("ann", random_events(21)[20:], 20)
+    await world.elsewhere.engine.append_events("ann", Append(random_events(21)[20:], 20))
     result = await world.rank()
     assert result.members[1].error == "outdated: it saw 21 events, the others 20"
     assert_is_merge(result, [await world.alone()], [1.0])
-    await world.engine.append_events("ann", random_events(21)[20:], 20)
+    await world.engine.append_events("ann", Append(random_events(21)[20:], 20))
     assert not (await world.rank()).partial_merge
 
 

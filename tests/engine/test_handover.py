@@ -7,6 +7,7 @@ import pytest
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.engine import Engine
 from mfalcon.history.chain import user_hash
+from mfalcon.types import Append
 from tests.engine.replicas import NONE, REDIS, StartReplica, rank, remote, settle, value
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events
@@ -21,7 +22,7 @@ NOT_HUNG_S = 60.0
 async def with_states(engine: Engine) -> None:
     """The users have states here, and eve's was used last."""
     for user in USERS:
-        await engine.append_events(user, EVENTS, 0)
+        await engine.append_events(user, Append(EVENTS, 0))
         await rank(engine, EVENTS, user)
     await settle(engine)
 
@@ -73,7 +74,7 @@ async def test_a_state_that_newer_events_are_missing_from_is_handed_over_too(
     longer = random_events(24)
     longer[:20] = EVENTS
     longer["time_ms"][20:] = EVENTS["time_ms"][-1]
-    await leaving.append_events("eve", longer[20:], 20)
+    await leaving.append_events("eve", Append(longer[20:], 20))
     evict(leaving, redis_server)
     await leaving.hand_over(NOT_HUNG_S, ENOUGH)
     result = await rank(await replica(), longer, "eve")

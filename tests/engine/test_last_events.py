@@ -26,7 +26,7 @@ from mfalcon.history.history import no_history
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import CacheInfo, CacheSource, DenseFeatures, RankRequest, RankResult, Rerank
+from mfalcon.types import Append, CacheInfo, CacheSource, DenseFeatures, RankRequest, RankResult, Rerank
 from tests.redis_fixtures import OwnRedis
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
@@ -64,7 +64,7 @@ async def test_every_answer_is_that_of_the_definition_and_nothing_is_cached() ->
         for seen in (0, 1, 23, 24, 25, 60):
             if seen:
                 before = (await engine.rank(rank_request("ann", ITEMS), None)).history_len
-                await engine.append_events("ann", events[before:seen], before)
+                await engine.append_events("ann", Append(events[before:seen], before))
             for recent in (events[:0], events[seen : seen + 3]):
                 request = rank_request("ann", ITEMS, recent=recent, top_k=5)
                 result = await engine.rank(request, None)
@@ -76,7 +76,7 @@ async def test_every_answer_is_that_of_the_definition_and_nothing_is_cached() ->
 
 async def test_a_prefill_has_nothing_to_do_and_says_so() -> None:
     async with running(("din", DIN)) as engine:
-        await engine.append_events("ann", random_events(60)[:9], 0)
+        await engine.append_events("ann", Append(random_events(60)[:9], 0))
         assert await engine.prefill("ann", None) == NOTHING
         info = engine.model
         assert (info.reads_last_events, info.prefix_stable, info.max_history) == (True, False, 24)
@@ -88,7 +88,7 @@ async def test_a_prefill_has_nothing_to_do_and_says_so() -> None:
 async def test_redis_holds_the_log_and_no_state(own_redis: OwnRedis) -> None:
     server = own_redis()
     async with running(("din", DIN), redis_url=server.url) as engine:
-        await engine.append_events("ann", random_events(60)[:24], 0)
+        await engine.append_events("ann", Append(random_events(60)[:24], 0))
         request = rank_request("ann", ITEMS)
         assert is_right(await engine.rank(request, None), DIN, 24, request)
         assert engine.catalog.default.remote is None
@@ -111,7 +111,7 @@ async def test_two_kinds_of_models_answer_side_by_side(threads: int) -> None:
     models = {"dfgr": DFGR, "din": DIN}
     async with running(*models.items(), threads=threads) as engine:
         for user in range(6):
-            await engine.append_events(f"user-{user}", random_events(60)[: 4 * user], 0)
+            await engine.append_events(f"user-{user}", Append(random_events(60)[: 4 * user], 0))
 
         async def one(user: int, model: str) -> bool:
             request = rank_request(f"user-{user}", ITEMS)
@@ -122,7 +122,7 @@ async def test_two_kinds_of_models_answer_side_by_side(threads: int) -> None:
 
 async def test_a_reload_exchanges_one_kind_for_the_other() -> None:
     async with running(("main", DFGR)) as engine:
-        await engine.append_events("ann", random_events(60)[:12], 0)
+        await engine.append_events("ann", Append(random_events(60)[:12], 0))
         request = rank_request("ann", ITEMS)
         for made in (DFGR, DIN, OTHER, DFGR):
             info = await engine.reload("main", partial(dataclasses.replace, made))

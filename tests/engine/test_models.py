@@ -18,7 +18,7 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError, UnknownModel
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import Events, RankResult, no_events
+from mfalcon.types import Append, Events, RankResult, no_events
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events, rank_request, small_checkpoint, small_config
 
@@ -67,12 +67,12 @@ def redis_url(request: pytest.FixtureRequest) -> str | None:
 
 async def test_each_answers_as_its_own_server_does_to_the_bit(redis_url: str | None) -> None:
     async with running(("dfgr", "hstu"), redis_url) as both:
-        await both.append_events("ann", random_events(20)[:15], 0)
+        await both.append_events("ann", Append(random_events(20)[:15], 0))
         together = {name: await play(both, name) for name in MODELS}
         assert (await both.rank(rank_request("ann", ITEMS), None)).model_version == both.models[0].version
     for name, answers in together.items():
         async with running((name,), None) as alone:
-            await alone.append_events("ann", random_events(20)[:15], 0)
+            await alone.append_events("ann", Append(random_events(20)[:15], 0))
             for one, other in zip(answers, await play(alone, ""), strict=True):
                 assert (one.task_scores == other.task_scores).all() and (one.scores == other.scores).all()
                 assert one.model_version == other.model_version and one.history_len == other.history_len
@@ -80,7 +80,7 @@ async def test_each_answers_as_its_own_server_does_to_the_bit(redis_url: str | N
 
 async def test_a_deletion_reaches_every_model(redis_url: str | None) -> None:
     async with running(("dfgr", "hstu"), redis_url) as engine:
-        await engine.append_events("ann", random_events(12), 0)
+        await engine.append_events("ann", Append(random_events(12), 0))
         empty = {name: await engine.rank(rank_request("nobody", ITEMS), None, name) for name in MODELS}
         for name in MODELS:
             await engine.prefill("ann", None, name)
@@ -97,7 +97,7 @@ async def test_concurrent_requests_of_two_models_do_not_meet(redis_url: str | No
     async with running(("dfgr", "hstu"), redis_url) as engine:
         for user_id, events in histories.items():
             if len(events):
-                await engine.append_events(user_id, events, 0)
+                await engine.append_events(user_id, Append(events, 0))
         asked = [(user_id, name) for user_id in histories for name in MODELS]
         apart = {one: await engine.rank(rank_request(one[0], ITEMS), None, one[1]) for one in asked}
         again = await asyncio.gather(*(engine.rank(rank_request(user_id, ITEMS), None, n) for user_id, n in asked))
@@ -109,7 +109,7 @@ async def test_two_models_share_one_device_thread_and_one_bound_of_connections(o
     server = own_redis()
     async with running(("dfgr", "hstu"), server.url, max_connections=4) as engine:
         users = [f"user-{number}" for number in range(20)]
-        await asyncio.gather(*(engine.append_events(user, random_events(12), None) for user in users))
+        await asyncio.gather(*(engine.append_events(user, Append(random_events(12))) for user in users))
         asked = [engine.rank(rank_request(user, ITEMS), None, name) for user in users for name in MODELS]
         await asyncio.gather(*asked)
         clients = server.command("CLIENT", "LIST", "TYPE", "normal")

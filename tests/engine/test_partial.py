@@ -22,7 +22,7 @@ from mfalcon.history.history import no_history
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
-from mfalcon.types import RankRequest, RankResult
+from mfalcon.types import Append, RankRequest, RankResult
 from tests.slow_device import LEAST_S, LONGER_AND_LONGER_S, SlowDevice
 from tests.small import random_events, rank_request, small_checkpoint, small_config
 
@@ -109,7 +109,7 @@ def test_who_wants_all_gets_no_part(runner: Runner) -> None:
 async def engine_of() -> Engine:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
-    await engine.append_events("ann", EVENTS, None)
+    await engine.append_events("ann", Append(EVENTS))
     return engine
 
 

@@ -10,6 +10,7 @@ import torch
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.ranker import RankerOptions
+from mfalcon.types import Append
 from tests.small import random_events, rank_request, small_checkpoint, small_config
 
 SECONDS = 60
@@ -29,17 +30,17 @@ async def engine(request: pytest.FixtureRequest) -> AsyncIterator[Engine]:
 async def test_no_value_costs_a_user_more_than_one_token(engine: Engine) -> None:
     items = small_checkpoint().items.item_id[:9].tolist()
     events, of_neighbour = random_events(24), random_events(20, seed=1)
-    await engine.append_events("neighbour", of_neighbour, 0)
+    await engine.append_events("neighbour", Append(of_neighbour, 0))
     before = await engine.rank(rank_request("neighbour", items), None)
     spoilt = events.copy()
     spoilt["value"][[3, 7, 12]] = LARGEST, -LARGEST, 1e6
-    await engine.append_events("ann", spoilt[:8], 0)
+    await engine.append_events("ann", Append(spoilt[:8], 0))
     for length in range(8, 24, 3):
         asked = rank_request("ann", items, recent=spoilt[length : length + 2])
         result = await engine.rank(asked, None)
         assert np.isfinite(result.scores).all()
         assert result.cache.reused_tokens == max(0, length - 3) * (length > 8)  # the state was kept
-        await engine.append_events("ann", spoilt[length : length + 3], length)
+        await engine.append_events("ann", Append(spoilt[length : length + 3], length))
     await engine.prefill("ann", None)
     after = await engine.rank(rank_request("neighbour", items), None)
     assert np.array_equal(after.scores, before.scores)

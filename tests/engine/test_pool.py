@@ -24,7 +24,7 @@ from mfalcon.errors import DeadlineExceeded, EngineFailure, Overloaded, Shutting
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import Events, RankRequest, RankResult, no_events
+from mfalcon.types import Append, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 CHECKPOINT = small_checkpoint()
@@ -54,7 +54,7 @@ async def test_requests_that_fail_give_their_pages_back_at_once(monkeypatch: pyt
     engine.wait_ready()
     accounts = engine.catalog.default.prefix.pool.accounts
     for number in range(12):
-        await engine.append_events(f"user-{number}", random_events(24), None)
+        await engine.append_events(f"user-{number}", Append(random_events(24)))
     gc.collect()
     gc.disable()
     try:
@@ -76,7 +76,7 @@ async def test_a_pool_in_use_is_overload_and_costs_nobody_else() -> None:
     """Of the very type that the transports have a row for."""
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16, kv_budget_bytes=0)))
     engine.wait_ready()
-    await engine.append_events("ann", random_events(20), None)
+    await engine.append_events("ann", Append(random_events(20)))
     pool = engine.catalog.default.prefix.pool
     held = pool.empty().extend(torch.zeros(pool.accounts.num_pages * pool.layout.page_tokens, dtype=torch.int64))
     with pytest.raises(Overloaded, match="in use") as refused:
@@ -259,7 +259,7 @@ async def test_side_by_side_on_a_small_pool(monkeypatch: pytest.MonkeyPatch, bud
                     await engine.prefill(user, None)
                 case number if number < 12:
                     truth[user] = np.concatenate([known, new])
-                    await engine.append_events(user, new, len(known))
+                    await engine.append_events(user, Append(new, len(known)))
                     await asyncio.sleep(0)
                 case number:
                     asked = rank_request(

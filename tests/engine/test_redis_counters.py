@@ -25,7 +25,7 @@ from mfalcon.features.counters import LikeRule
 from mfalcon.history.chain import user_hash
 from mfalcon.history.history import Reading
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import EVENT_DTYPE, Events
+from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 from tests.engine.replicas import BOUND, value
 from tests.engine.test_counters import CHECKPOINT, CONFIG, ITEMS, LIKE, append, expected, num_stores
 from tests.redis_fixtures import OwnRedis
@@ -108,7 +108,7 @@ async def test_replicas_that_append_at_once_count_every_event_once(start: Start,
     await assert_counted((one, two), logs)
     shared = np.repeat(random_events(1, seed=9), 40)  # of one moment, so that any order of writers is in order
     shared["item_id"] = ITEMS[np.arange(40) % len(ITEMS)]
-    await asyncio.gather(*((one, two)[n % 2].append_events("both", shared[n : n + 1], None) for n in range(40)))
+    await asyncio.gather(*((one, two)[n % 2].append_events("both", Append(shared[n : n + 1])) for n in range(40)))
     await assert_counted((one, two), {**logs, "both": shared})
     assert store(one).version == store(two).version > 0
 
@@ -130,7 +130,7 @@ async def test_an_append_reads_its_own_events_and_a_rank_scores_by_them(
     one, two = await start(redis_server.url), await start(redis_server.url)
     events = random_events(50, seed=3)
     for first in range(0, 50, 10):
-        await (one, two)[first // 10 % 2].append_events("ann", events[first : first + 10], first)
+        await (one, two)[first // 10 % 2].append_events("ann", Append(events[first : first + 10], first))
         at = (one, two)[first // 10 % 2]
         np.testing.assert_array_equal(store(at).read(ITEMS), expected([events[: first + 10]], ITEMS))
     await assert_counted((one, two), {"ann": events})
@@ -149,11 +149,11 @@ async def test_what_a_replica_that_died_had_not_counted_is_counted_by_the_next_r
     logs = {"ann": random_events(40, seed=1), "bob": random_events(40, seed=2)}
     for user_id, events in logs.items():
         await append(one, user_id, events[:14])
-        await one.histories.log.append(user_id, events[14:30], 14, None)  # and no more: it died here
+        await one.histories.log.append(user_id, Append(events[14:30], 14), None)  # and no more: it died here
     await two.rank(rank_request("ann", [1]), None)
     await assert_counted((one, two), {"ann": logs["ann"][:30], "bob": logs["bob"][:14]})
-    await two.append_events("bob", logs["bob"][30:], 30)
-    await two.append_events("ann", logs["ann"][30:], 30)
+    await two.append_events("bob", Append(logs["bob"][30:], 30))
+    await two.append_events("ann", Append(logs["ann"][30:], 30))
     await assert_counted((one, two), logs)
 
 
@@ -205,9 +205,9 @@ async def test_a_long_record_goes_in_steps(
     one, two = await start(redis_server.url), await start(redis_server.url)
     logs = {"ann": random_events(60, seed=1), "bob": random_events(30, seed=2)}
     for user_id, events in logs.items():
-        await one.append_events(user_id, events, 0)
+        await one.append_events(user_id, Append(events, 0))
     await assert_counted((one, two), logs)
-    await asyncio.gather(one.delete_user("ann"), two.append_events("bob", logs["bob"][-1:], 30))
+    await asyncio.gather(one.delete_user("ann"), two.append_events("bob", Append(logs["bob"][-1:], 30)))
     logs["bob"] = np.concatenate([logs["bob"], logs["bob"][-1:]])
     await assert_counted((one, two), {"bob": logs["bob"]})
 
@@ -218,7 +218,7 @@ async def test_an_append_waits_for_no_long_count_nor_for_a_log_that_cannot_be_re
     one, events = await start(redis_server.url), random_events(60, seed=1)
     with monkeypatch.context() as patch:
         patch.setattr(mfalcon.counters.redis_counters, "_APPEND_S", -1.0)
-        assert await one.append_events("ann", events[:30], 0) == 30
+        assert (await one.append_events("ann", Append(events[:30], 0))).history_len == 30
         assert store(one).is_stale and not store(one).read(ITEMS).any()
     await assert_counted((one,), {"ann": events[:30]})
 
@@ -228,7 +228,7 @@ async def test_an_append_waits_for_no_long_count_nor_for_a_log_that_cannot_be_re
     with monkeypatch.context() as patch:
         patch.setattr(one.histories.log, "read", unreadable)
         patch.setattr(one.histories, "copy", lambda _: None)
-        assert await one.append_events("ann", events[30:], 30) == 60
+        assert (await one.append_events("ann", Append(events[30:], 30))).history_len == 60
         assert store(one).is_stale
     await assert_counted((one,), {"ann": events})
 
@@ -241,8 +241,8 @@ async def test_values_of_any_size_and_sign_come_and_go_exactly(start: Start, red
         events["item_id"], events["time_ms"] = [ITEMS[0], ITEMS[1], -7, 2**63 - 1, -(2**63), ITEMS[0]], 10**12
         events["value"] = np.tile(np.array(values, dtype=np.float32), 2)
         logs[f"user-{n}"] = events
-        await one.append_events(f"user-{n}", events, 0)
-        await one.append_events(f"user-{n}", events, 6)
+        await one.append_events(f"user-{n}", Append(events, 0))
+        await one.append_events(f"user-{n}", Append(events, 6))
         logs[f"user-{n}"] = np.concatenate([events, events])
     await assert_counted((one,), logs)
     for user_id in list(logs):
@@ -267,7 +267,7 @@ async def test_a_replica_that_fell_behind_the_stream_or_comes_later_copies_all(
     with monkeypatch.context() as patch:  # each sees no more than what it counts itself
         patch.setattr(CounterRecords, "follow", held_up)
         for first in range(21, 60, 7):
-            await one.append_events("ann", events[first : first + 7], first)
+            await one.append_events("ann", Append(events[first : first + 7], first))
         assert store(two).version < store(one).version
         redis_server.command("XTRIM", f"t:{{counters:{name_of(LIKE)}}}:stream", "MAXLEN", 2)
     await assert_counted((one, two), {"ann": events})
@@ -290,14 +290,15 @@ async def test_a_frozen_redis_leaves_old_counters_that_say_so_and_it_heals_by_it
     await assert_counted((one, two), {"ann": events[:21]})
     right = one.histories.log.append
 
-    async def then_freeze(*arguments: object) -> int:
-        length = await right(*arguments)  # type: ignore[arg-type]
+    async def then_freeze(*arguments: object) -> Appended:
+        told = await right(*arguments)  # type: ignore[arg-type]
         server.freeze()
-        return length
+        return told
 
     monkeypatch.setattr(one.histories.log, "append", then_freeze)
     began = time.monotonic()
-    assert await one.append_events("ann", events[21:40], 21) == 40  # acknowledged by the log, not counted
+    told = await one.append_events("ann", Append(events[21:40], 21))
+    assert told.history_len == 40  # acknowledged by the log, not counted
     assert time.monotonic() - began < 5
     result = await one.rank(rank_request("ann", ITEMS[:9].tolist()), None)
     assert result.counters_stale
@@ -306,7 +307,7 @@ async def test_a_frozen_redis_leaves_old_counters_that_say_so_and_it_heals_by_it
         assert value(one.metrics, f"mfalcon_counters_{name}") > 0
     await asyncio.sleep(0.7)
     with pytest.raises(StorageUnavailable):
-        await two.append_events("ann", events[40:], 40)
+        await two.append_events("ann", Append(events[40:], 40))
     assert store(two).is_stale
     server.thaw()
     monkeypatch.undo()
@@ -342,7 +343,7 @@ async def test_a_deletion_reaches_counters_that_no_model_reads_any_more(
     await one.delete_user("ann")
     assert keys_of(redis_server, user_hash("ann").hex()) == []
     more = random_events(30, seed=2)
-    await one.append_events("bob", np.repeat(more[-1:], 3), None)
+    await one.append_events("bob", Append(np.repeat(more[-1:], 3)))
     await one.reload("", lambda: small_checkpoint(config=CONFIG, seed=1))
     await one.rank(rank_request("bob", [1]), None)
     await assert_counted((one,), {"bob": np.concatenate([logs["bob"], np.repeat(more[-1:], 3)])})
@@ -352,7 +353,7 @@ async def test_one_damaged_record_holds_up_nobody_else(start: Start, redis_serve
     one = await start(redis_server.url)
     logs = {f"user-{n}": random_events(20, seed=n) for n in range(3)}
     redis_server.command("SET", f"t:{{counters:{name_of(LIKE)}}}:user:{user_hash('bad').hex()}", "not a record")
-    await one.append_events("bad", random_events(20, seed=7), 0)
+    await one.append_events("bad", Append(random_events(20, seed=7), 0))
     for user_id, events in logs.items():
         await append(one, user_id, events)
     truth = expected(list(logs.values()), ITEMS)

@@ -8,6 +8,7 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion, Deletions
+from mfalcon.types import Append
 from tests.engine.replicas import (
     StartReplica,
     keys,
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("here")
 async def test_deletion_reaches_every_tier_and_replica(replica: StartReplica, redis_server: RedisServer) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
     for user_id in ("ann", "bob"):
-        await one.append_events(user_id, events, 0)
+        await one.append_events(user_id, Append(events, 0))
         for engine in (one, two):
             await rank(engine, events, user_id)
     await settle(one, two)
@@ -52,7 +53,7 @@ async def test_a_write_in_flight_undoes_no_deletion(
 ) -> None:
     """Another replica has encoded a chunk and not yet sent it when the user is deleted; then he comes back."""
     one, two, events = await replica(), await replica(), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     assert two.histories.redis is not None
     sending, go_on = asyncio.Event(), asyncio.Event()
     right = remote(two).states.write
@@ -66,7 +67,7 @@ async def test_a_write_in_flight_undoes_no_deletion(
     await rank(two, events)
     await asyncio.wait_for(sending.wait(), 5)
     await one.delete_user("ann")
-    await one.append_events("ann", events, 0)  # the same events, another life
+    await one.append_events("ann", Append(events, 0))  # the same events, another life
     go_on.set()
     await settle(two)
     assert value(two.metrics, "mfalcon_write_behind_dropped_total", reason="deleted") == 1
@@ -78,7 +79,7 @@ async def test_own_write_in_flight_is_waited_for_where_the_log_is_embedded(
     replica: StartReplica, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, events = await replica(holds_log=False), random_events(20)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     assert engine.histories.redis is not None
     sending, go_on, right = asyncio.Event(), asyncio.Event(), remote(engine).states.write
 

@@ -10,7 +10,7 @@ from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.kvcache import chunk
 from mfalcon.kvcache.cost import NOTHING
-from mfalcon.types import CacheSource
+from mfalcon.types import Append, CacheSource
 from tests.engine.replicas import (
     NONE,
     REDIS,
@@ -34,19 +34,19 @@ async def test_redis_absent_at_start_then_there(own_redis: OwnRedis, replica: St
     lonely = await replica(url=server.url, holds_log=False, timeout_s=0.1)
     sharing = await replica(url=server.url, timeout_s=0.1)
     events = random_events(20)
-    await lonely.append_events("ann", events, 0)
+    await lonely.append_events("ann", Append(events, 0))
     await rank(lonely, events)
-    await lonely.append_events("eve", events, 0)
+    await lonely.append_events("eve", Append(events, 0))
     assert lonely.ready and sharing.ready
     with pytest.raises(StorageUnavailable):
         await sharing.rank(request(), time.monotonic() + 1)
     with pytest.raises(StorageUnavailable, match=r"nothing was written|may have been"):
-        await sharing.append_events("ann", events, 0, time.monotonic() + 1)
+        await sharing.append_events("ann", Append(events, 0), time.monotonic() + 1)
     with pytest.raises(StorageUnavailable):
         await sharing.delete_user("ann", time.monotonic() + 1)
     server.start()
     await asyncio.sleep(0.6)  # a probe closes the breakers
-    await sharing.append_events("ann", events, 0)
+    await sharing.append_events("ann", Append(events, 0))
     await rank(sharing, events)
     await settle(sharing, lonely)  # whose states of the same history are good for both
     written = [value(one.metrics, "mfalcon_chunks_total", direction="written") for one in (sharing, lonely)]
@@ -58,7 +58,7 @@ async def test_stale_answers_are_right_for_what_was_verified_and_say_so(
 ) -> None:
     server, events = own_redis(), random_events(20)
     engine = await replica(url=server.url, serve_stale=True, timeout_s=0.1)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     assert not (await rank(engine, events)).stale
     server.freeze()
     began = time.monotonic()
@@ -83,7 +83,7 @@ async def test_a_redis_that_would_evict_the_log_is_refused(own_redis: OwnRedis, 
 async def test_over_budget_nothing_is_written(replica: StartReplica, redis_server: RedisServer) -> None:
     engine, events = await replica(budget_bytes=1), random_events(20)
     await asyncio.sleep(0.3)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     await rank(engine, events)
     await settle(engine)
     assert value(engine.metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
@@ -99,7 +99,7 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
     assert one.histories.redis is not None
     states = remote(one).states
     size = states.layout.events_per_chunk
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     user = user_hash("ann")
@@ -122,7 +122,7 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
 async def test_a_forged_state_of_no_numbers_is_a_miss(replica: StartReplica, redis_server: RedisServer) -> None:
     """Every checksum holds. Nobody gets INTERNAL for it, and the next replica finds a good state again."""
     one, events = await replica(), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     states, user = remote(one).states, user_hash("ann")
@@ -142,7 +142,7 @@ async def test_a_forged_state_of_no_numbers_is_a_miss(replica: StartReplica, red
 async def test_signed_states(replica: StartReplica) -> None:
     events = random_events(20)
     signed = await replica(secret=b"s" * 16)
-    await signed.append_events("ann", events, 0)
+    await signed.append_events("ann", Append(events, 0))
     await rank(signed, events)
     await settle(signed)
     plain, other = await replica(), await replica(secret=b"t" * 16)
@@ -154,7 +154,7 @@ async def test_signed_states(replica: StartReplica) -> None:
 async def test_a_budget_holds_on_a_cluster(replica: StartReplica, redis_cluster: RedisCluster) -> None:
     engine, events = await replica(url=redis_cluster.url, budget_bytes=1), random_events(20)
     await asyncio.sleep(0.3)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     await rank(engine, events)
     await settle(engine)
     assert value(engine.metrics, "mfalcon_write_behind_dropped_total", reason="budget") == 1
@@ -166,7 +166,7 @@ async def test_a_fetch_that_timed_out_is_remembered_as_slow(
 ) -> None:
     engine, events = await replica(), random_events(20)
     assert engine.histories.redis is not None
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
 
     async def hang(*_: object) -> list[object]:
         await asyncio.sleep(0.05)
@@ -185,7 +185,7 @@ async def test_a_request_in_a_hurry_does_not_wait_for_anothers_fetch(
 ) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
     fetch_s = 4.0 if here is CacheSource.GPU else 1.0  # the interpreter needs seconds
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     assert two.histories.redis is not None

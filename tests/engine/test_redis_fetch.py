@@ -13,7 +13,7 @@ from loadtest.faults.redis_server import RedisCluster, RedisServer
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.errors import LengthMismatch
+from mfalcon.errors import HistoryMismatch
 from mfalcon.history.chain import user_hash
 from mfalcon.kvcache import chunk
 from mfalcon.kvcache.chunk import PayloadDtype
@@ -21,7 +21,7 @@ from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.registry import prefix_architectures
-from mfalcon.types import CacheInfo, CacheSource, no_events
+from mfalcon.types import Append, CacheInfo, CacheSource, no_events
 from tests.engine.replicas import (
     BOUND,
     CHECKPOINT,
@@ -49,19 +49,19 @@ async def test_what_one_replica_encoded_another_fetches(
 ) -> None:
     one, two = await replica(architecture), await replica(architecture)
     events, per_event = random_events(30), small_checkpoint(architecture).prefix_model.tokens_per_event
-    await one.append_events("ann", events[:20], 0)
+    await one.append_events("ann", Append(events[:20], 0))
     assert (await rank(one, events[:20])).cache == CacheInfo(NONE, 0, 20 * per_event)
     await settle(one)
     assert (await rank(two, events[:20])).cache == CacheInfo(REDIS, 20 * per_event, 0)
     assert (await rank(two, events[:20])).cache == CacheInfo(here, 20 * per_event, 0)
-    await two.append_events("ann", events[20:23], 20)
+    await two.append_events("ann", Append(events[20:23], 20))
     assert (await rank(two, events[:23])).cache == CacheInfo(here, 20 * per_event, 3 * per_event)
     await settle(two)
     three = await replica(architecture)
     assert (await rank(three, events[:23])).cache == CacheInfo(REDIS, 23 * per_event, 0)
     # The stale one finds the other's longer state, not its own.
     assert (await rank(one, events[:23])).cache == CacheInfo(REDIS, 23 * per_event, 0)
-    await three.append_events("ann", events[23:], 23)  # the window slides: no state fits
+    await three.append_events("ann", Append(events[23:], 23))  # the window slides: no state fits
     assert (await rank(one, events)).cache.source is NONE
     recent = events[-1:]
     assert (await rank(two, events, recent=recent)).cache.encoded_tokens > 0
@@ -72,7 +72,7 @@ async def test_a_stale_replica_never_answers_from_its_old_state(replica: StartRe
     one, two, events = await replica(), await replica(), random_events(24)
     for length in range(4, 9 if here is CacheSource.GPU else 24):
         writer, reader = (one, two) if length % 2 else (two, one)
-        await writer.append_events("ann", events[length - 1 : length] if length > 4 else events[:4], None)
+        await writer.append_events("ann", Append(events[length - 1 : length] if length > 4 else events[:4]))
         await rank(reader, events[:length])
         await rank(writer, events[:length])
 
@@ -80,7 +80,7 @@ async def test_a_stale_replica_never_answers_from_its_old_state(replica: StartRe
 @pytest.mark.usefixtures("always_fetch")
 async def test_an_edited_history_meets_no_state_of_the_old_one(replica: StartReplica) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     for engine in (one, two):
         await rank(engine, events)
     await settle(one, two)
@@ -88,7 +88,7 @@ async def test_an_edited_history_meets_no_state_of_the_old_one(replica: StartRep
     edited["item_id"][3] = ITEMS[0]
     edited["actions"][3] ^= 1
     await two.delete_user("ann")
-    await two.append_events("ann", edited, 0)
+    await two.append_events("ann", Append(edited, 0))
     for engine in (one, two, await replica()):
         await rank(engine, edited)
 
@@ -97,12 +97,12 @@ async def test_an_edited_history_meets_no_state_of_the_old_one(replica: StartRep
 async def test_an_embedded_log_with_states_in_redis(replica: StartReplica) -> None:
     """A process that restarts and is told the same histories again finds its states."""
     one, events = await replica(holds_log=False), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     two = await replica(holds_log=False)
     assert (await rank(two, no_events())).cache == CacheInfo(NONE, 0, 0)
-    await two.append_events("ann", events, 0)
+    await two.append_events("ann", Append(events, 0))
     assert (await rank(two, events)).cache == CacheInfo(REDIS, 20, 0)
 
 
@@ -113,13 +113,13 @@ async def test_an_append_writes_the_last_chunk_only(replica: StartReplica, monke
     assert engine.histories.redis is not None
     size = remote(engine).states.layout.events_per_chunk
     assert 1 < size < 10
-    await engine.append_events("ann", events[:20], 0)
+    await engine.append_events("ann", Append(events[:20], 0))
     await rank(engine, events[:20])
     await settle(engine)
     written = value(engine.metrics, "mfalcon_chunks_total", direction="written")
     assert written == -(-20 // size)
     for length in (21, 22):
-        await engine.append_events("ann", events[length - 1 : length], None)
+        await engine.append_events("ann", Append(events[length - 1 : length]))
         await rank(engine, events[:length])
         await settle(engine)
     assert value(engine.metrics, "mfalcon_chunks_total", direction="written") - written <= 3
@@ -128,7 +128,7 @@ async def test_an_append_writes_the_last_chunk_only(replica: StartReplica, monke
 
 async def test_chunks_live_from_their_last_use(replica: StartReplica, redis_server: RedisServer) -> None:
     one, events = await replica(ttl_s=100.0), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     assert one.histories.redis is not None
@@ -147,7 +147,7 @@ async def test_chunks_live_from_their_last_use(replica: StartReplica, redis_serv
 async def test_int8_and_other_models_do_not_meet(replica: StartReplica, here: CacheSource) -> None:
     exact, coarse = await replica(), await replica(state_dtype=PayloadDtype.INT8)
     other, events = await replica("hstu"), random_events(20)
-    await exact.append_events("ann", events, 0)
+    await exact.append_events("ann", Append(events, 0))
     for engine in (exact, coarse, other):
         assert (await rank(engine, events)).cache.source is NONE
     await settle(exact, coarse, other)
@@ -165,7 +165,7 @@ async def test_a_model_without_a_stable_prefix_shares_nothing(
 ) -> None:
     monkeypatch.setattr(type(CHECKPOINT.model), "prefix_stable", False)
     engine, events = await replica(), random_events(20)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     for _ in range(2):
         assert (await rank(engine, events)).cache == CacheInfo(NONE, 0, 20)
     await settle(engine)
@@ -176,7 +176,7 @@ async def test_a_later_model_with_a_longer_window_sees_what_the_log_kept(replica
     """How much is kept is a setting of the server: the model with the short window has cut nothing."""
     one, events = await replica(), random_events(2_000)
     for start in range(0, 2_000, 100):
-        await one.append_events("ann", events[start : start + 100], start)
+        await one.append_events("ann", Append(events[start : start + 100], start))
     config = small_config()
     longer = small_checkpoint(config=config.model_copy(update={"max_history": 1_900, "window_chunk": 100}))
     assert one.histories.redis is not None
@@ -191,10 +191,10 @@ async def test_a_later_model_with_a_longer_window_sees_what_the_log_kept(replica
 
 async def test_appends_across_replicas_check_the_length(replica: StartReplica) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
-    await one.append_events("ann", events[:10], 0)
-    with pytest.raises(LengthMismatch):
-        await two.append_events("ann", events[10:], 0)
-    assert await two.append_events("ann", events[10:], 10) == 20
+    await one.append_events("ann", Append(events[:10], 0))
+    with pytest.raises(HistoryMismatch):
+        await two.append_events("ann", Append(events[10:], 0))
+    assert (await two.append_events("ann", Append(events[10:], 10))).history_len == 20
     await rank(one, events)
 
 
@@ -205,7 +205,7 @@ async def test_a_likely_fetch_leaves_with_the_read_of_the_log(
     one, two, events = await replica(), await replica(), random_events(20)
     monkeypatch.setattr(Predictor, "expected_fetch_wins", lambda *_: True)
     for user_id in ("ann", "bob", "eve"):
-        await one.append_events(user_id, events, 0)
+        await one.append_events(user_id, Append(events, 0))
         await rank(one, events, user_id)
     await settle(one)
     assert two.histories.redis is not None
@@ -249,7 +249,7 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(mfalcon.engine.pipeline, "_tracer", provider.get_tracer("test"))
     engine, events = await replica(), random_events(20)
-    await engine.append_events("ann", events, 0)
+    await engine.append_events("ann", Append(events, 0))
     for _ in range(2):
         await rank(engine, events)
     first, second = (dict(span.attributes or {}) for span in exporter.get_finished_spans())
@@ -272,7 +272,7 @@ async def test_the_decision_is_in_the_trace_and_the_metrics(
 @pytest.mark.usefixtures("always_fetch")
 async def test_requests_that_come_together_fetch_once(replica: StartReplica) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     results = await asyncio.gather(*(rank(two, events) for _ in range(10)))
@@ -285,7 +285,7 @@ async def test_replicas_on_a_cluster(replica: StartReplica, redis_cluster: Redis
     one, two = await replica(url=redis_cluster.url), await replica(url=redis_cluster.url)
     events, users = random_events(20), [f"u{i}" for i in range(8)]
     for user_id in users:
-        await one.append_events(user_id, events, 0)
+        await one.append_events(user_id, Append(events, 0))
         await rank(one, events, user_id)
     await settle(one)
     for user_id in users:
@@ -307,7 +307,7 @@ async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, mo
     for _ in range(20):
         coverage.observe(0)
     for user in range(12):
-        await one.append_events(f"u{user}", events, 0)
+        await one.append_events(f"u{user}", Append(events, 0))
         await rank(one, events, f"u{user}")
     await settle(one)
     poor = coverage.fraction
@@ -322,7 +322,7 @@ async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, mo
 @pytest.mark.usefixtures("always_fetch")
 async def test_a_fetched_state_is_not_written_back(replica: StartReplica) -> None:
     one, two, events = await replica(), await replica(), random_events(20)
-    await one.append_events("ann", events, 0)
+    await one.append_events("ann", Append(events, 0))
     await rank(one, events)
     await settle(one)
     assert (await rank(two, events)).cache.source is REDIS

@@ -27,7 +27,7 @@ from mfalcon.errors import CheckpointError, ConfigError, Overloaded, ShuttingDow
 from mfalcon.history.chain import user_hash
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import CacheSource, Events, RankResult, no_events
+from mfalcon.types import Append, CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
@@ -61,7 +61,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 async def test_a_reload_swaps_the_weights_and_warms_recent_users(engine: Engine) -> None:
     for number in range(12):
-        await engine.append_events(f"user-{number}", HISTORY, 0)
+        await engine.append_events(f"user-{number}", Append(HISTORY, 0))
         await engine.rank(rank_request(f"user-{number}", ITEMS), None)
     old = await engine.rank(rank_request("user-11", ITEMS), None)
     info = await engine.reload("main", lambda: SECOND)
@@ -83,7 +83,7 @@ async def test_no_request_is_lost_while_models_are_swapped_again_and_again(engin
         while not stop.is_set():
             length = lengths[user_id]
             if length < 24 and rng.random() < 0.05:
-                await engine.append_events(user_id, histories[user_id][length : length + 1], length)
+                await engine.append_events(user_id, Append(histories[user_id][length : length + 1], length))
                 lengths[user_id] = length + 1
                 continue
             result = await engine.rank(rank_request(user_id, ITEMS), time.monotonic() + WAIT_S)
@@ -103,7 +103,7 @@ async def test_no_request_is_lost_while_models_are_swapped_again_and_again(engin
 
 async def test_what_was_served_before_is_let_go_without_a_garbage_collection(engine: Engine) -> None:
     """A server freezes what lives at its start, so no collection would ever look at its first model."""
-    await engine.append_events("ann", HISTORY, 0)
+    await engine.append_events("ann", Append(HISTORY, 0))
     await engine.rank(rank_request("ann", ITEMS), None)
     ranker = engine.catalog.default
     dead: list[weakref.ref[object]] = [weakref.ref(ranker), weakref.ref(ranker.prefix.stack)]
@@ -130,7 +130,7 @@ async def test_with_redis_states_go_on_being_written_and_fetched(redis_server: R
     await asyncio.to_thread(engine.wait_ready, WAIT_S)
     await engine.start()
     try:
-        await engine.append_events("ann", HISTORY, 0)
+        await engine.append_events("ann", Append(HISTORY, 0))
         await engine.rank(rank_request("ann", ITEMS), None)
         for served in (SECOND, FIRST, SECOND):
             await engine.reload("main", lambda served=served: served)  # type: ignore[misc]
@@ -150,7 +150,7 @@ async def test_with_redis_states_go_on_being_written_and_fetched(redis_server: R
 
 @pytest.mark.parametrize("after_s", [0.0, 0.005, 0.02, 0.05, 0.1])
 async def test_a_caller_that_leaves_stops_no_reload(engine: Engine, after_s: float) -> None:
-    await engine.append_events("ann", HISTORY, 0)
+    await engine.append_events("ann", Append(HISTORY, 0))
     await engine.rank(rank_request("ann", ITEMS), None)
     calling = asyncio.create_task(engine.reload("main", lambda: SECOND))
     await asyncio.sleep(after_s)
@@ -222,7 +222,7 @@ async def test_users_are_remembered_in_order_over_reloads(engine: Engine) -> Non
 
 
 async def test_a_deletion_during_a_reload_reaches_the_next_model_too(engine: Engine) -> None:
-    await engine.append_events("ann", HISTORY, 0)
+    await engine.append_events("ann", Append(HISTORY, 0))
     await engine.rank(rank_request("ann", ITEMS), None)
     reloading = asyncio.create_task(engine.reload("main", lambda: SECOND))
     await asyncio.sleep(0.01)
@@ -259,7 +259,7 @@ def too_long() -> Checkpoint:
 async def test_a_bad_checkpoint_leaves_the_old_one_serving(
     engine: Engine, load: Callable[[], Checkpoint], error: type[Exception], why: str
 ) -> None:
-    await engine.append_events("ann", HISTORY, 0)
+    await engine.append_events("ann", Append(HISTORY, 0))
     before = await engine.rank(rank_request("ann", ITEMS), None)
     with pytest.raises(error, match=why):
         await engine.reload("main", load)
@@ -297,7 +297,7 @@ async def test_a_hundred_reloads_under_load_lose_nothing_and_give_the_memory_bac
             if rng.random() < 0.2:
                 new = random_events(1, int(rng.integers(2**31)), int(known["time_ms"][-1]) if len(known) else 10**12)
                 truth[user_id] = np.concatenate([known, new])
-                assert await engine.append_events(user_id, new, len(known)) == len(known) + 1
+                assert (await engine.append_events(user_id, Append(new, len(known)))).history_len == len(known) + 1
                 continue
             began = time.monotonic()
             result = await engine.rank(rank_request(user_id, ITEMS), began + WAIT_S)

@@ -22,7 +22,7 @@ from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.rerank.likeness import Likeness, SimilarTo
 from mfalcon.rerank.order import reranked
 from mfalcon.rerank.tail import num_events
-from mfalcon.types import Ids, RankResult, Rerank
+from mfalcon.types import Append, Ids, RankResult, Rerank
 from tests.engine.replicas import value
 from tests.rerank.openai_server import FAULTS, Asked, OpenAIServer, completion, never, openai_server, rotated
 from tests.small import random_events, rank_request, small_checkpoint, small_config
@@ -38,7 +38,7 @@ SECONDS = 20
 async def engine() -> AsyncIterator[Engine]:
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(name=MODEL, microbatch=16)))
     engine.wait_ready(SECONDS)
-    await engine.append_events("ann", random_events(20), 0)
+    await engine.append_events("ann", Append(random_events(20), 0))
     yield engine
     await asyncio.wait_for(engine.close(), SECONDS)
 
@@ -179,7 +179,7 @@ async def listening() -> AsyncIterator[tuple[Engine, OpenAIServer]]:
         ranker = RankerOptions(name=MODEL, microbatch=16)
         engine = compose_all([(CHECKPOINT, ranker)], EngineConfig(threads=1, ranker=ranker), llm=options)
         engine.wait_ready(SECONDS)
-        await engine.append_events("ann", random_events(20), 0)
+        await engine.append_events("ann", Append(random_events(20), 0))
         yield engine, server
         await asyncio.wait_for(engine.close(), SECONDS)
 

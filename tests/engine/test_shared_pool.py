@@ -24,7 +24,7 @@ from mfalcon.errors import CheckpointError
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.state import KVPool
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import CacheInfo, CacheSource
+from mfalcon.types import Append, CacheInfo, CacheSource
 from tests.device import needs_interpreter
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -69,7 +69,7 @@ async def rank(engine: Engine, number: int) -> CacheSource:
 
 async def fill(engine: Engine, users: Iterable[int]) -> None:
     for number in users:
-        await engine.append_events(f"user-{number}", HISTORY, 0)
+        await engine.append_events(f"user-{number}", Append(HISTORY, 0))
         await rank(engine, number)
 
 
@@ -214,7 +214,7 @@ async def test_no_request_fails_while_versions_follow_each_other_on_a_full_pool(
     async with running(here, warm_s=0.1) as engine:
         users = range(3 * KEPT)
         for number in users:
-            await engine.append_events(f"user-{number}", HISTORY, 0)
+            await engine.append_events(f"user-{number}", Append(HISTORY, 0))
         stop, asked = asyncio.Event(), 0
 
         async def client(seed: int) -> None:

@@ -28,7 +28,7 @@ from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.registry import prefix_architectures
-from mfalcon.types import CacheSource, Events, RankResult, no_events
+from mfalcon.types import Append, CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 CHECKPOINT = small_checkpoint(dtype=torch.float32, config=small_config(max_history=300, window_chunk=64))
@@ -185,7 +185,7 @@ async def test_a_small_request_passes_a_large_one(steps: Steps) -> None:
 
     steps.on_step = hold
     history = random_events(250)
-    await engine.append_events("large", history, None)
+    await engine.append_events("large", Append(history))
     engine.catalog.default.predictor.score.observe(250, 1_000, 100.0)
     asked = rank_request("large", ITEMS[:1_000].tolist())
     large = asyncio.create_task(engine.rank(asked, None))
@@ -225,7 +225,7 @@ async def test_who_leaves_half_way_holds_nothing(steps: Steps) -> None:
     engine = compose(CHECKPOINT, CONFIG)
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
     accounts = engine.catalog.default.prefix.pool.accounts
-    await engine.append_events("ann", random_events(250), None)
+    await engine.append_events("ann", Append(random_events(250)))
     work = asyncio.create_task(engine.rank(rank_request("ann", ITEMS[:1_000].tolist()), None))
     async with asyncio.timeout(LIMIT_S):
         while len(steps.users) < 3:  # noqa: ASYNC110 (nobody is told)
@@ -245,7 +245,7 @@ async def test_who_leaves_half_way_holds_nothing(steps: Steps) -> None:
 async def test_who_is_late_half_way_is_told_and_costs_no_more(steps: Steps) -> None:
     engine = compose(CHECKPOINT, CONFIG)
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
-    await engine.append_events("ann", random_events(250), None)
+    await engine.append_events("ann", Append(random_events(250)))
     deadline = time.monotonic() + 60
     reached, passed = threading.Event(), threading.Event()
 
@@ -276,7 +276,7 @@ async def test_who_waits_gives_up_pages_that_another_one_needs(steps: Steps) -> 
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
     pool = engine.catalog.default.prefix.pool
     for user in users:
-        await engine.append_events(user, random_events(250, seed=len(user)), None)
+        await engine.append_events(user, Append(random_events(250, seed=len(user))))
     kept = pool.accounts.num_pages - 4  # a window is of three pages
     held = pool.empty().extend(torch.zeros(kept * pool.layout.page_tokens, dtype=torch.int64))
     asked = [rank_request(user, ITEMS[:300].tolist()) for user in users]

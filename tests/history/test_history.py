@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mfalcon.errors import InvalidInput, LengthMismatch
+from mfalcon.errors import HistoryMismatch, InvalidInput
 from mfalcon.history.history import History, Retention, check_order, no_history
 from mfalcon.history.local_log import LocalLog
-from mfalcon.types import EVENT_DTYPE, Events, no_events
+from mfalcon.types import EVENT_DTYPE, Append, Events, no_events
 from tests.small import random_events
 
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class Log(RuleBasedStateMachine):
         return random_events(count, self.seed, int(known["time_ms"][-1]) if len(known) else 0)
 
     def append_now(self, user_id: str, events: Events, expected_len: int | None) -> int:
-        return done(self.log.append(user_id, events, expected_len, None))
+        return done(self.log.append(user_id, Append(events, expected_len), None)).history_len
 
     @rule(user_id=USERS, count=st.sampled_from([1, 2, 15, 31, 32, 33, 100]), state_len=st.booleans())
     def append(self, user_id: str, count: int, state_len: bool) -> None:
@@ -70,7 +70,7 @@ class Log(RuleBasedStateMachine):
     @rule(user_id=USERS, off_by=st.sampled_from([-1, 1, 100]))
     def append_at_the_wrong_length(self, user_id: str, off_by: int) -> None:
         size = len(self.model.get(user_id, no_events()))
-        with pytest.raises(LengthMismatch) as caught:
+        with pytest.raises(HistoryMismatch) as caught:
             self.append_now(user_id, self.new_events(user_id, 3), size + off_by)
         assert caught.value.history_len == size
 
@@ -177,6 +177,6 @@ def test_recent_events_older_than_the_log_are_refused() -> None:
 
 async def test_a_refused_append_makes_no_user() -> None:
     log = LocalLog(RETENTION)
-    with pytest.raises(LengthMismatch):
-        await log.append("ann", random_events(1), 3, None)
+    with pytest.raises(HistoryMismatch):
+        await log.append("ann", Append(random_events(1), 3), None)
     assert len(log) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
-from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, StorageUnavailable
+from mfalcon.errors import EngineFailure, HistoryMismatch, InvalidInput, StorageUnavailable
 from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_header import header_of
@@ -17,7 +17,7 @@ from mfalcon.history.redis_scripts import DELETE
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
-from mfalcon.types import EVENT_DTYPE, Events
+from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events
 
@@ -79,10 +79,11 @@ async def test_what_one_replica_appends_the_other_reads(replica: Replica) -> Non
     metrics = StateMetrics()
     one, two, events = replica(), replica(metrics=metrics), random_events(100)
     await assert_holds(two, events[:0])
-    assert await one.append("ann", events[:30], 0, None) == 30
+    assert (await one.append("ann", Append(events[:30], 0), None)).history_len == 30
     await assert_holds(two, events[:30])
-    assert await two.append("ann", events[30:31], 30, None) == 31
-    assert await one.append("ann", events[31:33], None, None) == 33  # its copy was old: it met the other's event first
+    assert (await two.append("ann", Append(events[30:31], 30), None)).history_len == 31
+    told = await one.append("ann", Append(events[31:33]), None)  # its copy was old: it met the other's event first
+    assert told.history_len == 33
     await assert_holds(two, events[:33])
     await assert_holds(two, events[:33])
     assert reads(metrics) == (1, 1, 2)  # once empty
@@ -90,9 +91,9 @@ async def test_what_one_replica_appends_the_other_reads(replica: Replica) -> Non
 
 async def test_a_read_moves_only_what_the_copy_lacks(replica: Replica, redis_server: RedisServer) -> None:
     one, two, events = replica(), replica(), random_events(200)
-    await one.append("ann", events[:199], None, None)
+    await one.append("ann", Append(events[:199]), None)
     await read(two)
-    await one.append("ann", events[199:], None, None)
+    await one.append("ann", Append(events[199:]), None)
     before = sent_bytes(redis_server)
     await assert_holds(two, events)
     cost = sent_bytes(redis_server) - before - len(redis_server.text("INFO", "stats"))
@@ -105,22 +106,22 @@ def sent_bytes(server: RedisServer) -> int:
 
 async def test_expected_len_is_checked_against_the_log_not_the_copy(replica: Replica) -> None:
     one, two, events = replica(), replica(), random_events(20)
-    await one.append("ann", events[:10], 0, None)
+    await one.append("ann", Append(events[:10], 0), None)
     await read(two)
-    await one.append("ann", events[10:], 10, None)
-    with pytest.raises(LengthMismatch) as refused:
-        await two.append("ann", events[10:], 10, None)
+    await one.append("ann", Append(events[10:], 10), None)
+    with pytest.raises(HistoryMismatch) as refused:
+        await two.append("ann", Append(events[10:], 10), None)
     assert refused.value.history_len == 20
-    with pytest.raises(LengthMismatch):
-        await replica().append("ann", events, 0, None)
+    with pytest.raises(HistoryMismatch):
+        await replica().append("ann", Append(events, 0), None)
     await assert_holds(replica(), events)
 
 
 async def test_time_runs_forward_across_replicas(replica: Replica) -> None:
     one, two, events = replica(), replica(), random_events(20)
-    await one.append("ann", events, None, None)
+    await one.append("ann", Append(events), None)
     with pytest.raises(InvalidInput, match=r"events\[0\]\.time_ms"):
-        await two.append("ann", events[:1], None, None)
+        await two.append("ann", Append(events[:1]), None)
     await assert_holds(two, events)
 
 
@@ -133,7 +134,7 @@ async def test_many_writers_without_a_length_lose_and_double_nothing(replica: Re
         for number in range(per_writer):
             event = np.zeros(1, dtype=EVENT_DTYPE)
             event["item_id"], event["value"], event["time_ms"] = writer, number, 1
-            await logs[writer % 4].append("ann", event, None, None)
+            await logs[writer % 4].append("ann", Append(event), None)
 
     await asyncio.gather(*(write(writer) for writer in range(8)))
     events = (await read(replica())).events
@@ -147,9 +148,10 @@ async def test_of_racing_writers_with_a_length_one_wins(replica: Replica) -> Non
     logs, events = [replica() for _ in range(4)], random_events(30)
     for length in range(30):
         answers = await asyncio.gather(
-            *(log.append("ann", events[length : length + 1], length, None) for log in logs), return_exceptions=True
+            *(log.append("ann", Append(events[length : length + 1], length), None) for log in logs),
+            return_exceptions=True,
         )
-        assert sorted(isinstance(answer, LengthMismatch) for answer in answers) == [False, True, True, True]
+        assert sorted(isinstance(answer, HistoryMismatch) for answer in answers) == [False, True, True, True]
     await assert_holds(replica(), events)
 
 
@@ -164,7 +166,9 @@ async def test_the_same_as_the_embedded_log(replica: Replica) -> None:
             events = random_events(int(rng.integers(1, 40)), step, last)
             last = int(events["time_ms"][-1])
             expected_len = int(rng.integers(0, 60)) if rng.random() < 0.2 else None
-            answers = [await outcome(some.append("ann", events, expected_len, None)) for some in (log, embedded)]
+            answers = [
+                await outcome(some.append("ann", Append(events, expected_len), None)) for some in (log, embedded)
+            ]
             assert answers[0] == answers[1]
         elif what < 0.62:
             assert bool(await log.delete("ann", None)) == bool(await embedded.delete("ann", None))
@@ -176,19 +180,19 @@ async def test_the_same_as_the_embedded_log(replica: Replica) -> None:
     assert mine.base > 0
 
 
-async def outcome(append: Awaitable[int]) -> int | str:
+async def outcome(append: Awaitable[Appended]) -> Appended | str:
     try:
         return await append
-    except LengthMismatch as error:
+    except HistoryMismatch as error:
         return str(error)
 
 
 async def test_a_cut_log_is_bounded_and_a_slow_replica_follows(replica: Replica, redis_server: RedisServer) -> None:
     one, slow, events = replica(), replica(), random_events(1_000)
-    await one.append("ann", events[:150], None, None)
+    await one.append("ann", Append(events[:150]), None)
     await read(slow)
     for start in range(150, 1_000, 10):
-        await one.append("ann", events[start : start + 10], start, None)
+        await one.append("ann", Append(events[start : start + 10], start), None)
         stored = redis_server.command("STRLEN", key())
         assert isinstance(stored, int)
         assert stored <= 80 + 24 * (200 + 64 + 64 + 32)
@@ -199,32 +203,32 @@ async def test_a_cut_log_is_bounded_and_a_slow_replica_follows(replica: Replica,
 async def test_one_append_larger_than_the_window(replica: Replica) -> None:
     events = random_events(5_000)
     log = replica()
-    assert await log.append("ann", events[:10], None, None) == 10
-    assert await log.append("ann", events[10:], 10, None) == 5_000
+    assert (await log.append("ann", Append(events[:10]), None)).history_len == 10
+    assert (await log.append("ann", Append(events[10:], 10), None)).history_len == 5_000
     for some in (log, replica()):
         assert (await assert_holds(some, events)).base >= 4_700
 
 
 async def test_a_deleted_log_begins_anew(replica: Replica) -> None:
     one, two, events = replica(), replica(), random_events(20)
-    await one.append("ann", events, None, None)
+    await one.append("ann", Append(events), None)
     first = (await read(two)).generation
     assert await two.delete("ann", None) == first
     assert await two.delete("ann", None) == b""
     await assert_holds(one, events[:0])
-    with pytest.raises(LengthMismatch):
-        await one.append("ann", events[:5], 20, None)
-    assert await one.append("ann", events[:5], None, None) == 5
+    with pytest.raises(HistoryMismatch):
+        await one.append("ann", Append(events[:5], 20), None)
+    assert (await one.append("ann", Append(events[:5]), None)).history_len == 5
     assert (await assert_holds(two, events[:5])).generation not in (first, b"")
 
 
 async def test_deleted_and_grown_again_behind_a_copy(replica: Replica) -> None:
     """Same user, other events, longer than the copy: the copy is no ancestor."""
     one, two, events = replica(), replica(), random_events(50)
-    await one.append("ann", events[:20], None, None)
+    await one.append("ann", Append(events[:20]), None)
     await read(two)
     await one.delete("ann", None)
-    await one.append("ann", events[5:45], None, None)
+    await one.append("ann", Append(events[5:45]), None)
     await assert_holds(two, events[5:45])
 
 
@@ -233,7 +237,7 @@ async def test_a_damaged_log_is_an_error_not_a_history(
     replica: Replica, redis_server: RedisServer, offset: int
 ) -> None:
     """Any flipped bit of a header, or of an event that the reader has not verified before."""
-    await replica().append("ann", random_events(40), None, None)
+    await replica().append("ann", Append(random_events(40)), None)
     value = redis_server.command("GETRANGE", key(), offset, offset)
     assert isinstance(value, bytes)
     redis_server.command("SETRANGE", key(), offset, bytes([value[0] ^ 4]))
@@ -246,28 +250,28 @@ async def test_a_damaged_log_is_an_error_not_a_history(
         await log.read("ann", PATIENCE_S)
     assert metrics.registry.get_sample_value("mfalcon_log_damaged_total") == 1
     with pytest.raises(EngineFailure):
-        await log.append("ann", random_events(1, 1, 10**13), None, None)
+        await log.append("ann", Append(random_events(1, 1, 10**13)), None)
 
 
 async def test_events_lost_by_redis_are_seen(replica: Replica, redis_server: RedisServer) -> None:
     """A Redis that comes back with an older file: the shorter log is the truth now, not our copy."""
     log, events = replica(), random_events(20)
-    await log.append("ann", events[:10], None, None)
+    await log.append("ann", Append(events[:10]), None)
     older = redis_server.command("GET", key())
-    await log.append("ann", events[10:], None, None)
+    await log.append("ann", Append(events[10:]), None)
     assert isinstance(older, bytes)
     redis_server.command("SET", key(), older)
     await assert_holds(log, events[:10])
-    assert await log.append("ann", events[15:], 10, None) == 15
+    assert (await log.append("ann", Append(events[15:], 10), None)).history_len == 15
 
 
 async def test_bytes_behind_the_log_are_no_events(replica: Replica, redis_server: RedisServer) -> None:
     """An append that died between its two writes left events that the header does not count."""
     log, events = replica(), random_events(20)
-    await log.append("ann", events[:10], None, None)
+    await log.append("ann", Append(events[:10]), None)
     redis_server.command("APPEND", key(), b"x" * 100)
     await assert_holds(replica(), events[:10])
-    await log.append("ann", events[10:], 10, None)
+    await log.append("ann", Append(events[10:], 10), None)
     await assert_holds(replica(), events)
 
 
@@ -276,7 +280,7 @@ async def test_a_copy_that_was_evicted_is_read_again(replica: Replica) -> None:
     metrics, histories = StateMetrics(), {f"u{i}": random_events(50, i) for i in range(10)}
     log = replica(metrics=metrics, cache_bytes=3_000)
     for user_id, events in histories.items():
-        await log.append(user_id, events, None, None)
+        await log.append(user_id, Append(events), None)
     for user_id, events in reversed(histories.items()):
         await assert_holds(log, events, user_id)
     assert reads(metrics) == (9, 0, 1)
@@ -290,27 +294,27 @@ async def test_acknowledged_events_survive_a_killed_redis(own_redis: OwnRedis, r
     server, events = own_redis(append_only=True), random_events(60)
     log, known = replica(server.url), 0
     for stop in range(10, 61, 10):
-        appending = asyncio.create_task(log.append("ann", events[known:stop], known, None))
+        appending = asyncio.create_task(log.append("ann", Append(events[known:stop], known), None))
         await asyncio.sleep(0.0005 * stop / 10)
         server.kill()
         answer = (await asyncio.gather(appending, return_exceptions=True))[0]
         await asyncio.to_thread(server.start)
         length = len(await read(log))
-        if isinstance(answer, int):
+        if isinstance(answer, Appended):
             assert length == stop  # acknowledged is written
         else:
             assert isinstance(answer, StorageUnavailable)
             assert length in (known, stop)  # all of it or nothing
         known = length
         if known < stop:
-            assert await log.append("ann", events[known:stop], known, None) == stop
+            assert (await log.append("ann", Append(events[known:stop], known), None)).history_len == stop
             known = stop
     await assert_holds(replica(server.url), events)
 
 
 async def test_unreachable_refuses_or_serves_the_last_verified(redis_server: RedisServer, replica: Replica) -> None:
     strict, lenient, events = replica(), replica(serve_stale=True), random_events(10)
-    await strict.append("ann", events, None, None)
+    await strict.append("ann", Append(events), None)
     for log in (strict, lenient):
         await read(log)
     redis_server.freeze()
@@ -323,7 +327,7 @@ async def test_unreachable_refuses_or_serves_the_last_verified(redis_server: Red
         await lenient.read("bob", 0.02)  # nothing verified of him
     assert time.monotonic() - began < 1
     with pytest.raises(StorageUnavailable, match="may have been written all the same: ask again with expected_len"):
-        await strict.append("ann", random_events(1, 1, 10**13), 10, time.monotonic() + 0.02)
+        await strict.append("ann", Append(random_events(1, 1, 10**13), 10), time.monotonic() + 0.02)
     redis_server.thaw()
     await asyncio.sleep(0.05)
     assert len(await read(strict)) in (10, 11)
@@ -331,10 +335,10 @@ async def test_unreachable_refuses_or_serves_the_last_verified(redis_server: Red
 
 async def test_a_refusal_says_that_nothing_was_written(redis_server: RedisServer, replica: Replica) -> None:
     log, events = replica(), random_events(10)
-    await log.append("ann", events, None, None)
+    await log.append("ann", Append(events), None)
     redis_server.command("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StorageUnavailable, match=r"refused \(oom\).*; nothing was written"):
-        await log.append("ann", random_events(1, 1, 10**13), 10, None)
+        await log.append("ann", Append(random_events(1, 1, 10**13), 10), None)
     await assert_holds(log, events)
     redis_server.command("CONFIG", "SET", "maxmemory", "0")
     await assert_holds(replica(), events)
@@ -347,10 +351,10 @@ def test_the_header_is_empty_for_no_log() -> None:
 async def test_a_late_deletion_ends_no_later_life(replica: Replica, redis_server: RedisServer) -> None:
     """A deletion waits in a frozen Redis; its caller gives up, repeats it, and the user comes back."""
     log, events = replica(), random_events(10)
-    await log.append("ann", events, 0, None)
+    await log.append("ann", Append(events, 0), None)
     first = (await read(log)).generation
     assert await log.delete("ann", None) == first
-    await log.append("ann", events[:5], 0, None)
+    await log.append("ann", Append(events[:5], 0), None)
     late = redis_server.command("EVAL", DELETE, 1, key(), first)
     assert late != first
     await assert_holds(log, events[:5])
@@ -361,7 +365,7 @@ async def test_another_users_log_is_no_history(replica: Replica, redis_server: R
     for length in (40, 1_000):
         writer = replica()
         await writer.delete("gil", None)
-        await writer.append("gil", random_events(length), None, None)
+        await writer.append("gil", Append(random_events(length)), None)
         redis_server.command("COPY", key("gil"), key("hal"), "REPLACE")
         with pytest.raises(EngineFailure, match="damaged"):
             await replica().read("hal", PATIENCE_S)
@@ -375,14 +379,14 @@ async def test_what_is_left_of_a_log_can_be_deleted(replica: Replica, redis_serv
         await log.read("ann", PATIENCE_S)
     await log.delete("ann", None)
     await assert_holds(log, random_events(0))
-    assert await log.append("ann", random_events(5), 0, None) == 5
+    assert (await log.append("ann", Append(random_events(5), 0), None)).history_len == 5
 
 
 async def test_an_append_that_could_not_even_read_says_so(redis_server: RedisServer, replica: Replica) -> None:
     log = replica()
-    await replica().append("ann", random_events(5), 0, None)
+    await replica().append("ann", Append(random_events(5), 0), None)
     redis_server.freeze()
     with pytest.raises(StorageUnavailable, match="; nothing was written") as refused:
-        await log.append("ann", random_events(1, 1, 10**13), 5, time.monotonic() + 0.05)
+        await log.append("ann", Append(random_events(1, 1, 10**13), 5), time.monotonic() + 0.05)
     assert not refused.value.may_be_done
     redis_server.thaw()

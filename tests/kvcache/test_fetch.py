@@ -25,6 +25,7 @@ from mfalcon.kvcache.planner import Predictor, Situation
 from mfalcon.kvcache.state import KVPool, PlainLayout
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisSettings
+from mfalcon.types import Append
 from mfalcon.window import WindowRule
 from tests.small import random_events, small_checkpoint
 
@@ -100,7 +101,7 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
 ) -> None:
     shape = CHECKPOINT.prefix_model.kv_shape()
     good, broken = [await replica(redis_server, stack, layout(shape)) for layout in (PlainLayout, BrokenLayout)]
-    await good.log.append("ann", EVENTS, 0, None)
+    await good.log.append("ann", Append(EVENTS, 0), None)
     history = (await good.open()).history
     state = good.pool.empty()
     with_times = state.extend(torch.from_numpy(EVENTS["time_ms"].copy()))

@@ -21,6 +21,7 @@ from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.redis.url import connect, redacted
+from mfalcon.types import Append
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events
 
@@ -262,7 +263,7 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
     log = RedisLog(client, KEYS, Retention(200, 64), StateMetrics(), cache_bytes=0)
     lengths = {f"u{i}": i + 1 for i in range(40)}
     for user_id, length in lengths.items():
-        await log.append(user_id, random_events(length, length), 0, None)
+        await log.append(user_id, Append(random_events(length, length), 0), None)
     rng = np.random.default_rng(0)
     num_cancelled = num_answered = 0
 

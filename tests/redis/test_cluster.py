@@ -14,6 +14,7 @@ from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
+from mfalcon.types import Append
 from tests.small import random_events
 
 KEYS = Keys("t")
@@ -47,7 +48,7 @@ async def test_a_dead_master_costs_users_of_the_others_no_append(
         while not is_over:
             events = random_events(1, 0, 10**12 + appended[user_id] * 10**9)
             try:
-                appended[user_id] = await log.append(user_id, events, None, None)
+                appended[user_id] = (await log.append(user_id, Append(events), None)).history_len
             except StorageUnavailable as error:
                 failed[user_id].append(str(error))
             await asyncio.sleep(0.02)
@@ -82,14 +83,14 @@ async def test_a_layout_that_changed_is_followed_whoever_finds_out(redis_cluster
     log = RedisLog(client, KEYS, Retention(200, 64), metrics)
     try:
         for number, user_id in enumerate(USERS[:12]):
-            assert await log.append(user_id, random_events(5, number), 0, None) == 5
+            await log.append(user_id, Append(random_events(5, number), 0), None)
         for number, user_id in enumerate(USERS[:12]):
             slot = redis_cluster.servers[0].command("CLUSTER", "KEYSLOT", key(user_id))
             assert isinstance(slot, int)
             target = redis_cluster.servers[number % 3]
             await asyncio.to_thread(redis_cluster.move_slot, slot, target)
             later = random_events(5, number, 10**13)
-            assert await log.append(user_id, later, 5, None) == 10
+            assert (await log.append(user_id, Append(later, 5), None)).history_len == 10
             assert str(target.port) in client.node(key(user_id))
     finally:
         await client.close()

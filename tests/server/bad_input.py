@@ -24,7 +24,7 @@ from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.history.local_log import LocalLog
 from mfalcon.metrics.server_metrics import ServerMetrics
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Events, RankRequest, RankResult
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Append, Events, RankRequest, RankResult
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
 from tests.small import small_checkpoint, small_config
@@ -344,6 +344,39 @@ CASES: Sequence[Case] = (
         status=409,
         code="FAILED_PRECONDITION",
     ),
+    *over_both(
+        "AppendEvents",
+        "append_id of 65 bytes",
+        {**append_with({}), "append_id": "é" * 32 + "x"},
+        "append_id: got 65, must be at most 64 bytes of UTF-8 without control characters",
+    ),
+    *over_both(
+        "AppendEvents",
+        "append_id with a line break",
+        {**append_with({}), "append_id": "a\nb"},
+        "append_id: got 'a\\nb', must be at most 64 bytes of UTF-8 without control characters",
+    ),
+    *over_both(
+        "AppendEvents",
+        'late_events "drop"',
+        {**append_with({}), "late_events": "drop"},
+        "late_events: got 'drop', must be reject, clamp, insert or empty",
+    ),
+    over_grpc(
+        "AppendEvents",
+        "expected_version of 3 bytes",
+        {**append_with({}), "expected_version": "QUJD"},
+        INVALID,
+        "expected_version: got '3 bytes', must be 16 bytes",
+    ),
+    over_http(
+        "AppendEvents",
+        "expected_version that is not 32 hex digits",
+        {**append_with({}), "expected_version": "7f"},
+        422,
+        INVALID,
+        "expected_version: ",
+    ),
     *(
         case
         for shown, events, says in BAD_EVENTS
@@ -592,7 +625,7 @@ async def serving_the_table() -> AsyncIterator[Served[WatchedEngine]]:
     """A server with the history of the table."""
     engine = WatchedEngine()
     engine.wait_ready()
-    await engine.append_events(USER, stored_history(), 0)
+    await engine.append_events(USER, Append(stored_history(), 0))
     async with serving_engine(engine) as running:
         yield running
 

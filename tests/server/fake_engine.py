@@ -7,11 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from opentelemetry import trace
 
-from mfalcon.errors import LengthMismatch
+from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
 from mfalcon.load import Load
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
+    Append,
+    Appended,
     CacheInfo,
     CacheSource,
     ContextFeatureInfo,
@@ -138,6 +140,7 @@ class FakeEngine:
             cache=CacheInfo(CacheSource.HOST, len(history), len(request.recent_events)),
             timings=Timings(1, 2, 3, 4, 10, 5, 6, 8),
             history_len=len(history),
+            history_version=no_history(request.user_id).extended(history).version,
             unknown=np.flatnonzero(unknown).astype(np.uint32),
             failed=np.flatnonzero(request.candidates == FAILING_ITEM).astype(np.uint32),
             rerank_skipped="late" if request.rerank is not None else "",
@@ -160,16 +163,11 @@ class FakeEngine:
     def lost(self, stall_s: float) -> str | None:
         return self.lost_because
 
-    async def append_events(
-        self, user_id: str, events: Events, expected_len: int | None, deadline: float | None
-    ) -> int:
+    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         await self._pass_gate()
-        history = self._history(user_id)
-        if expected_len is not None and expected_len != len(history):
-            raise LengthMismatch(expected_len, len(history))
-        check_order(no_history(user_id, b"fake").extended(history), events, "events")
-        self.histories[user_id] = np.concatenate((history, events))
-        return len(self.histories[user_id])
+        after, told = appended(no_history(user_id, b"fake").extended(self._history(user_id)), append)
+        self.histories[user_id] = after.events
+        return told
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         await self._pass_gate()

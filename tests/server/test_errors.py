@@ -42,7 +42,7 @@ def test_both_tables_cover_what_an_engine_raises() -> None:
         (errors.ShuttingDown("closing"), "UNAVAILABLE", 503),
         (errors.StorageUnavailable("Redis is unreachable"), "UNAVAILABLE", 503),
         (errors.EngineFailure("the step failed"), "INTERNAL", 500),
-        (errors.LengthMismatch(3, 4), "FAILED_PRECONDITION", 409),
+        (errors.HistoryMismatch.of_len(3, 4, bytes(16)), "FAILED_PRECONDITION", 409),
     ],
 )
 async def test_engine_errors(running: Running, fault: errors.MFalconError, code: str, status: int) -> None:

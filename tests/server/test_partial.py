@@ -12,7 +12,7 @@ import torch
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.ranker import RankerOptions
-from mfalcon.types import Floats
+from mfalcon.types import Append, Floats
 from proto import ranking_pb2
 from tests.server.harness import Served, serving_engine
 from tests.slow_device import LONGER_AND_LONGER_S, SlowDevice
@@ -70,7 +70,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     slow = SlowDevice(monkeypatch)
     engine = compose(CHECKPOINT, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     await asyncio.to_thread(engine.wait_ready, 60)
-    await engine.append_events("ann", random_events(20), None)
+    await engine.append_events("ann", Append(random_events(20)))
     async with serving_engine(engine, engine.metrics) as served:
         yield World(served, slow)
         slow.stops_at = None

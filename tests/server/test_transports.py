@@ -182,11 +182,30 @@ async def test_history_is_shared(running: Running) -> None:
     )
     assert appended.history_len == 2
     answer = await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_len": 2})
-    assert reply(answer, codec.AppendEventsReply) == {"history_len": 3}
+    told = reply(answer, codec.AppendEventsReply)
+    assert told == {
+        "history_len": 3,
+        "version": told["version"],
+        "clamped": [],
+        "inserted": [],
+        "discarded": [],
+        "was_written": False,
+        "lost_events": 0,
+    }
     assert running.engine.histories["a/b"].tolist() == [(7, 17, 3.5, 1_000_000)] * 3
 
     by_grpc, by_http = await rank_both(running, user_id="a/b", candidates=[1])
     assert by_grpc.history_len == by_http["history_len"] == 3
+    assert by_grpc.history_version.hex() == by_http["history_version"] == told["version"]
+    for wrong in (
+        await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_version": "0" * 32}),
+        await running.http.post(
+            "/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_len": 3, "expected_version": "0" * 32}
+        ),
+    ):
+        assert wrong.status_code == 409
+        assert f"the history has 3 events and version {told['version']}" in wrong.text
+    assert len(running.engine.histories["a/b"]) == 3
 
     assert (await running.stub.Prefill(ranking_pb2.PrefillRequest(user_id="a/b"))).encoded_tokens == 3
     prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), codec.CacheReply)

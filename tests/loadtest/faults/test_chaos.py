@@ -10,7 +10,7 @@ from loadtest.faults.chaos_report import ChaosReport, report
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
 from loadtest.faults.replicas import Call
 from loadtest.faults.resolve import LogViolation, Unresolved, Written, append_surely, delete_surely
-from mfalcon.errors import CallFailed, LengthMismatch
+from mfalcon.errors import CallFailed, HistoryMismatch
 from mfalcon.types import Events
 from tests.small import NOW_MS, cold_scores, random_events, rank_request, small_checkpoint
 
@@ -46,7 +46,7 @@ class FakeLog:
         if word not in ("ok", "done", "twice", "dropped"):
             raise CallFailed(word, "refused")
         if expected_len != self.size:
-            raise CallFailed("FAILED_PRECONDITION", str(LengthMismatch(expected_len, self.size)))
+            raise CallFailed("FAILED_PRECONDITION", str(HistoryMismatch.of_len(expected_len, self.size, bytes(16))))
         self.size += {"twice": 2, "dropped": 0}.get(word, 1) * len(events)
         if word == "done":
             raise CallFailed(self._code, "nobody knows")

@@ -14,8 +14,8 @@ import zmq
 
 from mfalcon.errors import (
     EngineFailure,
+    HistoryMismatch,
     InvalidInput,
-    LengthMismatch,
     MFalconError,
     NotReady,
     Overloaded,
@@ -23,7 +23,7 @@ from mfalcon.errors import (
     StorageUnavailable,
 )
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, RankRequest, no_events
 from server.frontends import wire
 from server.frontends.engine_server import EngineServer
 from server.frontends.remote import RemoteEngine
@@ -81,7 +81,7 @@ def rank_request(user_id: str = "ann", num_candidates: int = 77) -> RankRequest:
 async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     remote, engine = joined.remote, joined.engine
     assert remote.models == (MODEL, OTHER)
-    assert await remote.append_events("ann", EVENTS, 0, None) == 2
+    assert (await remote.append_events("ann", Append(EVENTS, 0), None)).history_len == 2
     assert np.array_equal(engine.histories["ann"], EVENTS)
     deadline = time.monotonic() + 60
     answer = await remote.rank(rank_request(), deadline, "other")
@@ -126,7 +126,7 @@ async def test_many_calls_at_once_get_their_own_answers(joined: Joined) -> None:
     "fault",
     [
         InvalidInput("recent_events[0].time_ms", 3, "later"),
-        LengthMismatch(3, 4),
+        HistoryMismatch.of_len(3, 4, bytes(16)),
         StorageUnavailable("no Redis", may_be_done=True),
         Overloaded("try again"),
     ],

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mfalcon.errors import EngineFailure, InvalidInput, LengthMismatch, MFalconError, Overloaded, StorageUnavailable
+from mfalcon.errors import EngineFailure, HistoryMismatch, InvalidInput, MFalconError, Overloaded, StorageUnavailable
 from mfalcon.load import Load
 from mfalcon.types import (
     EVENT_DTYPE,
@@ -96,7 +96,7 @@ class Special(EngineFailure):
     "error",
     [
         InvalidInput("candidates[3]", "x" * 200, "1 to 3 candidates"),
-        LengthMismatch(3, 2**40),
+        HistoryMismatch.of_len(3, 2**40, bytes(16)),
         Overloaded("the queue is full", retry_after_s=0.25),
         StorageUnavailable("no Redis; 'quoted' \ud800".encode(errors="replace").decode(), may_be_done=True),
         *(kind("why") for kind in MFalconError.__subclasses__() if kind.__init__ is MFalconError.__init__),

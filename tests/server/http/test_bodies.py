@@ -107,7 +107,7 @@ async def test_the_largest_legal_bodies_are_answered(running: Running) -> None:
     assert running.engine.requests[0].recent_events.shape == (1_024,)
 
     answer = await running.http.post("/v1/users/ann/events", json={"events": [event] * 10_000, "expected_len": 0})
-    assert answer.json() == {"history_len": 10_000}
+    assert answer.json()["history_len"] == 10_000
 
 
 @pytest.mark.parametrize("at", [0, 999, 1_000, 1_001, 2_345])
