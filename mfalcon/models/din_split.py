@@ -6,7 +6,11 @@ with the weights of all candidates. The user's columns of the first cross layer 
 one large call on contiguous memory, and what a request writes lies in buffers that its microbatches share.
 """
 
+import math
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 import torch
@@ -18,6 +22,9 @@ MOST_BYTES: Final = 256 << 20
 """Of what a microbatch writes of the activation unit, where more than one candidate passes at once: it grows with
 candidates times events times widths, and a checkpoint chooses two of these.
 """
+KEPT_BYTES: Final = 32 << 20
+"""Most that a thread keeps for its next request: fresh memory costs a page fault for every 4 KB."""
+_ALIGNED_BYTES: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class DinSplit:
         down = network.crosses[0].down.weight.detach()
         self._down_user, self._down_rest = down[:, :user].t(), down[:, user:].t().contiguous()
         self._width = user + config.num_pools * dim + network.item_dim
+        self._kept = _Kept()
 
     def user_side(self, user: Tensor, events: Tensor) -> UserSide:
         """Once a request: [user_dim] and the events that are seen, [at most num_events, dim]."""
@@ -67,9 +75,8 @@ class DinSplit:
         """
         num, network = len(items), self._network
         size = max(1, min(microbatch, num, MOST_BYTES // self._bytes_each(items, len(side.events))))
-        x0 = items.new_empty(size, self._width)
+        x0, buffers = self._buffers(items, len(side.events), size)
         x0[:, : network.user_dim] = side.vector
-        buffers = self._buffers(items, len(side.events), size)
         out = [self._part(side, part, x0[: len(part)], buffers) for part in items.split(size)]
         return out[0] if len(out) == 1 else torch.cat(out)
 
@@ -136,15 +143,46 @@ class DinSplit:
         """Of the hidden layers of the activation unit."""
         return [linear.out_features for linear in self._network.activation.linears][:-1]
 
-    def _buffers(self, like: Tensor, num_events: int, size: int) -> "_Buffers":
+    def _buffers(self, like: Tensor, num_events: int, size: int) -> tuple[Tensor, "_Buffers"]:
+        """What a call writes, x0 and the rest, in memory that this thread has from its last one."""
         network, widths = self._network, self._widths
-        return _Buffers(
-            of_candidates=like.new_empty(network.config.dim + 1, size * widths[0]),
-            hidden=[like.new_empty(num_events * size * width) for width in widths],
-            crossed=like.new_empty(size, self._width),
-            up=like.new_empty(size, self._width),
-            experts=like.new_empty(size, network.mixture.first.out_features),
-        )
+        shapes = [
+            (size, self._width),
+            (network.config.dim + 1, size * widths[0]),
+            (size, self._width),
+            (size, self._width),
+            (size, network.mixture.first.out_features),
+            *((num_events * size * width,) for width in widths),
+        ]
+        x0, of_candidates, crossed, up, experts, *hidden = self._kept.tensors(like, shapes)
+        return x0, _Buffers(of_candidates, hidden, crossed, up, experts)
+
+
+class _Kept(threading.local):
+    """Memory of a thread, which its next request writes again: nothing that is returned lies in it."""
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+
+    def tensors(self, like: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Tensors of these shapes, of another one's type and device, whose values may be anything."""
+        step = _ALIGNED_BYTES // like.element_size()
+        sizes = [math.prod(shape) for shape in shapes]
+        starts = list(accumulate((-(-size // step) * step for size in sizes), initial=0))
+        flat = self._flat
+        if flat is None or not _fits(flat, like, starts[-1]):
+            flat = like.new_empty(starts[-1])
+            if flat.nbytes <= KEPT_BYTES:
+                self._flat = flat
+        return [
+            flat[start : start + size].view(shape) for start, size, shape in zip(starts, sizes, shapes, strict=False)
+        ]
+
+
+def _fits(flat: Tensor, like: Tensor, num: int) -> bool:
+    """Whether so many numbers like those fit there, and may be written there."""
+    is_readable = torch.is_inference_mode_enabled() or not flat.is_inference()
+    return len(flat) >= num and flat.dtype == like.dtype and flat.device == like.device and is_readable
 
 
 @dataclass(frozen=True, slots=True)
