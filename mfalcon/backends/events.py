@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, choose
+from mfalcon.backends.parts import InParts
 from mfalcon.models.base import EventRanker, EventSide, EventTokens, Reader, Targets
 
 SPLIT: Final = "split"
@@ -64,15 +65,19 @@ class PlainReader:
 
 def serve_events(model: EventRanker, backend: str = AUTO) -> ServedEvents:
     """Make a model ready: split, with the matrix product of the fused kernel where that is of float32, or as it is
-    defined. Backends that only compute stacks leave it split.
+    defined. Backends that only compute stacks leave it split. On a CPU each core takes a part of the candidates.
 
     Raises BackendUnavailable for a fused kernel that is asked for by name and cannot run here.
     """
     if backend == REFERENCE:
         return ServedEvents(model, PlainReader(model), REFERENCE)
     model.items.settle()
-    if backend in (SPLIT, *ON_DEVICE) or model.device.type != "cpu":
+    if model.device.type != "cpu":
         return ServedEvents(model, model.reader(), SPLIT)
+    if backend in (SPLIT, *ON_DEVICE):
+        return ServedEvents(model, InParts(model.reader()), SPLIT)
     choice = choose(backend, model.device, model.dtype)
     kernel = choice.kernel if model.dtype == torch.float32 else None
-    return ServedEvents(model, model.reader(kernel), SPLIT if kernel is None else choice.name, choice.unavailable)
+    return ServedEvents(
+        model, InParts(model.reader(kernel)), SPLIT if kernel is None else choice.name, choice.unavailable
+    )

@@ -12,8 +12,18 @@ _SMALL = 250_000
 @contextmanager
 def cores_for(num_numbers: int) -> Iterator[None]:
     """Operators on so many numbers run on one core if that is quicker, else on as many as before. This thread's own."""
+    if num_numbers >= _SMALL:
+        yield
+        return
+    with one_core():
+        yield
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Operators run on one core, and on as many as before from the end on. This thread's own."""
     cores = torch.get_num_threads()
-    if cores == 1 or num_numbers >= _SMALL:
+    if cores == 1:
         yield
         return
     torch.set_num_threads(1)
