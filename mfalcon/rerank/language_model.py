@@ -7,6 +7,7 @@ none of the orders that were asked for, has a reason from one small list.
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import threading
@@ -75,6 +76,8 @@ class LanguageModel:
         self.options = options
         self._slots = threading.BoundedSemaphore(options.concurrency)
         self._circuit = Circuit()
+        self._witness: asyncio.Task[None] | None = None
+        self._num_late = 0
         limits = httpx.Limits(max_connections=options.concurrency)
         self._errors = (httpx.HTTPError, httpx.InvalidURL)
         tls = ssl.create_default_context()
@@ -94,33 +97,72 @@ class LanguageModel:
             raise Skipped("busy")
         asking = self._on_thread(self._two_passes(history, candidates))
         asking.add_done_callback(lambda _: self._slots.release())
+        answer = asyncio.wrap_future(asking)
         try:
-            async with asyncio.timeout(min(seconds, self.options.timeout_s)):
-                order = await asyncio.wrap_future(asking)
-        except TimeoutError:
-            if seconds < self.options.timeout_s:  # it may be well, and have too little time
-                self._circuit.abandoned()
-            else:
-                self._failed("no answer in time")
-            raise Skipped("late") from None
-        except Skipped as skipped:
-            if skipped.reason == "failed":
-                self._failed(str(skipped))
-            else:
-                self._circuit.succeeded()
-            raise
+            await asyncio.wait((answer,), timeout=min(seconds, self.options.timeout_s))
         except BaseException:
+            answer.cancel()
             self._circuit.abandoned()
             raise
-        self._circuit.succeeded()
-        return order
+        if answer.done():
+            return self._ended(answer)
+        left_s = self.options.timeout_s - seconds  # of a call whose caller has less time than that
+        if left_s <= 0:
+            answer.cancel()
+            self._failed("no answer in time")
+        elif self._witness is None:
+            self._num_late = 0
+            self._witness = asyncio.create_task(self._bear_witness(answer, left_s))
+        else:
+            answer.cancel()
+            self._circuit.abandoned()
+            self._num_late += 1
+        raise Skipped("late")
 
     async def close(self) -> None:
         """End every call and the thread."""
         await asyncio.wrap_future(self._on_thread(self._end()))
+        if self._witness is not None:
+            await asyncio.wait((self._witness,))
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join)
         self._loop.close()
+
+    def _ended(self, answer: "asyncio.Future[list[int]]") -> list[int]:
+        """The order of a call that has ended. Raises Skipped."""
+        try:
+            order = answer.result()
+        except Skipped as skipped:
+            if skipped.reason == "failed":
+                self._failed(str(skipped))
+            else:
+                self._succeeded()
+            raise
+        except BaseException:
+            self._circuit.abandoned()
+            raise
+        self._succeeded()
+        return order
+
+    async def _bear_witness(self, answer: "asyncio.Future[list[int]]", seconds: float) -> None:
+        """Let one call go on without its caller, who had less time than `timeout_s`: whether it is answered within that
+        says whether the service is well, which no caller in a hurry sees. If not, all who were late meanwhile count.
+        """
+        try:
+            await asyncio.wait((answer,), timeout=seconds)
+            if answer.done():
+                with contextlib.suppress(Skipped, asyncio.CancelledError):
+                    self._ended(answer)
+                return
+            answer.cancel()
+            for _ in range(1 + self._num_late):
+                self._failed("no answer in time")
+        finally:
+            self._witness = None
+
+    def _succeeded(self) -> None:
+        self._num_late = 0
+        self._circuit.succeeded()
 
     def _failed(self, why: str) -> None:
         if self._circuit.failed():

@@ -8,10 +8,19 @@ from contextlib import asynccontextmanager
 import pytest
 
 from mfalcon.errors import ConfigError
-from mfalcon.rerank.circuit import NUM_FAILURES
+from mfalcon.rerank.circuit import FIRST_PAUSE_S, NUM_FAILURES
 from mfalcon.rerank.language_model import LanguageModel, LanguageModelOptions, Skipped
 from mfalcon.rerank.prompt import Item
-from tests.rerank.openai_server import FAULTS, Answer, OpenAIServer, never, openai_server, ordered, reversed_order
+from tests.rerank.openai_server import (
+    FAULTS,
+    Answer,
+    Asked,
+    OpenAIServer,
+    never,
+    openai_server,
+    ordered,
+    reversed_order,
+)
 
 CANDIDATES: list[Item] = [{"number": number, "title": f"Title {number}"} for number in range(1, 7)]
 HISTORY: list[Item] = [{"title": "Seen", "actions": ["like"]}]
@@ -140,6 +149,48 @@ async def test_a_request_in_a_hurry_says_nothing_of_the_model() -> None:
         assert [await skipped(model, 0.05) for _ in range(NUM_FAILURES + 1)] == ["late"] * (NUM_FAILURES + 1)
         server.answer = reversed_order
         assert await model.order(HISTORY, CANDIDATES, 60) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_one_that_is_frozen_is_left_alone_however_little_time_its_callers_have() -> None:
+    async with asked(never, timeout_s=TIMEOUT_S) as (model, server):
+        ends, end = list[str](), time.monotonic() + 20
+        while "unavailable" not in ends:
+            assert time.monotonic() < end
+            ends.append(await skipped(model, TIMEOUT_S / 6))
+        assert ends.count("late") >= NUM_FAILURES
+        await asyncio.sleep(FIRST_PAUSE_S + 0.1)
+        num_asked = len(server.asked)
+        assert [await skipped(model, TIMEOUT_S / 6) for _ in range(4)] == ["late"] + ["unavailable"] * 3
+        assert len(server.asked) == num_asked + 1  # nobody else waits for what one finds, though he has left
+        server.answer, end = reversed_order, time.monotonic() + 20
+        while True:
+            assert time.monotonic() < end
+            try:
+                assert await model.order(HISTORY, CANDIDATES, 60) == [0, 1, 2, 3, 4, 5]
+                break
+            except Skipped:
+                await asyncio.sleep(0.05)
+
+
+async def test_one_that_is_slow_is_asked_on_by_callers_of_little_time() -> None:
+    """One call goes on without its caller; its answer says that the service is well."""
+
+    async def slowly(got: Asked) -> bytes:
+        await asyncio.sleep(0.2)
+        return ordered(got.numbers)
+
+    async with asked(slowly, timeout_s=30, concurrency=3) as (model, server):
+        ends = {await skipped(model, 0.05) for _ in range(4 * NUM_FAILURES)}
+        assert ends == {"late"} and len(server.asked) >= 4 * NUM_FAILURES
+        assert await model.order(HISTORY, CANDIDATES, 60) == [0, 1, 2, 3, 4, 5]
+
+
+async def test_one_call_at_most_goes_on_without_its_caller_and_ends_with_the_model() -> None:
+    async with openai_server(never) as server:
+        async with model_of(server.url, timeout_s=30, concurrency=3) as model:
+            assert [await skipped(model, 0.05) for _ in range(4)] == ["late"] * 4
+            await until(lambda: server.num_left == len(server.asked) - 1 == 3)
+        await until(lambda: server.num_left == 4)
 
 
 async def test_an_answer_that_is_no_order_says_nothing_against_the_service() -> None:
