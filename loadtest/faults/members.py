@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,25 +236,37 @@ class MemberScene:
         )
 
 
-def measure(scene: MemberScene) -> Iterator[MemberRow]:
-    """Every fault in turn; between two of them all members are back. Raises TimeoutError if one does not come back."""
-    ranks = scene.effort.ranks
-    yield scene.observe("none", "b")
-    with scene.frozen(scene.b):
-        yield scene.observe("one frozen", "b")
-    scene.whole_again()
-    with scene.killed(scene.c):
-        yield scene.observe("one killed", "c")
-    scene.whole_again()
-    with scene.overloaded(scene.c):
-        yield scene.observe("one overloaded", "c")
-    scene.whole_again()
-    with scene.frozen(scene.b, scene.c):
-        yield scene.observe("all but the server's own lost", "b")
-    scene.whole_again()
-    with scene.frozen(scene.b, scene.c):
-        yield scene.observe("all late", "b", "far", max(3, ranks // 4))
-    scene.whole_again()
-    with scene.frozen(scene.b):
-        yield scene.observe("fewer than needed", "b", "all", max(3, ranks // 4))
-    scene.whole_again()
+FAULTS = (
+    "none",
+    "one frozen",
+    "one killed",
+    "one overloaded",
+    "all but the server's own lost",
+    "all late",
+    "fewer than needed",
+)
+
+
+def measure(scene: MemberScene, faults: Collection[str] = FAULTS) -> Iterator[MemberRow]:
+    """These faults in turn; between two of them all members are back. Raises TimeoutError if one does not come back."""
+    for fault in FAULTS:
+        if fault in faults:
+            yield _under(scene, fault)
+            scene.whole_again()
+
+
+def _under(scene: MemberScene, fault: str) -> MemberRow:
+    few = max(3, scene.effort.ranks // 4)
+    with ExitStack() as stack:
+        match fault:
+            case "one frozen" | "fewer than needed":
+                stack.enter_context(scene.frozen(scene.b))
+            case "all but the server's own lost" | "all late":
+                stack.enter_context(scene.frozen(scene.b, scene.c))
+            case "one killed":
+                stack.enter_context(scene.killed(scene.c))
+            case "one overloaded":
+                stack.enter_context(scene.overloaded(scene.c))
+        befalls = "c" if fault in ("one killed", "one overloaded") else "b"
+        model = {"all late": "far", "fewer than needed": "all"}.get(fault, "some")
+        return scene.observe(fault, befalls, model, scene.effort.ranks if model == "some" else few)
