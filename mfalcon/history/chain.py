@@ -31,3 +31,13 @@ def block_links(link: bytes, events: Events) -> bytes:
         link = link_after(link, events[start : start + CHAIN_BLOCK])
         links += link
     return bytes(links)
+
+
+def num_equal(links: bytes, others: bytes) -> int:
+    """How many of the first links are equal; every link covers those before it, so no later ones are."""
+    low, high = 0, min(len(links), len(others)) // LINK_BYTES
+    while low < high:
+        middle = (low + high) // 2
+        at = slice(middle * LINK_BYTES, (middle + 1) * LINK_BYTES)
+        low, high = (middle + 1, high) if links[at] == others[at] else (low, middle)
+    return low

@@ -86,6 +86,14 @@ class BlockPool:
         """A run of no pages."""
         return PageRun(self, ())
 
+    def first(self, run: PageRun, num_tokens: int) -> PageRun:
+        """A run of the pages of the first num_tokens tokens of a run, shared with it."""
+        with self._lock:
+            pages = run.pages[: -(-num_tokens // self.page_tokens)]
+            for page in pages:
+                self._holders[page] += 1
+            return PageRun(self, pages)
+
     def grow(self, run: PageRun, num_tokens: int, num_new: int, leaving: int = 0) -> Growth:
         """A run for num_new tokens behind the first num_tokens of a run, which stays as it is.
 

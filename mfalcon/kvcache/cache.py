@@ -101,32 +101,33 @@ class KVCache:
     def lookup(self, history: History, start: int, fetched: Entry | None = None) -> Found | None:
         """The longest state of a prefix of history[start:], verified by the chained hash; None on a miss.
 
-        A state that is no ancestor of the history is a miss; the next `put` of its window replaces it. fetched: a state
+        Of a state that is no ancestor of the history, because an event was inserted say, what it begins with alike
+        counts, in whole blocks of the chained hash; the next `put` of its window replaces it. fetched: a state
         from Redis, kept here if it is the longer one. Where there is no room to bring a state up to the device, the
         next best counts: a request does not fail for what it could compute; if there is no room for that either,
         computing says so.
         """
-        found: list[tuple[StateKey, CacheSource, LruTier | None]] = []
+        found: list[tuple[int, CacheSource, LruTier | None]] = []
         for source, tier in self._tiers():
             key = tier.peek(history.user, start)
-            if key is not None and key.is_ancestor(self.fingerprint, history, start):
-                found.append((key, source, tier))
-        if fetched is not None and fetched.key.is_ancestor(self.fingerprint, history, start):
-            found.append((fetched.key, CacheSource.REDIS, None))
-        found.sort(key=lambda one: -one[0].stop)  # of equally long ones the fastest tier's stays in front
-        for key, source, place in found:
+            if key is not None:
+                found.append((key.shared(self.fingerprint, history, start), source, tier))
+        if fetched is not None:
+            found.append((fetched.key.shared(self.fingerprint, history, start), CacheSource.REDIS, None))
+        found.sort(key=lambda one: -one[0])  # of equally long ones the fastest tier's stays in front
+        for stop, source, place in found:
             entry = fetched if place is None else place.get(history.user, start)
-            if entry is None or not (entry.key == key or entry.key.is_ancestor(self.fingerprint, history, start)):
-                continue  # evicted since, or replaced
-            state = self._here(history, entry, source)
+            if stop == start or entry is None or entry.key.shared(self.fingerprint, history, start) < stop:
+                continue  # nothing of it, or evicted since, or replaced
+            state = self._here(history, entry.until(self.fingerprint, history, stop), source)
             if state is not None:
-                return Found(state, entry.key.stop, source)
+                return Found(state, stop, source)
         return None
 
     def peek(self, history: History, start: int) -> int:
         """Events of history[start:] that a state here covers, in any thread: a guess that `lookup` may not find."""
         keys = [tier.peek(history.user, start) for _, tier in self._tiers()]
-        stops = [key.stop for key in keys if key is not None and key.is_ancestor(self.fingerprint, history, start)]
+        stops = [key.shared(self.fingerprint, history, start) for key in keys if key is not None]
         return max(stops, default=start) - start
 
     def holds(self, user: bytes) -> bool:

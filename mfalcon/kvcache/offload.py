@@ -124,8 +124,9 @@ class Offload:
         if history.generation in self._tombstones or (there is not None and there.key == key):
             return
         older = None
-        if there is not None and there.key.is_ancestor(self._fingerprint, history, start):
-            older = there.state
+        alike = start if there is None else there.key.shared(self._fingerprint, history, start)
+        if there is not None and alike > start:
+            older = there.until(self._fingerprint, history, alike).state
         assert offer.mark is not None
         state = self._copier.demote(offer.state, self._pool, offer.mark, older)
         with self._changed:

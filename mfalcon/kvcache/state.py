@@ -9,7 +9,7 @@ reads or writes them waits for the part that it needs.
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
@@ -339,6 +339,13 @@ class KVState:
         longer = self.grown(len(times), leaving)
         longer.write_times(times)
         return longer
+
+    def first(self, num_tokens: int) -> "KVState":
+        """The state of the first num_tokens tokens, on pages that it shares with this one. What is appended to it
+        leaves this one as it is.
+        """
+        assert 0 <= num_tokens <= self.num_tokens
+        return replace(self, run=self.pool.accounts.first(self.run, num_tokens), num_tokens=num_tokens)
 
     def write_times(self, times: Tensor) -> None:
         """Store the newest tokens' times, int64 [num_new]; in a pool of fixed size in one go."""

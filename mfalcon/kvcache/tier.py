@@ -3,8 +3,9 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Container
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, num_equal
 from mfalcon.history.history import History
 from mfalcon.kvcache.state import KVState
 
@@ -13,7 +14,8 @@ from mfalcon.kvcache.state import KVState
 class StateKey:
     """What a KV state was made from: the events [start, stop) of a history that hashes to `link` at `stop`.
 
-    fingerprint names the checkpoint and the dtype; the hash covers the user and every event before `stop`.
+    fingerprint names the checkpoint and the dtype; the hash covers the user and every event before `stop`. base, links:
+    of that history, by which another one is seen to begin like it; they make no two keys different.
     """
 
     fingerprint: str
@@ -21,15 +23,34 @@ class StateKey:
     start: int
     stop: int
     link: bytes
+    base: int = field(default=0, compare=False, repr=False)
+    links: bytes = field(default=b"", compare=False, repr=False)
 
     def is_ancestor(self, fingerprint: str, history: History, start: int) -> bool:
         """Whether a state with this key is one of a prefix of history[start:]."""
         return start <= self.stop <= len(history) and self == state_key(fingerprint, history, start, self.stop)
 
+    def shared(self, fingerprint: str, history: History, start: int) -> int:
+        """Where what the state was made from and history[start:] surely part: at `stop` if it is an ancestor, else at a
+        multiple of CHAIN_BLOCK, or at `start`. After an insert that is the block of the inserted event.
+        """
+        if self.is_ancestor(fingerprint, history, start):
+            return self.stop
+        if (self.fingerprint, self.user, self.start) != (fingerprint, history.user, start):
+            return start
+        base = max(self.base, history.base)
+        ours, theirs = self.links[_link_at(base - self.base) :], history.links[_link_at(base - history.base) :]
+        alike = base + (num_equal(ours, theirs) - 1) * CHAIN_BLOCK
+        return max(start, min(alike, self.stop // CHAIN_BLOCK * CHAIN_BLOCK))
+
 
 def state_key(fingerprint: str, history: History, start: int, stop: int) -> StateKey:
     """The key of the state of history[start:stop]."""
-    return StateKey(fingerprint, history.user, start, stop, history.link(stop))
+    return StateKey(fingerprint, history.user, start, stop, history.link(stop), history.base, history.links)
+
+
+def _link_at(num_events: int) -> int:
+    return num_events // CHAIN_BLOCK * LINK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +59,14 @@ class Entry:
 
     key: StateKey
     state: KVState
+
+    def until(self, fingerprint: str, history: History, stop: int) -> "Entry":
+        """The state of history[start:stop], which `StateKey.shared` has found to be a part of this one."""
+        if stop == self.key.stop:
+            return self
+        start = self.key.start
+        num_tokens = self.state.num_tokens * (stop - start) // (self.key.stop - start)
+        return Entry(state_key(fingerprint, history, start, stop), self.state.first(num_tokens))
 
 
 class LruTier:

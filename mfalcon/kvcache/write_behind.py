@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from cachetools import LRUCache
 
 from mfalcon.errors import StorageUnavailable
+from mfalcon.history.chain import num_equal
 from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.offload_queue import Offer, OffloadQueue
@@ -37,12 +38,15 @@ class _Writing:
 
 @dataclass(frozen=True, slots=True)
 class _Stored:
-    """Redis holds good chunks of [start, stop) of the history that hashes to link at stop."""
+    """Redis holds good chunks of [start, stop) of the history that hashes to link at stop, and to `chunks` at the end
+    of each whole one.
+    """
 
     generation: bytes
     start: int
     stop: int
     link: bytes
+    chunks: bytes
 
 
 class WriteBehind:
@@ -105,7 +109,8 @@ class WriteBehind:
 
     def stored(self, history: History, start: int, stop: int) -> None:
         """Note that Redis holds history[start:stop]; its chunks shall live on."""
-        self._stored[history.user] = _Stored(history.generation, start, stop, history.link(stop))
+        chunks = self._whole_chunks(history, start, stop)
+        self._stored[history.user] = _Stored(history.generation, start, stop, history.link(stop), chunks)
 
     def drop(self, user: bytes) -> None:
         """Drop what waits for a user."""
@@ -199,8 +204,7 @@ class WriteBehind:
         if not states.available(history.user):
             return "unavailable"
         size, loop = states.layout.events_per_chunk, asyncio.get_running_loop()
-        num_chunks, stored = states.num_chunks(len(history) - start), self._stored_stop(history, start)
-        first_dirty = num_chunks if stored == len(history) else (stored - start) // size
+        num_chunks, first_dirty = states.num_chunks(len(history) - start), self._first_dirty(history, start)
         try:
             if asks:
                 first_dirty = await states.touch(history.user, first_dirty, self._timeout_s)
@@ -221,11 +225,17 @@ class WriteBehind:
             return "unavailable" if error.may_be_done else "refused"
         return None
 
-    def _stored_stop(self, history: History, start: int) -> int:
-        """The event up to which Redis should hold history[start:] already."""
-        stored = self._stored.get(history.user)
+    def _first_dirty(self, history: History, start: int) -> int:
+        """The first chunk of history[start:] that Redis should not hold already."""
+        stored, size = self._stored.get(history.user), self._states.layout.events_per_chunk
         if stored is None or stored.generation != history.generation or stored.start != start:
-            return start
-        if not start <= stored.stop <= len(history) or stored.link != history.link(stored.stop):
-            return start
-        return stored.stop
+            return 0
+        if stored.stop <= len(history) and stored.link == history.link(stored.stop):
+            is_all = stored.stop == len(history)
+            return self._states.num_chunks(stored.stop - start) if is_all else (stored.stop - start) // size
+        return num_equal(stored.chunks, self._whole_chunks(history, start, len(history)))  # an event was inserted, say
+
+    def _whole_chunks(self, history: History, start: int, stop: int) -> bytes:
+        """The links at the ends of the whole chunks of history[start:stop]."""
+        size = self._states.layout.events_per_chunk
+        return b"".join(history.link(at) for at in range(start + size, stop + 1, size))

@@ -70,6 +70,12 @@ class Pool(RuleBasedStateMachine):
         assert self.accounts.num_free >= leaving
         self.held.append(state)
 
+    @rule(number=numbers, share=st.floats(0, 1))
+    def go_back(self, number: int, share: float) -> None:
+        parent = self.drawn(number)
+        tokens = parent.tokens[: round(share * len(parent.tokens))]
+        self.held.append(State(self.accounts.first(parent.run, len(tokens)), tokens))
+
     @rule(number=numbers)
     def keep(self, number: int) -> None:
         state = self.drawn(number)

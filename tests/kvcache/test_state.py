@@ -76,6 +76,13 @@ class KVStates(RuleBasedStateMachine):
         self.held.append((written(state, new), numbers + new))
         return self.held[-1]
 
+    @rule(target=states, parent=states, share=st.floats(0, 1))
+    def go_back(self, parent: tuple[KVState, list[int]], share: float) -> tuple[KVState, list[int]]:
+        state, numbers = parent
+        num_tokens = round(share * len(numbers))
+        self.held.append((state.first(num_tokens), numbers[:num_tokens]))
+        return self.held[-1]
+
     @rule(parent=states, num_new=st.sampled_from([1, 5]))
     def fail_halfway(self, parent: tuple[KVState, list[int]], num_new: int) -> None:
         """A forward that fails after it wrote one layer: what it left behind is nobody's state."""
