@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mfalcon.errors import InvalidInput
-from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, user_hash
+from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, num_equal, user_hash
 from mfalcon.types import Events, no_events
 
 _OBJECT_BYTES = 350
@@ -58,6 +58,30 @@ class History:
         longer = np.concatenate([self.events, events])
         links = self.links + block_links(self.links[-LINK_BYTES:], longer[hashed:])
         return replace(self, events=longer, links=links)
+
+    def merged(self, events: Events) -> "History":
+        """This history with events, in time order, each behind all those that are as old or older; both sorted."""
+        at = np.searchsorted(self.events["time_ms"], events["time_ms"], side="right")
+        if not len(events) or at[0] == len(self.events):
+            return self.extended(events)
+        kept = int(at[0]) // CHAIN_BLOCK
+        links = self.links[: (kept + 1) * LINK_BYTES]
+        merged = np.insert(self.events, at, events)
+        links += block_links(links[-LINK_BYTES:], merged[kept * CHAIN_BLOCK :])
+        return replace(self, events=merged, links=links)
+
+    def shared(self, other: "History") -> int:
+        """Events that two histories of one user surely begin with alike: all of the shorter one, or a multiple of
+        CHAIN_BLOCK from the later base on; 0 where not even what was trimmed is known to be alike.
+        """
+        base, shorter = max(self.base, other.base), min(len(self), len(other))
+        if base > shorter:
+            return 0
+        if self.link(shorter) == other.link(shorter):
+            return shorter
+        ours, theirs = (one.links[(base - one.base) // CHAIN_BLOCK * LINK_BYTES :] for one in (self, other))
+        num = num_equal(ours, theirs)
+        return base + (num - 1) * CHAIN_BLOCK if num else 0
 
     def until(self, length: int) -> "History":
         """The history as it was with `length` events, base <= length <= n."""
