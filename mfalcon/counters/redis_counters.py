@@ -14,7 +14,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from mfalcon.counters.item_numbers import ItemNumbers
-from mfalcon.counters.redis_records import CALL_S, CounterRecords, Outcome, name_of
+from mfalcon.counters.redis_records import CALL_S, CounterRecords, Outcome, name_of, store_names
 from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
@@ -27,6 +27,10 @@ from mfalcon.types import Ids
 _log = logging.getLogger(__name__)
 
 POLL_S = 0.1
+SWEEP_S = 1.0
+"""Between two steps of the sweep."""
+SWEEP_KEYS = 64
+"""That a step looks at: where all are records two calls for each, a hundredth of the event loop's time."""
 _SILENT_S = 1.0
 _READ_S = 0.25
 _APPEND_S = 0.5
@@ -49,6 +53,8 @@ class RedisCounters:
     ) -> None:
         self.like = like
         self.version = 0
+        self._client = client
+        self._keys = keys
         self._records = CounterRecords(client, keys, name_of(like), max_items)
         self._log = log
         self._metrics = metrics
@@ -73,7 +79,12 @@ class RedisCounters:
         """Begin to follow. On the event loop."""
         if not self._tasks:
             loop = asyncio.get_running_loop()
-            for work, name in ((self._follow, "counters-follow"), (self._work_off, "counters-work-off")):
+            works: dict[str, Callable[[], Awaitable[None]]] = {
+                "counters-follow": self._follow,
+                "counters-work-off": self._work_off,
+                "counters-sweep": self._sweep,
+            }
+            for name, work in works.items():
                 self._tasks.add(loop.create_task(self._keep(work), name=name))
 
     def read(self, item_ids: Ids) -> Ids:
@@ -207,6 +218,13 @@ class RedisCounters:
                 self._is_counted(user_id)
                 _log.exception("a user's events cannot be counted")
         self._metrics.waiting.set(len(self._failed))
+
+    async def _sweep(self) -> None:
+        """Have no record outlive its log for ever, in any store that there ever was."""
+        await asyncio.sleep(SWEEP_S)
+        for name in await store_names(self._client, self._keys):
+            records = CounterRecords(self._client, self._keys, name)
+            self._metrics.swept.inc(await records.sweep(SWEEP_KEYS, SWEEP_S))
 
     async def _follow(self, epoch: bytes = b"", version: int = 0) -> None:
         """Bring the copy up to what Redis has now, or at least to a version. Raises StorageUnavailable."""

@@ -5,7 +5,9 @@ counts the rest. A record moves only from the exact place that its writer knows,
 """
 
 import os
+import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +28,8 @@ STREAM_ENTRIES = 8_192
 _STEP = 512
 """Events, or items of a record, in one script: a few milliseconds of Redis."""
 _GONE_SECONDS = 3_600
+_MOST_SWEPT = 8
+"""Steps of taking records out in one step of a sweep."""
 
 
 def name_of(like: LikeRule) -> str:
@@ -118,6 +122,34 @@ class CounterRecords:
         if head and head[:8] != await self._generation(user):
             await self._take_out(user, head[:8])
 
+    async def sweep(self, most: int, pause_s: float) -> int:
+        """The next step of a sweep for records of lives that have ended unseen, because a log was lost or removed by
+        hand: look at about `most` keys of Redis, and take out what is found. Returns how many records that were.
+
+        Where the sweep stands is kept in Redis, so that it goes on whoever does the next step, and that is one replica
+        in `pause_s`. A record that is too large for a step is gone on with in the next one.
+        """
+        turn = ("SET", self._key("sweep"), "", "NX", "PX", max(1, round(1e3 * pause_s)))
+        if not await self._call([turn]):
+            return 0
+        at = await self._call([("HGET", self._key("state"), "sweep")]) or b"0"
+        scanned = await self._call([("SCAN", at, "MATCH", f"{_escaped(self._record(b''))}*", "COUNT", most)])
+        left, ended = _MOST_SWEPT, 0
+        for key in scanned[1]:
+            with suppress(StorageUnavailable, ValueError):  # a record that is damaged, or no record: the others go on
+                user = bytes.fromhex(key.rpartition(b":")[2].decode())
+                generation = (await self._head(user))[:8]  # before the log's: a record is never ahead of its log
+                if not generation or generation == await self._generation(user):
+                    continue
+                is_left = True
+                while is_left:
+                    if not left:
+                        return ended
+                    is_left, left = await self._take_some(user, generation), left - 1
+                ended += 1
+        await self._call([("HSET", self._key("state"), "sweep", scanned[0])])
+        return ended
+
     async def follow(self, version: int, most: int) -> tuple[bytes, int, list[Change]]:
         """Epoch, version now, and changes after a version, the oldest first."""
         keys = (self._key("state"), self._key("stream"))
@@ -136,11 +168,13 @@ class CounterRecords:
         return int(following), ids, np.frombuffer(b"".join(raw for _, raw in pairs), dtype="<i8").reshape(-1, 3)
 
     async def _take_out(self, user: bytes, generation: bytes) -> None:
-        is_left = True
-        while is_left:
-            arguments = (_GONE_SECONDS, _STEP, os.urandom(8), STREAM_ENTRIES)
-            reply = await self._script(FORGET, user, generation, *arguments)
-            is_left = reply[0] == b"more"
+        while await self._take_some(user, generation):
+            pass
+
+    async def _take_some(self, user: bytes, generation: bytes) -> bool:
+        """Whether more is left."""
+        reply = await self._script(FORGET, user, generation, _GONE_SECONDS, _STEP, os.urandom(8), STREAM_ENTRIES)
+        return bool(reply[0] == b"more")
 
     async def _head(self, user: bytes) -> bytes:
         head: bytes | None = await self._call([("HGET", self._record(user), "head")])
@@ -176,7 +210,18 @@ async def forget_in_others(
 
     Raises StorageUnavailable.
     """
+    for name in await store_names(client, keys):
+        if name not in names:
+            await CounterRecords(client, keys, name).forget(user, generation)
+
+
+async def store_names(client: RedisClient, keys: Keys) -> list[str]:
+    """Of every store that there ever was. Raises StorageUnavailable."""
     key = keys.counter_names
     (members,) = await client.call("counters", key, [("SMEMBERS", key)], client.settings.write_timeout_s)
-    for name in sorted({member.decode() for member in members}.difference(names)):
-        await CounterRecords(client, keys, name).forget(user, generation)
+    return sorted(member.decode() for member in members)
+
+
+def _escaped(key: str) -> str:
+    """A key as a pattern of itself."""
+    return re.sub(r"([\\*?\[\]^])", r"\\\1", key)

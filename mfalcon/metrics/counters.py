@@ -18,6 +18,9 @@ class CounterMetrics:
             "mfalcon_counters_failed", "Times that events could not be counted, which is done later.", registry=r
         )
         self.waiting = Gauge("mfalcon_counters_waiting", "Users whose events could not be counted yet.", registry=r)
+        self.swept = Counter(
+            "mfalcon_counters_swept", "Users who were taken out because their log is gone.", registry=r
+        )
         self.copies = Counter("mfalcon_counters_copied", "Copies that were begun of all item counters.", registry=r)
         self.stale_reads = Counter(
             "mfalcon_counters_stale_reads", "Reads of item counters that may have lacked events.", registry=r

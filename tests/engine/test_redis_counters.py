@@ -363,6 +363,77 @@ async def test_one_damaged_record_holds_up_nobody_else(start: Start, redis_serve
     await assert_counted((one,), {**logs, "bad": random_events(20, seed=7)})
 
 
+async def test_who_has_lost_his_log_is_taken_out_in_every_store_by_whoever_is_there(
+    start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mfalcon.counters.redis_counters, "SWEEP_S", 0.02)
+    monkeypatch.setattr(mfalcon.counters.redis_counters, "SWEEP_KEYS", 3)
+    one, two = await start(redis_server.url), await start(redis_server.url)
+    logs = {f"user-{n}": random_events(25, seed=n) for n in range(12)}
+    for user_id, events in logs.items():
+        await append(one, user_id, events)
+    gone = list(logs)[::2]
+    for user_id in gone:
+        redis_server.command("DEL", f"t:{{{user_hash(user_id).hex()}}}:log")
+        del logs[user_id]
+    await one.reload("", small_checkpoint)  # which reads no counters
+    assert num_stores(one) == 0
+    await one.histories.log.append(gone[0], Append(random_events(4, seed=50)), None)  # another life, not yet counted
+    await assert_counted((two,), logs)
+    assert sum(value(engine.metrics, "mfalcon_counters_swept_total") for engine in (one, two)) == len(gone)
+    for user_id in gone[1:]:
+        assert keys_of(redis_server, f"user:{user_hash(user_id).hex()}") == []
+    await two.rank(rank_request(gone[0], [1]), None)
+    await assert_counted((two,), {**logs, gone[0]: random_events(4, seed=50)})
+
+
+async def test_a_sweep_goes_on_where_it_stood_and_a_step_of_it_is_bounded(
+    start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step by another object, as by another replica; a record of 30 items needs six steps of 5."""
+    monkeypatch.setattr(mfalcon.counters.redis_records, "_STEP", 5)
+    monkeypatch.setattr(mfalcon.counters.redis_records, "_MOST_SWEPT", 2)
+    monkeypatch.setattr(mfalcon.counters.redis_counters, "SWEEP_S", 3_600.0)  # only what is asked here
+    one = await start(redis_server.url)
+    for n in range(10):
+        await one.append_events(f"user-{n}", Append(random_events(30, seed=n), 0))
+    bad = f"t:{{counters:{name_of(LIKE)}}}:user:"
+    redis_server.command("SET", f"{bad}{user_hash('bad').hex()}", "not a record")
+    redis_server.command("HSET", f"{bad}no user", "head", "0" * 16)
+    for n in range(10):
+        redis_server.command("DEL", f"t:{{{user_hash(f'user-{n}').hex()}}}:log")
+    client, keys = one.histories.redis.client, one.histories.redis.keys  # type: ignore[union-attr]
+    ended, steps, before = 0, 0, len(redis_items(redis_server))
+    while ended < 10:
+        assert steps < 300
+        found = await CounterRecords(client, keys, name_of(LIKE)).sweep(4, 0.001)
+        await asyncio.sleep(0.003)
+        ended, steps = ended + found, steps + 1
+        assert found <= 2
+    assert before > 0 and steps > 20
+    await until(lambda: redis_items(redis_server) == {})
+
+
+async def test_one_replica_at_a_time_sweeps_and_a_user_whose_log_is_there_stays(
+    start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mfalcon.counters.redis_counters, "SWEEP_S", 3_600.0)
+    one = await start(redis_server.url)
+    logs = {user_id: random_events(40, seed=seed) for seed, user_id in enumerate(("ann", "bob", "eve"))}
+    for user_id, events in logs.items():
+        await append(one, user_id, events)
+    records = CounterRecords(one.histories.redis.client, one.histories.redis.keys, name_of(LIKE))  # type: ignore[union-attr]
+    redis_server.command("DEL", f"t:{{{user_hash('ann').hex()}}}:log")
+    del logs["ann"]
+    assert sorted(await asyncio.gather(*(records.sweep(1_000, 60.0) for _ in range(8)))) == [0] * 7 + [1]
+    await assert_counted((one,), logs)
+    version = store(one).version
+    redis_server.command("DEL", f"t:{{counters:{name_of(LIKE)}}}:sweep")
+    assert await records.sweep(1_000, 60.0) == 0
+    await assert_counted((one,), logs)
+    assert store(one).version == version
+
+
 def test_stores_of_different_likes_have_different_names() -> None:
     likes = [LikeRule(None, 4), LikeRule(4.0, 0), LikeRule(4.5, 0), LikeRule(None, 0)]
     assert len({name_of(like) for like in likes}) == len(likes)
