@@ -20,6 +20,7 @@ from loadtest.report.table import as_markdown
 from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_backends import bench_backend_quality
+from mfalcon.cli.bench_counting import bench_counting
 from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
@@ -59,6 +60,7 @@ app.command("rerank")(bench_rerank)
 app.command("dlrm")(bench_dlrm)
 app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
+app.command("counting")(bench_counting)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
