@@ -23,8 +23,10 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
+from mfalcon.history.budget import LogBudget, budget_of_directory
+from mfalcon.history.file_log import FileLogOptions
 from mfalcon.kvcache.chunk import PayloadDtype
-from mfalcon.memory import budget_of_states
+from mfalcon.memory import available_bytes, budget_of_states
 from mfalcon.merging.merge import Calibration
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
@@ -279,6 +281,8 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
                 log_slack=config.log_slack_events,
                 max_counted_items=config.counters_max_items,
                 redis=redis_options(config),
+                file=file_options(config),
+                budget=log_budget(config),
             ),
         ),
         metrics,
@@ -342,6 +346,30 @@ def state_bytes(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> int:  # n
     return budget
 
 
+def file_options(config: ServerConfig) -> FileLogOptions | None:
+    """Of the event log in a file; None where it is elsewhere."""
+    if config.log_place != "file":
+        return None
+    assert config.log_dir is not None and config.durability != "replica"
+    return FileLogOptions(config.log_dir, config.durability, config.log_cache_mb << 20)
+
+
+def log_budget(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> LogBudget:  # noqa: B008 (it is frozen)
+    """What a log in this process or in a file may hold: as asked, or what the memory or the disk leaves now."""
+    if config.log_place == "redis":
+        return LogBudget()
+    if config.log_budget_mb != "auto":
+        most = config.log_budget_mb << 20
+    elif config.log_dir is None:
+        most = available_bytes(cgroups) // 4
+    else:
+        most = budget_of_directory(config.log_dir)
+    if most:
+        what = "memory" if config.log_place == "memory" else "disk"
+        logger.info("%s for histories: %d MiB, then new users: %s", what, most >> 20, config.log_when_full)
+    return LogBudget(most, config.log_max_users, config.log_max_idle_s, config.log_when_full)
+
+
 def loader(config: ServerConfig) -> Callable[[Path], Checkpoint]:
     """What reads a checkpoint as this server computes."""
     dtype, device = DTYPES[config.dtype], str(device_named(config.device))
@@ -361,7 +389,7 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
             max_connections=config.redis_connections,
         ),
         prefix=config.redis_prefix,
-        holds_log=config.event_log != "embedded",
+        holds_log=config.log_place == "redis",
         serve_stale=config.log_unreachable == "stale",
         log_cache_bytes=config.log_cache_mb << 20,
         state_dtype=None if config.redis_state_dtype == "auto" else PayloadDtype.from_name(config.redis_state_dtype),

@@ -20,10 +20,14 @@ def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -
         f"{config.max_events_per_append} events an append, {config.max_message_bytes} bytes a message, "
         f"{config.request_timeout_ms} ms a request, {config.queue_size} requests in the queue"
     )
-    if config.event_log == "embedded" or redis is None:
-        yield "event log: in this process, a restart forgets it"
-    else:
-        yield f"event log: in Redis; {config.log_unreachable} while it cannot be asked"
+    match config.log_place:
+        case "memory":
+            yield "event log: in this process, a restart forgets it"
+        case "file":
+            survives = "the machine's end" if config.durability == "fsync" else "this process's end"
+            yield f"event log: in {config.log_dir}; what is acknowledged survives {survives}"
+        case "redis":
+            yield f"event log: in Redis; {config.log_unreachable} while it cannot be asked"
     if redis is None:
         yield "redis: none"
     else:

@@ -221,8 +221,38 @@ class ServerConfig(BaseSettings):
     redis_prefix: str = Field(
         default="mfalcon", pattern=r"^[^{}\s]{1,64}$", description="First part of every key in Redis."
     )
-    event_log: Literal["auto", "embedded", "redis"] = Field(
-        default="auto", description="Where histories live; auto is Redis where there is one."
+    event_log: Literal["auto", "memory", "file", "redis"] = Field(
+        default="auto",
+        description="Where histories live: in this process, in a file on this machine's disk, or in Redis. auto is "
+        "Redis where there is a redis_url, the file where there is a log_dir, else memory.",
+    )
+    log_dir: Path | None = Field(
+        default=None, description="Directory of the event log in a file, which belongs to this server alone."
+    )
+    append_durability: Literal["auto", "memory", "fsync", "replica"] = Field(
+        default="auto",
+        description="What an acknowledged event survives: the end of this process where the log is in a file (memory), "
+        "or of the machine too (fsync). auto is fsync for a file, and memory elsewhere.",
+    )
+    log_budget_mb: Literal["auto"] | NotNegative = Field(
+        default="auto",
+        description="What histories in this process or in a file may take, in MiB; 0 for no bound. auto is a quarter "
+        "of the memory that is left at start, or 80 % of the disk.",
+    )
+    log_max_users: int = Field(
+        default=0, ge=0, description="Most users with a history in this process or in a file; 0 for no bound."
+    )
+    log_max_idle_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=10**9,
+        description="Seconds after which a user whom nobody asked for is deleted from the log in this process or in a "
+        "file; 0 keeps users for ever.",
+    )
+    log_when_full: Literal["refuse", "evict"] = Field(
+        default="refuse",
+        description="At log_budget_mb or log_max_users: refuse new users, or delete those who were not asked for "
+        "longest.",
     )
     log_unreachable: Literal["refuse", "stale"] = Field(
         default="refuse",
@@ -246,7 +276,7 @@ class ServerConfig(BaseSettings):
         description="Items whose events are counted, where a model reads streaming counters; others are left out.",
     )
     log_cache_mb: int = Field(
-        default=256, ge=0, description="Memory for verified copies of histories in Redis, in MiB."
+        default=256, ge=0, description="Memory for verified copies of histories in Redis or in a file, in MiB."
     )
     redis_timeout_ms: int = Field(
         default=40,
@@ -411,17 +441,52 @@ class ServerConfig(BaseSettings):
         rest = left / max(1, sum(model.share is None for model in self.models))
         return tuple(model.model_copy(update={"share": model.share or rest}) for model in self.models)
 
+    @property
+    def log_place(self) -> Literal["memory", "file", "redis"]:
+        """Where histories live."""
+        if self.event_log != "auto":
+            return self.event_log
+        if self.redis_url is not None:
+            return "redis"
+        return "memory" if self.log_dir is None else "file"
+
+    @property
+    def durability(self) -> Literal["memory", "fsync", "replica"]:
+        """What an acknowledged event survives."""
+        if self.append_durability != "auto":
+            return self.append_durability
+        return "fsync" if self.log_place == "file" else "memory"
+
+    @model_validator(mode="after")
+    def _the_log_has_one_place(self) -> Self:
+        if self.event_log == "auto" and self.redis_url is not None and self.log_dir is not None:
+            raise ValueError("event_log: got auto, must be file or redis while both redis_url and log_dir are given")
+        if self.event_log == "file" and self.log_dir is None:
+            raise ValueError("event_log: got file, must be auto, memory or redis while log_dir is not given")
+        if self.log_dir is not None and self.log_place != "file":
+            raise ValueError(f"log_dir: got {self.log_dir}, must not be given while event_log is {self.event_log}")
+        if self.log_place == "file" and self.durability == "replica":
+            raise ValueError(
+                "append_durability: got replica, must be memory or fsync while the event log is in a file: no other "
+                "machine has a copy of it"
+            )
+        if self.log_place == "memory" and self.durability != "memory":
+            raise ValueError(
+                f"append_durability: got {self.durability}, must be memory while the event log is in this process"
+            )
+        return self
+
     @model_validator(mode="after")
     def _a_log_in_redis_has_one(self) -> Self:
         if self.event_log == "redis" and self.redis_url is None:
-            raise ValueError("event_log: got redis, must be embedded or auto while redis_url is not given")
+            raise ValueError("event_log: got redis, must be memory, file or auto while redis_url is not given")
         if self.redis_secret_file is not None and self.redis_url is None:
             raise ValueError("redis_secret_file: got a file, must not be given without redis_url")
         return self
 
     @model_validator(mode="after")
     def _replicas_read_one_log(self) -> Self:
-        if self.redis_url is not None and self.event_log != "embedded":
+        if self.log_place == "redis":
             return self
         for ensemble in self.ensembles:
             for member in ensemble.members:
@@ -496,7 +561,7 @@ def complaints(error: ValidationError) -> list[str]:
             case "string_pattern_mismatch", ("device",):
                 sentences.append(f"device: got {details['input']!r}, must be cpu, cuda or cuda:N")
             # pydantic complains once for each member of the union.
-            case _, (("microbatch" | "kv_budget_mb") as name, *_):
+            case _, (("microbatch" | "kv_budget_mb" | "log_budget_mb") as name, *_):
                 least = 1 if name == "microbatch" else 0
                 sentences.append(f"{name}: got {details['input']!r}, must be auto or a number of at least {least}")
             case _, path:

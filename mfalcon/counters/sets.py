@@ -1,17 +1,16 @@
 """The item counters of a server: one store for each meaning of a like among the models that it serves."""
 
 import asyncio
+import contextlib
 from collections import Counter as Multiset
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from mfalcon.counters.store import ItemCounters
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
-from mfalcon.history.log import EventLog
 from mfalcon.types import Ids
 
-_READ_S = 1.0
 _BACKFILL_USERS = 64
 """Logs that are counted in one turn of the event loop."""
 
@@ -30,21 +29,23 @@ class Counted:
 class CounterSets:
     """Owns the stores. Lives on the event loop, but for `require` before there is one.
 
-    new_store: makes one. log, users: those whose logs a new one counts before it counts what is appended.
+    new_store: makes one. histories: what a new one counts before it counts what is appended, None if there are none; by
+    reading them nobody counts as asked for. has_ended: whether the log of a generation was deleted.
     """
 
     def __init__(
         self,
         new_store: Callable[[LikeRule], ItemCounters],
-        log: EventLog,
-        users: Callable[[], Iterable[str]] = lambda: (),
+        histories: Callable[[], AsyncIterator[History] | None] = lambda: None,
+        has_ended: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self._new_store = new_store
-        self._log = log
-        self._users = users
+        self._histories = histories
+        self._has_ended = has_ended
         self._stores: dict[LikeRule, ItemCounters] = {}
         self._started = False
         self._needed: Multiset[LikeRule] = Multiset()
+        self._unfilled: set[LikeRule] = set()
         self._filling: dict[LikeRule, asyncio.Task[None]] = {}
 
     @property
@@ -57,6 +58,8 @@ class CounterSets:
         self._started = True
         for store in self.stores:
             store.start()
+            if store.like in self._unfilled:
+                self._begin_to_fill(store)
 
     def require(self, like: LikeRule) -> None:
         """A model needs a store; one that is new counts what the logs have."""
@@ -65,9 +68,9 @@ class CounterSets:
             store = self._stores[like] = self._new_store(like)
             if self._started:
                 store.start()
-            users = list(self._users())
-            if users:
-                self._filling[like] = asyncio.get_running_loop().create_task(self._fill(store, users))
+            self._unfilled.add(like)
+            with contextlib.suppress(RuntimeError):  # there is no event loop yet: `start` does it
+                self._begin_to_fill(store)
 
     async def release(self, like: LikeRule) -> None:
         """A model needs a store no longer."""
@@ -118,11 +121,20 @@ class CounterSets:
             await asyncio.wait((filling,))
         await store.close()
 
-    async def _fill(self, store: ItemCounters, users: list[str]) -> None:
+    def _begin_to_fill(self, store: ItemCounters) -> None:
+        loop = asyncio.get_running_loop()
+        self._unfilled.discard(store.like)
+        histories = self._histories()
+        if histories is not None:
+            self._filling[store.like] = loop.create_task(self._fill(store, histories))
+
+    async def _fill(self, store: ItemCounters, histories: AsyncIterator[History]) -> None:
         """Count the logs of users; whoever comes, goes or appends meanwhile is counted then."""
-        while users:
-            for user_id in users[-_BACKFILL_USERS:]:
-                await store.catch_up((await self._log.read(user_id, _READ_S)).history)
-            del users[-_BACKFILL_USERS:]
-            await asyncio.sleep(0)
+        num = 0
+        async for history in histories:
+            if not self._has_ended(history.generation):
+                await store.catch_up(history)
+            num += 1
+            if num % _BACKFILL_USERS == 0:
+                await asyncio.sleep(0)
         self._filling.pop(store.like, None)

@@ -45,7 +45,7 @@ def compose_all(
     metrics = metrics or ServerMetrics()
     torch_device = models[0][0].model.device
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
-    histories = Histories(config.histories, metrics.states, metrics.counters)
+    histories = Histories(config.histories, metrics.states, metrics.counters, metrics.logs)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
     return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles, llm)
 

@@ -52,7 +52,7 @@ class Engine:
         self._reranking = Reranking(metrics, llm)
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
-        histories.listen(self._deleted_elsewhere)
+        histories.listen(self._deleted_elsewhere, self._evicted)
         for ranker in catalog:
             ranker.count_items()
         device.start(self._warm)
@@ -178,6 +178,12 @@ class Engine:
         with contextlib.suppress(ShuttingDown):
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
+
+    def _evicted(self, deletion: Deletion) -> None:
+        """The log on this machine has deleted a user to keep its bounds."""
+        with contextlib.suppress(ShuttingDown):
+            self.device.delete(deletion.user)
+        self.metrics.states.deleted.labels("bounds").inc()
 
     def _warm(self) -> Runners:
         for ranker in self.catalog:

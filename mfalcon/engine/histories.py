@@ -1,7 +1,9 @@
 """What is the users': their histories, what was deleted of them, and Redis. A server has one, whatever it serves."""
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from mfalcon.counters.local import LocalCounters
@@ -12,36 +14,51 @@ from mfalcon.counters.store import ItemCounters
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.features.counters import LikeRule
+from mfalcon.history.budget import LogBudget
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
+from mfalcon.history.file_log import FileLog, FileLogOptions
 from mfalcon.history.history import History, Retention
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.metrics.counters import CounterMetrics
+from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.types import Append, Appended
 
 _READ_S = 1.0
+_MOST_EVICTED = 100_000
+"""Whose states in Redis wait to be deleted; those of older ones end with their time to live."""
+_TRY_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryOptions:
     """log_max_events: of a user, the newest that are always kept: at least the longest window served. log_slack: events
     beyond them before a log is cut. max_counted_items: of which counters are kept, where a model reads them. redis:
-    None keeps everything in this process.
+    None keeps everything on this machine. file: the log's, None keeps it in this process or in Redis. budget: of a log
+    on this machine.
     """
 
     log_max_events: int = 16_384
     log_slack: int = 1_024
     max_counted_items: int = 10_000_000
     redis: RedisOptions | None = None
+    file: FileLogOptions | None = None
+    budget: LogBudget = field(default_factory=LogBudget)
 
 
 class Histories:
     """Owns the event log, the tombstones and the connection to Redis. Lives on the event loop."""
 
-    def __init__(self, options: HistoryOptions, metrics: StateMetrics, counters: CounterMetrics | None = None) -> None:
+    def __init__(
+        self,
+        options: HistoryOptions,
+        metrics: StateMetrics,
+        counters: CounterMetrics | None = None,
+        logs: LogMetrics | None = None,
+    ) -> None:
         self.options = options
         self.tombstones = Tombstones()
         self._listener: Callable[[Deletion | None], None] = lambda _: None
@@ -51,10 +68,25 @@ class Histories:
             if options.redis is not None
             else None
         )
+        self._on_eviction: Callable[[Deletion], None] = lambda _: None
+        self._evicted: deque[Deletion] = deque(maxlen=_MOST_EVICTED)
+        self._forgetting: asyncio.Task[None] | None = None
         shared = self.redis.log if self.redis is not None else None
-        local = LocalLog(retention)
-        self.log: EventLog = shared or local
-        self.counters = CounterSets(partial(self._new_counters, counters or CounterMetrics()), self.log, local.users)
+        self.local: LocalLog | FileLog | None = None
+        if options.file is not None:
+            assert shared is None
+            logs = logs or LogMetrics()
+            self.local = FileLog(options.file, options.budget, retention, metrics, logs, self._evict)
+        elif shared is None:
+            self.local = LocalLog(retention, options.budget, logs, self._evict)
+        log = shared or self.local
+        assert log is not None
+        self.log: EventLog = log
+        self.counters = CounterSets(
+            partial(self._new_counters, counters or CounterMetrics()),
+            self.local.histories if self.local is not None else lambda: None,
+            self.tombstones.__contains__,
+        )
 
     @property
     def is_shared(self) -> bool:
@@ -96,12 +128,17 @@ class Histories:
             open_ones = {name_of(store.like) for store in self.counters.stores}
             await forget_in_others(self.redis.client, self.redis.keys, user, generation, open_ones)
 
-    def listen(self, on_deletion: Callable[[Deletion | None], None]) -> None:
-        """Tell of users that another replica deleted; None: some deletions may have been missed."""
+    def listen(self, on_deletion: Callable[[Deletion | None], None], on_eviction: Callable[[Deletion], None]) -> None:
+        """Tell of users that another replica deleted, None: some deletions may have been missed; and of those that the
+        log on this machine deleted to keep its bounds.
+        """
         self._listener = on_deletion
+        self._on_eviction = on_eviction
 
     async def start(self) -> None:
-        """Begin what runs beside the requests: Redis' probes. Raises ConfigError."""
+        """Begin what runs beside the requests: Redis' probes, the log's thread. Raises ConfigError."""
+        if self.local is not None:
+            self.local.start()
         if self.redis is not None:
             await self.redis.start()
         self.counters.start()
@@ -109,6 +146,11 @@ class Histories:
     async def close(self) -> None:
         """Close the connections."""
         await self.counters.close()
+        if self._forgetting is not None:
+            self._forgetting.cancel()
+            await asyncio.wait((self._forgetting,))
+        if self.local is not None:
+            await self.local.close()
         if self.redis is not None:
             await self.redis.close()
 
@@ -117,6 +159,28 @@ class Histories:
         if redis is not None and redis.log is not None:
             return RedisCounters(like, most, redis.client, redis.keys, redis.log, metrics)
         return LocalCounters(like, self.options.max_counted_items, metrics)
+
+    def _evict(self, deletion: Deletion) -> None:
+        """A user is no longer in the log on this machine: nothing that was made of it is kept."""
+        self.tombstones.add(deletion.generation)
+        self._on_eviction(deletion)
+        self._evicted.append(deletion)
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.get_running_loop().create_task(self._forget_evicted())
+
+    async def _forget_evicted(self) -> None:
+        while self._evicted:
+            deletion = self._evicted[0]
+            try:
+                await self.forget(deletion.user, deletion.generation)
+                if self.redis is not None:
+                    await self.redis.delete(deletion)
+            except StorageUnavailable:
+                await asyncio.sleep(_TRY_AGAIN_S)
+                continue
+            if self._evicted and self._evicted[0] is deletion:
+                self._evicted.popleft()
+            await asyncio.sleep(0)
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:
         self._listener(deletion)

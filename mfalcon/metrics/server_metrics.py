@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Metric
 
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
+from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.loop_lag import LoopLag
 from mfalcon.metrics.merges import MergeMetrics
 from mfalcon.metrics.process import count_process
@@ -26,9 +27,9 @@ class Registry(CollectorRegistry):
 
 
 class ServerMetrics:
-    """requests: what callers get. stages: where its time goes. states: the event log, the tiers and Redis. device: its
-    queue and its steps. counters: of items. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop
-    that asks it.
+    """requests: what callers get. stages: where its time goes. states: the tiers, Redis and the log there. device: its
+    queue and its steps. logs: an event log on this machine. counters: of items. reranks: those asked for. merges: of
+    ensembles. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,7 @@ class ServerMetrics:
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
+        self.logs = LogMetrics(self.registry)
         self.counters = CounterMetrics(self.registry)
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)

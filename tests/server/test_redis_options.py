@@ -15,7 +15,7 @@ from server.tracing import trace_to
 from tests.small import small_checkpoint
 
 
-def test_without_a_url_everything_is_embedded() -> None:
+def test_without_a_url_there_is_no_redis() -> None:
     assert redis_options(load_config(None, {"checkpoint": "c"})) is None
 
 
@@ -52,8 +52,8 @@ def test_states_in_redis_have_the_compute_dtype_unless_told_otherwise() -> None:
         assert layout_of(small_checkpoint(dtype=dtype).model, "f", options.state_dtype).dtype is payload
 
 
-def test_a_log_may_stay_embedded_beside_redis() -> None:
-    options = redis_options(load_config(None, {"checkpoint": "c", "redis_url": "redis://h", "event_log": "embedded"}))
+def test_a_log_may_stay_in_this_process_beside_redis() -> None:
+    options = redis_options(load_config(None, {"checkpoint": "c", "redis_url": "redis://h", "event_log": "memory"}))
     assert options is not None and not options.holds_log
 
 

@@ -1,0 +1,53 @@
+"""A user's log as it lies somewhere: bytes that prove themselves by the chained hash, or do not."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, user_hash
+from mfalcon.history.history import History, no_history
+from mfalcon.types import EVENT_DTYPE
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """The log of a user, unverified. content: the events from `base` to `length`. used: when the user was last asked
+    for, in seconds since 1970. The rest as in `History`, with the links at both ends.
+    """
+
+    user_id: str
+    user: bytes
+    generation: bytes
+    base: int
+    length: int
+    base_link: bytes
+    link: bytes
+    used: int
+    content: bytes
+
+    def history(self) -> History | None:
+        """The history that the record proves; None if it is damaged."""
+        if self.user != user_hash(self.user_id) or not self.generation or len(self.base_link) != LINK_BYTES:
+            return None
+        if self.base % CHAIN_BLOCK or (self.base == 0 and self.base_link != self.user):
+            return None
+        if len(self.content) != (self.length - self.base) * EVENT_DTYPE.itemsize:
+            return None
+        begun = replace(no_history(self.user_id, self.generation), base=self.base, links=self.base_link)
+        history = begun.extended(np.frombuffer(self.content, dtype=EVENT_DTYPE))
+        return history if history.version == self.link else None
+
+
+def record_of(history: History, used: int) -> LogRecord:
+    """What proves a history."""
+    return LogRecord(
+        history.user_id,
+        history.user,
+        history.generation,
+        history.base,
+        len(history),
+        history.links[:LINK_BYTES],
+        history.version,
+        used,
+        history.events.tobytes(),
+    )

@@ -1,0 +1,330 @@
+"""What every event log on one machine promises, in memory and in a file, against plain lists of events."""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from mfalcon.errors import HistoryMismatch, InvalidInput, Overloaded
+from mfalcon.history.budget import LogBudget
+from mfalcon.history.chain import user_hash
+from mfalcon.history.history import History, no_history
+from mfalcon.history.idle import IdleHistories
+from mfalcon.history.local_log import LocalLog
+from mfalcon.history.packed import pack, unpack
+from mfalcon.types import EVENT_DTYPE, Append, Events, no_events
+from tests.history.logs import KINDS, RETENTION, AnyLog, opened
+from tests.history.test_history import assert_is
+from tests.small import random_events
+
+T = TypeVar("T")
+USERS = st.sampled_from(["ann", "bob", "ann ", "ünï"])
+
+
+class LogMachine(RuleBasedStateMachine):
+    """Appends, deletions, restarts and reads of a few users. A cache of no bytes has every read come from afar."""
+
+    kind = "memory"
+    cache_bytes = 1 << 20
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.directory = TemporaryDirectory()
+        self.stack, self.log = self.opened()
+        self.model: dict[str, Events] = {}
+        self.generations: list[bytes] = []
+        self.snapshots: list[tuple[History, str, Events]] = []
+        self.seed = 0
+
+    def opened(self) -> tuple[AsyncExitStack, AnyLog]:
+        async def open_it() -> tuple[AsyncExitStack, AnyLog]:
+            stack = AsyncExitStack()
+            path = Path(self.directory.name)
+            return stack, (await stack.enter_async_context(opened(self.kind, path, None, self.cache_bytes))).log
+
+        return self.run(open_it())
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    def events_for(self, user_id: str, count: int) -> Events:
+        self.seed += 1
+        known = self.model.get(user_id, no_events())
+        return random_events(count, self.seed, int(known["time_ms"][-1]) if len(known) else 0)
+
+    def history(self, user_id: str) -> History:
+        return self.run(self.log.read(user_id, 5)).history
+
+    @rule(
+        user_id=USERS, count=st.sampled_from([1, 2, 15, 31, 32, 33, 100]), says=st.sampled_from(["", "len", "version"])
+    )
+    def append(self, user_id: str, count: int, says: str) -> None:
+        events, known = self.events_for(user_id, count), self.model.get(user_id, no_events())
+        length = len(known) if says else None
+        version = self.history(user_id).version if says == "all" else None
+        told = self.run(self.log.append(user_id, Append(events, length, version), None))
+        self.model[user_id] = np.concatenate([known, events])
+        assert told.history_len == len(self.model[user_id])
+        assert told.version == self.history(user_id).version
+        events["item_id"] = -1  # the caller's array is the caller's again
+
+    @rule(user_id=USERS, counts=st.lists(st.integers(1, 40), min_size=2, max_size=5))
+    def append_at_once(self, user_id: str, counts: list[int]) -> None:
+        known = self.model.get(user_id, no_events())
+        at = int(known["time_ms"][-1]) if len(known) else 0
+        parts = [np.array([(number, 1, 0.5, at)] * count, dtype=EVENT_DTYPE) for number, count in enumerate(counts)]
+
+        async def append_all() -> list[int]:
+            told = await asyncio.gather(*(self.log.append(user_id, Append(part), None) for part in parts))
+            return [each.history_len for each in told]
+
+        lengths = self.run(append_all())
+        order = sorted(range(len(parts)), key=lambda number: lengths[number])
+        self.model[user_id] = np.concatenate([known, *(parts[number] for number in order)])
+        assert sorted(lengths) == [len(known) + sum(counts[n] for n in order[: i + 1]) for i in range(len(order))]
+
+    @rule(user_id=USERS, off_by=st.sampled_from([-1, 1, 100]))
+    def append_to_another_length(self, user_id: str, off_by: int) -> None:
+        size = len(self.model.get(user_id, no_events()))
+        with pytest.raises(HistoryMismatch) as caught:
+            self.run(self.log.append(user_id, Append(self.events_for(user_id, 3), size + off_by), None))
+        assert caught.value.history_len == size
+
+    @rule(user_id=USERS)
+    def append_to_another_version(self, user_id: str) -> None:
+        with pytest.raises(HistoryMismatch):
+            self.run(self.log.append(user_id, Append(self.events_for(user_id, 1), None, b"?" * 16), None))
+
+    @rule(user_id=USERS)
+    def append_the_past(self, user_id: str) -> None:
+        known = self.model.get(user_id, no_events())
+        if len(known) and known["time_ms"][-1] > 0:
+            with pytest.raises(InvalidInput, match=r"events\[0\]\.time_ms"):
+                late = np.array([(1, 1, 1, known["time_ms"][-1] - 1)], dtype=EVENT_DTYPE)
+                self.run(self.log.append(user_id, Append(late), None))
+
+    @rule(user_id=USERS)
+    def delete(self, user_id: str) -> None:
+        was = self.history(user_id).generation
+        ended = self.run(self.log.delete(user_id, None))
+        assert ended == was
+        assert (ended != b"") == (user_id in self.model)
+        assert ended == b"" or ended not in self.generations
+        self.generations.append(ended)
+        self.model.pop(user_id, None)
+
+    @rule(user_id=USERS)
+    def delete_while_appending(self, user_id: str) -> None:
+        """Each of the three is before or after the deletion, whole."""
+        known = self.model.get(user_id, no_events())
+        at = int(known["time_ms"][-1]) if len(known) else 0
+        parts = [np.array([(number, 1, 0.5, at)], dtype=EVENT_DTYPE) for number in range(3)]
+
+        async def both() -> None:
+            appends = [asyncio.create_task(self.log.append(user_id, Append(part), None)) for part in parts]
+            await asyncio.gather(self.log.delete(user_id, None), *appends)
+
+        self.run(both())
+        history = self.history(user_id)
+        assert set(history.events["item_id"].tolist()) <= {0, 1, 2}
+        if len(history):
+            self.model[user_id] = history.events.copy()
+        else:
+            self.model.pop(user_id, None)
+
+    @rule()
+    def restart(self) -> None:
+        if self.kind != "memory":
+            self.run(self.stack.aclose())
+            self.stack, self.log = self.opened()
+
+    @rule(user_id=USERS)
+    def snapshot(self, user_id: str) -> None:
+        self.snapshots.append((self.history(user_id), user_id, self.model.get(user_id, no_events()).copy()))
+
+    @invariant()
+    def snapshots_stay(self) -> None:
+        for history, user_id, events in self.snapshots[-6:]:
+            assert_is(history, user_id, events)
+
+    @invariant()
+    def the_log_is_the_model(self) -> None:
+        assert len(self.log) == len(self.model)
+        for user_id, events in self.model.items():
+            history = self.history(user_id)
+            assert_is(history, user_id, events)
+            assert history.base <= max(0, len(events) - RETENTION.max_events)
+            assert len(history.events) < 70 + 32 + 32
+
+    def teardown(self) -> None:
+        async def all_of_them() -> dict[str, History]:
+            histories = self.log.histories()
+            return {} if histories is None else {history.user_id: history async for history in histories}
+
+        found = self.run(all_of_them())
+        assert found.keys() == self.model.keys()
+        for user_id, events in self.model.items():
+            assert_is(found[user_id], user_id, events)
+        generations = [history.generation for history in found.values()]
+        assert len(set(generations)) == len(generations)
+        self.run(self.stack.aclose())
+        self.runner.close()
+        self.directory.cleanup()
+
+
+def machine_of(kind: str, cache_bytes: int, examples: int) -> Any:
+    machine: Any = type(f"Machine_{kind}_{cache_bytes}", (LogMachine,), {"kind": kind, "cache_bytes": cache_bytes})
+    case = machine.TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=20,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    return case
+
+
+TestMemory = machine_of("memory", 1 << 20, 12)
+TestPackedMemory = machine_of("memory", 0, 12)
+TestFile = machine_of("file", 1 << 20, 8)
+TestFileWithoutCopies = machine_of("file", 0, 8)
+
+
+@given(st.binary(max_size=24 * 70), st.integers(0, 3))
+def test_a_packed_history_comes_back_to_the_bit(raw: bytes, blocks: int) -> None:
+    events = np.frombuffer(raw[: len(raw) // 24 * 24], dtype=EVENT_DTYPE)
+    history = no_history("ann", b"8 bytes.").extended(events)
+    history = history.trimmed(min(blocks, len(events) // 32) * 32)
+    again = unpack("ann", pack(history))
+    assert again.events.tobytes() == history.events.tobytes()
+    assert (again.generation, again.base, again.links, again.version) == (
+        history.generation,
+        history.base,
+        history.links,
+        history.version,
+    )
+
+
+def test_usual_events_pack_to_half() -> None:
+    events = np.zeros(20, dtype=EVENT_DTYPE)
+    rng = np.random.default_rng(3)
+    events["item_id"], events["value"] = rng.integers(0, 10**6, 20), rng.integers(1, 6, 20)
+    events["time_ms"] = 1_700_000_000_000 + np.sort(rng.integers(0, 200 * 86_400_000, 20))
+    assert len(pack(no_history("ann", b"8 bytes.").extended(events))) <= 480 * 0.6
+
+
+def test_idle_histories_are_the_oldest_first() -> None:
+    idle, rng = IdleHistories(), np.random.default_rng(4)
+    used: dict[str, float] = {}
+    for now in range(3_000):
+        user_id = f"user-{rng.integers(0, 800)}"
+        if rng.random() < 0.7:
+            idle.put(no_history(user_id, b"8 bytes."), float(now))
+            used.pop(user_id, None)
+            used[user_id] = float(now)
+        else:
+            assert (idle.take(user_id) is not None) == (user_id in used)
+            used.pop(user_id, None)
+        assert len(idle) == len(used)
+        assert idle.oldest() == next(iter(used.items()), None)
+    for user_id in list(used):
+        idle.drop(user_id)
+    assert (len(idle), idle.num_bytes, idle.oldest()) == (0, 0, None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_new_users_are_refused_before_known_ones_lose_anything(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path, LogBudget(max_users=3)) as one:
+        for number in range(3):
+            await one.log.append(f"user-{number}", Append(random_events(2, number)), None)
+        with pytest.raises(Overloaded, match=r"log_max_users: the event log holds 3 users, must be below 3"):
+            await one.log.append("one more", Append(random_events(1)), None)
+        for number in range(3):
+            told = await one.log.append(f"user-{number}", Append(random_events(2, 9, 10**13)), None)
+            assert told.history_len == 4
+        await one.log.delete("user-1", None)
+        await one.log.append("one more", Append(random_events(1)), None)
+        assert len(one.log) == 3
+        assert one.evicted == []
+        assert one.sample("refused_total", bound="users") == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_who_was_not_asked_for_longest_goes_first(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path, LogBudget(max_users=3, when_full="evict")) as one:
+        for number in range(3):
+            await one.log.append(f"user-{number}", Append(random_events(2, number)), None)
+            await asyncio.sleep(0 if kind == "memory" else 1.1)  # the file counts seconds
+        await one.log.append("user-0", Append(random_events(2, 9, 10**13)), None)
+        if kind == "memory":
+            await one.log.read("user-1", 5)
+        await one.log.append("one more", Append(random_events(1)), None)
+        gone = "user-2" if kind == "memory" else "user-1"
+        await until(lambda: len(one.log) == 3)
+        (deletion,) = one.evicted
+        assert deletion.user == user_hash(gone)
+        assert len((await one.log.read(gone, 5)).history) == 0
+        assert len((await one.log.read("user-0", 5)).history) == 4
+        told = await one.log.append(gone, Append(random_events(1)), None)
+        assert told.history_len == 1
+        assert (await one.log.read(gone, 5)).history.generation != deletion.generation
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+async def test_users_nobody_asks_for_go_after_a_while(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path, LogBudget(max_idle_s=2.0)) as one:
+        await one.log.append("ann", Append(random_events(2)), None)
+        began = time.monotonic()
+        while time.monotonic() - began < 3.5 and not one.evicted:
+            await one.log.append("bob", Append(random_events(1, 1, 10**12)), None)
+            await asyncio.sleep(0.2)
+        assert [deletion.user for deletion in one.evicted] == [user_hash("ann")]
+        assert time.monotonic() - began >= 1.0
+        assert len((await one.log.read("ann", 5)).history) == 0
+        assert len((await one.log.read("bob", 5)).history) > 1
+        assert one.sample("evicted_total", reason="idle") == 1
+
+
+async def test_memory_keeps_its_bytes(tmp_path: Path) -> None:
+    """New users are refused at fifteen sixteenths; the rest is for those who are known, and then the oldest goes."""
+    budget = LogBudget(max_bytes=64 << 10)
+    async with opened("memory", tmp_path, budget, cache_bytes=4 << 10) as one:
+        number = 0
+        with pytest.raises(Overloaded, match=r"log_budget_mb: .* a new user is refused, nothing was written"):
+            for number in range(1_000):
+                await one.log.append(f"user-{number}", Append(random_events(5, number)), None)
+        assert 100 < number < 250
+        assert one.evicted == []
+        assert isinstance(one.log, LocalLog)
+        for known in range(number - 1, number - 31, -1):
+            told = await one.log.append(f"user-{known}", Append(random_events(60, known, 10**13)), None)
+            assert told.history_len == 65
+            assert one.log.num_bytes <= budget.max_bytes
+        assert {deletion.user for deletion in one.evicted} >= {user_hash("user-0"), user_hash("user-1")}
+        assert len((await one.log.read(f"user-{number - 30}", 5)).history) == 65
+        assert len((await one.log.read("user-0", 5)).history) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_append_makes_no_user(kind: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path) as one:
+        with pytest.raises(HistoryMismatch):
+            await one.log.append("ann", Append(random_events(1), 3), None)
+        assert len(one.log) == 0
+
+
+async def until(holds: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.02)
