@@ -3,7 +3,7 @@
 MFalconError
 ├── InvalidInput        a caller's value is outside its limit (names field, value and limit)
 ├── UnknownModel        the request names a model that is not served
-├── HistoryMismatch     the user's history is not the one that an append was made for; nothing was written
+├── HistoryMismatch     the user's history is not the one that a call was made for; nothing was done
 ├── Overloaded          the bounded queue is full, or all memory for KV states is in use
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
@@ -63,7 +63,7 @@ class UnknownModel(MFalconError):
 
 
 class HistoryMismatch(MFalconError):
-    """`expected_len` or `expected_version` is not that of the acknowledged history; nothing was written.
+    """`expected_len` or `expected_version` is not that of the acknowledged history; nothing was done.
 
     history_len: what it is. version_hex: its version, 32 hex digits.
     """
@@ -85,6 +85,15 @@ class HistoryMismatch(MFalconError):
         text = (
             f"expected_version: got {expected.hex()}, the history has {history_len} events and version "
             f"{version.hex()}; nothing was written"
+        )
+        return cls(text, history_len, version)
+
+    @classmethod
+    def while_reading(cls, expected: bytes, history_len: int, version: bytes) -> "HistoryMismatch":
+        """The history is another one than that whose first pages the caller has."""
+        text = (
+            f"expected_version: got {expected.hex()}, the history has {history_len} events and version "
+            f"{version.hex()}; read it from its first page again"
         )
         return cls(text, history_len, version)
 

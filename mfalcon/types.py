@@ -87,6 +87,22 @@ class Appended:
     lost_events: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class HistoryRequest:
+    """A wish for a page of a user's history, already validated.
+
+    first: the position of its first event, counted from the user's first one; where that is not kept any more the page
+    begins with the oldest that is. limit: most events. expected_version: of the whole history that the caller knows; if
+    it is another, there is no page. with_states: tell which KV states there are, too.
+    """
+
+    user_id: str
+    first: int = 0
+    limit: int = 1_000
+    expected_version: bytes | None = None
+    with_states: bool = False
+
+
 class CacheSource(Enum):
     """The tier in which the KV state of a request was found."""
 
@@ -103,6 +119,48 @@ class CacheInfo:
     source: CacheSource
     reused_tokens: int
     encoded_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptState:
+    """A KV state of a user that lies in a tier now, of the events [first_event, first_event + num_events).
+
+    fits: whether a model may use it for the history as it is: these events are the beginning of its window. Of one that
+    does not fit (an edited or deleted history, a window that moved on) nothing is ever used. num_bytes: that it takes,
+    shared pages included.
+    """
+
+    model: str
+    tier: CacheSource
+    first_event: int
+    num_events: int
+    num_tokens: int
+    num_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Events of a user from position `first` on. A user who is not known has an empty history.
+
+    history_len, version: of the whole history. base: the position of the oldest event that is kept. next_first: where
+    the next page begins; the length of the history after the last one. page_version: of the history that ended there.
+    stale: the event log could not be asked, newer events may exist. states: those that were asked for.
+    """
+
+    history_len: int
+    version: bytes
+    base: int
+    first: int
+    events: Events
+    page_version: bytes
+    stale: bool = False
+    states: tuple[KeptState, ...] = ()
+
+    @property
+    def next_first(self) -> int:
+        """Where the next page begins."""
+        return self.first + len(self.events)
 
 
 @dataclass(frozen=True, slots=True)

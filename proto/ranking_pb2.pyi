@@ -230,6 +230,60 @@ class AppendEventsResponse(_message.Message):
     lost_events: int
     def __init__(self, history_len: _Optional[int] = ..., version: _Optional[bytes] = ..., clamped: _Optional[_Iterable[int]] = ..., inserted: _Optional[_Iterable[int]] = ..., discarded: _Optional[_Iterable[int]] = ..., was_written: _Optional[bool] = ..., lost_events: _Optional[int] = ...) -> None: ...
 
+class GetHistoryRequest(_message.Message):
+    __slots__ = ("user_id", "first", "limit", "expected_version", "with_states")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WITH_STATES_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    first: int
+    limit: int
+    expected_version: bytes
+    with_states: bool
+    def __init__(self, user_id: _Optional[str] = ..., first: _Optional[int] = ..., limit: _Optional[int] = ..., expected_version: _Optional[bytes] = ..., with_states: _Optional[bool] = ...) -> None: ...
+
+class GetHistoryResponse(_message.Message):
+    __slots__ = ("events", "first", "next_first", "history_len", "base", "version", "page_version", "stale", "states")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIRST_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_LEN_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PAGE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    first: int
+    next_first: int
+    history_len: int
+    base: int
+    version: bytes
+    page_version: bytes
+    stale: bool
+    states: _containers.RepeatedCompositeFieldContainer[KeptState]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., first: _Optional[int] = ..., next_first: _Optional[int] = ..., history_len: _Optional[int] = ..., base: _Optional[int] = ..., version: _Optional[bytes] = ..., page_version: _Optional[bytes] = ..., stale: _Optional[bool] = ..., states: _Optional[_Iterable[_Union[KeptState, _Mapping]]] = ...) -> None: ...
+
+class KeptState(_message.Message):
+    __slots__ = ("model", "tier", "first_event", "num_events", "num_tokens", "num_bytes", "fits")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    FIRST_EVENT_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    tier: CacheInfo.Source
+    first_event: int
+    num_events: int
+    num_tokens: int
+    num_bytes: int
+    fits: bool
+    def __init__(self, model: _Optional[str] = ..., tier: _Optional[_Union[CacheInfo.Source, str]] = ..., first_event: _Optional[int] = ..., num_events: _Optional[int] = ..., num_tokens: _Optional[int] = ..., num_bytes: _Optional[int] = ..., fits: _Optional[bool] = ...) -> None: ...
+
 class PrefillRequest(_message.Message):
     __slots__ = ("user_id", "model")
     USER_ID_FIELD_NUMBER: _ClassVar[int]

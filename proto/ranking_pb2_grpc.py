@@ -44,6 +44,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.AppendEventsResponse.FromString,
                 _registered_method=True)
+        self.GetHistory = channel.unary_unary(
+                '/mfalcon.v1.Ranking/GetHistory',
+                request_serializer=proto_dot_ranking__pb2.GetHistoryRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.GetHistoryResponse.FromString,
+                _registered_method=True)
         self.Prefill = channel.unary_unary(
                 '/mfalcon.v1.Ranking/Prefill',
                 request_serializer=proto_dot_ranking__pb2.PrefillRequest.SerializeToString,
@@ -80,6 +85,15 @@ class RankingServicer:
         """Adds events to the end of the user's history. Acknowledged means: in the log, in order, exactly once.
         FAILED_PRECONDITION when `expected_len` or `expected_version` is not that of the history. UNAVAILABLE when the log cannot be
         reached; if its message says that the events may have been written, asking again with `expected_len` is safe.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHistory(self, request, context):
+        """Reads a page of the user's history back. An unknown user has an empty one. To read all of it: ask again from
+        `next_first` with the first answer's `version` as `expected_version`, until `next_first` is `history_len`. If somebody
+        appends or deletes meanwhile that is FAILED_PRECONDITION: begin again. UNAVAILABLE when the log cannot be read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,6 +140,11 @@ def add_RankingServicer_to_server(servicer, server):
                     servicer.AppendEvents,
                     request_deserializer=proto_dot_ranking__pb2.AppendEventsRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.AppendEventsResponse.SerializeToString,
+            ),
+            'GetHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHistory,
+                    request_deserializer=proto_dot_ranking__pb2.GetHistoryRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.GetHistoryResponse.SerializeToString,
             ),
             'Prefill': grpc.unary_unary_rpc_method_handler(
                     servicer.Prefill,
@@ -202,6 +221,33 @@ class Ranking:
             '/mfalcon.v1.Ranking/AppendEvents',
             proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
             proto_dot_ranking__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/GetHistory',
+            proto_dot_ranking__pb2.GetHistoryRequest.SerializeToString,
+            proto_dot_ranking__pb2.GetHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -350,6 +350,9 @@ class ServerConfig(BaseSettings):
     max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
     max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")
     max_recent_events: int = Field(default=1_024, ge=0, description="Most events that ride with one rank request.")
+    max_events_per_page: int = Field(
+        default=1_000, ge=1, le=10_000, description="Most events of one page of a history (GetHistory)."
+    )
     max_user_id_bytes: int = Field(
         default=MAX_USER_ID_BYTES, ge=1, le=MAX_USER_ID_BYTES, description="Longest user id, in bytes of UTF-8."
     )

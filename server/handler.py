@@ -9,7 +9,7 @@ from typing import Final, Protocol
 
 from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
-from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
+from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
 from server import arrivals, limits
 from server.limits import Limits
 
@@ -48,6 +48,10 @@ class RankingEngine(Protocol):
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Write to the log. HistoryMismatch, or InvalidInput when older than the log."""
+        ...
+
+    async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
+        """Events of a history. HistoryMismatch when it is not the expected one."""
         ...
 
     async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
@@ -177,6 +181,14 @@ class Handler:
         limits.check_append(append)
         async with self._admitted(time_left, writes=True) as deadline:
             return await self._engine.append_events(user_id, append, deadline)
+
+    async def get_history(self, request: HistoryRequest, time_left: float | None) -> HistoryPage:
+        """A page of the user's history; `limit` 0 is for as many events as a page may have."""
+        self._check_user(request.user_id)
+        limits.check_history_request(request, self._limits.max_events_per_page)
+        request = dataclasses.replace(request, limit=request.limit or self._limits.max_events_per_page)
+        async with self._admitted(time_left) as deadline:
+            return await self._engine.get_history(request, deadline)
 
     async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now, by a model."""

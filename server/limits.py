@@ -22,6 +22,7 @@ from mfalcon.types import (
     ContextFeatureInfo,
     DenseFeatures,
     Events,
+    HistoryRequest,
     ModelInfo,
     Rerank,
 )
@@ -46,6 +47,7 @@ class Limits:
     max_candidates: int
     max_events_per_append: int
     max_recent_events: int
+    max_events_per_page: int
     max_user_id_bytes: int
     request_timeout_ms: int
 
@@ -117,11 +119,22 @@ def check_events(field: str, events: Events, num_actions: int) -> None:
         raise InvalidInput(f"{field}[{at}].value", float(values[at]), "a finite 32-bit float")
 
 
-def check_append(append: Append) -> None:
-    """What a caller wants besides the events themselves."""
-    version = append.expected_version
+def check_version(version: bytes | None) -> None:
+    """Of a history that a caller knows."""
     if version is not None and len(version) != VERSION_BYTES:
         raise InvalidInput("expected_version", f"{len(version)} bytes", f"{VERSION_BYTES} bytes")
+
+
+def check_history_request(request: HistoryRequest, most_events: int) -> None:
+    """The page that is asked for. Any position is legal: after the last event there is nothing."""
+    if request.limit > most_events:
+        raise InvalidInput("limit", request.limit, f"0 to {most_events} events (0 is {most_events})")
+    check_version(request.expected_version)
+
+
+def check_append(append: Append) -> None:
+    """What a caller wants besides the events themselves."""
+    check_version(append.expected_version)
     num_bytes = len(append.append_id.encode(errors="surrogatepass"))
     limit = f"at most {MAX_APPEND_ID_BYTES} bytes of UTF-8 without control characters"
     if num_bytes > MAX_APPEND_ID_BYTES:

@@ -73,6 +73,7 @@ class Transports:
             max_candidates=config.max_candidates,
             max_events_per_append=config.max_events_per_append,
             max_recent_events=config.max_recent_events,
+            max_events_per_page=config.max_events_per_page,
             max_user_id_bytes=config.max_user_id_bytes,
             request_timeout_ms=config.request_timeout_ms,
         )

@@ -14,7 +14,7 @@ from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -130,6 +130,20 @@ class AsyncClient:
             return await self._call(call, timeout_s)
         except VersionConflict as conflict:
             return calls.appended(conflict, num_events, expected_len)
+
+    async def get_history(
+        self,
+        user_id: str,
+        first: int = 0,
+        *,
+        limit: int = 0,
+        expected_version: bytes | None = None,
+        with_states: bool = False,
+        timeout_s: float | None = None,
+    ) -> HistoryPage:
+        """See `Client.get_history`."""
+        call = calls.get_history(user_id, first, limit, expected_version, with_states=with_states)
+        return await self._call(call, timeout_s)
 
     async def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
         """See `Client.prefill`."""

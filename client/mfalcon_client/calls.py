@@ -10,7 +10,7 @@ from mfalcon_client import encoding
 from mfalcon_client import messages as pb
 from mfalcon_client.errors import ServerFailure, VersionConflict
 from mfalcon_client.retry import Repeat
-from mfalcon_client.types import Appended, CacheInfo, Events, Model, Ranking
+from mfalcon_client.types import Appended, CacheInfo, Events, HistoryPage, Model, Ranking
 
 Answer = TypeVar("Answer")
 
@@ -87,6 +87,21 @@ def appended(conflict: VersionConflict, num_events: int, expected_len: int | Non
     if conflict.outcome_unknown and expected_len is not None and conflict.history_len == expected_len + num_events:
         return Appended(conflict.history_len, was_found=True)
     raise conflict
+
+
+def get_history(
+    user_id: str, first: int, limit: int, expected_version: bytes | None, *, with_states: bool
+) -> Call[HistoryPage]:
+    """A page of a history."""
+    options = encoding.history_options(first, limit, expected_version, with_states=with_states)
+
+    def read(raw: bytes) -> HistoryPage:
+        page = encoding.history_page(raw)
+        if page.next_first != page.first + len(page.events) or page.next_first > page.history_len:
+            raise ValueError(f"a page of {len(page.events)} events from {page.first} to {page.next_first}")
+        return page
+
+    return Call("GetHistory", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
 def prefill(user_id: str, model: str) -> Call[CacheInfo]:

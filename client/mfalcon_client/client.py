@@ -14,7 +14,7 @@ from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Features, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -154,6 +154,25 @@ class Client:
             return self._call(call, timeout_s)
         except VersionConflict as conflict:
             return calls.appended(conflict, num_events, expected_len)
+
+    def get_history(
+        self,
+        user_id: str,
+        first: int = 0,
+        *,
+        limit: int = 0,
+        expected_version: bytes | None = None,
+        with_states: bool = False,
+        timeout_s: float | None = None,
+    ) -> HistoryPage:
+        """A page of a user's history: at most `limit` events from position `first` on; see `HistoryPage`.
+
+        limit: 0 for as many as the server gives at once. expected_version: of the whole history, as the first page told
+        it, so that all pages are of one history. with_states: tell which KV states of the user lie where. Raises
+        VersionConflict where the history is another one, and any ClientError.
+        """
+        call = calls.get_history(user_id, first, limit, expected_version, with_states=with_states)
+        return self._call(call, timeout_s)
 
     def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
         """Encode a user's history now, so that the next rank need not. Raises ClientError."""

@@ -24,7 +24,9 @@ from mfalcon_client.types import (
     Ensemble,
     Events,
     Features,
+    HistoryPage,
     Ids,
+    KeptState,
     Member,
     MemberResult,
     Model,
@@ -121,6 +123,16 @@ def append_options(
     return rest + _events("events", events, pb.AppendEventsRequest.EVENTS_FIELD_NUMBER)
 
 
+def history_options(first: int, limit: int, expected_version: bytes | None, *, with_states: bool) -> bytes:
+    """A serialized GetHistoryRequest but for its user."""
+    try:
+        return pb.GetHistoryRequest(
+            first=first, limit=limit, expected_version=expected_version, with_states=with_states
+        ).SerializeToString()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"first, limit, expected_version or with_states: {error}") from error
+
+
 def model_name(model: str) -> bytes:
     """A serialized GetModelRequest."""
     try:
@@ -173,6 +185,23 @@ def appended(raw: bytes) -> Appended:
         inserted=tuple(reply.inserted),
         discarded=tuple(reply.discarded),
         lost_events=reply.lost_events,
+    )
+
+
+def history_page(raw: bytes) -> HistoryPage:
+    """Of a serialized GetHistoryResponse."""
+    reply = pb.GetHistoryResponse.FromString(raw)
+    rows = [(event.item_id, event.actions, event.value, event.time_ms) for event in reply.events]
+    return HistoryPage(
+        events=np.array(rows, dtype=EVENT_DTYPE),
+        first=reply.first,
+        next_first=reply.next_first,
+        history_len=reply.history_len,
+        base=reply.base,
+        version=reply.version,
+        page_version=reply.page_version,
+        stale=reply.stale,
+        states=tuple(map(_kept_state, reply.states)),
     )
 
 
@@ -323,6 +352,18 @@ def _member(member: pb.MemberResult) -> MemberResult:
         failed=np.asarray(member.failed, dtype=np.int64),
         error=member.error,
         took_us=member.took_us,
+    )
+
+
+def _kept_state(state: pb.KeptState) -> KeptState:
+    return KeptState(
+        model=state.model,
+        tier=_source(state.tier),
+        first_event=state.first_event,
+        num_events=state.num_events,
+        num_tokens=state.num_tokens,
+        num_bytes=state.num_bytes,
+        fits=state.fits,
     )
 
 

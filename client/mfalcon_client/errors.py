@@ -3,7 +3,7 @@
 ClientError
 ├── InvalidArgument    a value is outside its limit, or cannot be sent at all; the message names field, value and limit
 ├── NotFound           no model of this name is served
-├── VersionConflict    `expected_len` is not the length of the history; nothing was written by the last attempt
+├── VersionConflict    the history is not the expected one; nothing was written by the last attempt
 ├── Overloaded         refused: there is no room, or the answer would come too late
 ├── DeadlineExceeded   the time was up before there was an answer
 ├── Unavailable        no server was reached, or it starts, drains or waits for Redis
@@ -38,7 +38,9 @@ class NotFound(ClientError):
 
 
 class VersionConflict(ClientError):
-    """`expected_len` is not the length of the history. history_len: what it is, None where the server did not say."""
+    """`expected_len` or `expected_version` is not that of the history. history_len: what it is, None where the server
+    did not say.
+    """
 
     def __init__(
         self, code: str, details: str, *, outcome_unknown: bool = False, history_len: int | None = None

@@ -5,7 +5,7 @@ again, or whatever bears `x-rank-retry: elsewhere`: nothing was done.
 
 | call | after a refusal | after UNAVAILABLE, CANCELLED by a server that ends |
 |---|---|---|
-| rank, prefill, get_model, list_models, delete_user | yes | yes |
+| rank, prefill, get_history, get_model, list_models, delete_user | yes | yes |
 | append_events with expected_len | yes | yes: it cannot be written twice. And after INTERNAL, UNKNOWN, to learn of it |
 | append_events without | yes | no |
 

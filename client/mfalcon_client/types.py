@@ -169,6 +169,42 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptState:
+    """A KV state of a user that lies in a tier, of the events [first_event, first_event + num_events).
+
+    fits: it is of the history as it is now, so that the next rank may begin with it.
+    """
+
+    model: str
+    tier: CacheSource
+    first_event: int
+    num_events: int
+    num_tokens: int
+    num_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Events of a user, [num_events] of EVENT_DTYPE, from position `first` of the history on.
+
+    next_first: where the next page begins, `history_len` if there is none. history_len, version: of the whole history;
+    the version is what the next page expects. base: the position of the oldest event that is kept. page_version: of the
+    history when it ended at `next_first`. stale: newer events may exist. states: if they were asked for.
+    """
+
+    events: NDArray[np.void]
+    first: int
+    next_first: int
+    history_len: int
+    base: int
+    version: bytes
+    page_version: bytes
+    stale: bool
+    states: tuple[KeptState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ContextFeature:
     """A request-context feature of a model: values 0 to num_values - 1, with their names if they have any.
 

@@ -42,6 +42,10 @@ COMMANDS = {
         "Append the histories of a data set to a running server; run again, it goes on where it stopped.",
     ),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
+    "history": (
+        "mfalcon.cli.history",
+        "Show a user's events on a running server, the history's version, and where KV states of the user lie.",
+    ),
     "replay": (
         "mfalcon.cli.replay",
         "Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones.",

@@ -1,4 +1,4 @@
-"""The engine: four verbs over the users' histories, the models in the catalog and the device that computes them.
+"""The engine: five verbs over the users' histories, the models in the catalog and the device that computes them.
 
 Every accepted request gets exactly one answer: a result, an error of its own, a deadline or a shutdown.
 """
@@ -15,6 +15,7 @@ from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.jobs import Jobs
 from mfalcon.engine.pipeline import Pipeline
+from mfalcon.engine.reading import read_page
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import ShuttingDown
@@ -24,7 +25,16 @@ from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.rerank.language_model import LanguageModelOptions
-from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
+from mfalcon.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    HistoryPage,
+    HistoryRequest,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+)
 
 
 class Engine:
@@ -113,6 +123,12 @@ class Engine:
         if self.device.closed:
             raise ShuttingDown("the server is shutting down")
         return await self.histories.append(user_id, append, deadline)
+
+    async def get_history(self, request: HistoryRequest, deadline: float | None = None) -> HistoryPage:
+        """A page of a user's history, see `engine/reading.py`. Raises HistoryMismatch, StorageUnavailable and
+        DeadlineExceeded.
+        """
+        return await read_page(self.histories, self.catalog if request.with_states else (), request, deadline)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`

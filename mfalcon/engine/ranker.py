@@ -19,6 +19,7 @@ from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.features.counters import LikeRule
+from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache, RemoteTier
 from mfalcon.kvcache.fetch import Fetched, Fetcher, LogReader
 from mfalcon.kvcache.offload_queue import Offer
@@ -205,6 +206,15 @@ class LoadedRanker:
         return self._cache
 
     @property
+    def states(self) -> KVCache | None:
+        """Its states; None of a model that encodes no history."""
+        return self._cache
+
+    def window_start(self, history: History) -> int:
+        """The first event of a history that the model sees."""
+        return self._window.start(len(history), history.base)
+
+    @property
     def recent_users(self) -> list[str]:
         """Users of the last requests, the latest first."""
         return list(reversed(self._recent))
@@ -311,7 +321,7 @@ class LoadedRanker:
             history = self._histories.copy(key.user)
             if history is None or not key.is_ancestor(cache.fingerprint, history, key.start):
                 continue
-            if key.start == self._window.start(len(history), history.base) and (entry := cache.host.at(key)):
+            if key.start == self.window_start(history) and (entry := cache.host.at(key)):
                 yield Offer(history.until(key.stop), key.start, entry.state)
 
     async def close(self) -> None:

@@ -130,6 +130,12 @@ class KVCache:
         stops = [key.shared(self.fingerprint, history, start) for key in keys if key is not None]
         return max(stops, default=start) - start
 
+    def sizes(self, user: bytes) -> list[tuple[CacheSource, StateKey, int, int]]:
+        """The user's states in each tier of this process, with their tokens and bytes; any thread may ask, and none is
+        marked as used.
+        """
+        return [(source, *of) for source, tier in self._tiers() for of in tier.sizes(user)]
+
     def holds(self, user: bytes) -> bool:
         """Whether any tier in this process has a state of the user, good or not; any thread may ask."""
         return any(tier.holds(user) for _, tier in self._tiers())

@@ -189,10 +189,23 @@ def unpack(value: bytes, layout: ChunkLayout, user: bytes, secret: bytes | None)
     Whether link, start, first and stop are the wanted ones is for the caller to compare.
     """
     view = memoryview(value)
-    if len(view) < HEADER_BYTES:
+    header = unpack_header(view[:HEADER_BYTES], len(view), layout, user, keyed=secret is not None)
+    payload = view[HEADER_BYTES:]
+    expected = _checksum(view[: _FACTS.size], payload, secret)
+    if not hmac.compare_digest(expected, view[_FACTS.size : HEADER_BYTES]):
+        raise ChunkRejected("checksum" if secret is None else "mac")
+    return header, payload
+
+
+def unpack_header(
+    head: bytes | memoryview, num_bytes: int, layout: ChunkLayout, user: bytes, *, keyed: bool
+) -> ChunkHeader:
+    """What a user's chunk of so many bytes says of itself in its first `HEADER_BYTES`; nothing is proved of its
+    payload. Raises ChunkRejected.
+    """
+    if len(head) < HEADER_BYTES:
         raise ChunkRejected("truncated")
-    magic, version, flags, dtype, *shape, fingerprint, owner, link, start, first, stop, size = _FACTS.unpack_from(view)
-    keyed = secret is not None
+    magic, version, flags, dtype, *shape, fingerprint, owner, link, start, first, stop, size = _FACTS.unpack_from(head)
     facts: tuple[tuple[bool, Reason], ...] = (
         (magic == _MAGIC, "magic"),
         (version == _FORMAT and flags & ~_KEYED == 0, "format"),
@@ -201,17 +214,13 @@ def unpack(value: bytes, layout: ChunkLayout, user: bytes, secret: bytes | None)
         (shape == [layout.tokens_per_event, layout.num_layers, layout.num_heads, layout.qk_dim, layout.v_dim], "shape"),
         (owner == user, "user"),
         (_in_range(start, first, stop, layout) and size == layout.payload_bytes(stop - first), "range"),
-        (size == len(view) - HEADER_BYTES, "truncated"),
+        (size == num_bytes - HEADER_BYTES, "truncated"),
         (flags == (_KEYED if keyed else 0), "mac"),
     )
     for holds, reason in facts:
         if not holds:
             raise ChunkRejected(reason)
-    payload = view[HEADER_BYTES:]
-    expected = _checksum(view[: _FACTS.size], payload, secret)
-    if not hmac.compare_digest(expected, view[_FACTS.size : HEADER_BYTES]):
-        raise ChunkRejected("mac" if keyed else "checksum")
-    return ChunkHeader(layout, user, link, start, first, stop), payload
+    return ChunkHeader(layout, user, link, start, first, stop)
 
 
 def is_finite(payload: memoryview, layout: ChunkLayout) -> bool:

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mfalcon.history.history import History
-from mfalcon.kvcache.chunk import ChunkHeader, ChunkLayout, ChunkRejected, is_finite, pack, unpack
+from mfalcon.kvcache.chunk import (
+    HEADER_BYTES,
+    ChunkHeader,
+    ChunkLayout,
+    ChunkRejected,
+    is_finite,
+    pack,
+    unpack,
+    unpack_header,
+)
 from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.metrics.states import StateMetrics
@@ -105,6 +114,27 @@ class RedisStates:
         # One GET each, in one pipeline: a single MGET of megabytes would make other clients of the server wait.
         commands: list[Command] = [("GET", self.chunk_key(user, i)) for i in range(num_chunks)]
         return await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
+
+    async def stored(self, history: History, start: int, timeout_s: float) -> tuple[int, int]:
+        """Events of history[start:] that the first chunks say they hold, and the bytes of these chunks. Only heads
+        travel, so their payloads are not proved; no chunk lives longer for it. Raises StorageUnavailable.
+        """
+        names = [self.chunk_key(history.user, i) for i in range(self.num_chunks(len(history) - start))]
+        commands: list[Command] = []
+        for name in names:
+            commands += [("GETRANGE", name, 0, HEADER_BYTES - 1), ("STRLEN", name)]
+        replies = await self._client.call("chunk_heads", self._keys.log(history.user), commands, timeout_s)
+        stop, num_bytes = start, 0
+        for head, size in zip(replies[::2], replies[1::2], strict=True):
+            try:
+                header = unpack_header(head, size, self.layout, history.user, keyed=self._secret is not None)
+                _check(header, history, start, stop)
+            except ChunkRejected:
+                break
+            stop, num_bytes = header.stop, num_bytes + size
+            if stop - header.first < self.layout.events_per_chunk:
+                break
+        return stop - start, num_bytes
 
     def verify(self, values: Sequence[Reply], history: History, start: int) -> Run:
         """The run of good chunks for history[start:]. Any thread may call it."""

@@ -103,6 +103,12 @@ class LruTier:
         entry = self._entries.get((key.user, key.start))
         return entry if entry is not None and entry.key == key else None
 
+    def sizes(self, user: bytes) -> list[tuple[StateKey, int, int]]:
+        """The user's states here, with their tokens and bytes; none is marked as used, nor kept by who asks."""
+        with self._lock:
+            entries = [self._entries[user, start] for start in sorted(self._starts.get(user, ()))]
+            return [(entry.key, entry.state.num_tokens, entry.state.num_bytes) for entry in entries]
+
     def holds(self, user: bytes) -> bool:
         """Whether there is a state of the user, of any window."""
         return user in self._starts

@@ -136,6 +136,8 @@ class EngineServer:
             case wire.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
                 return wire.Written(call, told)
+            case wire.GetHistory(_, request, deadline):
+                return wire.Page.of(call, await engine.get_history(request, deadline))
             case wire.Prefill(_, user_id, deadline, model):
                 return wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
             case wire.DeleteUser(_, user_id, deadline):

@@ -9,7 +9,7 @@ import zmq
 
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
-from mfalcon.types import Append, Appended, CacheInfo, ModelInfo, RankRequest, RankResult
+from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
 from server import tracing
 from server.frontends import wire
 from server.frontends.link import Link
@@ -67,6 +67,10 @@ class RemoteEngine:
         """See `RankingEngine`."""
         question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline)
         return (await self._ask(question, wire.Written)).told
+
+    async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
+        """See `RankingEngine`."""
+        return (await self._ask(wire.GetHistory(next(self._calls), request, deadline), wire.Page)).page()
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""

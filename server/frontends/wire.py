@@ -22,6 +22,9 @@ from mfalcon.types import (
     Appended,
     CacheInfo,
     DenseFeatures,
+    HistoryPage,
+    HistoryRequest,
+    KeptState,
     MemberResult,
     ModelInfo,
     RankRequest,
@@ -135,6 +138,13 @@ class AppendEvents(Message):
         return Append(events, self.expected_len, self.expected_version, self.append_id, self.late_events)
 
 
+class GetHistory(Message):
+    """See `HistoryRequest`."""
+
+    request: HistoryRequest
+    deadline: float | None
+
+
 class Prefill(Message):
     """Encode a user's history."""
 
@@ -245,6 +255,47 @@ class Written(Message):
     told: Appended
 
 
+class Page(Message):
+    """See `HistoryPage`. events: EVENT_DTYPE."""
+
+    history_len: int
+    version: bytes
+    base: int
+    first: int
+    events: bytes
+    page_version: bytes
+    stale: bool
+    states: tuple[KeptState, ...]
+
+    @classmethod
+    def of(cls, call: int, page: HistoryPage) -> "Page":
+        """What answers with a page."""
+        return cls(
+            call,
+            page.history_len,
+            page.version,
+            page.base,
+            page.first,
+            _flat(page.events, EVENT_DTYPE),
+            page.page_version,
+            page.stale,
+            page.states,
+        )
+
+    def page(self) -> HistoryPage:
+        """The page, as the engine gave it."""
+        return HistoryPage(
+            self.history_len,
+            self.version,
+            self.base,
+            self.first,
+            np.frombuffer(self.events, EVENT_DTYPE),
+            self.page_version,
+            self.stale,
+            self.states,
+        )
+
+
 class Prefilled(Message):
     """What there was of the state."""
 
@@ -300,9 +351,9 @@ SERVING: Final = "serving"
 BEAT_SECONDS: Final = 1.0
 """Time after which either side says that it lives."""
 
-Call: TypeAlias = Rank | AppendEvents | Prefill | DeleteUser | Scrape
+Call: TypeAlias = Rank | AppendEvents | GetHistory | Prefill | DeleteUser | Scrape
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
-Answer: TypeAlias = Ranked | Written | Prefilled | Deleted | Scraped | Failed | Status
+Answer: TypeAlias = Ranked | Written | Page | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

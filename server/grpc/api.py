@@ -52,6 +52,10 @@ class RankingApi:
         append = codec.append(message, await self._events(message.events))
         return codec.append_response(await self._handler.append_events(message.user_id, append, time_left))
 
+    async def get_history(self, message: ranking_pb2.GetHistoryRequest, time_left: float | None) -> bytes:
+        """GetHistoryRequest -> GetHistoryResponse."""
+        return codec.history_response(await self._handler.get_history(codec.history_request(message), time_left))
+
     async def prefill(self, message: ranking_pb2.PrefillRequest, time_left: float | None) -> bytes:
         """PrefillRequest -> CacheInfo."""
         return codec.cache_info(
@@ -143,6 +147,7 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.
         {
             "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
             "AppendEvents": method(ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits)),
+            "GetHistory": method(ranking_pb2.GetHistoryRequest, api.get_history),
             "Prefill": method(ranking_pb2.PrefillRequest, api.prefill),
             "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user),
             "GetModel": method(ranking_pb2.GetModelRequest, api.get_model),

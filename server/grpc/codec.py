@@ -18,6 +18,9 @@ from mfalcon.types import (
     EnsembleInfo,
     Events,
     Floats,
+    HistoryPage,
+    HistoryRequest,
+    KeptState,
     MemberResult,
     ModelInfo,
     RankRequest,
@@ -26,8 +29,19 @@ from mfalcon.types import (
     Timings,
 )
 from proto import ranking_pb2
-from server.grpc.wire import LENGTH_DELIMITED
+from server.grpc.wire import FIXED32, FIXED64, LENGTH_DELIMITED
 from server.limits import check_num_names
+
+_WIRE_EVENT = np.dtype(
+    [("tag", "u1"), ("len", "u1")]
+    + [part for name in EVENT_DTYPE.names or () for part in ((f"{name}_tag", "u1"), (name, EVENT_DTYPE[name]))]
+)
+_EVENT_TAGS = {
+    "item_id": ranking_pb2.Event.ITEM_ID_FIELD_NUMBER << 3 | FIXED64,
+    "actions": ranking_pb2.Event.ACTIONS_FIELD_NUMBER << 3 | FIXED32,
+    "value": ranking_pb2.Event.VALUE_FIELD_NUMBER << 3 | FIXED32,
+    "time_ms": ranking_pb2.Event.TIME_MS_FIELD_NUMBER << 3 | FIXED64,
+}
 
 
 def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> RankRequest:
@@ -117,6 +131,56 @@ def append_response(told: Appended) -> bytes:
         was_written=told.was_written,
         lost_events=told.lost_events,
     ).SerializeToString()
+
+
+def history_request(message: ranking_pb2.GetHistoryRequest) -> HistoryRequest:
+    """The page that is asked for, not yet checked."""
+    return HistoryRequest(
+        message.user_id,
+        message.first,
+        message.limit,
+        message.expected_version if message.HasField("expected_version") else None,
+        message.with_states,
+    )
+
+
+def history_response(page: HistoryPage) -> bytes:
+    """A serialized GetHistoryResponse."""
+    rest = ranking_pb2.GetHistoryResponse(
+        first=page.first,
+        next_first=page.next_first,
+        history_len=page.history_len,
+        base=page.base,
+        version=page.version,
+        page_version=page.page_version,
+        stale=page.stale,
+        states=map(kept_state, page.states),
+    )
+    return rest.SerializeToString() + packed_events(ranking_pb2.GetHistoryResponse.EVENTS_FIELD_NUMBER, page.events)
+
+
+def kept_state(state: KeptState) -> ranking_pb2.KeptState:
+    """The message of the same name."""
+    return ranking_pb2.KeptState(
+        model=state.model,
+        tier=ranking_pb2.CacheInfo.Source.Name(state.tier.value),
+        first_event=state.first_event,
+        num_events=state.num_events,
+        num_tokens=state.num_tokens,
+        num_bytes=state.num_bytes,
+        fits=state.fits,
+    )
+
+
+def packed_events(field_number: int, values: Events) -> bytes:
+    """The wire form of a `repeated Event` with a field number below 16: each is of one size, with a tag of one byte
+    before each of its values.
+    """
+    wire = np.empty(len(values), dtype=_WIRE_EVENT)
+    wire["tag"], wire["len"] = field_number << 3 | LENGTH_DELIMITED, _WIRE_EVENT.itemsize - 2
+    for name, tag in _EVENT_TAGS.items():
+        wire[f"{name}_tag"], wire[name] = tag, values[name]
+    return wire.tobytes()
 
 
 def packed_floats(field_number: int, values: Floats) -> bytes:

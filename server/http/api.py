@@ -28,6 +28,7 @@ from mfalcon.errors import (
     TooFewMembers,
     UnknownModel,
 )
+from mfalcon.types import HistoryRequest
 from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
@@ -166,6 +167,24 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
         """Add events to the end of the user's history: in order, exactly once, or not at all."""
         appending = handler.append_events(user_id, body.append(), seconds(timeout_ms))
         return json_response(codec.append_reply(await while_connected(request, appending)))
+
+    @router.get("/users/{user_id:any_text}/history", response_model=codec.HistoryReply)
+    async def get_history(
+        request: Request,
+        user_id: Annotated[str, Depends(strict_user_id)],
+        first: Annotated[int, Query(ge=0, le=2**64 - 1, description="The position of the page's first event.")] = 0,
+        limit: Annotated[int, Query(ge=0, le=2**32 - 1, description="Most events; 0 for as many as may be.")] = 0,
+        expected_version: Annotated[
+            bodies.Version | None,
+            Query(description="Of the history that you know; if it is another, there is no page."),
+        ] = None,
+        with_states: Annotated[bool, Query(description="Tell which KV states there are, too.")] = False,
+        timeout_ms: Timeout = None,
+    ) -> Response:
+        """Read a page of the user's history back."""
+        version = None if expected_version is None else bytes.fromhex(expected_version)
+        reading = handler.get_history(HistoryRequest(user_id, first, limit, version, with_states), seconds(timeout_ms))
+        return json_response(codec.history_reply(await while_connected(request, reading)))
 
     @router.post("/users/{user_id:any_text}/prefill", response_model=codec.CacheReply)
     async def prefill(

@@ -9,8 +9,43 @@ from typing import Literal
 import orjson
 from pydantic import ConfigDict, Field
 
-from mfalcon.types import Appended, CacheInfo, MemberResult, ModelInfo, RankResult, RerankSkipped
-from server.http.bodies import Body, Uint32, Uint64, Version
+from mfalcon.types import Appended, CacheInfo, HistoryPage, MemberResult, ModelInfo, RankResult, RerankSkipped
+from server.http.bodies import Body, Int64, Uint32, Uint64, Version
+
+
+class EventReply(Body):
+    """One user action on one item."""
+
+    item_id: Int64
+    actions: Uint32
+    value: float
+    time_ms: Int64
+
+
+class KeptStateReply(Body):
+    """A KV state of the user."""
+
+    model: str
+    tier: Literal["GPU", "HOST", "REDIS"]
+    first_event: Uint64
+    num_events: Uint64
+    num_tokens: Uint64
+    num_bytes: Uint64
+    fits: bool = Field(description="It is of the history as it is now: the next rank may begin with it.")
+
+
+class HistoryReply(Body):
+    """Events of a user's history from position `first` on."""
+
+    events: list[EventReply]
+    first: Uint64 = Field(description="Not the one that you asked for, if that is trimmed or after the last event.")
+    next_first: Uint64 = Field(description="Where the next page begins; history_len if there is none.")
+    history_len: Uint64 = Field(description="Of the whole history, trimmed events included.")
+    base: Uint64 = Field(description="The position of the oldest event that is kept.")
+    version: Version = Field(description="Of the whole history: give it as expected_version for the next page.")
+    page_version: Version = Field(description="Of the history when it ended at next_first.")
+    stale: bool = Field(description="The event log could not be asked; newer events may exist.")
+    states: list[KeptStateReply] = Field(description="Of the models of this replica, if you asked with_states.")
 
 
 class CacheReply(Body):
@@ -273,6 +308,28 @@ def member_fields(member: MemberResult) -> dict[str, object]:
     """A MemberReply."""
     fields = {field.name: getattr(member, field.name) for field in dataclasses.fields(member)}
     return fields | {"cache": cache_fields(member.cache)}
+
+
+def history_reply(page: HistoryPage) -> bytes:
+    """A HistoryReply as JSON."""
+    names = page.events.dtype.names or ()
+    return dump(
+        {
+            "events": [dict(zip(names, values, strict=True)) for values in page.events.tolist()],
+            "first": page.first,
+            "next_first": page.next_first,
+            "history_len": page.history_len,
+            "base": page.base,
+            "version": page.version.hex(),
+            "page_version": page.page_version.hex(),
+            "stale": page.stale,
+            "states": [
+                {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+                | {"tier": state.tier.name}
+                for state in page.states
+            ],
+        }
+    )
 
 
 def model_reply(model: ModelInfo) -> bytes:

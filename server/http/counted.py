@@ -10,7 +10,7 @@ from server.arrivals import Arrivals
 from server.http.connection import REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
 
-VERBS: Final = frozenset({"rank", "append_events", "prefill", "delete_user", "get_model", "list_models"})
+VERBS: Final = frozenset({"rank", "append_events", "get_history", "prefill", "delete_user", "get_model", "list_models"})
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"
 _KEY: Final = RANK_KEY.encode()

@@ -33,6 +33,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     # method: its arguments
     "rank": ("ann", [1, 2]),
     "prefill": ("ann",),
+    "get_history": ("ann",),
     "delete_user": ("ann",),
     "get_model": (),
     "list_models": (),

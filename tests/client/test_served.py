@@ -16,6 +16,7 @@ from mfalcon_client import (
     DeadlineExceeded,
     Event,
     InvalidArgument,
+    KeptState,
     NotFound,
     Rerank,
     Retry,
@@ -99,6 +100,25 @@ async def test_events_are_arrays_or_objects(client: Any, served: Running, events
     await client.delete_user("ann")
     assert "ann" not in served.engine.histories
     await client.delete_user("ann")
+
+
+async def test_a_history_is_read_back(client: Any, served: Running) -> None:
+    told = await client.append_events("ann", THREE)
+    page = await client.get_history("ann", 1, limit=1, with_states=True)
+    np.testing.assert_array_equal(page.events, THREE[1:2])
+    assert (page.first, page.next_first, page.history_len, page.base, page.stale) == (1, 2, 3, 0, False)
+    assert page.version == told.version != page.page_version
+    assert page.states == (KeptState("fake", CacheSource.HOST, 0, 3, 6, 2**33, fits=True),)
+    rest = await client.get_history("ann", page.next_first, expected_version=page.version)
+    np.testing.assert_array_equal(rest.events, THREE[2:])
+    assert (rest.page_version, rest.states) == (told.version, ())
+    await client.append_events("ann", THREE[2:])
+    with pytest.raises(VersionConflict) as conflict:
+        await client.get_history("ann", expected_version=told.version)
+    assert (conflict.value.history_len, conflict.value.outcome_unknown) == (4, False)
+    for wrong in ({"limit": 1_001}, {"first": -1}, {"expected_version": b"7"}, {"expected_version": "7"}):
+        with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+            await client.get_history("ann", **wrong)
 
 
 async def test_models_are_described(client: Any, served: Running) -> None:

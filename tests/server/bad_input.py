@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import grpc
 import grpc.aio
@@ -133,6 +133,7 @@ def message_of(method: str, fields: Fields) -> Message:
     kinds: Mapping[str, type[Message]] = {
         "Rank": ranking_pb2.RankRequest,
         "AppendEvents": ranking_pb2.AppendEventsRequest,
+        "GetHistory": ranking_pb2.GetHistoryRequest,
         "Prefill": ranking_pb2.PrefillRequest,
         "DeleteUser": ranking_pb2.DeleteUserRequest,
     }
@@ -153,6 +154,9 @@ def over_http(method: str, shown: str, fields: Fields, status: int, code: str, s
     match method:
         case "AppendEvents":
             return HttpCase("POST", f"/v1/users/{user}/events", shown, orjson.dumps(body), status, code, says)
+        case "GetHistory":
+            query = f"?{urlencode(body)}" if body else ""
+            return HttpCase("GET", f"/v1/users/{user}/history{query}", shown, b"", status, code, says)
         case "Prefill":
             return HttpCase("POST", f"/v1/users/{user}/prefill", shown, b"", status, code, says)
     return HttpCase("DELETE", f"/v1/users/{user}", shown, b"", status, code, says)
@@ -387,10 +391,49 @@ CASES: Sequence[Case] = (
         for shown, user_id, says in BAD_USER_IDS
         for case in over_both("AppendEvents", shown, append_with({}, user_id=user_id), says)
     ),
-    # Prefill and DeleteUser
+    # GetHistory, Prefill and DeleteUser
+    *over_both(
+        "GetHistory",
+        "a page of 1,001 events",
+        {"user_id": USER, "limit": 1_001},
+        "limit: got 1001, must be 0 to 1000 events (0 is 1000)",
+    ),
+    over_grpc(
+        "GetHistory",
+        "expected_version of another history",
+        {"user_id": USER, "expected_version": "AAAAAAAAAAAAAAAAAAAAAA=="},
+        "FAILED_PRECONDITION",
+        "the history has 1 events and version",
+    ),
+    over_http(
+        "GetHistory",
+        "expected_version of another history",
+        {"user_id": USER, "expected_version": "0" * 32},
+        409,
+        "FAILED_PRECONDITION",
+        "the history has 1 events and version",
+    ),
+    over_grpc(
+        "GetHistory",
+        "expected_version of 3 bytes",
+        {"user_id": USER, "expected_version": "AAAA"},
+        INVALID,
+        "expected_version: got '3 bytes', must be 16 bytes",
+    ),
+    *(
+        over_http("GetHistory", f"{name} {value}", {"user_id": USER, name: value}, 422, INVALID, f"{name}: got")
+        for name, value in (
+            ("first", "-1"),
+            ("first", "18446744073709551616"),
+            ("limit", "soon"),
+            ("limit", "4294967296"),
+            ("expected_version", "7f"),
+            ("with_states", "perhaps"),
+        )
+    ),
     *(
         case
-        for method in ("Prefill", "DeleteUser")
+        for method in ("GetHistory", "Prefill", "DeleteUser")
         for shown, user_id, says in BAD_USER_IDS
         for case in over_both(method, shown, {"user_id": user_id}, says)
     ),
@@ -442,6 +485,7 @@ CASES: Sequence[Case] = (
         for method, name in (
             ("Rank", "RankRequest"),
             ("AppendEvents", "AppendEventsRequest"),
+            ("GetHistory", "GetHistoryRequest"),
             ("Prefill", "PrefillRequest"),
             ("DeleteUser", "DeleteUserRequest"),
             ("GetModel", "GetModelRequest"),

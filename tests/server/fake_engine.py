@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from opentelemetry import trace
 
+from mfalcon.errors import HistoryMismatch
 from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
 from mfalcon.load import Load
@@ -20,7 +21,10 @@ from mfalcon.types import (
     EnsembleInfo,
     Events,
     Floats,
+    HistoryPage,
+    HistoryRequest,
     Ids,
+    KeptState,
     MemberInfo,
     MemberResult,
     ModelInfo,
@@ -168,6 +172,25 @@ class FakeEngine:
         after, told = appended(no_history(user_id, b"fake").extended(self._history(user_id)), append)
         self.histories[user_id] = after.events
         return told
+
+    async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
+        await self._pass_gate()
+        history = no_history(request.user_id).extended(self._history(request.user_id))
+        if request.expected_version not in (None, history.version):
+            raise HistoryMismatch.while_reading(request.expected_version, len(history), history.version)
+        first = min(request.first, len(history))
+        events = history.events[first : first + request.limit]
+        states = (KeptState("fake", CacheSource.HOST, 0, len(history), 2 * len(history), 2**33, fits=True),)
+        return HistoryPage(
+            len(history),
+            history.version,
+            0,
+            first,
+            events,
+            history.link(first + len(events)),
+            stale=False,
+            states=states if request.with_states else (),
+        )
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         await self._pass_gate()

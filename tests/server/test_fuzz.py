@@ -14,7 +14,7 @@ from tests.server.harness import Running, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-METHODS = st.sampled_from(["Rank", "AppendEvents", "Prefill", "DeleteUser", "GetModel"])
+METHODS = st.sampled_from(["Rank", "AppendEvents", "GetHistory", "Prefill", "DeleteUser", "GetModel"])
 CODES = {grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 STATUSES = {200, 404, 405, 422}
 

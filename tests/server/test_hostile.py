@@ -26,6 +26,9 @@ VALID: dict[str, Message] = {
         model="fake",
     ),
     "AppendEvents": ranking_pb2.AppendEventsRequest(user_id="eve", events=[EVENT] * 20, expected_len=0),
+    "GetHistory": ranking_pb2.GetHistoryRequest(
+        user_id="eve", first=1, limit=9, expected_version=bytes(16), with_states=True
+    ),
     "Prefill": ranking_pb2.PrefillRequest(user_id="eve", model="fake"),
     "DeleteUser": ranking_pb2.DeleteUserRequest(user_id="eve"),
     "GetModel": ranking_pb2.GetModelRequest(model="fake"),

@@ -86,6 +86,7 @@ async def test_each_verb_of_both_transports(counting: Counting) -> None:
     await stub.Rank(RANK)
     await stub.Rank(ranking_pb2.RankRequest(user_id="ann", candidates=[1], model="other"))
     await stub.AppendEvents(ranking_pb2.AppendEventsRequest(user_id="ann", events=[EVENT]))
+    await stub.GetHistory(ranking_pb2.GetHistoryRequest(user_id="ann"))
     await stub.Prefill(ranking_pb2.PrefillRequest(user_id="ann"))
     await stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id="ann"))
     await stub.GetModel(ranking_pb2.GetModelRequest())
@@ -94,6 +95,7 @@ async def test_each_verb_of_both_transports(counting: Counting) -> None:
         await http.post("/v1/rank", json=RANK_JSON),
         await http.post("/v1/rank", json=RANK_JSON | {"model": "other"}),
         await http.post("/v1/users/ann/events", json={"events": [EVENT_JSON]}),
+        await http.get("/v1/users/ann/history"),
         await http.post("/v1/users/ann/prefill"),
         await http.delete("/v1/users/ann"),
         await http.get("/v1/model"),
@@ -107,6 +109,7 @@ async def test_each_verb_of_both_transports(counting: Counting) -> None:
     models = {
         "rank": ("fake", "other"),
         "append_events": ("",),
+        "get_history": ("",),
         "prefill": ("fake",),
         "delete_user": ("",),
         "get_model": ("fake",),

@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from pydantic import BaseModel
 
+from mfalcon.history.history import no_history
 from mfalcon.types import Rerank
 from proto import ranking_pb2
 from server.http import bodies, codec
@@ -216,6 +217,55 @@ async def test_history_is_shared(running: Running) -> None:
     assert running.engine.histories == {}
 
 
+async def test_a_history_is_read_back_page_by_page(running: Running) -> None:
+    """By both ways; the pages are of one history, or the caller is told."""
+    events = [EVENT | {"item_id": item, "value": item / 8} for item in range(5)]
+    told = (await running.http.post("/v1/users/a%2Fb/events", json={"events": events})).json()
+    read: list[object] = []
+    first, version = 0, None
+    while first < 5:
+        request = ranking_pb2.GetHistoryRequest(
+            user_id="a/b", first=first, limit=2, expected_version=version, with_states=True
+        )
+        page = await running.stub.GetHistory(request)
+        params = {"first": first, "limit": 2, "with_states": True, "expected_version": version and version.hex()}
+        answer = await running.http.get("/v1/users/a%2Fb/history", params={k: v for k, v in params.items() if v})
+        as_json = reply(answer, codec.HistoryReply)
+        assert (page.version.hex(), page.page_version.hex()) == (as_json.pop("version"), as_json.pop("page_version"))
+        assert ParseDict(as_json, ranking_pb2.GetHistoryResponse()) == ranking_pb2.GetHistoryResponse(
+            events=page.events,
+            first=first,
+            next_first=page.next_first,
+            history_len=5,
+            base=0,
+            states=[
+                ranking_pb2.KeptState(
+                    model="fake", tier="HOST", num_events=5, num_tokens=10, num_bytes=2**33, fits=True
+                )
+            ],
+        )
+        read += as_json["events"]  # type: ignore[arg-type]
+        first, version = page.next_first, page.version
+        last_version = page.page_version
+    assert read == events
+    assert version is not None and version.hex() == last_version.hex() == told["version"]
+
+    await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT]})
+    changed = await running.http.get("/v1/users/a%2Fb/history", params={"expected_version": version.hex()})
+    assert changed.status_code == 409
+    assert "the history has 6 events and version" in changed.json()["error"]["message"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await running.stub.GetHistory(ranking_pb2.GetHistoryRequest(user_id="a/b", expected_version=version))
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert ("mfalcon-history-len", "6") in tuple(refused.value.trailing_metadata() or ())
+
+
+async def test_who_is_not_known_has_an_empty_history(running: Running) -> None:
+    page = await running.stub.GetHistory(ranking_pb2.GetHistoryRequest(user_id="nobody", first=7))
+    assert (len(page.events), page.first, page.next_first, page.history_len) == (0, 0, 0, 0)
+    assert page.version == page.page_version == no_history("nobody").version
+
+
 @pytest.mark.parametrize("user_id", ["x" * 256, "a/events", "%2F", "a b?c#d", "日本", "�", "..", "a//b"])
 async def test_user_ids_that_are_hard_on_paths(running: Running, user_id: str) -> None:
     path = "".join(f"%{byte:02X}" for byte in user_id.encode())
@@ -285,6 +335,7 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert calls == {
         ("post", "/v1/rank"),
         ("post", "/v1/users/{user_id}/events"),
+        ("get", "/v1/users/{user_id}/history"),
         ("post", "/v1/users/{user_id}/prefill"),
         ("delete", "/v1/users/{user_id}"),
         ("get", "/v1/model"),

@@ -23,7 +23,7 @@ from mfalcon.errors import (
     StorageUnavailable,
 )
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, Append, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, HistoryRequest, RankRequest, no_events
 from server.frontends import wire
 from server.frontends.engine_server import EngineServer
 from server.frontends.remote import RemoteEngine
@@ -88,6 +88,10 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     assert (engine.deadlines, engine.asked_of) == ([deadline], ["other"])
     right = await engine.rank(rank_request(), None, "other")
     assert wire.Ranked.of(0, answer) == wire.Ranked.of(0, right)
+    asked = HistoryRequest("ann", 1, 5, with_states=True)
+    assert wire.Page.of(0, await remote.get_history(asked, None)) == wire.Page.of(
+        0, await engine.get_history(asked, None)
+    )
     assert (await remote.prefill("ann", None, "fake")).encoded_tokens == 2
     await remote.delete_user("ann", None)
     assert not engine.histories

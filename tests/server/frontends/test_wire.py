@@ -12,6 +12,9 @@ from mfalcon.types import (
     CacheInfo,
     CacheSource,
     DenseFeatures,
+    HistoryPage,
+    HistoryRequest,
+    KeptState,
     RankRequest,
     RankResult,
     Rerank,
@@ -83,6 +86,26 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         assert np.array_equal(one, other) and getattr(one, "dtype", None) == getattr(other, "dtype", None)
 
 
+@pytest.mark.parametrize("version", [None, bytes(range(16))])
+def test_a_wish_for_a_page(version: bytes | None) -> None:
+    request = HistoryRequest("Zoë", 2**64 - 1, 7, version, with_states=True)
+    message = wire.decode_question(wire.encode(wire.GetHistory(3, request, 1.5)))
+    assert isinstance(message, wire.GetHistory)
+    assert (message.call, message.request, message.deadline) == (3, request, 1.5)
+
+
+@pytest.mark.parametrize("events", [no_events(), EVENTS])
+def test_a_page(events: "np.typing.NDArray[np.void]") -> None:
+    state = KeptState("m", CacheSource.REDIS, 2**40, 5, 10, 2**50, fits=True)
+    page = HistoryPage(2**41, bytes(range(16)), 32, 2**40, events, bytes(16), stale=True, states=(state,))
+    message = wire.decode_answer(wire.encode(wire.Page.of(1, page)))
+    assert isinstance(message, wire.Page)
+    arrived = message.page()
+    assert arrived.events.dtype == EVENT_DTYPE
+    for field in dataclasses.fields(HistoryPage):
+        assert np.array_equal(getattr(arrived, field.name), getattr(page, field.name))
+
+
 def test_a_status() -> None:
     status = wire.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), load=Load(1.25, 2.5, is_full=True))
     assert wire.decode_answer(wire.encode(status)) == status
@@ -114,6 +137,8 @@ def test_another_error_travels_as_what_it_is_a_kind_of() -> None:
     assert type(wire.Failed.of(1, Special("why")).error()) is EngineFailure
 
 
-@pytest.mark.parametrize(("word", "message"), [(RankRequest, wire.Rank), (RankResult, wire.Ranked)])
+@pytest.mark.parametrize(
+    ("word", "message"), [(RankRequest, wire.Rank), (RankResult, wire.Ranked), (HistoryPage, wire.Page)]
+)
 def test_no_part_of_a_request_or_a_result_is_left_behind(word: type, message: type[wire.Message]) -> None:
     assert {field.name for field in dataclasses.fields(word)} <= set(message.__struct_fields__)
