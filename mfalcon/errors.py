@@ -9,6 +9,7 @@ MFalconError
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
 ├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
+├── DamagedLog          what Redis holds as a user's event log is no log of his
 ├── TooFewMembers       fewer members of an ensemble answered within its budget than it needs
 ├── EngineFailure       a step failed for this request alone
 ├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched
@@ -125,6 +126,28 @@ class ShuttingDown(MFalconError):
 
 class StorageUnavailable(MFalconError):
     """Redis is needed for this answer and cannot be reached or refuses."""
+
+
+class DamagedLog(MFalconError):
+    """What Redis holds in the place of a user's event log is not that log; nothing was read or written.
+
+    reason: a word, see `Reason` in mfalcon/history/redis_header.py.
+    """
+
+    def __init__(self, reason: str) -> None:
+        what = _UNUSABLE_LOGS.get(reason, f"is damaged ({reason})")
+        super().__init__(
+            f"the event log of this user {what}; nothing was written. Other users are not affected. It is in the place "
+            'where it was: docs/operations.md, "Damaged logs", says how to restore it; DeleteUser begins a new one'
+        )
+        self.reason = reason
+
+
+_UNUSABLE_LOGS = {
+    "format": "was written by a later version of this server",
+    "secret": "is signed with a secret that this server does not have",
+    "retention": "holds far more events than this server's log_max_events",
+}
 
 
 class TooFewMembers(MFalconError):

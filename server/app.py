@@ -25,6 +25,7 @@ from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.history.budget import LogBudget, budget_of_directory
 from mfalcon.history.file_log import FileLogOptions
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.memory import available_bytes, budget_of_states
 from mfalcon.merging.merge import Calibration
@@ -381,6 +382,8 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
     if config.redis_url is None:
         return None
     url = config.redis_url.get_secret_value()
+    secret = read_secret(config.redis_secret_file)
+    former = read_secret(config.redis_former_secret_file, "redis_former_secret_file")
     return RedisOptions(
         client=RedisSettings(
             url=url,
@@ -390,12 +393,19 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
         ),
         prefix=config.redis_prefix,
         holds_log=config.log_place == "redis",
-        serve_stale=config.log_unreachable == "stale",
-        log_cache_bytes=config.log_cache_mb << 20,
+        log=LogOptions(
+            cache_bytes=config.log_cache_mb << 20,
+            serve_stale=config.log_unreachable == "stale",
+            on_damage=config.damaged_log,
+            quarantine_s=config.quarantine_days * 86_400,
+            secret=secret,
+            former_secrets=() if former is None else (former,),
+            must_be_signed=config.require_signed_logs,
+        ),
         state_dtype=None if config.redis_state_dtype == "auto" else PayloadDtype.from_name(config.redis_state_dtype),
         ttl_s=config.redis_state_ttl_s,
         budget_bytes=config.redis_budget_mb << 20,
-        secret=read_secret(config.redis_secret_file),
+        secret=secret,
     )
 
 
@@ -419,16 +429,16 @@ def language_model_options(config: ServerConfig) -> LanguageModelOptions | None:
     return LanguageModelOptions(config.llm_url, config.llm_model, key, seconds, config.llm_concurrency)
 
 
-def read_secret(path: Path | None) -> bytes | None:
-    """The key of the chunks' MAC. ConfigError if the file cannot be read or holds too little."""
+def read_secret(path: Path | None, setting: str = "redis_secret_file") -> bytes | None:
+    """What signs logs and chunks. ConfigError if the file cannot be read or holds too little."""
     if path is None:
         return None
     try:
         secret = path.read_bytes().strip()
     except OSError as error:
-        raise ConfigError(f"redis_secret_file: cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from error
     if len(secret) < MIN_SECRET_BYTES:
-        raise ConfigError(f"redis_secret_file: got {len(secret)} bytes, must be at least {MIN_SECRET_BYTES}")
+        raise ConfigError(f"{setting}: got {len(secret)} bytes, must be at least {MIN_SECRET_BYTES}")
     return secret
 
 

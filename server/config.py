@@ -259,6 +259,18 @@ class ServerConfig(BaseSettings):
         description="While the log in Redis cannot be asked: refuse to rank, or rank from the last history verified "
         "and say so.",
     )
+    damaged_log: Literal["refuse", "start-empty"] = Field(
+        default="refuse",
+        description="Where Redis holds no log of a user in its place: refuse what is asked for him until somebody "
+        "restores or deletes it, or move it away and begin an empty log. The first gives up no acknowledged event.",
+    )
+    quarantine_days: float = Field(
+        default=7.0, gt=0, le=3_650, description="Days that a damaged log which was moved away is kept."
+    )
+    require_signed_logs: bool = Field(
+        default=False,
+        description="Take an event log that is not signed for damaged; needs redis_secret_file. Every append signs.",
+    )
     log_max_events: int = Field(
         default=16_384,
         ge=1,
@@ -299,7 +311,12 @@ class ServerConfig(BaseSettings):
         default=0, ge=0, description="Memory of Redis, in MiB, past which no KV state is written; 0 leaves it to Redis."
     )
     redis_secret_file: Path | None = Field(
-        default=None, description="File with a secret that signs KV states, for a Redis that others can write to."
+        default=None,
+        description="File with a secret that signs event logs and KV states, for a Redis that others can write to.",
+    )
+    redis_former_secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret before: logs that it signed are read too, and signed anew by appends.",
     )
     write_behind_mb: int = Field(
         default=256, ge=0, description="Memory for KV states that wait to be written to Redis, in MiB."
@@ -485,6 +502,11 @@ class ServerConfig(BaseSettings):
             raise ValueError("event_log: got redis, must be memory, file or auto while redis_url is not given")
         if self.redis_secret_file is not None and self.redis_url is None:
             raise ValueError("redis_secret_file: got a file, must not be given without redis_url")
+        if self.redis_secret_file is None:
+            if self.require_signed_logs:
+                raise ValueError("require_signed_logs: got true, must be false while redis_secret_file is not given")
+            if self.redis_former_secret_file is not None:
+                raise ValueError("redis_former_secret_file: got a file, must not be given without redis_secret_file")
         return self
 
     @model_validator(mode="after")

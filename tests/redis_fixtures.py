@@ -9,7 +9,15 @@ import redis
 
 from loadtest.faults.redis_server import RedisCluster, RedisServer, Reply
 
-__all__ = ["OwnRedis", "own_redis", "redis_cluster", "redis_server", "session_redis_cluster", "session_redis_server"]
+__all__ = [
+    "OwnRedis",
+    "keys_left",
+    "own_redis",
+    "redis_cluster",
+    "redis_server",
+    "session_redis_cluster",
+    "session_redis_server",
+]
 
 
 class OwnRedis(Protocol):
@@ -75,6 +83,19 @@ def own_redis() -> Iterator[OwnRedis]:
             return stack.enter_context(server)
 
         yield start
+
+
+def keys_left(server: RedisServer, pattern: str) -> list[str]:
+    """Keys that fit a pattern, without tombstones of deleted logs, which have no events and expire."""
+    names = server.command("KEYS", pattern)
+    assert isinstance(names, list)
+    return [name for name in map(_word, names) if not (name.endswith(":log") and _is_tombstone(server, name))]
+
+
+def _is_tombstone(server: RedisServer, name: str) -> bool:
+    expires, size = server.command("TTL", name), server.command("STRLEN", name)
+    assert isinstance(expires, int)
+    return size == 112 and expires > 0
 
 
 def _answers_with(server: RedisServer, settings: dict[str, str]) -> bool:

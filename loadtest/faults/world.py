@@ -25,6 +25,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError, MFalconError, StorageUnavailable
 from mfalcon.history.chain import user_hash
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
@@ -223,7 +224,7 @@ class World:
             RedisSettings(self.at.url),
             prefix=self.at.keys.prefix,
             holds_log=self.setup != "states",
-            serve_stale=self.setup == "stale",
+            log=LogOptions(serve_stale=self.setup == "stale"),
         )
 
     async def tell(self, engines: Sequence[Engine]) -> None:

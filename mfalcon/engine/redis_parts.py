@@ -12,7 +12,7 @@ from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion, Deletions
 from mfalcon.history.history import Retention
-from mfalcon.history.redis_log import RedisLog
+from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import RemoteTier
 from mfalcon.kvcache.chunk import ChunkLayout, PayloadDtype
@@ -34,16 +34,15 @@ _DRAIN_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class RedisOptions:
-    """holds_log: whether the event log is in Redis, or in this process. serve_stale: rank from the last verified copy
-    while the log in Redis cannot be asked. state_dtype: of the states in Redis, None for the compute dtype, which moves
-    no score. budget_bytes: of Redis' memory, past which no state is written; 0 for none.
+    """holds_log: whether the event log is in Redis, or in this process. log: of that log. state_dtype: of the states in
+    Redis, None for the compute dtype, which moves no score. budget_bytes: of Redis' memory, past which no state is
+    written; 0 for none. secret: signs the states.
     """
 
     client: RedisSettings
     prefix: str = "mfalcon"
     holds_log: bool = True
-    serve_stale: bool = False
-    log_cache_bytes: int = 256 << 20
+    log: LogOptions = field(default_factory=LogOptions)
     state_dtype: PayloadDtype | None = None
     ttl_s: float = 86_400.0
     budget_bytes: int = 0
@@ -74,14 +73,7 @@ class RedisParts:
         self.log: RedisLog | None = None
         self.deletions: Deletions | None = None
         if options.holds_log:
-            self.log = RedisLog(
-                self.client,
-                self.keys,
-                retention,
-                metrics,
-                cache_bytes=options.log_cache_bytes,
-                serve_stale=options.serve_stale,
-            )
+            self.log = RedisLog(self.client, self.keys, retention, metrics, options.log)
             self.deletions = Deletions(self.client, self.keys)
         self._remote: list[RemoteTier] = []
         self._started = False

@@ -307,7 +307,7 @@ class FileLog:
 
     def _failure(self, error: sqlite3.Error) -> StorageUnavailable | EngineFailure:
         if is_damage(error):
-            self._states.log_damaged.inc()
+            self._states.log_damaged.labels("pages").inc()
             return EngineFailure(f"the event log of this user is damaged: its pages cannot be changed; {_NOTHING}")
         what = "its disk is full" if is_full(error) else "its disk failed"
         nothing = wrote_nothing(error)
@@ -331,7 +331,7 @@ class FileLog:
             record = await self._in_thread(lambda store: store.read(user))
             history = no_history(user_id) if record is None else record.history()
             if history is None:
-                self._states.log_damaged.inc()
+                self._states.log_damaged.labels("hash").inc()
                 raise EngineFailure("the event log of this user is damaged: its events do not hash to their own link")
             if self._loads.get(user) is me and user not in self._live:
                 self._keep(history, 0 if record is None else record.used)
@@ -402,7 +402,7 @@ class FileLog:
             return await loop.run_in_executor(self._readers, lambda: work(self._local.store))
         except sqlite3.Error as error:
             if is_damage(error):
-                self._states.log_damaged.inc()
+                self._states.log_damaged.labels("pages").inc()
                 raise EngineFailure(f"the event log of this user is damaged: {error}") from error
             raise StorageUnavailable(f"the event log cannot be read: {error}") from error
 

@@ -1,45 +1,92 @@
 """The event log in Redis, shared by all replicas: an acknowledged event is in it in order, exactly once.
 
-One string per user: a header of 80 bytes, then 24 bytes an event from `base` on. The header names the user, the log's
+One string per user: a header of 112 bytes, then 24 bytes an event from `base` on. The header names the user, the log's
 generation, its length and the chained hash at both ends. An append is one script that compares the whole header with
 the one the writer knows and writes nothing if it differs: concurrent writers cannot interleave, and `expected_len` is
 checked atomically. A read brings the events that our verified copy lacks and proves them by the hash.
+
+A deletion leaves a tombstone for an hour: a header without events, of no generation, so whatever a writer knew of the
+life before does not fit it.
 """
 
 import contextlib
+import logging
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from cachetools import LRUCache
 
-from mfalcon.errors import DeadlineExceeded, EngineFailure, HistoryMismatch, InvalidInput, StorageUnavailable
+from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, StorageUnavailable
 from mfalcon.history.appending import appended
+from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.history.history import History, Reading, Retention, no_history
-from mfalcon.history.redis_header import HEADER, Header, header_of
-from mfalcon.history.redis_scripts import APPEND, DELETE, READ
+from mfalcon.history.redis_header import (
+    HEADER_BYTES,
+    NO_HEADER,
+    OF_OTHER_SERVERS,
+    Header,
+    Headers,
+    Reason,
+    Unfit,
+    clock_in,
+    ended_in,
+    generation_in,
+)
+from mfalcon.history.redis_scripts import APPEND, DELETE, GUARD, QUARANTINE, READ
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 
+_log = logging.getLogger(__name__)
+
 AS_KNOWN = -1
+_UNFIT = -2
+TOMBSTONE_S = 3_600.0
 _SHORTEST_WAIT_S = 0.005
 _NOTHING_DONE = "nothing was written"
 _MAY_BE_DONE = {
     "log_append": "it may have been written all the same: ask again with expected_len",
     "log_delete": "it may be erased all the same: ask again",
 }
+_MARGIN_BYTES = 1 << 20
+_HEADER_OBJECT_BYTES = 600
+_ATTEMPTS = 2
+
+OnDamage = Literal["refuse", "start-empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogOptions:
+    """cache_bytes: memory for the copies; the least recently used go. serve_stale: whether a copy may stand in for a
+    Redis that cannot be asked. on_damage: of a user whose log is damaged: refuse what is asked of him until somebody
+    restores or deletes the log, or move it away, where it stays for quarantine_s, and begin an empty one. secret,
+    former_secrets, must_be_signed: see `Headers`.
+    """
+
+    cache_bytes: int = 256 << 20
+    serve_stale: bool = False
+    on_damage: OnDamage = "refuse"
+    quarantine_s: float = 7 * 86_400.0
+    secret: bytes | None = field(default=None, repr=False)
+    former_secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    must_be_signed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A verified history and the header that it has in Redis: a tombstone or nothing for one without events."""
+
+    history: History
+    header: Header
 
 
 class RedisLog:
-    """All users' histories, with verified copies of those in use. Lives on the event loop.
-
-    cache_bytes: memory for the copies; the least recently used go. serve_stale: whether a copy may stand in for a
-    Redis that cannot be asked.
-    """
+    """All users' histories, with verified copies of those in use. Lives on the event loop."""
 
     def __init__(
         self,
@@ -47,42 +94,45 @@ class RedisLog:
         keys: Keys,
         retention: Retention,
         metrics: StateMetrics,
-        *,
-        cache_bytes: int = 256 << 20,
-        serve_stale: bool = False,
+        options: LogOptions | None = None,
     ) -> None:
+        options = options or LogOptions()
         self._client = client
         self._keys = keys
         self._retention = retention
         self._metrics = metrics
-        self._serve_stale = serve_stale
-        self._copies: LRUCache[bytes, History] = LRUCache(cache_bytes, getsizeof=lambda history: history.num_bytes)
+        self._options = options
+        self._headers = Headers(options.secret, options.former_secrets, must_be_signed=options.must_be_signed)
+        kept = retention.max_events + retention.slack + CHAIN_BLOCK
+        self._most_bytes = 2 * (HEADER_BYTES + kept * EVENT_DTYPE.itemsize) + _MARGIN_BYTES
+        self._copies: LRUCache[bytes, Known] = LRUCache(options.cache_bytes, getsizeof=_num_bytes)
 
     async def read(self, user_id: str, timeout_s: float) -> Reading:
         """The user's history, verified, within two round trips; mostly one.
 
-        Raises StorageUnavailable when Redis cannot be asked and no copy may be served, EngineFailure when the log is
-        damaged.
+        Raises StorageUnavailable when Redis cannot be asked and no copy may be served, DamagedLog when what is there is
+        not the user's log.
         """
         known = self._known(user_id)
         try:
-            return Reading(await self._read(known, timeout_s), stale=False)
+            return Reading((await self._read(known, timeout_s)).history, stale=False)
         except StorageUnavailable:
-            if not (self._serve_stale and known.generation):
+            if not (self._options.serve_stale and known.history.generation):
                 raise
             self._metrics.log_reads.labels("stale").inc()
-            return Reading(known, stale=True)
+            return Reading(known.history, stale=True)
 
     async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Acknowledge events: when this returns they are in the log. deadline: time.monotonic() seconds.
 
-        Raises HistoryMismatch or InvalidInput, and then nothing was written; StorageUnavailable says whether it may
-        have been.
+        Raises HistoryMismatch, InvalidInput or DamagedLog, and then nothing was written; StorageUnavailable says
+        whether it may have been.
         """
         known, is_fresh = self._known(user_id), False
         while True:
+            history = known.history
             try:
-                longer, told = appended(known, append)
+                longer, told = appended(history, append)
             except (HistoryMismatch, InvalidInput):
                 if is_fresh:
                     raise
@@ -90,32 +140,42 @@ class RedisLog:
                 continue
             begun = longer if longer.generation else replace(longer, generation=os.urandom(8))
             after = self._retention.keep(begun)
-            command = self._append_command(known, after, append.events)
-            reply = await self._write("log_append", known, command, deadline)
+            command, header = self._append_command(known, after, append.events)
+            reply = await self._write("log_append", history, command, deadline)
             if reply[1] == AS_KNOWN:
-                if after.base != known.base:
+                if after.base != history.base:
                     self._metrics.log_trims.inc()
-                self._keep(after)
+                self._keep(Known(after, header))
                 return told
             self._metrics.log_conflicts.inc()
             is_fresh = True
-            fresh = self._take(known, reply)
-            known = await self._read_to_append(no_history(user_id), deadline) if fresh is None else fresh
+            try:
+                known = self._take(known, reply)
+            except Unfit:
+                known = await self._read_to_append(_nothing_known(user_id), deadline)
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:
-        """Erase the user's log; returns the generation that ended, empty if there was none."""
-        known, ended = no_history(user_id), b""
+        """Erase the user's log, whatever its key holds; returns the generation that ended, empty if none is known.
+
+        A deletion that is repeated within an hour is given the generation that the first one ended, so that it can
+        finish what the first began.
+        """
+        user = no_history(user_id)
+        keys = (self._keys.log(user.user), *self._keys.damaged(user.user))
+        generation, clock = b"", 0
         while True:
-            command = ("EVAL", DELETE, 1, self._keys.log(known.user), ended)
-            found: bytes = await self._write("log_delete", known, command, deadline)
-            if found in (ended, b""):
-                self.drop(known.user)
-                return ended
-            ended = found
+            tombstone = self._headers.tombstone(user.user, generation, _clock(clock))
+            command: Command = ("EVAL", DELETE, len(keys), *keys, generation, tombstone, round(1000 * TOMBSTONE_S))
+            is_done, raw = await self._write("log_delete", user, command, deadline)
+            if is_done:
+                self.drop(user.user)
+                return ended_in(raw)
+            generation, clock = generation_in(raw), clock_in(raw)
 
     def copy(self, user: bytes) -> History | None:
         """Our copy of a user's history, which newer events may be missing from; None if there is none."""
-        return self._copies.get(user)
+        known = self._copies.get(user)
+        return None if known is None else known.history
 
     def drop(self, user: bytes) -> None:
         """Forget our copy of a user's history."""
@@ -125,72 +185,114 @@ class RedisLog:
         """Forget every copy."""
         self._copies.clear()
 
-    async def _read(self, known: History, timeout_s: float) -> History:
+    async def _read(self, known: Known, timeout_s: float) -> Known:
         """The history now, from what we know of it."""
         until = time.monotonic() + timeout_s
-        for attempt in (known, no_history(known.user_id)):
-            command = ("EVAL", READ, 1, self._keys.log(known.user), *_what_we_know(attempt))
-            left = max(_SHORTEST_WAIT_S, until - time.monotonic())
-            (reply,) = await self._client.call("log_read", self._keys.log(known.user), [command], left)
-            history = self._take(attempt, reply)
-            if history is not None:
-                return history
-        self._metrics.log_damaged.inc()
-        raise EngineFailure("the event log of this user is damaged: its events do not hash to its own link")
+        nothing = _nothing_known(known.history.user_id)
+        key = self._keys.log(known.history.user)
+        for attempt in (known, *[nothing] * _ATTEMPTS):
+            command: Command = ("EVAL", GUARD + READ, 1, key, *_what_we_know(attempt), self._most_bytes)
+            (reply,) = await self._client.call("log_read", key, [command], _time_left(until))
+            try:
+                return self._take(attempt, reply)
+            except Unfit as error:
+                unfit, raw = error, reply[0]
+            if attempt.header is NO_HEADER:  # else it may only be that what we know is no ancestor
+                self._metrics.log_damaged.labels(unfit.reason).inc()
+                await self._give_up(nothing.history, unfit.reason, raw, until)
+        raise DamagedLog(unfit.reason)
 
-    async def _read_to_append(self, known: History, deadline: float | None) -> History:
+    async def _give_up(self, history: History, reason: Reason, raw: bytes, until: float) -> None:
+        """Move what is no log of the user away, if that is wished. Raises DamagedLog if it is not."""
+        self._uncopy(history.user)
+        if self._options.on_damage == "refuse" or reason in OF_OTHER_SERVERS:
+            raise DamagedLog(reason)
+        keys = (self._keys.log(history.user), *self._keys.damaged(history.user))
+        kind = "other" if reason == "type" else "string"
+        command: Command = ("EVAL", QUARANTINE, len(keys), *keys, kind, raw, round(1000 * self._options.quarantine_s))
+        (place,) = await self._client.call("log_quarantine", keys[0], [command], _time_left(until))
+        if place:
+            self._metrics.log_quarantined.labels(reason).inc()
+            _log.warning("a damaged event log (%s) is now at %s", reason, keys[place])
+
+    async def _read_to_append(self, known: Known, deadline: float | None) -> Known:
         try:
             return await self._read(known, self._write_timeout(deadline))
         except StorageUnavailable as error:
             raise StorageUnavailable(f"{error}; {_NOTHING_DONE}") from error
 
-    def _take(self, known: History, reply: Reply) -> History | None:
-        """The history that a reply proves; None if what we know is no ancestor of it, or nothing hashes right."""
+    def _take(self, known: Known, reply: Reply) -> Known:
+        """What a reply proves. Raises Unfit if what is there is no log, or what we know is no ancestor of it."""
         raw, first, content = reply
+        user_id, user = known.history.user_id, known.history.user
         if first == AS_KNOWN:
             self._metrics.log_reads.labels("unchanged").inc()
             return known
+        if first == _UNFIT:
+            raise self._unfit(raw, content, user)
         if not raw:
-            self.drop(known.user)
-            return no_history(known.user_id)
-        header = Header.unpack(raw)
-        if header is None or header.user != known.user:
-            return None
-        if (header.base == 0 and header.base_link != known.user) or len(content) != (
-            header.length - first
-        ) * EVENT_DTYPE.itemsize:
-            return None
+            self._uncopy(user)
+            return _nothing_known(user_id)
+        header = self._headers.read(raw, user)
+        if header.ended is not None:
+            self._uncopy(user)
+            return Known(no_history(user_id), header)
+        if len(content) != (header.length - first) * EVENT_DTYPE.itemsize:
+            raise Unfit("truncated")
         events = np.frombuffer(content, dtype=EVENT_DTYPE)
-        is_delta = header.generation == known.generation and first == len(known) and first > header.base
+        ours = known.history
+        is_delta = header.generation == ours.generation and first == len(ours) and first > header.base
         begun = (
-            known
+            ours
             if is_delta
-            else replace(no_history(known.user_id, header.generation), base=header.base, links=header.base_link)
+            else replace(no_history(user_id, header.generation), base=header.base, links=header.base_link)
         )
         history = begun.extended(events)
         if header.base > history.base:
             history = history.trimmed(header.base)
-        if header_of(history) != raw:
-            return None
+        if not header.fits(history):
+            raise Unfit("hash")
         self._metrics.log_reads.labels("delta" if is_delta else "full").inc()
-        self._keep(history)
-        return history
+        taken = Known(history, header)
+        self._keep(taken)
+        return taken
 
-    def _known(self, user_id: str) -> History:
-        history = no_history(user_id)
-        return self._copies.get(history.user, history)
+    def _unfit(self, raw: bytes, reason: bytes, user: bytes) -> Unfit:
+        """Why a script did not send what is there."""
+        if reason == b"type":
+            return Unfit("type")
+        try:
+            header = self._headers.read(raw, user)
+        except Unfit as error:
+            return error
+        if reason == b"size":
+            is_told = (header.length - header.base) * EVENT_DTYPE.itemsize > self._most_bytes // 2
+            return Unfit("retention" if is_told else "size")
+        return Unfit("truncated")
 
-    def _keep(self, history: History) -> None:
-        self.drop(history.user)
+    def _known(self, user_id: str) -> Known:
+        nothing = _nothing_known(user_id)
+        return self._copies.get(nothing.history.user, nothing)
+
+    def _keep(self, known: Known) -> None:
+        self._uncopy(known.history.user)
         with contextlib.suppress(ValueError):  # larger than all of the cache
-            self._copies[history.user] = history
+            self._copies[known.history.user] = known
 
-    def _append_command(self, known: History, after: History, events: Events) -> Command:
-        is_whole = after.base != known.base or not known.generation
-        offset = 0 if is_whole else HEADER.size + len(known.events) * EVENT_DTYPE.itemsize
+    def _uncopy(self, user: bytes) -> None:
+        self._copies.pop(user, None)
+
+    def _append_command(self, known: Known, after: History, events: Events) -> tuple[Command, Header]:
+        """The script's call, and the header that it writes."""
+        before = known.history
+        is_whole = after.base != before.base or not before.generation or known.header.is_first_format
+        offset = 0 if is_whole else HEADER_BYTES + len(before.events) * EVENT_DTYPE.itemsize
         content = (after.events if is_whole else events).tobytes()
-        key = self._keys.log(known.user)
-        return ("EVAL", APPEND + READ, 1, key, *_what_we_know(known), header_of(after), content, offset)
+        header = self._headers.write(after, _clock(known.header.clock))
+        changes = (header.raw, content, offset)
+        key = self._keys.log(before.user)
+        command = ("EVAL", GUARD + APPEND + READ, 1, key, *_what_we_know(known), *changes, self._most_bytes)
+        return command, header
 
     def _write_timeout(self, deadline: float | None) -> float:
         longest = self._client.settings.write_timeout_s
@@ -210,5 +312,22 @@ class RedisLog:
         return reply
 
 
-def _what_we_know(history: History) -> tuple[bytes, bytes, int]:
-    return header_of(history), history.generation, len(history)
+def _nothing_known(user_id: str) -> Known:
+    return Known(no_history(user_id), NO_HEADER)
+
+
+def _what_we_know(known: Known) -> tuple[bytes, bytes, int]:
+    return known.header.raw, known.history.generation, len(known.history)
+
+
+def _num_bytes(known: Known) -> int:
+    return known.history.num_bytes + _HEADER_OBJECT_BYTES
+
+
+def _clock(before: int) -> int:
+    """See `Header`."""
+    return max(before + 1, time.time_ns() // 10**6)
+
+
+def _time_left(until: float) -> float:
+    return max(_SHORTEST_WAIT_S, until - time.monotonic())

@@ -1,24 +1,40 @@
 """The scripts of the event log in Redis. Each is atomic: nothing else happens to a log while one runs.
 
-They read the log's header (`redis_header.py`) by its offsets: base at 8, length at 16, generation at 24, and 80 bytes
-in all; an event is 24 bytes.
+They read the log's header (`redis_header.py`) by its offsets: format at 4, flags at 6, base at 8, length at 16,
+generation at 24, and 112 bytes in all, or 80 in format 1. An event is 24 bytes.
+"""
+
+GUARD = """
+local size = redis.pcall('STRLEN', KEYS[1])
+if type(size) == 'table' then return {'', -2, 'type'} end
+local header, head = redis.call('GETRANGE', KEYS[1], 0, 111), 112
+if string.byte(header, 5) == 1 then header, head = string.sub(header, 1, 80), 80 end
+if size > tonumber(ARGV[#ARGV]) then return {header, -2, 'size'} end
+if #header == head then
+  local base, len = struct.unpack('<I8I8', header, 9)
+  if base > len or size < head + (len - base) * 24 then return {header, -2, 'truncated'} end
+end
+"""
+"""KEYS: log. The last of ARGV: the most bytes that a log has. What is no log of a reasonable size does not leave Redis:
+then the reply is what there is of a header, -2, and the reason. Whatever comes after it finds `header`, and in `head`
+how many bytes that should have.
 """
 
 READ = """
-local known, known_generation, known_len = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local header = redis.call('GETRANGE', KEYS[1], 0, 79)
-if header == known then return {header, -1, ''} end
-if #header ~= 80 then return {header, 0, ''} end
+if header == ARGV[1] then return {header, -1, ''} end
+if #header ~= head then return {header, 0, ''} end
 local base, len = struct.unpack('<I8I8', header, 9)
-local from = base
-if string.sub(header, 25, 32) == known_generation and known_len >= base and known_len <= len then from = known_len end
+local from, known_len = base, tonumber(ARGV[3])
+if string.sub(header, 25, 32) == ARGV[2] and known_len >= base and known_len <= len then from = known_len end
 if from == len then return {header, from, ''} end
-return {header, from, redis.call('GETRANGE', KEYS[1], 80 + (from - base) * 24, 79 + (len - base) * 24)}
+return {header, from, redis.call('GETRANGE', KEYS[1], head + (from - base) * 24, head - 1 + (len - base) * 24)}
 """
-"""KEYS: log. ARGV: known header, its generation and length. Returns header, first event sent (-1: as known), events."""
+"""After GUARD. ARGV: known header, its generation and length. Returns header, first event sent (-1: as known), and the
+events.
+"""
 
 APPEND = """
-if redis.call('GETRANGE', KEYS[1], 0, 79) == ARGV[1] then
+if header == ARGV[1] then
   if ARGV[6] == '0' then
     redis.call('SET', KEYS[1], ARGV[4] .. ARGV[5])
   else
@@ -28,17 +44,44 @@ if redis.call('GETRANGE', KEYS[1], 0, 79) == ARGV[1] then
   return {ARGV[4], -1, ''}
 end
 """
-"""ARGV, besides READ's: the header after, events, and the offset to write them at, 0 if they are the whole log. The
-header is written last: what lies behind the length it states is not part of the log. A writer who finds another header
-gets what READ gives.
+"""After GUARD, before READ. ARGV, besides READ's: the header after, events, and the offset to write them at, 0 if they
+are the whole log, as they must be where there was none, or its tombstone, which expires. The header is written last:
+what lies behind the length it states is not part of the log. A writer who finds another header gets what READ gives.
+"""
+
+QUARANTINE = """
+local kind, header = redis.call('TYPE', KEYS[1]).ok, ''
+if kind == 'none' then return 0 end
+if kind == 'string' then header = redis.call('GETRANGE', KEYS[1], 0, 111) end
+if (kind == 'string') ~= (ARGV[1] == 'string') or string.sub(header, 1, #ARGV[2]) ~= ARGV[2] then return 0 end
+local at = 2
+while at < #KEYS and redis.call('EXISTS', KEYS[at]) == 1 do at = at + 1 end
+redis.call('UNLINK', KEYS[at])
+redis.call('RENAME', KEYS[1], KEYS[at])
+redis.call('PEXPIRE', KEYS[at], ARGV[3])
+return at - 1
+"""
+"""KEYS: log, the places to put it. ARGV: `string` or another type, and the header, as they were found to be no log; ms
+to live. It goes to the first free place, to the last one where none is free. Returns the number of the place, the first
+is 1, or 0, with nothing moved, if something else is there by now.
 """
 
 DELETE = """
-local generation = redis.call('GETRANGE', KEYS[1], 24, 31)
-if #generation < 8 then generation = '' end
-if generation == ARGV[1] or generation == '' then redis.call('UNLINK', KEYS[1]) end
-return generation
+local kind, header = redis.call('TYPE', KEYS[1]).ok, ''
+if kind == 'string' then header = redis.call('GETRANGE', KEYS[1], 0, 111) end
+local is_log = #header >= 80 and string.sub(header, 1, 4) == 'MFLG'
+local is_tombstone = is_log and #header == 112 and string.byte(header, 5) == 2 and string.byte(header, 7) % 2 == 1
+if is_log and not is_tombstone and string.sub(header, 25, 32) ~= ARGV[1] then return {0, header} end
+redis.call('UNLINK', unpack(KEYS))
+if is_tombstone then
+  redis.call('SET', KEYS[1], header, 'PX', ARGV[3])
+else
+  redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
+return {1, is_tombstone and header or ARGV[2]}
 """
-"""KEYS: log. ARGV: the generation to end. Returns the one that was found. A deletion that was held up on its way can so
-not end a life that began after it was given up and repeated.
+"""KEYS: log, and what else there may be of its user. ARGV: the generation to end, the tombstone to leave, ms that it
+lives. Returns 0 and the header that it found if that is of another life: a deletion that was held up on its way can so
+not end a life that began after it was given up and repeated. Returns 1 and the tombstone, that of an earlier deletion
+if there is one. What is no log, whatever type it has, goes without being asked for its generation.
 """

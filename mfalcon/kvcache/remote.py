@@ -51,6 +51,12 @@ more, whenever an event is added to a state of many chunks.
 """
 
 
+_WRITTEN = """
+return redis.call('TYPE', KEYS[1]).ok == 'hash' and redis.call('HGETALL', KEYS[1]) or {}
+"""
+"""KEYS: index. Returns models and numbers of chunks by turns; nothing where somebody has put something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteOptions:
     """ttl_s: that a chunk lives after its last use. log_is_here: whether the event log is in the same Redis, so that
@@ -201,7 +207,8 @@ class RedisStates:
     async def delete(self, user: bytes, timeout_s: float) -> None:
         """Erase the user's chunks, of every model. Raises StorageUnavailable."""
         index, log = self._keys.index(user), self._keys.log(user)
-        (written,) = await self._client.call("states_delete", log, [("HGETALL", index)], timeout_s)
+        (flat,) = await self._client.call("states_delete", log, [("EVAL", _WRITTEN, 1, index)], timeout_s)
+        written = dict(zip(flat[::2], flat[1::2], strict=True))
         names = {self._keys.chunk(user, model.decode(), i) for model, n in written.items() for i in range(int(n))}
         names |= {self.chunk_key(user, i) for i in range(self._most_chunks)}  # if the index was evicted
         await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)

@@ -89,7 +89,13 @@ class StateMetrics:
         )
         self.log_trims = Counter("mfalcon_log_trims", "Times that a user's log was cut.", registry=r)
         self.log_damaged = Counter(
-            "mfalcon_log_damaged", "Logs whose events do not hash to their own link.", registry=r
+            "mfalcon_log_damaged",
+            "Reads and appends that found no log of the user in its place, by reason.",
+            ["reason"],
+            registry=r,
+        )
+        self.log_quarantined = Counter(
+            "mfalcon_log_quarantined", "Damaged logs that were moved away, by reason.", ["reason"], registry=r
         )
         self.reloads = Counter(
             "mfalcon_reloads", "Exchanges of a model's checkpoint: swapped, or failed.", ["model", "result"], registry=r

@@ -53,6 +53,7 @@ BULK = frozenset({"chunks_read", "chunk_write"})
 _SPARE = 8
 """Connections beside the calls': probes, INFO."""
 _PASSES = 10
+_TELL_AGAIN_S = 10.0
 _FAIR_SHARE = 0.8
 """Of the time that a server is given, for its silence to count against it."""
 FAILURES_TO_OPEN = 3
@@ -84,6 +85,7 @@ class RedisClient:
         )
         self._redis: redis.asyncio.Redis | Cluster = Cluster(client) if isinstance(client, RedisCluster) else client
         self._exchanges: set[asyncio.Task[Any]] = set()
+        self._told_at: dict[tuple[str, str], float] = {}
         self._pings: dict[str, asyncio.Task[Any]] = {}
         self._breakers: dict[str, Breaker] = {}
         self._probe: asyncio.Task[None] | None = None
@@ -152,7 +154,8 @@ class RedisClient:
         try:
             return asking.result()
         except ERRORS as error:
-            raise StorageUnavailable(f"Redis gave no INFO {section}: {error}") from error
+            self._tell_seldom("info", section, error)
+            raise StorageUnavailable(f"Redis gave no INFO {section}; the server's log has what it said") from error
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Start what goes on when its caller does not."""
@@ -203,7 +206,15 @@ class RedisClient:
             reason = "auth"
         breaker.succeeded()
         self._metrics.redis_errors.labels(op, reason or "error").inc()
-        return StorageUnavailable(f"Redis refused ({reason or 'error'}): {error}")
+        self._tell_seldom(op, reason or "error", error)
+        return StorageUnavailable(f"Redis refused ({reason or 'error'}); the server's log has what it said")
+
+    def _tell_seldom(self, op: str, reason: str, error: Exception) -> None:
+        """What Redis says is for the operator: it may name keys, scripts and addresses."""
+        now = time.monotonic()
+        if now - self._told_at.get((op, reason), -_TELL_AGAIN_S) >= _TELL_AGAIN_S:
+            self._told_at[op, reason] = now
+            _log.warning("redis said to %s (%s): %s", op, reason, error)
 
     def _busy(self, op: str) -> StorageUnavailable:
         self._metrics.redis_errors.labels(op, "busy").inc()

@@ -4,6 +4,9 @@ one for each store of item counters.
 
 from dataclasses import dataclass
 
+PLACES = 4
+"""For damaged logs of one user."""
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
@@ -14,6 +17,10 @@ class Keys:
     def log(self, user: bytes) -> str:
         """The user's event log."""
         return f"{self.prefix}:{{{user.hex()}}}:log"
+
+    def damaged(self, user: bytes) -> tuple[str, ...]:
+        """Where what was found at the place of the user's event log is kept for a while, the first free one first."""
+        return tuple(f"{self.prefix}:{{{user.hex()}}}:damaged:{place}" for place in range(1, PLACES + 1))
 
     def index(self, user: bytes) -> str:
         """A hash of model -> chunks ever written: what a deletion must erase, states of former models included."""

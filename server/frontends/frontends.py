@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).parents[2]
 MEMORY = "/dev/shm"
-OF_THE_ENGINE = {"redis_url", "redis_secret_file", "event_log", "log_dir", "append_durability"}
-"""Settings that a front-end need not know; two of them are secrets."""
+OF_THE_ENGINE = {
+    *("redis_url", "redis_secret_file", "redis_former_secret_file", "require_signed_logs"),
+    *("event_log", "log_dir", "append_durability"),
+}
+"""Settings that a front-end need not know; three of them are secrets."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Before a front-end is started again: twice as long each time, until one has lived for longer than the longest."""
 SERVE_SECONDS = 10.0

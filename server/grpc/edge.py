@@ -15,6 +15,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
 from mfalcon.errors import (
+    DamagedLog,
     DeadlineExceeded,
     EngineFailure,
     HistoryMismatch,
@@ -44,6 +45,7 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     NotReady: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
     StorageUnavailable: grpc.StatusCode.UNAVAILABLE,
+    DamagedLog: grpc.StatusCode.DATA_LOSS,
     TooFewMembers: grpc.StatusCode.UNAVAILABLE,
     EngineFailure: grpc.StatusCode.INTERNAL,
 }

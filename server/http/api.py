@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
 from mfalcon.errors import (
+    DamagedLog,
     DeadlineExceeded,
     EngineFailure,
     HistoryMismatch,
@@ -49,6 +50,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     NotReady: (503, "UNAVAILABLE"),
     ShuttingDown: (503, "UNAVAILABLE"),
     StorageUnavailable: (503, "UNAVAILABLE"),
+    DamagedLog: (500, "DATA_LOSS"),
     TooFewMembers: (503, "UNAVAILABLE"),
     EngineFailure: (500, "INTERNAL"),
 }

@@ -24,11 +24,12 @@ from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.chain import user_hash
 from mfalcon.history.history import Reading
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 from tests.engine.replicas import BOUND, value
 from tests.engine.test_counters import CHECKPOINT, CONFIG, ITEMS, LIKE, append, expected, num_stores
-from tests.redis_fixtures import OwnRedis
+from tests.redis_fixtures import OwnRedis, keys_left
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
 SECONDS = 20
@@ -43,7 +44,9 @@ async def start() -> AsyncIterator[Start]:
     async with contextlib.AsyncExitStack() as stack:
 
         async def start(url: str, *, max_items: int = 1_000, serve_stale: bool = False, wait_s: float = 2.0) -> Engine:
-            redis = RedisOptions(RedisSettings(url, wait_s, wait_s), prefix="t", serve_stale=serve_stale)
+            redis = RedisOptions(
+                RedisSettings(url, wait_s, wait_s), prefix="t", log=LogOptions(serve_stale=serve_stale)
+            )
             histories = HistoryOptions(log_max_events=64, log_slack=32, max_counted_items=max_items, redis=redis)
             config = EngineConfig(threads=1, ranker=RankerOptions(microbatch=16), histories=histories)
             engine = compose(CHECKPOINT, config)
@@ -168,7 +171,7 @@ async def test_a_deletion_takes_all_out_and_a_late_count_of_the_ended_life_does_
     assert late.base > 0
     await two.delete_user("ann")
     await assert_counted((one, two), {"bob": logs["bob"]})
-    assert keys_of(redis_server, user_hash("ann").hex()) == []
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
     for engine in (one, two):
         await store(engine).catch_up(late)
     await assert_counted((one, two), {"bob": logs["bob"]})
@@ -195,7 +198,7 @@ async def test_a_deletion_that_failed_halfway_is_completed(start: Start, redis_s
     again = random_events(5, seed=3)
     await append(one, "bob", again)
     await assert_counted((one,), {"bob": again})
-    assert keys_of(redis_server, user_hash("ann").hex()) == []
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
 
 
 async def test_a_long_record_goes_in_steps(
@@ -341,7 +344,7 @@ async def test_a_deletion_reaches_counters_that_no_model_reads_any_more(
     await one.reload("", small_checkpoint)
     assert num_stores(one) == 0
     await one.delete_user("ann")
-    assert keys_of(redis_server, user_hash("ann").hex()) == []
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
     more = random_events(30, seed=2)
     await one.append_events("bob", Append(np.repeat(more[-1:], 3)))
     await one.reload("", lambda: small_checkpoint(config=CONFIG, seed=1))

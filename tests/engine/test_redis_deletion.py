@@ -17,6 +17,7 @@ from tests.engine.replicas import (
     settle,
     value,
 )
+from tests.redis_fixtures import keys_left
 from tests.small import random_events
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -32,8 +33,7 @@ async def test_deletion_reaches_every_tier_and_replica(replica: StartReplica, re
     assert len(redis_server.command("KEYS", "*")) == 6  # type: ignore[arg-type]  # log, index and chunk of two
     await asyncio.sleep(0.5)  # both replicas follow the deletions by now
     await one.delete_user("ann")
-    left = redis_server.command("KEYS", f"*{user_hash('ann').hex()}*")
-    assert left == []
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
     assert one.catalog.default.cache.peek((await one.histories.log.read("ann", 1)).history, 0) == 0
     assert not one.catalog.default.cache.holds(user_hash("ann"))
     for _ in range(100):

@@ -8,6 +8,7 @@ import pytest
 from loadtest.faults.redis_server import RedisCluster, RedisServer
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.chain import user_hash
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.kvcache import chunk
 from mfalcon.kvcache.cost import NOTHING
 from mfalcon.types import Append, CacheSource
@@ -57,7 +58,7 @@ async def test_stale_answers_are_right_for_what_was_verified_and_say_so(
     own_redis: OwnRedis, replica: StartReplica, here: CacheSource
 ) -> None:
     server, events = own_redis(), random_events(20)
-    engine = await replica(url=server.url, serve_stale=True, timeout_s=0.1)
+    engine = await replica(url=server.url, log=LogOptions(serve_stale=True), timeout_s=0.1)
     await engine.append_events("ann", Append(events, 0))
     assert not (await rank(engine, events)).stale
     server.freeze()

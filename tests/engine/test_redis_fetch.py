@@ -37,6 +37,7 @@ from tests.engine.replicas import (
     settle,
     value,
 )
+from tests.redis_fixtures import keys_left
 from tests.small import cold_scores, random_events, small_checkpoint, small_config
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -295,8 +296,7 @@ async def test_replicas_on_a_cluster(replica: StartReplica, redis_cluster: Redis
     for user_id in users:
         await two.delete_user(user_id)
     for server in redis_cluster.servers:
-        left = server.command("KEYS", "*{*")
-        assert left == []
+        assert keys_left(server, "*{*") == []
 
 
 async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from loadtest.faults.redis_server import RedisCluster, RedisSentinel, RedisServe
 from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.history import Retention, no_history
-from mfalcon.history.redis_log import RedisLog
+from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
 from mfalcon.redis.client import RedisClient, RedisSettings
@@ -260,7 +260,7 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
 ) -> None:
     """Reads of many users' logs are given up at any moment of their life; every answer that comes is its own user's."""
     client, limit = make_client(redis_server.url, max_connections=8), 4
-    log = RedisLog(client, KEYS, Retention(200, 64), StateMetrics(), cache_bytes=0)
+    log = RedisLog(client, KEYS, Retention(200, 64), StateMetrics(), LogOptions(cache_bytes=0))
     lengths = {f"u{i}": i + 1 for i in range(40)}
     for user_id, length in lengths.items():
         await log.append(user_id, Append(random_events(length, length), 0), None)

@@ -41,6 +41,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "log_dir": "d",
         "log_budget_mb": 0,
         "redis_secret_file": "s",
+        "redis_former_secret_file": "f",
         "otlp_endpoint": "http://h:1",
         "llm_url": "http://h:1/v1",
         "llm_model": "m",

@@ -39,7 +39,7 @@ def test_settings_reach_their_place(tmp_path: Path) -> None:
     assert options is not None
     assert options.client.url == "rediss://me:pw@h:1/2"
     assert options.client.timeout_s == 0.02
-    assert options.holds_log and options.serve_stale
+    assert options.holds_log and options.log.serve_stale
     assert options.state_dtype is PayloadDtype.INT8
     assert options.budget_bytes == 3 << 20
     assert (options.prefix, options.secret) == ("p", b"0123456789abcdef")
