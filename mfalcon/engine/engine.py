@@ -18,7 +18,7 @@ from mfalcon.engine.pipeline import Pipeline
 from mfalcon.engine.reading import read_page
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.engine.reranking import Reranking
-from mfalcon.errors import ShuttingDown
+from mfalcon.errors import ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.load import Load
@@ -180,8 +180,8 @@ class Engine:
             if histories.redis is not None:
                 await histories.redis.delete(Deletion(user, generation))
             await asyncio.wrap_future(deleted)
-        except ShuttingDown as error:
-            raise ShuttingDown(str(error), may_be_done=True) from error
+        except (ShuttingDown, StorageUnavailable) as error:
+            raise type(error)(str(error), may_be_done=True) from error
         self.metrics.states.deleted.labels("us").inc()
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:

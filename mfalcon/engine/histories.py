@@ -12,7 +12,7 @@ from mfalcon.counters.redis_records import forget_in_others, name_of
 from mfalcon.counters.sets import CounterSets
 from mfalcon.counters.store import ItemCounters
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
-from mfalcon.errors import ConfigError, StorageUnavailable
+from mfalcon.errors import ConfigError, EngineFailure, StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.chain import user_hash
@@ -112,7 +112,7 @@ class Histories:
             known = self.copy(user_hash(user_id)) if self.is_shared else None
             try:
                 history = known or (await self.log.read(user_id, _READ_S)).history
-            except StorageUnavailable:  # the events are acknowledged all the same
+            except (StorageUnavailable, EngineFailure):  # the events are acknowledged all the same
                 self.counters.missed(user_id)
                 return told
             await self.counters.catch_up(history)

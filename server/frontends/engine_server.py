@@ -118,7 +118,8 @@ class EngineServer:
             answer = wire.Failed.of(question.call, error)
         except Exception:
             logger.exception("%s failed", type(question).__name__)
-            failure = EngineFailure("the server failed on this request; its log has the cause")
+            writes = isinstance(question, wire.AppendEvents | wire.DeleteUser)
+            failure = EngineFailure("the server failed on this request; its log has the cause", may_be_done=writes)
             answer = wire.Failed.of(question.call, failure)
         self._link.send(wire.encode(answer), name)
 

@@ -138,18 +138,22 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.
         answer: Answer[Request],
         most: MessageLimits | None = None,
         admit: Callable[[float | None], None] = lambda _: None,
+        *,
+        writes: bool = False,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
-        return raw_method(message_type, answer, limits, waiting, admit=admit, load=report.text)
+        return raw_method(message_type, answer, limits, waiting, admit=admit, load=report.text, writes=writes)
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
         {
             "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
-            "AppendEvents": method(ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits)),
+            "AppendEvents": method(
+                ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits), writes=True
+            ),
             "GetHistory": method(ranking_pb2.GetHistoryRequest, api.get_history),
             "Prefill": method(ranking_pb2.PrefillRequest, api.prefill),
-            "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user),
+            "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user, writes=True),
             "GetModel": method(ranking_pb2.GetModelRequest, api.get_model),
             "ListModels": method(ranking_pb2.ListModelsRequest, api.list_models),
         },

@@ -33,6 +33,7 @@ from server import arrivals
 from server.balancing import ELSEWHERE, LOAD, RETRY, is_for_others
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
+from server.outcome import NOTHING_WRITTEN, OUTCOME, outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +74,12 @@ async def statuses(
     context: Context,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     load: Callable[[], str] | None = None,
+    *,
+    writes: bool = False,
 ) -> AsyncIterator[None]:
-    """Turn what is raised into the call's status. name: the message's, for the log. load: see `raw_method`."""
+    """Turn what is raised into the call's status. name: the message's, for the log. load, writes: see `raw_method`."""
     metadata: tuple[tuple[str, str], ...] = ()
+    outcome = NOTHING_WRITTEN
     try:
         yield
         return
@@ -85,13 +89,16 @@ async def statuses(
         code, text = STATUS[InvalidInput], str(error)
     except MFalconError as error:
         code, text = status.get(type(error), grpc.StatusCode.INTERNAL), str(error)
-        metadata = retries_of(error)
+        metadata, outcome = retries_of(error), outcome_of(error)
     except Exception as error:
         logger.exception("%s failed", name)
+        outcome = outcome_of(error)
         if is_out_of_memory(error):
             code, text = STATUS[Overloaded], "the server has no memory left for this request"
         else:
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
+    if writes:
+        metadata = (*metadata, (OUTCOME, outcome))
     if load is not None:
         metadata = (*metadata, (LOAD, load()))
     await context.abort(code, text, metadata)
@@ -140,16 +147,18 @@ def raw_method(
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     admit: Callable[[float | None], None] = lambda _: None,
     load: Callable[[], str] | None = None,
+    *,
+    writes: bool = False,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
     the seconds that its caller grants; its message is not read then, a fifth of what that costs. load: a report that
-    goes with every answer, see `server/balancing.py`.
+    goes with every answer, see `server/balancing.py`. writes: whether a failure says if it may have been done.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
-        async with statuses(message_type.DESCRIPTOR.full_name, context, status, load):
+        async with statuses(message_type.DESCRIPTOR.full_name, context, status, load, writes=writes):
             admit(context.time_remaining())
             message = await message_of(context, message_type, limits, waiting)
             answered = await answer(message, context.time_remaining())

@@ -38,6 +38,7 @@ from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
 from server.limits import MAX_TIMEOUT_MS, Limits
 from server.logs import SELDOM
+from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome, outcome_of
 
 logger = logging.getLogger(__name__)
 
@@ -231,6 +232,14 @@ def granted(request: Request) -> float | None:
     return int(timeout_ms) / 1000 if re.fullmatch(r"[0-9]{1,9}", timeout_ms) else None
 
 
+def is_write(request: Request) -> bool:
+    """Whether it is an append or a deletion, wherever it failed."""
+    path = request.url.path
+    return path.startswith("/v1/users/") and (
+        request.method == "DELETE" or (request.method == "POST" and path.endswith("/events"))
+    )
+
+
 async def strict_user_id(user_id: str, request: Request) -> str:
     """The user id of the path. ASGI replaces bytes that are not UTF-8, so that two users would become one."""
     if "\N{REPLACEMENT CHARACTER}" in user_id:
@@ -275,7 +284,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     status, code = STATUS.get(type(error), (500, "INTERNAL"))
     field = error.field if isinstance(error, InvalidInput) else None
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    response = json_response(codec.error_reply(code, str(error), field), status, retry_after_s)
+    told = codec.error_reply(code, str(error), field, outcome_of(error) if is_write(request) else None)
+    response = json_response(told, status, retry_after_s)
     if is_for_others(error):
         response.headers[RETRY] = ELSEWHERE
     return response
@@ -292,17 +302,21 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
     """An unknown route, a wrong method, a body that is too large."""
     assert isinstance(error, HTTPException)
     code = FRAMEWORK_CODE.get(error.status_code, "INVALID_ARGUMENT")
-    return json_response(codec.error_reply(code, str(error.detail), None), error.status_code)
+    outcome: Outcome | None = None
+    if is_write(request):
+        outcome = UNKNOWN if error.status_code == CLIENT_CLOSED_REQUEST else NOTHING_WRITTEN
+    return json_response(codec.error_reply(code, str(error.detail), None, outcome), error.status_code)
 
 
 async def on_memory_error(request: Request, error: Exception) -> Response:
     """No memory for this request; others may be smaller, or come later."""
     logger.error("out of memory while answering a request", extra=SELDOM)
-    return await on_error(request, Overloaded("the server is short of memory; ask again later", elsewhere=False))
+    refusal_of_memory = Overloaded("the server is short of memory; ask again later", elsewhere=False)
+    refusal_of_memory.may_be_done = True  # it may have come at any time
+    return await on_error(request, refusal_of_memory)
 
 
 async def on_failure(request: Request, error: Exception) -> Response:
     """A defect of ours; Starlette raises it again, so that uvicorn logs the traceback."""
-    return json_response(
-        codec.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None), 500
-    )
+    text = "the server failed on this request; its log has the cause"
+    return json_response(codec.error_reply("INTERNAL", text, None, UNKNOWN if is_write(request) else None), 500)

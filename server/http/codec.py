@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 
 from mfalcon.types import Appended, CacheInfo, HistoryPage, MemberResult, ModelInfo, RankResult, RerankSkipped
 from server.http.bodies import Body, Int64, Uint32, Uint64, Version
+from server.outcome import Outcome
 
 
 class EventReply(Body):
@@ -244,6 +245,9 @@ class ErrorDetail(Body):
     code: str = Field(description="Name of the gRPC status that means the same.", examples=["INVALID_ARGUMENT"])
     message: str = Field(examples=["candidates: got '0 candidates', must be 1 to 16384 candidates"])
     field: str | None = Field(description="The field that is wrong, if one is.", examples=["candidates"])
+    outcome: Outcome | None = Field(
+        default=None, description="Of an append or a deletion: whether it may have happened all the same."
+    )
 
 
 class ErrorReply(Body):
@@ -342,9 +346,10 @@ def models_reply(models: Sequence[ModelInfo]) -> bytes:
     return dump({"models": models})
 
 
-def error_reply(code: str, message: str, field: str | None) -> bytes:
-    """An ErrorReply as JSON."""
-    return dump({"error": {"code": code, "message": message, "field": field}})
+def error_reply(code: str, message: str, field: str | None, outcome: Outcome | None = None) -> bytes:
+    """An ErrorReply as JSON. outcome: of a write."""
+    detail = {"code": code, "message": message, "field": field}
+    return dump({"error": detail if outcome is None else detail | {"outcome": outcome}})
 
 
 def dump(content: object) -> bytes:
