@@ -33,6 +33,7 @@ from mfalcon.cli.bench_rerank import bench_rerank
 from mfalcon.cli.bench_saturation import bench_saturation
 from mfalcon.cli.bench_scale import scale, scale_check, scale_costs, scale_page
 from mfalcon.cli.bench_serve import bench_serve
+from mfalcon.cli.bench_storm import bench_storm
 from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
@@ -54,6 +55,7 @@ BusyOption = Annotated[bool, typer.Option("--busy", help="Measure each cell besi
 app.command("serve")(bench_serve)
 app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
+app.command("storm")(bench_storm)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.chain import user_hash
@@ -51,6 +52,7 @@ class LocalLog:
         self._in_use_bytes = 0
         self._most_in_use = in_use_bytes
         self._idle = IdleHistories()
+        self._recent = RecentAppends(clock=clock)
         self._num_events = 0
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
@@ -79,9 +81,12 @@ class LocalLog:
         return Reading(self._get(user_id) or no_history(user_id), stale=False)
 
     async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
-        """Append all events or none. Raises HistoryMismatch if the history is not the expected one, InvalidInput if an
-        event is older than the log, Overloaded if there is no room for a new user.
+        """Append all events or none; one whose id has been appended before is told again. Raises HistoryMismatch if the
+        history is not the expected one, InvalidInput if an event is older than the log, Overloaded if there is no room
+        for a new user.
         """
+        if (told_before := self._recent.find(user_id, append)) is not None:
+            return told_before
         before = self._get(user_id) or no_history(user_id)
         after, told = appended(before, append)
         if not after.generation:
@@ -90,6 +95,7 @@ class LocalLog:
         after = self._retention.keep(after)
         self._num_events += len(after.events) - len(before.events)
         self._put(after)
+        self._recent.add(user_id, append, told)
         while bound := self._budget.over(self.num_bytes, len(self)):
             oldest = self._oldest()
             if oldest is None or oldest[0] == user_id:  # its own log is larger than the bound
@@ -152,6 +158,7 @@ class LocalLog:
             self._idle.put(oldest, used)
 
     def _drop(self, user_id: str) -> bytes:
+        self._recent.delete(user_id)
         found = self._in_use.pop(user_id, None)
         if found is not None:
             self._in_use_bytes -= _size(found[0])

@@ -23,6 +23,8 @@ _ENDED = 1
 _NO_KEY = bytes(4)
 _NO_MAC = bytes(_MAC_BYTES)
 _NO_LIFE = bytes(8)
+AS_KNOWN = -1
+"""What a script says in place of the first event that it sends, if the header is the one that its caller knows."""
 assert HEADER_BYTES == 112 and _FIRST_FORMAT.size == 80
 
 Reason = Literal[

@@ -3,7 +3,8 @@
 One string per user: a header of 112 bytes, then 24 bytes an event from `base` on. The header names the user, the log's
 generation, its length and the chained hash at both ends. An append is one script that compares the whole header with
 the one the writer knows and writes nothing if it differs: concurrent writers cannot interleave, and `expected_len` is
-checked atomically. A read brings the events that our verified copy lacks and proves them by the hash.
+checked atomically (`redis_append.py`). A read brings the events that our verified copy lacks and proves them by the
+hash.
 
 A deletion leaves a tombstone for an hour: a header without events, of no generation, so whatever a writer knew of the
 life before does not fit it.
@@ -11,7 +12,6 @@ life before does not fit it.
 
 import contextlib
 import logging
-import os
 import time
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -19,15 +19,18 @@ from typing import Literal
 import numpy as np
 from cachetools import LRUCache
 
-from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, StorageUnavailable
-from mfalcon.history.appending import appended
+from mfalcon.errors import DamagedLog, DeadlineExceeded, StorageUnavailable
+from mfalcon.history.append_ids import MAX_IDS
 from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.history.history import History, Reading, Retention, no_history
+from mfalcon.history.joining import Joining
+from mfalcon.history.losses import Losses
+from mfalcon.history.redis_append import NOTHING_DONE, Copies, RedisAppends
 from mfalcon.history.redis_header import (
+    AS_KNOWN,
     HEADER_BYTES,
     NO_HEADER,
     OF_OTHER_SERVERS,
-    Header,
     Headers,
     Reason,
     Unfit,
@@ -35,24 +38,20 @@ from mfalcon.history.redis_header import (
     ended_in,
     generation_in,
 )
-from mfalcon.history.redis_scripts import APPEND, DELETE, GUARD, QUARANTINE, READ
+from mfalcon.history.redis_known import Known, clock_after, nothing_known
+from mfalcon.history.redis_scripts import DELETE, GUARD, QUARANTINE, READ
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
-from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
+from mfalcon.types import EVENT_DTYPE, Append, Appended
 
 _log = logging.getLogger(__name__)
 
-AS_KNOWN = -1
 _UNFIT = -2
 TOMBSTONE_S = 3_600.0
 _SHORTEST_WAIT_S = 0.005
-_NOTHING_DONE = "nothing was written"
-_MAY_BE_DONE = {
-    "log_append": "it may have been written all the same: ask again with expected_len",
-    "log_delete": "it may be erased all the same: ask again",
-}
+_MAY_BE_DELETED = "it may be erased all the same: ask again"
 _MARGIN_BYTES = 1 << 20
 _HEADER_OBJECT_BYTES = 600
 _ATTEMPTS = 2
@@ -65,7 +64,7 @@ class LogOptions:
     """cache_bytes: memory for the copies; the least recently used go. serve_stale: whether a copy may stand in for a
     Redis that cannot be asked. on_damage: of a user whose log is damaged: refuse what is asked of him until somebody
     restores or deletes the log, or move it away, where it stays for quarantine_s, and begin an empty one. secret,
-    former_secrets, must_be_signed: see `Headers`.
+    former_secrets, must_be_signed: see `Headers`. max_ids: appends of a user that are remembered by their ids.
     """
 
     cache_bytes: int = 256 << 20
@@ -75,14 +74,7 @@ class LogOptions:
     secret: bytes | None = field(default=None, repr=False)
     former_secrets: tuple[bytes, ...] = field(default=(), repr=False)
     must_be_signed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A verified history and the header that it has in Redis: a tombstone or nothing for one without events."""
-
-    history: History
-    header: Header
+    max_ids: int = MAX_IDS
 
 
 class RedisLog:
@@ -106,6 +98,10 @@ class RedisLog:
         kept = retention.max_events + retention.slack + CHAIN_BLOCK
         self._most_bytes = 2 * (HEADER_BYTES + kept * EVENT_DTYPE.itemsize) + _MARGIN_BYTES
         self._copies: LRUCache[bytes, Known] = LRUCache(options.cache_bytes, getsizeof=_num_bytes)
+        self._losses = Losses(metrics.log_rollbacks)
+        copies = Copies(self._known, self._taken, self._keep, self._losses.tell, self._most_bytes)
+        appends = RedisAppends(client, keys, self._headers, retention, metrics, copies, options.max_ids)
+        self._joining = Joining(appends.write)
 
     async def read(self, user_id: str, timeout_s: float) -> Reading:
         """The user's history, verified, within two round trips; mostly one.
@@ -125,34 +121,11 @@ class RedisLog:
     async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Acknowledge events: when this returns they are in the log. deadline: time.monotonic() seconds.
 
-        Raises HistoryMismatch, InvalidInput or DamagedLog, and then nothing was written; StorageUnavailable says
-        whether it may have been.
+        One whose id has been written before is not written again, and told what it was told then. Raises
+        HistoryMismatch, InvalidInput, DamagedLog or Overloaded, and then nothing was written; StorageUnavailable and
+        DeadlineExceeded say whether it may have been.
         """
-        known, is_fresh = self._known(user_id), False
-        while True:
-            history = known.history
-            try:
-                longer, told = appended(history, append)
-            except (HistoryMismatch, InvalidInput):
-                if is_fresh:
-                    raise
-                known, is_fresh = await self._read_to_append(known, deadline), True
-                continue
-            begun = longer if longer.generation else replace(longer, generation=os.urandom(8))
-            after = self._retention.keep(begun)
-            command, header = self._append_command(known, after, append.events)
-            reply = await self._write("log_append", history, command, deadline)
-            if reply[1] == AS_KNOWN:
-                if after.base != history.base:
-                    self._metrics.log_trims.inc()
-                self._keep(Known(after, header))
-                return told
-            self._metrics.log_conflicts.inc()
-            is_fresh = True
-            try:
-                known = self._take(known, reply)
-            except Unfit:
-                known = await self._read_to_append(_nothing_known(user_id), deadline)
+        return await self._joining.append(user_id, append, deadline)
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:
         """Erase the user's log, whatever its key holds; returns the generation that ended, empty if none is known.
@@ -161,12 +134,12 @@ class RedisLog:
         finish what the first began.
         """
         user = no_history(user_id)
-        keys = (self._keys.log(user.user), *self._keys.damaged(user.user))
+        keys = (self._keys.log(user.user), self._keys.appends(user.user), *self._keys.damaged(user.user))
         generation, clock = b"", 0
         while True:
-            tombstone = self._headers.tombstone(user.user, generation, _clock(clock))
+            tombstone = self._headers.tombstone(user.user, generation, clock_after(clock))
             command: Command = ("EVAL", DELETE, len(keys), *keys, generation, tombstone, round(1000 * TOMBSTONE_S))
-            is_done, raw = await self._write("log_delete", user, command, deadline)
+            is_done, raw = await self._write_deletion(user, command, deadline)
             if is_done:
                 self.drop(user.user)
                 return ended_in(raw)
@@ -188,10 +161,10 @@ class RedisLog:
     async def _read(self, known: Known, timeout_s: float) -> Known:
         """The history now, from what we know of it."""
         until = time.monotonic() + timeout_s
-        nothing = _nothing_known(known.history.user_id)
+        nothing = nothing_known(known.history.user_id)
         key = self._keys.log(known.history.user)
         for attempt in (known, *[nothing] * _ATTEMPTS):
-            command: Command = ("EVAL", GUARD + READ, 1, key, *_what_we_know(attempt), self._most_bytes)
+            command: Command = ("EVAL", GUARD + READ, 1, key, *attempt.as_arguments(), self._most_bytes)
             (reply,) = await self._client.call("log_read", key, [command], _time_left(until))
             try:
                 return self._take(attempt, reply)
@@ -215,11 +188,16 @@ class RedisLog:
             self._metrics.log_quarantined.labels(reason).inc()
             _log.warning("a damaged event log (%s) is now at %s", reason, keys[place])
 
-    async def _read_to_append(self, known: Known, deadline: float | None) -> Known:
+    async def _taken(self, known: Known, reply: Reply, timeout_s: float) -> Known:
+        """What a reply to an append proves, or what is read now."""
         try:
-            return await self._read(known, self._write_timeout(deadline))
+            return self._take(known, reply)
+        except Unfit:
+            pass
+        try:
+            return await self._read(nothing_known(known.history.user_id), timeout_s)
         except StorageUnavailable as error:
-            raise StorageUnavailable(f"{error}; {_NOTHING_DONE}") from error
+            raise StorageUnavailable(f"{error}; {NOTHING_DONE}") from error
 
     def _take(self, known: Known, reply: Reply) -> Known:
         """What a reply proves. Raises Unfit if what is there is no log, or what we know is no ancestor of it."""
@@ -232,7 +210,7 @@ class RedisLog:
             raise self._unfit(raw, content, user)
         if not raw:
             self._uncopy(user)
-            return _nothing_known(user_id)
+            return nothing_known(user_id)
         header = self._headers.read(raw, user)
         if header.ended is not None:
             self._uncopy(user)
@@ -253,6 +231,8 @@ class RedisLog:
         if not header.fits(history):
             raise Unfit("hash")
         self._metrics.log_reads.labels("delta" if is_delta else "full").inc()
+        if not is_delta:
+            self._losses.notice(self._known(user_id).history, history)
         taken = Known(history, header)
         self._keep(taken)
         return taken
@@ -271,7 +251,7 @@ class RedisLog:
         return Unfit("truncated")
 
     def _known(self, user_id: str) -> Known:
-        nothing = _nothing_known(user_id)
+        nothing = nothing_known(user_id)
         return self._copies.get(nothing.history.user, nothing)
 
     def _keep(self, known: Known) -> None:
@@ -282,18 +262,6 @@ class RedisLog:
     def _uncopy(self, user: bytes) -> None:
         self._copies.pop(user, None)
 
-    def _append_command(self, known: Known, after: History, events: Events) -> tuple[Command, Header]:
-        """The script's call, and the header that it writes."""
-        before = known.history
-        is_whole = after.base != before.base or not before.generation or known.header.is_first_format
-        offset = 0 if is_whole else HEADER_BYTES + len(before.events) * EVENT_DTYPE.itemsize
-        content = (after.events if is_whole else events).tobytes()
-        header = self._headers.write(after, _clock(known.header.clock))
-        changes = (header.raw, content, offset)
-        key = self._keys.log(before.user)
-        command = ("EVAL", GUARD + APPEND + READ, 1, key, *_what_we_know(known), *changes, self._most_bytes)
-        return command, header
-
     def _write_timeout(self, deadline: float | None) -> float:
         longest = self._client.settings.write_timeout_s
         if deadline is None:
@@ -303,30 +271,18 @@ class RedisLog:
             raise DeadlineExceeded("the deadline passed before the events could be written; nothing was written")
         return min(longest, left)
 
-    async def _write(self, op: str, known: History, command: Command, deadline: float | None) -> Reply:
+    async def _write_deletion(self, known: History, command: Command, deadline: float | None) -> Reply:
+        key = self._keys.log(known.user)
         try:
-            (reply,) = await self._client.call(op, self._keys.log(known.user), [command], self._write_timeout(deadline))
+            (reply,) = await self._client.call("log_delete", key, [command], self._write_timeout(deadline))
         except StorageUnavailable as error:
-            outcome = _MAY_BE_DONE[op] if error.may_be_done else _NOTHING_DONE
+            outcome = _MAY_BE_DELETED if error.may_be_done else NOTHING_DONE
             raise StorageUnavailable(f"{error}; {outcome}", may_be_done=error.may_be_done) from error
         return reply
 
 
-def _nothing_known(user_id: str) -> Known:
-    return Known(no_history(user_id), NO_HEADER)
-
-
-def _what_we_know(known: Known) -> tuple[bytes, bytes, int]:
-    return known.header.raw, known.history.generation, len(known.history)
-
-
 def _num_bytes(known: Known) -> int:
     return known.history.num_bytes + _HEADER_OBJECT_BYTES
-
-
-def _clock(before: int) -> int:
-    """See `Header`."""
-    return max(before + 1, time.time_ns() // 10**6)
 
 
 def _time_left(until: float) -> float:

@@ -1,8 +1,12 @@
 """The scripts of the event log in Redis. Each is atomic: nothing else happens to a log while one runs.
 
 They read the log's header (`redis_header.py`) by its offsets: format at 4, flags at 6, base at 8, length at 16,
-generation at 24, and 112 bytes in all, or 80 in format 1. An event is 24 bytes.
+generation at 24, and 112 bytes in all, or 80 in format 1. An event is 24 bytes. Beside the log is a hash of what became
+of its last appends: `of` is the generation of the log that they were written to, `num` how many there have been; `s0`,
+`s1`, ... name the newest ones by the hashes of their ids, under which are their records (`append_ids.py`).
 """
+
+WRITTEN = -3
 
 GUARD = """
 local size = redis.pcall('STRLEN', KEYS[1])
@@ -33,20 +37,69 @@ return {header, from, redis.call('GETRANGE', KEYS[1], head + (from - base) * 24,
 events.
 """
 
-APPEND = """
-if header == ARGV[1] then
-  if ARGV[6] == '0' then
-    redis.call('SET', KEYS[1], ARGV[4] .. ARGV[5])
-  else
-    redis.call('SETRANGE', KEYS[1], ARGV[6], ARGV[5])
-    redis.call('SETRANGE', KEYS[1], 0, ARGV[4])
+APPEND = f"""
+local after, content, offset = ARGV[4], ARGV[5], ARGV[6]
+local ttl, most, num_asked = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
+local first_record, num_records = 10 + num_asked, (#ARGV - 10 - num_asked) / 2
+
+local function remember()
+  local last = redis.call('HINCRBY', KEYS[2], 'num', num_records)
+  local slots, fields = {{}}, {{}}
+  for i = 1, num_records do
+    local id, record = ARGV[first_record + 2 * i - 2], ARGV[first_record + 2 * i - 1]
+    slots[i] = 's' .. ((last - num_records + i) % most)
+    for _, word in ipairs({{slots[i], id, id, record}}) do fields[#fields + 1] = word end
   end
-  return {ARGV[4], -1, ''}
+  for _, oldest in ipairs(redis.call('HMGET', KEYS[2], unpack(slots))) do
+    if oldest then redis.call('HDEL', KEYS[2], oldest) end
+  end
+  redis.call('HSET', KEYS[2], unpack(fields))
+  redis.call('EXPIRE', KEYS[2], ttl)
 end
+
+local function read()
+{READ}
+end
+
+local of, found, is_any_found = nil, {{}}, false
+if num_asked > 0 then
+  of = redis.pcall('HGET', KEYS[2], 'of')
+  if type(of) == 'string' and #header == head and of == string.sub(header, 25, 32) then
+    found = redis.call('HMGET', KEYS[2], unpack(ARGV, 10, 9 + num_asked))
+    for i = 1, num_asked do is_any_found = is_any_found or found[i] end
+  end
+end
+if is_any_found then
+  redis.call('EXPIRE', KEYS[2], ttl)
+elseif after ~= '' and header == ARGV[1] then
+  if offset == '0' then
+    redis.call('SET', KEYS[1], after .. content)
+  else
+    redis.call('SETRANGE', KEYS[1], offset, content)
+    redis.call('SETRANGE', KEYS[1], 0, after)
+  end
+  if num_records > 0 then
+    local generation = string.sub(after, 25, 32)
+    if of ~= generation then
+      redis.call('UNLINK', KEYS[2])
+      redis.call('HSET', KEYS[2], 'of', generation)
+    end
+    remember()
+  end
+  return {{after, {WRITTEN}, '', found}}
+end
+local reply = read()
+reply[4] = found
+return reply
 """
-"""After GUARD, before READ. ARGV, besides READ's: the header after, events, and the offset to write them at, 0 if they
-are the whole log, as they must be where there was none, or its tombstone, which expires. The header is written last:
-what lies behind the length it states is not part of the log. A writer who finds another header gets what READ gives.
+"""After GUARD. KEYS: log, what became of its last appends. ARGV, besides READ's: the header after, or nothing to write
+nothing; the events to write, and their offset, 0 if they are the whole log, as they must be where there was none, or
+its tombstone, which expires; for how many seconds and how many appends are remembered; the number of ids asked for;
+these; ids and records of what is written, in turns.
+
+Returns what READ does, or WRITTEN in place of the first event sent; and the records of the ids asked for. It writes
+nothing if any of them has one, or if it finds another header. The header is written last: what lies behind the length
+it states is not part of the log. A record found is written again, its time, so that WAIT has what to wait for.
 """
 
 QUARANTINE = """

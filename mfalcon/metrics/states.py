@@ -97,6 +97,9 @@ class StateMetrics:
         self.log_quarantined = Counter(
             "mfalcon_log_quarantined", "Damaged logs that were moved away, by reason.", ["reason"], registry=r
         )
+        self.log_rollbacks = Counter(
+            "mfalcon_log_rollbacks", "Logs that lack events which this replica knew as acknowledged.", registry=r
+        )
         self.reloads = Counter(
             "mfalcon_reloads", "Exchanges of a model's checkpoint: swapped, or failed.", ["model", "result"], registry=r
         )

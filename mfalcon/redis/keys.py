@@ -22,6 +22,10 @@ class Keys:
         """Where what was found at the place of the user's event log is kept for a while, the first free one first."""
         return tuple(f"{self.prefix}:{{{user.hex()}}}:damaged:{place}" for place in range(1, PLACES + 1))
 
+    def appends(self, user: bytes) -> str:
+        """What became of the last appends to that log, by their ids."""
+        return f"{self.prefix}:{{{user.hex()}}}:appends"
+
     def index(self, user: bytes) -> str:
         """A hash of model -> chunks ever written: what a deletion must erase, states of former models included."""
         return f"{self.prefix}:{{{user.hex()}}}:kv"

@@ -1,0 +1,222 @@
+"""How appends are written to the log in Redis: those of one user that wait are one script, which writes all or nothing.
+
+The script finds first which of their ids have been written before. If any has, or the log is not the one that they were
+planned for, it writes nothing and says what it found; what is left is planned anew.
+"""
+
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from cachetools import TTLCache
+
+from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
+from mfalcon.history.append_ids import MAX_IDS, TTL_S, Record, id_hash
+from mfalcon.history.appending import appended
+from mfalcon.history.history import History, Retention
+from mfalcon.history.joining import Waiting
+from mfalcon.history.redis_header import AS_KNOWN, HEADER_BYTES, NO_HEADER, Header, Headers
+from mfalcon.history.redis_known import Known, clock_after
+from mfalcon.history.redis_scripts import APPEND, GUARD, WRITTEN
+from mfalcon.metrics.states import StateMetrics
+from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.command import Command
+from mfalcon.redis.keys import Keys
+from mfalcon.types import EVENT_DTYPE, Appended, Events
+
+NOTHING_DONE = "nothing was written"
+_MAY_BE_DONE = (
+    "it may have been written all the same: ask again with expected_len or expected_version, or with its append_id"
+)
+_CONTENDED_S = 1.0
+"""How long after a conflict other writers are taken to write still."""
+_YIELDED = 2.0
+"""Longest wait of who has written a user that others write too, in times of what a write takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """What this process knows of logs, and how it learns more.
+
+    known: our copy of a user's history, or no history. taken: what a reply of READ proves to whom knew some history;
+    the log is read again, within some seconds, where it proves nothing. keep: has a history be our copy. lost: how many
+    events of a user (by hash) were acknowledged and are gone, as far as nobody was told. most_bytes: of a log.
+    """
+
+    known: Callable[[str], Known]
+    taken: Callable[[Known, Reply, float], Awaitable[Known]]
+    keep: Callable[[Known], None]
+    lost: Callable[[bytes], int]
+    most_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What becomes of a history if appends are written in order. refused: by what they themselves demand. again: those
+    that bear the id of another one among them.
+    """
+
+    known: Known
+    after: History
+    written: Sequence[tuple[Waiting, Appended]]
+    refused: Sequence[tuple[Waiting, MFalconError]]
+    again: Sequence[tuple[Waiting, Appended]]
+
+    @classmethod
+    def of(cls, known: Known, joined: Sequence[Waiting], retention: Retention) -> "_Plan":
+        """A history and what is to be appended to it."""
+        after = known.history
+        written: list[tuple[Waiting, Appended]] = []
+        refused: list[tuple[Waiting, MFalconError]] = []
+        again: list[tuple[Waiting, Appended]] = []
+        of_id: dict[str, Record] = {}
+        for waiting in joined:
+            append = waiting.append
+            try:
+                if append.append_id in of_id:
+                    again.append((waiting, of_id[append.append_id].told_again(append)))
+                    continue
+                after, told = appended(after, append)
+            except (HistoryMismatch, InvalidInput) as error:
+                refused.append((waiting, error))
+                continue
+            written.append((waiting, told))
+            if append.append_id:
+                of_id[append.append_id] = Record.of(append, told)
+        if written:
+            begun = after if after.generation else replace(after, generation=os.urandom(8))
+            after = retention.keep(begun)
+        return cls(known, after, written, refused, again)
+
+    def changes(self) -> tuple[bytes, int]:
+        """The content of the log that changes, and where that lies, 0 for all of it; nothing if nothing does."""
+        known, after = self.known.history, self.after
+        if not self.written:
+            return b"", 0
+        if after.base != known.base or not known.generation or self.known.header.is_first_format:
+            return after.events.tobytes(), 0
+        first = len(known.events)
+        if any(told.inserted for _, told in self.written):
+            first = _first_change(known.events, after.events)
+        return after.events[first:].tobytes(), HEADER_BYTES + first * EVENT_DTYPE.itemsize
+
+    def records(self) -> list[bytes]:
+        """Ids and records of what is written, in turns."""
+        named = ((waiting.append, told) for waiting, told in self.written if waiting.append.append_id)
+        return [raw for append, told in named for raw in (id_hash(append), Record.of(append, told).pack())]
+
+    def answer(self) -> None:
+        """Answer each, once it is written."""
+        for waiting, told in (*self.written, *self.again):
+            waiting.tell(told)
+        for waiting, error in self.refused:
+            waiting.fail(error)
+
+
+class RedisAppends:
+    """Writes what `Joining` joins. max_ids: that are remembered of a user. Lives on the event loop."""
+
+    def __init__(
+        self,
+        client: RedisClient,
+        keys: Keys,
+        headers: Headers,
+        retention: Retention,
+        metrics: StateMetrics,
+        copies: Copies,
+        max_ids: int = MAX_IDS,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._headers = headers
+        self._retention = retention
+        self._metrics = metrics
+        self._copies = copies
+        self._max_ids = max_ids
+        self._contended: TTLCache[str, None] = TTLCache(10_000, _CONTENDED_S)
+
+    async def write(self, user_id: str, joined: Sequence[Waiting]) -> float:
+        """Write appends of one user and answer each; see `Joining`."""
+        known, is_fresh = self._copies.known(user_id), False
+        while joined := [waiting for waiting in joined if not waiting.is_over]:
+            plan = _Plan.of(known, joined, self._retention)
+            if is_fresh and not plan.written:
+                plan.answer()
+                break
+            named = [waiting for waiting in joined if waiting.append.append_id]
+            began = time.monotonic()
+            after = NO_HEADER
+            if plan.written:
+                after = self._headers.write(plan.after, clock_after(known.header.clock))
+            reply = await self._send(plan, after, joined, [id_hash(one.append) for one in named])
+            header, first, content, *found = reply
+            seconds = time.monotonic() - began
+            if first == WRITTEN:
+                self._written(plan, after)
+                return self._yield_for(user_id, seconds)
+            for waiting, raw in zip(named, found[0] if found else (), strict=False):
+                if raw is not None:
+                    _tell_again(waiting, raw)
+            if first != AS_KNOWN and plan.written:
+                self._metrics.log_conflicts.inc()
+                self._contended[user_id] = None
+            known = await self._copies.taken(known, (header, first, content), self._seconds_left(joined))
+            is_fresh = True
+        return 0.0
+
+    async def _send(self, plan: _Plan, header: Header, joined: Sequence[Waiting], ids: Sequence[bytes]) -> Reply:
+        """Run the script. Where that fails, each append has its error, and it is raised too."""
+        user = plan.after.user
+        log, appends, script = self._keys.log(user), self._keys.appends(user), GUARD + APPEND
+        known, what = plan.known.as_arguments(), (header.raw, *plan.changes())
+        records: tuple[bytes | int, ...] = (*plan.records(), self._copies.most_bytes)
+        limits = (TTL_S, self._max_ids)
+        command: Command = ("EVAL", script, 2, log, appends, *known, *what, *limits, len(ids), *ids, *records)
+        for waiting, _ in (*plan.written, *plan.again):
+            waiting.is_sent = True
+        try:
+            (reply,) = await self._client.call("log_append", log, [command], self._seconds_left(joined))
+        except StorageUnavailable as error:
+            for waiting in joined:
+                is_done = error.may_be_done and waiting.is_sent
+                outcome = _MAY_BE_DONE if is_done else NOTHING_DONE
+                waiting.fail(StorageUnavailable(f"{error}; {outcome}", may_be_done=is_done))
+            raise
+        for waiting in joined:
+            waiting.is_sent = False
+        return reply
+
+    def _written(self, plan: _Plan, header: Header) -> None:
+        if plan.after.base != plan.known.history.base:
+            self._metrics.log_trims.inc()
+        self._copies.keep(Known(plan.after, header))
+        (waiting, told), *others = plan.written
+        if lost := self._copies.lost(plan.after.user):
+            told = replace(told, lost_events=lost)
+        replace(plan, written=((waiting, told), *others)).answer()
+
+    def _yield_for(self, user_id: str, seconds: float) -> float:
+        """Who has just written comes last among those who write the same user: so nobody's luck lasts."""
+        return random.uniform(0, _YIELDED * seconds) if user_id in self._contended else 0.0
+
+    def _seconds_left(self, joined: Sequence[Waiting]) -> float:
+        """Until nobody waits any more, and no longer than a write may take."""
+        longest, now = self._client.settings.write_timeout_s, time.monotonic()
+        left = [longest if waiting.deadline is None else waiting.deadline - now for waiting in joined]
+        return max(0.001, min(longest, max(left)))
+
+
+def _tell_again(waiting: Waiting, raw: bytes) -> None:
+    try:
+        waiting.tell(Record.unpack(raw).told_again(waiting.append))
+    except InvalidInput as error:
+        waiting.fail(error)
+
+
+def _first_change(before: Events, after: Events) -> int:
+    """Position of the first event that differs; after is the longer one."""
+    differs = before != after[: len(before)]
+    return int(np.argmax(differs)) if differs.any() else len(before)

@@ -1,0 +1,317 @@
+"""Appends to the log in Redis: known again by their ids, joined while one is under way, each told its own outcome."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loadtest.faults.redis_server import RedisServer
+from mfalcon.errors import DeadlineExceeded, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
+from mfalcon.history import append_ids
+from mfalcon.history.append_ids import RecentAppends, Record
+from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.local_log import LocalLog
+from mfalcon.history.redis_log import LogOptions, RedisLog
+from mfalcon.metrics.states import StateMetrics
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.keys import Keys
+from mfalcon.types import Append, Appended
+from tests.small import random_events
+
+RETENTION = Retention(max_events=200, slack=64)
+KEYS = Keys("t")
+PATIENCE_S = 2.0
+ANN = no_history("ann").user
+Replica = Callable[..., RedisLog]
+
+
+@pytest.fixture
+async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
+    """Makes logs as replicas have them: each with a client and copies of its own."""
+    clients = []
+
+    def make(
+        metrics: StateMetrics | None = None, *, timeout_s: float = PATIENCE_S, max_ids: int = append_ids.MAX_IDS
+    ) -> RedisLog:
+        metrics = metrics or StateMetrics()
+        clients.append(RedisClient(RedisSettings(redis_server.url, PATIENCE_S, timeout_s), metrics))
+        return RedisLog(clients[-1], KEYS, RETENTION, metrics, LogOptions(max_ids=max_ids))
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+def one(number: int, append_id: str = "", expected_len: int | None = None) -> Append:
+    """One event, which tells its number, at a time of all such events."""
+    event = random_events(1, 0, 10**13)
+    event["item_id"], event["time_ms"] = number, 10**13
+    return Append(event, expected_len, append_id=append_id)
+
+
+async def read(log: RedisLog) -> History:
+    return (await log.read("ann", PATIENCE_S)).history
+
+
+async def numbers(log: RedisLog) -> list[int]:
+    history = await read(log)
+    assert history.version == no_history("ann").extended(history.events).version
+    return [int(item_id) for item_id in history.events["item_id"]]
+
+
+async def outcome(append: Awaitable[Appended]) -> Appended | str:
+    try:
+        return await append
+    except MFalconError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+async def test_a_repeated_append_is_told_what_became_of_the_first(replica: Replica) -> None:
+    writer, other = replica(), replica()
+    await writer.append("ann", Append(random_events(10)), None)
+    first = await writer.append("ann", one(1, "a"), None)
+    assert not first.was_written
+    for log in (writer, other, replica()):
+        for expected_len in (None, 10, 11, 3):
+            assert await log.append("ann", one(1, "a", expected_len), None) == replace(first, was_written=True)
+        await log.append("ann", one(2), None)
+    assert len(await read(other)) == 14
+    assert (await numbers(other)).count(1) == 1
+
+
+async def test_a_lost_append_is_not_taken_for_anothers(redis_server: RedisServer, replica: Replica) -> None:
+    """Two writers know ten events. A's append never arrives; B's makes eleven; A asks again."""
+    a, b = replica(timeout_s=0.05), replica()
+    await b.append("ann", Append(random_events(10)), None)
+    await read(a)
+    redis_server.command("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StorageUnavailable, match="nothing was written"):
+        await a.append("ann", one(1, "a", 10), None)
+    redis_server.command("CONFIG", "SET", "maxmemory", "0")
+    theirs = await b.append("ann", one(2, "b", 10), None)
+    with pytest.raises(HistoryMismatch) as refused:
+        await a.append("ann", one(1, "a", 10), None)
+    assert (refused.value.history_len, refused.value.version_hex) == (11, theirs.version.hex())
+    assert not refused.value.may_be_done
+    assert (await numbers(a))[10:] == [2]
+
+
+async def test_an_append_without_an_answer_is_told_when_it_is_asked_again(
+    redis_server: RedisServer, replica: Replica
+) -> None:
+    log = replica()
+    await log.append("ann", Append(random_events(10)), None)
+    redis_server.freeze()
+    with pytest.raises(StorageUnavailable, match="may have been written all the same") as unknown:
+        await log.append("ann", one(1, "a"), time.monotonic() + 0.05)
+    assert unknown.value.may_be_done
+    redis_server.thaw()
+    await asyncio.sleep(0.05)
+    told = await log.append("ann", one(1, "a"), None)
+    assert told.was_written and told.history_len == 11
+    assert (await numbers(replica()))[10:] == [1]
+
+
+async def test_an_id_is_of_one_append_alone(replica: Replica) -> None:
+    log, local = replica(), LocalLog(RETENTION)
+    for some in (log, local):
+        await some.append("ann", one(1, "a"), None)
+        with pytest.raises(InvalidInput, match="append_id: got 'a', must be another one: other events"):
+            await some.append("ann", one(2, "a"), None)
+        assert (await some.append("bob", one(2, "a"), None)).history_len == 1
+
+
+async def test_ids_end_with_the_log(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica()
+    await log.append("ann", one(1, "a"), None)
+    await log.delete("ann", None)
+    assert redis_server.command("EXISTS", KEYS.appends(ANN)) == 0
+    assert not (await log.append("ann", one(1, "a"), None)).was_written
+    redis_server.command("DEL", KEYS.log(ANN))  # by whoever
+    told = await log.append("ann", one(1, "a"), None)
+    assert not told.was_written and told.history_len == 1
+    assert (await replica().append("ann", one(1, "a"), None)).was_written
+
+
+async def test_ids_are_bounded_in_number_and_time(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica(max_ids=20)
+    for number in range(90):
+        await log.append("ann", one(number, f"{number}"), None)
+    assert redis_server.command("HLEN", KEYS.appends(ANN)) == 2 * 20 + 2
+    assert (await log.append("ann", one(70, "70"), None)).was_written
+    assert not (await log.append("ann", one(69, "69"), None)).was_written
+    left = redis_server.command("TTL", KEYS.appends(ANN))
+    assert isinstance(left, int)
+    assert append_ids.TTL_S - 60 < left <= append_ids.TTL_S
+
+
+async def test_whatever_lies_where_the_ids_belong_stops_nobody(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica()
+    await log.append("ann", one(1, "a"), None)
+    redis_server.command("SET", KEYS.appends(ANN), "of somebody else")
+    assert not (await log.append("ann", one(2, "b"), None)).was_written
+    assert (await log.append("ann", one(2, "b"), None)).was_written
+
+
+async def test_those_that_wait_are_one_script(replica: Replica, redis_server: RedisServer) -> None:
+    metrics = StateMetrics()
+    log = replica(metrics)
+    told = await asyncio.gather(*(log.append("ann", one(number), None) for number in range(200)))
+    assert [each.history_len for each in told] == list(range(1, 201))
+    assert await numbers(log) == list(range(200))
+    history = await read(log)
+    assert [each.version for each in told] == [history.link(length) for length in range(1, 201)]
+    calls = metrics.registry.get_sample_value("mfalcon_redis_seconds_count", {"op": "log_append"})
+    assert calls is not None and calls <= 5
+
+
+async def test_of_a_join_each_has_its_own_answer(replica: Replica) -> None:
+    log, other = replica(), replica()
+    early = random_events(1, 0, 0)
+    early["time_ms"] = 5
+    await other.append("ann", one(0, "zero"), None)
+    appends = [
+        one(1, "a", 1),
+        one(2, "b", 1),  # not what the first one leaves
+        one(3, "c", 2),
+        Append(early),  # older than the log
+        one(0, "zero", 77),  # written by another replica
+        one(3, "c"),  # again
+        one(4, "c"),  # its id is of another
+        one(5),
+    ]
+    told = await asyncio.gather(*(outcome(log.append("ann", append, None)) for append in (one(9), *appends)))
+    assert [each if isinstance(each, str) else (each.history_len, each.was_written) for each in told[1:]] == [
+        "HistoryMismatch: expected_len: got 1, the history has 2 events; nothing was written",
+        "HistoryMismatch: expected_len: got 1, the history has 2 events; nothing was written",
+        (3, False),
+        f"InvalidInput: events[0].time_ms: got 5, must be at least {10**13}, the time of the last stored event",
+        (1, True),
+        (3, True),
+        "InvalidInput: append_id: got 'c', must be another one: other events have been appended under this one",
+        (4, False),
+    ]
+    assert await numbers(other) == [0, 9, 3, 5]
+
+
+async def test_who_left_is_not_written(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica()
+    await log.append("ann", one(0), None)
+    redis_server.freeze()
+    first = asyncio.create_task(log.append("ann", one(1), None))
+    await asyncio.sleep(0.02)
+    leaver = asyncio.create_task(log.append("ann", one(2), None))
+    late = asyncio.create_task(outcome(log.append("ann", one(3), time.monotonic() + 0.03)))
+    last = asyncio.create_task(log.append("ann", one(4), None))
+    await asyncio.sleep(0.02)
+    leaver.cancel()
+    assert await late == (
+        "DeadlineExceeded: the deadline passed before the events could be written; nothing was written"
+    )
+    redis_server.thaw()
+    assert [(await first).history_len, (await last).history_len] == [2, 3]
+    assert await numbers(log) == [0, 1, 4]
+
+
+async def test_a_join_that_fails_tells_each_whether_it_was_sent(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica(timeout_s=0.2)
+    await log.append("ann", one(0), None)
+    redis_server.freeze()
+    sent = asyncio.create_task(log.append("ann", one(1, "a"), None))
+    await asyncio.sleep(0.02)
+    waiting = [asyncio.create_task(log.append("ann", one(2, "b"), time.monotonic() + left)) for left in (0.05, 5)]
+    with pytest.raises(DeadlineExceeded) as never_sent:
+        await waiting[0]
+    assert not never_sent.value.may_be_done
+    with pytest.raises(StorageUnavailable) as unknown:
+        await sent
+    assert unknown.value.may_be_done
+    redis_server.thaw()
+    await outcome(waiting[1])
+    for name in ("a", "b"):
+        await log.append("ann", one(1 if name == "a" else 2, name), None)
+    assert await numbers(replica()) == [0, 1, 2]
+
+
+async def test_two_replicas_write_one_user_at_once(replica: Replica) -> None:
+    logs, told = (replica(), replica()), []
+
+    async def write(log: RedisLog, writer: int) -> None:
+        for number in range(10):
+            told.append((await log.append("ann", one(100 * writer + number, f"{writer} {number}"), None)).history_len)
+
+    began = time.monotonic()
+    await asyncio.gather(*(write(logs[writer % 2], writer) for writer in range(16)))
+    assert sorted(told) == list(range(1, 161))
+    assert time.monotonic() - began < 5
+    written = await numbers(replica())
+    assert sorted(written) == sorted(100 * writer + number for writer in range(16) for number in range(10))
+    for writer in range(16):
+        mine = [number for number in written if number // 100 == writer]
+        assert mine == sorted(mine)
+
+
+async def test_ids_in_both_logs_tell_the_same(replica: Replica) -> None:
+    rng, log, local = np.random.default_rng(3), replica(), LocalLog(RETENTION)
+    for _ in range(200):
+        number = int(rng.integers(20))
+        expected_len = int(rng.integers(30)) if rng.random() < 0.3 else None
+        append = one(number + int(rng.random() < 0.1), f"{number}" if rng.random() < 0.9 else "", expected_len)
+        assert await outcome(log.append("ann", append, None)) == await outcome(local.append("ann", append, None))
+
+
+def test_a_record_tells_all_that_was_told() -> None:
+    append = Append(random_events(77), append_id="a")
+    told = Appended(100, bytes(range(16)), clamped=(0, 76), inserted=(1, 33), discarded=(8,))
+    for each in (told, Appended(2**40, bytes(16))):
+        record = Record.of(append, each)
+        assert Record.unpack(record.pack()) == record
+        assert record.told_again(append) == replace(each, was_written=True)
+    assert len(Record.of(append, Appended(1, bytes(16))).pack()) == 32
+
+
+def test_recent_appends_are_bounded() -> None:
+    now = [0.0]
+    recent = RecentAppends(max_ids=3, ttl_s=10, max_records=5, clock=lambda: now[0])
+
+    def add(user_id: str, *names: str) -> None:
+        for name in names:
+            recent.add(user_id, one(1, name), Appended(1, bytes(16)))
+
+    def known(user_id: str, *names: str) -> list[str]:
+        return [name for name in names if recent.find(user_id, one(1, name))]
+
+    add("ann", "a", "b", "c", "d")
+    assert known("ann", "a", "b", "c", "d") == ["b", "c", "d"]
+    now[0] = 5
+    add("bob", "a", "b")
+    add("cid", "a")  # six records: ann, who appended longest ago, is forgotten
+    assert (known("ann", "d"), known("bob", "a", "b"), known("cid", "a")) == ([], ["a", "b"], ["a"])
+    now[0] = 14.9
+    add("bob", "c")
+    now[0] = 15.1
+    assert (known("cid", "a"), known("bob", "a", "b", "c")) == ([], ["a", "b", "c"])
+    recent.delete("bob")
+    assert len(recent) == 0
+
+
+async def test_events_that_the_log_lost_are_counted_and_told_once(replica: Replica, redis_server: RedisServer) -> None:
+    """A failover: the log of the same life goes on from an older moment, and another writer has been there."""
+    metrics = StateMetrics()
+    log, other = replica(metrics), replica()
+    await log.append("ann", Append(random_events(40)), None)
+    older = redis_server.command("GET", KEYS.log(ANN))
+    assert isinstance(older, bytes)
+    for number in range(3):
+        await log.append("ann", one(number), None)
+    redis_server.command("SET", KEYS.log(ANN), older)
+    for number in range(10, 15):
+        await other.append("ann", one(number), None)
+    told = await log.append("ann", one(20), None)
+    assert (told.history_len, told.lost_events) == (46, 3)
+    assert (await log.append("ann", one(21), None)).lost_events == 0
+    assert metrics.registry.get_sample_value("mfalcon_log_rollbacks_total") == 1
+    assert (await replica().append("ann", one(22), None)).lost_events == 0
