@@ -9,10 +9,11 @@ import grpc
 import grpc.aio
 
 from mfalcon_client import calls, encoding
+from mfalcon_client.append_ids import KeptIds
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
+from mfalcon_client.errors import DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
@@ -44,6 +45,7 @@ class AsyncClient:
         self._retry = retry
         self._hedge_after_s = hedge_after_s
         self._budget = Budget(retry.budget)
+        self._kept_ids = KeptIds()
         self._birthplace = Birthplace()
         self._closing = asyncio.Event()
         address, options = self._connection.address, self._connection.options
@@ -124,12 +126,16 @@ class AsyncClient:
         timeout_s: float | None = None,
     ) -> Appended:
         """See `Client.append_events`."""
-        call = calls.append_events(user_id, events, expected_len, expected_version, append_id, late_events)
-        num_events = len(events)
-        try:
-            return await self._call(call, timeout_s)
-        except VersionConflict as conflict:
-            return calls.appended(conflict, num_events, expected_len)
+        call = calls.append_events(
+            user_id,
+            events,
+            expected_len,
+            expected_version,
+            append_id,
+            late_events,
+            ids_are_kept=self._kept_ids.surely,
+        )
+        return await self._call(call, timeout_s)
 
     async def get_history(
         self,
@@ -188,7 +194,9 @@ class AsyncClient:
                 # It is the channel that ended the call, not somebody who cancels this task.
             else:
                 attempts.answered()
-                return call.answer(raw)
+                answer = call.answer(raw)
+                self._kept_ids.heard(answer)
+                return answer
         raise attempts.closed()
 
     async def _attempt(

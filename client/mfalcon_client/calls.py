@@ -8,7 +8,8 @@ from google.protobuf.message import DecodeError
 
 from mfalcon_client import encoding
 from mfalcon_client import messages as pb
-from mfalcon_client.errors import ServerFailure, VersionConflict
+from mfalcon_client.append_ids import new_append_id
+from mfalcon_client.errors import ServerFailure
 from mfalcon_client.retry import Repeat
 from mfalcon_client.types import Appended, CacheInfo, Events, HistoryPage, Model, Ranking
 
@@ -64,29 +65,28 @@ def append_events(
     expected_version: bytes | None = None,
     append_id: str = "",
     late_events: str = "",
+    *,
+    ids_are_kept: bool = False,
 ) -> Call[Appended]:
-    """Events for the end of a history."""
+    """Events for the end of a history. append_id: a new one if it is "". ids_are_kept: by every server that may answer.
+
+    Older servers know `expected_len` alone: then that is what makes a repetition safe.
+    """
+    append_id = append_id or new_append_id()
     options = encoding.append_options(events, expected_len, expected_version, append_id, late_events)
-    request = encoding.user(user_id) + options
-    repeat, num_events = Repeat.NEVER if expected_len is None else Repeat.CONDITIONAL, len(events)
+    request, num_events = encoding.user(user_id) + options, len(events)
+    repeat = Repeat.CONDITIONAL if ids_are_kept or expected_len is not None else Repeat.NEVER
 
     def read(raw: bytes) -> Appended:
         told = encoding.appended(raw)
+        if expected_version is not None and not told.version:
+            raise ValueError("a server of an older release has appended without a look at expected_version")
         kept = num_events - len(told.discarded)
         if told.history_len < kept:
             raise ValueError(f"a history of {told.history_len} events, {kept} appended ones included")
         return told
 
     return Call("AppendEvents", request, user_id, repeat, read)
-
-
-def appended(conflict: VersionConflict, num_events: int, expected_len: int | None) -> Appended:
-    """What became of an append that was refused in the end: if an attempt before had no answer, and the history has the
-    length that it makes, it was written. Raises the conflict otherwise.
-    """
-    if conflict.outcome_unknown and expected_len is not None and conflict.history_len == expected_len + num_events:
-        return Appended(conflict.history_len, was_found=True)
-    raise conflict
 
 
 def get_history(

@@ -10,9 +10,10 @@ from typing import Self, TypeVar, cast
 import grpc
 
 from mfalcon_client import calls, encoding
+from mfalcon_client.append_ids import KeptIds
 from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import DeadlineExceeded, Unavailable, VersionConflict
+from mfalcon_client.errors import DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
@@ -54,6 +55,7 @@ class Client:
         self._retry = retry
         self._hedge_after_s = hedge_after_s
         self._budget = Budget(retry.budget)
+        self._kept_ids = KeptIds()
         self._birthplace = Birthplace()
         self._closing = threading.Event()
         address, options = self._connection.address, self._connection.options
@@ -142,18 +144,23 @@ class Client:
     ) -> Appended:
         """Add events to the end of a user's history; see `Appended`.
 
-        expected_len: the length of the history that the caller knows. With it the call is repeated where that is of
-        use, and written once at most; without it, it is never sent again once a server may have seen it. Raises
-        VersionConflict where the history has another length, and any ClientError: `outcome_unknown` says whether the
-        events may have been written. expected_version: as `expected_len`, of the events themselves. append_id,
-        late_events: see ranking.proto.
+        expected_len, expected_version: of the history that the caller knows; nothing is written to another one.
+        append_id: a name for this append, "" for a new one. The servers remember it: the call is repeated where that is
+        of use, and written once at most; whoever gives the same name again, in another process say, is told what became
+        of it. Servers of an older release do not: until one has told a version, a call without `expected_len` is never
+        sent again once a server may have seen it. late_events: see ranking.proto. Raises VersionConflict where the
+        history is another, and any ClientError: `outcome_unknown` says whether the events may have been written.
         """
-        call = calls.append_events(user_id, events, expected_len, expected_version, append_id, late_events)
-        num_events = len(events)
-        try:
-            return self._call(call, timeout_s)
-        except VersionConflict as conflict:
-            return calls.appended(conflict, num_events, expected_len)
+        call = calls.append_events(
+            user_id,
+            events,
+            expected_len,
+            expected_version,
+            append_id,
+            late_events,
+            ids_are_kept=self._kept_ids.surely,
+        )
+        return self._call(call, timeout_s)
 
     def get_history(
         self,
@@ -213,7 +220,9 @@ class Client:
                     self._closing.wait(attempts.failed(failure))
             else:
                 attempts.answered()
-                return call.answer(raw)
+                answer = call.answer(raw)
+                self._kept_ids.heard(answer)
+                return answer
         raise attempts.closed()
 
     def _attempt(

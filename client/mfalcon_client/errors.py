@@ -38,15 +38,22 @@ class NotFound(ClientError):
 
 
 class VersionConflict(ClientError):
-    """`expected_len` or `expected_version` is not that of the history. history_len: what it is, None where the server
-    did not say.
+    """`expected_len` or `expected_version` is not that of the history. history_len, history_version: what they are;
+    None and empty where the server did not say.
     """
 
     def __init__(
-        self, code: str, details: str, *, outcome_unknown: bool = False, history_len: int | None = None
+        self,
+        code: str,
+        details: str,
+        *,
+        outcome_unknown: bool = False,
+        history_len: int | None = None,
+        history_version: bytes = b"",
     ) -> None:
         super().__init__(code, details, outcome_unknown=outcome_unknown)
         self.history_len = history_len
+        self.history_version = history_version
 
 
 class Overloaded(ClientError):

@@ -6,8 +6,8 @@ again, or whatever bears `x-rank-retry: elsewhere`: nothing was done.
 | call | after a refusal | after UNAVAILABLE, CANCELLED by a server that ends |
 |---|---|---|
 | rank, prefill, get_history, get_model, list_models, delete_user | yes | yes |
-| append_events with expected_len | yes | yes: it cannot be written twice. And after INTERNAL, UNKNOWN, to learn of it |
-| append_events without | yes | no |
+| append_events | yes | yes, where servers keep append ids: it is written once at most. Also after INTERNAL, UNKNOWN |
+| append_events to older servers | yes | with `expected_len` only |
 
 Nothing is repeated past the call's deadline, nor when many calls fail: then retries would only add load.
 """
@@ -40,7 +40,12 @@ PUSHBACK = "grpc-retry-pushback-ms"
 RETRY = ("x-rank-retry", "elsewhere")
 """Trailer of a refusal: nothing was done, and another replica may answer now."""
 HISTORY_LEN = "mfalcon-history-len"
-"""Trailer of a FAILED_PRECONDITION to an append: the length that the history has."""
+HISTORY_VERSION = "mfalcon-history-version"
+"""Trailers of a FAILED_PRECONDITION to an append: the length that the history has, and its version in hex digits."""
+OUTCOME = "mfalcon-outcome"
+"""Trailer of an append or a deletion that failed."""
+OUTCOMES = {"nothing-written": False, "unknown": True}
+"""What it says: whether it may have happened all the same."""
 
 _ERRORS: dict[str, type[ClientError]] = {
     "INVALID_ARGUMENT": InvalidArgument,
@@ -62,6 +67,7 @@ _OUTCOME_UNKNOWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "
 _NO_SERVER = frozenset({"UNAVAILABLE", "CANCELLED"})
 """CANCELLED is gRPC's own, to a call that is on the wire while its server stops."""
 _REFUSED = "RESOURCE_EXHAUSTED"
+_VERSION = re.compile(r"[0-9a-f]{32}")
 _NUMBER = re.compile(r"-?[0-9]{1,15}")
 _SPREAD = 0.2
 """How much longer than told a client waits at most, so that those who were refused together do not return together."""
@@ -73,7 +79,7 @@ class Repeat(Enum):
     IDEMPOTENT = "idempotent"
     """Done twice is done once."""
     CONDITIONAL = "conditional"
-    """A write that happens once at most, as it names the version that it is made for."""
+    """A write that happens once at most: it bears a name that the server remembers, or the length that it is for."""
     NEVER = "never"
     """Done twice is wrong: repeated only where it was refused."""
 
@@ -153,6 +159,19 @@ class Failure:
         """Whether another replica may answer, and this one did nothing."""
         return RETRY in self.trailers
 
+    @property
+    def outcome_unknown(self) -> bool:
+        """Whether a write may have happened all the same: as the server says, else as the status lets one guess."""
+        told = [OUTCOMES[text] for key, text in self.trailers if key == OUTCOME and text in OUTCOMES]
+        return told[0] if told else self.code in _OUTCOME_UNKNOWN and not self.is_elsewhere
+
+    @property
+    def settles(self) -> bool:
+        """Whether it says of every attempt before that nothing was written: a server that keeps ids has looked for this
+        one, and the history has gone past what an attempt on its way could be written to.
+        """
+        return self.code == "FAILED_PRECONDITION" and (OUTCOME, "nothing-written") in self.trailers
+
     def number(self, name: str) -> int | None:
         """The trailer of a name, None where there is none or it is no number."""
         return next((int(text) for key, text in self.trailers if key == name and _NUMBER.fullmatch(text)), None)
@@ -162,13 +181,21 @@ class Failure:
         kind = _ERRORS.get(self.code, ClientError)
         if kind is VersionConflict:
             return VersionConflict(
-                self.code, self.details, outcome_unknown=outcome_unknown, history_len=self.number(HISTORY_LEN)
+                self.code,
+                self.details,
+                outcome_unknown=outcome_unknown,
+                history_len=self.number(HISTORY_LEN),
+                history_version=self._version(),
             )
         if kind is Overloaded:
             told = self.number(PUSHBACK)
             after = None if told is None or told < 0 else told / 1000
             return Overloaded(self.code, self.details, outcome_unknown=outcome_unknown, retry_after_s=after)
         return kind(self.code, self.details, outcome_unknown=outcome_unknown)
+
+    def _version(self) -> bytes:
+        digits = next((text for key, text in self.trailers if key == HISTORY_VERSION), "")
+        return bytes.fromhex(digits) if _VERSION.fullmatch(digits) else b""
 
 
 def checked_timeout(timeout_s: float) -> float:
@@ -208,8 +235,8 @@ class Attempts:
     def failed(self, failure: Failure) -> float:
         """How many seconds to wait before the next attempt. Raises the call's error if there is none."""
         self._num_failed += 1
-        if failure.code in _OUTCOME_UNKNOWN and not failure.is_elsewhere:
-            self._outcome_unknown |= self._repeat is not Repeat.IDEMPOTENT
+        unknown = failure.outcome_unknown and self._repeat is not Repeat.IDEMPOTENT
+        self._outcome_unknown = not failure.settles and (self._outcome_unknown or unknown)
         wait = self._wait(failure)
         if wait is None:
             raise failure.error(outcome_unknown=self._outcome_unknown)

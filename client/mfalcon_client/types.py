@@ -153,8 +153,8 @@ class Appended:
     """Events that are in the log. history_len: its length, they included. version: 16 bytes that stand for exactly
     these events, in this order; empty where the server did not say.
 
-    was_found: an attempt had no answer, and a later one found what it had written. With an `append_id` the server knows
-    it; else the length says so, which is a proof where each user has one writer at a time.
+    was_found: an attempt had no answer, or another call with the same `append_id` came before, and the server found
+    what that had written.
     clamped, inserted, discarded: positions of the events that were late: given the newest one's time, put where their
     time belongs, or older than all that is kept. lost_events: acknowledged before, and lost by the log since.
     """

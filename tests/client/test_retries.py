@@ -28,7 +28,12 @@ PATIENT_S = 60.0
 QUICK = Retry(first_wait_s=0.001, most_wait_s=0.002)
 TWO = np.zeros(2, dtype=EVENT_DTYPE)
 AWAY = fails("UNAVAILABLE")
-WRITTEN = says(pb.AppendEventsResponse(history_len=5))
+VERSION = bytes(range(16))
+OLD_WRITTEN = says(pb.AppendEventsResponse(history_len=5))
+"""The answer of a server of a release that keeps no append ids."""
+WRITTEN = says(pb.AppendEventsResponse(history_len=5, version=VERSION))
+FOUND = says(pb.AppendEventsResponse(history_len=5, version=VERSION, was_written=True))
+DONE = Appended(5, version=VERSION)
 CALLS: dict[str, tuple[Any, ...]] = {
     # method: its arguments
     "rank": ("ann", [1, 2]),
@@ -45,8 +50,11 @@ def refused(milliseconds: int) -> Step:
     return fails("RESOURCE_EXHAUSTED", grpc_retry_pushback_ms=str(milliseconds))
 
 
-def conflict(history_len: int) -> Step:
-    return fails("FAILED_PRECONDITION", mfalcon_history_len=str(history_len))
+def conflict(history_len: int, **trailers: str) -> Step:
+    return fails("FAILED_PRECONDITION", mfalcon_history_len=str(history_len), **trailers)
+
+
+NEW_CONFLICT = conflict(5, mfalcon_history_version=VERSION.hex(), mfalcon_outcome="nothing-written")
 
 
 async def ask(make: MakeClient, script: Scripted, method: str = "rank", *args: Any, **options: Any) -> Any:
@@ -89,29 +97,93 @@ async def test_a_refusal_without_a_time_before_the_deadline_is_final(make: MakeC
     assert failure.value.retry_after_s == (3_600 if pushback == 3_600_000 else None)
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN", "DEADLINE_EXCEEDED"])
-async def test_an_append_without_a_version_is_sent_once(make: MakeClient, code: str) -> None:
-    with scripted(fails(code), WRITTEN) as script, pytest.raises(ClientError) as failure:
-        await ask(make, script, "append_events", "ann", TWO)
-    assert len(script.asked) == 1
+NO_ANSWER = ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"]
+
+
+@pytest.mark.parametrize("code", [*NO_ANSWER, "DEADLINE_EXCEEDED"])
+@pytest.mark.parametrize("first", [OLD_WRITTEN, None], ids=["an older server", "nothing known"])
+async def test_an_append_is_sent_once_where_ids_may_not_be_kept(
+    make: MakeClient, code: str, first: Step | None
+) -> None:
+    steps = [first] if first else []
+    with scripted(*steps, fails(code), WRITTEN) as script:
+        async with make(script.address, retry=QUICK, timeout_s=PATIENT_S) as client:
+            if first:
+                assert await client.append_events("ann", TWO) == Appended(5)
+            with pytest.raises(ClientError) as failure:
+                await client.append_events("ann", TWO)
+    assert len(script.asked) == len(steps) + 1
     assert failure.value.outcome_unknown
+
+
+def append_id(script: Scripted, number: int) -> str:
+    return pb.AppendEventsRequest.FromString(script.asked[number].request).append_id
+
+
+@pytest.mark.parametrize("code", NO_ANSWER)
+@pytest.mark.parametrize("was_written", [False, True])
+async def test_an_append_finds_out_where_ids_are_kept(make: MakeClient, code: str, was_written: bool) -> None:
+    with scripted(WRITTEN, fails(code), FOUND if was_written else WRITTEN) as script:
+        async with make(script.address, retry=QUICK, timeout_s=PATIENT_S) as client:
+            await client.append_events("ann", TWO)
+            done = await client.append_events("ann", TWO)
+    assert done == Appended(5, was_found=was_written, version=VERSION)
+    assert len(script.asked) == 3
+    assert append_id(script, 0) != append_id(script, 1) == append_id(script, 2) != ""
+
+
+async def test_ids_are_doubted_after_an_answer_without_a_version(make: MakeClient) -> None:
+    """A replica of the older release among newer ones."""
+    with scripted(WRITTEN, OLD_WRITTEN, WRITTEN, AWAY) as script:
+        async with make(script.address, retry=QUICK, timeout_s=PATIENT_S) as client:
+            for _ in range(3):
+                await client.append_events("ann", TWO)
+            with pytest.raises(Unavailable) as failure:
+                await client.append_events("ann", TWO)
+    assert len(script.asked) == 4
+    assert failure.value.outcome_unknown
+
+
+async def test_a_rank_tells_that_ids_are_kept(make: MakeClient) -> None:
+    ranked = pb.RankResponse.FromString(RANKED.SerializeToString())
+    ranked.history_version = VERSION
+    with scripted(says(ranked), AWAY, WRITTEN) as script:
+        async with make(script.address, retry=QUICK, timeout_s=PATIENT_S) as client:
+            await client.rank("ann", [1, 2])
+            assert await client.append_events("ann", TWO) == DONE
+
+
+async def test_the_callers_own_name_is_sent(make: MakeClient) -> None:
+    with scripted(FOUND) as script:
+        done = await ask(make, script, "append_events", "ann", TWO, append_id="order-7")
+    assert append_id(script, 0) == "order-7"
+    assert done.was_found
 
 
 async def test_an_append_that_was_refused_was_not_written(make: MakeClient) -> None:
     with scripted(refused(1), WRITTEN) as script:
-        assert await ask(make, script, "append_events", "ann", TWO) == Appended(5)
+        assert await ask(make, script, "append_events", "ann", TWO) == DONE
     with scripted(fails("RESOURCE_EXHAUSTED")) as script, pytest.raises(Overloaded) as failure:
         await ask(make, script, "append_events", "ann", TWO)
     assert not failure.value.outcome_unknown
 
 
-@pytest.mark.parametrize("code", ["UNAVAILABLE", "CANCELLED", "INTERNAL", "UNKNOWN"])
-@pytest.mark.parametrize("was_written", [False, True])
-async def test_an_append_with_a_version_finds_out(make: MakeClient, code: str, was_written: bool) -> None:
-    with scripted(fails(code), conflict(5) if was_written else WRITTEN) as script:
-        done = await ask(make, script, "append_events", "ann", TWO, expected_len=3)
-    assert done == Appended(5, was_found=was_written)
+@pytest.mark.parametrize("code", NO_ANSWER)
+async def test_an_append_with_a_length_is_repeated_to_any_server(make: MakeClient, code: str) -> None:
+    with scripted(fails(code), OLD_WRITTEN) as script:
+        assert await ask(make, script, "append_events", "ann", TWO, expected_len=3) == Appended(5)
     assert len(script.asked) == 2
+
+
+async def test_a_lost_append_is_not_taken_for_anothers(make: MakeClient) -> None:
+    """Ours had no answer and was not written. Another writer's made the history as long as ours would have."""
+    with scripted(AWAY, NEW_CONFLICT) as script, pytest.raises(VersionConflict) as failure:
+        await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert (failure.value.history_len, failure.value.history_version) == (5, VERSION)
+    assert not failure.value.outcome_unknown
+    with scripted(AWAY, conflict(5)) as script, pytest.raises(VersionConflict) as failure:
+        await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert failure.value.outcome_unknown, "a server that keeps no ids cannot know"
 
 
 @pytest.mark.parametrize("steps", [(conflict(5),), (refused(1), conflict(5)), (AWAY, conflict(4)), (AWAY, conflict(6))])
@@ -122,12 +194,31 @@ async def test_another_length_is_a_conflict(make: MakeClient, steps: tuple[Step,
     assert failure.value.outcome_unknown == (steps[0] is AWAY)
 
 
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "RESOURCE_EXHAUSTED"])
+@pytest.mark.parametrize(("told", "unknown"), [("nothing-written", False), ("unknown", True)])
+async def test_a_server_says_whether_it_wrote(make: MakeClient, code: str, told: str, unknown: bool) -> None:
+    with scripted(fails(code, mfalcon_outcome=told)) as script, pytest.raises(ClientError) as failure:
+        await ask(make, script, "append_events", "ann", TWO)
+    assert failure.value.outcome_unknown == unknown
+    with (
+        scripted(fails("UNAVAILABLE"), fails(code, mfalcon_outcome="nothing-written")) as script,
+        pytest.raises(ClientError) as failure,
+    ):
+        await ask(make, script, "append_events", "ann", TWO, expected_len=3)
+    assert failure.value.outcome_unknown, "the first attempt may be written still"
+
+
+async def test_an_older_server_that_did_not_look_at_the_version_is_told_apart(make: MakeClient) -> None:
+    with scripted(OLD_WRITTEN) as script, pytest.raises(ServerFailure, match="without a look at expected_version"):
+        await ask(make, script, "append_events", "ann", TWO, expected_version=VERSION)
+
+
 ELSEWHERE = {"x_rank_retry": "elsewhere"}
 
 
 async def test_nothing_was_done_where_another_may_answer(make: MakeClient) -> None:
     with scripted(fails("UNAVAILABLE", **ELSEWHERE), WRITTEN) as script:
-        assert await ask(make, script, "append_events", "ann", TWO) == Appended(5)
+        assert await ask(make, script, "append_events", "ann", TWO) == DONE
     with scripted(fails("UNAVAILABLE", **ELSEWHERE)) as script, pytest.raises(Unavailable) as failure:
         await ask(make, script, "append_events", "ann", TWO)
     assert len(script.asked) == QUICK.attempts
