@@ -267,6 +267,13 @@ class ServerConfig(BaseSettings):
     quarantine_days: float = Field(
         default=7.0, gt=0, le=3_650, description="Days that a damaged log which was moved away is kept."
     )
+    log_max_age_days: float = Field(
+        default=0.0,
+        ge=0,
+        le=36_500,
+        description="Days after its last append that a log in Redis is deleted, with states and counters, as by "
+        "DeleteUser; 0 keeps logs for ever.",
+    )
     require_signed_logs: bool = Field(
         default=False,
         description="Take an event log that is not signed for damaged; needs redis_secret_file. Every append signs.",

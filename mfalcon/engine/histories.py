@@ -64,7 +64,7 @@ class Histories:
         self._listener: Callable[[Deletion | None], None] = lambda _: None
         retention = Retention(options.log_max_events, options.log_slack)
         self.redis = (
-            RedisParts(options.redis, retention, metrics, self._deleted_elsewhere)
+            RedisParts(options.redis, retention, metrics, self._deleted_elsewhere, self._evict)
             if options.redis is not None
             else None
         )
@@ -161,7 +161,7 @@ class Histories:
         return LocalCounters(like, self.options.max_counted_items, metrics)
 
     def _evict(self, deletion: Deletion) -> None:
-        """A user is no longer in the log on this machine: nothing that was made of it is kept."""
+        """A user is no longer in the log on this machine, or in Redis for his age: nothing made of it is kept."""
         self.tombstones.add(deletion.generation)
         self._on_eviction(deletion)
         self._evicted.append(deletion)

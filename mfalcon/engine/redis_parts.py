@@ -12,6 +12,7 @@ from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion, Deletions
 from mfalcon.history.history import Retention
+from mfalcon.history.log_sweep import LogSweep
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import RemoteTier
@@ -54,7 +55,8 @@ class RedisParts:
     states of its models, each of which is attached by its ranker.
 
     Built before there is an event loop's work, started on it. on_deletion: another replica deleted a user, or None if
-    some deletions may have been missed.
+    some deletions may have been missed. on_expired: a user was deleted for the age of his log; states and counters are
+    left to do.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RedisParts:
         retention: Retention,
         metrics: StateMetrics,
         on_deletion: Callable[[Deletion | None], None],
+        on_expired: Callable[[Deletion], None] = lambda _: None,
     ) -> None:
         self.options = options
         self.client = RedisClient(options.client, metrics)
@@ -72,8 +75,12 @@ class RedisParts:
         self._on_deletion = on_deletion
         self.log: RedisLog | None = None
         self.deletions: Deletions | None = None
+        self._sweep: LogSweep | None = None
         if options.holds_log:
             self.log = RedisLog(self.client, self.keys, retention, metrics, options.log)
+            if options.log.max_age_s:
+                age_s = options.log.max_age_s
+                self._sweep = LogSweep(self.client, self.keys, self.log, age_s, on_expired, metrics)
             self.deletions = Deletions(self.client, self.keys)
         self._remote: list[RemoteTier] = []
         self._started = False
@@ -124,6 +131,8 @@ class RedisParts:
         for tier in self._remote:
             tier.writes.start()
         self.client.start(self._keep_up)
+        if self._sweep is not None:
+            self._sweep.start()
 
     async def reach(self) -> None:
         """Return once the server has answered, and log until then why it has not. ConfigError if it would evict the
@@ -157,6 +166,8 @@ class RedisParts:
 
     async def close(self) -> None:
         """Close the connections, after every ranker has detached its tier."""
+        if self._sweep is not None:
+            await self._sweep.close()
         await self.client.close()
         self.workers.shutdown()
 

@@ -156,6 +156,14 @@ class Headers:
             raise Unfit("mac")
 
 
+def is_log(raw: bytes) -> bool:
+    """Whether this begins as the log of a user does who was not deleted."""
+    if len(raw) < _FIRST_FORMAT.size or raw[:4] != _MAGIC:
+        return False
+    version, flags = struct.unpack_from("<HH", raw, 4)
+    return version == 1 or (version == _FORMAT and flags == 0 and len(raw) == HEADER_BYTES)
+
+
 def generation_in(raw: bytes) -> bytes:
     """The generation that a header names, whoever wrote it and whether or not it is right."""
     return raw[24:32]

@@ -39,7 +39,7 @@ from mfalcon.history.redis_header import (
     generation_in,
 )
 from mfalcon.history.redis_known import Known, clock_after, nothing_known
-from mfalcon.history.redis_scripts import DELETE, GUARD, QUARANTINE, READ
+from mfalcon.history.redis_scripts import DELETE, EXPIRE, GUARD, QUARANTINE, READ
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
@@ -65,6 +65,7 @@ class LogOptions:
     Redis that cannot be asked. on_damage: of a user whose log is damaged: refuse what is asked of him until somebody
     restores or deletes the log, or move it away, where it stays for quarantine_s, and begin an empty one. secret,
     former_secrets, must_be_signed: see `Headers`. max_ids: appends of a user that are remembered by their ids.
+    max_age_s: see `LogSweep`, 0 for no sweep.
     """
 
     cache_bytes: int = 256 << 20
@@ -75,6 +76,7 @@ class LogOptions:
     former_secrets: tuple[bytes, ...] = field(default=(), repr=False)
     must_be_signed: bool = False
     max_ids: int = MAX_IDS
+    max_age_s: float = 0.0
 
 
 class RedisLog:
@@ -144,6 +146,17 @@ class RedisLog:
                 self.drop(user.user)
                 return ended_in(raw)
             generation, clock = generation_in(raw), clock_in(raw)
+
+    async def expire(self, user: bytes, raw: bytes) -> bool:
+        """End a log as a deletion does, if its header, of either format, is still `raw`. Raises StorageUnavailable."""
+        keys = (self._keys.log(user), self._keys.appends(user), *self._keys.damaged(user))
+        raw = raw[:80] if raw[4:6] == b"\1\0" else raw
+        tombstone = self._headers.tombstone(user, generation_in(raw), clock_after(clock_in(raw)))
+        command: Command = ("EVAL", EXPIRE, len(keys), *keys, raw, tombstone, round(1000 * TOMBSTONE_S))
+        (is_done,) = await self._client.call("log_sweep", keys[0], [command], self._client.settings.write_timeout_s)
+        if is_done:
+            self.drop(user)
+        return bool(is_done)
 
     def copy(self, user: bytes) -> History | None:
         """Our copy of a user's history, which newer events may be missing from; None if there is none."""

@@ -119,6 +119,17 @@ to live. It goes to the first free place, to the last one where none is free. Re
 is 1, or 0, with nothing moved, if something else is there by now.
 """
 
+EXPIRE = """
+if redis.call('TYPE', KEYS[1]).ok ~= 'string' then return 0 end
+if redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+redis.call('UNLINK', unpack(KEYS))
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+"""KEYS: log, and what else there may be of its user. ARGV: the header that was found to be old, the tombstone to leave,
+ms that it lives. Returns 0, and deletes nothing, if the header is another one by now.
+"""
+
 DELETE = """
 local kind, header = redis.call('TYPE', KEYS[1]).ok, ''
 if kind == 'string' then header = redis.call('GETRANGE', KEYS[1], 0, 111) end

@@ -94,6 +94,8 @@ class StateMetrics:
             ["reason"],
             registry=r,
         )
+        self.log_swept = Counter("mfalcon_log_swept", "Logs in Redis whose age was looked at.", registry=r)
+        self.log_expired = Counter("mfalcon_log_expired", "Logs in Redis that were deleted for their age.", registry=r)
         self.log_quarantined = Counter(
             "mfalcon_log_quarantined", "Damaged logs that were moved away, by reason.", ["reason"], registry=r
         )

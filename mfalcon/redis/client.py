@@ -120,7 +120,33 @@ class RedisClient:
         Raises StorageUnavailable when the breaker is open, the time is up, the connection breaks or Redis refuses. A
         caller in a greater hurry than `settings.timeout_s` proves nothing about the server: its breaker is left alone.
         """
-        node = self.node(key)
+        return await self._call(op, self.node(key), key, lambda: self._exchange(key, commands), timeout_s)
+
+    async def nodes(self) -> list[str]:
+        """Names of all nodes that hold data. Raises StorageUnavailable."""
+        if not isinstance(self._redis, Cluster):
+            return [""]
+        try:
+            await self._redis.know()
+        except ERRORS as error:
+            raise self._unanswered("layout", "connection", "no node tells the layout of the cluster") from error
+        return self._redis.names()
+
+    async def call_node(self, op: str, node: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
+        """As `call`, to a node: for what is about all that it holds."""
+        redis_ = self._redis
+        if isinstance(redis_, Cluster):
+            return await self._call(op, node, None, lambda: redis_.on(node, commands), timeout_s)
+        return await self._call(op, node, None, lambda: self._exchange("", commands), timeout_s)
+
+    async def _call(
+        self,
+        op: str,
+        node: str,
+        key: str | None,
+        exchange_of: Callable[[], Coroutine[Any, Any, list[Reply]]],
+        timeout_s: float,
+    ) -> list[Reply]:
         breaker = self._breaker(node)
         if breaker.open:
             self._metrics.redis_errors.labels(op, "breaker").inc()
@@ -132,7 +158,7 @@ class RedisClient:
                 await slots.acquire()
         except TimeoutError as error:
             raise self._busy(op) from error
-        exchange = self._begin(self._exchange(key, commands))
+        exchange = self._begin(exchange_of())
         exchange.add_done_callback(lambda _: slots.release())
         if not await _done_within(exchange, timeout_s - (time.monotonic() - began)):
             if timeout_s >= _FAIR_SHARE * self.settings.timeout_s:

@@ -59,6 +59,17 @@ class Cluster:
             return ""
         return node.name if node is not None else ""
 
+    def names(self) -> list[str]:
+        """Of all masters that are known."""
+        return [node.name for node in self._client.get_primaries()]
+
+    async def on(self, name: str, commands: Sequence[Command]) -> list[Any]:
+        """Send commands to a master, whatever the slots of their keys; raises what redis-py raises, as `exchange`."""
+        node = self._nodes.get_node(node_name=name)
+        if node is None:
+            raise ClusterDownError("this master has left the cluster")
+        return _raised(await self._send(node, commands, is_asking=False))
+
     def pings(self) -> dict[str, Coroutine[Any, Any, Any]]:
         """A PING of each master that is known, by its name."""
         return {node.name: _execute(node, "PING") for node in self._client.get_primaries()}
@@ -101,12 +112,9 @@ class Cluster:
             node, is_asking = await self._follow(replies[left[0]], node)
             for at, reply in zip(left, await self._send(node, [commands[at] for at in left], is_asking), strict=True):
                 replies[at] = reply
-        for reply in replies:
-            if isinstance(reply, ClusterDownError):
-                self._doubt()
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+        if any(isinstance(reply, ClusterDownError) for reply in replies):
+            self._doubt()
+        return _raised(replies)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -187,6 +195,14 @@ class Cluster:
             with contextlib.suppress(RedisError, OSError):
                 return await _execute(node, "CLUSTER SLOTS")
         return None
+
+
+def _raised(replies: list[Any]) -> list[Any]:
+    """The replies, if none is an error."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
 
 
 async def _execute(node: ClusterNode, *command: str) -> Any:

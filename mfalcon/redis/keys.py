@@ -38,6 +38,10 @@ class Keys:
         """Something of a store of item counters, all of which is in one slot."""
         return f"{self.prefix}:{{counters:{store}}}:{what}"
 
+    def sweep(self, what: str) -> str:
+        """Of the sweep of old logs: whose turn it is, where it stands."""
+        return f"{self.prefix}:{{sweep}}:{what}"
+
     @property
     def counter_names(self) -> str:
         """A set of the stores of item counters that there ever were: what a deletion must look through."""

@@ -1,6 +1,7 @@
 """A user who is deleted on one engine is gone from Redis and from every replica, whatever is in flight."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -8,6 +9,7 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion, Deletions
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.types import Append
 from tests.engine.replicas import (
     StartReplica,
@@ -124,3 +126,29 @@ async def test_a_page_of_deletions_that_fails_is_read_again(
     with pytest.raises(StorageUnavailable):
         await deletions.poll()
     assert [deletion.user for deletion in await deletions.poll() or ()] == [b"\0", b"\1", b"\2"]
+
+
+async def test_a_log_that_is_too_old_goes_with_all_that_was_made_of_it(
+    replica: StartReplica, redis_server: RedisServer
+) -> None:
+    """From every tier of every replica, as by DeleteUser; who is younger keeps his."""
+    options = LogOptions(max_age_s=3_600.0)
+    one, two, events = await replica(log=options), await replica(log=options), random_events(20)
+    for user_id in ("ann", "bob"):
+        await one.append_events(user_id, Append(events, 0))
+        for engine in (one, two):
+            await rank(engine, events, user_id)
+    await settle(one, two)
+    old = round(time.time() * 1000) - 2 * 3_600_000
+    redis_server.command("SETRANGE", one.histories.redis.keys.log(user_hash("ann")), 80, old.to_bytes(8, "little"))  # type: ignore[union-attr]
+    for _ in range(400):
+        held = [engine.catalog.default.cache.holds(user_hash("ann")) for engine in (one, two)]
+        left = keys_left(redis_server, f"*{user_hash('ann').hex()}*")
+        if not (left or any(held)):
+            break
+        await asyncio.sleep(0.05)
+    assert not (left or any(held))
+    assert len(keys_left(redis_server, f"*{user_hash('bob').hex()}*")) == 3
+    for engine in (one, two):
+        assert (await rank(engine, random_events(0), "ann")).history_len == 0
+        assert (await rank(engine, events, "bob")).cache.reused_tokens == 20
