@@ -24,7 +24,6 @@ from mfalcon.history.append_ids import MAX_IDS
 from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.joining import Joining
-from mfalcon.history.losses import Losses
 from mfalcon.history.redis_append import NOTHING_DONE, Copies, RedisAppends
 from mfalcon.history.redis_header import (
     AS_KNOWN,
@@ -40,6 +39,7 @@ from mfalcon.history.redis_header import (
 )
 from mfalcon.history.redis_known import Known, clock_after, nothing_known
 from mfalcon.history.redis_scripts import DELETE, EXPIRE, GUARD, QUARANTINE, READ
+from mfalcon.history.rollbacks import Rollbacks
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
@@ -100,8 +100,8 @@ class RedisLog:
         kept = retention.max_events + retention.slack + CHAIN_BLOCK
         self._most_bytes = 2 * (HEADER_BYTES + kept * EVENT_DTYPE.itemsize) + _MARGIN_BYTES
         self._copies: LRUCache[bytes, Known] = LRUCache(options.cache_bytes, getsizeof=_num_bytes)
-        self._losses = Losses(metrics.log_rollbacks)
-        copies = Copies(self._known, self._taken, self._keep, self._losses.tell, self._most_bytes)
+        self._rollbacks = Rollbacks(metrics)
+        copies = Copies(self._known, self._taken, self._keep, self._rollbacks.told, self._most_bytes)
         appends = RedisAppends(client, keys, self._headers, retention, metrics, copies, options.max_ids)
         self._joining = Joining(appends.write)
 
@@ -158,18 +158,26 @@ class RedisLog:
             self.drop(user)
         return bool(is_done)
 
+    def lost_events(self, user_id: str) -> int:
+        """How many events of a user this replica knew as acknowledged that a fault of Redis has taken out of his log
+        since. They are told once; the next append here is told, if nobody asks before.
+        """
+        return self._rollbacks.told(no_history(user_id).user)
+
     def copy(self, user: bytes) -> History | None:
         """Our copy of a user's history, which newer events may be missing from; None if there is none."""
         known = self._copies.get(user)
         return None if known is None else known.history
 
     def drop(self, user: bytes) -> None:
-        """Forget our copy of a user's history."""
-        self._copies.pop(user, None)
+        """Forget our copy of a user's history, and what we knew of it: he was deleted."""
+        self._uncopy(user)
+        self._rollbacks.forget(user)
 
     def drop_all(self) -> None:
         """Forget every copy."""
         self._copies.clear()
+        self._rollbacks.forget_all()
 
     async def _read(self, known: Known, timeout_s: float) -> Known:
         """The history now, from what we know of it."""
@@ -218,16 +226,23 @@ class RedisLog:
         user_id, user = known.history.user_id, known.history.user
         if first == AS_KNOWN:
             self._metrics.log_reads.labels("unchanged").inc()
+            if known.header is NO_HEADER:
+                self._compare(known)
             return known
         if first == _UNFIT:
             raise self._unfit(raw, content, user)
         if not raw:
+            nothing = nothing_known(user_id)
+            self._compare(nothing)
             self._uncopy(user)
-            return nothing_known(user_id)
+            return nothing
         header = self._headers.read(raw, user)
         if header.ended is not None:
+            deleted = Known(no_history(user_id), header)
+            self._compare(deleted)
             self._uncopy(user)
-            return Known(no_history(user_id), header)
+            self._rollbacks.saw(deleted)
+            return deleted
         if len(content) != (header.length - first) * EVENT_DTYPE.itemsize:
             raise Unfit("truncated")
         events = np.frombuffer(content, dtype=EVENT_DTYPE)
@@ -244,9 +259,9 @@ class RedisLog:
         if not header.fits(history):
             raise Unfit("hash")
         self._metrics.log_reads.labels("delta" if is_delta else "full").inc()
-        if not is_delta:
-            self._losses.notice(self._known(user_id).history, history)
         taken = Known(history, header)
+        if not is_delta or header.clock < known.header.clock:
+            self._compare(taken)
         self._keep(taken)
         return taken
 
@@ -271,6 +286,11 @@ class RedisLog:
         self._uncopy(known.history.user)
         with contextlib.suppress(ValueError):  # larger than all of the cache
             self._copies[known.history.user] = known
+        self._rollbacks.saw(known)
+
+    def _compare(self, now: Known) -> None:
+        """With what is remembered of the user's log."""
+        self._rollbacks.compare(now, self.copy(now.history.user))
 
     def _uncopy(self, user: bytes) -> None:
         self._copies.pop(user, None)

@@ -96,11 +96,11 @@ class StateMetrics:
         )
         self.log_swept = Counter("mfalcon_log_swept", "Logs in Redis whose age was looked at.", registry=r)
         self.log_expired = Counter("mfalcon_log_expired", "Logs in Redis that were deleted for their age.", registry=r)
+        self.log_rollbacks = Counter(
+            "mfalcon_log_rollbacks", "Logs that lost what this process knew of them.", registry=r
+        )
         self.log_quarantined = Counter(
             "mfalcon_log_quarantined", "Damaged logs that were moved away, by reason.", ["reason"], registry=r
-        )
-        self.log_rollbacks = Counter(
-            "mfalcon_log_rollbacks", "Logs that lack events which this replica knew as acknowledged.", registry=r
         )
         self.reloads = Counter(
             "mfalcon_reloads", "Exchanges of a model's checkpoint: swapped, or failed.", ["model", "result"], registry=r
