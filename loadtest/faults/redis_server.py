@@ -442,12 +442,23 @@ class _SentinelServer(RedisServer):
             config.write_text(f"port {self.port}\nbind {HOST}\ndir {self.directory}\n")
         return [str(config), "--sentinel"]
 
-    def monitor(self, name: str, master: RedisServer, replica: RedisServer) -> None:
-        """Watch a master, which it gives up after a silent second; returns once it could be replaced."""
-        self.command("SENTINEL", "MONITOR", name, HOST, master.port, 1)
+    def monitor(self, name: str, master: RedisServer, replica: RedisServer, quorum: int = 1) -> None:
+        """Watch a master, which is given up after a silent second; returns once it could be replaced. quorum: sentinels
+        that must agree on it.
+        """
+        self.command("SENTINEL", "MONITOR", name, HOST, master.port, quorum)
         self.command("SENTINEL", "SET", name, "down-after-milliseconds", 1000)
         self.command("SENTINEL", "SET", name, "failover-timeout", 5000)
         _wait(lambda: self._knows(name, replica), "a replica that the sentinel has found")
+
+    def knows(self, name: str, replica: RedisServer, others: int) -> bool:
+        """Whether it could replace the master now, and has found so many other sentinels."""
+        try:
+            sentinels = self.command("SENTINEL", "SENTINELS", name)
+            assert isinstance(sentinels, list)
+            return len(sentinels) == others and self._knows(name, replica)
+        except redis.RedisError:
+            return False
 
     def _knows(self, name: str, replica: RedisServer) -> bool:
         """The sentinel has read from the replica itself that it follows; until then it would not choose it."""
@@ -467,24 +478,30 @@ def _field(fields: list[Reply], name: bytes) -> Reply:
 
 
 class RedisSentinel:
-    """A master, its replica and one sentinel: `with RedisSentinel() as sentinel: ...`.
+    """A master, its replica and one sentinel, or several: `with RedisSentinel() as sentinel: ...`.
 
-    A master that is silent for a second is replaced without being asked.
+    A master that is silent for a second is replaced without being asked, when most sentinels agree. arguments: of
+    master and replica.
     """
 
     NAME = "mymaster"
 
-    def __init__(self) -> None:
+    def __init__(self, num_sentinels: int = 1, *, append_only: bool = False, arguments: Sequence[str] = ()) -> None:
         # By default a master lets five seconds pass before it sends a replica its data.
-        self.servers = [RedisServer(arguments=("--repl-diskless-sync-delay", "0")) for _ in range(2)]
-        self.sentinel = _SentinelServer()
+        settings = ("--repl-diskless-sync-delay", "0", *arguments)
+        self.servers = [RedisServer(append_only=append_only, arguments=settings) for _ in range(2)]
+        self.sentinels = [_SentinelServer() for _ in range(num_sentinels)]
+        self.sentinel = self.sentinels[0]
         self._entered = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             master, replica = (stack.enter_context(server) for server in self.servers)
             _follow(replica, master)
-            stack.enter_context(self.sentinel).monitor(self.NAME, master, replica)
+            quorum = len(self.sentinels) // 2 + 1
+            for sentinel in self.sentinels:
+                stack.enter_context(sentinel).monitor(self.NAME, master, replica, quorum)
+            _wait(lambda: self._agree(replica), "sentinels that have found each other")
             self._entered = stack.pop_all()
         return self
 
@@ -494,13 +511,32 @@ class RedisSentinel:
         self.close()
 
     def close(self) -> None:
-        """Kill all three."""
+        """Kill all of them."""
         self._entered.close()
 
     @property
     def url(self) -> str:
-        """Where the sentinel is and what it calls the master: redis+sentinel://host:port/name."""
-        return f"redis+sentinel://{HOST}:{self.sentinel.port}/{self.NAME}"
+        """Where the sentinels are and what they call the master: redis+sentinel://host:port,host:port/name."""
+        return f"redis+sentinel://{','.join(f'{HOST}:{each.port}' for each in self.sentinels)}/{self.NAME}"
+
+    def _agree(self, replica: RedisServer) -> bool:
+        return all(each.knows(self.NAME, replica, len(self.sentinels) - 1) for each in self.sentinels)
+
+    def restore(self) -> None:
+        """Start what is dead, thaw what is frozen, and return once a replica follows the master that all sentinels
+        name and could take its place. Raises ConfigError after 20 s.
+        """
+        for server in (*self.servers, *self.sentinels):
+            if server.running:
+                server.thaw()
+            else:
+                server.start()
+        _wait(lambda: _is_master(self.master), "a master that the sentinel names")
+        master = self.master
+        (replica,) = (server for server in self.servers if server is not master)
+        if not _follows(replica, master):  # a sentinel would see to it after ten seconds
+            _follow(replica, master)
+        _wait(lambda: self._agree(replica), "sentinels that know the replica")
 
     @property
     def master(self) -> RedisServer:
@@ -535,6 +571,11 @@ def _follow(replica: RedisServer, master: RedisServer) -> None:
     # The replica counts its link as up before the master begins to send it writes.
     _wait(lambda: "master_link_status:up" in replica.text("INFO", "replication"), "a replica with its data")
     _wait(lambda: f"port={replica.port},state=online" in master.text("INFO", "replication"), "a replica in step")
+
+
+def _follows(replica: RedisServer, master: RedisServer) -> bool:
+    told = replica.text("INFO", "replication")
+    return f"master_port:{master.port}\r" in told and "master_link_status:up" in told
 
 
 def _is_master(server: RedisServer) -> bool:

@@ -31,6 +31,10 @@ class SlowProxy:
         self.bytes_per_second = bytes_per_second
         self.port = 0
         self._behind = port
+        self._passing = {False: asyncio.Event(), True: asyncio.Event()}
+        """Of requests, and of replies."""
+        for passing in self._passing.values():
+            passing.set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="slow-proxy", daemon=True)
         self._listener: asyncio.Server | None = None
@@ -58,6 +62,21 @@ class SlowProxy:
     def drop(self) -> None:
         """Reset every open connection; new ones are welcome."""
         self._call(self._drop())
+
+    def stall(self, *, replies: bool, requests: bool) -> None:
+        """Pass on no byte of these directions from now on; connections stay, and nobody is told."""
+        self._loop.call_soon_threadsafe(self._pass_on, not requests, not replies)
+
+    def resume(self) -> None:
+        """Pass on what has waited, and what comes."""
+        self._loop.call_soon_threadsafe(self._pass_on, True, True)
+
+    def _pass_on(self, requests: bool, replies: bool) -> None:
+        for passing, event in ((requests, self._passing[False]), (replies, self._passing[True])):
+            if passing:
+                event.set()
+            else:
+                event.clear()
 
     def close(self) -> None:
         """Reset every connection and end the thread."""
@@ -108,7 +127,8 @@ class SlowProxy:
             for pump in pumps:
                 pump.cancel()
             # Sockets close a moment after `abort`: who calls `drop` finds them closed.
-            await asyncio.gather(*pumps, *(side.wait_closed() for side in sides), return_exceptions=True)
+            with contextlib.suppress(asyncio.CancelledError):  # `drop` of one that was closing already
+                await asyncio.gather(*pumps, *(side.wait_closed() for side in sides), return_exceptions=True)
             del self._connections[task]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
@@ -116,7 +136,7 @@ class SlowProxy:
         under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_CHUNKS_UNDER_WAY)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._receive(reader, under_way, replies=replies))
-            tasks.create_task(self._send(under_way, writer))
+            tasks.create_task(self._send(under_way, writer, self._passing[replies]))
 
     async def _receive(
         self, reader: asyncio.StreamReader, under_way: asyncio.Queue[tuple[float, bytes]], *, replies: bool
@@ -128,7 +148,9 @@ class SlowProxy:
             due = self._loop.time() + (self.delay_s if replies else 0.0)
             await under_way.put((due, chunk))
 
-    async def _send(self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    async def _send(
+        self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, passing: asyncio.Event
+    ) -> None:
         """Pass on what is due, in pieces that take a twentieth of a second each where bytes are bounded."""
         while True:
             due, chunk = await under_way.get()
@@ -141,5 +163,6 @@ class SlowProxy:
                 piece, chunk = chunk[:size], chunk[size:]
                 if rate is not None:
                     await asyncio.sleep(len(piece) / rate)
+                await passing.wait()
                 writer.write(piece)
                 await writer.drain()

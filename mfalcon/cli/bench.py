@@ -19,6 +19,7 @@ from loadtest.report.pages import append_page, overhead_page, read_page, score_p
 from loadtest.report.table import as_markdown
 from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
+from mfalcon.cli.bench_appends import bench_appends
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_counting import bench_counting
 from mfalcon.cli.bench_dlrm import bench_dlrm
@@ -66,6 +67,7 @@ app.command("counting")(bench_counting)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
+app.command("appends")(bench_appends)
 app.command("kernels")(bench_kernels)
 app.command("scale")(scale)
 app.command("scale-costs")(scale_costs)

@@ -241,3 +241,15 @@ def test_sentinel_replaces_a_killed_master(sentinel: RedisSentinel) -> None:
     wait(lambda: sentinel.master is not old)
     assert sentinel.url == f"redis+sentinel://127.0.0.1:{sentinel.sentinel.port}/mymaster"
     wait(lambda: sentinel.master.command("ROLE")[0] == b"master")  # type: ignore[index]
+
+
+def test_three_sentinels_agree_and_what_was_broken_is_restored() -> None:
+    with RedisSentinel(3) as sentinel:
+        old = sentinel.master
+        assert sentinel.url.count(",") == 2
+        old.kill()
+        wait(lambda: sentinel.master is not old)
+        sentinel.restore()
+        master = sentinel.master
+        assert master is not old
+        assert f"master_port:{master.port}" in old.text("INFO", "replication")

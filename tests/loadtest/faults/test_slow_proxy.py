@@ -92,3 +92,37 @@ def test_server_that_is_down_closes_the_connection(proxy: SlowProxy, redis_serve
     redis_server.start()
     with redis.Redis.from_url(proxy.url, socket_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)) as client:
         assert client.ping()
+
+
+def test_a_direction_that_stalls_passes_nothing_until_it_is_resumed(
+    proxy: SlowProxy, redis_server: RedisServer
+) -> None:
+    """Where replies stall what was asked is done; where requests do, it is not."""
+    for replies, done in ((True, b"1"), (False, None)):
+        redis_server.flush()
+        with redis.Redis.from_url(proxy.url, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
+            client.ping()
+            proxy.stall(replies=replies, requests=not replies)
+            time.sleep(0.05)  # it is told in its own thread
+            with pytest.raises(redis.TimeoutError):
+                client.set("key", 1)
+            assert redis_server.command("GET", "key") == done
+            proxy.drop()
+            proxy.resume()
+        with redis.Redis.from_url(proxy.url, socket_timeout=PATIENCE_S, retry=Retry(NoBackoff(), 0)) as client:
+            assert client.ping()
+
+
+def test_what_waited_is_passed_on(proxy: SlowProxy) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE_S) as connection:
+        connection.sendall(b"PING\r\n")
+        assert connection.recv(99) == b"+PONG\r\n"
+        proxy.stall(replies=False, requests=True)
+        time.sleep(0.05)  # it is told in its own thread
+        connection.sendall(b"ECHO late\r\n")
+        connection.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            connection.recv(99)
+        proxy.resume()
+        connection.settimeout(PATIENCE_S)
+        assert connection.recv(99) == b"$4\r\nlate\r\n"

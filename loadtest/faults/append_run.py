@@ -1,0 +1,120 @@
+"""A run of writers on a Redis that is killed, frozen and cut off, and the judgement of what they saw."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from loadtest.faults.append_faults import Faults, Home, home
+from loadtest.faults.append_writers import WriterOptions, Writers
+from loadtest.faults.linearizability import violations
+from loadtest.faults.recorder import Recorder, keeps_append_ids
+from loadtest.faults.recording import Operation
+from mfalcon.engine.histories import Histories, HistoryOptions
+from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.metrics.states import StateMetrics
+from mfalcon.redis.client import RedisSettings
+
+_READ_S, _WRITE_S = 0.1, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """fault_gap_s: mean, between two faults; 0 for none. replicas: of the event log, each with its own connections."""
+
+    seconds: float = 60.0
+    fault_gap_s: float = 3.0
+    replicas: int = 2
+    writers: WriterOptions = field(default_factory=WriterOptions)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AppendReport:
+    """What was done and what was wrong. operations: by kind and outcome. lost: acknowledged events that are gone."""
+
+    home: str
+    seconds: float
+    faults: dict[str, int]
+    operations: dict[str, int]
+    found: int
+    lost: int
+    told_lost: int
+    wrong: tuple[str, ...]
+
+
+async def run(kind: Home, options: RunOptions) -> AppendReport:
+    """Write, break, mend, read and judge."""
+    with home(kind, seed=options.seed) as faults:
+        async with replicas(faults, options.replicas) as logs:
+            async with keeps_append_ids(logs[0]) as with_ids:
+                pass
+            recorder = Recorder()
+            asked = replace(options.writers, with_ids=with_ids, seed=options.seed)
+            began = time.monotonic()
+            await _write(logs, recorder, asked, faults, options)
+            seconds = time.monotonic() - began
+    wrong = await asyncio.to_thread(violations, recorder.operations, faults.times if faults.fails_over else ())
+    operations = Counter(f"{o.kind} {o.outcome}" for o in recorder.operations)
+    return AppendReport(
+        kind,
+        seconds,
+        dict(faults.done),
+        dict(operations),
+        found=sum(o.was_written for o in recorder.operations),
+        lost=lost_events(recorder.operations),
+        told_lost=recorder.lost_events,
+        wrong=tuple(wrong),
+    )
+
+
+async def _write(
+    logs: Sequence[Histories], recorder: Recorder, asked: WriterOptions, faults: Faults, options: RunOptions
+) -> None:
+    lift = threading.Event()
+    injecting = (
+        asyncio.create_task(asyncio.to_thread(faults.inject, lift, options.fault_gap_s, options.seed))
+        if options.fault_gap_s
+        else None
+    )
+    writing = asyncio.create_task(Writers(logs, recorder, asked).run(time.monotonic() + options.seconds))
+    try:
+        await asyncio.wait({writing}, timeout=options.seconds)
+    finally:
+        lift.set()
+        if injecting is not None:
+            await injecting
+    await writing
+
+
+@asynccontextmanager
+async def replicas(faults: Faults, number: int) -> AsyncIterator[list[Histories]]:
+    """What a server has of its users' histories, several times over."""
+    async with AsyncExitStack() as stack:
+        logs = []
+        for _ in range(number):
+            redis = RedisOptions(RedisSettings(faults.url, _READ_S, _WRITE_S), prefix="appends")
+            logs.append(Histories(HistoryOptions(redis=redis), StateMetrics()))
+            stack.push_async_callback(logs[-1].close)
+            await logs[-1].start()
+        yield logs
+
+
+def lost_events(operations: Sequence[Operation]) -> int:
+    """Acknowledged events that no deletion ended and that the last read of their user lacks."""
+    users: dict[str, list[Operation]] = {}
+    for operation in operations:
+        users.setdefault(operation.user, []).append(operation)
+    lost = 0
+    for mine in users.values():
+        reads = [o for o in mine if o.kind == "read" and o.outcome == "ok" and not o.stale]
+        if not reads:
+            continue
+        last = max(reads, key=lambda o: o.began)
+        deleted = max((o.began for o in mine if o.kind == "delete" and o.outcome != "refused"), default=0.0)
+        told = (o for o in mine if o.kind == "append" and o.outcome == "ok" and o.began > deleted)
+        lost += len({item for o in told if o.ended < last.began for item in o.items} - last.items)
+    return lost

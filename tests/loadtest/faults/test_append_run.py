@@ -1,0 +1,52 @@
+"""Writers on a real Redis under faults: the judge finds nothing wrong, and finds it if a log were not right."""
+
+import dataclasses
+
+import pytest
+
+from loadtest.faults.append_faults import HOMES, Home
+from loadtest.faults.append_run import RunOptions, run
+from loadtest.faults.append_writers import WriterOptions
+from mfalcon.cli.bench_appends import page
+from mfalcon.engine.histories import Histories
+from mfalcon.types import Append, Appended
+
+QUICK = RunOptions(seconds=4.0, fault_gap_s=0.7, writers=WriterOptions(users=2, pause_s=0.03))
+
+
+async def test_a_link_that_stalls_and_a_server_that_is_killed() -> None:
+    report = await run("link", QUICK)
+    assert report.wrong == ()
+    assert report.lost == 0 and sum(report.faults.values()) >= 2
+    assert report.operations["append ok"] > 30 and report.operations["read ok"] > 10
+    assert page([report])[0].rows[0][-1] == "0"
+
+
+@pytest.mark.parametrize("breaks", ["loses", "doubles"])
+async def test_a_log_that_is_not_right_is_found(breaks: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each seventh append is acknowledged and not done, or done twice."""
+    right, calls = Histories.append, 0
+
+    async def append(self: Histories, user_id: str, append: Append, deadline: float | None) -> Appended:
+        nonlocal calls
+        calls += 1
+        told = await right(self, user_id, append, deadline)
+        if calls % 7 == 0 and breaks == "doubles":
+            await right(self, user_id, Append(append.events), deadline)
+        if calls % 7 == 0 and breaks == "loses":
+            return dataclasses.replace(told, version=bytes(16))
+        return told
+
+    monkeypatch.setattr(Histories, "append", append)
+    assert (await run("link", dataclasses.replace(QUICK, seconds=1.0, fault_gap_s=0.0))).wrong
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("late_share", [0.0, 0.2])
+async def test_a_minute_in_every_home(home: Home, late_share: float) -> None:
+    writers = WriterOptions(late_share=late_share)
+    report = await run(home, RunOptions(seconds=60.0, fault_gap_s=3.0, writers=writers))
+    assert report.wrong == ()
+    assert home == "sentinel" or report.lost == 0
+    assert sum(report.faults.values()) >= 5
