@@ -402,6 +402,7 @@ def redis_options(config: ServerConfig) -> RedisOptions | None:
             former_secrets=() if former is None else (former,),
             must_be_signed=config.require_signed_logs,
             max_age_s=config.log_max_age_days * 86_400,
+            durability=config.durability,
         ),
         state_dtype=None if config.redis_state_dtype == "auto" else PayloadDtype.from_name(config.redis_state_dtype),
         ttl_s=config.redis_state_ttl_s,

@@ -231,8 +231,9 @@ class ServerConfig(BaseSettings):
     )
     append_durability: Literal["auto", "memory", "fsync", "replica"] = Field(
         default="auto",
-        description="What an acknowledged event survives: the end of this process where the log is in a file (memory), "
-        "or of the machine too (fsync). auto is fsync for a file, and memory elsewhere.",
+        description="What an acknowledged event survives: the end of this process (memory), of the machine of the log "
+        "too (fsync), or its loss, because a replica of Redis has it (replica). auto is fsync for a file, and memory "
+        "elsewhere, which in Redis is as much as Redis keeps by itself.",
     )
     log_budget_mb: Literal["auto"] | NotNegative = Field(
         default="auto",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from mfalcon.engine.workers import take_cores
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion, Deletions
+from mfalcon.history.durability import FSYNC_SINCE
 from mfalcon.history.history import Retention
 from mfalcon.history.log_sweep import LogSweep
 from mfalcon.history.redis_log import LogOptions, RedisLog
@@ -216,8 +217,34 @@ class RedisParts:
                 )
         for persistence in await self.client.info("persistence"):
             if not int(persistence.get("aof_enabled", 1)):
+                if self.options.log.durability == "fsync":
+                    self._is_safe = False
+                    raise ConfigError("redis appendonly: got no, must be yes with append_durability fsync")
                 _log.warning("redis appendonly: got no; acknowledged events may be lost when Redis restarts")
+        if self.options.log.durability == "fsync":
+            await self._check_version()
+        if self.options.log.durability == "replica":
+            await self._look_for_replicas()
         self._is_safe = True
+
+    async def _check_version(self) -> None:
+        for server in await self.client.info("server"):
+            version = str(server.get("redis_version", "0"))
+            if tuple(int(part) for part in version.split(".")[:2] if part.isdecimal()) < FSYNC_SINCE:
+                self._is_safe = False
+                raise ConfigError(
+                    f"redis version: got {version}, must be at least 7.2 with append_durability fsync; on an older one "
+                    "appendfsync always gives the same with append_durability memory"
+                )
+
+    async def _look_for_replicas(self) -> None:
+        """No error where there are none: after a failover they come a moment later."""
+        for replication in await self.client.info("replication"):
+            if not int(replication.get("connected_slaves", 0)):
+                _log.warning(
+                    "redis replication: a master has no replica; with append_durability replica nothing is appended "
+                    "until it has one"
+                )
 
 
 def codec_workers() -> ThreadPoolExecutor:

@@ -16,13 +16,14 @@ from cachetools import TTLCache
 from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history.append_ids import MAX_IDS, TTL_S, Record, id_hash
 from mfalcon.history.appending import appended
+from mfalcon.history.durability import Durability, is_reached, wait_command
 from mfalcon.history.history import History, Retention
 from mfalcon.history.joining import Waiting
 from mfalcon.history.redis_header import AS_KNOWN, HEADER_BYTES, NO_HEADER, Header, Headers
 from mfalcon.history.redis_known import Known, clock_after
 from mfalcon.history.redis_scripts import APPEND, GUARD, WRITTEN
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.client import DURABLE_APPEND, LOG_APPEND, RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Appended, Events
@@ -117,7 +118,9 @@ class _Plan:
 
 
 class RedisAppends:
-    """Writes what `Joining` joins. max_ids: that are remembered of a user. Lives on the event loop."""
+    """Writes what `Joining` joins. max_ids: that are remembered of a user. durability: of what is acknowledged. Lives
+    on the event loop.
+    """
 
     def __init__(
         self,
@@ -128,6 +131,7 @@ class RedisAppends:
         metrics: StateMetrics,
         copies: Copies,
         max_ids: int = MAX_IDS,
+        durability: Durability = "memory",
     ) -> None:
         self._client = client
         self._keys = keys
@@ -136,6 +140,7 @@ class RedisAppends:
         self._metrics = metrics
         self._copies = copies
         self._max_ids = max_ids
+        self._durability: Durability = durability
         self._contended: TTLCache[str, None] = TTLCache(10_000, _CONTENDED_S)
 
     async def write(self, user_id: str, joined: Sequence[Waiting]) -> float:
@@ -151,14 +156,17 @@ class RedisAppends:
             after = NO_HEADER
             if plan.written:
                 after = self._headers.write(plan.after, clock_after(known.header.clock))
-            reply = await self._send(plan, after, joined, [id_hash(one.append) for one in named])
+            reply, *waited = await self._send(plan, after, joined, [id_hash(one.append) for one in named])
             header, first, content, *found = reply
+            is_durable = not waited or is_reached(self._durability, waited[0])
             seconds = time.monotonic() - began
             if first == WRITTEN:
-                self._written(plan, after)
+                self._written(plan, after, is_durable)
                 return self._yield_for(user_id, seconds)
             for waiting, raw in zip(named, found[0] if found else (), strict=False):
-                if raw is not None:
+                if raw is not None and not is_durable:
+                    waiting.fail(self._not_durable())
+                elif raw is not None:
                     _tell_again(waiting, raw)
             if first != AS_KNOWN and plan.written:
                 self._metrics.log_conflicts.inc()
@@ -167,8 +175,10 @@ class RedisAppends:
             is_fresh = True
         return 0.0
 
-    async def _send(self, plan: _Plan, header: Header, joined: Sequence[Waiting], ids: Sequence[bytes]) -> Reply:
-        """Run the script. Where that fails, each append has its error, and it is raised too."""
+    async def _send(self, plan: _Plan, header: Header, joined: Sequence[Waiting], ids: Sequence[bytes]) -> list[Reply]:
+        """Run the script, and where more than memory is asked for, wait until Redis says how durable it is: two replies
+        then. Where that fails, each append has its error, and it is raised too.
+        """
         user = plan.after.user
         log, appends, script = self._keys.log(user), self._keys.appends(user), GUARD + APPEND
         known, what = plan.known.as_arguments(), (header.raw, *plan.changes())
@@ -177,8 +187,11 @@ class RedisAppends:
         command: Command = ("EVAL", script, 2, log, appends, *known, *what, *limits, len(ids), *ids, *records)
         for waiting, _ in (*plan.written, *plan.again):
             waiting.is_sent = True
+        seconds = self._seconds_left(joined)
+        wait = wait_command(self._durability, seconds)
+        commands, op = ((command,), LOG_APPEND) if wait is None else ((command, wait), DURABLE_APPEND)
         try:
-            (reply,) = await self._client.call("log_append", log, [command], self._seconds_left(joined))
+            replies = await self._client.call(op, log, commands, seconds)
         except StorageUnavailable as error:
             for waiting in joined:
                 is_done = error.may_be_done and waiting.is_sent
@@ -187,16 +200,26 @@ class RedisAppends:
             raise
         for waiting in joined:
             waiting.is_sent = False
-        return reply
+        return replies
 
-    def _written(self, plan: _Plan, header: Header) -> None:
+    def _written(self, plan: _Plan, header: Header, is_durable: bool) -> None:
         if plan.after.base != plan.known.history.base:
             self._metrics.log_trims.inc()
         self._copies.keep(Known(plan.after, header))
+        if not is_durable:
+            for waiting, _ in (*plan.written, *plan.again):
+                waiting.fail(self._not_durable())
+            replace(plan, written=(), again=()).answer()
+            return
         (waiting, told), *others = plan.written
         if lost := self._copies.lost(plan.after.user):
             told = replace(told, lost_events=lost)
         replace(plan, written=((waiting, told), *others)).answer()
+
+    def _not_durable(self) -> StorageUnavailable:
+        self._metrics.log_not_durable.inc()
+        what = "on the disk of Redis" if self._durability == "fsync" else "in a replica of Redis"
+        return StorageUnavailable(f"the events are written, but not yet {what}; {_MAY_BE_DONE}", may_be_done=True)
 
     def _yield_for(self, user_id: str, seconds: float) -> float:
         """Who has just written comes last among those who write the same user: so nobody's luck lasts."""

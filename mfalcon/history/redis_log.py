@@ -22,6 +22,7 @@ from cachetools import LRUCache
 from mfalcon.errors import DamagedLog, DeadlineExceeded, StorageUnavailable
 from mfalcon.history.append_ids import MAX_IDS
 from mfalcon.history.chain import CHAIN_BLOCK
+from mfalcon.history.durability import Durability
 from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.joining import Joining
 from mfalcon.history.redis_append import NOTHING_DONE, Copies, RedisAppends
@@ -65,7 +66,7 @@ class LogOptions:
     Redis that cannot be asked. on_damage: of a user whose log is damaged: refuse what is asked of him until somebody
     restores or deletes the log, or move it away, where it stays for quarantine_s, and begin an empty one. secret,
     former_secrets, must_be_signed: see `Headers`. max_ids: appends of a user that are remembered by their ids.
-    max_age_s: see `LogSweep`, 0 for no sweep.
+    max_age_s: see `LogSweep`, 0 for no sweep. durability: of what is acknowledged.
     """
 
     cache_bytes: int = 256 << 20
@@ -77,6 +78,7 @@ class LogOptions:
     must_be_signed: bool = False
     max_ids: int = MAX_IDS
     max_age_s: float = 0.0
+    durability: Durability = "memory"
 
 
 class RedisLog:
@@ -102,7 +104,9 @@ class RedisLog:
         self._copies: LRUCache[bytes, Known] = LRUCache(options.cache_bytes, getsizeof=_num_bytes)
         self._rollbacks = Rollbacks(metrics)
         copies = Copies(self._known, self._taken, self._keep, self._rollbacks.told, self._most_bytes)
-        appends = RedisAppends(client, keys, self._headers, retention, metrics, copies, options.max_ids)
+        appends = RedisAppends(
+            client, keys, self._headers, retention, metrics, copies, options.max_ids, options.durability
+        )
         self._joining = Joining(appends.write)
 
     async def read(self, user_id: str, timeout_s: float) -> Reading:

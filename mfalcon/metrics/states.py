@@ -102,6 +102,9 @@ class StateMetrics:
         self.log_quarantined = Counter(
             "mfalcon_log_quarantined", "Damaged logs that were moved away, by reason.", ["reason"], registry=r
         )
+        self.log_not_durable = Counter(
+            "mfalcon_log_not_durable", "Appends that were written, but not as durably as asked in time.", registry=r
+        )
         self.reloads = Counter(
             "mfalcon_reloads", "Exchanges of a model's checkpoint: swapped, or failed.", ["model", "result"], registry=r
         )

@@ -49,6 +49,11 @@ ERRORS: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSErro
 
 BULK = frozenset({"chunks_read", "chunk_write"})
 """Calls that move states."""
+LOG_APPEND, DURABLE_APPEND = "log_append", "log_append_durable"
+_WAITING = 128
+"""Most calls to a node at once that wait there for its disk or its replica, on connections of their own: nobody's read
+waits for them.
+"""
 
 _SPARE = 8
 """Connections beside the calls': probes, INFO."""
@@ -79,10 +84,9 @@ class RedisClient:
     def __init__(self, settings: RedisSettings, metrics: StateMetrics) -> None:
         self.settings = settings
         self._metrics = metrics
-        self._slots: dict[tuple[str, bool], asyncio.Semaphore] = {}
-        client = connect(
-            settings.url, settings.write_timeout_s, settings.write_timeout_s, settings.max_connections + _SPARE
-        )
+        self._slots: dict[tuple[str, str], asyncio.Semaphore] = {}
+        most = settings.max_connections + _WAITING + _SPARE  # opened as they are needed
+        client = connect(settings.url, settings.write_timeout_s, settings.write_timeout_s, most)
         self._redis: redis.asyncio.Redis | Cluster = Cluster(client) if isinstance(client, RedisCluster) else client
         self._exchanges: set[asyncio.Task[Any]] = set()
         self._told_at: dict[tuple[str, str], float] = {}
@@ -152,7 +156,7 @@ class RedisClient:
             self._metrics.redis_errors.labels(op, "breaker").inc()
             raise StorageUnavailable("Redis does not answer; it is not tried until a probe is answered")
         began = time.monotonic()
-        slots = self._slots_of(node, op in BULK)
+        slots = self._slots_of(node, op)
         try:
             async with asyncio.timeout(timeout_s):  # wait_for may lose a cancellation that comes with the slot
                 await slots.acquire()
@@ -191,15 +195,17 @@ class RedisClient:
         task.add_done_callback(_look_at)
         return task
 
-    def _slots_of(self, node: str, is_bulk: bool) -> asyncio.Semaphore:
+    def _slots_of(self, node: str, op: str) -> asyncio.Semaphore:
         """What keeps us below the limit of a node's pool: a full pool raises, we wait within the call's time. Large
-        values have connections of their own: however slow they are, the log gets through.
+        values, and what waits for a disk or a replica, have connections of their own: however slow they are, the log
+        gets through.
         """
-        if (node, is_bulk) not in self._slots:
+        kind = "bulk" if op in BULK else "waiting" if op == DURABLE_APPEND else "log"
+        if (node, kind) not in self._slots:
             bulk = max(1, self.settings.max_connections // 2)
-            self._slots[node, True] = asyncio.Semaphore(bulk)
-            self._slots[node, False] = asyncio.Semaphore(max(1, self.settings.max_connections - bulk))
-        return self._slots[node, is_bulk]
+            most = {"bulk": bulk, "waiting": _WAITING, "log": max(1, self.settings.max_connections - bulk)}
+            self._slots[node, kind] = asyncio.Semaphore(most[kind])
+        return self._slots[node, kind]
 
     async def _exchange(self, key: str, commands: Sequence[Command]) -> list[Reply]:
         if isinstance(self._redis, Cluster):
@@ -291,7 +297,7 @@ class RedisClient:
         for node in self._breakers.keys() - nodes:
             del self._breakers[node]
             self._metrics.breaker_open.remove(node)
-        self._slots = {(node, is_bulk): slots for (node, is_bulk), slots in self._slots.items() if node in nodes}
+        self._slots = {(node, kind): slots for (node, kind), slots in self._slots.items() if node in nodes}
 
     async def _ping(self, node: str, ping: Awaitable[Any]) -> bool:
         """Wait a little for an answer. One that comes later is no better than none; until it has come, nothing new is

@@ -33,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 Redirection: TypeAlias = MovedError | AskError | TryAgainError
 
+_WAITS = frozenset({"WAIT", "WAITAOF"})
 _MOST_REDIRECTIONS = 5
 _TRY_AGAIN_S = 0.02
 _REFRESH_S = 0.5
@@ -109,6 +110,8 @@ class Cluster:
             left = [at for at, reply in enumerate(replies) if isinstance(reply, MovedError | AskError | TryAgainError)]
             if not left:
                 break
+            # What has no key waits for what was written before it on its connection, so it goes along.
+            left = [at for at, command in enumerate(commands) if at in left or command[0] in _WAITS]
             node, is_asking = await self._follow(replies[left[0]], node)
             for at, reply in zip(left, await self._send(node, [commands[at] for at in left], is_asking), strict=True):
                 replies[at] = reply

@@ -32,6 +32,7 @@ def test_settings_reach_their_place(tmp_path: Path) -> None:
                 "redis_timeout_ms": 20,
                 "redis_state_dtype": "int8",
                 "redis_budget_mb": 3,
+                "append_durability": "replica",
                 "redis_secret_file": tmp_path / "secret",
             },
         )
@@ -42,6 +43,7 @@ def test_settings_reach_their_place(tmp_path: Path) -> None:
     assert options.holds_log and options.log.serve_stale
     assert options.state_dtype is PayloadDtype.INT8
     assert options.budget_bytes == 3 << 20
+    assert options.log.durability == "replica"
     assert (options.prefix, options.secret) == ("p", b"0123456789abcdef")
 
 

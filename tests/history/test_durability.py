@@ -1,0 +1,153 @@
+"""What is acknowledged is as durable as was asked: real servers with a disk and a replica, and without."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from loadtest.faults.redis_server import HOST, RedisCluster, RedisSentinel, RedisServer
+from mfalcon.engine.redis_parts import RedisOptions, RedisParts
+from mfalcon.errors import ConfigError, StorageUnavailable
+from mfalcon.history.durability import Durability, is_reached, wait_command
+from mfalcon.history.history import Retention
+from mfalcon.history.redis_header import HEADER_BYTES
+from mfalcon.history.redis_log import LogOptions, RedisLog
+from mfalcon.metrics.states import StateMetrics
+from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.keys import Keys
+from mfalcon.types import Append
+from tests.redis_fixtures import OwnRedis
+from tests.small import random_events
+
+RETENTION = Retention(200, 64)
+MakeLog = Callable[..., RedisLog]
+
+
+@pytest.fixture
+async def make_log() -> AsyncIterator[MakeLog]:
+    clients = []
+
+    def make(url: str, durability: Durability, write_timeout_s: float = 0.7) -> RedisLog:
+        clients.append(RedisClient(RedisSettings(url, 2.0, write_timeout_s), StateMetrics()))
+        clients[-1].start()  # a breaker that has opened is closed by a probe
+        return RedisLog(clients[-1], Keys("t"), RETENTION, StateMetrics(), LogOptions(durability=durability))
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+def with_replica(master: RedisServer, own_redis: OwnRedis) -> RedisServer:
+    replica = own_redis(arguments=("--replicaof", f"{HOST} {master.port}"))
+    return replica
+
+
+async def test_a_replica_has_what_is_acknowledged(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
+    replica = with_replica(master, own_redis)
+    log, events = make_log(master.url, "replica"), random_events(20)
+    for _ in range(100):  # until they are connected
+        if "connected_slaves:1" in master.text("INFO", "replication") and "link_status:up" in replica.text("INFO"):
+            break
+        await asyncio.sleep(0.05)
+    assert (await log.append("ann", Append(events[:10], append_id="a"), None)).history_len == 10
+    assert replica.command("STRLEN", Keys("t").log((await log.read("ann", 2)).history.user)) == HEADER_BYTES + 10 * 24
+    replica.freeze()
+    for attempt in range(2):  # the second one finds it written, and the replica still without it
+        with pytest.raises(StorageUnavailable, match="not yet in a replica of Redis; it may have been written") as late:
+            await log.append("ann", Append(events[10:], 10, append_id="b"), None)
+        assert late.value.may_be_done, attempt
+        assert len((await log.read("ann", 2)).history) == 20
+    replica.thaw()
+    told = await log.append("ann", Append(events[10:], 10, append_id="b"), None)
+    assert told.was_written and told.history_len == 20
+    assert replica.command("STRLEN", Keys("t").log((await log.read("ann", 2)).history.user)) == HEADER_BYTES + 20 * 24
+
+
+async def test_reads_do_not_wait_for_those_that_wait(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    """No replica at all: forty users' appends wait for one, on more connections than reads have."""
+    log = make_log(own_redis().url, "replica", 2.0)
+    waiting = [asyncio.create_task(log.append(f"u{i}", Append(random_events(1)), None)) for i in range(40)]
+    await asyncio.sleep(0.3)
+    async with asyncio.timeout(1):
+        assert [len((await log.read(f"u{i}", 1)).history) for i in range(40)] == [1] * 40
+    assert not any(task.done() for task in waiting)
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(end, StorageUnavailable) and end.may_be_done for end in ends)
+
+
+async def test_of_a_join_only_what_was_refused_has_another_answer(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    log = make_log(own_redis().url, "replica", 0.7)
+    appends = (Append(random_events(1)), Append(random_events(1), 7), Append(random_events(1), append_id="a"))
+    first = asyncio.create_task(log.append("ann", Append(random_events(1)), None))
+    await asyncio.sleep(0)
+    ends = await asyncio.gather(*(log.append("ann", append, None) for append in appends), return_exceptions=True)
+    assert ["not yet in" in str(end) for end in ends] == [True, False, True]
+    assert "the history has 2 events" in str(ends[1])
+    with pytest.raises(StorageUnavailable):
+        await first
+
+
+async def test_the_disk_has_what_is_acknowledged(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    server, events = own_redis(append_only=True), random_events(30)
+    server.command("CONFIG", "SET", "appendfsync", "everysec")
+    log = make_log(server.url, "fsync", 4.0)
+    for stop in (10, 20, 30):
+        await log.append("ann", Append(events[stop - 10 : stop]), None)
+        server.kill()
+        await asyncio.to_thread(server.start)
+        server.command("CONFIG", "SET", "appendfsync", "everysec")
+        assert len((await log.read("ann", 2)).history) == stop
+    server.command("CONFIG", "SET", "appendfsync", "no")
+    with pytest.raises(StorageUnavailable, match="not yet on the disk of Redis"):
+        await make_log(server.url, "fsync", 0.7).append("ann", Append(random_events(1, 1, 10**13)), None)
+
+
+async def test_a_cluster_waits_on_the_node_of_the_user(make_log: MakeLog) -> None:
+    with RedisCluster(arguments=("--appendonly", "yes", "--appendfsync", "always")) as cluster:
+        fsync, replica = make_log(cluster.url, "fsync", 2.0), make_log(cluster.url, "replica", 0.6)
+        for number in range(3):
+            assert (await fsync.append(f"u{number}", Append(random_events(3)), None)).history_len == 3
+            with pytest.raises(StorageUnavailable, match="not yet in a replica"):
+                await replica.append(f"u{number}", Append(random_events(1, 1, 10**13)), None)
+
+
+async def test_no_failover_loses_what_a_replica_has(make_log: MakeLog) -> None:
+    with RedisSentinel() as sentinel:
+        log = make_log(sentinel.url, "replica", 2.0)
+        told = await log.append("ann", Append(random_events(10), append_id="a"), None)
+        sentinel.master.kill()
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    history = (await log.read("ann", 0.5)).history
+                    break
+                except StorageUnavailable:
+                    await asyncio.sleep(0.1)
+        assert (len(history), history.version) == (10, told.version)
+
+
+async def check(url: str, durability: Durability) -> None:
+    options = RedisOptions(RedisSettings(url, 2.0, 2.0), log=LogOptions(durability=durability))
+    parts = RedisParts(options, RETENTION, StateMetrics(), lambda _: None)
+    try:
+        await parts.start()
+    finally:
+        await parts.close()
+
+
+async def test_a_redis_that_cannot_is_refused_at_start(own_redis: OwnRedis, caplog: pytest.LogCaptureFixture) -> None:
+    without = own_redis()
+    with pytest.raises(ConfigError, match="redis appendonly: got no, must be yes with append_durability fsync"):
+        await check(without.url, "fsync")
+    await check(own_redis(append_only=True).url, "fsync")
+    await check(without.url, "replica")
+    assert "a master has no replica" in caplog.text
+
+
+def test_redis_is_given_less_time_than_the_call_and_never_all_of_it() -> None:
+    assert wait_command("memory", 1.0) is None
+    assert wait_command("replica", 2.0) == ("WAIT", 1, 1_600)
+    assert wait_command("fsync", 1e-9) == ("WAITAOF", 1, 0, 1)
+    assert [is_reached("fsync", reply) for reply in ([1, 0], [0, 3])] == [True, False]
+    assert [is_reached("replica", reply) for reply in (2, 0)] == [True, False]
