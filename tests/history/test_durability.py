@@ -27,7 +27,7 @@ MakeLog = Callable[..., RedisLog]
 async def make_log() -> AsyncIterator[MakeLog]:
     clients = []
 
-    def make(url: str, durability: Durability, write_timeout_s: float = 0.7) -> RedisLog:
+    def make(url: str, durability: Durability, write_timeout_s: float = 2.0) -> RedisLog:
         clients.append(RedisClient(RedisSettings(url, 2.0, write_timeout_s), StateMetrics()))
         clients[-1].start()  # a breaker that has opened is closed by a probe
         return RedisLog(clients[-1], Keys("t"), RETENTION, StateMetrics(), LogOptions(durability=durability))
@@ -77,7 +77,7 @@ async def test_reads_do_not_wait_for_those_that_wait(own_redis: OwnRedis, make_l
 
 
 async def test_of_a_join_only_what_was_refused_has_another_answer(own_redis: OwnRedis, make_log: MakeLog) -> None:
-    log = make_log(own_redis().url, "replica", 0.7)
+    log = make_log(own_redis().url, "replica", 2.0)
     appends = (Append(random_events(1)), Append(random_events(1), 7), Append(random_events(1), append_id="a"))
     first = asyncio.create_task(log.append("ann", Append(random_events(1)), None))
     await asyncio.sleep(0)
@@ -100,12 +100,12 @@ async def test_the_disk_has_what_is_acknowledged(own_redis: OwnRedis, make_log: 
         assert len((await log.read("ann", 2)).history) == stop
     server.command("CONFIG", "SET", "appendfsync", "no")
     with pytest.raises(StorageUnavailable, match="not yet on the disk of Redis"):
-        await make_log(server.url, "fsync", 0.7).append("ann", Append(random_events(1, 1, 10**13)), None)
+        await make_log(server.url, "fsync", 2.0).append("ann", Append(random_events(1, 1, 10**13)), None)
 
 
 async def test_a_cluster_waits_on_the_node_of_the_user(make_log: MakeLog) -> None:
     with RedisCluster(arguments=("--appendonly", "yes", "--appendfsync", "always")) as cluster:
-        fsync, replica = make_log(cluster.url, "fsync", 2.0), make_log(cluster.url, "replica", 0.6)
+        fsync, replica = make_log(cluster.url, "fsync", 2.0), make_log(cluster.url, "replica", 1.5)
         for number in range(3):
             assert (await fsync.append(f"u{number}", Append(random_events(3)), None)).history_len == 3
             with pytest.raises(StorageUnavailable, match="not yet in a replica"):
