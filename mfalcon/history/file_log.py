@@ -329,7 +329,7 @@ class FileLog:
         me = asyncio.current_task()
         try:
             record = await self._in_thread(lambda store: store.read(user))
-            history = no_history(user_id) if record is None else record.history()
+            history = no_history(user_id) if record is None else replace(record, user_id=user_id).history()
             if history is None:
                 self._states.log_damaged.labels("hash").inc()
                 raise EngineFailure("the event log of this user is damaged: its events do not hash to their own link")

@@ -238,9 +238,9 @@ class FileStore:
         now = (after.generation, after.base, len(after), base_link, after.version, tail)
         if before.generation:
             changed = self.db.execute(
-                "UPDATE users SET generation = ?, base = ?, length = ?, base_link = ?, link = ?, tail = ? "
+                "UPDATE users SET user_id = ?, generation = ?, base = ?, length = ?, base_link = ?, link = ?, tail = ? "
                 "WHERE user = ? AND generation = ? AND length = ? AND link = ?",
-                (*now, user, before.generation, len(before), before.version),
+                (after.user_id, *now, user, before.generation, len(before), before.version),
             )
         else:
             changed = self.db.execute(
