@@ -352,7 +352,13 @@ def file_options(config: ServerConfig) -> FileLogOptions | None:
     if config.log_place != "file":
         return None
     assert config.log_dir is not None and config.durability != "replica"
-    return FileLogOptions(config.log_dir, config.durability, config.log_cache_mb << 20)
+    return FileLogOptions(
+        config.log_dir,
+        config.durability,
+        config.log_cache_mb << 20,
+        on_damage=config.damaged_log,
+        quarantine_s=config.quarantine_days * 86_400,
+    )
 
 
 def log_budget(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> LogBudget:  # noqa: B008 (it is frozen)

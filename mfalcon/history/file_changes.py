@@ -9,12 +9,13 @@ from mfalcon.history.history import History
 
 @dataclass(frozen=True, slots=True)
 class AppendId:
-    """What is kept of an append that its caller named. name: [16] hash. written: in seconds since 1970."""
+    """What is kept of an append that its caller named, see append_ids.py: its `id_hash` and its packed `Record`.
+    written: in seconds since 1970.
+    """
 
     name: bytes
     written: int
-    length: int
-    link: bytes
+    record: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,14 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireIds:
-    """Forget append ids that were written before then, the oldest first, so many at most."""
+class Expire:
+    """Forget append ids that were written before a time, the oldest first, so many at most, and damaged logs that were
+    moved away before a time.
+    """
 
     written_before: int
     most: int
+    moved_before: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +68,26 @@ class FindId:
     name: bytes
 
 
-Change: TypeAlias = Put | Touch | Delete | ExpireIds | FindId
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Move a user's damaged log away, where nobody reads it. now: in seconds since 1970."""
+
+    user: bytes
+    now: int
+
+
+Change: TypeAlias = Put | Touch | Delete | Quarantine | Expire | FindId
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
     """What became of a change. applied: False if the rows hold another history. generation: of the log that ended.
-    written: the append of this name that had been written before.
+    written: the record of the append of this name that had been written before.
     """
 
     applied: bool = True
     generation: bytes = b""
-    written: AppendId | None = None
+    written: bytes | None = None
 
 
 def wrote_nothing(error: sqlite3.Error) -> bool:

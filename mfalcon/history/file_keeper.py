@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from mfalcon.history.append_ids import TTL_S
 from mfalcon.history.budget import LogBudget
-from mfalcon.history.file_changes import ExpireIds
+from mfalcon.history.file_changes import Expire
 from mfalcon.history.file_upkeep import FileUpkeep, seconds_now
 from mfalcon.history.file_writer import FileWriter, Waiting
 from mfalcon.metrics.logs import LogMetrics
@@ -18,7 +19,6 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-APPEND_IDS_LIVE_S = 3_600
 ERASE_S = 5.0
 """After a deletion, until the pages that held its events are overwritten in the file and gone from the journal, unless
 somebody reads them.
@@ -35,7 +35,8 @@ _NAMED = 10
 class FileKeeper:
     """Owns what reads and moves pages beside the writer. Lives on the event loop, works in threads beside it.
 
-    evict: deletes the log of a user who was not asked for since a time, for a reason.
+    evict: deletes the log of a user who was not asked for since a time, for a reason. quarantine_s: after which damaged
+    logs that were moved away are deleted.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class FileKeeper:
         writer: FileWriter,
         metrics: LogMetrics,
         evict: Callable[[bytes, int, str], Awaitable[None]],
+        quarantine_s: float,
     ) -> None:
         self._upkeep = FileUpkeep(directory)
         self._checking = FileUpkeep(directory)
@@ -52,6 +54,7 @@ class FileKeeper:
         self._writer = writer
         self._metrics = metrics
         self._evict = evict
+        self._quarantine_s = quarantine_s
         self._erase_at = float("inf")
         self._synced = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,7 +113,8 @@ class FileKeeper:
         if self._look.may_truncate:
             self._writer.truncate()
         await asyncio.gather(*(self._evict(user, used_before, reason) for user, _ in self._look.idle))
-        self._writer.submit(Waiting(ExpireIds(now - APPEND_IDS_LIVE_S, _MOST_EXPIRED), lambda outcome: None))
+        expire = Expire(now - TTL_S, _MOST_EXPIRED, int(now - self._quarantine_s))
+        self._writer.submit(Waiting(expire, lambda outcome: None))
 
     def _who_must_go(self, now: int) -> tuple[int, int, str]:
         """Users who were not asked for since a time, how many of them at most, and why."""

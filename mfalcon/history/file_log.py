@@ -8,7 +8,6 @@ give what was committed: from verified copies of the histories in use, or from t
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import sqlite3
 import threading
@@ -23,13 +22,14 @@ from typing import Literal, TypeAlias, TypeVar
 from cachetools import LRUCache
 
 from mfalcon.errors import (
+    DamagedLog,
     DeadlineExceeded,
-    EngineFailure,
     HistoryMismatch,
     InvalidInput,
     Overloaded,
     StorageUnavailable,
 )
+from mfalcon.history.append_ids import Record, id_hash
 from mfalcon.history.appending import appended
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.deletions import Deletion
@@ -41,6 +41,7 @@ from mfalcon.history.file_changes import (
     Done,
     FindId,
     Put,
+    Quarantine,
     Touch,
     is_damage,
     is_full,
@@ -92,13 +93,17 @@ class _Live:
 class FileLogOptions:
     """directory: belongs to one server. durability: what an acknowledged event survives: the process (memory), or the
     machine too (fsync). cache_bytes: of memory, for verified copies. step_s: to which the file knows when a user was
-    asked for, for an append; for a read to sixty times that. Less where users go after a short while.
+    asked for, for an append; for a read to sixty times that. Less where users go after a short while. on_damage: of a
+    user whose log is damaged: refuse what is asked of him until somebody restores or deletes the log, or move it to a
+    table where it stays for quarantine_s, and begin an empty one.
     """
 
     directory: Path
     durability: FileDurability = "fsync"
     cache_bytes: int = 256 << 20
     step_s: int = _STEP_S
+    on_damage: Literal["refuse", "start-empty"] = "refuse"
+    quarantine_s: float = 7 * 86_400.0
 
 
 class FileLog:
@@ -142,7 +147,9 @@ class FileLog:
         )
         self._live: dict[bytes, _Live] = {}
         self._loads: dict[bytes, asyncio.Task[History]] = {}
-        self._keeper = FileKeeper(options.directory, budget, self._writer, log_metrics, self._evict)
+        self._keeper = FileKeeper(
+            options.directory, budget, self._writer, log_metrics, self._evict, options.quarantine_s
+        )
         self._closed = False
 
     def __len__(self) -> int:
@@ -168,7 +175,7 @@ class FileLog:
         """The user's history, verified.
 
         Raises StorageUnavailable when the disk does not give it within that time or a second, whichever is more, for
-        there is no other place to ask; EngineFailure when it is damaged.
+        there is no other place to ask; DamagedLog when it is damaged.
         """
         empty = no_history(user_id)
         live = self._live.get(empty.user)
@@ -186,27 +193,27 @@ class FileLog:
         seconds.
 
         Raises HistoryMismatch, InvalidInput or Overloaded, and then nothing was written; StorageUnavailable and
-        DeadlineExceeded say whether they may have been; EngineFailure when the user's log is damaged.
+        DeadlineExceeded say whether they may have been; DamagedLog when that is what the user's log is.
         """
         empty = no_history(user_id)
-        name = _name_of(append.append_id) if append.append_id else b""
+        name = id_hash(append) if append.append_id else b""
         while True:
             before = await self._latest(user_id, empty.user, deadline)
             try:
                 longer, told = appended(before, append)
             except (HistoryMismatch, InvalidInput):
                 if name and (written := await self._written(empty.user, name)) is not None:
-                    return _told_again(written)
+                    return Record.unpack(written).told_again(append)
                 raise
             if not before.generation:
                 self._check_room()
                 longer = replace(longer, generation=os.urandom(8))
             after = self._retention.keep(longer)
             now = seconds_now()
-            known = AppendId(name, now, told.history_len, told.version) if name else None
+            known = AppendId(name, now, Record.of(append, told).pack()) if name else None
             outcome = await self._change(Put(before, after, now, self._step_s, known), empty.user, after, deadline)
             if outcome.written is not None:
-                return _told_again(outcome.written)
+                return Record.unpack(outcome.written).told_again(append)
             if outcome.applied:
                 if after.base != before.base:
                     self._states.log_trims.inc()
@@ -305,10 +312,9 @@ class FileLog:
         if not told.done():
             told.set_result(outcome)
 
-    def _failure(self, error: sqlite3.Error) -> StorageUnavailable | EngineFailure:
+    def _failure(self, error: sqlite3.Error) -> StorageUnavailable | DamagedLog:
         if is_damage(error):
-            self._states.log_damaged.labels("pages").inc()
-            return EngineFailure(f"the event log of this user is damaged: its pages cannot be changed; {_NOTHING}")
+            return self._damaged("pages")
         what = "its disk is full" if is_full(error) else "its disk failed"
         nothing = wrote_nothing(error)
         outcome = _NOTHING if nothing else _MAY_BE
@@ -331,8 +337,7 @@ class FileLog:
             record = await self._in_thread(lambda store: store.read(user))
             history = no_history(user_id) if record is None else replace(record, user_id=user_id).history()
             if history is None:
-                self._states.log_damaged.labels("hash").inc()
-                raise EngineFailure("the event log of this user is damaged: its events do not hash to their own link")
+                history = await self._without_damage(user_id, user)
             if self._loads.get(user) is me and user not in self._live:
                 self._keep(history, 0 if record is None else record.used)
                 if (copy := self._copies.get(user)) is not None:
@@ -341,6 +346,24 @@ class FileLog:
         finally:
             if self._loads.get(user) is me:
                 del self._loads[user]
+
+    def _damaged(self, reason: str) -> DamagedLog:
+        self._states.log_damaged.labels(reason).inc()
+        return DamagedLog(reason)
+
+    async def _without_damage(self, user_id: str, user: bytes) -> History:
+        """The empty history of a user whose damaged log has been moved away. Raises DamagedLog where that is not
+        wished.
+        """
+        damaged = self._damaged("hash")
+        if self._options.on_damage == "refuse":
+            raise damaged
+        outcome = await self._submit(Quarantine(user, seconds_now()))
+        if not (isinstance(outcome, Done) and outcome.applied):
+            raise damaged
+        self._states.log_quarantined.labels("hash").inc()
+        self._on_evicted(Deletion(user, outcome.generation))
+        return no_history(user_id)
 
     def _keep(self, history: History, used: int) -> None:
         self._copies.pop(history.user, None)
@@ -366,7 +389,7 @@ class FileLog:
         self._writer.submit(Waiting(change, settle))
         return told
 
-    async def _written(self, user: bytes, name: bytes) -> AppendId | None:
+    async def _written(self, user: bytes, name: bytes) -> bytes | None:
         """What is kept of a named append, one on its way included."""
         outcome = await self._submit(FindId(user, name))
         return outcome.written if isinstance(outcome, Done) else None
@@ -396,14 +419,13 @@ class FileLog:
         self._on_evicted(Deletion(user, outcome.generation))
 
     async def _in_thread(self, work: Callable[[FileStore], T]) -> T:
-        """Read from the file. Raises StorageUnavailable; EngineFailure where its pages are damaged."""
+        """Read from the file. Raises StorageUnavailable, and DamagedLog where its pages are damaged."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._readers, lambda: work(self._local.store))
         except sqlite3.Error as error:
             if is_damage(error):
-                self._states.log_damaged.labels("pages").inc()
-                raise EngineFailure(f"the event log of this user is damaged: {error}") from error
+                raise self._damaged("pages") from error
             raise StorageUnavailable(f"the event log cannot be read: {error}") from error
 
     def _open_reader(self) -> None:
@@ -413,14 +435,6 @@ class FileLog:
 
 def _some_records(after: bytes, store: FileStore) -> list[LogRecord]:
     return store.scan(after, 64)
-
-
-def _name_of(append_id: str) -> bytes:
-    return hashlib.blake2b(append_id.encode(), digest_size=16, person=b"mfalcon.append").digest()
-
-
-def _told_again(written: AppendId) -> Appended:
-    return Appended(written.length, written.link, was_written=True)
 
 
 def _left(deadline: float | None, longest: float) -> float:

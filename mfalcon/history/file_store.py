@@ -11,10 +11,21 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mfalcon.errors import ConfigError
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES
-from mfalcon.history.file_changes import AppendId, Change, Delete, Done, ExpireIds, FindId, Put, Touch, is_of_one
+from mfalcon.history.file_changes import (
+    Change,
+    Delete,
+    Done,
+    Expire,
+    FindId,
+    Put,
+    Quarantine,
+    Touch,
+    is_of_one,
+)
 from mfalcon.history.history import History
 from mfalcon.history.record import LogRecord
 from mfalcon.types import EVENT_DTYPE
@@ -35,11 +46,16 @@ CREATE TABLE users (
 CREATE INDEX users_used ON users (used);
 CREATE TABLE blocks (user BLOB, first INTEGER, events BLOB NOT NULL, PRIMARY KEY (user, first)) WITHOUT ROWID;
 CREATE TABLE append_ids (
-    user BLOB, id BLOB, written INTEGER NOT NULL, length INTEGER NOT NULL, link BLOB NOT NULL, PRIMARY KEY (user, id)
+    user BLOB, id BLOB, written INTEGER NOT NULL, record BLOB NOT NULL, PRIMARY KEY (user, id)
 ) WITHOUT ROWID;
 CREATE INDEX append_ids_written ON append_ids (written);
+CREATE TABLE quarantine (
+    moved INTEGER NOT NULL, user, user_id, generation, base, length, base_link, link, used, tail
+);
+CREATE TABLE quarantine_blocks (moved INTEGER NOT NULL, user, first, events);
 COMMIT;
 """
+_ROW_TYPES = (bytes, str, bytes, int, int, bytes, bytes, int, bytes)
 _ROW = "user, user_id, generation, base, length, base_link, link, used, tail"
 
 
@@ -123,11 +139,11 @@ class FileStore:
         query = "SELECT user, used FROM users WHERE used < ? ORDER BY used LIMIT ?"
         return self.db.execute(query, (used_before, most)).fetchall()
 
-    def append_id(self, user: bytes, name: bytes) -> AppendId | None:
+    def append_record(self, user: bytes, name: bytes) -> bytes | None:
         """What is kept of a named append. Raises sqlite3.Error."""
-        query = "SELECT id, written, length, link FROM append_ids WHERE user = ? AND id = ?"
+        query = "SELECT record FROM append_ids WHERE user = ? AND id = ?"
         row = self.db.execute(query, (user, name)).fetchone()
-        return None if row is None else AppendId(*row)
+        return None if row is None else row[0]
 
     def totals(self) -> Totals:
         """What the log holds. Raises sqlite3.Error."""
@@ -171,12 +187,18 @@ class FileStore:
         with contextlib.closing(sqlite3.connect(target)) as copy:
             self.db.backup(copy)
 
-    def _record(self, row: tuple[bytes, str, bytes, int, int, bytes, bytes, int, bytes]) -> LogRecord:
+    def _record(self, row: tuple[Any, ...]) -> LogRecord:
+        """What is in a user's rows, whatever damage has made of them."""
         user, user_id, generation, base, length, base_link, link, used, tail = row
         content = tail
+        if not all(map(isinstance, row, _ROW_TYPES)):
+            return _no_record(user, user_id)
         if length - base >= CHAIN_BLOCK:
             query = "SELECT events FROM blocks WHERE user = ? AND first >= ? ORDER BY first"
-            content = b"".join([*(events for (events,) in self.db.execute(query, (user, base))), tail])
+            blocks = [events for (events,) in self.db.execute(query, (user, base))]
+            if not all(isinstance(events, bytes) for events in blocks):
+                return _no_record(user, user_id)
+            content = b"".join([*blocks, tail])
         return LogRecord(user_id, user, generation, base, length, base_link or user, link, used, content)
 
     def _together(self, changes: Sequence[Change]) -> list[Done | sqlite3.Error]:
@@ -219,17 +241,21 @@ class FileStore:
             case Delete():
                 return self._delete(change)
             case FindId(user, name):
-                return Done(applied=False, written=self.append_id(user, name))
-            case ExpireIds(before, most):
+                return Done(applied=False, written=self.append_record(user, name))
+            case Quarantine():
+                return self._quarantine(change)
+            case Expire(before, most, moved_before):
                 query = "SELECT user, id FROM append_ids WHERE written < ? ORDER BY written LIMIT ?"
                 old = self.db.execute(query, (before, most)).fetchall()
                 self.db.executemany("DELETE FROM append_ids WHERE user = ? AND id = ?", old)
+                for table in ("quarantine", "quarantine_blocks"):
+                    self.db.execute(f"DELETE FROM {table} WHERE moved < ?", (moved_before,))
                 return Done(bool(old))
 
     def _put(self, put: Put) -> Done:
         before, after = put.before, put.after
         if put.append_id is not None:
-            written = self.append_id(after.user, put.append_id.name)
+            written = self.append_record(after.user, put.append_id.name)
             if written is not None:
                 return Done(applied=False, written=written)
         user, whole = after.user, len(after.events) // CHAIN_BLOCK * CHAIN_BLOCK
@@ -259,8 +285,8 @@ class FileStore:
         if put.append_id is not None:
             known = put.append_id
             self.db.execute(
-                "REPLACE INTO append_ids (user, id, written, length, link) VALUES (?, ?, ?, ?, ?)",
-                (user, known.name, known.written, known.length, known.link),
+                "REPLACE INTO append_ids (user, id, written, record) VALUES (?, ?, ?, ?)",
+                (user, known.name, known.written, known.record),
             )
         return Done()
 
@@ -280,6 +306,17 @@ class FileStore:
                 for at in range(0, len(content), _BLOCK_BYTES)
             ),
         )
+
+    def _quarantine(self, change: Quarantine) -> Done:
+        row = self.db.execute(f"SELECT {_ROW} FROM users WHERE user = ?", (change.user,)).fetchone()
+        record = None if row is None else self._record(row)
+        if record is None or record.history() is not None:  # another life has begun meanwhile
+            return Done(applied=False)
+        moved = (change.now, change.user)
+        self.db.execute(f"INSERT INTO quarantine SELECT ?, {_ROW} FROM users WHERE user = ?", moved)
+        blocks = "INSERT INTO quarantine_blocks SELECT ?, user, first, events FROM blocks WHERE user = ?"
+        self.db.execute(blocks, moved)
+        return self._delete(Delete(change.user))
 
     def _delete(self, change: Delete) -> Done:
         query = "SELECT generation, length - base, used FROM users WHERE user = ?"
@@ -313,7 +350,14 @@ class _OneFailed(Exception):
 
 
 def _connect(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
+    db = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None, check_same_thread=False)
+    db.text_factory = lambda raw: raw.decode(errors="replace")  # damage may make any bytes a text
+    return db
+
+
+def _no_record(user: bytes, user_id: object) -> LogRecord:
+    """One that proves nothing."""
+    return LogRecord(str(user_id), user, b"", 0, 0, b"", b"", 0, b"")
 
 
 def _check_format(db: sqlite3.Connection, path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 
@@ -43,6 +44,7 @@ async def opened(
     cache_bytes: int = 1 << 20,
     clock: Callable[[], float] | None = None,
     step_s: int = 0,
+    on_damage: Literal["refuse", "start-empty"] = "refuse",
 ) -> AsyncIterator[Opened]:
     """An open log of a kind; `cache_bytes` of histories stay objects."""
     registry, evicted = CollectorRegistry(), list[Deletion]()
@@ -52,7 +54,9 @@ async def opened(
         more = {} if clock is None else {"clock": clock}
         log = LocalLog(RETENTION, budget, metrics, evicted.append, in_use_bytes=cache_bytes, **more)
     else:
-        options = FileLogOptions(directory, "fsync" if kind == "file-fsync" else "memory", cache_bytes, step_s)
+        options = FileLogOptions(
+            directory, "fsync" if kind == "file-fsync" else "memory", cache_bytes, step_s, on_damage
+        )
         log = FileLog(options, budget or LogBudget(), RETENTION, states, metrics, evicted.append)
     log.start()
     try:

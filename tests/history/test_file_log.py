@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mfalcon.errors import ConfigError, DeadlineExceeded, EngineFailure, HistoryMismatch, StorageUnavailable
+from mfalcon.errors import ConfigError, DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, StorageUnavailable
 from mfalcon.history.file_changes import Delete, Put
 from mfalcon.history.file_store import FILE_NAME, PAGE_BYTES, FileStore, first_difference
 from mfalcon.history.file_upkeep import FileUpkeep
@@ -112,14 +112,45 @@ async def test_a_damaged_row_is_a_fault_of_its_user_alone(tmp_path: Path) -> Non
     db.close()
     async with opened("file", tmp_path) as one:
         for _ in range(2):
-            with pytest.raises(EngineFailure, match="the event log of this user is damaged"):
+            with pytest.raises(DamagedLog, match=r"the event log of this user is damaged \(hash\)"):
                 await one.log.read("ann", 5)
-            with pytest.raises(EngineFailure, match="the event log of this user is damaged"):
+            with pytest.raises(DamagedLog, match=r"the event log of this user is damaged \(hash\)"):
                 await one.log.append("ann", Append(random_events(1, 1, 10**13)), None)
         assert len((await one.log.read("bob", 5)).history) == 100
         await until(lambda: one.sample("damaged_users") == 1)
         assert await one.log.delete("ann", None)
         assert (await one.log.append("ann", Append(random_events(1)), None)).history_len == 1
+
+
+async def test_a_damaged_log_may_be_moved_away(tmp_path: Path) -> None:
+    async with opened("file", tmp_path) as one:
+        await one.log.append("ann", Append(random_events(40)), None)
+        lost = (await one.log.read("ann", 5)).history
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("UPDATE users SET tail = tail || x'00'")
+    db.close()
+    async with opened("file", tmp_path, on_damage="start-empty") as one:
+        assert len((await one.log.read("ann", 5)).history) == 0
+        assert [deletion.generation for deletion in one.evicted] == [lost.generation]
+        assert (await one.log.append("ann", Append(random_events(3)), None)).history_len == 3
+        assert len((await one.log.read("ann", 5)).history) == 3
+        assert len(one.log) == 1
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        ((user_id, tail),) = db.execute("SELECT user_id, CAST(tail AS BLOB) FROM quarantine").fetchall()
+        ((block,),) = db.execute("SELECT events FROM quarantine_blocks").fetchall()
+        assert (user_id, block + tail) == ("ann", lost.events.tobytes() + b"\0")
+        db.execute("UPDATE quarantine SET moved = 0")
+    db.close()
+    async with opened("file", tmp_path):
+        await until(lambda: b"ann" not in rows_of(tmp_path, "quarantine"))
+
+
+def rows_of(directory: Path, table: str) -> bytes:
+    store = FileStore.open_to_read(directory)
+    try:
+        return repr(store.db.execute(f"SELECT * FROM {table}").fetchall()).encode()
+    finally:
+        store.close()
 
 
 async def test_a_damaged_page_is_a_fault_of_the_users_on_it(tmp_path: Path) -> None:
@@ -143,7 +174,7 @@ async def test_a_damaged_page_is_a_fault_of_the_users_on_it(tmp_path: Path) -> N
             try:
                 history = (await one.log.read(f"user-{number}", 5)).history
                 (good if len(history) == 20 else bad).append(number)
-            except EngineFailure as error:
+            except DamagedLog as error:
                 assert "damaged" in str(error)
                 bad.append(number)
         assert 1 <= len(bad) < 20
@@ -152,7 +183,7 @@ async def test_a_damaged_page_is_a_fault_of_the_users_on_it(tmp_path: Path) -> N
             return_exceptions=True,
         )
         assert [told.history_len for told in outcomes[: len(good)]] == [21] * len(good)  # type: ignore[union-attr]
-        assert all(isinstance(outcome, EngineFailure) for outcome in outcomes[len(good) :])
+        assert all(isinstance(outcome, DamagedLog) for outcome in outcomes[len(good) :])
 
 
 def test_a_damaged_page_spoils_no_other_change_of_its_commit(tmp_path: Path) -> None:
@@ -334,6 +365,8 @@ async def test_a_named_append_is_done_once(tmp_path: Path) -> None:
         assert (again.was_written, again.history_len, again.version) == (True, 5, first.version)
         with pytest.raises(HistoryMismatch):
             await one.log.append("ann", Append(events, 0, append_id="third"), None)
+        with pytest.raises(InvalidInput, match="append_id: got 'first', must be another one"):
+            await one.log.append("ann", Append(random_events(1, 1, 10**13), append_id="first"), None)
     async with opened("file", tmp_path) as one:
         again = await one.log.append("ann", Append(events, 0, append_id="first"), None)
         assert (again.was_written, again.history_len, again.version) == (True, 5, first.version)

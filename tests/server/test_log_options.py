@@ -43,8 +43,11 @@ def test_the_log_has_one_place(flags: dict[str, object], place: str, durability:
 
 
 def test_file_settings_reach_their_place() -> None:
-    given = config(log_dir="d", append_durability="memory", log_cache_mb=3)
-    assert file_options(given) == FileLogOptions(Path("d"), "memory", 3 << 20)
+    given = config(
+        log_dir="d", append_durability="memory", log_cache_mb=3, damaged_log="start-empty", quarantine_days=2
+    )
+    expected = FileLogOptions(Path("d"), "memory", 3 << 20, on_damage="start-empty", quarantine_s=172_800)
+    assert file_options(given) == expected
 
 
 def test_bounds_are_those_asked_for() -> None:
