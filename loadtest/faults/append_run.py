@@ -58,6 +58,8 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
             await _write(logs, recorder, asked, faults, options)
             seconds = time.monotonic() - began
     wrong = await asyncio.to_thread(violations, recorder.operations, faults.times if faults.fails_over else ())
+    if recorder.lost_events and not faults.fails_over:
+        wrong.append(f"writers were told of {recorder.lost_events} lost events, where none can be lost")
     operations = Counter(f"{o.kind} {o.outcome}" for o in recorder.operations)
     return AppendReport(
         kind,

@@ -48,7 +48,7 @@ class Copies:
     """
 
     known: Callable[[str], Known]
-    taken: Callable[[Known, Reply, float], Awaitable[Known]]
+    taken: Callable[[Known, Reply, float, float], Awaitable[Known]]
     keep: Callable[[Known], None]
     lost: Callable[[bytes], int]
     most_bytes: int
@@ -171,7 +171,7 @@ class RedisAppends:
             if first != AS_KNOWN and plan.written:
                 self._metrics.log_conflicts.inc()
                 self._contended[user_id] = None
-            known = await self._copies.taken(known, (header, first, content), self._seconds_left(joined))
+            known = await self._copies.taken(known, (header, first, content), began, self._seconds_left(joined))
             is_fresh = True
         return 0.0
 

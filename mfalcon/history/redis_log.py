@@ -189,10 +189,11 @@ class RedisLog:
         nothing = nothing_known(known.history.user_id)
         key = self._keys.log(known.history.user)
         for attempt in (known, *[nothing] * _ATTEMPTS):
+            asked_at = time.monotonic()
             command: Command = ("EVAL", GUARD + READ, 1, key, *attempt.as_arguments(), self._most_bytes)
             (reply,) = await self._client.call("log_read", key, [command], _time_left(until))
             try:
-                return self._take(attempt, reply)
+                return self._take(attempt, reply, asked_at)
             except Unfit as error:
                 unfit, raw = error, reply[0]
             if attempt.header is NO_HEADER:  # else it may only be that what we know is no ancestor
@@ -213,39 +214,49 @@ class RedisLog:
             self._metrics.log_quarantined.labels(reason).inc()
             _log.warning("a damaged event log (%s) is now at %s", reason, keys[place])
 
-    async def _taken(self, known: Known, reply: Reply, timeout_s: float) -> Known:
-        """What a reply to an append proves, or what is read now."""
+    async def _taken(self, known: Known, reply: Reply, asked_at: float, timeout_s: float) -> Known:
+        """What a reply to an append proves, or what is read now: also where the reply is late, since a rollback could
+        not be told from it.
+        """
+        fresh = nothing_known(known.history.user_id)
         try:
-            return self._take(known, reply)
+            if not self._rollbacks.is_late(known.history.user, asked_at):
+                return self._take(known, reply, asked_at)
+            fresh = self._known(known.history.user_id)
         except Unfit:
             pass
         try:
-            return await self._read(nothing_known(known.history.user_id), timeout_s)
+            return await self._read(fresh, timeout_s)
         except StorageUnavailable as error:
             raise StorageUnavailable(f"{error}; {NOTHING_DONE}") from error
 
-    def _take(self, known: Known, reply: Reply) -> Known:
-        """What a reply proves. Raises Unfit if what is there is no log, or what we know is no ancestor of it."""
+    def _take(self, known: Known, reply: Reply, asked_at: float) -> Known:
+        """What a reply proves. Raises Unfit if what is there is no log, or what we know is no ancestor of it. asked_at:
+        when it was asked for; one that is late proves what it says, and changes nothing of what we know.
+        """
         raw, first, content = reply
         user_id, user = known.history.user_id, known.history.user
+        is_late = self._rollbacks.is_late(user, asked_at)
         if first == AS_KNOWN:
             self._metrics.log_reads.labels("unchanged").inc()
-            if known.header is NO_HEADER:
+            if known.header is NO_HEADER and not is_late:
                 self._compare(known)
             return known
         if first == _UNFIT:
             raise self._unfit(raw, content, user)
         if not raw:
             nothing = nothing_known(user_id)
-            self._compare(nothing)
-            self._uncopy(user)
+            if not is_late:
+                self._compare(nothing)
+                self._uncopy(user)
             return nothing
         header = self._headers.read(raw, user)
         if header.ended is not None:
             deleted = Known(no_history(user_id), header)
-            self._compare(deleted)
-            self._uncopy(user)
-            self._rollbacks.saw(deleted)
+            if not is_late:
+                self._compare(deleted)
+                self._uncopy(user)
+                self._rollbacks.saw(deleted)
             return deleted
         if len(content) != (header.length - first) * EVENT_DTYPE.itemsize:
             raise Unfit("truncated")
@@ -264,6 +275,8 @@ class RedisLog:
             raise Unfit("hash")
         self._metrics.log_reads.labels("delta" if is_delta else "full").inc()
         taken = Known(history, header)
+        if is_late:
+            return taken
         if not is_delta or header.clock < known.header.clock:
             self._compare(taken)
         self._keep(taken)

@@ -6,6 +6,7 @@ after a restart, or somebody who put back what was once rightly signed.
 """
 
 import logging
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,12 @@ _USERS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The latest that was known of a log."""
+    """The latest that was known of a log. at: when that was heard, in seconds of time.monotonic()."""
 
     generation: bytes
     clock: int
     length: int
+    at: float
 
 
 class Rollbacks:
@@ -45,7 +47,14 @@ class Rollbacks:
         seen = self._seen.pop(history.user, None)
         if seen is not None and seen.length and seen.generation != history.generation:  # begun where one had vanished
             self._note(history, seen, seen.length)
-        self._seen[history.user] = _Seen(history.generation, known.header.clock, len(history))
+        self._seen[history.user] = _Seen(history.generation, known.header.clock, len(history), time.monotonic())
+
+    def is_late(self, user: bytes, asked_at: float) -> bool:
+        """Whether something was heard of a user after a question left (time.monotonic() seconds): its answer may then
+        be older than what is known, which is no rollback. Answers overtake each other, on several connections.
+        """
+        seen = self._seen.get(user)
+        return seen is not None and seen.at >= asked_at
 
     def compare(self, known: Known, copy: History | None) -> None:
         """Notice a log that lost what was known of it. copy: what is known of its events, if anything is."""
@@ -76,7 +85,7 @@ class Rollbacks:
 
     def forget(self, user: bytes) -> None:
         """A user who was deleted."""
-        self._seen.pop(user, None)
+        self._seen[user] = _Seen(b"", 0, 0, time.monotonic())
         self._lost.pop(user, None)
 
     def forget_all(self) -> None:

@@ -1,7 +1,8 @@
 """A log that went back is noticed by whoever knew more of it, counted, and told to the next writer."""
 
+import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.faults.redis_server import RedisServer
-from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.redis_header import HEADER_BYTES
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.history.rollbacks import num_lost
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.client import RedisClient, RedisSettings, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Events
 from tests.small import random_events
@@ -191,3 +193,78 @@ def test_what_is_no_longer_kept_is_not_lost() -> None:
         late["time_ms"][150] = late["time_ms"][149]
         assert num_lost(life(events), life(late, base)) == 0
         assert num_lost(life(events), life(np.delete(events, [150, 151]), base)) == 2
+
+
+class LateReplies(RedisClient):
+    """Whose replies to reads wait at the gate: what they tell is old when they come."""
+
+    def __init__(self, settings: RedisSettings, metrics: StateMetrics) -> None:
+        super().__init__(settings, metrics)
+        self.gate, self.asked = asyncio.Event(), asyncio.Event()
+        self.gate.set()
+
+    async def call(self, op: str, key: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
+        """As ever; a read may wait."""
+        replies = await super().call(op, key, commands, timeout_s)
+        if op == "log_read":
+            self.asked.set()
+            await self.gate.wait()
+        return replies
+
+
+@pytest.fixture
+async def late(redis_server: RedisServer) -> AsyncIterator[tuple[RedisLog, LateReplies, StateMetrics]]:
+    metrics = StateMetrics()
+    client = LateReplies(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics)
+    yield RedisLog(client, KEYS, RETENTION, metrics, LogOptions(cache_bytes=1 << 20)), client, metrics
+    client.gate.set()
+    await client.close()
+
+
+async def begin_to_read(log: RedisLog, client: LateReplies) -> "asyncio.Task[Reading]":
+    """A read whose reply has left Redis and waits."""
+    client.asked.clear()
+    client.gate.clear()
+    reading = asyncio.create_task(log.read("ann", PATIENCE_S))
+    await client.asked.wait()
+    return reading
+
+
+@pytest.mark.parametrize("known", [0, 2])
+async def test_a_reply_that_comes_late_is_no_loss_and_replaces_nothing(
+    replica: Replica, late: tuple[RedisLog, LateReplies, StateMetrics], known: int
+) -> None:
+    """A read of 3 events is overtaken by an append that makes 5."""
+    (log, client, metrics), other, events = late, replica(), random_events(6)
+    if known:
+        await other.append("ann", Append(events[:known]), None)
+        await log.read("ann", PATIENCE_S)
+    await other.append("ann", Append(events[known:3]), None)
+    reading = await begin_to_read(log, client)
+    appending = asyncio.create_task(log.append("ann", Append(events[3:5]), None))
+    assert (await appending).history_len == 5
+    client.gate.set()
+    assert len((await reading).history) == 3
+    copy = log.copy(no_history("ann").user)
+    assert copy is not None and len(copy) == 5
+    assert (await log.append("ann", Append(events[5:]), None)).lost_events == 0
+    assert not metrics.registry.get_sample_value("mfalcon_log_rollbacks_total")
+
+
+@pytest.mark.parametrize("deletes", [True, False])
+async def test_a_reply_of_another_life_that_comes_late_is_no_loss(
+    late: tuple[RedisLog, LateReplies, StateMetrics], deletes: bool
+) -> None:
+    """A read of no events, or of a life that is deleted meanwhile, is overtaken by the first append of a new life."""
+    (log, client, metrics), events = late, random_events(6)
+    if deletes:
+        await log.append("ann", Append(events[:2]), None)
+        log.drop(no_history("ann").user)
+    reading = await begin_to_read(log, client)
+    if deletes:
+        await log.delete("ann", None)
+    await log.append("ann", Append(events[2:3]), None)
+    client.gate.set()
+    assert len((await reading).history) == (2 if deletes else 0)
+    assert (await log.append("ann", Append(events[3:]), None)).lost_events == 0
+    assert not metrics.registry.get_sample_value("mfalcon_log_rollbacks_total")
