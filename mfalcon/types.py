@@ -75,6 +75,7 @@ class Appended:
     clamped, inserted, discarded: positions in the append of events that were given a later time, that went between
     older ones, and that are not kept, because they are older than all that is. All others came last, as they are.
     was_written: an earlier append of the same id had done all this, and it is told again.
+    previous: [16] the version before, empty where it is not known.
     lost_events: acknowledged once, as this replica knows, and no more in the log, which lost them by a fault.
     """
 
@@ -85,6 +86,13 @@ class Appended:
     discarded: tuple[int, ...] = ()
     was_written: bool = False
     lost_events: int = 0
+    previous: bytes = field(default=b"", compare=False)
+
+
+def first_late(events: Events) -> int | None:
+    """The position of the first event that is older than the one before it; None if there is none."""
+    late = np.flatnonzero(events["time_ms"][1:] < events["time_ms"][:-1])
+    return int(late[0]) + 1 if len(late) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,6 +281,7 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
                 log_max_events=config.log_max_events,
                 log_slack=config.log_slack_events,
                 max_counted_items=config.counters_max_items,
+                late_events=config.late_events,
                 redis=redis_options(config),
                 file=file_options(config),
                 budget=log_budget(config),

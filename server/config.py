@@ -17,7 +17,7 @@ from pydantic_settings import (
 )
 
 from mfalcon.errors import ConfigError
-from mfalcon.types import MAX_USER_ID_BYTES, MergeMethod
+from mfalcon.types import MAX_USER_ID_BYTES, LateEvents, MergeMethod
 from server.explain import refusal
 from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
@@ -278,6 +278,18 @@ class ServerConfig(BaseSettings):
     require_signed_logs: bool = Field(
         default=False,
         description="Take an event log that is not signed for damaged; needs redis_secret_file. Every append signs.",
+    )
+    late_events: LateEvents = Field(
+        default="insert",
+        description="What becomes of an event that is older than the newest of its user, if the append does not say: "
+        "insert (it goes where its time belongs), clamp (it is given that one's time) or reject (its append fails).",
+    )
+    max_clock_skew_s: float = Field(
+        default=300,
+        ge=0,
+        le=10**9,
+        description="Seconds by which times in requests may lie in the future of this server's clock; others are "
+        "refused. 0 for any time.",
     )
     log_max_events: int = Field(
         default=16_384,

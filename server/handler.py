@@ -157,15 +157,16 @@ class Handler:
             raise TooFewMembers(f"no member of {info.name} has been reached yet; ask another replica")
         self._check_user(request.user_id)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
-        limits.check_request_time(request.request_time_ms)
+        skew = self._limits.max_clock_skew_ms
+        limits.check_request_time(request.request_time_ms, skew)
         limits.check_num_events("recent_events", request.recent_events, 0, self._limits.max_recent_events)
-        limits.check_events("recent_events", request.recent_events, len(info.actions))
+        limits.check_events("recent_events", request.recent_events, len(info.actions), skew)
         limits.check_context(request.context, info.context_features)
         if request.rerank is not None:
             limits.check_rerank(request.rerank, info)
         limits.check_dense(request.dense, info.dense_features, len(request.candidates), info.counters)
         if request.request_time_ms == 0:
-            request = dataclasses.replace(request, request_time_ms=time.time_ns() // 1_000_000)
+            request = dataclasses.replace(request, request_time_ms=limits.now_ms())
         async with self._admitted(time_left) as deadline:
             arrival = arrivals.current()
             arrival.asked = time.perf_counter()
@@ -177,8 +178,11 @@ class Handler:
         """Add the events to the user's history."""
         self._check_user(user_id)
         limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)
-        limits.check_events("events", append.events, max(len(info.actions) for info in self._engine.models))
         limits.check_append(append)
+        append = dataclasses.replace(append, late_events=append.late_events or self._limits.late_events)
+        most_actions, in_order = max(len(info.actions) for info in self._engine.models), append.late_events == "reject"
+        skew = self._limits.max_clock_skew_ms
+        limits.check_events("events", append.events, most_actions, skew, in_order=in_order)
         async with self._admitted(time_left, writes=True) as deadline:
             return await self._engine.append_events(user_id, append, deadline)
 

@@ -76,6 +76,8 @@ class Transports:
             max_events_per_page=config.max_events_per_page,
             max_user_id_bytes=config.max_user_id_bytes,
             request_timeout_ms=config.request_timeout_ms,
+            late_events=config.late_events,
+            max_clock_skew_ms=round(1000 * config.max_clock_skew_s),
         )
         self._handler = Handler(limits)
         by_grpc, by_http = (Arrivals(name, metrics.requests, metrics.stages) for name in ("grpc", "http"))

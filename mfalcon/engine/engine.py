@@ -57,7 +57,7 @@ class Engine:
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
-        self._jobs = Jobs(device, metrics)
+        self._jobs = Jobs(device, metrics, histories.options.late_events)
         self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
         self._reranking = Reranking(metrics, llm)
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)

@@ -25,7 +25,7 @@ from mfalcon.history.tombstones import Tombstones
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.types import Append, Appended
+from mfalcon.types import Append, Appended, LateEvents
 
 _READ_S = 1.0
 _MOST_EVICTED = 100_000
@@ -36,14 +36,15 @@ _TRY_AGAIN_S = 1.0
 @dataclass(frozen=True, slots=True)
 class HistoryOptions:
     """log_max_events: of a user, the newest that are always kept: at least the longest window served. log_slack: events
-    beyond them before a log is cut. max_counted_items: of which counters are kept, where a model reads them. redis:
-    None keeps everything on this machine. file: the log's, None keeps it in this process or in Redis. budget: of a log
-    on this machine.
+    beyond them before a log is cut. max_counted_items: of which counters are kept, where a model reads them.
+    late_events: of those that a request brings, see `recent_behind`. redis: None keeps everything on this machine.
+    file: the log's, None keeps it in this process or in Redis. budget: of a log on this machine.
     """
 
     log_max_events: int = 16_384
     log_slack: int = 1_024
     max_counted_items: int = 10_000_000
+    late_events: LateEvents = "reject"
     redis: RedisOptions | None = None
     file: FileLogOptions | None = None
     budget: LogBudget = field(default_factory=LogBudget)

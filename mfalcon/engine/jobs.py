@@ -4,6 +4,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import CancelledError
+from dataclasses import replace
 
 from opentelemetry import trace
 
@@ -12,10 +13,11 @@ from mfalcon.engine.device import Device
 from mfalcon.engine.job import RankJob, prefill_job
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.errors import DeadlineExceeded, StorageUnavailable
-from mfalcon.history.history import Reading, check_order
+from mfalcon.history.history import Reading
+from mfalcon.history.late_events import recent_behind
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
-from mfalcon.types import CacheInfo, CacheSource, RankRequest, RankResult, Timings
+from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankRequest, RankResult, Timings
 
 
 class Jobs:
@@ -25,8 +27,10 @@ class Jobs:
     cannot be asked. deadline: time.monotonic() seconds. reading: of the event log, where somebody has it already.
     """
 
-    def __init__(self, device: Device, metrics: ServerMetrics) -> None:
+    def __init__(self, device: Device, metrics: ServerMetrics, late_events: LateEvents = "reject") -> None:
+        """late_events: what becomes of recent events that are older than the log, see `recent_behind`."""
         self._device = device
+        self._late_events = late_events
         self._metrics = metrics
         self._answers = Answers()
 
@@ -49,7 +53,9 @@ class Jobs:
                 fetched = await ranker.fetcher.open(
                     request.user_id, deadline, self._device.expected_wait(), len(request.recent_events), reading
                 )
-            check_order(fetched.history, request.recent_events, "recent_events")
+            recent = recent_behind(fetched.history, request.recent_events, self._late_events)
+            if recent is not request.recent_events:
+                request = replace(request, recent_events=recent)
             job = RankJob(
                 request,
                 fetched,

@@ -1,19 +1,24 @@
 """What an append does to a history: a rule without I/O that every event log applies."""
 
 from mfalcon.errors import HistoryMismatch
-from mfalcon.history.history import History, check_order
+from mfalcon.history.history import History
+from mfalcon.history.late_events import placed
 from mfalcon.types import Append, Appended
 
 
 def appended(history: History, append: Append) -> tuple[History, Appended]:
     """The history after an append, untrimmed, and what is told of it.
 
-    Raises HistoryMismatch if the history is not the one that the caller knows, InvalidInput if time runs back.
+    Raises HistoryMismatch if the history is not the one that the caller knows, InvalidInput for a late event that is to
+    be rejected.
     """
     check_expected(history, append)
-    check_order(history, append.events, "events")
-    after = history.extended(append.events)
-    return after, Appended(len(after), after.version)
+    events = placed(history, append.events, append.late_events)
+    after = events.after
+    told = Appended(
+        len(after), after.version, events.clamped, events.inserted, events.discarded, previous=history.version
+    )
+    return after, told
 
 
 def check_expected(history: History, append: Append) -> None:

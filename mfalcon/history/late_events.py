@@ -8,7 +8,7 @@ import numpy as np
 
 from mfalcon.errors import InvalidInput
 from mfalcon.history.history import History, check_order
-from mfalcon.types import Events, Positions
+from mfalcon.types import Events, first_late
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +18,9 @@ class Placed:
     """
 
     after: History
-    clamped: Positions
-    inserted: Positions
-    discarded: Positions
+    clamped: tuple[int, ...]
+    inserted: tuple[int, ...]
+    discarded: tuple[int, ...]
     stored: Events
 
 
@@ -34,36 +34,40 @@ def placed(history: History, events: Events, late_events: str) -> Placed:
     times = events["time_ms"]
     if late_events in ("", "reject"):
         check_order(history, events, "events")
-        check_sorted(events, "events")
-        return Placed(history.extended(events), _NONE, _NONE, _NONE, events)
+        if (at := first_late(events)) is not None:
+            before = f"at least {times[at - 1]}, the time of the event before it"
+            raise InvalidInput(f"events[{at}].time_ms", int(times[at]), before)
+        return Placed(history.extended(events), (), (), (), events)
     last = history.events["time_ms"][-1:]
     newest = np.maximum.accumulate(np.concatenate([last, times]))[len(last) :]
     is_late = times < newest
     if late_events == "clamp":
         clamped = events.copy()
         clamped["time_ms"] = newest
-        return Placed(history.extended(clamped), _positions(is_late), _NONE, _NONE, clamped)
+        return Placed(history.extended(clamped), _positions(is_late), (), (), clamped)
     assert late_events == "insert"
     is_kept = np.ones(len(events), dtype=np.bool_)
     if history.base:
         is_kept = times >= history.events["time_ms"][0]
     stored = events[is_kept]
     stored = stored[np.argsort(stored["time_ms"], kind="stable")]
-    return Placed(history.merged(stored), _NONE, _positions(is_late & is_kept), _positions(~is_kept), stored)
+    return Placed(history.merged(stored), (), _positions(is_late & is_kept), _positions(~is_kept), stored)
 
 
-def check_sorted(events: Events, field: str) -> None:
-    """Raise InvalidInput if an event is older than the one before it."""
-    times = events["time_ms"]
-    if len(bad := np.flatnonzero(times[1:] < times[:-1])):
-        at = int(bad[0]) + 1
-        raise InvalidInput(
-            f"{field}[{at}].time_ms", int(times[at]), f"at least {times[at - 1]}, the time of the event before it"
-        )
+def recent_behind(history: History, events: Events, late_events: str) -> Events:
+    """A request's recent events as they are behind a history: with reject none may be late, else those that are older
+    than the newest of it take its time, for this request alone. Raises InvalidInput.
+    """
+    if late_events in ("", "reject"):
+        check_order(history, events, "recent_events")
+        return events
+    newest = history.events["time_ms"][-1:]
+    if not len(events) or not len(newest) or events["time_ms"][0] >= newest[0]:
+        return events
+    behind = events.copy()
+    behind["time_ms"] = np.maximum(behind["time_ms"], newest[0])
+    return behind
 
 
-def _positions(chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Positions:
-    return np.flatnonzero(chosen).astype(np.uint32)
-
-
-_NONE: Positions = np.empty(0, dtype=np.uint32)
+def _positions(chosen: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(chosen).tolist())

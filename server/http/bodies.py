@@ -298,7 +298,7 @@ class AppendEventsBody(RequestBody):
             to_events,
             lambda events, most: limits.check_num_events("events", events, 1, most.max_events_per_append),
         ),
-    ] = Field(description="In time order, not older than the history.")
+    ] = Field(description="In time order; see late_events.")
     expected_len: Uint64 | None = Field(
         default=None, description="Length of the history that you know; if it is another, nothing is written."
     )

@@ -291,6 +291,7 @@ def rank_reply(result: RankResult) -> bytes:
 def append_reply(told: Appended) -> bytes:
     """An AppendEventsReply as JSON."""
     fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(told)}
+    del fields["previous"]  # our own
     return dump(fields | {"version": told.version.hex()})
 
 

@@ -237,7 +237,7 @@ BAD_EVENTS: list[Any] = [
 async def test_events_that_cannot_be(client: Any, served: Running) -> None:
     for events in BAD_EVENTS:
         with pytest.raises(InvalidArgument) as failure:
-            await client.append_events("ann", events, expected_len=0)
+            await client.append_events("ann", events, expected_len=0, late_events="reject")
         assert not failure.value.outcome_unknown
     assert not served.engine.histories
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mfalcon.errors import InvalidInput
 from mfalcon.history.history import History, no_history
-from mfalcon.history.late_events import placed
+from mfalcon.history.late_events import placed, recent_behind
 from mfalcon.types import EVENT_DTYPE, Events
 
 TIMES = st.lists(st.integers(1, 60), max_size=120)
@@ -41,7 +41,7 @@ def test_inserting_gives_what_a_stable_sort_gives(times: list[int], cuts: list[i
         assert len(told.clamped) == len(told.discarded) == 0
         assert len(told.after) == len(history) + stop - first
         history = told.after
-        inserted += (told.inserted + first).tolist()
+        inserted += [first + at for at in told.inserted]
     assert_same(history, events[np.argsort(events["time_ms"], kind="stable")])
     assert inserted == [at for at in range(len(times)) if times[at] < max(times[:at], default=0)]
 
@@ -53,8 +53,8 @@ def test_a_trimmed_log_discards_what_is_older_than_all_of_it(kept: list[int], la
     late_events = events_at(late, len(known))
     told = placed(history, late_events, "insert")
     is_kept = late_events["time_ms"] >= known["time_ms"][64]
-    assert told.discarded.tolist() == np.flatnonzero(~is_kept).tolist()
-    assert np.isin(told.inserted, told.discarded).sum() == 0
+    assert list(told.discarded) == np.flatnonzero(~is_kept).tolist()
+    assert not set(told.inserted) & set(told.discarded)
     tail = np.concatenate([known[64:], late_events[is_kept]])
     tail = tail[np.argsort(tail["time_ms"], kind="stable")]
     assert_same(told.after, np.concatenate([known[:64], tail]), 64)
@@ -69,7 +69,7 @@ def test_clamping_gives_the_time_of_the_newest_before(known: list[int], late: li
     for at, time in enumerate(late):
         newest = expected["time_ms"][at] = max(newest, time)
     assert_same(told.after, np.concatenate([history.events, expected]))
-    assert told.clamped.tolist() == np.flatnonzero(expected["time_ms"] != events["time_ms"]).tolist()
+    assert list(told.clamped) == np.flatnonzero(expected["time_ms"] != events["time_ms"]).tolist()
     assert len(told.inserted) == len(told.discarded) == 0
     assert told.stored.tobytes() == expected.tobytes()
     assert events["time_ms"].tolist() == late  # the caller's array is the caller's
@@ -100,3 +100,20 @@ def test_what_two_histories_share_is_the_same_in_both(times: list[int], edited: 
         assert shared == 0
     else:
         assert same - 32 < shared <= same and (shared % 32 == 0 or shared == same)
+
+
+@given(TIMES, TIMES)
+def test_recent_events_come_behind_the_history(known: list[int], recent: list[int]) -> None:
+    history = no_history("ann", b"life").extended(events_at(sorted(known)))
+    recent_events = events_at(sorted(recent))
+    newest = max(known, default=0)
+    for policy in ("clamp", "insert"):
+        behind = recent_behind(history, recent_events, policy)
+        assert behind["time_ms"].tolist() == [max(time, newest) for time in sorted(recent)]
+        assert behind["item_id"].tolist() == recent_events["item_id"].tolist()
+    if recent and min(recent) < newest:
+        with pytest.raises(InvalidInput, match=r"recent_events\[0\]\.time_ms"):
+            recent_behind(history, recent_events, "reject")
+    else:
+        assert recent_behind(history, recent_events, "reject") is recent_events
+    assert recent_events["time_ms"].tolist() == sorted(recent)

@@ -392,3 +392,55 @@ async def test_an_append_that_could_not_even_read_says_so(redis_server: RedisSer
         await log.append("ann", Append(random_events(1, 1, 10**13), 5), time.monotonic() + 0.05)
     assert not refused.value.may_be_done
     redis_server.thaw()
+
+
+async def test_inserts_of_replicas_give_the_sorted_log_and_older_copies_are_made_new(replica: Replica) -> None:
+    """A copy of before an insert costs one more round trip; nothing is taken for damaged."""
+    metrics = StateMetrics()
+    one, two, reader = replica(), replica(), replica(metrics=metrics)
+    events = random_events(180, seed=4)
+    events["time_ms"] += np.arange(180)  # no two of one moment
+    order = np.argsort(np.arange(180) + np.random.default_rng(0).uniform(0, 20, 180))
+    seen = 0
+    for first in range(0, 180, 9):
+        some = events[order[first : first + 9]]
+        told = await (one, two)[first // 9 % 2].append("ann", Append(some, late_events="insert"), None)
+        seen += len(some)
+        now = events[np.sort(order[:seen])]
+        assert told.history_len == seen and told.version == no_history("ann").extended(now).version
+        await assert_holds(reader, now)
+    await assert_holds(two, events)
+    full, _, _ = reads(metrics)
+    assert full > 1 and not metrics.registry.get_sample_value("mfalcon_log_damaged_total", {"reason": "hash"})
+
+
+async def test_writers_who_insert_at_once_lose_nothing_and_double_nothing(replica: Replica) -> None:
+    events = random_events(96, seed=5)
+    events["time_ms"] += np.arange(96)  # no two of one moment, so that any order of writers gives the same
+    writers = [replica() for _ in range(3)]
+    shuffled = events[np.random.default_rng(1).permutation(96)]
+    await asyncio.gather(
+        *(
+            writers[n % 3].append("ann", Append(shuffled[n : n + 4], late_events="insert"), None)
+            for n in range(0, 96, 4)
+        )
+    )
+    await assert_holds(replica(), events)
+
+
+async def test_a_late_event_behind_a_trimmed_log_is_discarded_and_nothing_is_written(replica: Replica) -> None:
+    log, events = replica(), random_events(300, seed=6)
+    for first in range(0, 300, 50):
+        await log.append("ann", Append(events[first : first + 50]), None)
+    history = await read(log)
+    assert history.base > 0
+    oldest = int(history.events["time_ms"][0])
+    late = np.array([(7, 1, 1.0, oldest - 1)], dtype=EVENT_DTYPE)
+    told = await log.append("ann", Append(late, late_events="insert"), None)
+    assert (told.history_len, told.version, told.discarded) == (300, history.version, (0,))
+    two = np.concatenate([late, late])
+    two["time_ms"][1] = oldest
+    told = await log.append("ann", Append(two, late_events="insert"), None)
+    assert (told.history_len, told.inserted, told.discarded) == (301, (1,), (0,))
+    after = await read(replica())
+    assert after.version == told.version and int((after.events["item_id"] == 7).sum()) >= 1

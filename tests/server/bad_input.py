@@ -100,7 +100,7 @@ class HttpCase:
             return Answer("OK", 200, "")
         assert reply.headers["content-type"] == "application/json"
         error = reply.json()["error"]
-        assert set(error) == {"code", "message", "field"}
+        assert {"code", "message", "field"} <= set(error) <= {"code", "message", "field", "outcome"}
         return Answer(error["code"], reply.status_code, error["message"], error["field"])
 
 
@@ -209,6 +209,26 @@ BAD_EVENTS: Sequence[tuple[str, Sequence[Fields], str]] = (
         "[2].time_ms: got 1000000, must be at least 1000001",
     ),
     (
+        "an event whose time is in seconds",
+        [{"time_ms": 1_750_000_000}],
+        "[0].time_ms: got 1750000000, must be milliseconds since 1970; this would be a time of our days in seconds",
+    ),
+    (
+        "an event whose time is in microseconds",
+        [{"time_ms": 1_750_000_000_000_000}],
+        f"[0].time_ms: got 1750000000000000, {MAX_SAID}; this would be a time of our days in microseconds",
+    ),
+    (
+        "an event whose time is in nanoseconds",
+        [{}, {"time_ms": 1_750_000_000_000_000_000}],
+        f"[1].time_ms: got 1750000000000000000, {MAX_SAID}; this would be a time of our days in nanoseconds",
+    ),
+    (
+        "an event of the year 2200",
+        [{}, {"time_ms": 7_258_118_400_000}],
+        "[1].time_ms: got 7258118400000, must be at most 300 s after the time of the server's clock (max_clock_skew_s)",
+    ),
+    (
         "an action that the model has not",
         [{}, {"actions": 8}],
         "[1].actions: got 8, must be 0 to 7 (a bitmask over 3 actions)",
@@ -263,6 +283,24 @@ CASES: Sequence[Case] = (
         "request_time_ms after the year 9999",
         rank_with(request_time_ms=MAX_TIME_MS + 1),
         "request_time_ms: got 253402300800000, must be 0 to",
+    ),
+    *over_both(
+        "Rank",
+        "request_time_ms in seconds",
+        rank_with(request_time_ms=1_750_000_000),
+        "request_time_ms: got 1750000000, must be milliseconds since 1970; this would be a time of our days in seconds",
+    ),
+    *over_both(
+        "Rank",
+        "request_time_ms in microseconds",
+        rank_with(request_time_ms=1_750_000_000_000_000),
+        "must be 0 to 253402300799999 (0 is now); this would be a time of our days in microseconds",
+    ),
+    *over_both(
+        "Rank",
+        "request_time_ms of the year 2200",
+        rank_with(request_time_ms=7_258_118_400_000),
+        "request_time_ms: got 7258118400000, must be at most 300 s after the time of the server's clock",
     ),
     *over_both(
         "Rank",
@@ -384,7 +422,7 @@ CASES: Sequence[Case] = (
     *(
         case
         for shown, events, says in BAD_EVENTS
-        for case in over_both("AppendEvents", shown, append_with(*events), says)
+        for case in over_both("AppendEvents", shown, append_with(*events) | {"late_events": "reject"}, says)
     ),
     *(
         case
