@@ -4,6 +4,7 @@ The script finds first which of their ids have been written before. If any has, 
 planned for, it writes nothing and says what it found; what is left is planned anew.
 """
 
+import asyncio
 import os
 import random
 import time
@@ -36,6 +37,10 @@ _CONTENDED_S = 1.0
 """How long after a conflict other writers are taken to write still."""
 _YIELDED = 2.0
 """Longest wait of who has written a user that others write too, in times of what a write takes."""
+_PATIENCE = 3
+"""Conflicts in a row after which a writer asks for its turn: until it has written nobody else does."""
+_TURN_S = 0.25
+"""How long a turn lasts at most: its writer may be dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +145,13 @@ class RedisAppends:
         self._metrics = metrics
         self._copies = copies
         self._max_ids = max_ids
+        self._name = os.urandom(8)
         self._durability: Durability = durability
         self._contended: TTLCache[str, None] = TTLCache(10_000, _CONTENDED_S)
 
     async def write(self, user_id: str, joined: Sequence[Waiting]) -> float:
         """Write appends of one user and answer each; see `Joining`."""
-        known, is_fresh = self._copies.known(user_id), False
+        known, is_fresh, num_conflicts = self._copies.known(user_id), False, 0
         while joined := [waiting for waiting in joined if not waiting.is_over]:
             plan = _Plan.of(known, joined, self._retention)
             if is_fresh and not plan.written:
@@ -156,7 +162,7 @@ class RedisAppends:
             after = NO_HEADER
             if plan.written:
                 after = self._headers.write(plan.after, clock_after(known.header.clock))
-            reply, *waited = await self._send(plan, after, joined, [id_hash(one.append) for one in named])
+            reply, *waited = await self._send(plan, after, joined, named, wants_turn=num_conflicts >= _PATIENCE)
             header, first, content, *found = reply
             is_durable = not waited or is_reached(self._durability, waited[0])
             seconds = time.monotonic() - began
@@ -169,29 +175,35 @@ class RedisAppends:
                 elif raw is not None:
                     _tell_again(waiting, raw)
             if first != AS_KNOWN and plan.written:
+                num_conflicts += 1
                 self._metrics.log_conflicts.inc()
                 self._contended[user_id] = None
             known = await self._copies.taken(known, (header, first, content), began, self._seconds_left(joined))
+            if first == AS_KNOWN and plan.written and not any(found[0]):  # it is the turn of another writer
+                await asyncio.sleep(random.uniform(0.5, 1.5) * seconds)
             is_fresh = True
         return 0.0
 
-    async def _send(self, plan: _Plan, header: Header, joined: Sequence[Waiting], ids: Sequence[bytes]) -> list[Reply]:
+    async def _send(
+        self, plan: _Plan, header: Header, joined: Sequence[Waiting], named: Sequence[Waiting], *, wants_turn: bool
+    ) -> list[Reply]:
         """Run the script, and where more than memory is asked for, wait until Redis says how durable it is: two replies
         then. Where that fails, each append has its error, and it is raised too.
         """
-        user = plan.after.user
-        log, appends, script = self._keys.log(user), self._keys.appends(user), GUARD + APPEND
+        user, ids = plan.after.user, [id_hash(waiting.append) for waiting in named]
+        keys = (self._keys.log(user), self._keys.appends(user), self._keys.turn(user))
         known, what = plan.known.as_arguments(), (header.raw, *plan.changes())
+        limits = (TTL_S, self._max_ids, self._name, round(1_000 * _TURN_S) if wants_turn else 0)
         records: tuple[bytes | int, ...] = (*plan.records(), self._copies.most_bytes)
-        limits = (TTL_S, self._max_ids)
-        command: Command = ("EVAL", script, 2, log, appends, *known, *what, *limits, len(ids), *ids, *records)
+        script: Command = ("EVAL", GUARD + APPEND, len(keys), *keys)
+        command: Command = (*script, *known, *what, *limits, len(ids), *ids, *records)
         for waiting, _ in (*plan.written, *plan.again):
             waiting.is_sent = True
         seconds = self._seconds_left(joined)
         wait = wait_command(self._durability, seconds)
         commands, op = ((command,), LOG_APPEND) if wait is None else ((command, wait), DURABLE_APPEND)
         try:
-            replies = await self._client.call(op, log, commands, seconds)
+            replies = await self._client.call(op, keys[0], commands, seconds)
         except StorageUnavailable as error:
             for waiting in joined:
                 is_done = error.may_be_done and waiting.is_sent

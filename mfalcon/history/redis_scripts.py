@@ -39,8 +39,8 @@ events.
 
 APPEND = f"""
 local after, content, offset = ARGV[4], ARGV[5], ARGV[6]
-local ttl, most, num_asked = ARGV[7], tonumber(ARGV[8]), tonumber(ARGV[9])
-local first_record, num_records = 10 + num_asked, (#ARGV - 10 - num_asked) / 2
+local ttl, most, writer, wants_turn, num_asked = ARGV[7], tonumber(ARGV[8]), ARGV[9], ARGV[10], tonumber(ARGV[11])
+local first_record, num_records = 12 + num_asked, (#ARGV - 12 - num_asked) / 2
 
 local function remember()
   local last = redis.call('HINCRBY', KEYS[2], 'num', num_records)
@@ -62,22 +62,26 @@ local function read()
 end
 
 local of, found, is_any_found = nil, {{}}, false
+local turn = redis.pcall('GET', KEYS[3])
+if type(turn) == 'table' then redis.call('UNLINK', KEYS[3]) end
+local is_others = type(turn) == 'string' and turn ~= writer
 if num_asked > 0 then
   of = redis.pcall('HGET', KEYS[2], 'of')
   if type(of) == 'string' and #header == head and of == string.sub(header, 25, 32) then
-    found = redis.call('HMGET', KEYS[2], unpack(ARGV, 10, 9 + num_asked))
+    found = redis.call('HMGET', KEYS[2], unpack(ARGV, 12, 11 + num_asked))
     for i = 1, num_asked do is_any_found = is_any_found or found[i] end
   end
 end
 if is_any_found then
   redis.call('EXPIRE', KEYS[2], ttl)
-elseif after ~= '' and header == ARGV[1] then
+elseif after ~= '' and header == ARGV[1] and not is_others then
   if offset == '0' then
     redis.call('SET', KEYS[1], after .. content)
   else
     redis.call('SETRANGE', KEYS[1], offset, content)
     redis.call('SETRANGE', KEYS[1], 0, after)
   end
+  if turn == writer then redis.call('UNLINK', KEYS[3]) end
   if num_records > 0 then
     local generation = string.sub(after, 25, 32)
     if of ~= generation then
@@ -88,18 +92,21 @@ elseif after ~= '' and header == ARGV[1] then
   end
   return {{after, {WRITTEN}, '', found}}
 end
+if wants_turn ~= '0' and after ~= '' and not is_others then redis.call('SET', KEYS[3], writer, 'PX', wants_turn) end
 local reply = read()
 reply[4] = found
 return reply
 """
-"""After GUARD. KEYS: log, what became of its last appends. ARGV, besides READ's: the header after, or nothing to write
-nothing; the events to write, and their offset, 0 if they are the whole log, as they must be where there was none, or
-its tombstone, which expires; for how many seconds and how many appends are remembered; the number of ids asked for;
-these; ids and records of what is written, in turns.
+"""After GUARD. KEYS: log, what became of its last appends, whose turn it is. ARGV, besides READ's: the header after, or
+nothing to write nothing; the events to write, and their offset, 0 if they are the whole log, as they must be where
+there was none, or its tombstone, which expires; for how many seconds and how many appends are remembered; the name of
+the writer; for how many ms it shall be its turn if it cannot write now, 0 not to ask for that; the number of ids asked
+for; these; ids and records of what is written, in turns.
 
 Returns what READ does, or WRITTEN in place of the first event sent; and the records of the ids asked for. It writes
-nothing if any of them has one, or if it finds another header. The header is written last: what lies behind the length
-it states is not part of the log. A record found is written again, its time, so that WAIT has what to wait for.
+nothing if any of them has one, if it finds another header, or while it is the turn of another writer. The header is
+written last: what lies behind the length it states is not part of the log. A record found is written again, its time,
+so that WAIT has what to wait for.
 """
 
 QUARANTINE = """

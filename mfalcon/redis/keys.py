@@ -26,6 +26,10 @@ class Keys:
         """What became of the last appends to that log, by their ids."""
         return f"{self.prefix}:{{{user.hex()}}}:appends"
 
+    def turn(self, user: bytes) -> str:
+        """Who may append next, where many want to."""
+        return f"{self.prefix}:{{{user.hex()}}}:turn"
+
     def index(self, user: bytes) -> str:
         """A hash of model -> chunks ever written: what a deletion must erase, states of former models included."""
         return f"{self.prefix}:{{{user.hex()}}}:kv"

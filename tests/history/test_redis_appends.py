@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,8 @@ from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import RedisClient, RedisSettings
+from mfalcon.redis.client import RedisClient, RedisSettings, Reply
+from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import Append, Appended
 from tests.small import random_events
@@ -252,6 +253,51 @@ async def test_two_replicas_write_one_user_at_once(replica: Replica) -> None:
     for writer in range(16):
         mine = [number for number in written if number // 100 == writer]
         assert mine == sorted(mine)
+
+
+class Overtaken(RedisClient):
+    """Another replica appends before each of our scripts, unless it must wait."""
+
+    def __init__(self, settings: RedisSettings, metrics: StateMetrics, rival: RedisLog) -> None:
+        super().__init__(settings, metrics)
+        self.rival = rival
+        self.rivals: list[asyncio.Task[Appended]] = []
+
+    async def call(self, op: str, key: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
+        if op == "log_append":
+            number = 100 + len(self.rivals)
+            self.rivals.append(asyncio.create_task(self.rival.append("ann", one(number), None)))
+            await asyncio.sleep(0.02)
+        return await super().call(op, key, commands, timeout_s)
+
+
+async def test_who_always_comes_second_gets_a_turn(replica: Replica, redis_server: RedisServer) -> None:
+    metrics = StateMetrics()
+    client = Overtaken(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics, replica())
+    log = RedisLog(client, KEYS, RETENTION, metrics)
+    try:
+        for number in range(3):
+            before = len(client.rivals)
+            async with asyncio.timeout(5):
+                await log.append("ann", one(number), None)
+            assert len(client.rivals) - before <= 6
+        await asyncio.gather(*client.rivals)
+        written = await numbers(replica())
+        assert sorted(written) == [0, 1, 2, *range(100, 100 + len(client.rivals))]
+        assert redis_server.command("EXISTS", KEYS.turn(ANN)) == 0
+    finally:
+        await client.close()
+
+
+async def test_a_turn_ends_with_its_writer(replica: Replica, redis_server: RedisServer) -> None:
+    """A replica that died has left its turn behind; and something else lies where turns belong."""
+    log = replica()
+    redis_server.command("SET", KEYS.turn(ANN), "somebody", "PX", 200)
+    began = time.monotonic()
+    assert (await log.append("ann", one(1), None)).history_len == 1
+    assert 0.1 < time.monotonic() - began < PATIENCE_S
+    redis_server.command("RPUSH", KEYS.turn(ANN), "no turn")
+    assert (await log.append("ann", one(2), None)).history_len == 2
 
 
 async def test_ids_in_both_logs_tell_the_same(replica: Replica) -> None:
