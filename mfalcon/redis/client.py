@@ -283,11 +283,11 @@ class RedisClient:
     async def _probe_nodes(self) -> bool:
         """Ping every node past its breaker; True if any answered."""
         if not isinstance(self._redis, Cluster):
-            return await self._ping("", self._redis.ping())
+            return await self._ping("", self._redis.ping)
         self._redis.refresh_if_old()
         pings = self._redis.pings()
         if not pings:
-            return await self._ping("", self._redis.know())
+            return await self._ping("", self._redis.know)
         answered = await asyncio.gather(*(self._ping(node, ping) for node, ping in pings.items()))
         self._forget_others(set(pings))
         return any(answered)
@@ -299,16 +299,14 @@ class RedisClient:
             self._metrics.breaker_open.remove(node)
         self._slots = {(node, kind): slots for (node, kind), slots in self._slots.items() if node in nodes}
 
-    async def _ping(self, node: str, ping: Awaitable[Any]) -> bool:
+    async def _ping(self, node: str, ping: Callable[[], Awaitable[Any]]) -> bool:
         """Wait a little for an answer. One that comes later is no better than none; until it has come, nothing new is
         sent.
         """
         breaker, is_new = self._breaker(node), node not in self._pings
         if is_new:
-            self._pings[node] = asyncio.ensure_future(_connected(ping))
+            self._pings[node] = asyncio.create_task(_pinged(ping))
             self._pings[node].add_done_callback(_look_at)
-        elif isinstance(ping, Coroutine):
-            ping.close()
         pinging = self._pings[node]
         done = await _done_within(pinging, self.settings.timeout_s)
         if done:
@@ -326,6 +324,10 @@ class RedisClient:
             breaker.failed()
             _log.error("a ping failed", exc_info=error)
         return error is None and not breaker.open
+
+
+async def _pinged(ping: Callable[[], Awaitable[Any]]) -> None:
+    await _connected(ping())
 
 
 async def _connected(work: Awaitable[T]) -> T:

@@ -11,7 +11,8 @@ import logging
 import math
 import random
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
@@ -71,9 +72,9 @@ class Cluster:
             raise ClusterDownError("this master has left the cluster")
         return _raised(await self._send(node, commands, is_asking=False))
 
-    def pings(self) -> dict[str, Coroutine[Any, Any, Any]]:
-        """A PING of each master that is known, by its name."""
-        return {node.name: _execute(node, "PING") for node in self._client.get_primaries()}
+    def pings(self) -> dict[str, Callable[[], Awaitable[Any]]]:
+        """What pings each master that is known, by its name."""
+        return {node.name: partial(_execute, node, "PING") for node in self._client.get_primaries()}
 
     async def on_each(self, *command: str) -> list[Any]:
         """The replies of all masters to one command."""
