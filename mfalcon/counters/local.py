@@ -5,10 +5,11 @@ import numpy as np
 from mfalcon.counters.increments import counted, numbers
 from mfalcon.counters.item_numbers import ItemNumbers
 from mfalcon.counters.record import UserRecord
+from mfalcon.counters.standing import Insertion, Standing, standing_of
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
 from mfalcon.metrics.counters import CounterMetrics
-from mfalcon.types import Ids
+from mfalcon.types import Events, Ids
 
 
 class LocalCounters:
@@ -48,19 +49,27 @@ class LocalCounters:
         if not history.generation:
             return
         record = self._users.get(history.user)
-        if record is not None and record.generation != history.generation:
+        if record is not None and record.standing.generation != history.generation:
+            self._take_out(history.user)
+            record = None
+        is_parted = record is not None and not record.standing.is_of(history)
+        if is_parted:
+            self._metrics.recounted.labels("guess" if history.base else "whole").inc()
+        if is_parted and not history.base:
             self._take_out(history.user)
             record = None
         if record is None:
-            record = self._users[history.user] = UserRecord(history.generation)
-        events = history.since(min(max(record.counted, history.base), len(history)))
-        record.counted = max(record.counted, len(history))
-        if len(events):
-            added = counted(events, self.like)
-            taken = self._items.add(np.ascontiguousarray(added["item_id"]), numbers(added))
-            record.add(added[taken])
-            self._changed(len(events))
-            self._metrics.left_out.inc(int(np.count_nonzero(~taken)))
+            record = self._users[history.user] = UserRecord(Standing(history.generation))
+        if is_parted or record.standing.counted < len(history):
+            self._count(record, history.since(max(record.standing.counted, history.base)))
+            record.standing = standing_of(history, len(history))
+
+    async def inserted(self, insertion: Insertion) -> None:
+        """See `ItemCounters.inserted`."""
+        record = self._users.get(insertion.user)
+        if record is not None and record.standing == insertion.before:
+            self._count(record, insertion.events)
+            record.standing = insertion.after
 
     async def forget(self, user: bytes, generation: bytes) -> None:
         """See `ItemCounters.forget`."""
@@ -68,6 +77,13 @@ class LocalCounters:
 
     async def close(self) -> None:
         """See `ItemCounters.close`."""
+
+    def _count(self, record: UserRecord, events: Events) -> None:
+        added = counted(events, self.like)
+        taken = self._items.add(np.ascontiguousarray(added["item_id"]), numbers(added))
+        record.add(added[taken])
+        self._changed(len(events))
+        self._metrics.left_out.inc(int(np.count_nonzero(~taken)))
 
     def _take_out(self, user: bytes) -> None:
         record = self._users.pop(user, None)

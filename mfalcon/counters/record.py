@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mfalcon.counters.increments import INCREMENT_DTYPE, Increments, merged
+from mfalcon.counters.standing import Standing
 
 _LOOSE_ENTRIES = 64
 
 
 @dataclass(slots=True)
 class UserRecord:
-    """generation: the life of the log. counted: its events that are. entries: increments, some items several times;
+    """standing: how far it goes. entries: increments, some items several times;
     merged when they are twice as many as after the last time.
     """
 
-    generation: bytes
-    counted: int = 0
+    standing: Standing
     entries: bytearray = field(default_factory=bytearray)
     num_merged: int = 0
 

@@ -9,12 +9,14 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import numpy as np
 from cachetools import LRUCache
 
 from mfalcon.counters.item_numbers import ItemNumbers
 from mfalcon.counters.redis_records import CALL_S, CounterRecords, Outcome, name_of, store_names
+from mfalcon.counters.standing import Insertion, Standing
 from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
@@ -33,8 +35,12 @@ SWEEP_KEYS = 64
 """That a step looks at: where all are records two calls for each, a hundredth of the event loop's time."""
 _SILENT_S = 1.0
 _READ_S = 0.25
+_AT_ONCE_S, _PAUSE_S = 0.1, 0.005
+"""How long, and how often, an append looks whether those that came before it have been counted."""
 _APPEND_S = 0.5
 """When an append stops to count, however much is left."""
+PATIENCE_S = 0.5
+"""How long an append that came late may take to be counted before somebody else mends the record."""
 _PAGE = 256
 _SCAN = 1_000
 _KNOWN_USERS = 65_536
@@ -43,6 +49,10 @@ _AT_ONCE = 256
 _FAILURES = 3
 _NO_LIMIT = 1 << 62
 """Redis bounds the items; a copy takes what is there."""
+
+
+class _NotYet(StorageUnavailable):
+    """Nothing is wrong yet: another replica is about to count."""
 
 
 class RedisCounters:
@@ -63,7 +73,9 @@ class RedisCounters:
         self._followed_at = 0.0
         self._is_failing = False
         self._following = asyncio.Lock()
-        self._known: LRUCache[bytes, tuple[bytes, int]] = LRUCache(_KNOWN_USERS)
+        self._known: LRUCache[bytes, Standing] = LRUCache(_KNOWN_USERS)
+        self._parted: LRUCache[bytes, tuple[bytes, float]] = LRUCache(_KNOWN_USERS)
+        self._insertions: LRUCache[bytes, tuple[Insertion, ...]] = LRUCache(_KNOWN_USERS)
         self._waiting: dict[str, None] = {}
         self._failed: set[str] = set()
         self._is_copying = False
@@ -99,18 +111,43 @@ class RedisCounters:
 
     def notice(self, history: History) -> None:
         """See `ItemCounters.notice`."""
-        generation, counted = self._known.get(history.user, (b"", 0))
-        if history.generation and (generation != history.generation or counted < len(history)):
+        at = self._known.get(history.user)
+        if history.generation and (
+            at is None or at.generation != history.generation or at.counted < len(history) or not at.is_of(history)
+        ):
             self._wait(history.user_id)
 
     async def catch_up(self, history: History) -> None:
         """See `ItemCounters.catch_up`."""
+        until, at_once = time.monotonic() + _APPEND_S, time.monotonic() + _AT_ONCE_S
         try:
-            await self._count(history, time.monotonic() + _APPEND_S)
+            while True:
+                try:
+                    return await self._count(history, until)
+                except _NotYet:
+                    if time.monotonic() > at_once:
+                        raise
+                await asyncio.sleep(_PAUSE_S)
         except StorageUnavailable as error:
             _log.debug("counting: %s", error)
             self._known.pop(history.user, None)
             self.missed(history.user_id)
+
+    async def inserted(self, insertion: Insertion) -> None:
+        """See `ItemCounters.inserted`."""
+        try:
+            outcome = await self._records.count_inserted(insertion, self.like)
+            unknown = replace(insertion.before, link=b"")
+            if outcome.standing == unknown:  # of a server that knew no links
+                outcome = await self._records.count_inserted(replace(insertion, before=unknown), self.like)
+            if outcome.change is not None:
+                self._known[insertion.user], _ = await self._done(outcome, len(insertion.events))
+            elif outcome.standing.counted < insertion.after.counted:  # another insert is to be counted first
+                self._insertions[insertion.user] = (*self._insertions.get(insertion.user, ()), insertion)
+        except StorageUnavailable as error:
+            _log.debug("counting: %s", error)
+            self._known.pop(insertion.user, None)
+            self.missed(insertion.user_id)
 
     def missed(self, user_id: str) -> None:
         """See `ItemCounters.missed`."""
@@ -133,28 +170,64 @@ class RedisCounters:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _count(self, history: History, until: float = math.inf) -> None:
-        """Count what the record lacks, step by step. until: when no step may begin any more."""
+    async def _count(self, history: History, until: float = math.inf, *, is_fresh: bool = False) -> None:
+        """Count what the record lacks, step by step. until: when no step may begin any more. is_fresh: whether the
+        history is what the log has now.
+        """
         if not history.generation:
             return
         user, length = history.user, len(history)
-        generation, at = self._known.get(user, (b"", 0))
-        if generation != history.generation:
-            at = await self._records.stands_at(user, history.generation)
-        while at < length:
+        at = self._known.get(user)
+        if at is None or at.generation != history.generation or not at.is_of(history):
+            at = await self._records.stands(user, history.generation)
+        while at.counted < length or not at.is_of(history):
             if time.monotonic() > until:
                 raise StorageUnavailable("counting takes too long for an append; the rest is counted later")
-            outcome = await self._records.count(history, at, self.like)
-            begin, at = max(at, history.base), outcome.counted
-            if outcome.change is not None:
-                self._metrics.events.inc(at - begin)
-                self._metrics.left_out.inc(outcome.left_out)
-                await self._take(outcome)
-            if outcome.is_gone:
+            if not at.is_of(history):
+                at, is_gone = await self._mend(history, at, is_fresh=is_fresh)
+            else:
+                outcome = await self._records.count(history, at, self.like)
+                at, is_gone = await self._done(outcome, outcome.standing.counted - max(at.counted, history.base))
+            if is_gone:
                 break
         else:
-            self._known[user] = (history.generation, at)
+            self._known[user] = at
+        self._parted.pop(user, None)
+        left = tuple(one for one in self._insertions.pop(user, ()) if one.before.counted >= at.counted)
+        if left:
+            self._insertions[user] = left
         self._is_counted(history.user_id)
+
+    async def _mend(self, history: History, at: Standing, *, is_fresh: bool) -> tuple[Standing, bool]:
+        """Count a history that has events between those that were counted, which whoever put them there has had the
+        time to count and did not. Raises _NotYet while it has.
+        """
+        for insertion in self._insertions.get(history.user, ()):
+            if insertion.before == at:
+                return await self._done(await self._records.count_inserted(insertion, self.like), len(insertion.events))
+        link, since = self._parted.get(history.user, (b"", 0.0))
+        if link != at.link:
+            link, since = self._parted[history.user] = at.link, time.monotonic()
+        if not is_fresh or time.monotonic() - since < PATIENCE_S:
+            raise _NotYet("an append that came late has not been counted yet")
+        del self._parted[history.user]
+        self._metrics.recounted.labels("guess" if history.base else "whole").inc()
+        if history.base:  # what was trimmed is counted nowhere but in the record
+            outcome = await self._records.count(history, at, self.like)
+            return await self._done(outcome, outcome.standing.counted - at.counted)
+        gone = False
+        for outcome in await self._records.count_whole(history, at, self.like):
+            at, gone = await self._done(outcome, 0)
+        return at, gone
+
+    async def _done(self, outcome: Outcome, num_events: int) -> tuple[Standing, bool]:
+        """Where the record stands after a step, and whether it is gone."""
+        if outcome.change is not None:
+            self._metrics.events.inc(num_events)
+            self._metrics.left_out.inc(outcome.left_out)
+            if len(outcome.change.ids):
+                await self._take(outcome)
+        return outcome.standing, outcome.is_gone
 
     async def _take(self, outcome: Outcome) -> None:
         """See one's own change at once, if everything before it is known here."""
@@ -206,12 +279,12 @@ class RedisCounters:
                 reading = await self._log.read(user_id, _READ_S)
                 if reading.stale:
                     raise StorageUnavailable("the event log cannot be asked")
-                await self._count(reading.history)
+                await self._count(reading.history, is_fresh=True)
                 self._is_counted(user_id)
-            except StorageUnavailable:
+            except StorageUnavailable as error:
                 if not self._wait(user_id):
                     self._failed.discard(user_id)
-                failures += 1
+                failures += not isinstance(error, _NotYet)
                 if failures == _FAILURES:
                     break
             except Exception:  # noqa: BLE001 (one user's log or record must not stop the others)

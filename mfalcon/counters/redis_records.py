@@ -8,25 +8,29 @@ import os
 import re
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mfalcon.counters.increments import counted
+from mfalcon.counters.increments import Increments, counted
 from mfalcon.counters.redis_scripts import COUNT, FOLLOW, FORGET
+from mfalcon.counters.standing import Insertion, Standing, standing_of
 from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
+from mfalcon.history.chain import LINK_BYTES
 from mfalcon.history.history import History
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
-from mfalcon.types import Ids
+from mfalcon.types import Ids, no_events
 
 CALL_S = 0.25
 """Longest wait for one step: what was not counted by then is counted later."""
 STREAM_ENTRIES = 8_192
 _STEP = 512
 """Events, or items of a record, in one script: a few milliseconds of Redis."""
+_MOST_AT_ONCE = 4_096
+"""Items of an append that are counted by one script, because nobody else can complete it; Lua has a limit."""
 _GONE_SECONDS = 3_600
 _MOST_SWEPT = 8
 """Steps of taking records out in one step of a sweep."""
@@ -59,7 +63,7 @@ class Change:
 class Outcome:
     """Where a record stands now; is_gone: its user has been deleted. epoch and change: what this step did, if any."""
 
-    counted: int
+    standing: Standing
     is_gone: bool = False
     epoch: bytes = b""
     change: Change | None = None
@@ -80,38 +84,78 @@ class CounterRecords:
         self._is_listed = False
         self.items_key = keys.counters(name, "items")
 
-    async def stands_at(self, user: bytes, generation: bytes) -> int:
-        """How many events of a life are counted."""
+    async def stands(self, user: bytes, generation: bytes) -> Standing:
+        """Up to where the events of a life are counted."""
         head = await self._head(user)
-        return int.from_bytes(head[8:], "little") if head[:8] == generation else 0
+        if head[:8] != generation:
+            return Standing(generation)
+        return Standing(generation, int.from_bytes(head[8:16], "little"), head[16:])
 
-    async def count(self, history: History, known: int, like: LikeRule) -> Outcome:
-        """Count some more events of a history whose record is thought to stand at `known` < its length.
+    async def count(self, history: History, known: Standing, like: LikeRule) -> Outcome:
+        """Count some more events of a history whose record is thought to stand at `known`, before its end.
 
         What the record says instead, if it stands elsewhere. A record of another life is taken out first, unless that
         is the one which the log has now.
         """
+        begin = max(known.counted, history.base)
+        until = min(begin + _STEP, len(history))
+        added = counted(history.since(begin)[: until - begin], like)
+        return await self._count(history.user, known, standing_of(history, until), added)
+
+    async def count_inserted(self, insertion: Insertion, like: LikeRule) -> Outcome:
+        """Count all of an append if the record stands where that began; what the record says if not."""
+        added = counted(insertion.events, like)
+        if len(added) > _MOST_AT_ONCE:
+            return Outcome(await self.stands(insertion.user, insertion.before.generation))
+        return await self._count(insertion.user, insertion.before, insertion.after, added)
+
+    async def count_whole(self, history: History, known: Standing, like: LikeRule) -> list[Outcome]:
+        """Have the record say what a history says from its first event on, if it stands at `known`; each step.
+
+        Meanwhile it stands at a mark that is the link of no history: whoever meets it begins again, and whoever was
+        overtaken stops.
+        """
+        mark = replace(known, link=os.urandom(LINK_BYTES))
+        fence = await self._count(history.user, known, mark, counted(no_events(), like))
+        done = [fence]
+        if fence.standing != mark:
+            return done
+        whole = counted(history.events, like)
+        fields: list[bytes] = await self._call([("HKEYS", self._record(history.user))])
+        ids = np.frombuffer(b"".join(field for field in fields if len(field) == whole["item_id"].itemsize), dtype="<i8")
+        others = np.zeros(np.count_nonzero(~np.isin(ids, whole["item_id"])), dtype=whole.dtype)
+        others["item_id"] = ids[~np.isin(ids, whole["item_id"])]
+        every, end = np.concatenate([whole, others]), standing_of(history, len(history))
+        for first in range(0, len(every), _STEP):
+            after = end if first + _STEP >= len(every) else mark
+            done.append(await self._count(history.user, mark, after, every[first : first + _STEP], how="whole"))
+            if done[-1].standing != after:
+                break
+        return done
+
+    async def _count(
+        self, user: bytes, before: Standing, after: Standing, numbers: Increments, how: str = "more"
+    ) -> Outcome:
         if not self._is_listed:  # for deletions by replicas that serve no such model
             await self._call([("SADD", self._keys.counter_names, self._name)], self._keys.counter_names)
             self._is_listed = True
-        begin = max(known, history.base)
-        until = min(begin + _STEP, len(history))
-        added = counted(history.since(begin)[: until - begin], like)
-        arguments = (known, until, added.tobytes(), self._max_items, os.urandom(8), STREAM_ENTRIES)
+        to = (after.counted, after.link)
+        arguments = (before.counted, before.link, *to, how, numbers.tobytes())
+        limits = (self._max_items, os.urandom(8), STREAM_ENTRIES)
         for _ in range(2):
-            reply = await self._script(COUNT, history.user, history.generation, *arguments)
+            reply = await self._script(COUNT, user, before.generation, *arguments, *limits)
             match reply[0]:
                 case b"done":
                     change = Change.unpack(int(reply[2]), reply[3])
-                    return Outcome(until, epoch=reply[1], change=change, left_out=int(reply[4]))
+                    return Outcome(after, epoch=reply[1], change=change, left_out=int(reply[4]))
                 case b"at":
-                    return Outcome(int(reply[1]))
+                    return Outcome(Standing(before.generation, int(reply[1]), reply[2]))
                 case b"other":
-                    if reply[1] == await self._generation(history.user):
-                        return Outcome(len(history), is_gone=True)
-                    await self._take_out(history.user, reply[1])
+                    if reply[1] == await self._generation(user):
+                        return Outcome(before, is_gone=True)
+                    await self._take_out(user, reply[1])
                 case _:
-                    return Outcome(len(history), is_gone=True)
+                    return Outcome(before, is_gone=True)
         raise StorageUnavailable("the record of a user belongs to another life again and again")
 
     async def forget(self, user: bytes, generation: bytes) -> None:

@@ -1,8 +1,9 @@
 """The scripts that change item counters in Redis, each of which is one step: all of it is done, or nothing.
 
 KEYS of both: state, items, stream, the user's record, the tombstone of the life in ARGV[1]. An item's numbers are 24
-bytes, int64 [3]; their field is the item id, int64. A record has an item's as 16 bytes, and in `head` the generation
-and how many events are counted. Lua's numbers are doubles, so values are added in two halves, with a carry.
+bytes, int64 [3]; their field is the item id, int64. A record has an item's as 16 bytes, and in `head` the generation,
+how many events are counted, and the link of their history there. Lua's numbers are doubles, so values are added in two
+halves, with a carry.
 """
 
 _CHANGE = """
@@ -61,44 +62,52 @@ COUNT = (
     + """
 if redis.call('EXISTS', KEYS[5]) == 1 then return {'gone'} end
 local head = redis.call('HGET', KEYS[4], 'head')
-local counted = 0
+local counted, link = 0, ''
 if head then
   if string.sub(head, 1, 8) ~= ARGV[1] then return {'other', string.sub(head, 1, 8)} end
-  counted = struct.unpack('<I8', head, 9)
+  counted, link = struct.unpack('<I8', head, 9), string.sub(head, 17)
 end
-if counted ~= tonumber(ARGV[2]) then return {'at', counted} end
+if counted ~= tonumber(ARGV[2]) or link ~= ARGV[3] then return {'at', counted, link} end
+local is_whole = ARGV[6] == 'whole'
 local ids, deltas = {}, {}
-for at = 1, #ARGV[4], 24 do
-  ids[#ids + 1] = string.sub(ARGV[4], at, at + 7)
-  deltas[#deltas + 1] = {struct.unpack('<I4I4I4i4', ARGV[4], at + 8)}
+for at = 1, #ARGV[7], 24 do
+  ids[#ids + 1] = string.sub(ARGV[7], at, at + 7)
+  deltas[#deltas + 1] = {struct.unpack('<I4I4I4i4', ARGV[7], at + 8)}
 end
-local epoch, version, payload, taken, left_out = change(ids, deltas, 1, tonumber(ARGV[5]), ARGV[6], ARGV[7])
-local record = {'head', ARGV[1] .. struct.pack('<I8', tonumber(ARGV[3]))}
-if #taken > 0 then
-  local theirs = {}
-  for n, i in ipairs(taken) do theirs[n] = ids[i] end
-  local olds = redis.call('HMGET', KEYS[4], unpack(theirs))
-  for n, i in ipairs(taken) do
-    local d = deltas[i]
-    local events, likes, low, high = d[1], d[2], d[3], d[4]
-    if olds[n] then
-      local e, l, lo, hi = struct.unpack('<I4I4I4i4', olds[n])
-      events, likes, low, high = events + e, likes + l, low + lo, high + hi
-      local carry = math.floor(low / HALF)
-      low, high = low - carry * HALF, high + carry
+local theirs = {}
+if #ids > 0 then
+  for i, raw in ipairs(redis.call('HMGET', KEYS[4], unpack(ids))) do
+    theirs[i] = {0, 0, 0, 0}
+    if raw then theirs[i] = {struct.unpack('<I4I4I4i4', raw)} end
+    if is_whole then
+      for part = 1, 4 do deltas[i][part] = deltas[i][part] - theirs[i][part] end
     end
-    record[#record + 1] = theirs[n]
+  end
+end
+local epoch, version, payload, taken, left_out = change(ids, deltas, 1, tonumber(ARGV[8]), ARGV[9], ARGV[10])
+local record, gone = {'head', ARGV[1] .. struct.pack('<I8', tonumber(ARGV[4])) .. ARGV[5]}, {}
+for _, i in ipairs(taken) do
+  local d, old = deltas[i], theirs[i]
+  local events, likes, low, high = d[1] + old[1], d[2] + old[2], d[3] + old[3], d[4] + old[4]
+  local carry = math.floor(low / HALF)
+  low, high = low - carry * HALF, high + carry
+  if events == 0 then
+    gone[#gone + 1] = ids[i]
+  else
+    record[#record + 1] = ids[i]
     record[#record + 1] = struct.pack('<I4I4I4i4', events, likes, low, high)
   end
 end
 redis.call('HSET', KEYS[4], unpack(record))
+if #gone > 0 then redis.call('HDEL', KEYS[4], unpack(gone)) end
 return {'done', epoch, version, payload, left_out}
 """
 )
-"""ARGV: generation, the events counted before and after, the increments between, the most items, an epoch should there
-be none, entries of the stream. Nothing is done unless the record stands at exactly (generation, counted before).
-Returns `done` with what `change` gives; `at` and where the record stands; `other` and the generation of the record;
-`gone` if that life has ended.
+"""ARGV: generation, events counted before and their link, events counted after and their link, `more` or `whole`,
+numbers of items, the most items, an epoch should there be none, entries of the stream. The numbers are what is added,
+or with `whole` all that the record shall say of those items. Nothing is done unless the record stands at exactly
+(generation, counted before, link). Returns `done` with what `change` gives; `at` and where the record stands; `other`
+and the generation of the record; `gone` if that life has ended.
 """
 
 FORGET = (

@@ -6,6 +6,7 @@ from collections import Counter as Multiset
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
+from mfalcon.counters.standing import Insertion
 from mfalcon.counters.store import ItemCounters
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
@@ -98,6 +99,11 @@ class CounterSets:
         """A log has grown; when this returns its events are counted, or the stores are stale."""
         for store in self.stores:
             await store.catch_up(history)
+
+    async def inserted(self, insertion: Insertion) -> None:
+        """See `ItemCounters.inserted`."""
+        for store in self.stores:
+            await store.inserted(insertion)
 
     def missed(self, user_id: str) -> None:
         """See `ItemCounters.missed`."""

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from mfalcon.counters.standing import Insertion
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
 from mfalcon.types import Ids
@@ -10,8 +11,10 @@ from mfalcon.types import Ids
 class ItemCounters(Protocol):
     """The counters of all items under one meaning of a like: what the logs say, from the first event that was counted.
 
-    A user's events are counted once, in order, from where the store's own record of the user ends. Lives on the event
-    loop.
+    A user's events are counted once, in order, from where the store's own record of the user ends. Events that were put
+    between counted ones are counted by whoever put them there (`inserted`). Where that did not come to pass the record
+    is of no history any more, which its link shows, and all of the history is counted anew; if its first events have
+    been trimmed they cannot be, and as many of the last ones are counted as are missing. Lives on the event loop.
     """
 
     like: LikeRule
@@ -40,6 +43,12 @@ class ItemCounters(Protocol):
 
     async def catch_up(self, history: History) -> None:
         """Count what a user's log has and was not counted. What fails is counted at the next contact."""
+        ...
+
+    async def inserted(self, insertion: Insertion) -> None:
+        """Count an append that put events between older ones, if all before it is counted; else `catch_up` finds that
+        some are missing.
+        """
         ...
 
     def missed(self, user_id: str) -> None:

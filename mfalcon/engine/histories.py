@@ -1,15 +1,19 @@
 """What is the users': their histories, what was deleted of them, and Redis. A server has one, whatever it serves."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
+
 from mfalcon.counters.local import LocalCounters
 from mfalcon.counters.redis_counters import RedisCounters
 from mfalcon.counters.redis_records import forget_in_others, name_of
 from mfalcon.counters.sets import CounterSets
+from mfalcon.counters.standing import Insertion, Standing
 from mfalcon.counters.store import ItemCounters
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError, EngineFailure, StorageUnavailable
@@ -25,7 +29,7 @@ from mfalcon.history.tombstones import Tombstones
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.types import Append, Appended, LateEvents
+from mfalcon.types import Append, Appended, Events, LateEvents
 
 _READ_S = 1.0
 _MOST_EVICTED = 100_000
@@ -108,16 +112,34 @@ class Histories:
 
     async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Acknowledge events, see `EventLog.append`, and count them."""
+        if not self.counters.stores:
+            return await self.log.append(user_id, append, deadline)
+        if append.late_events == "insert":
+            await self._count_before(user_id, append.events)
         told = await self.log.append(user_id, append, deadline)
-        if self.counters.stores:
-            known = self.copy(user_hash(user_id)) if self.is_shared else None
-            try:
-                history = known or (await self.log.read(user_id, _READ_S)).history
-            except (StorageUnavailable, EngineFailure):  # the events are acknowledged all the same
-                self.counters.missed(user_id)
-                return told
-            await self.counters.catch_up(history)
+        try:
+            history = await self._history(user_id)
+        except (StorageUnavailable, EngineFailure):  # the events are acknowledged all the same
+            self.counters.missed(user_id)
+            return told
+        if told.inserted and not told.was_written:
+            await self.counters.inserted(_insertion(history, append, told))
+        await self.counters.catch_up(history)
         return told
+
+    async def _count_before(self, user_id: str, events: Events) -> None:
+        """Before events go between older ones: have those counted, as far as is known here, because what is not could
+        not be told from what is new.
+        """
+        with contextlib.suppress(StorageUnavailable, EngineFailure):  # the append says it
+            history = await self._history(user_id)
+            if len(history.events) and events["time_ms"].min() < history.events["time_ms"][-1]:
+                await self.counters.catch_up(history)
+
+    async def _history(self, user_id: str) -> History:
+        """What is known here, or what the log says. Raises StorageUnavailable."""
+        known = self.copy(user_hash(user_id)) if self.is_shared else None
+        return known or (await self.log.read(user_id, _READ_S)).history
 
     async def forget(self, user: bytes, generation: bytes) -> None:
         """Take a user whose log has ended out of all counters, those that no model here reads included.
@@ -185,3 +207,13 @@ class Histories:
 
     def _deleted_elsewhere(self, deletion: Deletion | None) -> None:
         self._listener(deletion)
+
+
+def _insertion(history: History, append: Append, told: Appended) -> Insertion:
+    """What an append did to a history, of which this is a later one."""
+    is_stored = np.ones(len(append.events), dtype=np.bool_)
+    is_stored[list(told.discarded)] = False
+    stored = append.events[is_stored]
+    before = Standing(history.generation, told.history_len - len(stored), told.previous)
+    after = Standing(history.generation, told.history_len, told.version)
+    return Insertion(history.user_id, history.user, before, after, stored)

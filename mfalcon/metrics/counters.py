@@ -17,6 +17,12 @@ class CounterMetrics:
         self.failed = Counter(
             "mfalcon_counters_failed", "Times that events could not be counted, which is done later.", registry=r
         )
+        self.recounted = Counter(
+            "mfalcon_counters_recounted",
+            "Histories that had events between counted ones which were not counted, by how that was mended.",
+            ["how"],
+            registry=r,
+        )
         self.waiting = Gauge("mfalcon_counters_waiting", "Users whose events could not be counted yet.", registry=r)
         self.swept = Counter(
             "mfalcon_counters_swept", "Users who were taken out because their log is gone.", registry=r

@@ -14,8 +14,10 @@ from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.errors import ConfigError
 from mfalcon.features.counters import LikeRule
+from mfalcon.history.history import History
 from mfalcon.models.config import COUNTERS, RankerConfig, Task
 from mfalcon.types import Append, Events, Ids
+from tests.engine.replicas import value
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 CONFIG = small_config(with_counters=True)
@@ -166,3 +168,53 @@ def test_counters_that_look_back_further_than_the_log_are_refused() -> None:
     )
     with pytest.raises(ConfigError, match="must be at least 33, the events that count"):
         compose(small_checkpoint(config=longer), options)
+
+
+def shuffled(events: Events, seed: int) -> Events:
+    """The events as a stream brings them: some a few places late."""
+    return events[np.argsort(np.arange(len(events)) + np.random.default_rng(seed).uniform(0, 9, len(events)))]
+
+
+async def test_events_that_are_inserted_are_counted_once_and_the_others_not_again(engine: Engine) -> None:
+    """The longest histories are cut meanwhile; what is discarded because it is older than all that is left is not
+    counted.
+    """
+    logs = {f"user-{n}": shuffled(random_events(n * 25, seed=n), n) for n in range(1, 5)}
+    kept: dict[str, list[Events]] = {user_id: [] for user_id in logs}
+    for first in range(0, 100, 3):
+        for user_id, events in logs.items():
+            some = events[first : first + 3]
+            if len(some):
+                told = await engine.append_events(user_id, Append(some, late_events="insert"))
+                kept[user_id].append(np.delete(some, told.discarded))
+                counts = [events for user_logs in kept.values() for events in user_logs]
+                np.testing.assert_array_equal(now(engine), expected(counts, ITEMS))
+    assert (await history(engine, "user-4")).base > 0
+    for user_id in logs:
+        await engine.delete_user(user_id)
+    assert not now(engine).any()
+
+
+async def test_an_insert_that_was_not_counted_is_found_by_its_link(engine: Engine) -> None:
+    """As where two appends to a log that waits for its disk are told of in another order than they were done."""
+    events = random_events(40, seed=3)
+    events["time_ms"] += np.arange(40)
+    log = engine.histories.log
+    await append(engine, "ann", events[5:30])
+    await log.append("ann", Append(events[:5], late_events="insert"), None)
+    await engine.append_events("ann", Append(events[30:35], late_events="insert"))
+    np.testing.assert_array_equal(now(engine), expected([events[:35]], ITEMS))
+    assert value(engine.metrics, "mfalcon_counters_recounted_total", how="whole") == 1
+    await log.append("ann", Append(np.repeat(events[39:], 90)), None)
+    await engine.append_events("ann", Append(events[39:]))
+    assert (await history(engine, "ann")).base > 0
+    late = np.repeat(events[39:], 2)
+    late["time_ms"] -= 1
+    await log.append("ann", Append(late, late_events="insert"), None)
+    await engine.append_events("ann", Append(events[39:]))  # whose turn it was cannot be told: the last three are taken
+    assert value(engine.metrics, "mfalcon_counters_recounted_total", how="guess") == 1
+    assert now(engine)[:, 0].sum() == expected([events[:35], np.repeat(events[39:], 94)], ITEMS)[:, 0].sum()
+
+
+async def history(engine: Engine, user_id: str) -> History:
+    return (await engine.histories.log.read(user_id, 1)).history

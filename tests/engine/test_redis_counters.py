@@ -28,7 +28,7 @@ from mfalcon.history.redis_log import LogOptions
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
 from tests.engine.replicas import BOUND, value
-from tests.engine.test_counters import CHECKPOINT, CONFIG, ITEMS, LIKE, append, expected, num_stores
+from tests.engine.test_counters import CHECKPOINT, CONFIG, ITEMS, LIKE, append, expected, num_stores, shuffled
 from tests.redis_fixtures import OwnRedis, keys_left
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
@@ -440,3 +440,69 @@ async def test_one_replica_at_a_time_sweeps_and_a_user_whose_log_is_there_stays(
 def test_stores_of_different_likes_have_different_names() -> None:
     likes = [LikeRule(None, 4), LikeRule(4.0, 0), LikeRule(4.5, 0), LikeRule(None, 0)]
     assert len({name_of(like) for like in likes}) == len(likes)
+
+
+@pytest.mark.parametrize("num_events", [50, 150])
+async def test_replicas_that_insert_at_once_count_every_event_once(
+    start: Start, redis_server: RedisServer, num_events: int
+) -> None:
+    """Also where the log is cut meanwhile: every writer counts its own."""
+    one, two = await start(redis_server.url), await start(redis_server.url)
+    events = random_events(num_events, seed=7)
+    events["time_ms"] += np.arange(num_events)
+    late, kept = shuffled(events, 7), list[Events]()
+    for first in range(0, num_events, 10):
+        some = late[first : first + 10]
+        told = await asyncio.gather(
+            one.append_events("ann", Append(some[:5], late_events="insert")),
+            two.append_events("ann", Append(some[5:], late_events="insert")),
+        )
+        for part, one_told in zip((some[:5], some[5:]), told, strict=True):
+            kept.append(np.delete(part, one_told.discarded))
+        if num_events > 64:
+            await assert_counted((one, two), {"ann": np.concatenate(kept)})
+    await assert_counted((one, two), {"ann": np.concatenate(kept)})
+    await two.delete_user("ann")
+    await assert_counted((one, two), {})
+
+
+async def test_an_insert_that_a_dead_replica_did_not_count_is_mended_by_whoever_meets_it(
+    start: Start, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steps, from the first event on; two that do so at once do no harm."""
+    monkeypatch.setattr(mfalcon.counters.redis_records, "_STEP", 3)
+    one, two = await start(redis_server.url), await start(redis_server.url)
+    events = random_events(60, seed=1)
+    events["time_ms"] += np.arange(60)
+    await append(one, "ann", events[10:30])
+    await assert_counted((one, two), {"ann": events[10:30]})
+    await one.histories.log.append("ann", Append(events[:10], late_events="insert"), None)  # and no more: it died here
+    await asyncio.gather(*(engine.rank(rank_request("ann", [1]), None) for engine in (one, two)))
+    await until(lambda: store(two).read(ITEMS)[:, 0].sum() == expected([events[:30]], ITEMS)[:, 0].sum())
+    await assert_counted((one, two), {"ann": events[:30]})
+    mended = [value(engine.metrics, "mfalcon_counters_recounted_total", how="whole") for engine in (one, two)]
+    assert sum(mended) >= 1
+    await two.append_events("ann", Append(events[30:], late_events="insert"))
+    await assert_counted((one, two), {"ann": events})
+    await one.delete_user("ann")
+    await assert_counted((one, two), {})
+    assert redis_items(redis_server) == {}
+
+
+async def test_a_record_of_a_server_that_knew_no_links_is_gone_on_with(start: Start, redis_server: RedisServer) -> None:
+    one = await start(redis_server.url)
+    events = random_events(40, seed=2)
+    events["time_ms"] += np.arange(40)
+    await append(one, "ann", events[5:30])
+    record = f"t:{{counters:{name_of(LIKE)}}}:user:{user_hash('ann').hex()}"
+    head = redis_server.command("HGET", record, "head")
+    assert isinstance(head, bytes) and len(head) == 32
+    redis_server.command("HSET", record, "head", head[:16])
+    two = await start(redis_server.url)
+    await two.append_events("ann", Append(events[:5], late_events="insert"))
+    await assert_counted((one, two), {"ann": events[:30]})
+    head = redis_server.command("HGET", record, "head")
+    assert isinstance(head, bytes)
+    redis_server.command("HSET", record, "head", head[:16])
+    await (await start(redis_server.url)).append_events("ann", Append(events[30:]))
+    await assert_counted((one, two), {"ann": events})
