@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loadtest.bench.append import AppendResult
+from loadtest.bench.late_events import LateResult
 from loadtest.bench.overhead import OverheadResult
 from loadtest.bench.score import PEER, UNBATCHED, ScoreResult
 from loadtest.bench.state import StateCell, StateResult
@@ -91,6 +92,32 @@ def overhead_page(result: OverheadResult) -> Iterator[Part]:
     of = (("gRPC call", result.call_us), ("engine", result.engine_us), ("difference", result.overhead_us))
     rows = [(name, f"{row.p50:,.0f}", f"{row.p99:,.0f}", f"{row.mean:,.0f}") for name, row in of]
     yield Table(title, ("", "p50", "p99", "mean"), rows)
+    yield _notes(result.notes)
+
+
+def late_events_page(result: LateResult) -> Iterator[Part]:
+    """The stream, what became of it by each policy, the bars, and what each column means."""
+    yield headline(result.machine, result.commit)
+    options = result.options
+    yield (
+        f"{options.num_events:,} events of {options.num_users} users in a day, {options.late_share:.1%} delayed by up "
+        f"to {options.max_delay_s:g} s: {result.late:,} late; a rank for every {options.rank_every} events of a user; "
+        f"shape {options.shape}, {result.backend}; in order {result.in_order:,} tokens are encoded"
+    )
+    columns = (
+        *("late events", "inserted", "clamped", "lost", "tokens encoded", "again", "again for each"),
+        *("a whole history each time", "histories", "scores"),
+    )
+    rows = [
+        (
+            *(row.late_events, f"{row.inserted:,}", f"{row.clamped:,}", f"{row.lost:,}", f"{row.encoded:,}"),
+            *(f"{row.again:,}", f"{row.again / row.inserted:.1f}" if row.inserted else "-", f"{row.whole:,}"),
+            *(f"{row.sorted_users} of {options.num_users}", "-" if row.difference is None else f"{row.difference:g}"),
+        )
+        for row in result.rows
+    ]
+    yield Table("What becomes of late events", columns, rows)
+    yield bar_table(result.bars)
     yield _notes(result.notes)
 
 

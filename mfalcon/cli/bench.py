@@ -26,6 +26,7 @@ from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
+from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_merge import bench_merge
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
@@ -64,6 +65,7 @@ app.command("dlrm")(bench_dlrm)
 app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
 app.command("counting")(bench_counting)
+app.command("late-events")(bench_late_events)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
 app.command("faults")(bench_faults)
