@@ -98,7 +98,7 @@ def _replace(sentinel: RedisSentinel, fault: Callable[[], None], old: RedisServe
     """Break the master, and mend it once another has taken its place."""
     old = old or sentinel.master
     fault()
-    give_up = time.monotonic() + 15.0
+    give_up = time.monotonic() + 30.0  # a failover that found no good replica is tried again after ten
     while sentinel.master is old and time.monotonic() < give_up:
         time.sleep(0.05)
     sentinel.restore()

@@ -15,6 +15,8 @@ from loadtest.faults.recorder import Recorder, keeps_append_ids
 from loadtest.faults.recording import Operation
 from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.history.durability import Durability
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisSettings
 
@@ -23,13 +25,20 @@ _READ_S, _WRITE_S = 0.1, 0.5
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """fault_gap_s: mean, between two faults; 0 for none. replicas: of the event log, each with its own connections."""
+    """fault_gap_s: mean, between two faults; 0 for none. replicas: of the event log, each with its own connections.
+    durability: of what is acknowledged; with "replica" no failover may lose anything.
+    """
 
     seconds: float = 60.0
     fault_gap_s: float = 3.0
     replicas: int = 2
     writers: WriterOptions = field(default_factory=WriterOptions)
+    durability: Durability = "memory"
     seed: int = 0
+
+    def loses_on_failover(self) -> bool:
+        """Whether a failover may take what was acknowledged."""
+        return self.durability != "replica"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +46,7 @@ class AppendReport:
     """What was done and what was wrong. operations: by kind and outcome. lost: acknowledged events that are gone."""
 
     home: str
+    durability: str
     seconds: float
     faults: dict[str, int]
     operations: dict[str, int]
@@ -49,7 +59,7 @@ class AppendReport:
 async def run(kind: Home, options: RunOptions) -> AppendReport:
     """Write, break, mend, read and judge."""
     with home(kind, seed=options.seed) as faults:
-        async with replicas(faults, options.replicas) as logs:
+        async with replicas(faults, options) as logs:
             async with keeps_append_ids(logs[0]) as with_ids:
                 pass
             recorder = Recorder()
@@ -57,12 +67,18 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
             began = time.monotonic()
             await _write(logs, recorder, asked, faults, options)
             seconds = time.monotonic() - began
-    wrong = await asyncio.to_thread(violations, recorder.operations, faults.times if faults.fails_over else ())
+    may_lose, judged = faults.times, recorder.operations
+    if not (faults.fails_over and options.loses_on_failover()):
+        may_lose = []
+    if faults.fails_over and not may_lose:
+        judged = [o for o in judged if not (_only_tells(o) and _during(o, faults.times))]
+    wrong = await asyncio.to_thread(violations, judged, may_lose)
     if recorder.lost_events and not faults.fails_over:
         wrong.append(f"writers were told of {recorder.lost_events} lost events, where none can be lost")
     operations = Counter(f"{o.kind} {o.outcome}" for o in recorder.operations)
     return AppendReport(
         kind,
+        options.durability,
         seconds,
         dict(faults.done),
         dict(operations),
@@ -71,6 +87,17 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
         told_lost=recorder.lost_events,
         wrong=tuple(wrong),
     )
+
+
+def _only_tells(operation: Operation) -> bool:
+    """Whether it says what a history is, and acknowledges nothing. A master that does not know yet that another one has
+    taken its place tells what it has: less than the other, or an append that no replica has and nobody acknowledged.
+    """
+    return operation.kind == "read" or operation.outcome == "refused"
+
+
+def _during(operation: Operation, times: Sequence[tuple[float, float]]) -> bool:
+    return any(operation.began < until and since < operation.ended for since, until in times)
 
 
 async def _write(
@@ -93,12 +120,13 @@ async def _write(
 
 
 @asynccontextmanager
-async def replicas(faults: Faults, number: int) -> AsyncIterator[list[Histories]]:
+async def replicas(faults: Faults, options: RunOptions) -> AsyncIterator[list[Histories]]:
     """What a server has of its users' histories, several times over."""
     async with AsyncExitStack() as stack:
         logs = []
-        for _ in range(number):
-            redis = RedisOptions(RedisSettings(faults.url, _READ_S, _WRITE_S), prefix="appends")
+        for _ in range(options.replicas):
+            log = LogOptions(durability=options.durability)
+            redis = RedisOptions(RedisSettings(faults.url, _READ_S, _WRITE_S), prefix="appends", log=log)
             logs.append(Histories(HistoryOptions(redis=redis), StateMetrics()))
             stack.push_async_callback(logs[-1].close)
             await logs[-1].start()

@@ -140,11 +140,14 @@ class Writers:
         await user.begin()
         try:
             give_up = max(time.monotonic(), self._stop) + _LAST_TRIES_S
-            while True:
+            perhaps_written = False
+            while time.monotonic() < give_up:
                 told = await self._recorder.append(rng.choice(self._replicas), user.name, append, options.timeout_s)
                 if told.version:
                     user.known = told
-                if told.outcome != "unknown" or not options.with_ids or time.monotonic() > give_up:
+                    return
+                perhaps_written |= told.outcome == "unknown"
+                if not (perhaps_written and options.with_ids):  # an attempt that wrote nothing says nothing of others
                     return
                 await asyncio.sleep(_RETRY_S)
         finally:

@@ -34,6 +34,8 @@ HOST = "127.0.0.1"
 NUM_SLOTS = 16384
 _START_S = 20.0
 _STOP_S = 5.0
+_SENTINEL_S = 60.0
+"""Sentinels look at a replica every ten seconds."""
 _COMMAND_S = 1.0
 _POLL_S = 0.01
 _LOG_TAIL = 1000
@@ -524,7 +526,7 @@ class RedisSentinel:
 
     def restore(self) -> None:
         """Start what is dead, thaw what is frozen, and return once a replica follows the master that all sentinels
-        name and could take its place. Raises ConfigError after 20 s.
+        name and could take its place. Raises ConfigError after a minute.
         """
         for server in (*self.servers, *self.sentinels):
             if server.running:
@@ -536,7 +538,7 @@ class RedisSentinel:
         (replica,) = (server for server in self.servers if server is not master)
         if not _follows(replica, master):  # a sentinel would see to it after ten seconds
             _follow(replica, master)
-        _wait(lambda: self._agree(replica), "sentinels that know the replica")
+        _wait(lambda: self._agree(replica), "sentinels that know the replica", _SENTINEL_S)
 
     @property
     def master(self) -> RedisServer:

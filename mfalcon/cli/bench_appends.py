@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -14,6 +14,7 @@ from loadtest.report.table import Table, as_text
 from mfalcon.cli.bench_output import progress
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
+from mfalcon.history.durability import Durability
 
 _RUN, _WRITERS = RunOptions(), WriterOptions()
 _SHOWN_WRONG = 20
@@ -28,18 +29,22 @@ def bench_appends(
     users: Annotated[int, typer.Option(min=1, help="At once.")] = _WRITERS.users,
     writers: Annotated[int, typer.Option(min=1, help="Of each user.")] = _WRITERS.writers,
     fault_gap: Annotated[float, typer.Option(min=0, help="Mean seconds between faults; 0 for none.")] = 6.0,
+    durability: Annotated[
+        str, typer.Option(help="Of what is acknowledged: memory, fsync or replica, which only sentinel can give.")
+    ] = _RUN.durability,
     late_share: Annotated[float, typer.Option(min=0, max=1, help="Of the appends, inserted where they belong.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the traffic and of the faults.")] = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Kill, freeze and cut off the Redis that keeps histories, and judge every append, read and deletion; exit code 1
-    if one was lost, doubled or reported wrongly. At the durability of Redis' own memory a failover may lose events.
+    if one was lost, doubled or reported wrongly. A failover may lose events unless --durability is replica.
     """
     homes = [_home(name) for name in on or HOMES]
     options = RunOptions(
         seconds=60 * minutes,
         fault_gap_s=fault_gap,
         replicas=replicas,
+        durability=_durability(durability),
         writers=dataclasses.replace(_WRITERS, users=users, writers=writers, late_share=late_share),
         seed=seed,
     )
@@ -60,10 +65,23 @@ def bench_appends(
 
 def page(reports: list[AppendReport]) -> list[Table]:
     """A row for each home."""
-    columns = ("home", "s", "faults", "appends", "unknown", "found by a retry", "lost", "told lost", "reads", "wrong")
+    columns = (
+        "home",
+        "durability",
+        "s",
+        "faults",
+        "appends",
+        "unknown",
+        "found by a retry",
+        "lost",
+        "told lost",
+        "reads",
+        "wrong",
+    )
     rows = [
         (
             report.home,
+            report.durability,
             f"{report.seconds:.0f}",
             ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(report.faults.items())),
             str(report.operations.get("append ok", 0)),
@@ -77,6 +95,13 @@ def page(reports: list[AppendReport]) -> list[Table]:
         for report in reports
     ]
     return [Table("Appends under faults", columns, rows)]
+
+
+def _durability(name: str) -> Durability:
+    for durability in get_args(Durability):
+        if name == durability:
+            return name  # type: ignore[return-value]
+    raise ConfigError(f"--durability: got {name!r}, must be one of: {', '.join(get_args(Durability))}")
 
 
 def _home(name: str) -> Home:

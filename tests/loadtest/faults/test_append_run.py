@@ -9,6 +9,7 @@ from loadtest.faults.append_run import RunOptions, run
 from loadtest.faults.append_writers import WriterOptions
 from mfalcon.cli.bench_appends import page
 from mfalcon.engine.histories import Histories
+from mfalcon.history.durability import Durability
 from mfalcon.types import Append, Appended
 
 QUICK = RunOptions(seconds=4.0, fault_gap_s=0.7, writers=WriterOptions(users=2, pause_s=0.03))
@@ -42,11 +43,13 @@ async def test_a_log_that_is_not_right_is_found(breaks: str, monkeypatch: pytest
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("home", HOMES)
 @pytest.mark.parametrize("late_share", [0.0, 0.2])
-async def test_a_minute_in_every_home(home: Home, late_share: float) -> None:
+@pytest.mark.parametrize(
+    ("home", "durability"), [*((home, "memory") for home in HOMES), ("sentinel", "replica"), ("link", "fsync")]
+)
+async def test_a_minute_in_every_home(home: Home, durability: Durability, late_share: float) -> None:
     writers = WriterOptions(late_share=late_share)
-    report = await run(home, RunOptions(seconds=60.0, fault_gap_s=3.0, writers=writers))
+    report = await run(home, RunOptions(seconds=60.0, fault_gap_s=3.0, writers=writers, durability=durability))
     assert report.wrong == ()
-    assert home == "sentinel" or report.lost == 0
+    assert (home, durability) == ("sentinel", "memory") or report.lost == report.told_lost == 0
     assert sum(report.faults.values()) >= 5
