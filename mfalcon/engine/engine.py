@@ -122,7 +122,15 @@ class Engine:
         """
         if self.device.closed:
             raise ShuttingDown("the server is shutting down")
-        return await self.histories.append(user_id, append, deadline)
+        told = await self.histories.append(user_id, append, deadline)
+        if not told.was_written:
+            for fate, positions in (
+                ("inserted", told.inserted),
+                ("clamped", told.clamped),
+                ("discarded", told.discarded),
+            ):
+                self.metrics.logs.late.labels(fate).inc(len(positions))
+        return told
 
     async def get_history(self, request: HistoryRequest, deadline: float | None = None) -> HistoryPage:
         """A page of a user's history, see `engine/reading.py`. Raises HistoryMismatch, StorageUnavailable and

@@ -1,4 +1,4 @@
-"""What is counted of an event log on one machine, in memory or in a file."""
+"""What is counted of an event log on one machine, in memory or in a file, and of late events in any log."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -26,6 +26,9 @@ class LogMetrics:
         self.refused = Counter(
             "mfalcon_log_refused", "Appends of new users that were refused, by the bound.", ["bound"], registry=r
         )
+        self.late = Counter(
+            "mfalcon_late_events", "Acknowledged events that came late, by what became of them.", ["fate"], registry=r
+        )
         self.commit_seconds = Histogram(
             "mfalcon_log_commit_seconds", "Time of a commit to the file.", buckets=_SECONDS, registry=r
         )
@@ -45,6 +48,7 @@ class LogMetrics:
             (self.evicted, ("bytes", "users", "idle")),
             (self.refused, ("bytes", "users")),
             (self.failed, ("full", "error")),
+            (self.late, ("inserted", "clamped", "discarded")),
         ):
             for value in values:
                 counter.labels(value)

@@ -19,6 +19,7 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import Append, CacheSource, Events, RankResult
+from tests.engine.replicas import value
 from tests.small import random_events, rank_request, small_checkpoint, small_config
 
 CHECKPOINTS = {
@@ -138,6 +139,11 @@ async def test_what_a_policy_says_is_what_the_log_holds(start: Start, late_event
     await engine.append_events("ann", Append(events[10:]))
     answer = await engine.append_events("ann", Append(events[:10], late_events=late_events))
     assert getattr(answer, told) == tuple(range(10))
+    counted = {
+        fate: value(engine.metrics, "mfalcon_late_events_total", fate=fate)
+        for fate in ("inserted", "clamped", "discarded")
+    }
+    assert counted == {"inserted": 0, "clamped": 0, "discarded": 0} | {told: 10}
     expected = events if late_events == "insert" else np.concatenate([events[10:], events[:10]])
     if late_events == "clamp":
         expected["time_ms"][40:] = events["time_ms"][49]
