@@ -93,6 +93,31 @@ class LogMachine(RuleBasedStateMachine):
         self.model[user_id] = np.concatenate([known, *(parts[number] for number in order)])
         assert sorted(lengths) == [len(known) + sum(counts[n] for n in order[: i + 1]) for i in range(len(order))]
 
+    @rule(
+        user_id=USERS,
+        backs=st.lists(st.integers(-2, 100), min_size=1, max_size=8),
+        late_events=st.sampled_from(["insert", "clamp"]),
+    )
+    def append_late(self, user_id: str, backs: list[int], late_events: str) -> None:
+        """Events as old as those so many places before the newest; what is older than all that is kept is discarded."""
+        known, base = self.model.get(user_id, no_events()), self.history(user_id).base
+        times = known["time_ms"].tolist() or [10**12]
+        late = random_events(len(backs), self.seed)
+        late["time_ms"] = [times[max(0, len(times) - 1 - back)] if back >= 0 else times[-1] - back for back in backs]
+        told = self.run(self.log.append(user_id, Append(late, late_events=late_events), None))
+        newest = np.maximum.accumulate([max(times), *late["time_ms"].tolist()] if len(known) else late["time_ms"])
+        if late_events == "clamp":
+            late["time_ms"] = newest[-len(late) :]
+            self.model[user_id] = np.concatenate([known, late])
+        else:
+            is_kept = late["time_ms"] >= (known["time_ms"][base] if base else 0)
+            assert list(told.discarded) == np.flatnonzero(~is_kept).tolist()
+            tail = np.concatenate([known[base:], late[is_kept]])
+            tail = tail[np.argsort(tail["time_ms"], kind="stable")]
+            self.model[user_id] = np.concatenate([known[:base], tail])
+        assert told.history_len == len(self.model[user_id])
+        assert told.version == self.history(user_id).version
+
     @rule(user_id=USERS, off_by=st.sampled_from([-1, 1, 100]))
     def append_to_another_length(self, user_id: str, off_by: int) -> None:
         size = len(self.model.get(user_id, no_events()))
