@@ -117,9 +117,12 @@ class RedisStates:
 
     async def fetch(self, user: bytes, num_chunks: int, timeout_s: float) -> list[Reply]:
         """The first chunks as they are, None for a missing one. Raises StorageUnavailable."""
-        # One GET each, in one pipeline: a single MGET of megabytes would make other clients of the server wait.
-        commands: list[Command] = [("GET", self.chunk_key(user, i)) for i in range(num_chunks)]
-        return await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
+        # One command each, in one pipeline: a single MGET of megabytes would make other clients of the server wait. And
+        # no more than a chunk and a byte: what is longer, of hundreds of megabytes perhaps, is none, and stays there.
+        last = HEADER_BYTES + self.layout.payload_bytes(self.layout.events_per_chunk)
+        commands: list[Command] = [("GETRANGE", self.chunk_key(user, i), 0, last) for i in range(num_chunks)]
+        values = await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
+        return [value or None for value in values]
 
     async def stored(self, history: History, start: int, timeout_s: float) -> tuple[int, int]:
         """Events of history[start:] that the first chunks say they hold, and the bytes of these chunks. Only heads

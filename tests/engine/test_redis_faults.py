@@ -23,7 +23,7 @@ from tests.engine.replicas import (
     settle,
     value,
 )
-from tests.redis_fixtures import OwnRedis
+from tests.redis_fixtures import OwnRedis, keys_left
 from tests.small import random_events
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -117,6 +117,37 @@ async def test_lost_and_spoilt_chunks_shorten_the_state(
     assert isinstance(swapped, bytes)
     redis_server.command("SET", names[0], swapped)
     assert (await rank(await replica(), events)).cache.source is NONE
+
+
+@pytest.mark.usefixtures("always_fetch")
+@pytest.mark.parametrize("what", ["huge", "of another type"])
+async def test_what_is_no_chunk_stays_in_redis_and_costs_its_user_a_miss(
+    replica: StartReplica, redis_server: RedisServer, what: str
+) -> None:
+    """Hundreds of megabytes would hold up Redis and open its breaker for everybody."""
+    one, two, events = await replica(), await replica(), random_events(20)
+    for user_id in ("ann", "bob"):
+        await one.append_events(user_id, Append(events, 0))
+        await rank(one, events, user_id)
+    await settle(one)
+    (name,) = (name for name in keys_left(redis_server, f"*{user_hash('ann').hex()}*:kv:*:0"))
+    if what == "huge":
+        redis_server.command("SETRANGE", name, 64 << 20, "x")
+    else:
+        redis_server.command("DEL", name)
+        redis_server.command("RPUSH", name, "x")
+    before = sent_bytes(redis_server)
+    for _ in range(5):
+        assert (await rank(two, events)).history_len == 20
+    assert sent_bytes(redis_server) - before < 5 << 20
+    assert (await rank(two, events, "bob")).cache.source is REDIS
+    assert value(two.metrics, "mfalcon_redis_breaker_opened_total") in (0, None)
+    await one.delete_user("ann")
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
+
+
+def sent_bytes(server: RedisServer) -> int:
+    return int(server.text("INFO", "stats").split("total_net_output_bytes:")[1].split()[0])
 
 
 @pytest.mark.usefixtures("always_fetch")
