@@ -22,6 +22,7 @@ from mfalcon.cli import bench_state
 from mfalcon.cli.bench_appends import bench_appends
 from mfalcon.cli.bench_backends import bench_backend_quality
 from mfalcon.cli.bench_counting import bench_counting
+from mfalcon.cli.bench_damaged import bench_damaged
 from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
@@ -58,6 +59,7 @@ app.command("serve")(bench_serve)
 app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("storm")(bench_storm)
+app.command("damaged")(bench_damaged)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)
