@@ -16,12 +16,14 @@ from mfalcon.history.chain import user_hash
 from mfalcon.kvcache.chunk import ChunkLayout, pack, unpack
 
 _THROTTLE = 1e6
+_HUGE_BYTES = 240 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """how: is it injected. tells: the counter that must move, by a part of its name and labels. in_log: whether it is
     one of the log too. proxied, clustered: the Redis that it needs. absent: Redis is not there when the engines start.
+    of_one: only the log of the first user is spoilt, whom it costs DATA_LOSS, and nobody else anything.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Fault:
     proxied: bool = False
     clustered: bool = False
     absent: bool = False
+    of_one: bool = False
 
 
 def _kill(world: World) -> None:
@@ -134,6 +137,30 @@ def _layout(world: World, suffix: str) -> ChunkLayout:
     return layout_of(model, fingerprint, world.options().state_dtype)
 
 
+def _log(spoil: Callable[[World, str], None]) -> Callable[[World], None]:
+    """Do something to the log of the first user."""
+
+    def inject(world: World) -> None:
+        spoil(world, world.at.keys.log(user_hash(world.people[0].user_id)))
+
+    return inject
+
+
+def _list(world: World, key: str) -> None:
+    world.at.server.command("DEL", key)
+    world.at.server.command("RPUSH", key, "x")
+
+
+def _grow(world: World, key: str) -> None:
+    world.at.server.command("SETRANGE", key, _HUGE_BYTES, "x")
+
+
+def _cut(world: World, key: str) -> None:
+    value = world.at.server.command("GET", key)
+    assert isinstance(value, bytes)
+    world.at.server.command("SET", key, value[: len(value) // 2])
+
+
 FROZEN = Fault("frozen", "SIGSTOP", _freeze, "timeout}")
 FAULTS = (
     Fault("absent at start", "nobody listens", _kill, "redis_errors", absent=True),
@@ -147,6 +174,9 @@ FAULTS = (
     Fault("read-only", "REPLICAOF a dead host", _read_only, "readonly}"),
     Fault("NOAUTH", "CONFIG SET requirepass, CLIENT KILL", _lock, "auth}"),
     Fault("MOVED", "plain URL of a cluster's node, its slots moved", _move, "moved}", clustered=True),
+    Fault("a log of another type", "DEL, RPUSH", _log(_list), "log_damaged{type}", of_one=True),
+    Fault("a log of 240 MB", "SETRANGE", _log(_grow), "log_damaged{size}", of_one=True),
+    Fault("a log cut in two", "SET its first half", _log(_cut), "log_damaged{truncated}", of_one=True),
     Fault("one chunk evicted", "DEL", _each(_lose), "state_tokens{encoded}", in_log=False),
     Fault("chunk's bytes flipped", "SETRANGE", _each(_flip), "chunks_rejected{checksum}", in_log=False),
     Fault("chunk truncated", "SET its first half", _each(_truncate), "chunks_rejected{truncated}", in_log=False),
@@ -159,7 +189,7 @@ def cases() -> Iterator[tuple[Fault, Setup]]:
     """Every fault in every setup where it matters."""
     for fault in FAULTS:
         for setup in SETUPS:
-            if setup == "states" or fault.in_log:
+            if fault.in_log if setup != "states" else not fault.of_one:
                 yield fault, setup
 
 

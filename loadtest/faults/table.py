@@ -178,12 +178,22 @@ def _answers(under: Ranked, before: Ranked, checkpoint: Checkpoint) -> Answers:
 def _complaints(fault: Fault, setup: Setup, answers: Answers) -> Iterator[str]:
     """What must not be: a wrong answer, one after its deadline, a refusal that nothing demands."""
     allowed = {"right"}
-    if setup == "refuse" or (fault.absent and setup == "stale"):
+    if fault.of_one:
+        yield from _complaints_of_one(answers)
+        allowed |= {"DATA_LOSS"}
+    elif setup == "refuse" or (fault.absent and setup == "stale"):
         allowed |= {"UNAVAILABLE"}
-    if setup == "stale":
+    if setup == "stale" and not fault.of_one:
         allowed |= {"stale"}
     for outcome, count in answers.outcomes.items():
         if outcome not in allowed:
             yield f"{count} of {sum(answers.outcomes.values())} were answered {outcome}"
     if answers.max_ms > (DEADLINE_S + LATE_S) * 1e3:
         yield f"an answer took {answers.max_ms:.0f} ms; the deadline is {DEADLINE_S * 1e3:.0f} ms"
+
+
+def _complaints_of_one(answers: Answers) -> Iterator[str]:
+    """Of a fault of one user's log: he is refused, nobody else."""
+    refused = answers.outcomes.get("DATA_LOSS", 0)
+    if refused != 1:
+        yield f"{refused} were refused for their log, must be 1"

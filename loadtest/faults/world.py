@@ -142,7 +142,12 @@ async def rank(engine: Engine, person: Person, seed: int, into: Ranked, deadline
     into.seconds.append(time.monotonic() - began)
 
 
-_CODES = {"StorageUnavailable": "UNAVAILABLE", "DeadlineExceeded": "DEADLINE_EXCEEDED", "EngineFailure": "INTERNAL"}
+_CODES = {
+    "StorageUnavailable": "UNAVAILABLE",
+    "DeadlineExceeded": "DEADLINE_EXCEEDED",
+    "DamagedLog": "DATA_LOSS",
+    "EngineFailure": "INTERNAL",
+}
 
 
 class Place:
