@@ -32,6 +32,8 @@ _STEP = 512
 _MOST_AT_ONCE = 4_096
 """Items of an append that are counted by one script, because nobody else can complete it; Lua has a limit."""
 _GONE_SECONDS = 3_600
+_NO_LIFE = bytes(8)
+"""The generation of no log."""
 _MOST_SWEPT = 8
 """Steps of taking records out in one step of a sweep."""
 
@@ -160,8 +162,7 @@ class CounterRecords:
 
     async def forget(self, user: bytes, generation: bytes) -> None:
         """Take out what was counted of lives that have ended, and let nothing of `generation` be counted any more."""
-        if generation:
-            await self._take_out(user, generation)
+        await self._take_out(user, generation or _NO_LIFE)
         head = await self._head(user)
         if head and head[:8] != await self._generation(user):
             await self._take_out(user, head[:8])

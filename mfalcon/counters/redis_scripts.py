@@ -114,6 +114,8 @@ FORGET = (
     _CHANGE
     + """
 redis.call('SET', KEYS[5], '', 'EX', ARGV[2])
+local kind = redis.call('TYPE', KEYS[4]).ok
+if kind ~= 'hash' and kind ~= 'none' then redis.call('UNLINK', KEYS[4]) end
 local head = redis.call('HGET', KEYS[4], 'head')
 if not head or string.sub(head, 1, 8) ~= ARGV[1] then return {'none'} end
 local ids, deltas = {}, {}
@@ -133,7 +135,8 @@ return {left == 0 and 'done' or 'more', epoch, version, payload}
 """
 )
 """ARGV: generation, seconds that its tombstone lives, the most items of this step, epoch, entries of the stream. Takes
-out some items of a record; `more` says that others are left, `none` that there is no record of that life.
+out some items of a record; `more` says that others are left, `none` that there is no record of that life. What is no
+record at all, whoever put it there, goes.
 """
 
 FOLLOW = """

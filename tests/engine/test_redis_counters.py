@@ -334,6 +334,21 @@ async def test_there_is_a_limit_of_items_for_all_replicas(start: Start, redis_se
     assert redis_items(redis_server) == {}
 
 
+async def test_a_deletion_takes_what_is_no_record_too(start: Start, redis_server: RedisServer) -> None:
+    """Somebody has put something else where a user's record was: his deletion would fail for ever."""
+    one = await start(redis_server.url)
+    name = f"t:{{counters:{name_of(LIKE)}}}:user:{user_hash('ann').hex()}"
+    await append(one, "bob", random_events(20, seed=2))
+    for begins in (False, True):
+        if begins:
+            await append(one, "ann", random_events(20, seed=1))
+        redis_server.command("DEL", name)
+        redis_server.command("RPUSH", name, "x")
+        await one.delete_user("ann")
+        assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
+    assert keys_left(redis_server, f"*user:{user_hash('bob').hex()}*")
+
+
 async def test_a_deletion_reaches_counters_that_no_model_reads_any_more(
     start: Start, redis_server: RedisServer
 ) -> None:
