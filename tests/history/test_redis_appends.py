@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
-from mfalcon.errors import DeadlineExceeded, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
+from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history import append_ids
 from mfalcon.history.append_ids import RecentAppends, Record
 from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.joining import MAX_WAITING
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
@@ -361,3 +362,50 @@ async def test_events_that_the_log_lost_are_counted_and_told_once(replica: Repli
     assert (await log.append("ann", one(21), None)).lost_events == 0
     assert metrics.registry.get_sample_value("mfalcon_log_rollbacks_total") == 1
     assert (await replica().append("ann", one(22), None)).lost_events == 0
+
+
+async def test_after_a_failover_a_length_is_no_proof_and_a_version_is(
+    replica: Replica, redis_server: RedisServer
+) -> None:
+    """Event 11 was acknowledged, the new master has ten, and B has written an eleventh of its own: a length fits what A
+    knew, a version does not.
+    """
+    a, b = replica(), replica()
+    await a.append("ann", Append(random_events(10)), None)
+    older = redis_server.command("GET", KEYS.log(ANN))
+    assert isinstance(older, bytes)
+    mine = await a.append("ann", one(1), None)
+    redis_server.command("SET", KEYS.log(ANN), older)
+    theirs = await b.append("ann", one(2), None)
+    assert (mine.history_len, theirs.history_len) == (11, 11)
+    with pytest.raises(HistoryMismatch) as refused:
+        await a.append("ann", replace(one(3), expected_len=11, expected_version=mine.version), None)
+    assert (refused.value.history_len, refused.value.version_hex) == (11, theirs.version.hex())
+    told = await a.append("ann", one(3, expected_len=11), None)
+    assert (told.history_len, told.lost_events) == (12, 1)
+
+
+async def test_so_many_wait_and_no_more(replica: Replica, redis_server: RedisServer) -> None:
+    log = replica(timeout_s=0.5)
+    await log.append("ann", one(0), None)
+    redis_server.freeze()
+    calls = [asyncio.create_task(outcome(log.append("ann", one(1), None))) for _ in range(MAX_WAITING + 60)]
+    await asyncio.sleep(0.1)
+    refused = [call.result() for call in calls if call.done()]
+    assert 0 < len(refused) <= 60
+    assert all(
+        "appends of this user wait already" in str(text) and "nothing was written" in str(text) for text in refused
+    )
+    assert await outcome(log.append("bob", one(1), time.monotonic() + 0.05)) != refused[0], "others are not refused"
+    redis_server.thaw()
+    await asyncio.gather(*calls)
+
+
+async def test_a_damaged_log_fails_each_of_a_join_alone(replica: Replica, redis_server: RedisServer) -> None:
+    redis_server.command("SET", KEYS.log(ANN), b"x" * 200)
+    log = replica()
+    appends = [log.append("ann", one(number), None) for number in range(5)]
+    ends = await asyncio.gather(*appends, log.append("bob", one(1), None), return_exceptions=True)
+    assert [type(end) for end in ends] == [DamagedLog] * 5 + [Appended]
+    assert len({id(end) for end in ends}) == 6
+    assert not any(end.may_be_done for end in ends if isinstance(end, DamagedLog))

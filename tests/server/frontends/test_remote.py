@@ -145,9 +145,15 @@ async def test_an_error_is_raised_as_it_was(joined: Joined, fault: MFalconError)
 
 async def test_a_defect_is_an_answer_too(joined: Joined, caplog: pytest.LogCaptureFixture) -> None:
     joined.engine.fault = ZeroDivisionError("oops")
-    with pytest.raises(EngineFailure, match="its log has the cause"):
+    with pytest.raises(EngineFailure, match="its log has the cause") as of_rank:
         await joined.remote.rank(rank_request(), None)
     assert "oops" in caplog.text
+    writes = (joined.remote.append_events("ann", Append(EVENTS), None), joined.remote.delete_user("ann", None))
+    for write in writes:
+        with pytest.raises(EngineFailure) as of_write:
+            await write
+        assert of_write.value.may_be_done
+    assert not of_rank.value.may_be_done
 
 
 async def test_a_caller_that_leaves_cancels_the_work(joined: Joined) -> None:
