@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from loadtest.faults import table, under_load
+from loadtest.faults import counter_faults, table, under_load
+from loadtest.faults.counter_faults import CounterRow
 from loadtest.faults.redis_faults import FROZEN, cases
 from loadtest.faults.table import Row
 from loadtest.faults.under_load import CASES, LoadCase, LoadOptions
@@ -15,6 +16,8 @@ from loadtest.report.table import Part, Table
 
 UNDER_LOAD = f"{FROZEN.name} under load"
 """The name of the measurement of several clients at once."""
+ITEM_COUNTERS = "item counters"
+"""In the names of the faults that are measured on two replicas of a model that reads them."""
 FIRST_SECOND_BAR_MS, OPEN_BAR_MS = 50.0, 2.0
 
 _IN_REDIS: dict[Setup, str] = {"states": "states", "refuse": "log, refuse", "stale": "log, stale"}
@@ -43,17 +46,21 @@ class FaultResult:
     rows: tuple[Row, ...]
     load: LoadOptions
     under_load: tuple[LoadCase, ...]
+    item_counters: tuple[CounterRow, ...]
     bars: tuple[Bar, ...]
 
     @property
     def complaints(self) -> list[str]:
         """Every rank that was not answered rightly or with an explicit error, in time, and every fault not counted."""
-        return [f"{row.fault} ({row.setup}): {text}" for row in self.rows for text in row.complaints]
+        of_ranks = [f"{row.fault} ({row.setup}): {text}" for row in self.rows for text in row.complaints]
+        of_counters = (f"{_of_counters(row.fault)}: {text}" for row in self.item_counters for text in row.complaints)
+        return [*of_ranks, *of_counters]
 
 
 def names() -> list[str]:
     """Of everything that can be measured."""
-    return [*dict.fromkeys(fault.name for fault, _ in cases()), UNDER_LOAD]
+    of_counters = (_of_counters(fault.name) for fault in counter_faults.FAULTS)
+    return [*dict.fromkeys(fault.name for fault, _ in cases()), UNDER_LOAD, *of_counters]
 
 
 def run(num_ranks: int, load: LoadOptions, progress: Callable[[str], None], only: str | None = None) -> FaultResult:
@@ -66,9 +73,15 @@ def run(num_ranks: int, load: LoadOptions, progress: Callable[[str], None], only
     for setup, where in CASES if only is None or only in UNDER_LOAD else ():
         progress(f"{UNDER_LOAD}: {SETUPS[setup]}, states {_where(where)}")
         loaded.append(asyncio.run(under_load.measure(FROZEN, setup, where, checkpoint, load)))
+    counting, counted = counter_faults.counting_checkpoint(), []
+    for fault_of_counters in counter_faults.FAULTS:
+        name = _of_counters(fault_of_counters.name)
+        if only is None or only in name:
+            progress(name)
+            counted.append(asyncio.run(counter_faults.measure(fault_of_counters, counting)))
     bars = tuple(bar for case in loaded for bar in _bars(case))
     where_at = (machine, commit(), DEADLINE_S * 1e3, num_ranks)
-    return FaultResult("faults", *where_at, tuple(rows), load, tuple(loaded), bars)
+    return FaultResult("faults", *where_at, tuple(rows), load, tuple(loaded), tuple(counted), bars)
 
 
 def page(result: FaultResult) -> Iterator[Part]:
@@ -92,6 +105,31 @@ def page(result: FaultResult) -> Iterator[Part]:
             f"{case.baseline_p99_spread_ms[1]:.1f} ms in its rounds"
             for case in result.under_load
         )
+    if result.item_counters:
+        yield f"## {ITEM_COUNTERS.capitalize()}"
+        yield (
+            "Two replicas of a model that reads them, log and counters in Redis, ranking stale. Under each fault every "
+            "user's log grows by an append and is ranked by both. Afterwards each user is ranked once more, and all "
+            "counters must be equal to a recount of the logs."
+        )
+        yield _item_counters(result)
+
+
+def _item_counters(result: FaultResult) -> Table:
+    columns = ("fault", "injected by", "append", "longest, ms", "ranks", "of them stale counters", "equal after, s")
+    rows = [
+        (
+            *(row.fault, row.how, ", ".join(f"{name} {count}" for name, count in sorted(row.append.items()))),
+            *(f"{row.append_max_ms:.0f}", f"{row.ranks}" + "".join(f", {e} {n}" for e, n in row.errors.items())),
+            *(str(row.stale), "NEVER" if row.healed_s is None else f"{row.healed_s:.1f}"),
+        )
+        for row in result.item_counters
+    ]
+    return Table("", columns, rows)
+
+
+def _of_counters(fault: str) -> str:
+    return f"{ITEM_COUNTERS}, {fault}"
 
 
 def _rows(result: FaultResult) -> Table:

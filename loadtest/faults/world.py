@@ -178,11 +178,11 @@ class Place:
 
 
 @contextmanager
-def place(*, proxied: bool = False, clustered: bool = False) -> Iterator[Place]:
+def place(*, proxied: bool = False, clustered: bool = False, append_only: bool = False) -> Iterator[Place]:
     """A server of its own; behind a proxy, or one node of a cluster."""
     with ExitStack() as stack:
         cluster = stack.enter_context(RedisCluster()) if clustered else None
-        server = cluster.servers[0] if cluster else stack.enter_context(RedisServer())
+        server = cluster.servers[0] if cluster else stack.enter_context(RedisServer(append_only=append_only))
         proxy = stack.enter_context(SlowProxy(server.port)) if proxied else None
         yield Place(server, proxy.url if proxy else server.url, proxy, cluster)
 
