@@ -27,7 +27,7 @@ class Size:
     threads: int
 
 
-SMALL = Size(77, 70, 13, 64, 1)
+SMALL = Size(77, 70, 13, 32, 1)
 LARGE = Size(1_100, 1_050, 200, 128, 2)
 """More than two blocks of keys of every policy, over several pages, by two threads."""
 

@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 4
+_ABI = 5
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,7 +50,7 @@ class CRows(ctypes.Structure):
 class CGeometry(ctypes.Structure):
     """MfGeometry."""
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("abi", "element_bytes", "page_step"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("abi", "element_bytes", "page_step", "small_page"))
 
 
 class Kernel:
@@ -62,6 +62,7 @@ class Kernel:
         library = ctypes.CDLL(str(path))
         pointer, number, result = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
         self.stack_new = _function(library, "mf_stack_new", result, pointer, pointer, pointer, pointer)
+        self.stack_on_pages = _function(library, "mf_stack_on_pages", result, pointer, number, pointer)
         self.stack_free = _function(library, "mf_stack_free", None, pointer)
         self.score = _function(
             library, "mf_score", result, pointer, pointer, number, number, pointer, pointer, number, number, number
@@ -72,6 +73,7 @@ class Kernel:
         tokens_of_layer = (pointer, pointer, number, number, pointer, pointer, number)
         self.read = _function(library, "mf_read", None, *tokens_of_layer)
         self.write = _function(library, "mf_write", result, *tokens_of_layer)
+        self.copy = _function(library, "mf_copy", result, pointer, pointer, pointer, pointer, number)
         self.finite = _function(library, "mf_finite", result, pointer, pointer, number, number, number)
         self.page_bytes = _function(library, "mf_page_bytes", number, pointer)
         self.linear_new = _function(library, "mf_linear_new", result, pointer, pointer, number, number, pointer)
@@ -84,6 +86,7 @@ class Kernel:
         if geometry.abi != _ABI or geometry.element_bytes != self.dtype.itemsize:
             raise FusedUnavailable(f"{path.name}: interface {geometry.abi}, this Python speaks {_ABI}")
         self.page_step: int = geometry.page_step
+        self.small_page: int = geometry.small_page
 
 
 def _function(library: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> Callable[..., int]:

@@ -3,6 +3,7 @@
 import ctypes
 import weakref
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ class FusedStack:
     ) -> None:
         """Raises ValueError for weights that do not fit the configuration, and for a page that the kernel cannot cut.
 
-        page_tokens: a multiple of 64.
+        page_tokens: 32, or a multiple of 64.
         """
         self.kernel = kernel
         self.config = config
@@ -50,9 +51,7 @@ class FusedStack:
         sizes = (config.num_heads, config.dim, config.qk_dim, config.v_dim)
         _require(min(sizes) > 0, f"num_heads, dim, qk_dim, v_dim: {sizes}, all must be positive")
         _require(config.attention_norm > 0, f"attention_norm: {config.attention_norm}, must be positive")
-        step = kernel.page_step
-        whole = page_tokens > 0 and page_tokens % step == 0
-        _require(whole, f"page_tokens: {page_tokens}, must be a positive multiple of {step}")
+        self._check_page_tokens(page_tokens)
         alive: list[Tensor] = []
         packed = (CLayer * self.num_layers)(*(_layer(config, layer, alive) for layer in layers))
         num_positions, thresholds = _shared_bias(layers)
@@ -75,9 +74,17 @@ class FusedStack:
         )
         handle = ctypes.c_void_p()
         _done(kernel.stack_new(ctypes.byref(shared), packed, thresholds.data_ptr(), ctypes.byref(handle)))
-        self._handle = handle
-        self.page_bytes: int = kernel.page_bytes(handle)
-        weakref.finalize(self, kernel.stack_free, handle).atexit = False  # a thread may compute to the very end
+        self._own(handle)
+
+    def on_pages(self, page_tokens: int) -> "FusedStack":
+        """The same weights, shared and not copied, for states on pages of another size. Raises ValueError."""
+        self._check_page_tokens(page_tokens)
+        other = copy(self)
+        other.page_tokens = page_tokens
+        handle = ctypes.c_void_p()
+        _done(self.kernel.stack_on_pages(self._handle, page_tokens, ctypes.byref(handle)))
+        other._own(handle)
+        return other
 
     def extend(
         self, pages: Tensor, num_tokens: int, x: Tensor, threads: int = 1, query_times: Tensor | None = None
@@ -153,11 +160,28 @@ class FusedStack:
         self._check_layer(layer)
         _done(self.kernel.write(self._handle, pages.data_ptr(), layer, first, k.data_ptr(), v.data_ptr(), num_tokens))
 
+    def copy(self, pages: Tensor, other: "FusedStack", others: Tensor, num_tokens: int) -> None:
+        """The first tokens of a state with their times, as they stand, to pages of the size of a stack of the same
+        shape. Raises ValueError.
+        """
+        pages, others = self._pages(pages, num_tokens, 0), other._pages(others, num_tokens, 0)
+        _done(self.kernel.copy(self._handle, pages.data_ptr(), other._handle, others.data_ptr(), num_tokens))
+
     def is_finite(self, pages: Tensor, layer: int, first: int, stop: int) -> bool:
         """Whether tokens first to stop - 1 of a layer have only finite keys and values. Raises ValueError."""
         pages = self._pages(pages, first, stop - first)
         self._check_layer(layer)
         return bool(self.kernel.finite(self._handle, pages.data_ptr(), layer, first, stop - first))
+
+    def _own(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
+        self.page_bytes: int = self.kernel.page_bytes(handle)
+        weakref.finalize(self, self.kernel.stack_free, handle).atexit = False  # a thread may compute to the very end
+
+    def _check_page_tokens(self, page_tokens: int) -> None:
+        step, small = self.kernel.page_step, self.kernel.small_page
+        whole = page_tokens == small or (page_tokens > 0 and page_tokens % step == 0)
+        _require(whole, f"page_tokens: {page_tokens}, must be {small} or a positive multiple of {step}")
 
     def _hidden(self, x: Tensor) -> Tensor:
         return _tensor("x", x, torch.float32, (x.shape[0] if x.ndim else 0, self.config.dim))

@@ -20,6 +20,7 @@ from loadtest.load.append_traffic import AppendTraffic, append_traffic
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar
 from loadtest.report.timing import Spread, spread
+from mfalcon.backends.select import serve
 from mfalcon.engine.redis_parts import RedisOptions, layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
@@ -48,6 +49,8 @@ _PATIENCE_S = 60.0
 _BEHIND = 4
 """One part in so many is missing on the host in tier "behind"."""
 _ACQUIRES = 20
+_FEW = 20
+"""Events of a short history, whose memory is told beside the others'."""
 _TIERS = ("host", "behind", "redis")
 
 
@@ -133,6 +136,16 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of a state of n events in the block pool, and of its keys, values and times alone."""
+
+    shape: str
+    n: int
+    bytes_held: int
+    bytes_of_content: int
+
+
+@dataclass(frozen=True, slots=True)
 class StateResult:
     """Everything that `mfalcon bench state` knows."""
 
@@ -146,6 +159,7 @@ class StateResult:
     sizes: tuple[Size, ...]
     append: tuple[AppendTraffic, ...]
     bars: tuple[Bar, ...]
+    memory: tuple[Memory, ...] = ()
 
 
 @dataclass(slots=True)
@@ -192,11 +206,13 @@ async def _run(options: StateOptions, progress: Callable[[str], None]) -> StateR
     crossovers: list[Crossover] = []
     sizes: list[Size] = []
     traffic: list[AppendTraffic] = []
+    memory: list[Memory] = []
     for shape in map(shape_named, options.shapes):
         longest = max(options.histories)
         checkpoint = random_checkpoint(
             shape, _ITEMS, options.seed, max_history=longest, dtype=dtype_named(options.dtype)
         )
+        memory += _memory(shape, checkpoint, sorted({_FEW, *options.histories}))
         sizes += [_size(shape, checkpoint, payload, longest) for payload in options.payloads]
         with ExitStack() as stack:
             urls = _reach(options, stack)
@@ -221,6 +237,7 @@ async def _run(options: StateOptions, progress: Callable[[str], None]) -> StateR
         tuple(sizes),
         tuple(traffic),
         tuple(bars(cells, sizes, traffic)),
+        tuple(memory),
     )
 
 
@@ -482,6 +499,14 @@ def _size(shape: Shape, checkpoint: Checkpoint, payload: str, n: int) -> Size:
         full_bytes=layout.payload_bytes(n) + chunks * HEADER_BYTES,
         full_chunks=chunks,
     )
+
+
+def _memory(shape: Shape, checkpoint: Checkpoint, histories: Sequence[int]) -> list[Memory]:
+    """What the pool's accounts say of a state of each length."""
+    served, per_event = serve(checkpoint.model), checkpoint.prefix_model.tokens_per_event
+    content = served.pool.layout.shape.bytes_per_token() * per_event
+    held = [(n, served.empty_state().grown(n * per_event).num_bytes) for n in histories]
+    return [Memory(shape.name, n, num_bytes, n * content) for n, num_bytes in held]
 
 
 async def _traffic(options: StateOptions, checkpoint: Checkpoint) -> list[AppendTraffic]:

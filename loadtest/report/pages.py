@@ -144,6 +144,12 @@ def state_page(result: StateResult) -> Iterator[Part]:
     ]
     of_size = ("shape", "payload", "bytes an event", "events a chunk", "chunks", "bytes")
     yield Table("Bytes in Redis of the longest history, headers included", of_size, sizes)
+    if result.memory:
+        held = [
+            (at.shape, str(at.n), f"{at.bytes_held:,}", f"{at.bytes_held / at.bytes_of_content:.2f}")
+            for at in result.memory
+        ]
+        yield Table("Bytes of a state in the block pool", ("shape", "n", "bytes", "of its content"), held)
     if result.append:
         counted = [
             (

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from mfalcon.errors import ConfigError
+from mfalcon.kvcache.block_pool import small_page_tokens
 from mfalcon.window import WindowRule
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -96,8 +97,10 @@ class Costs:
         return fetch < self.encode_s(held, tokens - held)
 
     def pool_bytes(self, tokens: int) -> int:
-        """Of a state in the block pool: whole pages."""
-        return -(-tokens // self.page_tokens) * self.page_bytes
+        """Of a state in the block pool: whole pages, or of a short one small ones."""
+        small = small_page_tokens(self.page_tokens)
+        size = self.page_tokens if small is None or tokens > self.page_tokens - small else small
+        return -(-tokens // size) * (self.page_bytes * size // self.page_tokens)
 
     def redis_bytes(self, tokens: int) -> int:
         """Of a state in Redis."""

@@ -1,7 +1,7 @@
 """The fused CPU kernel (`kernels.cpu`) as a backend of a stack."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -12,6 +12,7 @@ from kernels.cpu.stack import FusedStack
 from kernels.stack import LayerWeights, StackConfig
 from mfalcon.backends.base import SequentialBackend
 from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.kvcache.block_pool import small_page_tokens
 from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState
 from mfalcon.models.layer import Stack
 
@@ -37,6 +38,12 @@ class FusedLayout:
         """See `Layout`."""
         return self._pages.page_bytes
 
+    @cached_property
+    def small(self) -> "FusedLayout | None":
+        """See `Layout`."""
+        num_tokens = small_page_tokens(self.page_tokens)
+        return None if num_tokens is None else replace(self, page_tokens=num_tokens)
+
     def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         """See `Layout`."""
         return self._pages.read(_addresses(pages), layer, first, stop)
@@ -48,6 +55,11 @@ class FusedLayout:
     def write(self, pages: Sequence[Tensor], layer: int, first: int, k: Tensor, v: Tensor) -> None:
         """See `Layout`."""
         self._pages.write(_addresses(pages), layer, first, k.float().contiguous(), v.float().contiguous())
+
+    def copy(self, pages: Sequence[Tensor], others: Sequence[Tensor], others_tokens: int, num_tokens: int) -> None:
+        """See `Layout`."""
+        other = self._pages.on_pages(others_tokens)
+        self._pages.copy(_addresses(pages), other, _addresses(others), num_tokens)
 
     @cached_property
     def _pages(self) -> FusedStack:
@@ -64,20 +76,22 @@ class FusedBackend(SequentialBackend):
 
     def __init__(self, kernel: Kernel, stack: Stack, shape: KVShape, *, int8: bool = False) -> None:
         self.name = kernel.policy.name
-        self._stack = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
+        whole = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
         self.layout = FusedLayout(kernel.policy.name, shape, int8, kernel)
-        assert self.layout.page_bytes == self._stack.page_bytes
+        layouts = [self.layout] if self.layout.small is None else [self.layout, self.layout.small]
+        self._stacks = {of.page_tokens: whole.on_pages(of.page_tokens) for of in layouts}
+        assert all(self._stacks[of.page_tokens].page_bytes == of.page_bytes for of in layouts)
 
     def encode_one(self, state: KVState, x: Tensor) -> None:
         """See `SequentialBackend`."""
-        before = state.num_tokens - len(x)
-        threads = min(torch.get_num_threads(), _cores_worth(self._stack, before, len(x)))
-        self._stack.extend(state.addresses, before, x.float(), threads)
+        stack, before = self._stacks[state.run.page_tokens], state.num_tokens - len(x)
+        threads = min(torch.get_num_threads(), _cores_worth(stack, before, len(x)))
+        stack.extend(state.addresses, before, x.float(), threads)
 
     def hidden_one(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
         """See `SequentialBackend`."""
-        threads = torch.get_num_threads()
-        return self._stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
+        stack, threads = self._stacks[state.run.page_tokens], torch.get_num_threads()
+        return stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
 
 
 def _cores_worth(stack: FusedStack, num_tokens: int, num_new: int) -> int:

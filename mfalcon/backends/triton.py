@@ -1,7 +1,10 @@
-"""The Triton kernels (`kernels.gpu`) as the backend of a stack: many users in one go, over one pool of pages."""
+"""The Triton kernels (`kernels.gpu`) as the backend of a stack: many users in one go, over one pool of pages.
+
+A launch takes pages of one size: of a batch, the users on whole pages and those on small ones are two launches.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -16,7 +19,7 @@ from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
 from mfalcon.backends.choice import TRITON, TRITON_PLAIN
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.errors import Overloaded
-from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
+from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout, by_page_size
 from mfalcon.models.layer import Stack
 
 _PREFIX, _TARGET = "prefix_attention", "target_attention"
@@ -29,6 +32,19 @@ _MOST_ROWS = 65_536
 """New tokens that pass through the layers at once, unless one user has more: 256 MB of uvqk at a width of 512."""
 _SHAPE_USERS = 32
 _SHAPE_PAGES = 1_024
+
+
+@dataclass(slots=True)
+class _Sized:
+    """What there is for pages of one size of a pool: kv, the pages by layer as the kernels read them, and recorded
+    graphs. longest: tokens of the longest prefix on them.
+    """
+
+    kv: list[PagedKV]
+    num_pages: int
+    longest: int
+    scores: list[Graph] = field(default_factory=list)
+    appends: list[Graph] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +85,19 @@ class TritonBackend:
         self.layout = PlainLayout(shape, PAGE_TOKENS, codes, transposed)
         self._ahead = shape.device.type == "cuda" if ahead is None else ahead
         self._pool: KVPool | None = None
-        self._kv: list[PagedKV] = []
-        self._scores: list[Graph] = []
-        self._appends: list[Graph] = []
+        self._sizes: dict[int, _Sized] = {}
 
     def encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None) -> None:
         """See `StackBackend`."""
+        for of_size, rows in _by_page_size(states, num_new, x.device):
+            own_x, own_times = (t if rows is None or t is None else t[rows] for t in (x, times))
+            assert own_x is not None
+            self._encode_all([states[i] for i in of_size], own_x, [num_new[i] for i in of_size], own_times)
+
+    def _encode_all(
+        self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None = None
+    ) -> None:
+        """Of states on pages of one size."""
         first = 0
         for part in _groups(num_new, _MOST_ROWS):
             stop = first + sum(num_new[part])
@@ -92,6 +115,15 @@ class TritonBackend:
     ) -> Tensor:
         """See `StackBackend`. A microbatch may hold targets of several users."""
         users = [_Part(*user) for user in zip(states, num_targets, times_ms, strict=True)]
+        out = torch.empty_like(x)
+        for of_size, rows in _by_page_size(states, num_targets, x.device):
+            if rows is None:
+                return self._hidden(users, x, microbatch)
+            out[rows] = self._hidden([users[i] for i in of_size], x[rows], microbatch)
+        return out
+
+    def _hidden(self, users: Sequence[_Part], x: Tensor, microbatch: int) -> Tensor:
+        """Of users on pages of one size."""
         out, first = torch.empty_like(x), 0
         for parts in _microbatches(users, microbatch):
             num_rows = sum(part.num_rows for part in parts)
@@ -117,7 +149,14 @@ class TritonBackend:
         """Record a graph for a microbatch of targets, for half of it, and so on, and for appends of few tokens; compile
         what is launched without.
         """
-        kv, stack = self._pages_of(pool), self._stack
+        self._pages_of(pool)
+        for sized in self._sizes.values():
+            self._record(sized, microbatch)
+        if self._ahead:
+            self._compile(pool, microbatch)
+
+    def _record(self, sized: _Sized, microbatch: int) -> None:
+        kv, stack = sized.kv, self._stack
 
         # Not by self, which keeps the graphs: weights and pool would wait for the garbage collection of a circle.
         def score(x: Tensor, batch: Batch, times: Tensor) -> Tensor:
@@ -132,10 +171,10 @@ class TritonBackend:
         rows = torch.zeros(max(*targets, *tokens), self._dim, dtype=shape.dtype, device=shape.device)
         memory = shared_memory(shape.device)
 
-        num_pages = min(_SHAPE_PAGES, pool.accounts.num_pages)
+        num_pages, longest = min(_SHAPE_PAGES, sized.num_pages), sized.longest
 
         def recorded(op: str, run: Run, num_rows: int, tile_rows: int) -> Iterator[Graph]:
-            programs, longest = -(-num_rows // tile_rows) * self._num_heads, num_pages * self.layout.page_tokens
+            programs = -(-num_rows // tile_rows) * self._num_heads
             for num_users in sorted({1, min(_SHAPE_USERS, num_rows)})[::-1]:  # one has no tiles of others to pass by
                 limits = Limits(num_rows, num_users, num_pages)
                 num_times = num_users if op == _TARGET else num_rows
@@ -147,9 +186,7 @@ class TritonBackend:
         appends = [
             graph for num in tokens for graph in recorded(_PREFIX, append, num, min(_APPEND_TILE, self._tile_rows(num)))
         ]
-        self._scores, self._appends = scores[::-1], appends[::-1]
-        if self._ahead:
-            self._compile(pool, microbatch)
+        sized.scores, sized.appends = scores[::-1], appends[::-1]
 
     def _compile(self, pool: KVPool, microbatch: int) -> None:
         """Run what is launched outside of graphs, in every class of sizes that has block sizes of its own, as far as
@@ -157,16 +194,19 @@ class TritonBackend:
         """
         most = min(_MOST_ROWS, pool.accounts.num_free * self.layout.page_tokens)
         for num_rows in (1 << power for power in range(most.bit_length())):
-            try:
-                self._run_once(pool, num_rows, is_scored=num_rows <= microbatch)
-            except Overloaded:  # others have taken pages meanwhile
-                return
+            for page_tokens in self._sizes:
+                try:
+                    self._run_once(pool, num_rows, page_tokens, is_scored=num_rows <= microbatch)
+                except Overloaded:  # others have taken pages meanwhile
+                    return
 
-    def _run_once(self, pool: KVPool, num_rows: int, *, is_scored: bool) -> None:
-        """An encoding, and a score; the pages are free again when this returns."""
+    def _run_once(self, pool: KVPool, num_rows: int, page_tokens: int, *, is_scored: bool) -> None:
+        """An encoding, and a score; the pages are free again when this returns. Several users may be as many rows as
+        one, so a state on small pages is of any length here.
+        """
         shape = self.layout.shape
         x = torch.zeros(num_rows, self._dim, dtype=shape.dtype, device=shape.device)
-        state = pool.empty().grown(num_rows)
+        state = pool.empty().grown(num_rows, page_tokens=page_tokens)
         self._launch_append(x, [state], [num_rows], torch.zeros(num_rows, dtype=torch.int64, device=shape.device))
         if is_scored:
             self._launch_score(x, [state], [num_rows], np.zeros(1, dtype=np.int64))
@@ -174,7 +214,7 @@ class TritonBackend:
     def _encode(self, states: Sequence[KVState], x: Tensor, num_new: Sequence[int], times: Tensor | None) -> None:
         if not len(x):
             return
-        graph = None if times is None else self._graph(_PREFIX, self._appends, states, num_new)
+        graph = None if times is None else self._graph(_PREFIX, states, num_new)
         if graph is not None and times is not None:
             graph(x, num_new, [state.num_tokens for state in states], _pages(states), times)
         else:
@@ -183,7 +223,7 @@ class TritonBackend:
     def _score(self, x: Tensor, parts: Sequence[_Part]) -> Tensor:
         states, num_rows = [part.state for part in parts], [part.num_rows for part in parts]
         times = np.array([part.time_ms for part in parts], dtype=np.int64)
-        graph = self._graph(_TARGET, self._scores, states, num_rows)
+        graph = self._graph(_TARGET, states, num_rows)
         if graph is not None:
             lens = [state.num_tokens for state in states]
             return graph(x, num_rows, lens, _pages(states), to_device(times, x.device))
@@ -193,23 +233,23 @@ class TritonBackend:
         self, x: Tensor, states: Sequence[KVState], num_new: Sequence[int], times: Tensor | None
     ) -> None:
         """An append kernel by kernel."""
-        kv = self._pages_of(states[0].pool)
+        kv = self._sized(states).kv
         self._stack.extend(x, kv, self._batch(_PREFIX, states, num_new, max(num_new)), _arrival(states), times)
 
     def _launch_score(self, x: Tensor, states: Sequence[KVState], num_rows: Sequence[int], times: np.ndarray) -> Tensor:
         """A score kernel by kernel."""
-        kv = self._pages_of(states[0].pool)
+        kv = self._sized(states).kv
         batch = self._batch(_TARGET, states, num_rows, len(x))
         return self._stack.score(x, kv, batch, to_device(times, x.device), _arrival(states))
 
-    def _graph(
-        self, op: str, graphs: Sequence[Graph], states: Sequence[KVState], num_rows: Sequence[int]
-    ) -> Graph | None:
+    def _graph(self, op: str, states: Sequence[KVState], num_rows: Sequence[int]) -> Graph | None:
         """The smallest recorded shape that holds them, with splits that all have work; none while pages are arriving:
         a replay waits for nothing.
         """
         if states[0].pool is not self._pool or any(state.arriving for state in states):
             return None
+        sized = self._sized(states)
+        graphs = sized.scores if op == _TARGET else sized.appends
         of_shape = smallest(graphs, sum(num_rows), len(states), sum(len(state.run.pages) for state in states))
         if not of_shape:
             return None
@@ -228,14 +268,25 @@ class TritonBackend:
         longest = max(state.num_tokens for state in states)
         return splits.num_splits(op, num_tiles * self._num_heads, longest, tile_rows, self._numbers)
 
-    def _pages_of(self, pool: KVPool) -> list[PagedKV]:
-        """The pool's pages as the kernels read them, by layer."""
-        if self._pool is not pool:
-            times = self.layout.times(pool.slab)
-            blocks = (self.layout.blocks(pool.slab, layer) for layer in range(self.layout.shape.num_layers))
-            self._kv = [PagedKV(k, v, times, k_scales, v_scales) for k, v, k_scales, v_scales in blocks]
-            self._pool, self._scores, self._appends = pool, [], []
-        return self._kv
+    def _sized(self, states: Sequence[KVState]) -> _Sized:
+        """What there is for states on pages of one size of one pool."""
+        self._pages_of(states[0].pool)
+        return self._sizes[next((one.run.page_tokens for one in states if one.run.pages), self.layout.page_tokens)]
+
+    def _pages_of(self, pool: KVPool) -> None:
+        """Take the pages of this pool, of every size."""
+        if self._pool is pool:
+            return
+        whole, small = self.layout, self.layout.small
+        self._pool, self._sizes = pool, {}
+        for layout in [whole] if small is None else [whole, small]:
+            slab = pool.slab_of(layout.page_tokens)
+            times = layout.times(slab)
+            blocks = (layout.blocks(slab, layer) for layer in range(layout.shape.num_layers))
+            kv = [PagedKV(k, v, times, k_scales, v_scales) for k, v, k_scales, v_scales in blocks]
+            most = min(_SHAPE_PAGES, len(slab)) * layout.page_tokens
+            longest = most if layout is whole else min(most, whole.page_tokens)
+            self._sizes[layout.page_tokens] = _Sized(kv, len(slab), longest)
 
 
 def _halved(most: int, least: int) -> list[int]:
@@ -244,6 +295,20 @@ def _halved(most: int, least: int) -> list[int]:
     while sizes[-1] > least:
         sizes.append(sizes[-1] // 2)
     return sizes
+
+
+def _by_page_size(
+    states: Sequence[KVState], num_rows: Sequence[int], device: torch.device
+) -> Iterator[tuple[list[int], Tensor | None]]:
+    """Users on pages of one size, and which rows are theirs, int64; None if there are no others."""
+    sizes = by_page_size(states)
+    if len(sizes) < 2:
+        yield from ((users, None) for users in sizes)
+        return
+    stops = np.cumsum(num_rows)
+    for users in sizes:
+        rows = np.concatenate([np.arange(stops[user] - num_rows[user], stops[user]) for user in users])
+        yield users, to_device(rows, device)
 
 
 def _pages(states: Sequence[KVState]) -> list[tuple[int, ...]]:

@@ -142,6 +142,7 @@ class LoadedRanker:
             )
             self._states = ModelStates(metrics, self.name)
             metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
+            metrics.pool_bytes.labels(self.name).set(served.pool.num_bytes)
         else:
             self.fetcher = LogReader(histories.log, longest_wait_s)
         metrics.backend.labels(
@@ -300,6 +301,7 @@ class LoadedRanker:
             return
         counted.host_bytes.set(states.host.num_bytes)
         counted.pool_free_pages.set(self.prefix.pool.accounts.num_free)
+        counted.pool_free_bytes.set(self.prefix.pool.num_free_bytes)
         counted.host_evicted.follow(states.host.num_evicted)
         if states.device is not None and states.offload is not None:
             counted.device_bytes.set(states.device.num_bytes)

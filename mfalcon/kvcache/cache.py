@@ -85,7 +85,7 @@ class KVCache:
             )
             self.device = device = LruTier((pool.accounts.num_pages - pool.reserved) * pool.layout.page_bytes)
             # Of the parts and not of ourselves: a pool that knew us would wait for the garbage collection of a circle.
-            leave = pool.accounts.make_room_with(lambda: device.make_room(offload) or offload.make_room())
+            leave = pool.accounts.make_room_with(lambda whole: device.make_room(whole, offload) or offload.make_room())
             self._leave_pools.append(leave)
 
     @property

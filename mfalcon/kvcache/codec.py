@@ -84,7 +84,7 @@ def decode(payloads: Sequence[tuple[memoryview, int]], pool: KVPool, dtype: Payl
         for block, (_, count) in zip(blocks, payloads, strict=True):
             for layer in range(shape.num_layers):
                 k, v = (_numbers(block, index, shape.dtype) for index in (layer, shape.num_layers + layer))
-                pool.layout.write(pages, layer, first, k, v)
+                state.layout.write(pages, layer, first, k, v)
             first += count
     return state
 

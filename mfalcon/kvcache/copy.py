@@ -2,7 +2,8 @@
 
 A promotion returns at once: a thread queues it, and its state is used while its pages still arrive, layer by layer. A
 demotion is whole when it returns, and copies what an older state in the host's pool lacks. Both copy pages as they are,
-so the two pools have the same pages. What is being copied is held until it is there, so its pages are nobody else's.
+so the two pools have the same pages, and those of a copy are of its original's size. What is being copied is held until
+it is there, so its pages are nobody else's.
 """
 
 import logging
@@ -79,7 +80,7 @@ class CudaCopier:
         """See `Copier`. Waits on the device for what the calling thread has queued: it may still read pages that have
         just become free.
         """
-        transfer = _transfer(state, pool.empty().grown(state.num_tokens), 0)
+        transfer = _transfer(state, _room_for(state, pool), 0)
         arrival = _StreamArrival(transfer.layout.shape.num_layers)
         self._thread.submit(self._bring, transfer, arrival, self.mark())
         return replace(transfer.target, arrival=arrival)
@@ -92,8 +93,8 @@ class CudaCopier:
 
     def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
         """See `Copier`."""
-        older = onto or pool.empty()
-        transfer = _transfer(state, _longer(older, state, pool), older.num_tokens)
+        older = _older(onto, state, pool)
+        transfer = _transfer(state, _longer(older, state), older.num_tokens)
         with torch.inference_mode(), torch.cuda.stream(self._to_host):
             mark.wait()
             try:
@@ -118,6 +119,7 @@ class CudaCopier:
         from kernels.gpu.page_copy import page_copy  # noqa: PLC0415 (triton is an extra)
 
         source, target, layout = transfer.source, transfer.target, transfer.layout
+        size = layout.page_tokens
         with torch.inference_mode(), torch.cuda.stream(self._to_device):
             try:
                 mark.wait()
@@ -128,7 +130,7 @@ class CudaCopier:
                         source.arrival.wait(1 + layer)
                     part = layout.layer_bytes(layer)
                     part = part if layer else slice(0, part.stop)
-                    page_copy(source.pool.slab, target.pool.slab, where, part)
+                    page_copy(source.pool.slab_of(size), target.pool.slab_of(size), where, part)
                     arrival.queued(_recorded())
             except Exception as error:  # noqa: BLE001 (the thread's edge: who waits must be answered)
                 _log.exception("a state could not be copied")
@@ -150,7 +152,7 @@ class ThreadCopier:
 
     def promote(self, state: KVState, pool: KVPool) -> KVState:
         """See `Copier`."""
-        transfer = _transfer(state, pool.empty().grown(state.num_tokens), 0)
+        transfer = _transfer(state, _room_for(state, pool), 0)
         arrival = _ThreadArrival(transfer.num_parts)
         self._thread.submit(self._copy, transfer, arrival)
         return replace(transfer.target, arrival=arrival)
@@ -161,8 +163,8 @@ class ThreadCopier:
 
     def demote(self, state: KVState, pool: KVPool, mark: Mark, onto: KVState | None = None) -> KVState:
         """See `Copier`."""
-        older = onto or pool.empty()
-        transfer = _transfer(state, _longer(older, state, pool), older.num_tokens)
+        older = _older(onto, state, pool)
+        transfer = _transfer(state, _longer(older, state), older.num_tokens)
         mark.wait()
         with torch.inference_mode():
             transfer.copy_all()
@@ -243,14 +245,28 @@ class _Transfer:
                     new[:, first:stop] = old[:, first:stop]
 
 
-def _longer(older: KVState, state: KVState, pool: KVPool) -> KVState:
-    assert older.pool is pool and older.num_tokens <= state.num_tokens
-    return older.grown(state.num_tokens - older.num_tokens, pool.reserved)
+def _room_for(state: KVState, pool: KVPool) -> KVState:
+    """Pages of another pool for all of a state."""
+    return pool.empty().grown(state.num_tokens, page_tokens=state.run.page_tokens)
+
+
+def _older(onto: KVState | None, state: KVState, pool: KVPool) -> KVState:
+    """What is in the other pool already and need not be copied; nothing if its pages are of another size."""
+    if onto is None or onto.run.page_tokens != state.run.page_tokens:
+        return pool.empty()
+    assert onto.pool is pool and onto.num_tokens <= state.num_tokens
+    return onto
+
+
+def _longer(older: KVState, state: KVState) -> KVState:
+    """The older state with room for the other tokens of the newer one."""
+    pool, num_new = older.pool, state.num_tokens - older.num_tokens
+    return older.grown(num_new, pool.reserved, state.run.page_tokens)
 
 
 def _transfer(source: KVState, target: KVState, first: int) -> _Transfer:
     """Of the tokens from `first` on; what is in front of them stands in the target."""
-    layout = _common_layout(source.pool, target.pool)
+    layout = _common_layout(source, target)
     full, slot = divmod(first, layout.page_tokens)
     pages, partial = list(zip(source.pages, target.pages, strict=True))[full:], None
     if slot and first < target.num_tokens:
@@ -261,7 +277,7 @@ def _transfer(source: KVState, target: KVState, first: int) -> _Transfer:
     return _Transfer(source, target, layout, pages if first < target.num_tokens else [], partial)
 
 
-def _common_layout(one: KVPool, other: KVPool) -> PlainLayout:
+def _common_layout(one: KVState, other: KVState) -> PlainLayout:
     layout, others = one.layout, other.layout
     assert isinstance(layout, PlainLayout) and isinstance(others, PlainLayout)
     assert replace(layout, shape=replace(layout.shape, device=others.shape.device)) == others

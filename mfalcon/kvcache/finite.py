@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.paged import to_device
-from mfalcon.kvcache.state import KVState, PlainLayout
+from mfalcon.kvcache.state import KVState, PlainLayout, by_page_size
 
 
 def finiteness(states: Sequence[KVState], firsts: Sequence[int]) -> Callable[[], list[bool]]:
@@ -21,18 +21,31 @@ def finiteness(states: Sequence[KVState], firsts: Sequence[int]) -> Callable[[],
     if not states:
         return list
     pool = states[0].pool
-    if pool.has_slab and isinstance(pool.layout, PlainLayout):
-        return _on_slab(pool.slab, pool.layout, states, firsts)
-    finite = [state.is_finite(first) for state, first in zip(states, firsts, strict=True)]
-    return lambda: finite
+    if not pool.has_slab or not isinstance(pool.layout, PlainLayout):
+        finite = [state.is_finite(first) for state, first in zip(states, firsts, strict=True)]
+        return lambda: finite
+    queued = [
+        (indices, _on_slab([states[i] for i in indices], [firsts[i] for i in indices]))
+        for indices in by_page_size(states)
+    ]
+
+    def all_finite() -> list[bool]:
+        found = [True] * len(states)
+        for indices, of_size in queued:
+            for index, is_finite in zip(indices, of_size(), strict=True):
+                found[index] = is_finite
+        return found
+
+    return all_finite
 
 
-def _on_slab(
-    slab: Tensor, layout: PlainLayout, states: Sequence[KVState], firsts: Sequence[int]
-) -> Callable[[], list[bool]]:
-    """A device is given a copy and two launches: an append has so little to compute that launches are what it takes.
-    Whose a token is, the host knows.
+def _on_slab(states: Sequence[KVState], firsts: Sequence[int]) -> Callable[[], list[bool]]:
+    """Of states on pages of one size. A device is given a copy and two launches: an append has so little to compute
+    that launches are what it takes. Whose a token is, the host knows.
     """
+    layout = next((state for state in states if state.run.pages), states[0]).layout
+    assert isinstance(layout, PlainLayout)
+    slab = states[0].pool.slab_of(layout.page_tokens)
     layer, size = layout.shape.num_layers - 1, layout.page_tokens
     pages, tokens = [], []
     for state, first in zip(states, firsts, strict=True):

@@ -2,8 +2,11 @@
 
 Appending to the newest state of a lineage writes behind it on its last page (O(delta)), appending to an older one
 copies that one page. Either way no state that somebody holds ever changes. How a page lies inside is its layout's
-business. A state's pages may still be on their way from another pool (`Arrival`, mfalcon/kvcache/copy.py): what
-reads or writes them waits for the part that it needs.
+business.
+
+States of few tokens stand on small pages, several of which lie in one page of the pool; one that outgrows them is
+copied to whole pages, once. A state's pages may still be on their way from another pool (`Arrival`,
+mfalcon/kvcache/copy.py): what reads or writes them waits for the part that it needs.
 """
 
 import math
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from kernels.paged import to_device
 from kernels.quantise import dequantised, quantised
-from mfalcon.kvcache.block_pool import BlockPool, PageRun, pinned
+from mfalcon.kvcache.block_pool import BlockPool, PageRun, pinned, small_page_tokens
 
 PAGE_TOKENS = 128
 """Tokens of a page. A state wastes half a page on average; pages of 64 cost 3 to 5% of a score at 4,096 tokens."""
@@ -66,6 +69,11 @@ class Layout(Protocol):
         """Bytes of a page, a multiple of 64."""
         ...
 
+    @property
+    def small(self) -> "Layout | None":
+        """Of small pages, which fill a page of this layout exactly; None if it is not cut up."""
+        ...
+
     def read(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> tuple[Tensor, Tensor]:
         """K [num_heads, stop - first, qk_dim] and V [num_heads, stop - first, v_dim] of the tokens [first, stop).
 
@@ -79,6 +87,12 @@ class Layout(Protocol):
 
     def is_finite(self, pages: Sequence[Tensor], layer: int, first: int, stop: int) -> bool:
         """Whether all that `read` would give is finite."""
+        ...
+
+    def copy(self, pages: Sequence[Tensor], others: Sequence[Tensor], others_tokens: int, num_tokens: int) -> None:
+        """The first num_tokens tokens with their times, as they stand, to pages of `others_tokens` tokens, else alike.
+        Bytes of tokens behind them may come along.
+        """
         ...
 
 
@@ -104,6 +118,14 @@ class PlainLayout:
         """See `Layout`."""
         start: int = self.layer_bytes(self.shape.num_layers).start
         return start
+
+    @cached_property
+    def small(self) -> "PlainLayout | None":
+        """See `Layout`."""
+        num_tokens = small_page_tokens(self.page_tokens)
+        small = None if num_tokens is None else replace(self, page_tokens=num_tokens)
+        fits = small is not None and small.page_bytes * (self.page_tokens // small.page_tokens) == self.page_bytes
+        return small if fits else None
 
     def layer_bytes(self, layer: int) -> slice:
         """The bytes of a page that are a layer's; the times are in front of all layers."""
@@ -165,6 +187,20 @@ class PlainLayout:
         k, v = self.read(pages, layer, first, stop)
         return bool(torch.isfinite(k).all() & torch.isfinite(v).all())
 
+    def copy(self, pages: Sequence[Tensor], others: Sequence[Tensor], others_tokens: int, num_tokens: int) -> None:
+        """See `Layout`."""
+        other = replace(self, page_tokens=others_tokens)
+        step = min(self.page_tokens, others_tokens)  # a part of a page of either
+        for first in range(0, num_tokens, step):
+            (old, at), (new, to) = divmod(first, self.page_tokens), divmod(first, others_tokens)
+            size = min(step, num_tokens - first)
+            other.times(others[new])[to : to + size] = self.times(pages[old])[at : at + size]
+            for layer in range(self.shape.num_layers):
+                blocks = zip(self.blocks(pages[old], layer), other.blocks(others[new], layer), strict=True)
+                for source, target in blocks:
+                    if source is not None and target is not None:
+                        target[:, to : to + size] = source[:, at : at + size]
+
     @cached_property
     def _offsets(self) -> tuple[int, ...]:
         """Where the blocks of a layer begin in it, and where it ends."""
@@ -196,12 +232,18 @@ class KVPool:
             more = self._add_slab
         else:
             self._fixed = self._add(num_pages)
-        self.accounts = BlockPool(num_pages or 0, layout.page_tokens, more)
+        small = None if layout.small is None else layout.small.page_tokens
+        self.accounts = BlockPool(num_pages or 0, layout.page_tokens, more, small)
 
     @property
     def num_bytes(self) -> int:
         """Of all pages. Memory that was never written does not count for the operating system."""
         return self.accounts.num_pages * self.layout.page_bytes
+
+    @property
+    def num_free_bytes(self) -> int:
+        """Of pages and small pages that nobody holds."""
+        return self.accounts.num_free_tokens * self.layout.page_bytes // self.layout.page_tokens
 
     @property
     def has_slab(self) -> bool:
@@ -214,17 +256,37 @@ class KVPool:
         assert self._fixed is not None, "a pool that grows has no one slab"
         return self._fixed
 
+    def layout_of(self, page_tokens: int) -> Layout:
+        """That of pages of so many tokens."""
+        small = self.layout.small
+        return self.layout if small is None or page_tokens != small.page_tokens else small
+
+    def slab_of(self, page_tokens: int) -> Tensor:
+        """The slab as pages of so many tokens: those that a run of this size has the numbers of."""
+        return self.slab.view(-1, self.layout_of(page_tokens).page_bytes)
+
     def empty(self) -> "KVState":
         """The state of an empty history."""
         return KVState(self, self.accounts.empty(), 0)
 
-    def page(self, index: int) -> Tensor:
-        """uint8 [page_bytes], a view."""
-        return self._pages[index]
+    def page(self, index: int, page_tokens: int | None = None) -> Tensor:
+        """uint8 [page_bytes], a view; page_tokens: if it is not a whole page."""
+        parts = self.layout.page_tokens // (page_tokens or self.layout.page_tokens)
+        if parts == 1:
+            return self._pages[index]
+        size = self.layout.page_bytes // parts
+        return self._pages[index // parts].narrow(0, index % parts * size, size)
 
-    def addresses(self, indices: Sequence[int]) -> Tensor:
-        """Of pages, int64 [len(indices)]."""
-        return torch.tensor([self._addresses[index] for index in indices], dtype=torch.int64)
+    def pages(self, run: PageRun) -> list[Tensor]:
+        """Every page of a run, uint8 [page_bytes] each."""
+        return [self.page(index, run.page_tokens) for index in run.pages]
+
+    def addresses(self, run: PageRun) -> Tensor:
+        """Of the pages of a run, int64 [num_pages]."""
+        parts = self.layout.page_tokens // run.page_tokens
+        size = self.layout.page_bytes // parts
+        at = [self._addresses[index // parts] + index % parts * size for index in run.pages]
+        return torch.tensor(at, dtype=torch.int64)
 
     def _add_slab(self) -> int:
         self._add(_SLAB_PAGES)
@@ -265,9 +327,14 @@ class KVState:
     arrival: Arrival | None = None
 
     @property
+    def layout(self) -> Layout:
+        """Of its pages, all of one size."""
+        return self.pool.layout_of(self.run.page_tokens)
+
+    @property
     def num_bytes(self) -> int:
         """Of the pages that the state holds, shared ones included."""
-        return len(self.run.pages) * self.pool.layout.page_bytes
+        return len(self.run.pages) * self.layout.page_bytes
 
     @property
     def pins(self) -> int:
@@ -292,20 +359,20 @@ class KVState:
     @property
     def pages(self) -> list[Tensor]:
         """Every page, uint8 [page_bytes] each; see `wait`."""
-        return [self.pool.page(index) for index in self.run.pages]
+        return self.pool.pages(self.run)
 
     @property
     def addresses(self) -> Tensor:
         """Of every page, int64 [num_pages]: what a kernel of ours reads, once all layers are here."""
-        self._wait(self.pool.layout.shape.num_layers)
-        return self.pool.addresses(self.run.pages)
+        self._wait(self.layout.shape.num_layers)
+        return self.pool.addresses(self.run)
 
     @property
     def times(self) -> Tensor:
         """Event time of every token, int64 [num_tokens], milliseconds; a copy."""
-        size, device = self.pool.layout.page_tokens, self.pool.layout.shape.device
+        size = self.run.page_tokens
         if not self.num_tokens:
-            return torch.empty(0, dtype=torch.int64, device=device)
+            return torch.empty(0, dtype=torch.int64, device=self.layout.shape.device)
         self._wait(0)
         return torch.cat([_times(page, size) for page in self.pages])[: self.num_tokens]
 
@@ -314,12 +381,12 @@ class KVState:
         given.
         """
         self.wait(layer)
-        return self.pool.layout.read(self.pages, layer, first, self.num_tokens if stop is None else stop)
+        return self.layout.read(self.pages, layer, first, self.num_tokens if stop is None else stop)
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Store the newest tokens' keys [num_heads, num_new, qk_dim] and values [num_heads, num_new, v_dim]."""
         self.wait(layer)
-        self.pool.layout.write(self.pages, layer, self.num_tokens - k.shape[1], k, v)
+        self.layout.write(self.pages, layer, self.num_tokens - k.shape[1], k, v)
 
     def is_finite(self, first: int = 0) -> bool:
         """Whether the tokens from `first` on have only finite keys and values; those of the last layer are looked at.
@@ -327,9 +394,9 @@ class KVState:
         What is not finite in an earlier layer is not in the last one either: a token attends to itself, and no norm,
         activation or sum makes NaN or infinity finite again.
         """
-        layer = self.pool.layout.shape.num_layers - 1
+        layer = self.layout.shape.num_layers - 1
         self.wait(layer)
-        return self.pool.layout.is_finite(self.pages, layer, first, self.num_tokens)
+        return self.layout.is_finite(self.pages, layer, first, self.num_tokens)
 
     def extend(self, times: Tensor, leaving: int = 0) -> "KVState":
         """A state that is longer by tokens of these times, their keys and values still to be written.
@@ -349,40 +416,62 @@ class KVState:
 
     def write_times(self, times: Tensor) -> None:
         """Store the newest tokens' times, int64 [num_new]; in a pool of fixed size in one go."""
-        size, stop = self.pool.layout.page_tokens, self.num_tokens
+        size, stop = self.run.page_tokens, self.num_tokens
         first = stop - len(times)
         if first == stop:
             return
         self._wait(0)
         index = first // size
         if stop <= (index + 1) * size:
-            _times(self.pool.page(self.run.pages[index]), size)[first - index * size : stop - index * size] = times
+            page = self.pool.page(self.run.pages[index], size)
+            _times(page, size)[first - index * size : stop - index * size] = times
         elif self.pool.has_slab:
             tokens = np.arange(first, stop)
             where = np.stack([np.array(self.run.pages)[tokens // size], tokens % size])
-            page, slot = to_device(where, times.device)
-            _times(self.pool.slab, size)[page, slot] = times
+            indices, slots = to_device(where, times.device)
+            _times(self.pool.slab_of(size), size)[indices, slots] = times
         else:
             for index, begin, end in _rows_by_page(first, stop, size):
-                page = _times(self.pool.page(self.run.pages[index]), size)
                 at = index * size - first
-                page[begin:end] = times[at + begin : at + end]
+                of_page = _times(self.pool.page(self.run.pages[index], size), size)
+                of_page[begin:end] = times[at + begin : at + end]
 
-    def grown(self, num_new: int, leaving: int = 0) -> "KVState":
-        """A state that is longer by tokens of which nothing is written yet, not even times; see `extend`."""
+    def grown(self, num_new: int, leaving: int = 0, page_tokens: int | None = None) -> "KVState":
+        """A state that is longer by tokens of which nothing is written yet, not even times; see `extend`.
+
+        page_tokens: of its pages, if not what so many tokens need.
+        """
         if not num_new:
             return self
         arrival = self.arrival if self.arriving else None
-        growth = self.pool.accounts.grow(self.run, self.num_tokens, num_new, leaving)
+        growth = self.pool.accounts.grow(self.run, self.num_tokens, num_new, leaving, page_tokens)
         if growth.copy is not None:
-            self._wait(self.pool.layout.shape.num_layers)
+            self._wait(self.layout.shape.num_layers)
             old, new = growth.copy
-            self.pool.page(new).copy_(self.pool.page(old))
+            size = self.run.page_tokens
+            self.pool.page(new, size).copy_(self.pool.page(old, size))
+        if growth.moved:
+            self._wait(self.layout.shape.num_layers)
+            size, arrival = growth.run.page_tokens, None
+            self.layout.copy(self.pages, self.pool.pages(growth.run), size, self.num_tokens)
         return KVState(self.pool, growth.run, self.num_tokens + num_new, arrival)
 
     def _wait(self, part: int) -> None:
         if self.arrival is not None:
             self.arrival.wait(part)
+
+
+def by_page_size(states: Sequence[KVState]) -> list[list[int]]:
+    """The places of states on whole pages, and of those on small ones: what a kernel takes at once. No empty list; an
+    empty state is one of the first.
+    """
+    sizes = sorted({state.run.page_tokens for state in states if state.run.pages}, reverse=True)
+    if len(sizes) < 2:
+        return [list(range(len(states)))] if states else []
+    of_size: dict[int, list[int]] = {size: [] for size in sizes}
+    for index, state in enumerate(states):
+        of_size[state.run.page_tokens if state.run.pages else sizes[0]].append(index)
+    return list(of_size.values())
 
 
 def _rows_by_page(first: int, stop: int, size: int) -> list[tuple[int, int, int]]:

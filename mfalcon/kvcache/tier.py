@@ -77,6 +77,8 @@ class LruTier:
         self._lock = threading.RLock()
         self._entries: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()
         self._starts: dict[bytes, set[int]] = {}
+        self._on_page: dict[int, set[tuple[bytes, int]]] = {}
+        """Whose small pages lie in a page."""
         self.num_bytes = 0
         self.num_evicted = 0
 
@@ -127,23 +129,33 @@ class LruTier:
                 return
             self._entries[place] = entry
             self._starts.setdefault(entry.key.user, set()).add(entry.key.start)
+            for page in entry.state.run.cut_pages:
+                self._on_page.setdefault(page, set()).add(place)
             self.num_bytes += entry.state.num_bytes
             while self.num_bytes > self._budget:
-                self._drop(next(iter(self._entries)))
-                self.num_evicted += 1
+                self._evict(next(iter(self._entries)))
 
-    def make_room(self, held: Container[tuple[bytes, int]] = ()) -> bool:
+    def make_room(self, whole: bool = False, held: Container[tuple[bytes, int]] = ()) -> bool:
         """Evict the least recently used state that nobody has in flight; False if there is none.
 
-        held: users and windows whose states somebody else holds too, so that evicting them here would free nothing.
+        whole: whether a whole page is wanted. Then those go too whose small pages lie in one page with its own, where
+        that frees the page: at most three, and not the hundreds that it would take for all parts of some page to have
+        been the least recently used. held: users and windows whose states somebody else holds too, so that evicting
+        them here would free nothing.
         """
         with self._lock:
             free = (place for place, entry in self._entries.items() if not entry.state.pins and place not in held)
             place = next(free, None)
             if place is None:
                 return False
-            self._drop(place)
-            self.num_evicted += 1
+            pages = self._entries[place].state.run.cut_pages if whole else ()
+            self._evict(place)
+            for _, neighbours in sorted((len(self._on_page.get(page, ())), page) for page in pages):
+                others = tuple(self._on_page.get(neighbours, ()))
+                if not any(self._entries[other].state.pins or other in held for other in others):
+                    for other in others:
+                        self._evict(other)
+                    break
             return True
 
     def delete(self, user: bytes | None) -> None:
@@ -164,10 +176,18 @@ class LruTier:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def _evict(self, place: tuple[bytes, int]) -> None:
+        self._drop(place)
+        self.num_evicted += 1
+
     def _drop(self, place: tuple[bytes, int]) -> None:
         user, start = place
         entry = self._entries.pop(place)
         self._starts[user].discard(start)
         if not self._starts[user]:
             del self._starts[user]
+        for page in entry.state.run.cut_pages:
+            self._on_page[page].discard(place)
+            if not self._on_page[page]:
+                del self._on_page[page]
         self.num_bytes -= entry.state.num_bytes

@@ -42,6 +42,7 @@ class ModelStates:
         self.host_bytes = metrics.host_bytes.labels(model)
         self.device_bytes = metrics.device_bytes.labels(model)
         self.pool_free_pages = metrics.pool_free_pages.labels(model)
+        self.pool_free_bytes = metrics.pool_free_bytes.labels(model)
         self.host_evicted = Total(metrics.host_evicted.labels(model))
         self.device_evicted = Total(metrics.device_evicted.labels(model))
         self.offloaded = Total(metrics.offloaded.labels(model))

@@ -33,7 +33,13 @@ class StateMetrics:
             "mfalcon_backend", "1 for the backend that computes.", ["model", "device", "dtype", "backend"], registry=r
         )
         self.pool_pages = Gauge("mfalcon_pool_pages", "Pages for KV states in this process.", ["model"], registry=r)
-        self.pool_free_pages = Gauge("mfalcon_pool_free_pages", "Pages that nobody holds.", ["model"], registry=r)
+        self.pool_free_pages = Gauge(
+            "mfalcon_pool_free_pages", "Pages of which nobody holds any part.", ["model"], registry=r
+        )
+        self.pool_bytes = Gauge("mfalcon_pool_bytes", "Bytes of all pages for KV states.", ["model"], registry=r)
+        self.pool_free_bytes = Gauge(
+            "mfalcon_pool_free_bytes", "Bytes of pages and parts of pages that nobody holds.", ["model"], registry=r
+        )
         self.no_room = Counter(
             "mfalcon_fetches_without_room", "KV states from Redis for which no pages were free.", registry=r
         )

@@ -129,7 +129,7 @@ def test_every_class_of_sizes_is_compiled_at_the_start(monkeypatch: pytest.Monke
     monkeypatch.setattr(GpuStack, "extend", lambda _, x, *rest: encoded.append(len(x)))
     monkeypatch.setattr(GpuStack, "score", score_nothing)
     backend.prepare(pool, 2)
-    assert (encoded, scored[-2:]) == ([1, 2, 4], [1, 2])
+    assert (encoded, scored[-4:]) == ([1, 1, 2, 2, 4, 4], [1, 1, 2, 2])  # on whole pages and on small ones
     assert pool.accounts.num_free == pool.accounts.num_pages
 
 

@@ -19,9 +19,9 @@ from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.history.history import Retention, no_history
+from mfalcon.kvcache.block_pool import SMALL_PAGE_TOKENS
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.codec import encode
-from mfalcon.kvcache.state import PAGE_TOKENS
 from mfalcon.models import checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import Append
@@ -40,7 +40,9 @@ def test_bytes_in_memory_and_on_the_wire_are_those_of_a_state() -> None:
     assert [row.memory_bytes_per_token is None for row in found.states] == [False, False, True]
     wide = found.states[0]
     assert wide.memory_bytes_per_token is not None and wide.memory_bytes_of_window is not None
-    page_bytes = PAGE_TOKENS * (2 * wide.memory_bytes_per_token - 8)  # the small model computes in float64
+    size = state.run.page_tokens
+    assert size == SMALL_PAGE_TOKENS and len(state.run.pages) == 1
+    page_bytes = size * (2 * wide.memory_bytes_per_token - 8)  # the small model computes in float64
     assert 0 <= state.num_bytes - page_bytes < 2 * loaded.model.config.stack[1] * 64  # blocks are aligned
     assert wide.memory_bytes_of_window == 24 * 2 * wide.memory_bytes_per_token
 

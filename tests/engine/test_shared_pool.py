@@ -24,18 +24,20 @@ from mfalcon.errors import CheckpointError
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.kvcache.state import KVPool
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import Append, CacheInfo, CacheSource
+from mfalcon.types import Append, CacheInfo, CacheSource, Events
 from tests.device import needs_interpreter
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
 KEPT = 8
 """States that the first tier holds."""
 HISTORY = random_events(20)
+LONG = random_events(100)
+"""More than small pages are for: a state takes a page, and few fill a pool."""
 WAIT_S = 20.0
 
 
 def versioned(seed: int, num_layers: int = 2) -> Checkpoint:
-    made = small_checkpoint("dfgr", torch.float32, seed, small_config(num_layers=num_layers))
+    made = small_checkpoint("dfgr", torch.float32, seed, small_config(max_history=128, num_layers=num_layers))
     return dataclasses.replace(made, fingerprint=f"{seed:064d}"[::-1])
 
 
@@ -45,7 +47,7 @@ ITEMS = FIRST.items.item_id[:9].tolist()
 
 @contextlib.asynccontextmanager
 async def running(here: CacheSource, warm_users: int = 100, warm_s: float = WAIT_S) -> AsyncIterator[Engine]:
-    """A pool of few pages, a state being one of them."""
+    """A pool of few pages, a long state being one of them."""
     page = serve(FIRST.model, TRITON if here is CacheSource.GPU else AUTO).pool.layout.page_bytes
     options = RankerOptions(
         name="main", microbatch=16, kv_budget_bytes=KEPT * page, device_budget_bytes=(KEPT + 6) * page
@@ -58,19 +60,19 @@ async def running(here: CacheSource, warm_users: int = 100, warm_s: float = WAIT
         await asyncio.wait_for(engine.close(), WAIT_S)
 
 
-async def rank(engine: Engine, number: int) -> CacheSource:
+async def rank(engine: Engine, number: int, history: Events = HISTORY) -> CacheSource:
     """Where the state was found; the answer is that of the version that it names."""
     result = await engine.rank(rank_request(f"user-{number}", ITEMS), None)
     named = next(one for one in (FIRST, SECOND, LARGER) if one.fingerprint.startswith(result.model_version))
-    expected = cold_scores(named, HISTORY, rank_request("anyone", ITEMS)).numpy()
+    expected = cold_scores(named, history, rank_request("anyone", ITEMS)).numpy()
     assert np.abs(result.task_scores - expected).max() <= 1e-4  # float32, ratings up to 10
     return result.cache.source
 
 
-async def fill(engine: Engine, users: Iterable[int]) -> None:
+async def fill(engine: Engine, users: Iterable[int], history: Events = HISTORY) -> None:
     for number in users:
-        await engine.append_events(f"user-{number}", Append(HISTORY, 0))
-        await rank(engine, number)
+        await engine.append_events(f"user-{number}", Append(history, 0))
+        await rank(engine, number, history)
 
 
 def pools(ranker: LoadedRanker) -> list[KVPool]:
@@ -150,7 +152,7 @@ async def test_states_of_both_versions_live_beside_each_other(here: CacheSource)
 
 async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_coldest(here: CacheSource) -> None:
     async with running(here) as engine:
-        await fill(engine, range(KEPT + 4))
+        await fill(engine, range(KEPT + 4), LONG)
         async with staged(engine, SECOND) as new:
             users = iter(range(KEPT + 3, 0, -1))
             warmed = []
@@ -161,20 +163,20 @@ async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_co
             assert accounts.num_pages / 4 <= len(warmed) <= accounts.num_pages / 4 + 1
             hot = range(KEPT + 3, 3 + len(warmed), -1)
             assert len(hot) == KEPT - len(warmed) >= KEPT // 3
-            assert [await rank(engine, number) for number in hot] == [here] * len(hot)
+            assert [await rank(engine, number, LONG) for number in hot] == [here] * len(hot)
             assert [(await encode(engine, number)).source for number in warmed] == [here] * len(warmed)
             for number in (100, 101, 102):  # the serving one makes room among its own
-                await fill(engine, [number])
+                await fill(engine, [number], LONG)
             assert [(await encode(engine, number)).source for number in warmed] == [here] * len(warmed)
 
 
 async def test_after_a_reload_on_a_full_pool_nothing_of_the_old_version_answers_or_stays(here: CacheSource) -> None:
     """The users seen last are warm; the others' old states serve nobody."""
     async with running(here, warm_users=2) as engine:
-        await fill(engine, range(KEPT + 4))
+        await fill(engine, range(KEPT + 4), LONG)
         await engine.reload("main", lambda: SECOND)
-        assert [await rank(engine, KEPT + 3), await rank(engine, KEPT + 2)] == [here] * 2
-        cold = [await rank(engine, number) for number in range(KEPT + 2)]
+        assert [await rank(engine, KEPT + 3, LONG), await rank(engine, KEPT + 2, LONG)] == [here] * 2
+        cold = [await rank(engine, number, LONG) for number in range(KEPT + 2)]
         assert cold == [CacheSource.NONE] * len(cold)
         for number in range(KEPT + 4):
             await engine.delete_user(f"user-{number}")

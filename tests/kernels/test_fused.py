@@ -47,7 +47,7 @@ v, weights and gates, added up over three layers, where a norm of three values m
 INT8_BOUND = 5e-2
 """Of scores over int8 pages, relative to the largest: each K and V is off by up to 1/254 of its head's largest."""
 
-PAGE_TOKENS = st.sampled_from((64, 128, 192, 320))
+PAGE_TOKENS = st.sampled_from((32, 64, 128, 192, 320))
 """Smaller and larger than a block of keys of any policy, and no part of one."""
 
 NOW = 10**12 + 10**9
@@ -323,6 +323,41 @@ def test_append_is_prefill_to_the_bit(
 
 @pytest.mark.parametrize("policy", POLICIES)
 @settings(max_examples=15)
+@given(cases(), st.sampled_from(((32, 128), (64, 32), (128, 64), (32, 192))), st.booleans(), st.data())
+def test_a_state_is_the_same_on_pages_of_another_size(
+    policy: str, case: Case, sizes: tuple[int, int], int8: bool, data: st.DataObject
+) -> None:
+    """To the bit, codes and scales included, and what is appended there too; weights are packed once."""
+    reference = random_stack(case.config, case.num_layers, case.seed)
+    x, times, targets = case.inputs()
+    num_copied = data.draw(st.integers(0, case.n))
+    stack = packed(policy, reference, sizes[0], int8)
+    whole, other = paged(stack, times, case.seed), paged(stack.on_pages(sizes[1]), times, case.seed + 1)
+    other.memory.view(torch.int64)[:, : sizes[1]] = -1
+    with poisoned_memory():
+        whole.extend(x)
+        stack.copy(whole.pages, other.stack, other.pages, num_copied)
+        page, slot = torch.arange(case.n).div(sizes[1], rounding_mode="floor"), torch.arange(case.n) % sizes[1]
+        mine = (other.pages - other.memory.data_ptr()) // other.stack.page_bytes
+        assert torch.equal(other.memory.view(torch.int64)[mine[page], slot][:num_copied], times[:num_copied])
+        assert (other.memory.view(torch.int64)[mine[page], slot][num_copied:] == -1).all()
+        other.memory.view(torch.int64)[mine[page], slot] = times
+        other.extend(x[num_copied:], 1, num_copied)
+        assert same_state(other, whole)
+        del whole, stack  # the weights are still the other's
+        assert torch.equal(other.score(targets, NOW), fresh_score(policy, reference, int8, case))
+    assert other.memory.view(torch.int64)[:, : sizes[1]].eq(-1).sum() == other.memory.shape[0] * sizes[1] - case.n
+
+
+def fresh_score(policy: str, reference: Stack, int8: bool, case: Case) -> Tensor:
+    x, times, targets = case.inputs()
+    state = paged(packed(policy, reference, 64, int8), times)
+    state.extend(x)
+    return state.score(targets, NOW)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=15)
 @given(cases(), st.booleans())
 def test_no_score_moves_by_its_company(policy: str, case: Case, int8: bool) -> None:
     """Microbatch size, threads, order and number of the targets: exactly the same sums."""
@@ -378,7 +413,7 @@ def quantised(t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("page_tokens", [64, 128])
+@pytest.mark.parametrize("page_tokens", [32, 64, 128])
 @pytest.mark.parametrize(("first", "num_tokens"), [(0, 0), (0, 1), (0, 63), (63, 2), (5, 77), (64, 64), (1, 199)])
 def test_plain_keys_and_values_come_back(
     policy: str, int8: bool, page_tokens: int, first: int, num_tokens: int
@@ -624,9 +659,16 @@ def test_refuses_what_does_not_fit() -> None:
         stack.write(pages, 0, 0, torch.zeros(2, 3, 5), torch.zeros(2, 3, 7))
     with pytest.raises(ValueError, match=r"^v: shape \(2, 2, 7\), must be \(2, 3, 7\)"):
         stack.write(pages, 0, 0, torch.zeros(2, 3, 4), torch.zeros(2, 2, 7))
-    for page_tokens in (0, -64, 32, 96):
-        with pytest.raises(ValueError, match=rf"^page_tokens: {page_tokens}, must be a positive multiple of 64"):
+    for page_tokens in (0, -64, 16, 96):
+        expected = rf"^page_tokens: {page_tokens}, must be 32 or a positive multiple of 64"
+        with pytest.raises(ValueError, match=expected):
             packed(runnable(), reference, page_tokens)
+        with pytest.raises(ValueError, match=expected):
+            stack.on_pages(page_tokens)
+    with pytest.raises(ValueError, match=r"^pages: 1 of 64 tokens, too few for 65"):
+        stack.copy(pages, stack.on_pages(32), torch.cat([pages] * 3), 65)
+    with pytest.raises(ValueError, match=r"^pages: 1 of 32 tokens, too few for 33"):
+        stack.copy(pages, stack.on_pages(32), pages, 33)
     form = StackConfig(2, 12, 4, 7, 9.0, 0.5, 1e-6, activate_all=True, concat=False)
     weights = LayerWeights(uvqk=torch.zeros(44, 12), output=torch.zeros(12, 14))
     with pytest.raises(ValueError, match=r"^output: shape \(12, 13\), must be \(12, 14\)"):

@@ -77,6 +77,8 @@ def test_what_is_not_taken() -> None:
     """Small tiles, other types, codes, other heads, and what no descriptor can describe."""
     q, k, v = ROWS
     assert not takes(ROWS, KV, replace(BATCH, tile_rows=64))
+    small = PagedKV(KV.k[:, :, :32].clone(), KV.v[:, :, :32].clone(), KV.times[:, :32])
+    assert not takes(ROWS, small, BATCH)
     assert not takes(tuple(x.float() for x in ROWS), PagedKV(KV.k.float(), KV.v.float(), KV.times), BATCH)
     assert not takes(ROWS, PagedKV(KV.k.to(torch.int8), KV.v.to(torch.int8), KV.times), BATCH)
     assert not takes((q[:, :, :32], k[:, :, :32], v), PagedKV(KV.k[..., :32].clone(), KV.v, KV.times), BATCH)

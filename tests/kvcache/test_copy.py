@@ -28,10 +28,12 @@ TIMEOUT_S = 10.0
 CODES = [None, torch.int8, torch.float8_e4m3fn]
 
 
-def pool(num_pages: int, codes: torch.dtype | None = None, device: str = "cpu", *, pinned: bool = False) -> KVPool:
-    """Every page is NaN: what is not copied shows. V lies transposed in float8."""
+def pool(
+    num_pages: int, codes: torch.dtype | None = None, device: str = "cpu", *, pinned: bool = False, size: int = SIZE
+) -> KVPool:
+    """Every page is NaN: what is not copied shows. V lies transposed in float8. Of 128 tokens they may be cut up."""
     shape = replace(SHAPE, device=torch.device(device))
-    made = KVPool(PlainLayout(shape, SIZE, codes, transposed=codes == torch.float8_e4m3fn), num_pages, pinned=pinned)
+    made = KVPool(PlainLayout(shape, size, codes, transposed=codes == torch.float8_e4m3fn), num_pages, pinned=pinned)
     made.slab.fill_(0xFF)
     return made
 
@@ -141,6 +143,42 @@ def test_there_and_back(free_copier: ThreadCopier, num_tokens: int, codes: torch
     assert num_tokens == 0 or back.run.pages != here.run.pages
     for layer in range(SHAPE.num_layers):
         assert all(torch.equal(*pair) for pair in zip(here.read(layer), back.read(layer), strict=True))
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize("num_tokens", [1, 32, 33, 96, 97, 130])
+def test_small_pages_go_up_and_come_back(free_copier: ThreadCopier, num_tokens: int, codes: torch.dtype | None) -> None:
+    """A copy has pages of the size of the original, which may be whole ones of a state that was cut short."""
+    host, device = pool(4, codes, size=128), pool(4, codes, size=128)
+    numbers = list(range(num_tokens))
+    long = written(host.empty(), numbers)
+    for here in (long, long.first(num_tokens // 2)):
+        there = free_copier.promote(here, device)
+        free_copier.idle()
+        back = free_copier.demote(there, host, free_copier.mark())
+        for state in (there, back):
+            assert_holds(state, numbers[: here.num_tokens])
+            assert here.num_tokens == 0 or state.run.page_tokens == here.run.page_tokens
+        assert_holds(written(there, [1, 2]), [*numbers[: here.num_tokens], 1, 2])
+        del there, back, state
+    assert device.num_free_bytes == device.num_bytes and host.num_free_bytes == host.num_bytes - long.num_bytes
+
+
+@pytest.mark.parametrize("codes", CODES)
+@pytest.mark.parametrize(("older", "newer"), [(5, 20), (20, 40), (32, 33), (64, 96), (90, 97), (96, 130), (97, 130)])
+def test_demotion_onto_an_older_state_of_small_pages(
+    free_copier: ThreadCopier, older: int, newer: int, codes: torch.dtype | None
+) -> None:
+    """Only what is behind it is copied, unless the newer state has outgrown small pages: then all is."""
+    host, device = pool(3, codes, size=128), pool(3, codes, size=128)
+    theirs, ours = list(range(100, 100 + older)), list(range(newer))
+    onto = written(host.empty(), theirs)
+    longer = free_copier.demote(written(device.empty(), ours), host, free_copier.mark(), onto)
+    is_moved = older <= 96 < newer
+    assert_holds(longer, ours if is_moved else theirs + ours[older:])
+    assert_holds(onto, theirs)
+    assert longer.run.page_tokens == (32 if newer <= 96 else 128)
+    host.accounts.check_integrity([onto.run, longer.run])
 
 
 def test_a_promoted_state_comes_part_by_part(copier: ThreadCopier, gate: Gate) -> None:

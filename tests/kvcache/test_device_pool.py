@@ -50,9 +50,11 @@ class Held:
 class TwoPools(RuleBasedStateMachine):
     """Grows states on the device, copies them up and down, some slowly, and drops them at any moment."""
 
+    size = SIZE
+
     @initialize()
     def start(self) -> None:
-        self.device, self.host = pool(10), pool(12)
+        self.device, self.host = pool(10, size=self.size), pool(12, size=self.size)
         self.gate = Gate()
         self.copier = ThreadCopier(before_part=self.gate)
         self.num_parts = 0
@@ -66,7 +68,7 @@ class TwoPools(RuleBasedStateMachine):
         self.next_number = 0
 
     @staticmethod
-    def evict(kept: list[Held]) -> bool:
+    def evict(kept: list[Held], _: bool = False) -> bool:
         if kept:
             kept.pop(0)
         return bool(kept)
@@ -88,13 +90,17 @@ class TwoPools(RuleBasedStateMachine):
         self.runs[state.pool is self.host].add(state.run)
         held.append(Held(state, tokens))
 
+    def num_new(self, number: int) -> int:
+        """In large pages full ones too, and one token less."""
+        return number if self.size == SIZE else number * self.size // SIZE - number % 2
+
     def new_tokens(self, num_new: int) -> list[int]:
         self.next_number += num_new
         return list(range(self.next_number - num_new, self.next_number))
 
     @rule(num_new=st.integers(1, 3 * SIZE))
     def new(self, num_new: int) -> None:
-        new = self.new_tokens(num_new)
+        new = self.new_tokens(self.num_new(num_new))
         try:
             self.hold(self.here, written(self.device.empty(), new), new)
         except Overloaded:
@@ -103,7 +109,7 @@ class TwoPools(RuleBasedStateMachine):
     @precondition(lambda self: self.here)
     @rule(number=numbers, num_new=st.integers(1, 2 * SIZE))
     def append(self, number: int, num_new: int) -> None:
-        parent, new = self.drawn(self.here, number), self.new_tokens(num_new)
+        parent, new = self.drawn(self.here, number), self.new_tokens(self.num_new(num_new))
         try:
             self.hold(self.here, self.letting(lambda: written(parent.state, new)), parent.tokens + new)
         except Overloaded:
@@ -196,8 +202,16 @@ class TwoPools(RuleBasedStateMachine):
             assert some.accounts.num_free == some.accounts.num_pages
 
 
+class TwoCutPools(TwoPools):
+    """Of pages that are cut up for states of few tokens."""
+
+    size = 128
+
+
 TestTwoPools = TwoPools.TestCase
 TestTwoPools.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestTwoCutPools = TwoCutPools.TestCase
+TestTwoCutPools.settings = settings(max_examples=15, stateful_step_count=30, deadline=None)
 
 
 CHECKPOINT = small_checkpoint()

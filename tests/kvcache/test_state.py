@@ -15,9 +15,9 @@ from tests.operations import operations
 SHAPE = KVShape(num_layers=2, num_heads=3, qk_dim=2, v_dim=4, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def pool(num_pages: int | None = None) -> KVPool:
-    """Every page is poisoned: what is not written shows."""
-    made = KVPool(PlainLayout(SHAPE, 64), 8 if num_pages is None else num_pages)
+def pool(num_pages: int | None = None, page_tokens: int = 64) -> KVPool:
+    """Every page is poisoned: what is not written shows. Pages of 128 tokens may be cut up into four."""
+    made = KVPool(PlainLayout(SHAPE, page_tokens), 8 if num_pages is None else num_pages)
     for index in range(made.accounts.num_pages):
         made.page(index).fill_(0xFF)
     return made
@@ -56,6 +56,7 @@ class KVStates(RuleBasedStateMachine):
     """Grows a tree of states from one root, from tips and from inner nodes, and keeps them all."""
 
     states: Bundle[tuple[KVState, list[int]]] = Bundle("states")
+    page_tokens = 64
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,11 +65,11 @@ class KVStates(RuleBasedStateMachine):
 
     @initialize(target=states)
     def root(self) -> tuple[KVState, list[int]]:
-        self.pool = pool(400)
+        self.pool = pool(400, self.page_tokens)
         self.held.append((self.pool.empty(), []))
         return self.held[-1]
 
-    @rule(target=states, parent=states, num_new=st.sampled_from([0, 1, 2, 63, 64, 127, 128, 129]))
+    @rule(target=states, parent=states, num_new=st.sampled_from([0, 1, 2, 31, 32, 63, 64, 127, 128, 129]))
     def extend(self, parent: tuple[KVState, list[int]], num_new: int) -> tuple[KVState, list[int]]:
         state, numbers = parent
         new = list(range(self.next_number, self.next_number + num_new))
@@ -96,8 +97,47 @@ class KVStates(RuleBasedStateMachine):
         self.pool.accounts.check_integrity(state.run for state in {id(s.run): s for s, _ in self.held}.values())
 
 
+class SmallKVStates(KVStates):
+    """On pages that are cut up for states of few tokens."""
+
+    page_tokens = 128
+
+
 TestKVStates = KVStates.TestCase
-TestKVStates.settings = settings(max_examples=20, stateful_step_count=16)
+TestSmallKVStates = SmallKVStates.TestCase
+TestKVStates.settings = TestSmallKVStates.settings = settings(max_examples=20, stateful_step_count=16)
+
+
+def test_bytes_of_a_state_are_those_of_its_pages() -> None:
+    some = pool(8, 128)
+    small = some.layout.page_bytes // 4
+    for num_tokens, pages in ((1, 1), (32, 1), (33, 2), (96, 3), (97, 4), (128, 4), (129, 8)):
+        state = written(some.empty(), list(range(num_tokens)))
+        assert state.num_bytes == pages * small
+        assert some.num_free_bytes == some.num_bytes - pages * small
+        del state
+    assert some.num_free_bytes == some.num_bytes
+
+
+@pytest.mark.parametrize("codes", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("size", "other"), [(128, 32), (32, 128)])
+def test_tokens_are_moved_as_they_stand(codes: torch.dtype | None, size: int, other: int) -> None:
+    """Codes and scales too, and V transposed; nothing behind them."""
+    layout = PlainLayout(SHAPE, 128, codes, transposed=codes == torch.float8_e4m3fn)
+    one, another = (KVPool(layout, 3) for _ in range(2))
+    another.slab.fill_(0xFF)
+    state = one.empty().grown(100, page_tokens=size)
+    state.write_times(torch.arange(100))
+    for layer in range(SHAPE.num_layers):
+        state.write(layer, *(torch.randn(SHAPE.num_heads, 100, dim) for dim in (SHAPE.qk_dim, SHAPE.v_dim)))
+    to = another.empty().grown(100, page_tokens=other)
+    state.layout.copy(state.pages, to.pages, other, 90)
+    assert to.times[:90].tolist() == list(range(90)) and (to.times[90:] == -1).all()
+    assert isinstance(to.layout, PlainLayout)
+    for layer in range(SHAPE.num_layers):
+        assert all(torch.equal(x[:, :90], y) for x, y in zip(state.read(layer), to.read(layer, 0, 90), strict=True))
+        keys = torch.cat([to.layout.blocks(page, layer)[0] for page in to.pages], 1)[:, 90:100]
+        assert (keys.contiguous().view(torch.uint8) == 0xFF).all()
 
 
 @pytest.mark.parametrize("first", [0, 5, 64])

@@ -5,8 +5,9 @@ from collections import OrderedDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mfalcon.kvcache.state import KVPool, PlainLayout
 from mfalcon.kvcache.tier import Entry, LruTier, StateKey
-from tests.kvcache.states import PAGE, state_of
+from tests.kvcache.states import LAYOUT, PAGE, state_of
 
 BUDGET = 100
 
@@ -83,11 +84,51 @@ def test_room_is_made_by_the_least_recently_used_that_is_not_in_flight() -> None
     assert in_flight is not None
     tier.get(b"b", 0)
     with in_flight.state.pinned():
-        assert tier.make_room({(b"c", 0)}) and tier.peek(b"d", 0) is None  # held elsewhere: nothing would be freed
+        assert tier.make_room(held={(b"c", 0)}) and tier.peek(b"d", 0) is None  # held elsewhere: nothing would be freed
         assert tier.make_room() and tier.peek(b"c", 0) is None
         assert tier.make_room() and tier.peek(b"b", 0) is None
         assert not tier.make_room() and tier.peek(b"a", 0) is not None
     assert (tier.num_bytes, tier.num_evicted) == (10 * PAGE, 3)
+
+
+def of_small_pages(tier: LruTier, pool: KVPool, users: str, num_tokens: int) -> None:
+    for user_id in users:
+        tier.put(Entry(StateKey("f", user_id.encode(), 0, 1, b""), pool.empty().grown(num_tokens)))
+
+
+def users_in(tier: LruTier) -> str:
+    return "".join(sorted(key.user.decode() for key in tier.hottest()))
+
+
+def test_a_whole_page_is_freed_by_few() -> None:
+    """Not by as many as are used less than the last one on some page; a page with one in flight is passed over."""
+    pool = KVPool(PlainLayout(LAYOUT.shape, 128), 4)
+    tier = LruTier(pool.num_bytes)
+    pool.accounts.make_room_with(tier.make_room)
+    of_small_pages(tier, pool, "abcdefghijklmnop", 20)  # four on each page
+    assert pool.num_free_bytes == 0 and tier.num_bytes == pool.num_bytes
+    for user in b"abcdefghijklmnop"[::4]:
+        tier.get(bytes([user]), 0)  # one of each page was used just now
+    pool.empty().grown(128)
+    assert users_in(tier) == "efghijklmnop" and tier.num_evicted == 4
+    assert pool.accounts.num_free == 1 and tier.num_bytes == 12 * pool.layout.page_bytes // 4
+    of_small_pages(tier, pool, "abcd", 20)
+    in_flight = tier.get(b"g", 0)
+    assert in_flight is not None
+    with in_flight.state.pinned():
+        pool.empty().grown(128)
+    assert users_in(tier) == "abcdegmnop" and tier.num_evicted == 10  # f and h alone, then j and those beside it
+
+
+def test_a_small_page_costs_one_state() -> None:
+    pool = KVPool(PlainLayout(LAYOUT.shape, 128), 2)
+    tier = LruTier(pool.num_bytes)
+    pool.accounts.make_room_with(tier.make_room)
+    of_small_pages(tier, pool, "abcdefgh", 20)
+    state = pool.empty().grown(5)
+    assert users_in(tier) == "bcdefgh" and tier.num_evicted == 1
+    tier.delete(None)
+    assert tier.num_bytes == 0 and pool.num_free_bytes == pool.num_bytes - state.num_bytes
 
 
 def test_windows_of_a_user_are_states_of_their_own() -> None:

@@ -2,14 +2,14 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 4
+#define MFALCON_ABI 5
 
 extern "C" {
 
 enum MfResult : std::int32_t { MF_OK = 0, MF_OUT_OF_MEMORY = 1, MF_NOT_FLOAT32 = 2 };
 
-// What every layer shares. Sizes are positive; num_positions is 0 for stacks without relative bias; page_tokens is a
-// multiple of MfGeometry.page_step.
+// What every layer shares. Sizes are positive; num_positions is 0 for stacks without relative bias; page_tokens is
+// MfGeometry.small_page or a multiple of MfGeometry.page_step.
 struct MfConfig {
   std::int64_t num_layers, num_heads, dim, qk_dim, v_dim, num_positions, num_buckets;
   std::int64_t page_tokens;
@@ -34,7 +34,7 @@ struct MfLayer {
 };
 
 struct MfGeometry {
-  std::int64_t abi, element_bytes, page_step;
+  std::int64_t abi, element_bytes, page_step, small_page;
 };
 
 // Memory of a KV state: the addresses of its pages, in the order of tokens, each of mf_page_bytes bytes and aligned to
@@ -44,6 +44,8 @@ typedef void* const* MfPages;
 
 void mf_geometry(MfGeometry* geometry);
 std::int32_t mf_stack_new(const MfConfig* config, const MfLayer* layers, const std::int64_t* thresholds, void** stack);
+// The same stack over pages of another size: it shares the weights, which live as long as the last of both.
+std::int32_t mf_stack_on_pages(const void* stack, std::int64_t page_tokens, void** other);
 void mf_stack_free(void* stack);
 std::int64_t mf_page_bytes(const void* stack);
 
@@ -62,6 +64,10 @@ std::int32_t mf_write(const void* stack, MfPages pages, std::int64_t layer, std:
                       const float* v, std::int64_t num_tokens);
 void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, float* k, float* v,
              std::int64_t num_tokens);
+
+// The first num_tokens tokens of a state, with their times, as they stand, to pages of the size of another stack on the
+// same weights. Bytes of tokens behind them may come along.
+std::int32_t mf_copy(const void* stack, MfPages pages, const void* other, MfPages to, std::int64_t num_tokens);
 
 // 1 if all of one layer's keys and values of the tokens from `first` on are finite, else 0. Of codes, their scales.
 std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,

@@ -23,17 +23,20 @@ inline float quantise(const typename P::Element* from, Index padded, std::int8_t
   return scale;
 }
 
-// Panels of keys [depth, tokens] that begin at `codes`; whole panels, so perhaps more tokens.
+// Panels of keys [depth, tokens], `panel` tokens wide, that begin at `codes` -> tokens from `place` on of panels that
+// begin at `to` and are kPanel wide; whole panels of codes, so perhaps more tokens.
 template <class P>
-inline void dequantise_keys(const std::int8_t* codes, const float* scales, Index depth, Index tokens,
-                            typename P::Element* to) {
-  constexpr Index kWidth = Panels<P>::kPanel * P::kStep;
-  for (Index first = 0; first < tokens; first += Panels<P>::kPanel) {
+inline void dequantise_keys(const std::int8_t* codes, Index panel, const float* scales, Index depth, Index tokens,
+                            typename P::Element* to, Index place) {
+  constexpr Index kPanel = Panels<P>::kPanel, kWidth = kPanel * P::kStep;
+  const Index width = panel * P::kStep;
+  for (Index first = 0; first < tokens; first += panel) {
     float of_place[kWidth];
-    for (Index i = 0; i < kWidth; i++) of_place[i] = scales[first + i / P::kStep];
-    for (Index row = 0; row < depth; row += P::kStep, codes += kWidth, to += kWidth) {
-      for (Index i = 0; i < kWidth; i += P::kLanes) {
-        P::store_elements(to + i, P::mul(P::load_codes(codes + i), P::load(of_place + i)));
+    for (Index i = 0; i < width; i++) of_place[i] = scales[first + i / P::kStep];
+    auto* at = to + (place + first) / kPanel * kPanel * depth + (place + first) % kPanel * P::kStep;
+    for (Index row = 0; row < depth; row += P::kStep, codes += width, at += kWidth) {
+      for (Index i = 0; i < width; i += P::kLanes) {
+        P::store_elements(at + i, P::mul(P::load_codes(codes + i), P::load(of_place + i)));
       }
     }
   }

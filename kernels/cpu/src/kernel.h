@@ -43,12 +43,17 @@ extern "C" {
 
 void mf_geometry(MfGeometry* geometry) {
   using mfalcon::Policy;
-  *geometry = {MFALCON_ABI, sizeof(Policy::Element), mfalcon::kPageStep};
+  *geometry = {MFALCON_ABI, sizeof(Policy::Element), mfalcon::kPageStep, mfalcon::kSmallPage};
 }
 
 std::int32_t mf_stack_new(const MfConfig* config, const MfLayer* layers, const std::int64_t* thresholds,
                           void** stack) {
   return mfalcon::guarded([&] { *stack = new mfalcon::Stack<mfalcon::Policy>(*config, layers, thresholds); });
+}
+
+std::int32_t mf_stack_on_pages(const void* stack, std::int64_t page_tokens, void** other) {
+  return mfalcon::guarded(
+      [&] { *other = new mfalcon::Stack<mfalcon::Policy>(mfalcon::stack_of(stack), page_tokens); });
 }
 
 void mf_stack_free(void* stack) { delete static_cast<mfalcon::Stack<mfalcon::Policy>*>(stack); }
@@ -77,6 +82,11 @@ std::int32_t mf_write(const void* stack, MfPages pages, std::int64_t layer, std:
 void mf_read(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, float* k, float* v,
              std::int64_t num_tokens) {
   mfalcon::read_plain(mfalcon::stack_of(stack), pages, layer, first, k, v, num_tokens);
+}
+
+std::int32_t mf_copy(const void* stack, MfPages pages, const void* other, MfPages to, std::int64_t num_tokens) {
+  return mfalcon::guarded(
+      [&] { mfalcon::copy_tokens(mfalcon::stack_of(stack), pages, mfalcon::stack_of(other), to, num_tokens); });
 }
 
 std::int32_t mf_finite(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first,

@@ -80,12 +80,19 @@ Layer<P> packed_layer(const Shape& s, const MfLayer& w) {
 }
 
 template <class P>
+std::shared_ptr<const std::vector<Layer<P>>> packed_layers(const Shape& shape, const MfLayer* weights) {
+  std::vector<Layer<P>> layers;
+  layers.reserve(shape.layers);
+  for (Index i = 0; i < shape.layers; i++) layers.push_back(packed_layer<P>(shape, weights[i]));
+  return std::make_shared<const std::vector<Layer<P>>>(std::move(layers));
+}
+
+template <class P>
 Stack<P>::Stack(const MfConfig& config, const MfLayer* weights, const std::int64_t* bounds)
     : shape(config, P::kLanes),
       layout(shape, config.page_tokens, config.int8 != 0, sizeof(typename P::Element)),
-      thresholds(bounds, bounds + config.num_buckets) {
-  layers.reserve(config.num_layers);
-  for (Index i = 0; i < config.num_layers; i++) layers.push_back(packed_layer<P>(shape, weights[i]));
-}
+      thresholds(bounds, bounds + config.num_buckets),
+      packed(packed_layers<P>(shape, weights)),
+      layers(*packed) {}
 
 }  // namespace mfalcon

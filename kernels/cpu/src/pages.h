@@ -6,14 +6,15 @@
 
 namespace mfalcon {
 
-constexpr Index kPageStep = 64;  // page_tokens is a multiple of it, and it is one of every panel
+constexpr Index kPageStep = 64;   // page_tokens is a multiple of it, and it is one of every panel,
+constexpr Index kSmallPage = 32;  // or page_tokens is this, which is one of a panel or half of one
 
 // Keys [0, P::kKeyBlock) of a block or fewer: places where they lie, in order. Piece i of both is the same tokens.
 template <class P>
 struct KeyBlock {
   static_assert(P::kKeyBlock % kPageStep == 0 && kPageStep % Panels<P>::kPanel == 0);
-  Panels<P> keys[P::kKeyBlock / kPageStep];
-  Piece<P> values[P::kKeyBlock / kPageStep];
+  Panels<P> keys[P::kKeyBlock / kSmallPage];
+  Piece<P> values[P::kKeyBlock / kSmallPage];
   Index value_depth;  // of the panels of values
 };
 
@@ -37,6 +38,7 @@ class HeadPages {
       : pages_(pages),
         layout_(stack.layout),
         at_(stack.layout.head_at(layer, head)),
+        panel_(std::min(Panels<P>::kPanel, layout_.tokens)),
         padded_qk_(stack.shape.padded_qk),
         padded_v_(stack.shape.padded_v) {}
 
@@ -44,7 +46,7 @@ class HeadPages {
   template <class T>
   void put_key(Index token, Index first, Index last, const T* from) const {
     T* at = key<T>(token, first);
-    for (Index i = first; i < last; i += P::kStep, at += Panels<P>::kPanel * P::kStep) {
+    for (Index i = first; i < last; i += P::kStep, at += panel_ * P::kStep) {
       for (int step = 0; step < P::kStep; step++) at[step] = *from++;
     }
   }
@@ -79,6 +81,8 @@ class HeadPages {
     for (Index i = 0; i < k_dim; i++) k[i] = static_cast<float>(*key<std::int8_t>(token, i)) * k_scale;
     for (Index i = 0; i < v_dim; i++) v[i] = static_cast<float>(*value<std::int8_t>(token, i)) * v_scale;
   }
+  // Tokens of a panel of keys.
+  Index panel() const { return panel_; }
   // Whether all numbers of tokens [token, token + count), of one panel of keys, are finite; of codes, all scales.
   bool is_finite(Index token, Index count) const {
     auto not_finite = P::zero();  // 0 or NaN
@@ -119,8 +123,8 @@ class HeadPages {
       const Index room = std::min(layout_.tokens - skip, P::kKeyBlock - done);  // of whole steps and panels
       if (layout_.int8) {
         const Index here = std::min(room, count - done);
-        dequantise_keys<P>(keys<std::int8_t>(page) + skip * padded_qk_, scale(layout_.key_scales_at, first + done),
-                           padded_qk_, here, space.keys.get() + done * padded_qk_);
+        dequantise_keys<P>(keys<std::int8_t>(page) + skip * padded_qk_, panel_,
+                           scale(layout_.key_scales_at, first + done), padded_qk_, here, space.keys.get(), done);
         dequantise_values<P>(values<std::int8_t>(page), layout_.tokens, skip,
                              scale(layout_.value_scales_at, first + done), padded_v_, here, space.values.get(),
                              P::kKeyBlock, done);
@@ -137,7 +141,26 @@ class HeadPages {
     return out;
   }
 
+  // Tokens [0, count) as they stand, to pages of another size. What shares a panel of 32 with them comes along.
+  void copy_to(const HeadPages& to, Index count) const {
+    layout_.int8 ? copy_elements<std::int8_t>(to, count) : copy_elements<Element>(to, count);
+    for (Index t = 0; t < count && layout_.int8; t++) {
+      *to.scale(to.layout_.key_scales_at, t) = *scale(layout_.key_scales_at, t);
+      *to.scale(to.layout_.value_scales_at, t) = *scale(layout_.value_scales_at, t);
+    }
+  }
+
  private:
+  template <class T>
+  void copy_elements(const HeadPages& to, Index count) const {
+    const Index panel = std::min(panel_, to.panel_);  // a part of every page and of every panel of either
+    for (Index t = 0; t < count; t += panel) {
+      for (Index i = 0; i < padded_qk_; i += P::kStep) std::copy_n(key<T>(t, i), panel * P::kStep, to.key<T>(t, i));
+      for (Index i = 0; i < padded_v_; i += Panels<P>::kPanel) {
+        std::copy_n(value<T>(t, i), panel * std::min(Panels<P>::kPanel, padded_v_ - i), to.value<T>(t, i));
+      }
+    }
+  }
   template <class T>
   T* in_page(Index page, Index offset) const {
     return reinterpret_cast<T*>(static_cast<std::byte*>(pages_[page]) + at_ + offset);
@@ -165,7 +188,7 @@ class HeadPages {
 
   MfPages pages_;
   const PageLayout& layout_;
-  Index at_, padded_qk_, padded_v_;
+  Index at_, panel_, padded_qk_, padded_v_;
 };
 
 // Times of the first `count` tokens, from all pages.
@@ -176,6 +199,21 @@ inline std::vector<std::int64_t> gather_times(const PageLayout& layout, MfPages 
     std::copy_n(from, std::min(layout.tokens, count - first), times.data() + first);
   }
   return times;
+}
+
+// The first `count` tokens with their times as they stand, to pages of another size.
+template <class P>
+void copy_tokens(const Stack<P>& stack, MfPages pages, const Stack<P>& other, MfPages to, Index count) {
+  const auto times = gather_times(stack.layout, pages, count);
+  for (Index first = 0; first < count; first += other.layout.tokens) {
+    const Index here = std::min(other.layout.tokens, count - first);
+    std::copy_n(times.data() + first, here, static_cast<std::int64_t*>(to[first / other.layout.tokens]));
+  }
+  for (Index layer = 0; layer < stack.shape.layers; layer++) {
+    for (Index head = 0; head < stack.shape.heads; head++) {
+      HeadPages<P>(stack, pages, layer, head).copy_to(HeadPages<P>(other, to, layer, head), count);
+    }
+  }
 }
 
 // Plain keys and values of a layer, tokens from `first` on, into pages. Throws std::bad_alloc.
@@ -215,7 +253,7 @@ bool is_finite(const Stack<P>& stack, MfPages pages, Index layer, Index first, I
   for (Index head = 0; head < stack.shape.heads; head++) {
     const HeadPages<P> kv(stack, pages, layer, head);
     for (Index t = first; t < first + tokens;) {
-      const Index count = std::min(Panels<P>::kPanel - t % Panels<P>::kPanel, first + tokens - t);
+      const Index count = std::min(kv.panel() - t % kv.panel(), first + tokens - t);
       if (!kv.is_finite(t, count)) return false;
       t += count;
     }

@@ -134,9 +134,17 @@ struct Stack {
   Shape shape;
   PageLayout layout;
   std::vector<std::int64_t> thresholds;
-  std::vector<Layer<P>> layers;
+  std::shared_ptr<const std::vector<Layer<P>>> packed;
+  const std::vector<Layer<P>>& layers;
 
   Stack(const MfConfig& config, const MfLayer* weights, const std::int64_t* bounds);
+  // The same weights over pages of another size.
+  Stack(const Stack& other, Index page_tokens)
+      : shape(other.shape),
+        layout(shape, page_tokens, other.layout.int8, sizeof(typename P::Element)),
+        thresholds(other.thresholds),
+        packed(other.packed),
+        layers(*packed) {}
 
   Panels<P> uvqk(Index layer) const { return {layers[layer].uvqk.get(), shape.padded_dim, shape.columns}; }
   Panels<P> output(Index layer) const { return {layers[layer].output.get(), shape.out_depth, shape.padded_dim}; }

@@ -17,6 +17,8 @@ WORKER_REGISTERS = gl.constexpr([240, 24])
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = ((64, 64), (128, 128))
 """Of keys and values: what is compiled and held to limits ahead."""
+LEAST_PAGE = 64
+"""Tokens of a page. The few keys of a state on small pages keep no ring busy; the self-check has larger ones alone."""
 _ALIGNMENT = 16
 """Bytes to which a descriptor's base and strides are multiples."""
 
@@ -50,6 +52,7 @@ def takes(rows: tuple[Tensor, ...], kv: PagedKV, batch: Batch, prefix_bias: Tens
         and dtype in DTYPES
         and all(x.dtype == dtype for x in (*rows, kv.k, kv.v))
         and dims in HEAD_DIMS
+        and kv.page_tokens >= LEAST_PAGE
         and kv.page_tokens % ring(max(dims), kv.page_tokens).block_n == 0
         and all(_describable(x) for x in described)
     )

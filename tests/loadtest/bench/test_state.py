@@ -85,6 +85,15 @@ def test_one_event_writes_the_last_chunk_and_sends_little(result: StateResult) -
         assert counts.log_bytes_full > 32 * 24
 
 
+def test_memory_of_short_states_is_told_too(result: StateResult) -> None:
+    """Small pages of 32 tokens."""
+    assert [(at.n, at.bytes_held * at.n // at.bytes_of_content) for at in result.memory] == [
+        (8, 32),
+        (20, 32),
+        (33, 64),
+    ]
+
+
 def test_json_is_what_was_measured(result: StateResult) -> None:
     parsed: dict[str, Any] = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert set(parsed["cells"][0]) == CELL
@@ -103,7 +112,12 @@ def test_command_prints_one_object_and_draws(tmp_path: Path) -> None:
 
 def test_tables_render(result: StateResult) -> None:
     shown = as_text(state_page(result))
-    assert "Crossover" in shown and "chunks written" in shown and "regret" in shown
+    assert (
+        "Bytes of a state in the block pool" in shown
+        and "Crossover" in shown
+        and "chunks written" in shown
+        and "regret" in shown
+    )
 
 
 def test_unknown_names_are_refused() -> None:
