@@ -16,9 +16,10 @@ from mfalcon.engine.engine import Engine
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
+from mfalcon.errors import InvalidInput
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import Append, CacheSource, Events, RankResult
+from mfalcon.types import Append, CacheSource, Events, LateEvents, RankResult
 from tests.engine.replicas import value
 from tests.small import random_events, rank_request, small_checkpoint, small_config
 
@@ -36,9 +37,11 @@ Start = Callable[..., Awaitable[Engine]]
 async def start() -> AsyncIterator[Start]:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def start(checkpoint: Checkpoint, url: str | None = None) -> Engine:
+        async def start(
+            checkpoint: Checkpoint, url: str | None = None, *, late_events: LateEvents = "reject"
+        ) -> Engine:
             redis = None if url is None else RedisOptions(RedisSettings(url, 2.0, 2.0), prefix="late")
-            histories = HistoryOptions(log_max_events=256, log_slack=32, redis=redis)
+            histories = HistoryOptions(log_max_events=256, log_slack=32, redis=redis, late_events=late_events)
             options = EngineConfig(threads=1, ranker=RankerOptions(microbatch=16), histories=histories)
             engine = compose(checkpoint, options)
             await asyncio.to_thread(engine.wait_ready, SECONDS)
@@ -149,3 +152,22 @@ async def test_what_a_policy_says_is_what_the_log_holds(start: Start, late_event
         expected["time_ms"][40:] = events["time_ms"][49]
     history = (await engine.histories.log.read("ann", 1)).history
     assert history.events.tobytes() == expected.tobytes()
+
+
+async def test_recent_events_that_another_producer_has_overtaken_are_seen_as_of_the_newest(start: Start) -> None:
+    """And change nothing for anybody else: the next request is scored by the log alone."""
+    checkpoint, events = CHECKPOINTS["dfgr"], distinct(60, seed=7)
+    items = checkpoint.items.item_id[:20].tolist()
+    taking, refusing = await start(checkpoint, late_events="insert"), await start(checkpoint)
+    late = events[[40, 45]]
+    behind = late.copy()
+    behind["time_ms"] = events["time_ms"][-1]
+    for engine in (taking, refusing):
+        await engine.append_events("ann", Append(np.delete(events, [40, 45])))
+    before = await ranked(taking)
+    found = await taking.rank(rank_request("ann", items, recent=late), None)
+    truth = await refusing.rank(rank_request("ann", items, recent=behind), None)
+    np.testing.assert_array_equal(found.task_scores, truth.task_scores)
+    np.testing.assert_array_equal((await ranked(taking)).task_scores, before.task_scores)
+    with pytest.raises(InvalidInput, match=r"recent_events\[0\]\.time_ms"):
+        await refusing.rank(rank_request("ann", items, recent=late), None)
