@@ -256,6 +256,7 @@ _PAGES: dict[str, tuple[type, Callable[[Any], Iterator[Part]]]] = {
     "append": (AppendResult, append_page),
     "state": (StateResult, state_page),
     "state-quality": (QualityResult, quality_page),
+    "late-events": (LateResult, late_events_page),
     "load": (LoadResult, load_page),
 }
 
