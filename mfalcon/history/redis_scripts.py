@@ -66,10 +66,12 @@ local turn = redis.pcall('GET', KEYS[3])
 if type(turn) == 'table' then redis.call('UNLINK', KEYS[3]) end
 local is_others = type(turn) == 'string' and turn ~= writer
 if num_asked > 0 then
-  of = redis.pcall('HGET', KEYS[2], 'of')
-  if type(of) == 'string' and #header == head and of == string.sub(header, 25, 32) then
-    found = redis.call('HMGET', KEYS[2], unpack(ARGV, 12, 11 + num_asked))
+  found = redis.pcall('HMGET', KEYS[2], 'of', unpack(ARGV, 12, 11 + num_asked))
+  of = not found.err and table.remove(found, 1)
+  if of and #header == head and of == string.sub(header, 25, 32) then
     for i = 1, num_asked do is_any_found = is_any_found or found[i] end
+  else
+    found = {{}}
   end
 end
 if is_any_found then
