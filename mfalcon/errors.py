@@ -146,7 +146,6 @@ class DamagedLog(MFalconError):
 _UNUSABLE_LOGS = {
     "format": "was written by a later version of this server",
     "secret": "is signed with a secret that this server does not have",
-    "retention": "holds far more events than this server's log_max_events",
 }
 
 

@@ -29,7 +29,7 @@ assert HEADER_BYTES == 112 and _FIRST_FORMAT.size == 80
 
 Reason = Literal[
     "type",  # the key holds no string
-    "size",  # larger than any log that is kept
+    "size",  # larger than any log that is kept, and no log
     "header",  # it begins with no header
     "user",  # another user's
     "truncated",  # fewer bytes than its header says
@@ -38,11 +38,10 @@ Reason = Literal[
     "unsigned",  # not signed, where every log must be
     "format",  # of a later version
     "secret",  # signed with a secret that is not this server's
-    "retention",  # a log that a server wrote that keeps more events
 ]
 """Why a key's value is not used as the log of its user."""
 
-OF_OTHER_SERVERS: frozenset[Reason] = frozenset({"format", "secret", "retention"})
+OF_OTHER_SERVERS: frozenset[Reason] = frozenset({"format", "secret"})
 """What a server of another version or with other settings wrote: no damage, so it is never moved away."""
 
 

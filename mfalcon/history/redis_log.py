@@ -287,12 +287,11 @@ class RedisLog:
         if reason == b"type":
             return Unfit("type")
         try:
-            header = self._headers.read(raw, user)
+            self._headers.read(raw, user)
         except Unfit as error:
             return error
         if reason == b"size":
-            is_told = (header.length - header.base) * EVENT_DTYPE.itemsize > self._most_bytes // 2
-            return Unfit("retention" if is_told else "size")
+            return Unfit("size")
         return Unfit("truncated")
 
     def _known(self, user_id: str) -> Known:

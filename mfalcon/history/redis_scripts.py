@@ -13,15 +13,19 @@ local size = redis.pcall('STRLEN', KEYS[1])
 if type(size) == 'table' then return {'', -2, 'type'} end
 local header, head = redis.call('GETRANGE', KEYS[1], 0, 111), 112
 if string.byte(header, 5) == 1 then header, head = string.sub(header, 1, 80), 80 end
-if size > tonumber(ARGV[#ARGV]) then return {header, -2, 'size'} end
-if #header == head then
+local told = -1
+if #header == head and string.sub(header, 1, 4) == 'MFLG' then
   local base, len = struct.unpack('<I8I8', header, 9)
-  if base > len or size < head + (len - base) * 24 then return {header, -2, 'truncated'} end
+  told = head + (len - base) * 24
+  if base > len or size < told then return {header, -2, 'truncated'} end
 end
+if size > tonumber(ARGV[#ARGV]) and (size ~= told or size > 33554432) then return {header, -2, 'size'} end
+if size > 0 and told == -1 then return {header, -2, 'header'} end
 """
 """KEYS: log. The last of ARGV: the most bytes that a log has. What is no log of a reasonable size does not leave Redis:
-then the reply is what there is of a header, -2, and the reason. Whatever comes after it finds `header`, and in `head`
-how many bytes that should have.
+then the reply is what there is of a header, -2, and the reason. A log that is longer than that and in itself right is
+of a server that keeps more, up to 32 MiB, which is more than any keeps: it is sent, and the next append cuts it.
+Whatever comes after it finds `header`, and in `head` how many bytes that should have.
 """
 
 READ = """

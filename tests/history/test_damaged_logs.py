@@ -227,25 +227,37 @@ async def test_a_log_of_the_first_format_is_read_and_written_anew(replica: Repli
 async def test_what_other_servers_wrote_is_never_moved(
     replica: Replica, redis_server: RedisServer, options: LogOptions
 ) -> None:
-    """Of a later version, signed with a secret that is unknown here, or kept at ten times the length."""
-    retention = Retention(max_events=100_000, slack=64)
-    for reason in ("format", "secret", "retention"):
+    """Of a later version, or signed with a secret that is unknown here."""
+    for reason in ("format", "secret"):
         await replica().delete("ann", None)
         await replica(SIGNED if reason == "secret" else None).append("ann", Append(EVENTS, 0), None)
         if reason == "format":
             redis_server.command("SETRANGE", KEY, 4, struct.pack("<H", 3))
-        elif reason == "retention":
-            metrics = StateMetrics()
-            client = RedisClient(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics)
-            await RedisLog(client, KEYS, retention, metrics).append(
-                "ann", Append(random_events(60_000, 0, 10**13), 40), None
-            )
-            await client.close()
         before = stored(redis_server)
         with pytest.raises(DamagedLog) as refused:
             await read(replica(options))
         assert refused.value.reason == reason
         assert stored(redis_server) == before
+
+
+async def test_a_log_of_a_server_that_kept_more_is_read_and_cut_by_the_next_append(
+    replica: Replica, redis_server: RedisServer
+) -> None:
+    """Somebody has lowered log_max_events; but what lies behind such a log's end is no part of it, and too much."""
+    metrics, events = StateMetrics(), random_events(60_000)
+    client = RedisClient(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics)
+    await RedisLog(client, KEYS, Retention(100_000, 64), metrics).append("ann", Append(events, 0), None)
+    await client.close()
+    assert len((await read(replica())).events) == 60_000
+    whole = stored(redis_server)
+    redis_server.command("APPEND", KEY, "x")
+    with pytest.raises(DamagedLog) as refused:
+        await read(replica())
+    assert refused.value.reason == "size"
+    redis_server.command("SET", KEY, whole)
+    assert (await replica().append("ann", Append(LATER), None)).history_len == 60_003
+    assert len(stored(redis_server)) < HEADER_BYTES + 24 * 300
+    assert len(await read(replica())) == 60_003
 
 
 async def test_a_forged_log_is_noticed(replica: Replica, redis_server: RedisServer) -> None:
