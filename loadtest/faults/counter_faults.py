@@ -64,7 +64,7 @@ class CounterFault:
 class CounterRow:
     """append: what appends were answered during the fault, and the longest. stale: of ranks on both replicas, how many
     said that their counters may lack events. healed_s: after the fault, until all counters are equal to a recount; none
-    of that is anybody's work but the next rank's of each user.
+    of that is anybody's work but the next ranks' of each user.
     """
 
     fault: str
@@ -197,8 +197,7 @@ async def measure(fault: CounterFault, checkpoint: Checkpoint) -> CounterRow:
             appended, longest = await _append(scene, fault)
             ranks, stale, errors = await _rank(scene, complaints)
             await asyncio.to_thread(_lift, scene)
-            await _read_logs(scene)
-            healed = await _healed(scene)
+            healed = await _healed(scene, after_fault=True)
             if healed is None:
                 complaints.append(f"the counters are no recount of the logs after {HEAL_S:g} s")
             moved = sum((counts_of(engine.metrics) for engine in scene.engines), Counter[str]())
@@ -301,12 +300,17 @@ async def _read_logs(scene: Scene) -> None:
         scene.logs[user_id] = await _patiently(read)
 
 
-async def _healed(scene: Scene) -> float | None:
-    """Seconds until both replicas have a recount of the logs and say so; each user is ranked once meanwhile."""
-    began, truth = time.monotonic(), scene.truth(ALL_ITEMS)
-    for user_id in scene.logs:
-        await _patiently(partial(scene.engines[1].rank, _request(user_id, 1), None))
+async def _healed(scene: Scene, *, after_fault: bool = False) -> float | None:
+    """Seconds until both replicas have a recount of the logs and say so; each user is ranked again and again meanwhile.
+    after_fault: an append without an answer may still be written, once Redis comes to it.
+    """
+    began = time.monotonic()
     while time.monotonic() - began < HEAL_S:
+        if after_fault:
+            await _read_logs(scene)
+        for user_id in scene.logs:
+            await _patiently(partial(scene.engines[1].rank, _request(user_id, 1), None))
+        truth = scene.truth(ALL_ITEMS)
         found = [engine.histories.counters.read(ALL_ITEMS) for engine in scene.engines]
         if all(not each.stale and np.array_equal(each.numbers[scene.like], truth) for each in found):
             return time.monotonic() - began

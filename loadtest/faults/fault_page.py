@@ -109,7 +109,7 @@ def page(result: FaultResult) -> Iterator[Part]:
         yield f"## {ITEM_COUNTERS.capitalize()}"
         yield (
             "Two replicas of a model that reads them, log and counters in Redis, ranking stale. Under each fault every "
-            "user's log grows by an append and is ranked by both. Afterwards each user is ranked once more, and all "
+            "user's log grows by an append and is ranked by both. Afterwards users are ranked as before, and all "
             "counters must be equal to a recount of the logs."
         )
         yield _item_counters(result)
