@@ -152,3 +152,26 @@ async def test_a_log_that_is_too_old_goes_with_all_that_was_made_of_it(
     for engine in (one, two):
         assert (await rank(engine, random_events(0), "ann")).history_len == 0
         assert (await rank(engine, events, "bob")).cache.reused_tokens == 20
+
+
+async def test_a_deletion_that_is_repeated_finishes_what_the_first_began(
+    replica: StartReplica, redis_server: RedisServer
+) -> None:
+    """The first one ended the log, and its server died: states, and other replicas, are left to the second."""
+    one, two, events = await replica(), await replica(), random_events(20)
+    await one.append_events("ann", Append(events, 0))
+    for engine in (one, two):
+        await rank(engine, events)
+    await settle(one, two)
+    generation = (await one.histories.log.read("ann", 1)).history.generation
+    await asyncio.sleep(0.5)  # both follow the deletions by now
+    assert await one.histories.log.delete("ann", None) == generation
+    await one.delete_user("ann")
+    assert keys_left(redis_server, f"*{user_hash('ann').hex()}*") == []
+    for _ in range(200):
+        if generation in two.histories.tombstones and not two.catalog.default.cache.holds(user_hash("ann")):
+            break
+        await asyncio.sleep(0.02)
+    for engine in (one, two):
+        assert generation in engine.histories.tombstones
+        assert not engine.catalog.default.cache.holds(user_hash("ann"))
