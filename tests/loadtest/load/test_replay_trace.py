@@ -19,6 +19,7 @@ from mfalcon.cli import bench
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.errors import ConfigError
+from mfalcon.history.redis_header import HEADER_BYTES
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor, Situation
@@ -106,10 +107,17 @@ def invoke(*arguments: str) -> Result:
 
 
 def served_keys(server: RedisServer) -> set[bytes]:
-    """What replicas keep in Redis of their users; the stream of deletions goes by itself."""
+    """What replicas keep in Redis of their users; the stream of deletions and tombstones go by themselves."""
     keys = server.command("KEYS", "*")
     assert isinstance(keys, list)
-    return {key for key in keys if isinstance(key, bytes) and b"deletions" not in key}
+    return {key for key in keys if isinstance(key, bytes) and b"deletions" not in key and not is_tombstone(server, key)}
+
+
+def is_tombstone(server: RedisServer, key: bytes) -> bool:
+    """A header without events, which expires."""
+    ttl = server.command("TTL", key)
+    assert isinstance(ttl, int)
+    return key.endswith(b":log") and ttl > 0 and server.command("STRLEN", key) == HEADER_BYTES
 
 
 @pytest.mark.parametrize("saved", [False, True])
