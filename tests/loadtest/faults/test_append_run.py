@@ -47,9 +47,9 @@ async def test_a_log_that_is_not_right_is_found(breaks: str, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("home", "durability"), [*((home, "memory") for home in HOMES), ("sentinel", "replica"), ("link", "fsync")]
 )
-async def test_a_minute_in_every_home(home: Home, durability: Durability, late_share: float) -> None:
+async def test_half_a_minute_in_every_home(home: Home, durability: Durability, late_share: float) -> None:
     writers = WriterOptions(late_share=late_share)
-    report = await run(home, RunOptions(seconds=60.0, fault_gap_s=3.0, writers=writers, durability=durability))
+    report = await run(home, RunOptions(seconds=30.0, fault_gap_s=2.0, writers=writers, durability=durability))
     assert report.wrong == ()
     assert (home, durability) == ("sentinel", "memory") or report.lost == report.told_lost == 0
-    assert sum(report.faults.values()) >= 5
+    assert sum(report.faults.values()) >= 2
