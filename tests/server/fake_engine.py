@@ -8,6 +8,7 @@ import numpy as np
 from opentelemetry import trace
 
 from mfalcon.errors import HistoryMismatch
+from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
 from mfalcon.load import Load
@@ -99,6 +100,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.histories: dict[str, Events] = {}
+        self.recent = RecentAppends()
         self.requests: list[RankRequest] = []
         self.deadlines: list[float | None] = []
         self.asked_of: list[str] = []
@@ -169,8 +171,11 @@ class FakeEngine:
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         await self._pass_gate()
+        if (again := self.recent.find(user_id, append)) is not None:
+            return again
         after, told = appended(no_history(user_id, b"fake").extended(self._history(user_id)), append)
         self.histories[user_id] = after.events
+        self.recent.add(user_id, append, told)
         return told
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
@@ -200,6 +205,7 @@ class FakeEngine:
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
         await self._pass_gate()
         self.histories.pop(user_id, None)
+        self.recent.delete(user_id)
 
     async def hand_over(self, seconds: float, most_bytes: int) -> None:
         pass
