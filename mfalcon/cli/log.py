@@ -1,5 +1,6 @@
 """`mfalcon log`: look at, check, copy and fill the event log of a server that keeps it in a file."""
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mfalcon.cli.log_migrate import RedisPlace, read_secret, to_file, to_redis
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError, DataError
 from mfalcon.history.directory_lock import DirectoryLock
@@ -144,6 +146,36 @@ def import_log(
     typer.echo(f"{told.added:,} users added, {told.same:,} were there already")
     if told.kept:
         typer.echo(f"{len(told.kept):,} have another history here: {', '.join(told.kept[:_NAMED])}")
+        raise typer.Exit(1)
+
+
+@app.command()
+def migrate(
+    source: Annotated[str, typer.Argument(metavar="FROM", help="Directory of a log, or URL of a Redis.")],
+    target: Annotated[str, typer.Argument(metavar="TO", help="The other one.")],
+    redis_prefix: Annotated[str, typer.Option(help="First part of the keys in Redis, as of its servers.")] = "mfalcon",
+    redis_secret_file: Annotated[Path | None, typer.Option(help="File with the secret that signs logs there.")] = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="From a file: end when a pass finds nothing, though its server still runs.")
+    ] = False,
+    delete_others: Annotated[
+        bool, typer.Option("--delete-others", help="Delete what the target alone has: users, and other lives of users.")
+    ] = False,
+) -> None:
+    """Move all histories from a file to Redis or back while servers use the first: copy, follow, and end when nobody
+    writes to it any more (docs/operations.md, "Moving a log"). Exit code 1 if a history could not be moved.
+    """
+    is_url = ["://" in text for text in (source, target)]
+    if sum(is_url) != 1:
+        raise ConfigError("FROM, TO: must be the directory of a log and the URL of a Redis")
+    directory, url = (target, source) if is_url[0] else (source, target)
+    secret = None if redis_secret_file is None else read_secret(redis_secret_file)
+    place = RedisPlace(url, redis_prefix, secret)
+    if is_url[0]:
+        moving = to_file(place, Path(directory), delete_others=delete_others, say=typer.echo)
+    else:
+        moving = to_redis(Path(directory), place, once=once, delete_others=delete_others, say=typer.echo)
+    if not asyncio.run(moving):
         raise typer.Exit(1)
 
 
