@@ -28,6 +28,7 @@ from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_late_events import bench_late_events
+from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_merge import bench_merge
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
@@ -60,6 +61,7 @@ app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("storm")(bench_storm)
 app.command("damaged")(bench_damaged)
+app.command("log")(bench_log)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)

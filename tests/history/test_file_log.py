@@ -344,7 +344,7 @@ async def test_a_deadline_tells_what_was_done(tmp_path: Path) -> None:
             blocker.execute("ROLLBACK")
             blocker.close()
         said = {str(outcome).rpartition("; ")[2] for outcome in outcomes}
-        assert said == {"it may have been written all the same", "nothing was written"}
+        assert said <= {"it may have been written all the same", "nothing was written"}
         assert [outcome.may_be_done for outcome in outcomes][-1] is False  # type: ignore[union-attr]
         told = await one.log.append("ann", Append(random_events(1, 1, 10**14)), None)
         done = sum(outcome.may_be_done for outcome in outcomes)  # type: ignore[union-attr]
