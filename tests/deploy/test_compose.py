@@ -40,3 +40,14 @@ def test_no_image_is_of_any_version() -> None:
         name = service["image"].partition(":-")[2].rstrip("}")
         assert ":" in name
         assert not name.endswith(":latest")
+
+
+def test_one_server_keeps_its_histories_on_a_volume() -> None:
+    content = yaml.safe_load((DEPLOY / "compose-one.yaml").read_text())
+    (server,) = content["services"].values()
+    (volume,) = server["volumes"]
+    name, _, place = volume.partition(":")
+    assert name in content["volumes"]
+    assert server["environment"]["MFALCON_LOG_DIR"].startswith(f"{place}/")
+    assert all(port.startswith("127.0.0.1:") for port in server["ports"])
+    assert server["read_only"]

@@ -35,12 +35,19 @@ class Written:
     is_open: bool = False
 
 
-@pytest.fixture(params=["fsync", pytest.param("memory", marks=pytest.mark.thorough)])
+FLAGS = {
+    "fsync": ("--append-durability", "fsync"),
+    "memory": ("--append-durability", "memory"),
+    "front-ends": ("--append-durability", "fsync", "--frontends", "2"),
+}
+
+
+@pytest.fixture(params=[name if name == "fsync" else pytest.param(name, marks=pytest.mark.thorough) for name in FLAGS])
 def fleet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Fleet, Path]]:
     """One server."""
     loaded = small_checkpoint(dtype=torch.float32)
     checkpoint.save(tmp_path / "m", loaded.model, loaded.items)
-    flags: tuple[str, ...] = ("--log-dir", str(tmp_path / "log"), "--append-durability", request.param)
+    flags: tuple[str, ...] = ("--log-dir", str(tmp_path / "log"), *FLAGS[request.param])
     flags += ("--threads", "1", "--kv-budget-mb", "64", "--log-max-events", "1000000")
     with Fleet(tmp_path / "m", 1, flags) as servers:
         yield servers, tmp_path / "log"
