@@ -108,7 +108,11 @@ class RedisClient:
             _, left = await asyncio.wait(unfinished, timeout=self.settings.write_timeout_s)
             for task in left:
                 task.cancel()
-        await (self._redis.close() if isinstance(self._redis, Cluster) else disconnect(self._redis))
+        await (
+            self._redis.close(self.settings.write_timeout_s)
+            if isinstance(self._redis, Cluster)
+            else disconnect(self._redis)
+        )
 
     def available(self, key: str) -> bool:
         """False while the breaker of the key's node is open."""

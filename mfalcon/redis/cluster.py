@@ -120,9 +120,12 @@ class Cluster:
             self._doubt()
         return _raised(replies)
 
-    async def close(self) -> None:
-        """Close every connection."""
+    async def close(self, patience_s: float) -> None:
+        """Close every connection. patience_s: for a look at the layout that is under way: a cancel in the middle of
+        connecting leaves the socket behind.
+        """
         if self._refreshing is not None:
+            await asyncio.wait((self._refreshing,), timeout=patience_s)
             self._refreshing.cancel()
             await asyncio.wait((self._refreshing,))
         await self._nodes.aclose()
