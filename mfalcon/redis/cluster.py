@@ -143,7 +143,8 @@ class Cluster:
         except (ConnectionError, TimeoutError, OSError) as error:
             self._doubt(node)
             if isinstance(error, ConnectionError):  # the others of a master that died are no better
-                await node.disconnect_free_connections()
+                for connection in tuple(node._free):  # made anew by whoever takes one: nobody else may touch it then
+                    connection.mark_for_reconnect()  # type: ignore[no-untyped-call]
             raise
         return [command.result for command in ours]
 
