@@ -35,6 +35,7 @@ NUM_SLOTS = 16384
 _START_S = 20.0
 _STOP_S = 5.0
 _SENTINEL_S = 60.0
+_AGREED_S = 10.0
 """Sentinels look at a replica every ten seconds."""
 _COMMAND_S = 1.0
 _POLL_S = 0.01
@@ -494,15 +495,15 @@ class RedisSentinel:
         self.servers = [RedisServer(append_only=append_only, arguments=settings) for _ in range(2)]
         self.sentinels = [_SentinelServer() for _ in range(num_sentinels)]
         self.sentinel = self.sentinels[0]
+        self._quorum = num_sentinels // 2 + 1
         self._entered = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             master, replica = (stack.enter_context(server) for server in self.servers)
             _follow(replica, master)
-            quorum = len(self.sentinels) // 2 + 1
             for sentinel in self.sentinels:
-                stack.enter_context(sentinel).monitor(self.NAME, master, replica, quorum)
+                stack.enter_context(sentinel).monitor(self.NAME, master, replica, self._quorum)
             _wait(lambda: self._agree(replica), "sentinels that have found each other")
             self._entered = stack.pop_all()
         return self
@@ -538,7 +539,15 @@ class RedisSentinel:
         (replica,) = (server for server in self.servers if server is not master)
         if not _follows(replica, master):  # a sentinel would see to it after ten seconds
             _follow(replica, master)
-        _wait(lambda: self._agree(replica), "sentinels that know the replica", _SENTINEL_S)
+        try:
+            _wait(lambda: self._agree(replica), "sentinels that know the replica", _AGREED_S)
+        except ConfigError:  # one keeps a master or a replica in mind that is none any more: all are told anew
+            for sentinel in self.sentinels:
+                with suppress(redis.ResponseError):
+                    sentinel.command("SENTINEL", "REMOVE", self.NAME)
+            for sentinel in self.sentinels:
+                sentinel.monitor(self.NAME, master, replica, self._quorum)
+            _wait(lambda: self._agree(replica), "sentinels that know the replica", _SENTINEL_S)
 
     @property
     def master(self) -> RedisServer:
@@ -555,7 +564,7 @@ class RedisSentinel:
         if _is_master(new):  # left over from the last failover: the sentinel would take ten seconds to see to it
             _follow(new, old)
             self.sentinel.command("SENTINEL", "REMOVE", self.NAME)
-            self.sentinel.monitor(self.NAME, old, new)
+            self.sentinel.monitor(self.NAME, old, new, self._quorum)
         _wait(self._begin_failover, "a replica that the sentinel accepts")
         _wait(lambda: self.master is new and _is_master(new), "another master")
 

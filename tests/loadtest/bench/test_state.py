@@ -81,7 +81,7 @@ def test_one_event_writes_the_last_chunk_and_sends_little(result: StateResult) -
     for counts in result.append:
         assert counts.chunks_written == 1
         # Header, position and event in one framed reply; the whole log is 32 events.
-        assert 24 + 64 < counts.log_bytes_sent < 24 + 128
+        assert 24 + 112 < counts.log_bytes_sent < 24 + 160
         assert counts.log_bytes_full > 32 * 24
 
 
