@@ -605,6 +605,10 @@ def complaints(error: ValidationError) -> list[str]:
                 sentences.append(str(details["ctx"]["error"]))
             case "string_pattern_mismatch", ("device",):
                 sentences.append(f"device: got {details['input']!r}, must be cpu, cuda or cuda:N")
+            case "string_pattern_mismatch", ("redis_prefix",):
+                sentences.append(
+                    f"redis_prefix: got {details['input']!r}, must be 1 to 64 characters, no braces and no white space"
+                )
             # pydantic complains once for each member of the union.
             case _, (("microbatch" | "kv_budget_mb" | "log_budget_mb") as name, *_):
                 least = 1 if name == "microbatch" else 0

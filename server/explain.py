@@ -4,20 +4,29 @@ from pydantic_core import ErrorDetails
 
 from mfalcon.errors import InvalidInput
 
+VERSION_PATTERN = "^[0-9a-f]{32}$"
+"""Of a history's version where it is text."""
+_PATTERNS = {VERSION_PATTERN: "32 hex digits (0-9, a-f)"}
+
 
 def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
     """`path` says where: ("events", 3, "time_ms") is events[3].time_ms."""
-    field = field_name(path)
+    field, must = field_name(path), error["msg"].removeprefix("Input should be ")
     match error["type"]:
         case "missing":
             return InvalidInput(field, None, "given")
         case "extra_forbidden":
             return unknown_field(path, error["input"])
         case "int_parsing_size":
-            return InvalidInput(field, brief(error["input"]), "a valid integer")
+            must = "a valid integer"
         case "model_type" | "model_attributes_type":
-            return InvalidInput(field, brief(error["input"]), "a JSON object")
-    return InvalidInput(field, brief(error["input"]), error["msg"].removeprefix("Input should be "))
+            must = "a JSON object"
+        case "string_pattern_mismatch":
+            pattern = error["ctx"]["pattern"]
+            must = _PATTERNS.get(pattern, f"text that matches {pattern}")
+        case "string_too_short" | "string_too_long":
+            must = must.replace("String should have", "text of")
+    return InvalidInput(field, brief(error["input"]), must)
 
 
 def unknown_field(path: tuple[int | str, ...], value: object) -> InvalidInput:

@@ -28,7 +28,7 @@ from pydantic_core import core_schema
 from mfalcon.errors import InvalidInput
 from mfalcon.types import EVENT_DTYPE, Append, DenseFeatures, Events, Floats, Ids, RankRequest, Rerank, no_events
 from server import limits
-from server.explain import refusal, unknown_field
+from server.explain import VERSION_PATTERN, refusal, unknown_field
 from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -44,7 +44,7 @@ SLACK = 1.25
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Uint64 = Annotated[int, Field(ge=0, le=2**64 - 1)]
 Uint32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Version = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+Version = Annotated[str, Field(pattern=VERSION_PATTERN)]
 """Of a history."""
 Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 

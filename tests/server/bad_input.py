@@ -417,7 +417,7 @@ CASES: Sequence[Case] = (
         {**append_with({}), "expected_version": "7f"},
         422,
         INVALID,
-        "expected_version: ",
+        "expected_version: got '7f', must be 32 hex digits (0-9, a-f)",
     ),
     *(
         case
@@ -465,9 +465,16 @@ CASES: Sequence[Case] = (
             ("first", "18446744073709551616"),
             ("limit", "soon"),
             ("limit", "4294967296"),
-            ("expected_version", "7f"),
             ("with_states", "perhaps"),
         )
+    ),
+    over_http(
+        "GetHistory",
+        "expected_version that is not 32 hex digits",
+        {"user_id": USER, "expected_version": "7f"},
+        422,
+        INVALID,
+        "expected_version: got '7f', must be 32 hex digits (0-9, a-f)",
     ),
     *(
         case

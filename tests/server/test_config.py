@@ -110,7 +110,11 @@ def test_settings_are_immutable() -> None:
         ({"llm_url": "http://me:pw@h/v1", "llm_model": "m"}, "llm_url: got an address with a user, must be http://"),
         ({"llm_timeout_ms": 9}, "llm_timeout_ms: got 9, must be greater than or equal to 10"),
         ({"llm_concurrency": 0}, "llm_concurrency: got 0, must be greater than or equal to 1"),
-        ({"redis_prefix": "a{b}"}, "redis_prefix: got 'a{b}'"),
+        (
+            {"redis_prefix": "a{b}"},
+            "redis_prefix: got 'a{b}', must be 1 to 64 characters, no braces and no white space",
+        ),
+        ({"model_name": ""}, "model_name: got '', must be text of at least 1 character"),
         ({"grpc_port": -1, "http_port": -1}, "http_port: got -1"),
     ],
 )
