@@ -53,7 +53,7 @@ that one's time. insert: it goes where its time belongs.
 
 @dataclass(frozen=True, slots=True)
 class Append:
-    """Events for the end of a user's history, already validated.
+    """Events for a user's history, already validated.
 
     expected_len, expected_version: of the history that the caller knows; if it is another, nothing is written.
     append_id: the caller's own name of this append, by which a repetition is known; "" for none.

@@ -82,7 +82,8 @@ class RankingServicer:
         raise NotImplementedError('Method not implemented!')
 
     def AppendEvents(self, request, context):
-        """Adds events to the end of the user's history. Acknowledged means: in the log, in order, exactly once.
+        """Adds events to the user's history: all of them or none, late ones as `late_events` says. Acknowledged means: in the
+        log, in order, once.
         FAILED_PRECONDITION when `expected_len` or `expected_version` is not that of the history. UNAVAILABLE when the log
         cannot be reached. An append with an `append_id` may be asked again after any failure: it is written once, and whoever
         asks again is told what became of it. Remembered are the 4,096 newest appends with an id of each user, for an hour after

@@ -142,14 +142,16 @@ class Client:
         late_events: str = "",
         timeout_s: float | None = None,
     ) -> Appended:
-        """Add events to the end of a user's history; see `Appended`.
+        """Add events to a user's history: all of them or none; see `Appended`.
 
         expected_len, expected_version: of the history that the caller knows; nothing is written to another one.
         append_id: a name for this append, "" for a new one. The servers remember it: the call is repeated where that is
         of use, and written once at most; whoever gives the same name again, in another process say, is told what became
         of it. Servers of an older release do not: until one has told a version, a call without `expected_len` is never
-        sent again once a server may have seen it. late_events: see ranking.proto. Raises VersionConflict where the
-        history is another, and any ClientError: `outcome_unknown` says whether the events may have been written.
+        sent again once a server may have seen it. late_events: what becomes of events that are older than the user's
+        newest: "insert", "clamp" or "reject" (nothing is written); "" for the server's setting. Raises VersionConflict
+        where the history is another, and any ClientError: `outcome_unknown` says whether the events may have been
+        written.
         """
         call = calls.append_events(
             user_id,

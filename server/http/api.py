@@ -167,7 +167,7 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
         user_id: Annotated[str, Depends(strict_user_id)],
         timeout_ms: Timeout = None,
     ) -> Response:
-        """Add events to the end of the user's history: in order, exactly once, or not at all."""
+        """Add events to the user's history: all of them, or none; late ones go where `late_events` says."""
         appending = handler.append_events(user_id, body.append(), seconds(timeout_ms))
         return json_response(codec.append_reply(await while_connected(request, appending)))
 

@@ -281,7 +281,7 @@ class RankBody(RequestBody):
 
 
 class AppendEventsBody(RequestBody):
-    """Events to add to the end of a user's history."""
+    """Events to add to a user's history."""
 
     model_config = ConfigDict(
         json_schema_extra={
