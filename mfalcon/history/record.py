@@ -43,18 +43,3 @@ class LogRecord:
         """The history of these events, whatever their hash is."""
         begun = History(self.user_id, self.user, self.generation, self.base, no_events(), self.base_link)
         return begun.extended(np.frombuffer(self.content, dtype=EVENT_DTYPE))
-
-
-def record_of(history: History, used: int) -> LogRecord:
-    """What proves a history."""
-    return LogRecord(
-        history.user_id,
-        history.user,
-        history.generation,
-        history.base,
-        len(history),
-        history.links[:LINK_BYTES],
-        history.version,
-        used,
-        history.events.tobytes(),
-    )
