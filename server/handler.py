@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
+from mfalcon.clock import now_ms
 from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
 from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
@@ -166,7 +167,7 @@ class Handler:
             limits.check_rerank(request.rerank, info)
         limits.check_dense(request.dense, info.dense_features, len(request.candidates), info.counters)
         if request.request_time_ms == 0:
-            request = dataclasses.replace(request, request_time_ms=limits.now_ms())
+            request = dataclasses.replace(request, request_time_ms=now_ms())
         async with self._admitted(time_left) as deadline:
             arrival = arrivals.current()
             arrival.asked = time.perf_counter()

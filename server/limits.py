@@ -6,13 +6,12 @@ history (`expected_len`, `expected_version`, events older than the log) is check
 """
 
 import re
-import time
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mfalcon.clock import is_plausible, unit_of
 from mfalcon.errors import InvalidInput, UnknownModel
 from mfalcon.types import (
     LATE_EVENTS,
@@ -89,47 +88,21 @@ def check_candidates(candidates: Sized, max_candidates: int) -> None:
         raise InvalidInput("candidates", len(candidates), f"1 to {max_candidates} candidates")
 
 
-def now_ms() -> int:
-    """The time of this machine's clock."""
-    return time.time_ns() // 1_000_000
-
-
 def check_request_time(request_time_ms: int, max_clock_skew_ms: int = 0) -> None:
     """0 (now) to `MAX_TIME_MS`, no number of seconds, and not further in the future than that if it is not 0."""
     if not 0 <= request_time_ms <= MAX_TIME_MS:
         limit = f"0 to {MAX_TIME_MS} (0 is now)"
-        raise InvalidInput("request_time_ms", request_time_ms, limit + _unit_of(request_time_ms))
-    if not _is_plausible(np.array(request_time_ms), max_clock_skew_ms):
+        raise InvalidInput("request_time_ms", request_time_ms, limit + unit_of(request_time_ms))
+    if not is_plausible(np.array(request_time_ms), max_clock_skew_ms):
         raise _implausible("request_time_ms", request_time_ms, max_clock_skew_ms)
-
-
-def _is_plausible(times: NDArray[np.int64], max_clock_skew_ms: int) -> NDArray[np.bool_]:
-    """Which times are no numbers of seconds, and lie no further in the future than that if it is not 0."""
-    now = now_ms()
-    is_seconds = (times >= _EARLIEST_MS // 1_000) & (times <= (now + _YEAR_MS) // 1_000)
-    return ~is_seconds & (times <= (now + max_clock_skew_ms if max_clock_skew_ms else MAX_TIME_MS))
 
 
 def _implausible(field: str, time_ms: int, max_clock_skew_ms: int) -> InvalidInput:
     """What to say of a time that is not plausible."""
-    if unit := _unit_of(time_ms):
+    if unit := unit_of(time_ms):
         return InvalidInput(field, time_ms, "milliseconds since 1970" + unit)
     limit = f"at most {max_clock_skew_ms / 1000:g} s after the time of the server's clock (max_clock_skew_s)"
     return InvalidInput(field, time_ms, limit)
-
-
-_EARLIEST_MS = 631_152_000_000
-"""The start of 1990: no log is older."""
-_YEAR_MS = 366 * 86_400_000
-
-
-def _unit_of(value: int) -> str:
-    """The unit, in words, in which a number that is no time of our days in milliseconds would be one; "" for none."""
-    latest = now_ms() + _YEAR_MS
-    for unit, num, per_ms in (("seconds", 1_000, 1), ("microseconds", 1, 1_000), ("nanoseconds", 1, 1_000_000)):
-        if _EARLIEST_MS <= value * num // per_ms <= latest:
-            return f"; this would be a time of our days in {unit}"
-    return ""
 
 
 def check_num_events(field: str, events: Sized, at_least: int, at_most: int) -> None:
@@ -152,8 +125,8 @@ def check_events(
     if len(bad := np.flatnonzero((times < 1) | (times > MAX_TIME_MS))):
         at = int(bad[0])
         time_ms = int(times[at])
-        raise InvalidInput(f"{field}[{at}].time_ms", time_ms, f"1 to {MAX_TIME_MS}" + _unit_of(time_ms))
-    if len(bad := np.flatnonzero(~_is_plausible(times, max_clock_skew_ms))):
+        raise InvalidInput(f"{field}[{at}].time_ms", time_ms, f"1 to {MAX_TIME_MS}" + unit_of(time_ms))
+    if len(bad := np.flatnonzero(~is_plausible(times, max_clock_skew_ms))):
         at = int(bad[0])
         raise _implausible(f"{field}[{at}].time_ms", int(times[at]), max_clock_skew_ms)
     if in_order and (late := first_late(events)) is not None:

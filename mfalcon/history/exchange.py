@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mfalcon.clock import is_plausible, unit_of
 from mfalcon.errors import DataError
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, user_hash
 from mfalcon.history.history import History
@@ -20,6 +21,7 @@ from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events
 
 ROWS_A_FILE = 1_000_000
 _FIELDS = ("item_id", "actions", "value", "time_ms")
+_DAY_MS = 86_400_000
 _PROOF = ("user", "generation", "base", "base_link", "version")
 
 
@@ -134,6 +136,11 @@ def _history(where: str, found: dict[str, Any], events: Events) -> History:
         raise DataError(f"{where}: events: must be one or more, with finite values")
     if times.min() < 0 or times.max() > MAX_TIME_MS or (times[1:] < times[:-1]).any():
         raise DataError(f"{where}: time_ms: must be from 0 to {MAX_TIME_MS}, and none before the one above it")
+    # What a log held was checked when it was appended.
+    if not found.get("version") and not (plausible := is_plausible(times, _DAY_MS)).all():
+        time_ms = int(times[~plausible][0])
+        must = f"milliseconds since 1970{unit}" if (unit := unit_of(time_ms)) else "at most a day after now"
+        raise DataError(f"{where}: time_ms: got {time_ms}, must be {must}")
     try:
         user, generation, link, version = (
             bytes.fromhex(found.get(name, "")) for name in ("user", "generation", "base_link", "version")

@@ -115,6 +115,14 @@ def test_another_history_is_left_as_it_is(log: Path, tmp_path: Path) -> None:
         ('{"user_id": 7, "events": [[1, 1, 1, 1]]}', "line 1: user_id: got 7"),
         ('{"user_id": "a", "events": [[1, 1, 1, 2], [1, 1, 1, 1]]}', "line 1: time_ms: must be from 0 to"),
         ('{"user_id": "a", "events": [[1, 1, 1, -1]]}', "line 1: time_ms"),
+        (
+            '{"user_id": "a", "events": [[1, 1, 1, 1700000000]]}',
+            "got 1700000000, must be milliseconds since 1970; this would",
+        ),
+        (
+            '{"user_id": "a", "events": [[1, 1, 1, 9900000000000]]}',
+            "time_ms: got 9900000000000, must be at most a day after now",
+        ),
         ('{"user_id": "a", "events": [[1, 1, 1, 1]], "base": 7}', "line 1: base: got 7, must be a multiple of 32"),
         ('{"user_id": "a", "events": [[1, 1, 1, 1]], "version": "00"}', "line 1: version: got 00, must be"),
         ('{"user_id": "a", "events": [[1, 1, 1, 1]], "generation": "zz"}', "must be hex digits"),
