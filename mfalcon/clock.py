@@ -17,6 +17,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def seconds_now() -> int:
+    """The same in whole seconds since 1970."""
+    return int(time.time())
+
+
 def is_plausible(times: NDArray[np.int64], max_clock_skew_ms: int) -> NDArray[np.bool_]:
     """Which times are no numbers of seconds, and lie no further in the future than that if it is not 0."""
     now = now_ms()

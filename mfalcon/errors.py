@@ -8,8 +8,8 @@ MFalconError
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
-├── StorageUnavailable  Redis, which holds the event log or states to erase, cannot be reached or refuses
-├── DamagedLog          what Redis holds as a user's event log is no log of his
+├── StorageUnavailable  Redis, which holds the event log or states to delete, cannot be reached or refuses
+├── DamagedLog          what lies in the place of a user's event log is no log of his
 ├── TooFewMembers       fewer members of an ensemble answered within its budget than it needs
 ├── EngineFailure       a step failed for this request alone
 ├── CheckpointError     a checkpoint is missing, truncated, tampered with, too new or mismatched

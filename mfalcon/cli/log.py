@@ -13,12 +13,12 @@ from rich.table import Table
 
 from mfalcon.cli.log_migrate import RedisPlace, read_secret, to_file, to_redis
 from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.clock import seconds_now
 from mfalcon.errors import ConfigError, DataError
 from mfalcon.history.directory_lock import DirectoryLock
 from mfalcon.history.exchange import read_jsonl, read_parquet, write_jsonl, write_parquet
 from mfalcon.history.file_store import FILE_NAME, FileStore
 from mfalcon.history.file_tools import add, histories, records
-from mfalcon.history.file_upkeep import seconds_now
 
 app = typer.Typer(help="Look at, check, copy and fill an event log in a file.", no_args_is_help=True)
 

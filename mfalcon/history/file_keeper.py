@@ -8,10 +8,11 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from mfalcon.clock import seconds_now
 from mfalcon.history.append_ids import TTL_S
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.file_changes import Expire
-from mfalcon.history.file_upkeep import FileUpkeep, seconds_now
+from mfalcon.history.file_upkeep import FileUpkeep
 from mfalcon.history.file_writer import FileWriter, Waiting
 from mfalcon.metrics.logs import LogMetrics
 

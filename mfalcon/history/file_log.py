@@ -21,6 +21,7 @@ from typing import Literal, TypeAlias, TypeVar
 
 from cachetools import LRUCache
 
+from mfalcon.clock import seconds_now
 from mfalcon.errors import (
     DamagedLog,
     DeadlineExceeded,
@@ -49,7 +50,6 @@ from mfalcon.history.file_changes import (
 )
 from mfalcon.history.file_keeper import FileKeeper
 from mfalcon.history.file_store import FileStore
-from mfalcon.history.file_upkeep import seconds_now
 from mfalcon.history.file_writer import FileWriter, Outcome, Waiting, Withdrawn
 from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.record import LogRecord

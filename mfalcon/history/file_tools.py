@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from mfalcon.clock import seconds_now
 from mfalcon.errors import DataError
 from mfalcon.history.file_changes import Put
 from mfalcon.history.file_store import FileStore
-from mfalcon.history.file_upkeep import seconds_now
 from mfalcon.history.history import History, no_history
 from mfalcon.history.record import LogRecord
 

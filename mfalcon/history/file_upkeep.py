@@ -1,7 +1,6 @@
 """What keeps an event log in a file in order beside its writer: the journal, the age of users, damage."""
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ _VERIFY_USERS = 64
 @dataclass(frozen=True, slots=True)
 class Look:
     """What was found. oldest: when the user who was not asked for longest was. idle: hash of users who may go, and when
-    they were asked for. may_truncate: the journal's pages are in the file, but for those that came meanwhile.
+    they were asked for. may_truncate: the journal's pages are in the file, but for those that came meanwhile or
+    that somebody reads.
     """
 
     file_bytes: int
@@ -43,17 +43,15 @@ class FileUpkeep:
         """
         if sync:
             self._sync()
-        moved = False
-        if move or self._journal_bytes() > JOURNAL_BYTES:
+        may_truncate = move or self._journal_bytes() > JOURNAL_BYTES
+        if may_truncate:
             # What writers add meanwhile is less each time, so that little is left to be moved while they wait.
             for _ in range(_ROUNDS):
-                moved = self._store.checkpoint(truncate=False)
-                if moved:
+                if self._store.checkpoint(truncate=False):
                     break
-            moved = True
         idle = self._reader.idle(used_before, most) if most else ()
         size, journal = self._reader.file_bytes(), self._journal_bytes()
-        return Look(size, journal, self._reader.oldest(), idle, moved)
+        return Look(size, journal, self._reader.oldest(), idle, may_truncate)
 
     def verify(self) -> tuple[int, list[str]]:
         """Check the next users' logs: how many, 0 when all have been checked, and the ids of those that are damaged."""
@@ -82,8 +80,3 @@ class FileUpkeep:
             return self._journal.stat().st_size
         except FileNotFoundError:
             return 0
-
-
-def seconds_now() -> int:
-    """Seconds since 1970."""
-    return int(time.time())

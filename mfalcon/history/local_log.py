@@ -1,4 +1,4 @@
-"""The embedded event log: every user's acknowledged events, in this process's memory, within bounds.
+"""The event log in this process's memory: every user's acknowledged events, within bounds.
 
 Lives on the event loop: each call is atomic because nothing in it awaits. Histories in use are objects; those that were
 not asked for lately are packed.

@@ -1,4 +1,4 @@
-"""What every event log does, wherever it keeps the events: `local_log.py`, `redis_log.py`."""
+"""What every event log does, wherever it keeps the events: `local_log.py`, `file_log.py`, `redis_log.py`."""
 
 from typing import Protocol
 
@@ -10,13 +10,15 @@ class EventLog(Protocol):
     """The truth: every user's acknowledged events. Owned by the event loop."""
 
     async def read(self, user_id: str, timeout_s: float) -> Reading:
-        """The user's history. StorageUnavailable when it cannot be read."""
+        """The user's history. Raises StorageUnavailable when it cannot be read, DamagedLog when it is none."""
         ...
 
     async def append(self, user_id: str, append: Append, deadline: float | None) -> Appended:
-        """Acknowledge all events or none. HistoryMismatch, InvalidInput, StorageUnavailable."""
+        """Acknowledge all events or none. Raises HistoryMismatch, InvalidInput, Overloaded, StorageUnavailable,
+        DamagedLog and DeadlineExceeded.
+        """
         ...
 
     async def delete(self, user_id: str, deadline: float | None) -> bytes:
-        """Erase the user's events and return the generation that ended. StorageUnavailable."""
+        """Delete the user's events; returns the generation that ended. Raises StorageUnavailable."""
         ...

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from mfalcon.clock import seconds_now
 from mfalcon.errors import DataError, StorageUnavailable
 from mfalcon.history.file_changes import Delete, Put
 from mfalcon.history.file_store import FileStore
-from mfalcon.history.file_upkeep import seconds_now
 from mfalcon.history.history import History, no_history
 from mfalcon.history.migration import Head
 from mfalcon.history.record import LogRecord

@@ -1,4 +1,4 @@
-"""Which lives of users' logs have ended: work that was under way when its user was forgotten must keep nothing."""
+"""Which lives of users' logs have ended: work that was under way when its user was deleted must keep nothing."""
 
 from collections import OrderedDict
 

@@ -165,7 +165,7 @@ class KVCache:
             self._tiers()[0][1].put(Entry(self.key(history, start, stop), state))
 
     def delete(self, user: bytes | None) -> None:
-        """Erase the states of a user, or everybody's, from every tier in this process."""
+        """Delete the states of a user, or everybody's, from every tier in this process."""
         if self.offload is not None:
             self.offload.delete(user)
         for _, tier in self._tiers():
@@ -182,7 +182,7 @@ class KVCache:
             self._copier.idle()
 
     def close(self) -> None:
-        """Erase every state and end what copies; another model may go on using the pools. Nobody looks up or puts any
+        """Delete every state and end what copies; another model may go on using the pools. Nobody looks up or puts any
         more.
         """
         self.delete(None)

@@ -208,7 +208,7 @@ class RedisStates:
         return 0
 
     async def delete(self, user: bytes, timeout_s: float) -> None:
-        """Erase the user's chunks, of every model. Raises StorageUnavailable."""
+        """Delete the user's chunks, of every model. Raises StorageUnavailable."""
         index, log = self._keys.index(user), self._keys.log(user)
         (flat,) = await self._client.call("states_delete", log, [("EVAL", _WRITTEN, 1, index)], timeout_s)
         written = dict(zip(flat[::2], flat[1::2], strict=True))
