@@ -8,7 +8,7 @@ MFalconError
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
-├── StorageUnavailable  Redis, which holds the event log or states to delete, cannot be reached or refuses
+├── StorageUnavailable  the event log, or Redis with states to delete, cannot be reached or refuses
 ├── DamagedLog          what lies in the place of a user's event log is no log of his
 ├── TooFewMembers       fewer members of an ensemble answered within its budget than it needs
 ├── EngineFailure       a step failed for this request alone
@@ -125,11 +125,11 @@ class ShuttingDown(MFalconError):
 
 
 class StorageUnavailable(MFalconError):
-    """Redis is needed for this answer and cannot be reached or refuses."""
+    """Redis, or the file of the event log, is needed for this answer and cannot be used."""
 
 
 class DamagedLog(MFalconError):
-    """What Redis holds in the place of a user's event log is not that log; nothing was read or written.
+    """What lies in the place of a user's event log is not that log; nothing was read or written.
 
     reason: a word, see `Reason` in mfalcon/history/redis_header.py.
     """

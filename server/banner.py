@@ -27,7 +27,11 @@ def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -
             survives = "the machine's end" if config.durability == "fsync" else "this process's end"
             yield f"event log: in {config.log_dir}; what is acknowledged survives {survives}"
         case "redis":
-            yield f"event log: in Redis; {config.log_unreachable} while it cannot be asked"
+            kept = {"memory": "as Redis does by itself", "fsync": "on its disk", "replica": "by a replica of it"}
+            yield (
+                f"event log: in Redis, what is acknowledged is kept {kept[config.durability]}; "
+                f"{config.log_unreachable} while it cannot be asked"
+            )
     if redis is None:
         yield "redis: none"
     else:

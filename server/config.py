@@ -213,7 +213,7 @@ class ServerConfig(BaseSettings):
     redis_url: SecretStr | None = Field(
         default=None,
         description="Redis for the event log and KV states (redis, rediss, redis+sentinel, redis+cluster); "
-        "everything stays in this process if not given.",
+        "everything stays on this machine if not given.",
     )
     ready_without_redis: bool = Field(
         default=False, description="Serve before Redis has answered for the first time, if there is one."
@@ -262,8 +262,9 @@ class ServerConfig(BaseSettings):
     )
     damaged_log: Literal["refuse", "start-empty"] = Field(
         default="refuse",
-        description="Where Redis holds no log of a user in its place: refuse what is asked for him until somebody "
-        "restores or deletes it, or move it away and begin an empty log. The first gives up no acknowledged event.",
+        description="Where something else lies in the place of a user's log, in Redis or a file: refuse what is asked "
+        "for him until somebody restores or deletes it, or move it away and begin an empty log. The first gives up no "
+        "acknowledged event.",
     )
     quarantine_days: float = Field(
         default=7.0, gt=0, le=3_650, description="Days that a damaged log which was moved away is kept."

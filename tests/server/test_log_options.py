@@ -28,6 +28,8 @@ def config(**flags: object) -> ServerConfig:
         ({"redis_url": "redis://h", "event_log": "memory"}, "memory", "memory"),
         ({"redis_url": "redis://h", "event_log": "file", "log_dir": "d"}, "file", "fsync"),
         ({"redis_url": "redis://h", "event_log": "redis"}, "redis", "memory"),
+        ({"redis_url": "redis://h", "append_durability": "fsync"}, "redis", "fsync"),
+        ({"redis_url": "redis://h", "append_durability": "replica"}, "redis", "replica"),
     ],
 )
 def test_the_log_has_one_place(flags: dict[str, object], place: str, durability: str) -> None:
@@ -38,7 +40,12 @@ def test_the_log_has_one_place(flags: dict[str, object], place: str, durability:
     redis = redis_options(given)
     assert (redis is not None and redis.holds_log) == (place == "redis")
     lines = "\n".join(of_settings(given, None, "g", "h"))
-    said = {"memory": "in this process", "file": "event log: in d; what is acknowledged survives", "redis": "in Redis"}
+    survives = {"memory": "as Redis does by itself", "fsync": "on its disk", "replica": "by a replica of it"}
+    said = {
+        "memory": "in this process",
+        "file": "event log: in d; what is acknowledged survives",
+        "redis": f"event log: in Redis, what is acknowledged is kept {survives[durability]}; ",
+    }
     assert said[place] in lines
 
 
