@@ -47,8 +47,10 @@ local ttl, most, writer, wants_turn, num_asked = ARGV[7], tonumber(ARGV[8]), ARG
 local first_record, num_records = 12 + num_asked, (#ARGV - 12 - num_asked) / 2
 
 local function remember()
-  local last = redis.call('HINCRBY', KEYS[2], 'num', num_records)
-  local slots, fields = {{}}, {{}}
+  local last = tonumber(redis.call('HGET', KEYS[2], 'num') or '')
+  if not (last and last >= 0 and last < 9007199254740992 - num_records) then last = 0 end
+  last = last + num_records
+  local slots, fields = {{}}, {{'num', string.format('%.0f', last)}}
   for i = 1, num_records do
     local id, record = ARGV[first_record + 2 * i - 2], ARGV[first_record + 2 * i - 1]
     slots[i] = 's' .. ((last - num_records + i) % most)
@@ -67,8 +69,9 @@ end
 
 local of, found, is_any_found = nil, {{}}, false
 local turn = redis.pcall('GET', KEYS[3])
-if type(turn) == 'table' then redis.call('UNLINK', KEYS[3]) end
-local is_others = type(turn) == 'string' and turn ~= writer
+local is_turn = type(turn) == 'string' and redis.call('PTTL', KEYS[3]) >= 0
+if turn and not is_turn then redis.call('UNLINK', KEYS[3]) end
+local is_others = is_turn and turn ~= writer
 if num_asked > 0 then
   found = redis.pcall('HMGET', KEYS[2], 'of', unpack(ARGV, 12, 11 + num_asked))
   of = not found.err and table.remove(found, 1)
@@ -112,7 +115,8 @@ for; these; ids and records of what is written, in turns.
 Returns what READ does, or WRITTEN in place of the first event sent; and the records of the ids asked for. It writes
 nothing if any of them has one, if it finds another header, or while it is the turn of another writer. The header is
 written last: what lies behind the length it states is not part of the log. A record found is written again, its time,
-so that WAIT has what to wait for.
+so that WAIT has what to wait for. Nothing fails behind the first write, whatever lies in the other two keys: what a
+script has written stays written when it fails.
 """
 
 QUARANTINE = """

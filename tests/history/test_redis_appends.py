@@ -156,6 +156,11 @@ async def test_whatever_lies_where_the_ids_belong_stops_nobody(replica: Replica,
     redis_server.command("SET", KEYS.appends(ANN), "of somebody else")
     assert not (await log.append("ann", one(2, "b"), None)).was_written
     assert (await log.append("ann", one(2, "b"), None)).was_written
+    for number, num in enumerate(("nonsense", "nan", "-7", str(2**63 - 1), "1e300"), start=3):
+        redis_server.command("HSET", KEYS.appends(ANN), "num", num)
+        assert not (await log.append("ann", one(number, num), None)).was_written
+        assert (await log.append("ann", one(number, num), None)).was_written
+    assert await numbers(log) == [1, 2, 3, 4, 5, 6, 7]
 
 
 async def test_those_that_wait_are_one_script(replica: Replica, redis_server: RedisServer) -> None:
@@ -299,6 +304,8 @@ async def test_a_turn_ends_with_its_writer(replica: Replica, redis_server: Redis
     assert 0.1 < time.monotonic() - began < PATIENCE_S
     redis_server.command("RPUSH", KEYS.turn(ANN), "no turn")
     assert (await log.append("ann", one(2), None)).history_len == 2
+    redis_server.command("SET", KEYS.turn(ANN), "a turn without an end")
+    assert (await log.append("ann", one(3), time.monotonic() + PATIENCE_S)).history_len == 3
 
 
 async def test_ids_in_both_logs_tell_the_same(replica: Replica) -> None:
