@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mfalcon.errors import InvalidInput
+from mfalcon.errors import DamagedLog, InvalidInput
 from mfalcon.types import Append, Appended
 
 MAX_IDS = 4_096
@@ -46,7 +46,9 @@ class Record:
 
     @classmethod
     def unpack(cls, raw: bytes) -> "Record":
-        """What `pack` gave."""
+        """What `pack` gave. Raises DamagedLog if it cannot have given that: nobody knows what became of the append."""
+        if len(raw) < _FIXED.size:
+            raise DamagedLog("append id")
         digest, history_len, version = _FIXED.unpack_from(raw)
         return cls(digest, history_len, version, raw[_FIXED.size :])
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from cachetools import TTLCache
 
-from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
+from mfalcon.errors import DamagedLog, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history.append_ids import MAX_IDS, TTL_S, Record, id_hash
 from mfalcon.history.appending import appended
 from mfalcon.history.durability import Durability, is_reached, wait_command
@@ -247,7 +247,7 @@ class RedisAppends:
 def _tell_again(waiting: Waiting, raw: bytes) -> None:
     try:
         waiting.tell(Record.unpack(raw).told_again(waiting.append))
-    except InvalidInput as error:
+    except (InvalidInput, DamagedLog) as error:
         waiting.fail(error)
 
 

@@ -163,6 +163,19 @@ async def test_whatever_lies_where_the_ids_belong_stops_nobody(replica: Replica,
     assert await numbers(log) == [1, 2, 3, 4, 5, 6, 7]
 
 
+async def test_a_spoilt_record_of_an_append_is_told_to_who_asks_for_it_alone(
+    replica: Replica, redis_server: RedisServer
+) -> None:
+    log = replica()
+    await log.append("ann", one(1, "a"), None)
+    redis_server.command("HSET", KEYS.appends(ANN), append_ids.id_hash(one(1, "a")), "x")
+    answers = await asyncio.gather(*(outcome(log.append("ann", one(1, name), None)) for name in ("", "a", "b", "a")))
+    assert [str(answer)[:57] for answer in answers[1::2]] == [
+        "DamagedLog: the event log of this user is damaged (append"
+    ] * 2
+    assert await numbers(log) == [1, 1, 1]
+
+
 async def test_those_that_wait_are_one_script(replica: Replica, redis_server: RedisServer) -> None:
     metrics = StateMetrics()
     log = replica(metrics)
