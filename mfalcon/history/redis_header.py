@@ -23,6 +23,8 @@ _ENDED = 1
 _NO_KEY = bytes(4)
 _NO_MAC = bytes(_MAC_BYTES)
 _NO_LIFE = bytes(8)
+_LATEST_CLOCK = 2**63 - 1
+"""No server writes a later one, and behind it there is room for those of deletions."""
 AS_KNOWN = -1
 """What a script says in place of the first event that it sends, if the header is the one that its caller knows."""
 assert HEADER_BYTES == 112 and _FIRST_FORMAT.size == 80
@@ -126,6 +128,8 @@ class Headers:
         if header.user != user:
             raise Unfit("user")
         self._check_signature(raw, key)
+        if header.clock > _LATEST_CLOCK:
+            raise Unfit("header")
         if header.base > header.length or (header.base == 0 and header.ended is None and header.base_link != user):
             raise Unfit("header")
         return header
@@ -169,8 +173,9 @@ def generation_in(raw: bytes) -> bytes:
 
 
 def clock_in(raw: bytes) -> int:
-    """The clock that a header names, 0 in the first format."""
-    return 0 if raw[4:6] == b"\1\0" else int.from_bytes(raw[80:88], "little")
+    """The clock that a header names, 0 in the first format, and where it can be none."""
+    clock = 0 if raw[4:6] == b"\1\0" else int.from_bytes(raw[80:88], "little")
+    return clock if clock <= _LATEST_CLOCK else 0
 
 
 def ended_in(raw: bytes) -> bytes:

@@ -94,7 +94,12 @@ def spoilt(server: RedisServer) -> None:
     server.command("SETRANGE", KEY, HEADER_BYTES + 24 * 10, b"\xff")
 
 
+def of_a_late_clock(server: RedisServer) -> None:
+    server.command("SETRANGE", KEY, 80, b"\xff" * 8)
+
+
 DAMAGES = [
+    (of_a_late_clock, "header"),
     (a_list, "type"),
     (a_hash, "type"),
     (huge, "size"),
