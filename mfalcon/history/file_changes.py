@@ -90,6 +90,12 @@ class Done:
     written: bytes | None = None
 
 
+class FileGone(sqlite3.OperationalError):
+    """The file or its journal was deleted, moved or replaced while it was open: nobody would find what is written to
+    it now. Nothing was.
+    """
+
+
 def wrote_nothing(error: sqlite3.Error) -> bool:
     """Whether a transaction that failed like this has certainly left nothing in the log, also for whoever opens it
     after a crash. If it could not be written whole, its end is missing in the journal; if only the wait for the disk

@@ -40,6 +40,7 @@ from mfalcon.history.file_changes import (
     Change,
     Delete,
     Done,
+    FileGone,
     FindId,
     Put,
     Quarantine,
@@ -140,7 +141,8 @@ class FileLog:
             self._lock.release()
             raise
         self._local = threading.local()
-        self._stores: list[FileStore] = []
+        self._stores = [FileStore.open_to_read(options.directory) for _ in range(_READERS)]
+        self._unused = list(self._stores)
         self._readers = ThreadPoolExecutor(_READERS, "mfalcon-log-read", self._open_reader)
         self._copies: LRUCache[bytes, _Copy] = LRUCache(
             options.cache_bytes, getsizeof=lambda copy: copy.history.num_bytes
@@ -316,6 +318,8 @@ class FileLog:
         if is_damage(error):
             return self._damaged("pages")
         what = "its disk is full" if is_full(error) else "its disk failed"
+        if isinstance(error, FileGone):
+            what = "its file is gone"
         nothing = wrote_nothing(error)
         outcome = _NOTHING if nothing else _MAY_BE
         return StorageUnavailable(f"the event log cannot be written: {what}; {outcome}", may_be_done=not nothing)
@@ -426,11 +430,11 @@ class FileLog:
         except sqlite3.Error as error:
             if is_damage(error):
                 raise self._damaged("pages") from error
-            raise StorageUnavailable(f"the event log cannot be read: {error}") from error
+            self._writer.complain(error, "read")
+            raise StorageUnavailable("the event log cannot be read: its disk failed") from error
 
     def _open_reader(self) -> None:
-        store = self._local.store = FileStore.open_to_read(self._options.directory)
-        self._stores.append(store)
+        self._local.store = self._unused.pop()
 
 
 def _some_records(after: bytes, store: FileStore) -> list[LogRecord]:

@@ -20,6 +20,7 @@ from mfalcon.history.file_changes import (
     Delete,
     Done,
     Expire,
+    FileGone,
     FindId,
     Put,
     Quarantine,
@@ -78,6 +79,7 @@ class FileStore:
     """One connection to the file. Belongs to one thread at a time."""
 
     db: sqlite3.Connection
+    _files: tuple[tuple[Path, int], ...] = ()  # with the inode of each, where it is the writing connection
     _growth: _Growth = field(default_factory=_Growth)  # of the transaction
     _committed: _Growth = field(default_factory=_Growth)  # by the last `commit`
 
@@ -105,7 +107,8 @@ class FileStore:
         except sqlite3.Error as error:
             db.close()
             raise ConfigError(f"log_dir: {path} cannot be used: {error}") from error
-        return cls(db)
+        files = (path, *(path.with_name(f"{FILE_NAME}-{kind}") for kind in ("wal", "shm")))
+        return cls(db, tuple((file, _inode(file)) for file in files))
 
     @classmethod
     def open_to_read(cls, directory: Path) -> "FileStore":
@@ -166,9 +169,12 @@ class FileStore:
 
     def commit(self, changes: Sequence[Change]) -> list[Done | sqlite3.Error]:
         """Make changes in one transaction, or, if one of them fails by itself, each in its own. Raises sqlite3.Error
-        if the transaction cannot be begun or committed; `wrote_nothing` says what that leaves.
+        if the transaction cannot be begun or committed, FileGone among them; `wrote_nothing` says what that leaves.
         """
         self._committed = _Growth()
+        for file, inode in self._files:
+            if _inode(file) != inode:
+                raise FileGone(f"{file} was deleted, moved or replaced while it was open")
         try:
             return self._together(changes)
         except _OneFailed:
@@ -347,6 +353,14 @@ def first_difference(before: History, after: History) -> int:
 
 class _OneFailed(Exception):
     """A change of several failed by itself."""
+
+
+def _inode(file: Path) -> int:
+    """Number of what is at a path now, -1 if nothing is. Opens nothing: see `FileStore.open`."""
+    try:
+        return file.stat().st_ino
+    except FileNotFoundError:
+        return -1
 
 
 def _connect(uri: str) -> sqlite3.Connection:

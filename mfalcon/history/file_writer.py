@@ -123,7 +123,7 @@ class FileWriter:
             self.totals = self._store.grown(self.totals)
         except sqlite3.Error as error:
             self._metrics.failed.labels("full" if is_full(error) else "error").inc(len(changes))
-            self._complain(error)
+            self.complain(error)
             return [error if is_ours else Withdrawn() for is_ours in ours]
         return [next(done) if is_ours else Withdrawn() for is_ours in ours]
 
@@ -131,13 +131,14 @@ class FileWriter:
         try:
             self._store.checkpoint(truncate=True)
         except sqlite3.Error as error:
-            self._complain(error)
+            self.complain(error)
 
-    def _complain(self, error: sqlite3.Error) -> None:
+    def complain(self, error: sqlite3.Error, what: str = "written") -> None:
+        """Tell the operator, now and then, what SQLite says of the log, which is for nobody else. Any thread."""
         now = time.monotonic()
         if now - self._said_at >= _SAY_AGAIN_S:
             self._said_at = now
-            _log.error("the event log cannot be written: %s (%s)", error, getattr(error, "sqlite_errorname", "?"))
+            _log.error("the event log cannot be %s: %s (%s)", what, error, getattr(error, "sqlite_errorname", "?"))
 
 
 def _settle(group: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:

@@ -268,6 +268,39 @@ async def test_a_full_disk_refuses_appends_and_heals_by_itself(disk: Disk) -> No
             assert len((await one.log.read(user_id, 5)).history) == length + (user_id == "user-3")
 
 
+@pytest.mark.parametrize("what", ["", "-wal", "-shm"])
+async def test_a_file_that_is_deleted_takes_nothing_that_would_be_lost(tmp_path: Path, what: str) -> None:
+    file, aside = tmp_path / f"{FILE_NAME}{what}", tmp_path / "aside"
+    async with opened("file", tmp_path, cache_bytes=0) as one:
+        await one.log.append("ann", Append(random_events(10)), None)
+        file.rename(aside)
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match=r"its file is gone; nothing was written$") as caught:
+                await one.log.append("ann", Append(random_events(1, 1, 10**13)), None)
+            assert not caught.value.may_be_done
+            with pytest.raises(StorageUnavailable, match="its file is gone"):
+                await one.log.delete("ann", None)
+            assert len((await one.log.read("ann", 5)).history) == 10
+            file.write_bytes(b"something else")
+        aside.rename(file)
+        assert (await one.log.append("ann", Append(random_events(1, 1, 10**13)), None)).history_len == 11
+
+
+async def test_a_read_that_fails_tells_nobody_what_sqlite_says(tmp_path: Path) -> None:
+    async with opened("file", tmp_path) as one:
+        await one.log.append("ann", Append(random_events(10)), None)
+        for _ in range(4):
+            with sqlite3.connect(tmp_path / FILE_NAME) as db:
+                db.execute("ALTER TABLE users RENAME TO other")
+            db.close()
+            with pytest.raises(StorageUnavailable, match=r"^the event log cannot be read: its disk failed$"):
+                await one.log.read("bob", 5)
+            with sqlite3.connect(tmp_path / FILE_NAME) as db:
+                db.execute("ALTER TABLE other RENAME TO users")
+            db.close()
+            assert not len((await one.log.read("bob", 5)).history)
+
+
 async def test_a_second_server_is_refused(tmp_path: Path) -> None:
     async with opened("file", tmp_path) as one:
         await one.log.append("ann", Append(random_events(1)), None)
