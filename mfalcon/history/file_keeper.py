@@ -11,7 +11,7 @@ from typing import TypeVar
 from mfalcon.clock import seconds_now
 from mfalcon.history.append_ids import TTL_S
 from mfalcon.history.budget import LogBudget
-from mfalcon.history.file_changes import Expire
+from mfalcon.history.file_changes import Expire, is_damage
 from mfalcon.history.file_upkeep import FileUpkeep
 from mfalcon.history.file_writer import FileWriter, Waiting
 from mfalcon.metrics.logs import LogMetrics
@@ -145,6 +145,8 @@ class FileKeeper:
                 num, broken = await _shielded(self._checking.verify)
             except sqlite3.Error as error:
                 _log.error("the check of the event log ended after %d users: %s", checked, error)
+                if is_damage(error):  # of how many users, nobody can tell
+                    self._metrics.damaged_users.set(damaged + 1)
                 return
             checked += num
             damaged += len(broken)

@@ -39,7 +39,9 @@ class LogMetrics:
             "mfalcon_log_failed", "Appends and deletions that the file did not take.", ["reason"], registry=r
         )
         self.journal_bytes = Gauge("mfalcon_log_journal_bytes", "Bytes of the file's journal.", registry=r)
-        self.damaged_users = Gauge("mfalcon_log_damaged_users", "Users whose log that check found damaged.", registry=r)
+        self.damaged_users = Gauge(
+            "mfalcon_log_damaged_users", "Users whose log that check found damaged, at least.", registry=r
+        )
         self.verified = Gauge(
             "mfalcon_log_verified_ratio", "Share of the users whose log was checked since the start.", registry=r
         )

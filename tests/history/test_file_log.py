@@ -182,6 +182,7 @@ async def test_a_damaged_page_is_a_fault_of_the_users_on_it(tmp_path: Path) -> N
                 assert "damaged" in str(error)
                 bad.append(number)
         assert 1 <= len(bad) < 20
+        await until(lambda: one.sample("damaged_users") >= 1)  # though the check cannot get past the page
         outcomes = await asyncio.gather(
             *(one.log.append(f"user-{number}", Append(random_events(1, 1, 10**13)), None) for number in (*good, *bad)),
             return_exceptions=True,
