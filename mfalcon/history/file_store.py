@@ -322,9 +322,17 @@ class FileStore:
         self.db.execute(f"INSERT INTO quarantine SELECT ?, {_ROW} FROM users WHERE user = ?", moved)
         blocks = "INSERT INTO quarantine_blocks SELECT ?, user, first, events FROM blocks WHERE user = ?"
         self.db.execute(blocks, moved)
-        return self._delete(Delete(change.user))
+        return self._end_life(Delete(change.user))
 
     def _delete(self, change: Delete) -> Done:
+        """With what was moved away, which is the user's as well."""
+        done = self._end_life(change)
+        if done.applied or change.used_before is None:
+            for table in ("quarantine", "quarantine_blocks"):
+                self.db.execute(f"DELETE FROM {table} WHERE user = ?", (change.user,))
+        return done
+
+    def _end_life(self, change: Delete) -> Done:
         query = "SELECT generation, length - base, used FROM users WHERE user = ?"
         row = self.db.execute(query, (change.user,)).fetchone()
         if row is None or (change.used_before is not None and row[2] >= change.used_before):

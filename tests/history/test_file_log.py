@@ -149,6 +149,28 @@ async def test_a_damaged_log_may_be_moved_away(tmp_path: Path) -> None:
         await until(lambda: b"ann" not in rows_of(tmp_path, "quarantine"))
 
 
+@pytest.mark.parametrize("begins_anew", [True, False])
+async def test_a_deletion_takes_what_was_moved_away_too(tmp_path: Path, begins_anew: bool) -> None:
+    async with opened("file", tmp_path) as one:
+        for user_id in ("ann", "bob"):
+            await one.log.append(user_id, Append(random_events(40)), None)
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("UPDATE users SET tail = tail || x'00'")
+    db.close()
+    async with opened("file", tmp_path, on_damage="start-empty") as one:
+        for user_id in ("ann", "bob"):
+            await one.log.read(user_id, 5)
+        if begins_anew:
+            await one.log.append("ann", Append(random_events(3)), None)
+        assert bool(await one.log.delete("ann", None)) == begins_anew
+        assert await one.log.delete("ann", None) == b""
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        bob = [(no_history("bob").user,)]
+        assert db.execute("SELECT user FROM quarantine").fetchall() == bob
+        assert db.execute("SELECT user FROM quarantine_blocks").fetchall() == bob
+    db.close()
+
+
 def rows_of(directory: Path, table: str) -> bytes:
     store = FileStore.open_to_read(directory)
     try:
