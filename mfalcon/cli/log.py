@@ -20,7 +20,7 @@ from mfalcon.history.exchange import read_jsonl, read_parquet, write_jsonl, writ
 from mfalcon.history.file_store import FILE_NAME, FileStore
 from mfalcon.history.file_tools import add, histories, records
 
-app = typer.Typer(help="Look at, check, copy and fill an event log in a file.", no_args_is_help=True)
+app = typer.Typer(help="Look at, check, copy, fill and move an event log in a file.", no_args_is_help=True)
 
 DirectoryArgument = Annotated[
     Path, typer.Argument(metavar="DIR", help="Directory of the log, `--log-dir` of its server.")
@@ -30,7 +30,7 @@ _NAMED = 20
 
 @app.callback()
 def root() -> None:
-    """Look at, check, copy and fill an event log in a file."""
+    """Look at, check, copy, fill and move an event log in a file."""
 
 
 @app.command()
