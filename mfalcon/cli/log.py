@@ -1,4 +1,4 @@
-"""`mfalcon log`: look at, check, copy and fill the event log of a server that keeps it in a file."""
+"""`mfalcon log`: look at, check, copy, fill and move the event log of a server that keeps it in a file."""
 
 import asyncio
 import contextlib

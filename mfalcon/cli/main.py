@@ -41,7 +41,7 @@ COMMANDS = {
         "mfalcon.cli.load",
         "Append the histories of a data set to a running server; run again, it goes on where it stopped.",
     ),
-    "log": ("mfalcon.cli.log", "Look at, check, copy and fill an event log in a file."),
+    "log": ("mfalcon.cli.log", "Look at, check, copy, fill and move an event log in a file."),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
     "history": (
         "mfalcon.cli.history",
