@@ -141,12 +141,26 @@ class RedisLog:
         """
         user = no_history(user_id)
         keys = (self._keys.log(user.user), self._keys.appends(user.user), *self._keys.damaged(user.user))
-        generation, clock = b"", 0
+        generation, clock, unfit = b"", 0, b""
         while True:
             tombstone = self._headers.tombstone(user.user, generation, clock_after(clock))
-            command: Command = ("EVAL", DELETE, len(keys), *keys, generation, tombstone, round(1000 * TOMBSTONE_S))
+            command: Command = (
+                "EVAL",
+                DELETE,
+                len(keys),
+                *keys,
+                generation,
+                tombstone,
+                round(1000 * TOMBSTONE_S),
+                unfit,
+            )
             is_done, raw = await self._write_deletion(user, command, deadline)
             if is_done:
+                try:
+                    self._headers.read(raw, user.user)
+                except Unfit:  # a tombstone was there before: damaged, or of another server
+                    unfit = raw
+                    continue
                 self.drop(user.user)
                 return ended_in(raw)
             generation, clock = generation_in(raw), clock_in(raw)

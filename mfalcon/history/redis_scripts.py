@@ -152,6 +152,7 @@ local kind, header = redis.call('TYPE', KEYS[1]).ok, ''
 if kind == 'string' then header = redis.call('GETRANGE', KEYS[1], 0, 111) end
 local is_log = #header >= 80 and string.sub(header, 1, 4) == 'MFLG'
 local is_tombstone = is_log and #header == 112 and string.byte(header, 5) == 2 and string.byte(header, 7) % 2 == 1
+is_log, is_tombstone = is_log and header ~= ARGV[4], is_tombstone and header ~= ARGV[4]
 if is_log and not is_tombstone and string.sub(header, 25, 32) ~= ARGV[1] then return {0, header} end
 redis.call('UNLINK', unpack(KEYS))
 if is_tombstone then
@@ -162,7 +163,8 @@ end
 return {1, is_tombstone and header or ARGV[2]}
 """
 """KEYS: log, and what else there may be of its user. ARGV: the generation to end, the tombstone to leave, ms that it
-lives. Returns 0 and the header that it found if that is of another life: a deletion that was held up on its way can so
-not end a life that began after it was given up and repeated. Returns 1 and the tombstone, that of an earlier deletion
-if there is one. What is no log, whatever type it has, goes without being asked for its generation.
+lives; a header that was found to be no tombstone of this user, which goes as what is no log does. Returns 0 and the
+header that it found if that is of another life: a deletion that was held up on its way can so not end a life that began
+after it was given up and repeated. Returns 1 and the tombstone, that of an earlier deletion if there is one. What is no
+log, whatever type it has, goes without being asked for its generation.
 """

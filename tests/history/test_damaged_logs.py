@@ -98,6 +98,18 @@ def of_a_late_clock(server: RedisServer) -> None:
     server.command("SETRANGE", KEY, 80, b"\xff" * 8)
 
 
+@pytest.mark.parametrize("at", [6, 60, 70, 80, 95, 100])
+async def test_a_damaged_tombstone_is_deleted_too(redis_server: RedisServer, replica: Replica, at: int) -> None:
+    log = replica(SIGNED)
+    await log.append("ann", Append(EVENTS), None)
+    await log.delete("ann", None)
+    redis_server.command("SETRANGE", KEY, at, b"\xff" * 8)
+    with pytest.raises(DamagedLog):
+        await log.append("ann", Append(LATER), None)
+    await log.delete("ann", None)
+    assert (await log.append("ann", Append(LATER), None)).history_len == 3
+
+
 DAMAGES = [
     (of_a_late_clock, "header"),
     (a_list, "type"),
