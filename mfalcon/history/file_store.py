@@ -143,14 +143,16 @@ class FileStore:
         return self.db.execute(query, (used_before, most)).fetchall()
 
     def append_record(self, user: bytes, name: bytes) -> bytes | None:
-        """What is kept of a named append. Raises sqlite3.Error."""
+        """What is kept of a named append, no bytes if damage has made that something else. Raises sqlite3.Error."""
         query = "SELECT record FROM append_ids WHERE user = ? AND id = ?"
         row = self.db.execute(query, (user, name)).fetchone()
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        return row[0] if isinstance(row[0], bytes) else b""
 
     def totals(self) -> Totals:
         """What the log holds. Raises sqlite3.Error."""
-        return Totals(*self.db.execute("SELECT users, events FROM about").fetchone())
+        return _totals(*self.db.execute("SELECT users, events FROM about").fetchone())
 
     def oldest(self) -> int | None:
         """When the user who was not asked for longest was, None without users. Raises sqlite3.Error."""
@@ -159,7 +161,7 @@ class FileStore:
 
     def grown(self, totals: Totals) -> Totals:
         """What `totals` have become by the last `commit`."""
-        return Totals(totals.users + self._committed.users, totals.events + self._committed.events)
+        return _totals(totals.users + self._committed.users, totals.events + self._committed.events)
 
     def file_bytes(self) -> int:
         """Bytes of the pages that hold something, without the journal. Raises sqlite3.Error."""
@@ -361,6 +363,12 @@ def first_difference(before: History, after: History) -> int:
 
 class _OneFailed(Exception):
     """A change of several failed by itself."""
+
+
+def _totals(*counts: object) -> Totals:
+    """Counts that damage may have made anything of: all users share them, so none of them may fail by that."""
+    users, events = (max(0, count) if isinstance(count, int) else 0 for count in counts)
+    return Totals(users, events)
 
 
 def _inode(file: Path) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from mfalcon.errors import ConfigError, DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, StorageUnavailable
+from mfalcon.history.budget import LogBudget
 from mfalcon.history.file_changes import Delete, Put
 from mfalcon.history.file_store import FILE_NAME, PAGE_BYTES, FileStore, first_difference
 from mfalcon.history.file_upkeep import FileUpkeep
@@ -211,6 +212,34 @@ async def test_a_damaged_page_is_a_fault_of_the_users_on_it(tmp_path: Path) -> N
         )
         assert [told.history_len for told in outcomes[: len(good)]] == [21] * len(good)  # type: ignore[union-attr]
         assert all(isinstance(outcome, DamagedLog) for outcome in outcomes[len(good) :])
+
+
+@pytest.mark.parametrize("count", [-(2**40), "x", b"x"])
+async def test_damaged_counts_refuse_nobody(tmp_path: Path, count: object) -> None:
+    async with opened("file", tmp_path) as one:
+        await one.log.append("ann", Append(random_events(10), append_id="a"), None)
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("UPDATE about SET users = ?, events = ?", (count, count))
+    db.close()
+    async with opened("file", tmp_path, LogBudget(max_users=9)) as one:
+        for number in range(3):
+            assert (await one.log.append(f"user-{number}", Append(random_events(1)), None)).history_len == 1
+        await one.log.delete("ann", None)
+        assert len(one.log) >= 0
+
+
+@pytest.mark.parametrize("record", [5, 1.5, "x" * 40, b""])
+async def test_a_damaged_record_of_an_append_is_told_to_who_asks_for_it_alone(tmp_path: Path, record: object) -> None:
+    first = Append(random_events(10), append_id="a")
+    async with opened("file", tmp_path) as one:
+        await one.log.append("ann", first, None)
+    with sqlite3.connect(tmp_path / FILE_NAME) as db:
+        db.execute("UPDATE append_ids SET record = ?", (record,))
+    db.close()
+    async with opened("file", tmp_path) as one:
+        with pytest.raises(DamagedLog):
+            await one.log.append("ann", first, None)
+        assert (await one.log.append("ann", Append(random_events(1, 1, 10**13), append_id="b"), None)).history_len == 11
 
 
 def test_a_damaged_page_spoils_no_other_change_of_its_commit(tmp_path: Path) -> None:
