@@ -320,6 +320,8 @@ class FileLog:
         what = "its disk is full" if is_full(error) else "its disk failed"
         if isinstance(error, FileGone):
             what = "its file is gone"
+        elif isinstance(error, sqlite3.InternalError):
+            what = "this server has a defect, which its log tells"
         nothing = wrote_nothing(error)
         outcome = _NOTHING if nothing else _MAY_BE
         return StorageUnavailable(f"the event log cannot be written: {what}; {outcome}", may_be_done=not nothing)

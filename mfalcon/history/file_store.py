@@ -6,6 +6,7 @@ from, and changes nothing if the rows hold another one.
 """
 
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from mfalcon.history.file_changes import (
 from mfalcon.history.history import History
 from mfalcon.history.record import LogRecord
 from mfalcon.types import EVENT_DTYPE
+
+_log = logging.getLogger(__name__)
 
 FILE_NAME = "log.sqlite3"
 FORMAT = 1
@@ -221,6 +224,11 @@ class FileStore:
                     if len(changes) > 1 and is_of_one(error):
                         raise _OneFailed from error
                     raise
+                except Exception as defect:
+                    if len(changes) > 1:
+                        raise _OneFailed from defect
+                    _log.exception("a change of the event log failed")
+                    raise sqlite3.InternalError("a defect of the server") from defect
             if growth.users or growth.events:
                 query = "UPDATE about SET users = users + ?, events = events + ?"
                 self.db.execute(query, (growth.users, growth.events))

@@ -549,3 +549,24 @@ def test_upkeep_names_who_was_not_asked_for(tmp_path: Path) -> None:
         assert look.file_bytes >= PAGE_BYTES
         assert upkeep.look(move=True, sync=False, used_before=0, most=0).may_truncate
         upkeep.close()
+
+
+async def test_a_defect_in_a_change_fails_that_one_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_for_ann(before: History, after: History) -> int:
+        if after.user_id == "ann":
+            raise ValueError("planted")
+        return first_difference(before, after)
+
+    async with opened("file", tmp_path) as one:
+        with monkeypatch.context() as patch:
+            patch.setattr("mfalcon.history.file_store.first_difference", fails_for_ann)
+            users = ("bob", "ann", "eve")
+            told = await asyncio.gather(
+                *(one.log.append(user_id, Append(random_events(40)), time.monotonic() + 5) for user_id in users),
+                return_exceptions=True,
+            )
+        assert [getattr(each, "history_len", 0) for each in told] == [40, 0, 40]
+        failed = told[1]
+        assert isinstance(failed, StorageUnavailable) and not failed.may_be_done
+        assert "this server has a defect" in str(failed) and "planted" not in str(failed)
+        assert (await one.log.append("ann", Append(random_events(40)), None)).history_len == 40
