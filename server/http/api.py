@@ -234,10 +234,7 @@ def granted(request: Request) -> float | None:
 
 def is_write(request: Request) -> bool:
     """Whether it is an append or a deletion, wherever it failed."""
-    path = request.url.path
-    return path.startswith("/v1/users/") and (
-        request.method == "DELETE" or (request.method == "POST" and path.endswith("/events"))
-    )
+    return codec.is_write(request.method, request.url.path)
 
 
 async def strict_user_id(user_id: str, request: Request) -> str:

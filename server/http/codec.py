@@ -347,6 +347,11 @@ def models_reply(models: Sequence[ModelInfo]) -> bytes:
     return dump({"models": models})
 
 
+def is_write(method: str, path: str) -> bool:
+    """Whether a request is an append or a deletion, whose failure says what became of it."""
+    return path.startswith("/v1/users/") and (method == "DELETE" or (method == "POST" and path.endswith("/events")))
+
+
 def error_reply(code: str, message: str, field: str | None, outcome: Outcome | None = None) -> bytes:
     """An ErrorReply as JSON. outcome: of a write."""
     detail = {"code": code, "message": message, "field": field}

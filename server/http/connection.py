@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from server.http import codec
 from server.http.wire import Wire
+from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
 
 CODE: Mapping[int, str] = {
     400: "INVALID_ARGUMENT",
@@ -160,12 +161,16 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.abort()
             return
+        outcome: Outcome | None = None
         if self.cycle is None or self.cycle.response_complete:
             self._refused(status)
         else:
+            method, path = self.cycle.scope["method"], self.cycle.scope["path"]
+            if codec.is_write(method, path):  # an append begins when its body has come, a deletion wants none
+                outcome = NOTHING_WRITTEN if method == "POST" and self.cycle.more_body else UNKNOWN
             self.cycle.scope["state"][REFUSED] = status
             self.cycle.disconnected = True
-        content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None)
+        content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None, outcome)
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(content))),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import orjson
 import pytest
 
 from tests.server.harness import serving
@@ -43,6 +44,24 @@ async def test_half_a_request_does_not_stay(sent: bytes, says: str, caplog: pyte
             assert answer.error[0] == "DEADLINE_EXCEEDED" and says in answer.error[1]
             assert await connection.rest() == b""
         assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("request_line", "length", "rest", "outcome"),
+    [
+        (b"POST /v1/users/ann/events", b"content-length: 9", b'{"ev', "nothing-written"),
+        (b"POST /v1/users/ann/events", b"transfer-encoding: chunked", b"ZZ\r\n", "nothing-written"),
+        (b"POST /v1/rank", b"content-length: 9", b"", None),
+    ],
+)
+async def test_a_write_whose_body_does_not_come_says_that_nothing_was_written(
+    request_line: bytes, length: bytes, rest: bytes, outcome: str | None
+) -> None:
+    async with serving(http_body_timeout_s=0.3) as running, connected(running.addresses.http) as connection:
+        await connection.send(request_line + b" HTTP/1.1\r\nhost: a\r\n" + length + b"\r\n\r\n" + rest)
+        answer = await connection.answer()
+        assert answer.status in (400, 408)
+        assert orjson.loads(answer.body)["error"].get("outcome") == outcome
 
 
 async def test_a_body_that_nobody_asked_for_does_not_stay() -> None:
