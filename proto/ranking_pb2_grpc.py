@@ -86,8 +86,8 @@ class RankingServicer:
         log, in order, once.
         FAILED_PRECONDITION when `expected_len` or `expected_version` is not that of the history. UNAVAILABLE when the log
         cannot be reached. An append with an `append_id` may be asked again after any failure: it is written once, and whoever
-        asks again is told what became of it. Remembered are the 4,096 newest appends with an id of each user, for an hour after
-        the last; an older one that is asked again is a new one.
+        asks again is told what became of it. Remembered are at least the 4,096 newest appends with an id of each user, each for
+        an hour at least; an older one that is asked again is a new one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
