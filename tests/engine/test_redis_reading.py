@@ -6,6 +6,7 @@ import pytest
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.chain import user_hash
+from mfalcon.history.redis_log import LogOptions
 from mfalcon.types import Append, CacheSource, HistoryRequest
 from tests.engine.replicas import REDIS, StartReplica, rank, remote, settle
 from tests.small import random_events
@@ -55,7 +56,7 @@ async def test_chunks_of_another_history_or_no_chunks_do_not_count(
 
 async def test_a_redis_that_is_away(replica: StartReplica, redis_server: RedisServer) -> None:
     one = await replica(timeout_s=0.1)
-    stale = await replica(timeout_s=0.1, serve_stale=True)
+    stale = await replica(timeout_s=0.1, log=LogOptions(serve_stale=True))
     await one.append_events("ann", Append(EVENTS))
     assert len((await stale.get_history(ASKED)).events) == 20
     redis_server.kill()

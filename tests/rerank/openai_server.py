@@ -62,6 +62,7 @@ class OpenAIServer:
                         pending.cancel()
                         return
                     left.cancel()
+                    await asyncio.wait((left,))  # one at a time may read
                     answer = pending.result()
                 writer.write(answer)
                 await writer.drain()

@@ -82,9 +82,15 @@ def test_the_banner_names_what_an_operator_asks() -> None:
     told = "\n".join(
         (*banner.of_settings(config, "redis://h:1/2", "127.0.0.1:1", "127.0.0.1:2"), *banner.of_model(MODEL, ("x: y",)))
     )
-    for part in ("models/dfgr", "grpc 127.0.0.1:1", "http 127.0.0.1:2", "16384 candidates", "log: in Redis; refuse"):
+    for part in ("models/dfgr", "grpc 127.0.0.1:1", "http 127.0.0.1:2", "16384 candidates", "event log: in Redis"):
         assert part in told
-    for part in ("redis://h:1/2", "model fake: version 5f0c", "dfgr", "computed by cpu float32; not by x: y"):
+    for part in (
+        "redis://h:1/2",
+        "model fake: version 5f0c",
+        "dfgr",
+        "computed by cpu float32; not by x: y",
+        "refuse while it cannot",
+    ):
         assert part in told
     assert "pw" not in told
 
