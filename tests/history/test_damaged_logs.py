@@ -2,52 +2,30 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import DamagedLog, HistoryMismatch, StorageUnavailable
-from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_header import HEADER_BYTES, Headers
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings, Reply
 from mfalcon.redis.command import Command
-from mfalcon.redis.keys import Keys
 from mfalcon.types import Append
+from tests.history.replicas import KEYS, PATIENCE_S, RETENTION, Replica, read
 from tests.small import random_events
 
-RETENTION = Retention(max_events=200, slack=64)
-KEYS = Keys("t")
 USER = no_history("ann").user
 KEY = KEYS.log(USER)
-PATIENCE_S = 2.0
 SECRET, OTHER_SECRET = b"s" * 32, b"o" * 32
 EVENTS = random_events(40)
 LATER = random_events(3, 1, 10**13)
 START_EMPTY = LogOptions(on_damage="start-empty")
 SIGNED = LogOptions(secret=SECRET)
-Replica = Callable[..., RedisLog]
-
-
-@pytest.fixture
-async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
-    clients = []
-
-    def make(options: LogOptions | None = None, metrics: StateMetrics | None = None) -> RedisLog:
-        metrics = metrics or StateMetrics()
-        clients.append(RedisClient(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics))
-        return RedisLog(clients[-1], KEYS, RETENTION, metrics, options)
-
-    yield make
-    for client in clients:
-        await client.close()
-
-
-async def read(log: RedisLog, user_id: str = "ann") -> History:
-    return (await log.read(user_id, PATIENCE_S)).history
 
 
 def stored(server: RedisServer, key: str = KEY) -> bytes:

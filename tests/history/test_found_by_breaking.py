@@ -4,7 +4,6 @@ for each case. What each of them needs in depth is tested beside its part.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -12,35 +11,15 @@ import pytest
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import DamagedLog, HistoryMismatch, InvalidInput, Overloaded, StorageUnavailable
 from mfalcon.history.budget import LogBudget
-from mfalcon.history.history import Retention, no_history
+from mfalcon.history.history import no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
-from mfalcon.history.redis_log import RedisLog
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import RedisClient, RedisSettings
-from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Events
 from server import limits
+from tests.history.replicas import KEYS, PATIENCE_S, RETENTION, Replica
 
-RETENTION = Retention(max_events=10_000, slack=64)
-KEYS = Keys("found")
-PATIENCE_S = 5.0
 NOW_MS = 1_700_000_000_000
-Replica = Callable[..., RedisLog]
-
-
-@pytest.fixture
-async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
-    clients = []
-
-    def make(metrics: StateMetrics | None = None) -> RedisLog:
-        metrics = metrics or StateMetrics()
-        clients.append(RedisClient(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics))
-        return RedisLog(clients[-1], KEYS, RETENTION, metrics)
-
-    yield make
-    for client in clients:
-        await client.close()
 
 
 def event(item: int, time_ms: int = NOW_MS) -> Events:
@@ -119,7 +98,7 @@ async def test_2_a_future_event_locks_nobody_out_and_a_late_one_loses_nothing(re
 async def test_3_many_clients_of_one_user_do_not_collide_in_one_replica(replica: Replica) -> None:
     """Two replicas, 16 writers each: what waits is joined, so there are fewer conflicts than appends."""
     metrics = [StateMetrics(), StateMetrics()]
-    logs = [replica(one) for one in metrics]
+    logs = [replica(metrics=one) for one in metrics]
 
     async def write(number: int) -> None:
         for turn in range(8):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,39 +12,18 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history import append_ids
 from mfalcon.history.append_ids import RecentAppends, Record
-from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.history import no_history
 from mfalcon.history.joining import MAX_WAITING
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings, Reply
 from mfalcon.redis.command import Command
-from mfalcon.redis.keys import Keys
 from mfalcon.types import Append, Appended
+from tests.history.replicas import KEYS, PATIENCE_S, RETENTION, Replica, read
 from tests.small import random_events
 
-RETENTION = Retention(max_events=200, slack=64)
-KEYS = Keys("t")
-PATIENCE_S = 2.0
 ANN = no_history("ann").user
-Replica = Callable[..., RedisLog]
-
-
-@pytest.fixture
-async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
-    """Makes logs as replicas have them: each with a client and copies of its own."""
-    clients = []
-
-    def make(
-        metrics: StateMetrics | None = None, *, timeout_s: float = PATIENCE_S, max_ids: int = append_ids.MAX_IDS
-    ) -> RedisLog:
-        metrics = metrics or StateMetrics()
-        clients.append(RedisClient(RedisSettings(redis_server.url, PATIENCE_S, timeout_s), metrics))
-        return RedisLog(clients[-1], KEYS, RETENTION, metrics, LogOptions(max_ids=max_ids))
-
-    yield make
-    for client in clients:
-        await client.close()
 
 
 def one(number: int, append_id: str = "", expected_len: int | None = None) -> Append:
@@ -52,10 +31,6 @@ def one(number: int, append_id: str = "", expected_len: int | None = None) -> Ap
     event = random_events(1, 0, 10**13)
     event["item_id"], event["time_ms"] = number, 10**13
     return Append(event, expected_len, append_id=append_id)
-
-
-async def read(log: RedisLog) -> History:
-    return (await log.read("ann", PATIENCE_S)).history
 
 
 async def numbers(log: RedisLog) -> list[int]:
@@ -86,7 +61,7 @@ async def test_a_repeated_append_is_told_what_became_of_the_first(replica: Repli
 
 async def test_a_lost_append_is_not_taken_for_anothers(redis_server: RedisServer, replica: Replica) -> None:
     """Two writers know ten events. A's append never arrives; B's makes eleven; A asks again."""
-    a, b = replica(timeout_s=0.05), replica()
+    a, b = replica(), replica()
     await b.append("ann", Append(random_events(10)), None)
     await read(a)
     redis_server.command("CONFIG", "SET", "maxmemory", "1")
@@ -139,7 +114,7 @@ async def test_ids_end_with_the_log(replica: Replica, redis_server: RedisServer)
 
 
 async def test_ids_are_bounded_in_number_and_time(replica: Replica, redis_server: RedisServer) -> None:
-    log = replica(max_ids=20)
+    log = replica(LogOptions(max_ids=20))
     for number in range(90):
         await log.append("ann", one(number, f"{number}"), None)
     assert redis_server.command("HLEN", KEYS.appends(ANN)) == 2 * 20 + 2
@@ -178,7 +153,7 @@ async def test_a_spoilt_record_of_an_append_is_told_to_who_asks_for_it_alone(
 
 async def test_those_that_wait_are_one_script(replica: Replica, redis_server: RedisServer) -> None:
     metrics = StateMetrics()
-    log = replica(metrics)
+    log = replica(metrics=metrics)
     told = await asyncio.gather(*(log.append("ann", one(number), None) for number in range(200)))
     assert [each.history_len for each in told] == list(range(1, 201))
     assert await numbers(log) == list(range(200))
@@ -368,7 +343,7 @@ def test_recent_appends_are_bounded() -> None:
 async def test_events_that_the_log_lost_are_counted_and_told_once(replica: Replica, redis_server: RedisServer) -> None:
     """A failover: the log of the same life goes on from an older moment, and another writer has been there."""
     metrics = StateMetrics()
-    log, other = replica(metrics), replica()
+    log, other = replica(metrics=metrics), replica()
     await log.append("ann", Append(random_events(40)), None)
     older = redis_server.command("GET", KEYS.log(ANN))
     assert isinstance(older, bytes)

@@ -2,60 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable
 
 import numpy as np
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, StorageUnavailable
-from mfalcon.history.history import History, Retention, no_history
+from mfalcon.history.history import History, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.history.redis_scripts import DELETE
 from mfalcon.metrics.states import StateMetrics
-from mfalcon.redis.client import RedisClient, RedisSettings
-from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Appended, Events
+from tests.history.replicas import KEYS, PATIENCE_S, RETENTION, Replica, read
 from tests.redis_fixtures import OwnRedis
 from tests.small import random_events
-
-RETENTION = Retention(max_events=200, slack=64)
-OPTIONS = LogOptions(cache_bytes=1 << 20)
-KEYS = Keys("t")
-PATIENCE_S = 2.0  # a busy test machine is no frozen Redis
-Replica = Callable[..., RedisLog]
-
-
-@pytest.fixture
-async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
-    """Makes logs as replicas have them: each with a client and copies of its own."""
-    clients = []
-
-    def make(
-        url: str = redis_server.url,
-        *,
-        metrics: StateMetrics | None = None,
-        options: LogOptions = OPTIONS,
-    ) -> RedisLog:
-        metrics = metrics or StateMetrics()
-        clients.append(RedisClient(RedisSettings(url, PATIENCE_S, PATIENCE_S), metrics))
-        return RedisLog(clients[-1], KEYS, RETENTION, metrics, options)
-
-    yield make
-    for client in clients:
-        await client.close()
 
 
 def key(user_id: str = "ann") -> str:
     return KEYS.log(no_history(user_id).user)
-
-
-async def read(log: RedisLog, user_id: str = "ann") -> History:
-    reading = await log.read(user_id, PATIENCE_S)
-    assert not reading.stale
-    return reading.history
 
 
 async def assert_holds(log: RedisLog, events: Events, user_id: str = "ann") -> History:
@@ -298,7 +264,7 @@ async def test_a_copy_that_was_evicted_is_read_again(replica: Replica) -> None:
 
 async def test_acknowledged_events_survive_a_killed_redis(own_redis: OwnRedis, replica: Replica) -> None:
     server, events = own_redis(append_only=True), random_events(60)
-    log, known = replica(server.url), 0
+    log, known = replica(url=server.url), 0
     for stop in range(10, 61, 10):
         appending = asyncio.create_task(log.append("ann", Append(events[known:stop], known), None))
         await asyncio.sleep(0.0005 * stop / 10)
@@ -315,11 +281,11 @@ async def test_acknowledged_events_survive_a_killed_redis(own_redis: OwnRedis, r
         if known < stop:
             assert (await log.append("ann", Append(events[known:stop], known), None)).history_len == stop
             known = stop
-    await assert_holds(replica(server.url), events)
+    await assert_holds(replica(url=server.url), events)
 
 
 async def test_unreachable_refuses_or_serves_the_last_verified(redis_server: RedisServer, replica: Replica) -> None:
-    strict, lenient, events = replica(), replica(options=replace(OPTIONS, serve_stale=True)), random_events(10)
+    strict, lenient, events = replica(), replica(LogOptions(serve_stale=True)), random_events(10)
     await strict.append("ann", Append(events), None)
     for log in (strict, lenient):
         await read(log)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,38 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadtest.faults.redis_server import RedisServer
-from mfalcon.history.history import History, Reading, Retention, no_history
+from mfalcon.history.history import History, Reading, no_history
 from mfalcon.history.redis_header import HEADER_BYTES
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.history.rollbacks import num_lost
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings, Reply
 from mfalcon.redis.command import Command
-from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Events
+from tests.history.replicas import KEYS, PATIENCE_S, RETENTION, Replica
 from tests.small import random_events
 
-RETENTION = Retention(max_events=200, slack=64)
-KEYS = Keys("t")
 KEY = KEYS.log(no_history("ann").user)
-PATIENCE_S = 2.0
 EVENTS = random_events(40)
 LATER = random_events(30, 1, 10**13)
-Replica = Callable[..., RedisLog]
-
-
-@pytest.fixture
-async def replica(redis_server: RedisServer) -> AsyncIterator[Replica]:
-    clients = []
-
-    def make(metrics: StateMetrics | None = None, options: LogOptions | None = None) -> RedisLog:
-        metrics = metrics or StateMetrics()
-        clients.append(RedisClient(RedisSettings(redis_server.url, PATIENCE_S, PATIENCE_S), metrics))
-        return RedisLog(clients[-1], KEYS, RETENTION, metrics, options)
-
-    yield make
-    for client in clients:
-        await client.close()
 
 
 def rollbacks(metrics: StateMetrics) -> float:
@@ -62,7 +44,7 @@ async def test_a_log_that_is_put_back_is_noticed(
     """As after a failover to a replica of Redis that lagged: rightly signed, and shorter."""
     metrics = StateMetrics()
     options = signed if cached else replace(signed, cache_bytes=0)
-    log, stranger = replica(metrics, options), replica(options=options)
+    log, stranger = replica(options, metrics), replica(options=options)
     assert await write(log, EVENTS) == 0
     old = redis_server.command("GET", KEY)
     assert isinstance(old, bytes)
@@ -80,7 +62,7 @@ async def test_a_log_that_is_put_back_is_noticed(
 async def test_a_log_that_went_back_and_grew_again_is_noticed(replica: Replica, redis_server: RedisServer) -> None:
     """Another writer has filled the gap: as long as before, later by the clock, and yet without what was known."""
     metrics = StateMetrics()
-    log, other = replica(metrics), replica()
+    log, other = replica(metrics=metrics), replica()
     await write(log, EVENTS)
     old = redis_server.command("GET", KEY)
     assert isinstance(old, bytes)
@@ -95,7 +77,7 @@ async def test_a_log_that_vanished_is_noticed(replica: Replica, redis_server: Re
     for options in (LogOptions(), LogOptions(cache_bytes=0)):
         for reads_first in (True, False):
             metrics = StateMetrics()
-            log = replica(metrics, options)
+            log = replica(options, metrics)
             await write(log, EVENTS)
             redis_server.flush()
             if reads_first:
@@ -108,7 +90,7 @@ async def test_a_log_that_vanished_is_noticed(replica: Replica, redis_server: Re
 async def test_a_former_life_that_comes_back_is_noticed(replica: Replica, redis_server: RedisServer) -> None:
     """A deletion that Redis has lost: the deleted user's log is there again."""
     metrics = StateMetrics()
-    log, other = replica(metrics), replica()
+    log, other = replica(metrics=metrics), replica()
     await write(log, EVENTS)
     old = redis_server.command("GET", KEY)
     assert isinstance(old, bytes)
@@ -123,7 +105,7 @@ async def test_a_former_life_that_comes_back_is_noticed(replica: Replica, redis_
 async def test_what_was_meant_is_no_rollback(replica: Replica, redis_server: RedisServer) -> None:
     """Deletions here and elsewhere, new lives, cuts, growth elsewhere, a log of the first format written anew."""
     metrics = StateMetrics()
-    log, other = replica(metrics), replica()
+    log, other = replica(metrics=metrics), replica()
     for round_ in range(3):
         assert await write(log, EVENTS) == 0
         assert await write(other, LATER[:5]) == 0
@@ -147,7 +129,7 @@ async def test_what_was_meant_is_no_rollback(replica: Replica, redis_server: Red
 
 async def test_a_former_format_that_is_put_back_is_noticed(replica: Replica, redis_server: RedisServer) -> None:
     metrics = StateMetrics()
-    log = replica(metrics)
+    log = replica(metrics=metrics)
     await write(log, EVENTS)
     value = redis_server.command("GET", KEY)
     assert isinstance(value, bytes)

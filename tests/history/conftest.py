@@ -1,0 +1,5 @@
+"""Fixtures of the tests of histories."""
+
+from tests.history.replicas import replica
+
+__all__ = ["replica"]
