@@ -200,10 +200,7 @@ async def measure(fault: CounterFault, checkpoint: Checkpoint) -> CounterRow:
             healed = await _healed(scene, after_fault=True)
             if healed is None:
                 complaints.append(f"the counters are no recount of the logs after {HEAL_S:g} s")
-            moved = sum((counts_of(engine.metrics) for engine in scene.engines), Counter[str]())
-    counters: dict[str, float] = {
-        name: count - before[name] for name, count in sorted(moved.items()) if count > before[name]
-    }
+            counters = await _moved(scene, before, fault.tells)
     if not any(fault.tells in name for name in counters):
         complaints.append(f"no counter {fault.tells} moved")
     of_ranks = (ranks, stale, dict(errors))
@@ -298,6 +295,19 @@ async def _read_logs(scene: Scene) -> None:
             return reading.history.events
 
         scene.logs[user_id] = await _patiently(read)
+
+
+async def _moved(scene: Scene, before: Counter[str], awaited: str) -> dict[str, float]:
+    """By how much the counts of both replicas have grown, once the awaited one has: it may follow the deed."""
+    end = time.monotonic() + HEAL_S
+    while True:
+        counts = sum((counts_of(engine.metrics) for engine in scene.engines), Counter[str]())
+        moved: dict[str, float] = {
+            name: count - before[name] for name, count in sorted(counts.items()) if count > before[name]
+        }
+        if any(awaited in name for name in moved) or time.monotonic() > end:
+            return moved
+        await asyncio.sleep(_POLL_S)
 
 
 async def _healed(scene: Scene, *, after_fault: bool = False) -> float | None:

@@ -55,8 +55,8 @@ async def test_chunks_of_another_history_or_no_chunks_do_not_count(
 
 
 async def test_a_redis_that_is_away(replica: StartReplica, redis_server: RedisServer) -> None:
-    one = await replica(timeout_s=0.1)
-    stale = await replica(timeout_s=0.1, log=LogOptions(serve_stale=True))
+    one = await replica()
+    stale = await replica(log=LogOptions(serve_stale=True))
     await one.append_events("ann", Append(EVENTS))
     assert len((await stale.get_history(ASKED)).events) == 20
     redis_server.kill()
