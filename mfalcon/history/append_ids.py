@@ -19,6 +19,8 @@ MAX_IDS = 4_096
 TTL_S = 3_600
 """After a user's last append with an id, all of them are forgotten."""
 ID_BYTES = 16
+RECORD_BYTES, USER_BYTES = 130, 400
+"""Of memory around a packed record, and around those of a user, as measured; a little more, so that it is a bound."""
 
 _FIXED = struct.Struct("<8sQ16s")
 _CLAMPED, _INSERTED, _DISCARDED = 1, 2, 3
@@ -92,29 +94,32 @@ def _positions(packed: bytes, num_events: int, fate: int) -> tuple[int, ...]:
     return tuple(np.flatnonzero(2 * high + low == fate).tolist())
 
 
+def _bytes_of(record: bytes) -> int:
+    """Of memory that a packed record takes, with its name and their place in a dict."""
+    return len(record) + RECORD_BYTES
+
+
 class RecentAppends:
     """The ids of this process's own log. Lives on the event loop.
 
     max_ids: of a user, the newest. ttl_s: seconds after a user's last append when all of his are forgotten.
-    max_records: of all users together; those go whose users appended longest ago.
+    max_bytes: of all users together; those go whose users appended longest ago.
     """
 
     def __init__(
         self,
         max_ids: int = MAX_IDS,
         ttl_s: float = TTL_S,
-        max_records: int = 200_000,
+        max_bytes: int = 64 << 20,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_ids = max_ids
         self._ttl_s = ttl_s
-        self._max_records = max_records
+        self._max_bytes = max_bytes
         self._clock = clock
         self._users: OrderedDict[str, tuple[float, dict[bytes, bytes]]] = OrderedDict()
-        self._num_records = 0
-
-    def __len__(self) -> int:
-        return self._num_records
+        self.num_bytes = 0
+        """Of memory that the records take."""
 
     def find(self, user_id: str, append: Append) -> Appended | None:
         """What an append of the same id was told; None if none is remembered. Raises InvalidInput as `told_again`."""
@@ -129,24 +134,30 @@ class RecentAppends:
         """Remember an append that has been written, if it has an id."""
         if not append.append_id:
             return
+        if user_id not in self._users:
+            self.num_bytes += USER_BYTES
         _, records = self._users.pop(user_id, (0.0, {}))
         self._users[user_id] = (self._clock(), records)
-        before = len(records)
-        records[id_hash(append)] = Record.of(append, told).pack()
+        name = id_hash(append)
+        before = records.pop(name, None)
+        if before is not None:
+            self.num_bytes -= _bytes_of(before)
+        records[name] = Record.of(append, told).pack()
+        self.num_bytes += _bytes_of(records[name])
         if len(records) > self._max_ids:
-            del records[next(iter(records))]
-        self._num_records += len(records) - before
+            self.num_bytes -= _bytes_of(records.pop(next(iter(records))))
         self._expire()
 
     def delete(self, user_id: str) -> None:
         """Forget a user's."""
-        _, records = self._users.pop(user_id, (0.0, {}))
-        self._num_records -= len(records)
+        if user_id in self._users:
+            _, records = self._users.pop(user_id)
+            self.num_bytes -= USER_BYTES + sum(map(_bytes_of, records.values()))
 
     def _expire(self) -> None:
         oldest = self._clock() - self._ttl_s
         while self._users:
             user_id, (last, _) = next(iter(self._users.items()))
-            if last > oldest and (self._num_records <= self._max_records or len(self._users) == 1):
+            if last > oldest and (self.num_bytes <= self._max_bytes or len(self._users) == 1):
                 return
             self.delete(user_id)

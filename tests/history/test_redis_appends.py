@@ -11,7 +11,7 @@ import pytest
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history import append_ids
-from mfalcon.history.append_ids import RecentAppends, Record
+from mfalcon.history.append_ids import RECORD_BYTES, USER_BYTES, RecentAppends, Record
 from mfalcon.history.history import no_history
 from mfalcon.history.joining import MAX_WAITING
 from mfalcon.history.local_log import LocalLog
@@ -320,7 +320,9 @@ def test_a_record_tells_all_that_was_told() -> None:
 
 def test_recent_appends_are_bounded() -> None:
     now = [0.0]
-    recent = RecentAppends(max_ids=3, ttl_s=10, max_records=5, clock=lambda: now[0])
+    recent = RecentAppends(
+        max_ids=3, ttl_s=10, max_bytes=5 * (32 + RECORD_BYTES) + 3 * USER_BYTES, clock=lambda: now[0]
+    )
 
     def add(user_id: str, *names: str) -> None:
         for name in names:
@@ -340,7 +342,12 @@ def test_recent_appends_are_bounded() -> None:
     now[0] = 15.1
     assert (known("cid", "a"), known("bob", "a", "b", "c")) == ([], ["a", "b", "c"])
     recent.delete("bob")
-    assert len(recent) == 0
+    assert recent.num_bytes == 0
+    late = Append(random_events(10_000), append_id="late")
+    for user_id in ("ann", "bob"):  # two bits an event: more than there is room for
+        recent.add(user_id, late, Appended(10_000, bytes(16), inserted=tuple(range(10_000))))
+    assert recent.num_bytes == USER_BYTES + 32 + 2_500 + RECORD_BYTES
+    assert [recent.find(user_id, late) is None for user_id in ("ann", "bob")] == [True, False]
 
 
 async def test_events_that_the_log_lost_are_counted_and_told_once(replica: Replica, redis_server: RedisServer) -> None:
