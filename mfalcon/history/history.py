@@ -8,7 +8,7 @@ from mfalcon.errors import InvalidInput
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, block_links, link_after, num_equal, user_hash
 from mfalcon.types import Events, no_events
 
-_OBJECT_BYTES = 350
+_OBJECT_BYTES = 475
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 """What every event log on one machine promises, in memory and in a file, against plain lists of events."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -353,3 +355,20 @@ async def until(holds: Any, seconds: float = 10.0) -> None:
     while not holds():
         assert time.monotonic() < end
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("in_use_bytes", [1 << 40, 0])
+@pytest.mark.parametrize("count", [2, 20, 200])
+async def test_a_log_in_memory_counts_what_it_takes(count: int, in_use_bytes: int) -> None:
+    """As the allocator counts it: a bound that is kept on too small numbers is none."""
+    log, events = LocalLog(RETENTION, in_use_bytes=in_use_bytes), random_events(count)
+    num_users = 6_000 if count < 200 else 1_000  # the tables of few users are mostly empty
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(num_users):
+            await log.append(f"user-{number}", Append(events.copy()), None)
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.9 < taken / log.num_bytes < 1.1
