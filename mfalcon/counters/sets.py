@@ -1,7 +1,6 @@
 """The item counters of a server: one store for each meaning of a like among the models that it serves."""
 
 import asyncio
-import contextlib
 from collections import Counter as Multiset
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
@@ -67,10 +66,9 @@ class CounterSets:
         self._needed[like] += 1
         if like not in self._stores:
             store = self._stores[like] = self._new_store(like)
+            self._unfilled.add(like)
             if self._started:
                 store.start()
-            self._unfilled.add(like)
-            with contextlib.suppress(RuntimeError):  # there is no event loop yet: `start` does it
                 self._begin_to_fill(store)
 
     async def release(self, like: LikeRule) -> None:

@@ -44,6 +44,7 @@ def expected(logs: Sequence[Events], items: Ids, like: LikeRule = LIKE) -> Ids:
 async def engine() -> AsyncIterator[Engine]:
     engine = compose(CHECKPOINT, OPTIONS)
     engine.wait_ready(SECONDS)
+    await engine.start()
     yield engine
     await asyncio.wait_for(engine.close(), SECONDS)
 
