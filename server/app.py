@@ -42,6 +42,7 @@ from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.logs import flush_or_forget, flush_output, log_to_stderr
+from server.pseudonym import name_users
 from server.reload import Reloads, mark_of
 from server.remote_replica import RemoteReplica
 from server.runtime import new_event_loop, settle
@@ -454,6 +455,7 @@ def read_secret(path: Path | None, setting: str = "redis_secret_file") -> bytes 
 def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], ServedEngine] = build_engine) -> None:
     """Serve a checkpoint until a signal ends it."""
     log_to_stderr(config.log_format)
+    name_users(config.log_user_ids, read_secret(config.log_key_file, "log_key_file"))
     trace_to(config.otlp_endpoint)
     metrics = ServerMetrics()
     exit_code = 0

@@ -26,6 +26,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.memory",
         "mfalcon.rank_key",
         "mfalcon.best_first",
+        "mfalcon.pseudonym",
     ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),

@@ -15,6 +15,7 @@ from mfalcon.history.file_changes import Expire, is_damage
 from mfalcon.history.file_upkeep import FileUpkeep
 from mfalcon.history.file_writer import FileWriter, Waiting
 from mfalcon.metrics.logs import LogMetrics
+from mfalcon.pseudonym import user_tag
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ class FileKeeper:
             checked += num
             damaged += len(broken)
             for user_id in broken[: max(0, _NAMED - damaged + len(broken))]:
-                _log.error("the event log of user %r is damaged", user_id)
+                _log.error("the event log of user %s is damaged: `mfalcon log verify` names him", user_tag(user_id))
             self._metrics.damaged_users.set(damaged)
             self._metrics.verified.set(min(1.0, checked / max(1, self._writer.totals.users)) if num else 1.0)
             if not num:

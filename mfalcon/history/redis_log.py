@@ -42,6 +42,7 @@ from mfalcon.history.redis_known import Known, clock_after, nothing_known
 from mfalcon.history.redis_scripts import DELETE, EXPIRE, GUARD, QUARANTINE, READ
 from mfalcon.history.rollbacks import Rollbacks
 from mfalcon.metrics.states import StateMetrics
+from mfalcon.pseudonym import user_tag
 from mfalcon.redis.client import RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
@@ -226,7 +227,8 @@ class RedisLog:
         (place,) = await self._client.call("log_quarantine", keys[0], [command], _time_left(until))
         if place:
             self._metrics.log_quarantined.labels(reason).inc()
-            _log.warning("a damaged event log (%s) is now at %s", reason, keys[place])
+            what = "the event log of user %s was damaged (%s) and is now the key that ends in :damaged:%d"
+            _log.warning(what, user_tag(history.user_id), reason, place)
 
     async def _taken(self, known: Known, reply: Reply, asked_at: float, timeout_s: float) -> Known:
         """What a reply to an append proves, or what is read now: also where the reply is late, since a rollback could

@@ -16,6 +16,7 @@ from mfalcon.history.history import History
 from mfalcon.history.redis_header import NO_HEADER
 from mfalcon.history.redis_known import Known
 from mfalcon.metrics.states import StateMetrics
+from mfalcon.pseudonym import user_tag
 from mfalcon.types import EVENT_DTYPE, Events
 
 _log = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class Rollbacks:
     def _note(self, now: History, seen: _Seen, lost: int) -> None:
         self._metrics.log_rollbacks.inc()
         self._lost[now.user] = self._lost.get(now.user, 0) + lost
-        _log.warning("the event log of user %s went back: of %d events %d are gone", now.user.hex(), seen.length, lost)
+        name = user_tag(now.user_id)
+        _log.warning("the event log of user %s went back: of %d events %d are gone", name, seen.length, lost)
 
     def told(self, user: bytes) -> int:
         """How many of a user's events were acknowledged as far as this replica knows, and are no longer in his log.

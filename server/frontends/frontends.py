@@ -16,6 +16,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import ConfigError
+from mfalcon.pseudonym import OURS
 from server.addresses import authority, reserve
 from server.config import PREFIX, ServerConfig
 from server.frontends.engine_server import EngineServer
@@ -30,9 +31,9 @@ ROOT = Path(__file__).parents[2]
 MEMORY = "/dev/shm"
 OF_THE_ENGINE = {
     *("redis_url", "redis_secret_file", "redis_former_secret_file", "require_signed_logs"),
-    *("event_log", "log_dir", "append_durability"),
+    *("event_log", "log_dir", "append_durability", "log_key_file"),
 }
-"""Settings that a front-end need not know; three of them are secrets."""
+"""Settings that a front-end need not know; four of them are of secrets."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 """Before a front-end is started again: twice as long each time, until one has lived for longer than the longest."""
 SERVE_SECONDS = 10.0
@@ -75,7 +76,7 @@ class Frontends:
             grpc_port = _port(self._held.enter_context(reserve("grpc", config.grpc_host, config.grpc_port)))
             settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
             settings |= {"http_port": http_port, "grpc_port": grpc_port}
-            orders = Orders(0, 0, directory, settings)
+            orders = Orders(0, 0, directory, settings, OURS.key)
             self._server = EngineServer(
                 orders.endpoint,
                 lambda name: self._listening[_number(name)].set(),

@@ -22,6 +22,7 @@ from server.frontends.fleet_metrics import count_in_files
 from server.frontends.remote import RemoteEngine
 from server.handler import WAITING
 from server.logs import log_to_stderr
+from server.pseudonym import name_users
 from server.runtime import new_event_loop, settle
 from server.transports import Transports
 
@@ -31,13 +32,14 @@ logger = logging.getLogger(__name__)
 class Orders(msgspec.Struct, frozen=True):
     """What a front-end is told. number, life: which one it is, and how many there were in its place with it.
     directory: where the engine's process listens, and where it counts. settings: those of the server that concern a
-    front-end, with the ports that it shares.
+    front-end, with the ports that it shares. log_key: of the names of users, see `mfalcon.pseudonym`.
     """
 
     number: int
     life: int
     directory: str
     settings: dict[str, Any]
+    log_key: bytes = b""
 
     @property
     def name(self) -> str:
@@ -106,6 +108,7 @@ def main() -> None:
     orders = msgspec.json.decode(sys.stdin.buffer.readline(), type=Orders)
     config = ServerConfig(**orders.settings)
     log_to_stderr(config.log_format)
+    name_users(config.log_user_ids, orders.log_key)
     count_in_files(orders.directory, orders.number)
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -1,0 +1,1 @@
+"""Settings of the server that belong together, each part in a file of its own."""
