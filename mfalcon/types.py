@@ -236,6 +236,7 @@ class RankRequest:
     allow_partial: where time is short the scores of the first candidates are a welcome answer.
     rerank: how the top is to differ from the order of the scores, None if it is not.
     dense: features of the candidates; absent ones are missing to the model.
+    recompute: encode the history anew; no KV state that is kept is used or changed.
     """
 
     user_id: str
@@ -247,6 +248,7 @@ class RankRequest:
     allow_partial: bool = False
     rerank: Rerank | None = None
     dense: DenseFeatures = field(default_factory=DenseFeatures)
+    recompute: bool = False
 
 
 @dataclass(frozen=True, slots=True)

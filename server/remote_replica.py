@@ -59,6 +59,7 @@ class RemoteReplica:
                 features=dict(zip(dense.names, columns, strict=True)),
                 model=self.model,
                 allow_partial=request.allow_partial,
+                recompute=request.recompute,
                 timeout_s=timeout_s,
             )
         )

@@ -97,6 +97,7 @@ class AsyncClient:
         model: str = "",
         allow_partial: bool = False,
         rerank: Rerank | None = None,
+        recompute: bool = False,
         timeout_s: float | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
@@ -110,6 +111,7 @@ class AsyncClient:
             model=model,
             allow_partial=allow_partial,
             rerank=rerank,
+            recompute=recompute,
         )
         call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
         return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)

@@ -106,6 +106,7 @@ class Client:
         model: str = "",
         allow_partial: bool = False,
         rerank: Rerank | None = None,
+        recompute: bool = False,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score candidates, [num_candidates] item ids, for a user by a model.
@@ -114,8 +115,8 @@ class Client:
         recent_events: events after the stored history that this call alone sees. context: the request's features by
         name. features: the candidates', [num_candidates] numbers by name. model: by name, "" for the default one.
         allow_partial: where the time is too short for all candidates, the scores of the first ones are welcome. rerank:
-        a `top` that is not the order of the scores. Raises
-        ClientError.
+        a `top` that is not the order of the scores. recompute: encode the history anew, and use and change no KV state;
+        the scores are the same. Raises ClientError.
         """
         options = encoding.rank_options(
             candidates,
@@ -127,6 +128,7 @@ class Client:
             model=model,
             allow_partial=allow_partial,
             rerank=rerank,
+            recompute=recompute,
         )
         call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
         return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)

@@ -74,6 +74,7 @@ def rank_options(
     model: str = "",
     allow_partial: bool = False,
     rerank: Rerank | None = None,
+    recompute: bool = False,
 ) -> bytes:
     """A serialized RankRequest but for its user."""
     try:
@@ -83,6 +84,7 @@ def rank_options(
             context=dict(context),
             model=model,
             allow_partial=allow_partial,
+            recompute=recompute,
             rerank=None if rerank is None else pb.Rerank(**dataclasses.asdict(rerank)),
         ).SerializeToString()
     except (TypeError, ValueError, OverflowError) as error:

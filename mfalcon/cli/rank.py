@@ -45,6 +45,9 @@ def rank(
         bool,
         typer.Option("--allow-partial", help="Where the timeout is too short, score the first candidates that fit."),
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Use no KV state and change none: the same scores, without the cache.")
+    ] = False,
     rerank: Annotated[
         str | None,
         typer.Option(help="Make the top diverse: mmr, dpp, msd or llm. Scores stay; docs/rerank.md says more."),
@@ -74,6 +77,7 @@ def rank(
             features=_features(feature or []),
             model=model,
             allow_partial=allow_partial,
+            recompute=recompute,
             rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
         )
     if json_output:

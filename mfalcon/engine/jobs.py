@@ -51,7 +51,12 @@ class Jobs:
         with self._metrics.device.answering(ranker.name, deadline):
             with self._device.coming(deadline):
                 fetched = await ranker.fetcher.open(
-                    request.user_id, deadline, self._device.expected_wait(), len(request.recent_events), reading
+                    request.user_id,
+                    deadline,
+                    self._device.expected_wait(),
+                    len(request.recent_events),
+                    reading,
+                    log_only=request.recompute,
                 )
             recent = recent_behind(fetched.history, request.recent_events, self._late_events)
             if recent is not request.recent_events:
@@ -65,13 +70,14 @@ class Jobs:
                 accepted=accepted,
                 beside=beside,
                 reserve_s=reserve_s,
+                is_cold=request.recompute,
             )
             try:
                 result = await self._answer(job)
             finally:
                 del job  # see `_answer`
             ranker.note(request.user_id)
-            ranker.count(result.cache, len(result.failed))
+            ranker.count(None if request.recompute else result.cache, len(result.failed))
             if result.num_scored < len(request.candidates):
                 self._metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)

@@ -293,8 +293,8 @@ class LoadedRanker:
         self.predictor.score.settle()
         return Measured(microbatch, small, self.predictor)
 
-    def count(self, cache: CacheInfo, num_failed: int = 0) -> None:
-        """Bring the metrics up to date after a request."""
+    def count(self, cache: CacheInfo | None, num_failed: int = 0) -> None:
+        """Bring the metrics up to date after a request. cache: None of one that looked for no state."""
         self._answered.count(num_failed)
         states, counted = self._cache, self._states
         if states is None or counted is None:
@@ -308,7 +308,8 @@ class LoadedRanker:
             counted.device_evicted.follow(states.device.num_evicted)
             counted.offloaded.follow(states.offload.num_copied)
             counted.not_offloaded.follow(states.offload.num_dropped)
-        counted.answered(cache)
+        if cache is not None:
+            counted.answered(cache)
 
     async def hand_over(self, most_bytes: int) -> int:
         """Have Redis hold what was used last here, see `WriteBehind.hand_over`; states that are on their way from a GPU

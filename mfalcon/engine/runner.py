@@ -111,7 +111,7 @@ class Runner:
         start = self._window.start(log_len + num_recent, log.base)
         num_events = log_len + num_recent - start
         held = 0 if self._cache is not None else num_events  # without states there is nothing to encode
-        if self._cache is not None and start < log_len:
+        if self._cache is not None and start < log_len and not job.is_cold:
             held = self._cache.peek(log, start)
         if fetched is not None and fetched.key.start == start:
             held = max(held, fetched.key.stop - start)
@@ -120,7 +120,7 @@ class Runner:
         encode_s = cost.encode.predict(held * per_event, new * per_event).seconds
         seconds = encode_s + cost.score.predict(num_tokens, num_candidates).seconds
         least_s = encode_s + cost.score.predict(num_tokens, least).seconds
-        link = log.link(log_len) if not num_recent else None
+        link = log.link(log_len) if not num_recent and not job.request.recompute else None
         slowness = min(max(1.0, cost.score.slowness), _MOST_SLOWNESS)
         if self.batched:
             return Forecast(seconds, (job.model,), link, least_s, slowness)
@@ -222,7 +222,7 @@ class Runner:
             state, source = found.state, found.source
         stop = found.stop if found else start
         missing = log.since(stop) if stop < log_len else none
-        keep = log, start, self._window.start(log_len, log.base)
+        keep = None if job.request.recompute else (log, start, self._window.start(log_len, log.base))
         seconds = time.monotonic() - began - features_s
         job.progress = Progress(self, state, source, missing, recent, keep, rows, dense, seconds, features_s=features_s)
         return job.progress

@@ -86,8 +86,10 @@ class LogReader:
         wait: Estimate,
         num_recent: int = 0,
         reading: Reading | None = None,
+        *,
+        log_only: bool = False,
     ) -> Fetched:
-        """The user's history, verified. Raises StorageUnavailable without one. reading: as of `Fetcher.open`."""
+        """The user's history, verified. Raises StorageUnavailable without one. The rest is as of `Fetcher.open`."""
         began = time.monotonic()
         reading = reading or await self.read(user_id, deadline)
         seconds = time.monotonic() - began
@@ -137,15 +139,20 @@ class Fetcher(LogReader):
         wait: Estimate,
         num_recent: int = 0,
         reading: Reading | None = None,
+        *,
+        log_only: bool = False,
     ) -> Fetched:
         """The user's history, verified, and perhaps a state of it. Raises StorageUnavailable without a history.
 
         wait: for the device, behind what is queued. num_recent: events that the request brings itself; where they move
         the window, no state in Redis is of use. reading: the history, if somebody has read it for this request.
+        log_only: no state is wanted.
 
         Where the log is a round trip away and a fetch is likely, both leave together, on two connections: a large
         state cannot delay the log.
         """
+        if log_only:
+            return await super().open(user_id, deadline, wait, num_recent, reading)
         began = time.monotonic()
         patience = self._patience(deadline)
         guessed = self._guess_fetch(user_id, patience) if reading is None else None

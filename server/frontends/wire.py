@@ -59,6 +59,7 @@ class Rank(Message):
     recent_events: bytes
     context: dict[str, int]
     allow_partial: bool
+    recompute: bool
     rerank: Rerank | None
     dense: tuple[tuple[str, ...], bytes]
     deadline: float | None
@@ -84,6 +85,7 @@ class Rank(Message):
             _flat(request.recent_events, EVENT_DTYPE),
             dict(request.context),
             request.allow_partial,
+            request.recompute,
             request.rerank,
             (request.dense.names, _flat(request.dense.values, np.float32)),
             deadline,
@@ -102,6 +104,7 @@ class Rank(Message):
             recent_events=np.frombuffer(self.recent_events, EVENT_DTYPE),
             context=self.context,
             allow_partial=self.allow_partial,
+            recompute=self.recompute,
             rerank=self.rerank,
             dense=DenseFeatures(names, np.frombuffer(values, np.float32)),
         )

@@ -54,6 +54,7 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         recent_events=recent_events,
         context=dict(message.context),
         allow_partial=message.allow_partial,
+        recompute=message.recompute,
         rerank=rerank(message.rerank) if message.HasField("rerank") else None,
         dense=dense_features(message.features) if message.HasField("features") else DenseFeatures(),
     )

@@ -250,6 +250,10 @@ class RankBody(RequestBody):
         default=False,
         description="Where time is short the scores of the first candidates are welcome, as many as `num_scored` says.",
     )
+    recompute: bool = Field(
+        default=False,
+        description="Encode the history anew; no KV state is used or changed, and the scores are the same.",
+    )
     rerank: Annotated[RerankBody | None, BeforeValidator(only_known(RerankBody))] = Field(
         default=None, description="Another order of `top`; without it that is the order of the scores."
     )
@@ -275,6 +279,7 @@ class RankBody(RequestBody):
             recent_events=self.recent_events,
             context=self.context,
             allow_partial=self.allow_partial,
+            recompute=self.recompute,
             rerank=self.rerank.wish() if self.rerank else None,
             dense=DenseFeatures(tuple(self.features.names), self.features.values) if self.features else DenseFeatures(),
         )

@@ -151,6 +151,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         features={"names": ["age", "price"], "values": [1, 2, 3, 4, 5, -6.5]},
         model="fake",
         allow_partial=True,
+        recompute=True,
         rerank={"method": "mmr", "strength": 0.5, "depth": 7, "tail_weight": 0.25},
     )
 
@@ -164,7 +165,7 @@ async def test_every_field_reaches_the_engine(running: Running) -> None:
         assert request.dense.names == ("age", "price")
         assert request.dense.values.dtype == np.float32
         assert request.dense.values.tolist() == [1, 2, 3, 4, 5, -6.5]
-        assert request.allow_partial
+        assert request.allow_partial and request.recompute
         assert request.rerank == Rerank("mmr", 0.5, 7, 0.25)
     assert len(running.engine.requests) == 2
 

@@ -40,6 +40,7 @@ def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", re
         events,
         {"gender": 1},
         allow_partial=True,
+        recompute=True,
         rerank=rerank,
         dense=DenseFeatures(("price", "age"), np.arange(2 * num_candidates, dtype=np.float32)),
     )
