@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.rank_key import rank_key
+from mfalcon.scope import Scope, enter
+from server.request_ids import request_id_of
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +21,8 @@ class Arrival:
 
     model: the served one that is asked, "" until it is known and where there is none. began: when the whole message
     was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank. key: the affinity key that
-    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it.
+    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it. scope: what
+    the layers below note of it, with its name in logs and traces.
     """
 
     verb: str
@@ -31,6 +34,12 @@ class Arrival:
     told: float | None = None
     is_whole: bool = False
     ended: bool = False
+    scope: Scope = field(default_factory=Scope)
+
+    @property
+    def request_id(self) -> str:
+        """Its name in logs and traces; "" of what is no request of a caller."""
+        return self.scope.request_id
 
     def received(self) -> None:
         """The whole message is here: what is ours to answer for begins."""
@@ -59,10 +68,13 @@ class Arrivals:
         self._requests = requests
         self._stages = stages
 
-    def begin(self, verb: str, key: str) -> Arrival:
-        """A request that this task answers; its verb is "" while that is not known. key: see `Arrival`."""
-        arrival = Arrival(verb, key)
+    def begin(self, verb: str, key: str, request_id: str | None = None) -> Arrival:
+        """A request that this task answers; its verb is "" while that is not known. key: see `Arrival`. request_id: as
+        the caller names it, if it does.
+        """
+        arrival = Arrival(verb, key, scope=Scope(request_id_of(request_id)))
         _current.set(arrival)
+        enter(arrival.scope)
         return arrival
 
     def refused(self, code: str) -> None:

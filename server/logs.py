@@ -8,6 +8,9 @@ import time
 from typing import Literal, TextIO
 
 import orjson
+from opentelemetry import trace
+
+from mfalcon.scope import request_id
 
 LogFormat = Literal["text", "json"]
 SELDOM = {"seldom": True}
@@ -15,10 +18,21 @@ SELDOM = {"seldom": True}
 SELDOM_SECONDS = 10.0
 OURS = ("mfalcon", "server")
 """Loggers that say what is well too; of others' only warnings are shown."""
+OF_A_REQUEST = ("request_id", "trace_id", "span_id")
+
+
+def belongs(record: logging.LogRecord) -> bool:
+    """Note, of every record, the request that it belongs to and the span, if that is traced. It may say so itself."""
+    if not hasattr(record, "request_id"):
+        record.request_id = request_id()
+    context = trace.get_current_span().get_span_context()
+    if context.trace_flags.sampled:
+        record.trace_id, record.span_id = f"{context.trace_id:032x}", f"{context.span_id:016x}"
+    return True
 
 
 class TextFormatter(logging.Formatter):
-    """2026-01-31T12:00:00.000Z WARNING server.app: text"""
+    """2026-01-31T12:00:00.000Z WARNING server.app: text request_id=..."""
 
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
@@ -27,9 +41,22 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
         self.converter = time.gmtime
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line before a traceback."""
+        line = super().formatMessage(record)
+        return "".join((line, *(f" {name}={value}" for name, value in belonging(record))))
+
+
+def belonging(record: logging.LogRecord) -> list[tuple[str, str]]:
+    """What a record says of its request: request_id, trace_id and span_id, as far as there are such."""
+    given = [(name, getattr(record, name, "")) for name in OF_A_REQUEST]
+    return [(name, str(value)) for name, value in given if value]
+
 
 class JsonFormatter(TextFormatter):
-    """An object a line: time, level, logger, message, and error with the traceback where there is one."""
+    """An object a line: time, level, logger, message; request_id of a line that belongs to a request, trace_id and
+    span_id where that is traced; error with the traceback where there is one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
@@ -38,6 +65,7 @@ class JsonFormatter(TextFormatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            **dict(belonging(record)),
         }
         if record.exc_info:
             content["error"] = self.formatException(record.exc_info)
@@ -104,6 +132,7 @@ def log_to_stderr(log_format: LogFormat) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(Seldom())
     handler.addFilter(is_news)
+    handler.addFilter(belongs)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)

@@ -9,6 +9,8 @@ from opentelemetry import context, trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from mfalcon.errors import ConfigError
+from mfalcon.scope import Scope, enter, request_id
+from server.request_ids import REQUEST_ID
 
 PARENT: Final = "traceparent"
 """Of W3C Trace Context."""
@@ -29,6 +31,17 @@ def joined() -> dict[str, str]:
     headers: dict[str, str] = {}
     _propagator.inject(headers)
     return headers
+
+
+def carried() -> dict[str, str]:
+    """What another process of this server must know of the request of this task: its name, and its trace."""
+    return {REQUEST_ID: request_id()} | joined()
+
+
+def carry_on(headers: Mapping[str, str]) -> None:
+    """Answer, in this task, the request of which another process of this server has `carried` this."""
+    enter(Scope(headers.get(REQUEST_ID, "")))
+    join(headers)
 
 
 def trace_to(endpoint: str | None) -> None:

@@ -27,6 +27,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.rank_key",
         "mfalcon.best_first",
         "mfalcon.pseudonym",
+        "mfalcon.scope",
     ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),

@@ -12,6 +12,7 @@ import numpy as np
 from mfalcon.counters.sets import Counted
 from mfalcon.engine.progress import Progress
 from mfalcon.kvcache.fetch import Fetched
+from mfalcon.scope import request_id
 from mfalcon.types import RankRequest, RankResult, no_events
 
 _REPLY_S = 0.002
@@ -45,8 +46,9 @@ class RankJob:
     which is not None, are parts of one request, and have a core each where there is one for each. The rest is the
     scheduler's and the device thread's: forecast; the predicted seconds that are left, and of them those that others
     need not wait for; whether it takes no state that is cached; how far it is. so_far: the answer if nothing more is
-    scored, for one that may be partial. reserve_s: what the stages behind need of the time before the deadline. The
-    future stays pending until there is an answer, so that a caller may leave at any time.
+    scored, for one that may be partial. reserve_s: what the stages behind need of the time before the deadline.
+    request_id: its name in the log. The future stays pending until there is an answer, so that a caller may leave at
+    any time.
     """
 
     request: RankRequest
@@ -66,6 +68,7 @@ class RankJob:
     progress: Progress | None = None
     so_far: RankResult | None = None
     reserve_s: float = 0.0
+    request_id: str = field(default_factory=request_id)
 
     @property
     def user(self) -> bytes:

@@ -317,7 +317,7 @@ class Runner:
             wrong = job.request.candidates[: work.num_scored][~is_finite]
             ids = ", ".join(map(str, wrong[:_MOST_NAMED])) + (", ..." if len(wrong) > _MOST_NAMED else "")
             what = f"gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
-            _log.error("model version %s %s", self._version, what)
+            _log.error("model version %s %s", self._version, what, extra={"request_id": job.request_id})
             if not is_finite.any():
                 return EngineFailure(f"the model {what}")
             scores[~is_finite] = task_scores[:, ~is_finite] = NO_SCORE
@@ -351,7 +351,8 @@ class Runner:
         """Whether a request can be done without the state that it reused; then that is deleted."""
         if job.is_cold or not work.reused_tokens or self._cache is None:
             return False
-        _log.error("model version %s: a KV state of a user spoils scores; it is deleted and made again", self._version)
+        what = "model version %s: a KV state of a user spoils scores; it is deleted and made again"
+        _log.error(what, self._version, extra={"request_id": job.request_id})
         self._cache.delete(job.user)
         work.release()
         job.progress, job.so_far, job.is_cold, job.left_s = None, None, True, self.forecast(job).seconds

@@ -35,7 +35,8 @@ def step(
         for job in jobs:
             runner.let_go(job)
         if not isinstance(error, MFalconError):
-            _log.error("a step of %d requests failed", len(jobs), exc_info=error)
+            names = ",".join(job.request_id for job in jobs if job.request_id)
+            _log.error("a step of %d requests failed", len(jobs), exc_info=error, extra={"request_id": names})
         _without_frames(error)  # before anything is tried again: they hold pages
         is_out = is_out_of_memory(error)
         too_many = len(jobs) if is_out else 1  # pages come back, memory that a step never had does not

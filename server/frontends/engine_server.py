@@ -112,6 +112,8 @@ class EngineServer:
                 task.add_done_callback(lambda _: calls.pop(question.call))
 
     async def _answer(self, name: bytes, question: wire.Call) -> None:
+        if not isinstance(question, wire.Scrape):
+            tracing.carry_on(question.trace)
         try:
             answer: wire.Answer = await self._ask(question)
         except MFalconError as error:
@@ -131,7 +133,6 @@ class EngineServer:
             raise NotReady(f"the server is still {self._phase}; ask another one")
         match question:
             case wire.Rank():
-                tracing.join(question.trace)
                 result = await engine.rank(question.request(), question.deadline, question.model)
                 return wire.Ranked.of(call, result)
             case wire.AppendEvents():

@@ -60,26 +60,28 @@ class RemoteEngine:
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        question = wire.Rank.of(next(self._calls), request, deadline, model, tracing.joined())
+        question = wire.Rank.of(next(self._calls), request, deadline, model, tracing.carried())
         return (await self._ask(question, wire.Ranked)).result()
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """See `RankingEngine`."""
-        question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline)
+        question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline, tracing.carried())
         return (await self._ask(question, wire.Written)).told
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         """See `RankingEngine`."""
-        return (await self._ask(wire.GetHistory(next(self._calls), request, deadline), wire.Page)).page()
+        question = wire.GetHistory(next(self._calls), request, deadline, tracing.carried())
+        return (await self._ask(question, wire.Page)).page()
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        return (await self._ask(wire.Prefill(next(self._calls), user_id, deadline, model), wire.Prefilled)).cache
+        question = wire.Prefill(next(self._calls), user_id, deadline, model, tracing.carried())
+        return (await self._ask(question, wire.Prefilled)).cache
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
         """See `RankingEngine`."""
-        await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline), wire.Deleted)
+        await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline, tracing.carried()), wire.Deleted)
 
     async def scrape(self) -> bytes:
         """The metrics of all processes of the server, in Prometheus' text format."""

@@ -49,7 +49,7 @@ class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 class Rank(Message):
     """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE; dense: the names, and the values as float32.
-    trace: see `server.tracing.joined`.
+    trace: see `server.tracing.carried`, as of every call.
     """
 
     user_id: str
@@ -120,9 +120,17 @@ class AppendEvents(Message):
     append_id: str
     late_events: str
     deadline: float | None
+    trace: dict[str, str]
 
     @classmethod
-    def of(cls, call: int, user_id: str, append: Append, deadline: float | None) -> "AppendEvents":
+    def of(
+        cls,
+        call: int,
+        user_id: str,
+        append: Append,
+        deadline: float | None,
+        trace: Mapping[str, str] = MappingProxyType({}),
+    ) -> "AppendEvents":
         """What adds events to a history."""
         return cls(
             call,
@@ -133,6 +141,7 @@ class AppendEvents(Message):
             append.append_id,
             append.late_events,
             deadline,
+            dict(trace),
         )
 
     def append(self) -> Append:
@@ -146,6 +155,7 @@ class GetHistory(Message):
 
     request: HistoryRequest
     deadline: float | None
+    trace: dict[str, str] = {}
 
 
 class Prefill(Message):
@@ -154,6 +164,7 @@ class Prefill(Message):
     user_id: str
     deadline: float | None
     model: str
+    trace: dict[str, str] = {}
 
 
 class DeleteUser(Message):
@@ -161,6 +172,7 @@ class DeleteUser(Message):
 
     user_id: str
     deadline: float | None
+    trace: dict[str, str] = {}
 
 
 class Cancel(Message):

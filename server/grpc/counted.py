@@ -12,6 +12,7 @@ import grpc.aio
 from mfalcon.rank_key import RANK_KEY
 from server import tracing
 from server.arrivals import Arrival, Arrivals, current
+from server.request_ids import REQUEST_ID
 
 OK: Final = grpc.StatusCode.OK.name
 CANCELLED: Final = grpc.StatusCode.CANCELLED.name
@@ -49,7 +50,9 @@ class CountedService(grpc.GenericRpcHandler):
             self._counted[path] = known
         verb, handler = known
         metadata = handler_call_details.invocation_metadata or ()
-        arrival = self._arrivals.begin(verb, ",".join(str(value) for name, value in metadata if name == RANK_KEY))
+        keys = ",".join(str(value) for name, value in metadata if name == RANK_KEY)
+        request_id = next((str(value) for name, value in metadata if name == REQUEST_ID), None)
+        arrival = self._arrivals.begin(verb, keys, request_id)
         tracing.join({name: str(value) for name, value in metadata if name in tracing.HEADERS})
         task = asyncio.current_task()
         assert task is not None

@@ -34,6 +34,7 @@ from server.balancing import ELSEWHERE, LOAD, RETRY, is_for_others
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.outcome import NOTHING_WRITTEN, OUTCOME, outcome_of
+from server.request_ids import REQUEST_ID
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,14 @@ async def statuses(
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
     if writes:
         metadata = (*metadata, (OUTCOME, outcome))
-    if load is not None:
-        metadata = (*metadata, (LOAD, load()))
-    await context.abort(code, text, metadata)
+    await context.abort(code, text, (*metadata, *trailers(load)))
+
+
+def trailers(load: Callable[[], str] | None) -> tuple[tuple[str, str], ...]:
+    """What goes with every answer, good or bad: how the request is called, and how busy the server is."""
+    request_id = arrivals.current().request_id
+    named = ((REQUEST_ID, request_id),) if request_id else ()
+    return named if load is None else (*named, (LOAD, load()))
 
 
 def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
@@ -162,8 +168,7 @@ def raw_method(
             admit(context.time_remaining())
             message = await message_of(context, message_type, limits, waiting)
             answered = await answer(message, context.time_remaining())
-            if load is not None:
-                context.set_trailing_metadata(((LOAD, load()),))
+            context.set_trailing_metadata(trailers(load))
             return answered
         raise AssertionError("statuses let an error pass")
 

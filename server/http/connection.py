@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from server.http import codec
 from server.http.wire import Wire
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
+from server.request_ids import REQUEST_ID, request_id_of
 
 CODE: Mapping[int, str] = {
     400: "INVALID_ARGUMENT",
@@ -24,6 +25,8 @@ CODE: Mapping[int, str] = {
 }
 REFUSED: Final = "refused"
 """In the state of a request: what its client was answered over the application's head."""
+NAMED: Final = "request_id"
+"""In the state of a request: its name, once an application has heard of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ class Connection(H11Protocol):
             self.abort()
             return
         outcome: Outcome | None = None
+        request_id = request_id_of(None)
         if self.cycle is None or self.cycle.response_complete:
             self._refused(status)
         else:
@@ -169,12 +173,14 @@ class Connection(H11Protocol):
             if codec.is_write(method, path):  # an append begins when its body has come, a deletion wants none
                 outcome = NOTHING_WRITTEN if method == "POST" and self.cycle.more_body else UNKNOWN
             self.cycle.scope["state"][REFUSED] = status
+            request_id = self.cycle.scope["state"].get(NAMED, request_id)
             self.cycle.disconnected = True
         content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None, outcome)
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(content))),
             ("connection", "close"),
+            (REQUEST_ID, request_id),
         ]
         head = h11.Response(status_code=status, headers=headers, reason=http.HTTPStatus(status).phrase)
         for event in (head, h11.Data(data=b"" if self.conn.wants_no_body else content), h11.EndOfMessage()):

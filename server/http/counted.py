@@ -7,13 +7,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mfalcon.rank_key import RANK_KEY
 from server import tracing
 from server.arrivals import Arrivals
-from server.http.connection import REFUSED
+from server.http.connection import NAMED, REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
+from server.request_ids import REQUEST_ID
 
 VERBS: Final = frozenset({"rank", "append_events", "get_history", "prefill", "delete_user", "get_model", "list_models"})
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"
 _KEY: Final = RANK_KEY.encode()
+_REQUEST_ID: Final = REQUEST_ID.encode()
 _TRACE: Final = {name.encode(): name for name in tracing.HEADERS}
 
 
@@ -33,7 +35,9 @@ class CountedApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
         keys = [value.decode("latin-1") for name, value in scope["headers"] if name == _KEY]
-        arrival = self._arrivals.begin("", ",".join(keys))
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID), None)
+        arrival = self._arrivals.begin("", ",".join(keys), given)
+        scope["state"][NAMED] = arrival.request_id
         tracing.join({_TRACE[name]: value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE})
         has_left = False
 
@@ -59,6 +63,7 @@ class CountedApp:
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
                 end(str(message["status"]))
+                message["headers"] = [*message["headers"], (_REQUEST_ID, arrival.request_id.encode())]
             await send(message)
 
         try:
