@@ -2,6 +2,8 @@
 
 MFalconError
 ├── InvalidInput        a caller's value is outside its limit (names field, value and limit)
+├── Unauthenticated     nothing proves who the caller is: no token or certificate, or one that is not valid
+├── PermissionDenied    the caller is known, and has not the right that the call needs
 ├── UnknownModel        the request names a model that is not served
 ├── HistoryMismatch     the user's history is not the one that a call was made for; nothing was done
 ├── Overloaded          the bounded queue is full, or all memory for KV states is in use
@@ -57,6 +59,21 @@ class InvalidInput(MFalconError):
         error.field, _, problem = text.partition(": ")
         error.limit = problem.rpartition(", must be ")[2]
         return error
+
+
+class Unauthenticated(MFalconError):
+    """Nothing proves who the caller is.
+
+    had_token: whether there was a token at all, for which another may be needed now.
+    """
+
+    def __init__(self, text: str, *, had_token: bool = False) -> None:
+        super().__init__(text)
+        self.had_token = had_token
+
+
+class PermissionDenied(MFalconError):
+    """The caller is known, and has not the right that the call needs."""
 
 
 class UnknownModel(MFalconError):

@@ -37,6 +37,7 @@ from mfalcon.redis.url import redacted
 from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import ModelInfo
 from server import banner
+from server.access.access import Access
 from server.config import EnsembleConfig, ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
@@ -132,10 +133,14 @@ class Service:
     """
 
     def __init__(self, config: ServerConfig, metrics: ServerMetrics | None = None) -> None:
+        """Raises ConfigError for a file of callers that cannot be used."""
         metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
-        self._front: Front = Frontends(config, metrics.registry) if config.frontends else Transports(config, metrics)
+        self._access = Access.of(config)
+        self._front: Front = (
+            Frontends(config, metrics.registry) if config.frontends else Transports(config, metrics, self._access)
+        )
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
@@ -149,7 +154,8 @@ class Service:
 
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
-        self._tasks.add(asyncio.create_task(self._loop_lag.watch()))
+        for work in (self._loop_lag.watch(), self._access.watch()):
+            self._tasks.add(asyncio.create_task(work))
         return await self._front.listen()
 
     async def serve(self, engine: ServedEngine) -> None:
@@ -165,7 +171,10 @@ class Service:
         await self._front.serve(engine)
 
     def hang_up(self) -> None:
-        """What SIGHUP does: reload every model from its directory. By default it would end the process."""
+        """What SIGHUP does: read who may call again, and reload every model from its directory. By default it would end
+        the process.
+        """
+        self._access.look()
         if self._reloads is None:
             logger.warning("SIGHUP: nothing is served yet that could be reloaded")
             return
@@ -185,7 +194,7 @@ class Service:
 
         self._reloads = reloads = Reloads(directories, self._marks, loader(config), exchange, lambda: engine.models)
         if config.admin_port is not None:
-            self._admin = AdminServer(reloads)
+            self._admin = AdminServer(reloads, self._access)
             address = await self._admin.start(config.admin_host, config.admin_port)
             logger.info("admin: grpc %s", address)
         if config.watch_seconds:

@@ -21,14 +21,15 @@ class Arrival:
 
     model: the served one that is asked, "" until it is known and where there is none. began: when the whole message
     was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank. key: the affinity key that
-    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it. scope: what
-    the layers below note of it, with its name in logs and traces.
+    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it. caller: the
+    name of who asks, "" where nobody looks. scope: what the layers below note of it, with its name in logs and traces.
     """
 
     verb: str
     key: str = ""
     mismatch: str = ""
     model: str = ""
+    caller: str = ""
     began: float = field(default_factory=time.perf_counter)
     asked: float | None = None
     told: float | None = None

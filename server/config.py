@@ -21,6 +21,7 @@ from mfalcon.types import MAX_USER_ID_BYTES, LateEvents, MergeMethod
 from server.explain import refusal
 from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
+from server.settings.access import AccessSettings
 from server.settings.observability import ObservabilitySettings
 
 PREFIX = "MFALCON_"
@@ -99,7 +100,7 @@ class EnsembleConfig(BaseModel):
         return self
 
 
-class ServerConfig(ObservabilitySettings, BaseSettings):
+class ServerConfig(AccessSettings, ObservabilitySettings, BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)

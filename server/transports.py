@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from mfalcon.errors import ConfigError
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
+from server.access.access import Access
 from server.addresses import authority, listen, reserve
 from server.arrivals import Arrivals
 from server.config import ServerConfig
@@ -61,9 +62,15 @@ class Transports:
     """They listen first, refuse with NotReady, and answer once there is an engine."""
 
     def __init__(
-        self, config: ServerConfig, metrics: CallMetrics, scrape: Callable[[], Awaitable[bytes]] | None = None
+        self,
+        config: ServerConfig,
+        metrics: CallMetrics,
+        access: Access,
+        scrape: Callable[[], Awaitable[bytes]] | None = None,
     ) -> None:
-        """scrape: what /metrics shows, in Prometheus' text format; what is in the registry if not given."""
+        """access: who may call. scrape: what /metrics shows, in Prometheus' text format; what is in the registry if not
+        given.
+        """
 
         async def scrape_registry() -> bytes:
             return generate_latest(metrics.registry)
@@ -95,9 +102,12 @@ class Transports:
                 shares_port=config.frontends > 0 or config.grpc_listen == "ready",
             ),
             by_grpc,
+            access,
         )
         self._http = HttpServer(
-            CountedApp(create_app(self._handler, limits, config.max_message_bytes, scrape or scrape_registry), by_http),
+            CountedApp(
+                create_app(self._handler, limits, config.max_message_bytes, scrape or scrape_registry, access), by_http
+            ),
             ConnectionLimits(
                 header_timeout_s=config.http_header_timeout_s,
                 body_timeout_s=config.http_body_timeout_s,

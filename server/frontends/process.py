@@ -16,6 +16,7 @@ import msgspec
 
 from mfalcon.errors import ConfigError
 from mfalcon.metrics.front_metrics import FrontMetrics
+from server.access.access import Access
 from server.config import ServerConfig
 from server.frontends import wire
 from server.frontends.fleet_metrics import count_in_files
@@ -85,10 +86,11 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
     metrics = FrontMetrics(orders.number)
-    transports = Transports(config, metrics, engine.scrape)
+    access = Access.of(config)
+    transports = Transports(config, metrics, access, engine.scrape)
     await transports.listen()
     engine.say_listening()
-    beside = [asyncio.create_task(metrics.loop_lag.watch()), asyncio.create_task(beat())]
+    beside = [asyncio.create_task(work) for work in (metrics.loop_lag.watch(), beat(), access.watch())]
     loop.add_reader(sys.stdin, read)
     ends = [asyncio.create_task(event.wait()) for event in (stopping, lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -7,8 +7,11 @@ import grpc.aio
 
 from mfalcon.errors import CheckpointError, ConfigError
 from proto import ranking_pb2
+from server.access.access import Access
+from server.access.caller import Right
 from server.addresses import authority, listen
 from server.grpc import edge
+from server.grpc.guard import guard_of
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.reload import Reloaded
@@ -36,12 +39,14 @@ class Reloading(Protocol):
 class AdminServer:
     """A grpc.aio server with the Admin service."""
 
-    def __init__(self, reloads: Reloading) -> None:
+    def __init__(self, reloads: Reloading, access: Access) -> None:
         self._reloads = reloads
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         limits = MessageLimits(ranking_pb2.ReloadRequest.DESCRIPTOR.full_name)
         waiting = Waiting(WAIT_S, MOST_WAITING)
-        methods = {"Reload": edge.raw_method(ranking_pb2.ReloadRequest, self._reload, limits, waiting, STATUS)}
+        guard = guard_of(access, Right.ADMIN)
+        reload = edge.raw_method(ranking_pb2.ReloadRequest, self._reload, limits, waiting, STATUS, guard=guard)
+        methods = {"Reload": reload}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
 
     async def start(self, host: str, port: int) -> str:

@@ -13,13 +13,16 @@ from grpc_reflection.v1alpha import reflection
 from mfalcon.errors import ConfigError
 from mfalcon.types import Events
 from proto import ranking_pb2
+from server.access.access import Access
+from server.access.caller import RIGHT_OF
 from server.addresses import authority, listen
 from server.arrivals import Arrivals
 from server.balancing import LoadReport
 from server.grpc import codec
 from server.grpc.bounds import Bounds, append_limits, rank_limits
-from server.grpc.counted import CountedService
+from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method
+from server.grpc.guard import guard_of
 from server.grpc.stock import Health, reflection_of
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
@@ -88,7 +91,7 @@ class RankingApi:
 class GrpcServer:
     """A grpc.aio server with the ranking service, its health and reflection."""
 
-    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds, arrivals: Arrivals) -> None:
+    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds, arrivals: Arrivals, access: Access) -> None:
         self._server = grpc.aio.server(
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
@@ -96,9 +99,9 @@ class GrpcServer:
         self._health = Health(bounds.max_watches, waiting)
         self._server.add_generic_rpc_handlers(
             (
-                CountedService(SERVICE, ranking_service(handler, limits, waiting), arrivals),
+                CountedService(SERVICE, ranking_service(handler, limits, waiting, access), arrivals),
                 self._health.service,
-                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), waiting),
+                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), waiting, guard_of(access, None)),
             )
         )
 
@@ -129,32 +132,43 @@ class GrpcServer:
         await self._server.stop(grace)
 
 
-def ranking_service(handler: Handler, limits: Limits, waiting: Waiting) -> grpc.GenericRpcHandler:
+def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: Access) -> grpc.GenericRpcHandler:
     """mfalcon.v1.Ranking. waiting: where messages are waited for."""
     api, report = RankingApi(handler), LoadReport(lambda: handler.load)
 
     def method(
+        name: str,
         message_type: type[Request],
         answer: Answer[Request],
         most: MessageLimits | None = None,
         admit: Callable[[float | None], None] = lambda _: None,
         *,
         writes: bool = False,
-    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    ) -> "tuple[str, grpc.RpcMethodHandler[bytes, bytes]]":
+        guard = guard_of(access, RIGHT_OF[verb_of(name)])
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
-        return raw_method(message_type, answer, limits, waiting, admit=admit, load=report.text, writes=writes)
+        served = raw_method(
+            message_type, answer, limits, waiting, admit=admit, load=report.text, guard=guard, writes=writes
+        )
+        return name, served
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
-        {
-            "Rank": method(ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
-            "AppendEvents": method(
-                ranking_pb2.AppendEventsRequest, api.append_events, append_limits(limits), writes=True
-            ),
-            "GetHistory": method(ranking_pb2.GetHistoryRequest, api.get_history),
-            "Prefill": method(ranking_pb2.PrefillRequest, api.prefill),
-            "DeleteUser": method(ranking_pb2.DeleteUserRequest, api.delete_user, writes=True),
-            "GetModel": method(ranking_pb2.GetModelRequest, api.get_model),
-            "ListModels": method(ranking_pb2.ListModelsRequest, api.list_models),
-        },
+        dict(
+            (
+                method("Rank", ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
+                method(
+                    "AppendEvents",
+                    ranking_pb2.AppendEventsRequest,
+                    api.append_events,
+                    append_limits(limits),
+                    writes=True,
+                ),
+                method("GetHistory", ranking_pb2.GetHistoryRequest, api.get_history),
+                method("Prefill", ranking_pb2.PrefillRequest, api.prefill),
+                method("DeleteUser", ranking_pb2.DeleteUserRequest, api.delete_user, writes=True),
+                method("GetModel", ranking_pb2.GetModelRequest, api.get_model),
+                method("ListModels", ranking_pb2.ListModelsRequest, api.list_models),
+            )
+        ),
     )

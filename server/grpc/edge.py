@@ -23,14 +23,17 @@ from mfalcon.errors import (
     MFalconError,
     NotReady,
     Overloaded,
+    PermissionDenied,
     ShuttingDown,
     StorageUnavailable,
     TooFewMembers,
+    Unauthenticated,
     UnknownModel,
 )
 from mfalcon.memory import is_out_of_memory
 from server import arrivals
 from server.balancing import ELSEWHERE, LOAD, RETRY, is_for_others
+from server.grpc.guard import Guard, open_to_all
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.outcome import NOTHING_WRITTEN, OUTCOME, outcome_of
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     InvalidInput: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     HistoryMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -153,18 +158,21 @@ def raw_method(
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     admit: Callable[[float | None], None] = lambda _: None,
     load: Callable[[], str] | None = None,
+    guard: Guard = open_to_all,
     *,
     writes: bool = False,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
     the seconds that its caller grants; its message is not read then, a fifth of what that costs. load: a report that
-    goes with every answer, see `server/balancing.py`. writes: whether a failure says if it may have been done.
+    goes with every answer, see `server/balancing.py`. guard: refuses who may not call, before all else. writes: whether
+    a failure says if it may have been done.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
         async with statuses(message_type.DESCRIPTOR.full_name, context, status, load, writes=writes):
+            guard(context)
             admit(context.time_remaining())
             message = await message_of(context, message_type, limits, waiting)
             answered = await answer(message, context.time_remaining())

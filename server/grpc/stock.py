@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from mfalcon.errors import Overloaded
 from server.grpc.edge import message_of, parsed, statuses
+from server.grpc.guard import Guard, open_to_all
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 
@@ -97,8 +98,10 @@ class Health:
             await changed.wait()
 
 
-def reflection_of(services: Sequence[str], waiting: Waiting) -> grpc.GenericRpcHandler:
-    """Reflection on these services, for a server to add. waiting: where questions are waited for."""
+def reflection_of(services: Sequence[str], waiting: Waiting, guard: Guard = open_to_all) -> grpc.GenericRpcHandler:
+    """Reflection on these services, for a server to add. waiting: where questions are waited for. guard: refuses who
+    may not ask.
+    """
     stock = reflection.aio.ReflectionServicer(services)
 
     async def info(_: object, context: Context) -> None:
@@ -107,6 +110,7 @@ def reflection_of(services: Sequence[str], waiting: Waiting) -> grpc.GenericRpcH
                 yield parsed(raw, reflection_pb2.ServerReflectionRequest, REFLECTION)
 
         async with statuses(REFLECTION.name, context):
+            guard(context)
             answers = cast(AsyncIterable[Message], stock.ServerReflectionInfo(questions(), context))
             async for answer in answers:
                 await context.write(answer)

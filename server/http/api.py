@@ -24,16 +24,21 @@ from mfalcon.errors import (
     MFalconError,
     NotReady,
     Overloaded,
+    PermissionDenied,
     ShuttingDown,
     StorageUnavailable,
     TooFewMembers,
+    Unauthenticated,
     UnknownModel,
 )
 from mfalcon.types import HistoryRequest
+from server.access.access import Access
+from server.access.caller import RIGHT_OF, Right
 from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
+from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
 from server.limits import MAX_TIMEOUT_MS, Limits
@@ -44,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     InvalidInput: (422, "INVALID_ARGUMENT"),
+    Unauthenticated: (401, "UNAUTHENTICATED"),
+    PermissionDenied: (403, "PERMISSION_DENIED"),
     UnknownModel: (404, "NOT_FOUND"),
     HistoryMismatch: (409, "FAILED_PRECONDITION"),
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
@@ -62,6 +69,8 @@ FRAMEWORK_CODE: Mapping[int, str] = {
     499: "CANCELLED",
 }
 """Codes of what Starlette and `BodyLimit` refuse before a handler sees it."""
+CHALLENGE = "www-authenticate"
+"""What proves who a caller is (RFC 6750); a 401 must say so."""
 RETRY_LATER = frozenset({429, 503})
 
 Answer = TypeVar("Answer")
@@ -90,7 +99,7 @@ register_url_convertor("any_text", AnyText())
 
 
 def create_app(
-    handler: Handler, limits: Limits, max_body_bytes: int, scrape: Callable[[], Awaitable[bytes]]
+    handler: Handler, limits: Limits, max_body_bytes: int, scrape: Callable[[], Awaitable[bytes]], access: Access
 ) -> FastAPI:
     """The whole application. scrape: gives the metrics in Prometheus' text format."""
     app = FastAPI(
@@ -111,6 +120,8 @@ def create_app(
     app.include_router(ranking_routes(handler, limits))
     app.include_router(metrics_routes(scrape))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    if access.is_on:
+        app.add_middleware(Guard, access=access, on_error=on_error)
     app.add_middleware(LastAnswer, handler=handler)
     app.add_middleware(LoadHeader, report=LoadReport(lambda: handler.load))
     return app
@@ -138,8 +149,9 @@ def metrics_routes(scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
     router = APIRouter(tags=["probes"])
 
     @router.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
         """Counters, gauges and histograms in Prometheus' text format."""
+        must(request, Right.METRICS)
         return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
 
     return router
@@ -151,7 +163,8 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
         status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
     }
-    route_class = json_route(BodyReader(limits, lambda request: handler.admit(granted(request))))
+    reader = BodyReader(limits, lambda request: handler.admit(granted(request)))
+    route_class = json_route(reader, may_call)
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=route_class, responses=refusals)
 
     @router.post("/rank", response_model=codec.RankReply)
@@ -221,6 +234,11 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
     return router
 
 
+def may_call(verb: str, request: Request) -> None:
+    """Raise PermissionDenied for who may not."""
+    must(request, RIGHT_OF[verb])
+
+
 def seconds(timeout_ms: int | None) -> float | None:
     """The caller's timeout as the handler wants it."""
     return None if timeout_ms is None else timeout_ms / 1000
@@ -283,6 +301,8 @@ async def on_error(request: Request, error: Exception) -> Response:
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
     told = codec.error_reply(code, str(error), field, outcome_of(error) if is_write(request) else None)
     response = json_response(told, status, retry_after_s)
+    if isinstance(error, Unauthenticated):
+        response.headers[CHALLENGE] = 'Bearer error="invalid_token"' if error.had_token else "Bearer"
     if is_for_others(error):
         response.headers[RETRY] = ELSEWHERE
     return response

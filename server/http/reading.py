@@ -53,18 +53,26 @@ class JsonRequest(Request):
         return self.read
 
 
-def json_route(reader: BodyReader) -> type[APIRoute]:
-    """Routes whose bodies the reader reads. FastAPI describes them, and checks their content type."""
+def json_route(reader: BodyReader, may_call: Callable[[str, Request], None] = lambda verb, _: None) -> type[APIRoute]:
+    """Routes whose bodies the reader reads. FastAPI describes them, and checks their content type. may_call: refuses
+    who may not call an endpoint of this name, before its body is read.
+    """
 
     class JsonRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            inner = super().get_route_handler()
+            inner, verb = super().get_route_handler(), self.endpoint.__name__
             if self.body_field is None:
-                return inner
+
+                async def handle_without(request: Request) -> Response:
+                    may_call(verb, request)
+                    return await inner(request)
+
+                return handle_without
             kind = self.body_field.field_info.annotation
             assert isinstance(kind, type) and issubclass(kind, RequestBody)
 
             async def handle(request: Request) -> Response:
+                may_call(verb, request)
                 json_request = JsonRequest(request.scope, request.receive)
                 json_request.read = await reader.read(json_request, kind)
                 return await inner(json_request)

@@ -48,6 +48,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "llm_key_file": "k",
         "admin_port": 7,
         "log_key_file": "k",
+        "tokens_file": "/t",
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional

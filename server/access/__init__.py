@@ -1,0 +1,1 @@
+"""Who may ask: callers, their rights, and what proves who they are."""

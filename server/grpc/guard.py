@@ -1,0 +1,51 @@
+"""Who calls over gRPC, and whether he may: looked at before anything of the message is read."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import grpc.aio
+
+from mfalcon.errors import Unauthenticated
+from server import arrivals
+from server.access.access import Access
+from server.access.caller import Right
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Guard = Callable[[Context], None]
+"""Raises Unauthenticated or PermissionDenied."""
+
+AUTHORIZATION: Final = "authorization"
+_CERTIFICATE: Final = (("peer_uri", "uri"), ("peer_dns", "dns"), ("x509_common_name", "cn"))
+"""Names of a verified client's certificate as gRPC has them, and as the file of callers does."""
+
+
+def open_to_all(_: Context) -> None:
+    """The guard of what anybody may call."""
+
+
+def guard_of(access: Access, right: Right | None) -> Guard:
+    """What lets callers with a right pass, every known one if it is None."""
+    if not access.is_on:
+        return open_to_all
+
+    def check(context: Context) -> None:
+        given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION]
+        if len(given) > 1:
+            raise Unauthenticated(f"authorization: got {len(given)}, must be one", had_token=True)
+        if given:
+            caller = access.caller(given[0] if isinstance(given[0], str) else given[0].decode("latin-1"))
+        else:
+            caller = access.caller(None, tuple(certificate_of(context)))
+        arrivals.current().caller = caller.name
+        if right is not None:
+            caller.must(right)
+
+    return check
+
+
+def certificate_of(context: Context) -> Iterator[tuple[str, str]]:
+    """The names in the client's certificate; none where there is no TLS, or no certificate was asked for."""
+    properties = context.auth_context()
+    for key, kind in _CERTIFICATE:
+        for value in properties.get(key, ()):
+            yield kind, value.decode(errors="replace")
