@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
   rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak image-test compose-test lock \
-  proto client-wheel clean
+  proto metrics client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -188,6 +188,9 @@ proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
 	$(if $(filter yes,$(RELEASE)),$(BIN)/buf build --exclude-source-info --as-file-descriptor-set -o proto/released.binpb)
+
+metrics: .venv/.installed-test ## write what is made of the metrics' definitions
+	$(BIN)/python -m mfalcon.metrics.publish
 
 client-wheel: .venv/.installed-test ## build the wheel and the sdist of mfalcon-client into dist
 	cd client && ../$(BIN)/python -m hatchling build -d ../dist

@@ -1,24 +1,16 @@
 """What became of requests to ensembles, and of their members in each."""
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
+
+from mfalcon.metrics import catalog
 
 
 class MergeMetrics:
     """Of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._merges = Counter(
-            "mfalcon_merges",
-            "Ranks of ensembles: of all members (whole), of some (partial), or of too few to be answered.",
-            ["ensemble", "outcome"],
-            registry=registry,
-        )
-        self._members = Counter(
-            "mfalcon_members",
-            "Members of ensembles in merges: arrived, or why they did not.",
-            ["ensemble", "member", "outcome"],
-            registry=registry,
-        )
+        self._merges = catalog.MERGES.made(registry)
+        self._members = catalog.MEMBERS.made(registry)
 
     def merged(self, ensemble: str, outcome: str) -> None:
         """A rank has ended: whole, partial or too_few."""

@@ -7,6 +7,8 @@ from prometheus_client import CollectorRegistry, Metric, PlatformCollector, Proc
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from mfalcon.metrics import catalog
+
 
 class ThreadCollector(Collector):
     """The threads of a process, which the client's own collector leaves out (on Linux)."""
@@ -20,7 +22,7 @@ class ThreadCollector(Collector):
             threads = sum(1 for _ in Path(f"/proc/{self._pid()}/task").iterdir())
         except OSError:
             return
-        yield GaugeMetricFamily("process_threads", "Number of OS threads in the process.", value=threads)
+        yield GaugeMetricFamily(catalog.THREADS.name, catalog.THREADS.help, value=threads)
 
 
 def count_process(registry: CollectorRegistry) -> None:

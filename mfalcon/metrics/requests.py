@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0)
+from mfalcon.metrics import catalog
 
 
 class RequestMetrics:
@@ -11,25 +11,9 @@ class RequestMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "mfalcon_requests",
-            "Requests that arrived, each counted once when it ends, by the code that its caller gets.",
-            ["model", "verb", "transport", "code"],
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "mfalcon_request_seconds",
-            "Time of answered requests, from the whole message until the answer is serialised.",
-            ["model", "verb", "transport"],
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._mismatches = Counter(
-            "mfalcon_affinity_mismatch",
-            "Requests whose affinity key is not their user's, or who have none.",
-            ["transport", "key"],
-            registry=registry,
-        )
+        self._requests = catalog.REQUESTS.made(registry)
+        self._seconds = catalog.REQUEST_SECONDS.made(registry)
+        self._mismatches = catalog.AFFINITY_MISMATCH.made(registry)
         # To look a child up by its labels costs more than to count in it.
         self._counters: dict[tuple[str, str, str, str], Counter] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
