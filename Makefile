@@ -189,7 +189,7 @@ proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
 	$(if $(filter yes,$(RELEASE)),$(BIN)/buf build --exclude-source-info --as-file-descriptor-set -o proto/released.binpb)
 
-metrics: .venv/.installed-test ## write what is made of the metrics' definitions
+metrics: .venv/.installed-test ## write the metrics' page, dashboard and rules from their definitions
 	$(BIN)/python -m mfalcon.metrics.publish
 
 client-wheel: .venv/.installed-test ## build the wheel and the sdist of mfalcon-client into dist

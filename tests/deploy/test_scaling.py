@@ -126,8 +126,9 @@ def load(server: ServerProcess, checkpoint: Path) -> Iterator[None]:
 def panels() -> Iterator[str]:
     """The dashboard's queries, with Grafana's variables filled in."""
     for panel in json.loads((ROOT.parent / "grafana/dashboard.json").read_text())["panels"]:
-        for target in panel["targets"]:
-            yield target["expr"].replace("$__rate_interval", "1m").replace("$replica", ".*")
+        for target in panel.get("targets", ()):
+            expr = target["expr"].replace("$__rate_interval", "1m")
+            yield expr.replace("$replica", ".*").replace("$model", ".*")
 
 
 def adapted() -> Iterator[str]:
