@@ -120,11 +120,14 @@ class Overloaded(MFalconError):
     """The request was not accepted: it would be answered too late, the queue is full, or all memory is in use.
 
     retry_after_s: after how many seconds the same request would have been accepted, if that is known. elsewhere:
-    whether another replica may accept it now.
+    whether another replica may accept it now. of_caller: whether every request of this caller is refused until then.
     """
 
-    def __init__(self, text: str, *, retry_after_s: float | None = None, elsewhere: bool = True) -> None:
+    def __init__(
+        self, text: str, *, retry_after_s: float | None = None, elsewhere: bool = True, of_caller: bool = False
+    ) -> None:
         super().__init__(text)
+        self.of_caller = of_caller
         self.retry_after_s = retry_after_s
         self.elsewhere = elsewhere
 

@@ -38,6 +38,8 @@ from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import ModelInfo
 from server import banner
 from server.access.access import Access
+from server.access.metered import MeteredEngine
+from server.access.quota import Ledger
 from server.config import EnsembleConfig, ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
@@ -138,6 +140,8 @@ class Service:
         self._engine: ServedEngine | None = None
         self._config = config
         self._access = Access.of(config)
+        self._ledger = Ledger(metrics.callers)
+        self._access.when_read(self._ledger.know)
         self._front: Front = (
             Frontends(config, metrics.registry) if config.frontends else Transports(config, metrics, self._access)
         )
@@ -168,7 +172,7 @@ class Service:
             self._front.wait_for_redis()
             await engine.reach_redis()
         await self._start_reloads(engine)
-        await self._front.serve(engine)
+        await self._front.serve(MeteredEngine(engine, self._ledger) if self._access.is_on else engine)
 
     def hang_up(self) -> None:
         """What SIGHUP does: read who may call again, and reload every model from its directory. By default it would end

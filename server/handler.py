@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from mfalcon.clock import now_ms
-from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown, TooFewMembers
+from mfalcon.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
 from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
 from server import arrivals, limits
+from server.access.gate import Gate
 from server.limits import Limits
 
 LOADING: Final = "loading"
@@ -70,7 +71,9 @@ class Handler:
     It refuses every request with NotReady until it is given an engine.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, gate: Gate | None = None) -> None:
+        """gate: is told who was refused for a limit of his own."""
+        self._gate = gate or Gate()
         self._serving: RankingEngine | None = None
         self._starts_by = LOADING
         self._limits = limits
@@ -245,6 +248,9 @@ class Handler:
                 self._in_flight.add(scope)
                 self._idle.clear()
                 yield time.monotonic() + seconds
+        except Overloaded as error:
+            self._gate.close(arrivals.current().caller, error)
+            raise
         except TimeoutError as error:
             if not scope.expired():
                 raise

@@ -10,11 +10,13 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from mfalcon.errors import ConfigError
 from mfalcon.scope import Scope, enter, request_id
+from server import arrivals
 from server.request_ids import REQUEST_ID
 
 PARENT: Final = "traceparent"
 """Of W3C Trace Context."""
 HEADERS: Final = frozenset({PARENT, "tracestate"})
+_CALLER: Final = "caller"
 _propagator: Final = TraceContextTextMapPropagator()
 
 
@@ -34,13 +36,14 @@ def joined() -> dict[str, str]:
 
 
 def carried() -> dict[str, str]:
-    """What another process of this server must know of the request of this task: its name, and its trace."""
-    return {REQUEST_ID: request_id()} | joined()
+    """What another process of this server must know of the request of this task: its name, caller and trace."""
+    return {REQUEST_ID: request_id(), _CALLER: arrivals.current().caller} | joined()
 
 
 def carry_on(headers: Mapping[str, str]) -> None:
     """Answer, in this task, the request of which another process of this server has `carried` this."""
     enter(Scope(headers.get(REQUEST_ID, "")))
+    arrivals.carry_on(headers.get(_CALLER, ""))
     join(headers)
 
 

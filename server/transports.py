@@ -86,7 +86,7 @@ class Transports:
             late_events=config.late_events,
             max_clock_skew_ms=round(1000 * config.max_clock_skew_s),
         )
-        self._handler = Handler(limits)
+        self._handler = Handler(limits, access.gate)
         by_grpc, by_http = (Arrivals(name, metrics.requests, metrics.stages) for name in ("grpc", "http"))
         self._grpc = GrpcServer(
             self._handler,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric
 
+from mfalcon.metrics.callers import CallerMetrics
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.logs import LogMetrics
@@ -27,14 +28,15 @@ class Registry(CollectorRegistry):
 
 
 class ServerMetrics:
-    """requests: what callers get. stages: where its time goes. states: the tiers, Redis and the log there. device: its
-    queue and its steps. logs: an event log on this machine. counters: of items. reranks: those asked for. merges: of
-    ensembles. loop_lag: of the event loop that asks it.
+    """requests: what callers get. callers: what each of them used. stages: where its time goes. states: the
+    tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this machine. counters: of
+    items. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
         self.registry = Registry()
         self.requests = RequestMetrics(self.registry)
+        self.callers = CallerMetrics(self.registry)
         self.stages = StageMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)

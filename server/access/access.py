@@ -7,6 +7,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Self
@@ -14,6 +15,8 @@ from typing import Final, Self
 from mfalcon.errors import ConfigError, Unauthenticated
 from server.access.caller import ANYBODY, Caller
 from server.access.callers_file import Callers, moment, parse_callers, read_bytes
+from server.access.gate import Gate
+from server.access.quota import Quota
 from server.settings.access import AccessSettings
 
 logger = logging.getLogger(__name__)
@@ -29,18 +32,20 @@ Names = tuple[tuple[str, str], ...]
 
 
 class Access:
-    """Who may ask. Lives on one event loop; `caller` may be asked from anywhere."""
+    """Who may ask. Lives on one event loop. gate: what it knows of callers who are over a limit."""
 
     def __init__(self, callers_file: Path | None) -> None:
         """Raises ConfigError for a file that cannot be used."""
         self._path = callers_file
-        self._callers = Callers({}, {}, frozenset())
+        self._callers = Callers({}, {}, {})
+        self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
+        self.gate = Gate()
         self._contents = b""
         self._refused: bytes | str = b""
         """The contents, or why there were none, that were refused last: it is said once."""
         if callers_file is not None:
             self._contents = read_bytes(callers_file)
-            self._callers = self._parsed(self._contents)
+            self._callers = parse_callers(self._contents, callers_file, time.time())
 
     @classmethod
     def of(cls, settings: AccessSettings) -> Self:
@@ -78,35 +83,52 @@ class Access:
             raise Unauthenticated(text, had_token=True)
         return grant.caller
 
+    @property
+    def quotas(self) -> Mapping[str, Quota]:
+        """Of every caller, by name."""
+        return self._callers.quotas
+
+    def when_read(self, told: Callable[[Mapping[str, Quota]], None]) -> None:
+        """Have the quotas told now, and whenever the file was read again."""
+        self._told = told
+        told(self.quotas)
+
     def look(self) -> None:
         """Read the file again. If it is damaged the log says so, and what was read before stays in force."""
-        if self._path is None:
-            return
-        contents: bytes | str = b""
-        try:
-            contents = read_bytes(self._path)
-            if contents == self._contents:
-                self._refused = b""
-                return
-            callers = self._parsed(contents)
-        except ConfigError as error:
-            seen = contents or str(error)
-            if seen != self._refused:
-                logger.error("%s; what it said before stays in force", error)
-            self._refused = seen
-            return
-        self._contents, self._callers, self._refused = contents, callers, b""
-        logger.info("tokens_file: %s was read again: %d callers", self._path, len(callers.names))
+        self._take(self._fresh())
 
     async def watch(self) -> None:
         """Look again every `LOOK_SECONDS`, for ever."""
         while self.is_on:
             await asyncio.sleep(LOOK_SECONDS)
-            await asyncio.to_thread(self.look)
+            self._take(await asyncio.to_thread(self._fresh))
 
-    def _parsed(self, contents: bytes) -> Callers:
-        assert self._path is not None
-        return parse_callers(contents, self._path, time.time())
+    def _take(self, fresh: tuple[bytes, Callers] | None) -> None:
+        if fresh is None:
+            return
+        self._contents, self._callers = fresh
+        self._told(self.quotas)
+        logger.info("tokens_file: %s was read again: %d callers", self._path, len(self.quotas))
+
+    def _fresh(self) -> tuple[bytes, Callers] | None:
+        """What is in the file now; None where that is nothing new, or nothing good."""
+        if self._path is None:
+            return None
+        contents: bytes | str = b""
+        try:
+            contents = read_bytes(self._path)
+            if contents == self._contents:
+                self._refused = b""
+                return None
+            callers = parse_callers(contents, self._path, time.time())
+        except ConfigError as error:
+            seen = contents or str(error)
+            if seen != self._refused:
+                logger.error("%s; what it said before stays in force", error)
+            self._refused = seen
+            return None
+        self._refused = b""
+        return contents, callers
 
 
 def token_of(authorization: str) -> str:

@@ -28,6 +28,7 @@ from pydantic_core import ErrorDetails
 
 from mfalcon.errors import ConfigError
 from server.access.caller import Caller, Right, held
+from server.access.quota import Quota
 from server.explain import field_name
 
 MAX_FILE_BYTES: Final = 1 << 20
@@ -80,6 +81,30 @@ class _Caller(_Table):
     rights: Annotated[tuple[Right, ...], Field(min_length=1, max_length=32)]
     tokens: Annotated[tuple[_Token, ...], Field(max_length=MAX_CREDENTIALS)] = ()
     certificates: Annotated[tuple[_Certificate, ...], Field(max_length=MAX_CREDENTIALS)] = ()
+    requests_per_s: Annotated[float, Field(ge=0.001, le=1e9)] | None = None
+    request_burst: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    candidates_per_s: Annotated[float, Field(ge=0.001, le=1e12)] | None = None
+    candidate_burst: Annotated[int, Field(ge=1, le=10**12)] | None = None
+    candidates_per_day: Annotated[int, Field(ge=1, le=10**15)] | None = None
+    max_concurrent: Annotated[int, Field(ge=1, le=10**6)] | None = None
+
+    @model_validator(mode="after")
+    def _bursts_are_of_rates(self) -> Self:
+        for burst, rate in (("request_burst", "requests_per_s"), ("candidate_burst", "candidates_per_s")):
+            if getattr(self, burst) is not None and getattr(self, rate) is None:
+                raise ValueError(f"{burst}: must not be given without {rate}")
+        return self
+
+    @property
+    def quota(self) -> Quota:
+        return Quota(
+            self.requests_per_s,
+            self.request_burst,
+            self.candidates_per_s,
+            self.candidate_burst,
+            self.candidates_per_day,
+            self.max_concurrent,
+        )
 
 
 class _File(_Table):
@@ -97,11 +122,13 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """What a file of callers says. tokens: by the SHA-256 of the token. certificates: by kind and name."""
+    """What a file of callers says. tokens: by the SHA-256 of the token. certificates: by kind and name. quotas: by
+    name of the caller, for every one.
+    """
 
     tokens: Mapping[bytes, Grant]
     certificates: Mapping[tuple[str, str], Caller]
-    names: frozenset[str]
+    quotas: Mapping[str, Quota]
 
 
 def is_name(text: str) -> bool:
@@ -182,7 +209,7 @@ def _callers(file: _File, path: Path, now: float) -> Callers:
     if not certificates and all(grant.expires is not None and grant.expires <= now for grant in tokens.values()):
         what = "every token in it has expired" if tokens else "it has no token and no certificate"
         raise ConfigError(f"tokens_file: {path}: grants nothing to anybody: {what}")
-    return Callers(tokens, certificates, frozenset(names))
+    return Callers(tokens, certificates, {entry.name: entry.quota for entry in file.callers})
 
 
 def _first_twice(names: Iterable[str]) -> int | None:

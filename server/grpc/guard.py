@@ -23,8 +23,10 @@ def open_to_all(_: Context) -> None:
     """The guard of what anybody may call."""
 
 
-def guard_of(access: Access, right: Right | None) -> Guard:
-    """What lets callers with a right pass, every known one if it is None."""
+def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -> Guard:
+    """What lets callers with a right pass, every known one if it is None. is_metered: unless they are over
+    their rate.
+    """
     if not access.is_on:
         return open_to_all
 
@@ -39,6 +41,8 @@ def guard_of(access: Access, right: Right | None) -> Guard:
         arrivals.current().caller = caller.name
         if right is not None:
             caller.must(right)
+        if is_metered:
+            access.gate.check(caller.name)
 
     return check
 

@@ -32,6 +32,7 @@ from mfalcon.errors import (
     UnknownModel,
 )
 from mfalcon.types import HistoryRequest
+from server import arrivals
 from server.access.access import Access
 from server.access.caller import RIGHT_OF, Right
 from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
@@ -117,7 +118,7 @@ def create_app(
         },
     )
     app.include_router(probe_routes(handler))
-    app.include_router(ranking_routes(handler, limits))
+    app.include_router(ranking_routes(handler, limits, access))
     app.include_router(metrics_routes(scrape))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if access.is_on:
@@ -157,14 +158,14 @@ def metrics_routes(scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
     return router
 
 
-def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
+def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRouter:
     """The methods of the service."""
     refusals: dict[int | str, dict[str, Any]] = {
         status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
     }
     reader = BodyReader(limits, lambda request: handler.admit(granted(request)))
-    route_class = json_route(reader, may_call)
+    route_class = json_route(reader, caller_check(access))
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=route_class, responses=refusals)
 
     @router.post("/rank", response_model=codec.RankReply)
@@ -234,9 +235,14 @@ def ranking_routes(handler: Handler, limits: Limits) -> APIRouter:
     return router
 
 
-def may_call(verb: str, request: Request) -> None:
-    """Raise PermissionDenied for who may not."""
-    must(request, RIGHT_OF[verb])
+def caller_check(access: Access) -> Callable[[str, Request], None]:
+    """What raises PermissionDenied for who may not call an endpoint, and Overloaded for who is over his rate."""
+
+    def may_call(verb: str, request: Request) -> None:
+        must(request, RIGHT_OF[verb])
+        access.gate.check(arrivals.current().caller)
+
+    return may_call
 
 
 def seconds(timeout_ms: int | None) -> float | None:

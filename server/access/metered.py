@@ -1,0 +1,55 @@
+"""The engine, asked by callers with an account."""
+
+from mfalcon.load import Load
+from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
+from server import arrivals
+from server.access.quota import Ledger
+from server.handler import RankingEngine
+
+
+class MeteredEngine:
+    """Satisfies `server.handler.RankingEngine`: charges whoever this task answers, then asks the engine."""
+
+    def __init__(self, engine: RankingEngine, ledger: Ledger) -> None:
+        self._engine = engine
+        self._ledger = ledger
+
+    @property
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Every served model, the default one first."""
+        return self._engine.models
+
+    @property
+    def ready(self) -> bool:
+        """Warm and not closing."""
+        return self._engine.ready
+
+    @property
+    def load(self) -> Load:
+        """How busy it is."""
+        return self._engine.load
+
+    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller, len(request.candidates)):
+            return await self._engine.rank(request, deadline, model)
+
+    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller):
+            return await self._engine.append_events(user_id, append, deadline)
+
+    async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller):
+            return await self._engine.get_history(request, deadline)
+
+    async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller):
+            return await self._engine.prefill(user_id, deadline, model)
+
+    async def delete_user(self, user_id: str, deadline: float | None) -> None:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller):
+            await self._engine.delete_user(user_id, deadline)
