@@ -3,8 +3,10 @@ is lost, nothing is doubled, and whoever asks is told the truth, whatever was lo
 """
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +17,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from loadtest.faults.recording import placed
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import HistoryMismatch
+from mfalcon.history.budget import LogBudget
+from mfalcon.history.file_log import FileLog, FileLogOptions
 from mfalcon.history.history import History, Retention, no_history
 from mfalcon.history.local_log import LocalLog
 from mfalcon.history.log import EventLog
 from mfalcon.history.redis_log import RedisLog
+from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.keys import Keys
@@ -34,11 +39,14 @@ WAYS = st.sampled_from(["freely", "len", "version", "both", "wrong len", "wrong 
 
 @dataclass
 class World:
-    """Replicas of one log, and how it is rolled back. save: what Redis holds of the user; restore: put that back."""
+    """Replicas of one log, and how it is rolled back. save: what Redis holds of the user; restore: put that back.
+    restart: end the one server that a log is of, and give the log as the next one finds it.
+    """
 
     replicas: list[EventLog]
     save: Callable[[], object] | None = None
     restore: Callable[[object], None] | None = None
+    restart: Callable[[], EventLog] | None = None
     close: Callable[[], object] = lambda: None
 
 
@@ -147,6 +155,13 @@ class Promise(RuleBasedStateMachine):
         self.world.restore(content)
         self.model = Model(model.history, dict(model.written))
 
+    @precondition(lambda self: self.world.restart is not None)
+    @rule()
+    def restart(self) -> None:
+        """The log and all that it was told survive a server."""
+        assert self.world.restart is not None
+        self.world.replicas = [self.world.restart()] * NUM_REPLICAS
+
     @invariant()
     def nothing_is_doubled(self) -> None:
         """No event is there twice, whoever asked how often."""
@@ -235,7 +250,27 @@ def logs_in(server: RedisServer, runner: asyncio.Runner) -> World:
 
     server.flush()
     runner.run(make())
-    return World(list(logs), save, restore, lambda: runner.run(close()))
+    return World(list(logs), save, restore, close=lambda: runner.run(close()))
+
+
+def a_log_in_a_file(place: Path, runner: asyncio.Runner) -> World:
+    """One server's, in a directory of its own, with one server after the other."""
+    directory = Path(tempfile.mkdtemp(dir=place))
+    options = FileLogOptions(directory, "memory")
+    log: FileLog
+
+    async def start() -> None:
+        nonlocal log
+        log = FileLog(options, LogBudget(), RETENTION, StateMetrics(), LogMetrics(), lambda _: None)
+        log.start()
+
+    def restart() -> EventLog:
+        runner.run(log.close())
+        runner.run(start())
+        return log
+
+    runner.run(start())
+    return World([log] * NUM_REPLICAS, restart=restart, close=lambda: runner.run(log.close()))
 
 
 SETTINGS = settings(stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
@@ -255,6 +290,10 @@ def keeps_it(
 
 def test_the_log_in_memory_keeps_it() -> None:
     keeps_it(a_local_log)
+
+
+def test_the_log_in_a_file_keeps_it_through_restarts(tmp_path: Path) -> None:
+    keeps_it(lambda runner: a_log_in_a_file(tmp_path, runner))
 
 
 def test_the_log_in_redis_keeps_it_through_failovers(redis_server: RedisServer) -> None:
