@@ -505,7 +505,7 @@ class ServerConfig(AccessSettings, ObservabilitySettings, BaseSettings):
         if self.event_log == "auto" and self.redis_url is not None and self.log_dir is not None:
             raise ValueError("event_log: got auto, must be file or redis while both redis_url and log_dir are given")
         if self.event_log == "file" and self.log_dir is None:
-            raise ValueError("event_log: got file, must be auto, memory or redis while log_dir is not given")
+            raise ValueError("event_log: got file, must not be file while log_dir is not given")
         if self.log_dir is not None and self.log_place != "file":
             raise ValueError(f"log_dir: got {self.log_dir}, must not be given while event_log is {self.event_log}")
         if self.log_place == "file" and self.durability == "replica":

@@ -37,8 +37,8 @@ _NAMED = 10
 class FileKeeper:
     """Owns what reads and moves pages beside the writer. Lives on the event loop, works in threads beside it.
 
-    evict: deletes the log of a user who was not asked for since a time, for a reason. quarantine_s: after which damaged
-    logs that were moved away are deleted.
+    evict: deletes the log of a user who was not asked for since a time, for a reason, and says whether it did.
+    quarantine_s: after which damaged logs that were moved away are deleted.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class FileKeeper:
         budget: LogBudget,
         writer: FileWriter,
         metrics: LogMetrics,
-        evict: Callable[[bytes, int, str], Awaitable[None]],
+        evict: Callable[[bytes, int, str], Awaitable[bool]],
         quarantine_s: float,
     ) -> None:
         self._upkeep = FileUpkeep(directory)
@@ -59,6 +59,8 @@ class FileKeeper:
         self._quarantine_s = quarantine_s
         self._erase_at = float("inf")
         self._synced = 0
+        self._users = writer.totals.users
+        """As of the last look, without those that it deleted."""
         self._tasks: list[asyncio.Task[None]] = []
         metrics.budget_bytes.set(budget.max_bytes)
         self._look = self._upkeep.look(move=False, sync=False, used_before=0, most=0)
@@ -114,16 +116,19 @@ class FileKeeper:
         self._gauge()
         if self._look.may_truncate:
             self._writer.truncate()
-        await asyncio.gather(*(self._evict(user, used_before, reason) for user, _ in self._look.idle))
+        evicted = await asyncio.gather(*(self._evict(user, used_before, reason) for user, _ in self._look.idle))
+        self._users -= sum(evicted)
         expire = Expire(now - TTL_S, _MOST_EXPIRED, int(now - self._quarantine_s))
         self._writer.submit(Waiting(expire, lambda outcome: None))
 
     def _who_must_go(self, now: int) -> tuple[int, int, str]:
         """Users who were not asked for since a time, how many of them at most, and why."""
         budget, num_bytes, users = self._budget, self._look.file_bytes, self._writer.totals.users
+        came, self._users = max(0, users - self._users), users
         if bound := budget.over(num_bytes, users):
-            # Pages empty one by one, so the file is a while behind what is deleted: no more than a part at a time.
-            surplus = users - budget.max_users if bound == "users" else max(1, users // 200)
+            # Pages empty one by one, so the file is a while behind what is deleted: no more than a part at a time, and
+            # as many as came since the last look, so that it does not grow.
+            surplus = users - budget.max_users if bound == "users" else max(1, users // 200) + came
             return now + 1, min(surplus, _MOST_EVICTED), bound
         if budget.max_idle_s:
             return int(now - budget.max_idle_s), _MOST_EVICTED, "idle"

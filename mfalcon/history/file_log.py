@@ -407,22 +407,23 @@ class FileLog:
             self._metrics.refused.labels(bound).inc()
             raise budget.refusal(bound, self._keeper.file_bytes, users)
 
-    async def _evict(self, user: bytes, used_before: int, reason: str) -> None:
-        """Delete a user's log, unless the user is asked for meanwhile."""
+    async def _evict(self, user: bytes, used_before: int, reason: str) -> bool:
+        """Delete a user's log, unless the user is asked for meanwhile; whether it was deleted."""
         if user in self._live:
-            return
+            return False
         copy = self._copies.get(user)
         if copy is not None and copy.used >= used_before:
-            return
+            return False
         outcome = await self._submit(Delete(user, used_before))
         if not (isinstance(outcome, Done) and outcome.applied):
-            return
+            return False
         # What was read before is gone; whoever planned an append on it is told so by the file, and plans anew.
         self._loads.pop(user, None)
         self._copies.pop(user, None)
         self._keeper.erase_soon()
         self._metrics.evicted.labels(reason).inc()
         self._on_evicted(Deletion(user, outcome.generation))
+        return True
 
     async def _in_thread(self, work: Callable[[FileStore], T]) -> T:
         """Read from the file. Raises StorageUnavailable, and DamagedLog where its pages are damaged."""

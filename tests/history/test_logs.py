@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mfalcon.errors import HistoryMismatch, InvalidInput, Overloaded
+from mfalcon.history import file_keeper
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.chain import user_hash
 from mfalcon.history.history import History, no_history
@@ -340,6 +341,35 @@ async def test_memory_keeps_its_bytes(tmp_path: Path) -> None:
         assert {deletion.user for deletion in one.evicted} >= {user_hash("user-0"), user_hash("user-1")}
         assert len((await one.log.read(f"user-{number - 30}", 5)).history) == 65
         assert len((await one.log.read("user-0", 5)).history) == 0
+
+
+async def test_a_file_keeps_its_bytes(tmp_path: Path) -> None:
+    """As memory does, as soon as the file has been looked at."""
+    async with opened("file", tmp_path, LogBudget(max_bytes=1 << 20)) as one:
+        number = 0
+        with pytest.raises(Overloaded, match=r"log_budget_mb: .* a new user is refused, nothing was written"):
+            for number in range(10_000):
+                await one.log.append(f"user-{number}", Append(random_events(50, number)), None)
+                await asyncio.sleep(0.002)  # it is looked at twice a second
+        assert 200 < number < 2_000
+        assert one.evicted == []
+        told = await one.log.append("user-0", Append(random_events(5, number, 10**13)), None)
+        assert told.history_len == 55
+
+
+async def test_a_full_file_deletes_as_many_users_as_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users who would fill it almost three times over: it stays near its bound."""
+    monkeypatch.setattr(file_keeper, "PERIOD_S", 0.05)
+    budget = LogBudget(max_bytes=1 << 20, when_full="evict")
+    async with opened("file", tmp_path, budget) as one:
+        for number in range(1_000):
+            await one.log.append(f"user-{number}", Append(random_events(100, number)), None)
+            if number % 50 == 0:  # as fast as it is looked at, however busy the machine
+                size = one.sample("bytes")
+                await until(lambda size=size, number=number: number < 50 or one.sample("bytes") != size)
+        assert one.sample("bytes") < 1.5 * budget.max_bytes
+        assert len(one.log) + len(one.evicted) == 1_000
+        assert len((await one.log.read("user-999", 5)).history) == 100
 
 
 @pytest.mark.parametrize("kind", KINDS)

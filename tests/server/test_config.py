@@ -88,7 +88,7 @@ def test_settings_are_immutable() -> None:
         ({"chekpoint": "x"}, "chekpoint: there is no such setting; did you mean checkpoint?"),
         ({"event_log": "redis"}, "event_log: got redis, must be memory, file or auto while redis_url is not given"),
         ({"event_log": "embedded"}, "event_log: got 'embedded', must be 'auto', 'memory', 'file' or 'redis'"),
-        ({"event_log": "file"}, "event_log: got file, must be auto, memory or redis while log_dir is not given"),
+        ({"event_log": "file"}, "event_log: got file, must not be file while log_dir is not given"),
         ({"event_log": "memory", "log_dir": "d"}, "log_dir: got d, must not be given while event_log is memory"),
         (
             {"redis_url": "redis://h", "log_dir": "d"},
