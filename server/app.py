@@ -14,6 +14,8 @@ import torch
 
 from mfalcon.backends.select import device_named, free_bytes, use_device
 from mfalcon.beside import any_beside, beside
+from mfalcon.capture.capture import Capture, CaptureOptions
+from mfalcon.capture.files import FileLimits
 from mfalcon.cgroup import Cgroups
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose_all, shared
@@ -36,7 +38,7 @@ from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
 from mfalcon.rerank.language_model import LanguageModelOptions
 from mfalcon.types import ModelInfo
-from server import banner
+from server import arrivals, banner
 from server.access.access import Access
 from server.access.metered import MeteredEngine
 from server.access.quota import Ledger
@@ -45,7 +47,7 @@ from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.logs import flush_or_forget, flush_output, log_to_stderr
-from server.pseudonym import name_users
+from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
 from server.remote_replica import RemoteReplica
 from server.runtime import new_event_loop, settle
@@ -284,6 +286,7 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
     use_device(device)
     load = loader(config)
     checkpoints = [load(model.checkpoint) for model in config.served]
+    capture = capture_of(config, metrics)
     engine = compose_all(
         list(zip(checkpoints, model_options(config, device), strict=True)),
         EngineConfig(
@@ -304,6 +307,7 @@ def build_engine(config: ServerConfig, metrics: ServerMetrics) -> ServedEngine:
         metrics,
         [ensemble_options(ensemble) for ensemble in config.ensembles],
         language_model_options(config),
+        capture,
     )
     engine.wait_ready()
     for ranker in engine.catalog:
@@ -374,6 +378,22 @@ def file_options(config: ServerConfig) -> FileLogOptions | None:
         on_damage=config.damaged_log,
         quarantine_s=config.quarantine_days * 86_400,
     )
+
+
+def capture_of(config: ServerConfig, metrics: ServerMetrics) -> Capture | None:
+    """What captures a sample of the requests; None where none are. ConfigError for a directory that cannot be used."""
+    if config.capture_dir is None:
+        return None
+    options = CaptureOptions(
+        config.capture_dir,
+        user_tag,
+        config.capture_sample,
+        FileLimits(config.capture_mb << 20, config.capture_file_mb << 20, config.capture_max_age_days * 86_400),
+        scores=config.capture_scores,
+        caller=lambda: arrivals.current().caller,
+        one_life=config.log_place == "redis",
+    )
+    return Capture(options, metrics.captures)
 
 
 def log_budget(config: ServerConfig, cgroups: Cgroups = Cgroups()) -> LogBudget:  # noqa: B008 (it is frozen)

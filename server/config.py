@@ -22,6 +22,7 @@ from server.explain import refusal
 from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
 from server.settings.access import AccessSettings
+from server.settings.capture import CaptureSettings
 from server.settings.observability import ObservabilitySettings
 
 PREFIX = "MFALCON_"
@@ -100,7 +101,7 @@ class EnsembleConfig(BaseModel):
         return self
 
 
-class ServerConfig(AccessSettings, ObservabilitySettings, BaseSettings):
+class ServerConfig(AccessSettings, ObservabilitySettings, CaptureSettings, BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)

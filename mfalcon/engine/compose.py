@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from mfalcon.capture.capture import Capture
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import SLICE_S, Device
 from mfalcon.engine.engine import Engine
@@ -40,6 +41,7 @@ def compose_all(
     metrics: ServerMetrics | None = None,
     ensembles: Sequence[EnsembleOptions] = (),
     llm: LanguageModelOptions | None = None,
+    capture: Capture | None = None,
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()
@@ -47,7 +49,7 @@ def compose_all(
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
     histories = Histories(config.histories, metrics.states, metrics.counters, metrics.logs)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
-    return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles, llm)
+    return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles, llm, capture)
 
 
 def shared(options: RankerOptions, share: float) -> RankerOptions:

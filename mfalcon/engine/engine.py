@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 
+from mfalcon.capture.capture import Capture
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.ensemble import EnsembleOptions
@@ -49,14 +50,16 @@ class Engine:
         reload: ReloadOptions | None = None,
         ensembles: Sequence[EnsembleOptions] = (),
         llm: LanguageModelOptions | None = None,
+        capture: Capture | None = None,
     ) -> None:
-        """Starts the device on the models of the catalog. Raises ConfigError for ensembles that these cannot be, and
-        for a language model that cannot be asked from here.
+        """Starts the device on the models of the catalog. capture: of a sample of the requests, if they are captured.
+        Raises ConfigError for ensembles that these cannot be, and for a language model that cannot be asked from here.
         """
         self.histories = histories
         self.device = device
         self.catalog = catalog
         self.metrics = metrics
+        self._capture = capture
         self._jobs = Jobs(device, metrics, histories.options.late_events)
         self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
         self._reranking = Reranking(metrics, llm)
@@ -99,6 +102,8 @@ class Engine:
         """Begin what runs beside the requests. Raises ConfigError."""
         await self.histories.start()
         await self.ensembles.start()
+        if self._capture is not None:
+            self._capture.start()
 
     async def reach_redis(self) -> None:
         """Return once Redis has answered, at once without one. Raises ConfigError if it would evict the log."""
@@ -112,7 +117,13 @@ class Engine:
         Raises UnknownModel, Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events
         older than the log; StorageUnavailable when the log cannot be asked; for an ensemble TooFewMembers.
         """
-        return await self._pipeline.rank(request, deadline, model)
+        if self._capture is None:
+            return await self._pipeline.rank(request, deadline, model)
+        seen = self._capture.begin(user_hash(request.user_id))
+        result = await self._pipeline.rank(request, deadline, model, seen)
+        if seen is not None:
+            self._capture.offer(seen, self._info(model), request, result)
+        return result
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None = None) -> Appended:
         """Acknowledge events: when this returns they are in the log.
@@ -147,8 +158,9 @@ class Engine:
         return await self._jobs.prefill(self.catalog.get(model), user_id, deadline)
 
     async def delete_user(self, user_id: str, deadline: float | None = None) -> None:
-        """Delete the history and every state of every model; when this returns none is left here or in Redis, and no
-        work in flight can restore one. A caller that leaves does not stop it.
+        """Delete the history and every state of every model; when this returns none is left here or in Redis, what was
+        captured of his requests here is unreadable, and no work in flight can restore any of it. A caller that leaves
+        does not stop it.
 
         Raises StorageUnavailable or ShuttingDown: ask again.
         """
@@ -173,6 +185,8 @@ class Engine:
         await self.ensembles.close()
         await asyncio.to_thread(self.device.join)
         await self._reranking.close()
+        if self._capture is not None:
+            await self._capture.close()
         for ranker in self.catalog:
             await ranker.close()
         await self.histories.close()
@@ -188,6 +202,8 @@ class Engine:
             if histories.redis is not None:
                 await histories.redis.delete(Deletion(user, generation))
             await asyncio.wrap_future(deleted)
+            if self._capture is not None:
+                await self._capture.delete(user, deadline)
         except (ShuttingDown, StorageUnavailable) as error:
             raise type(error)(str(error), may_be_done=True) from error
         self.metrics.states.deleted.labels("us").inc()
@@ -199,15 +215,24 @@ class Engine:
             if deletion.generation in tombstones:
                 return
             tombstones.add(deletion.generation)
+        if deletion is not None and self._capture is not None:
+            self._capture.delete_soon(deletion.user)
         with contextlib.suppress(ShuttingDown):
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
     def _evicted(self, deletion: Deletion) -> None:
         """The log on this machine has deleted a user to keep its bounds."""
+        if self._capture is not None:
+            self._capture.delete_soon(deletion.user)
         with contextlib.suppress(ShuttingDown):
             self.device.delete(deletion.user)
         self.metrics.states.deleted.labels("bounds").inc()
+
+    def _info(self, model: str) -> ModelInfo:
+        """Of a model or an ensemble, the default model for ""."""
+        ensemble = self.ensembles.get(model)
+        return ensemble.info if ensemble is not None else self.catalog.get(model).info
 
     def _warm(self) -> Runners:
         for ranker in self.catalog:

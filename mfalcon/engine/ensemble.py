@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from opentelemetry import trace
 
+from mfalcon.capture.capture import Seen
 from mfalcon.engine.job import reply_by
 from mfalcon.engine.members import Member, RemoteMember, RemoteModel
 from mfalcon.engine.outcomes import Outcome, merged, named, of_one_history, too_few, total
@@ -145,8 +146,9 @@ class Ensemble:
         """Hang up."""
         await asyncio.gather(*(remote.close() for remote in self._remotes))
 
-    async def rank(self, request: RankRequest, deadline: float | None) -> RankResult:
+    async def rank(self, request: RankRequest, deadline: float | None, seen: Seen | None = None) -> RankResult:
         """Score a request's candidates by all members that answer within the budget. Its `rerank` is for the caller.
+        seen: is told what the members here read.
 
         Raises TooFewMembers, or what all members that did not answer have raised; InvalidInput for recent events that
         are older than the log.
@@ -156,7 +158,7 @@ class Ensemble:
         until, beside = min(accepted + self._options.budget_s, callers), object()
         outcomes = await self._ask(
             request.user_id,
-            lambda member, reading: member.rank(request, reading, until, beside),
+            lambda member, reading: member.rank(request, reading, until, beside, seen),
             accepted,
             until,
         )

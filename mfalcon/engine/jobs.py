@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from opentelemetry import trace
 
+from mfalcon.capture.capture import Seen
 from mfalcon.engine.answers import Answers
 from mfalcon.engine.device import Device
 from mfalcon.engine.job import RankJob, prefill_job
@@ -43,9 +44,10 @@ class Jobs:
         reading: Reading | None = None,
         beside: object = None,
         reserve_s: float = 0.0,
+        seen: Seen | None = None,
     ) -> RankResult:
-        """Score a request's candidates. beside, reserve_s: see `RankJob`. Raises InvalidInput for recent events older
-        than the log.
+        """Score a request's candidates. beside, reserve_s: see `RankJob`. seen: is told what the model reads. Raises
+        InvalidInput for recent events older than the log.
         """
         accepted = time.monotonic()
         with self._metrics.device.answering(ranker.name, deadline):
@@ -72,6 +74,8 @@ class Jobs:
                 reserve_s=reserve_s,
                 is_cold=request.recompute,
             )
+            if seen is not None:
+                seen.note(fetched.history, job.counted)
             try:
                 result = await self._answer(job)
             finally:

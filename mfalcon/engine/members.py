@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mfalcon.capture.capture import Seen
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.jobs import Jobs
 from mfalcon.errors import ConfigError, DeadlineExceeded, EngineFailure, MFalconError, NotReady, Overloaded
@@ -59,9 +60,11 @@ class Member(Protocol):
         """What it serves, None while that is not known."""
         ...
 
-    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
+    async def rank(
+        self, request: RankRequest, reading: Reading | None, until: float, beside: object, seen: Seen | None = None
+    ) -> RankResult:
         """Score the candidates by then (time.monotonic()). Raises MFalconError. reading: of the log, for a
-        member of this engine. beside: see `RankJob`.
+        member of this engine. beside: see `RankJob`. seen: is told what a member of this engine reads.
         """
         ...
 
@@ -86,10 +89,13 @@ class LocalMember:
         """What is served under its name now."""
         return self._catalog.get(self.model).info
 
-    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
+    async def rank(
+        self, request: RankRequest, reading: Reading | None, until: float, beside: object, seen: Seen | None = None
+    ) -> RankResult:
         """See `Member`."""
         ranker = self._catalog.get(self.model)
-        return await self._jobs.rank(ranker, narrowed(request, ranker.info), until, reading=reading, beside=beside)
+        asked = narrowed(request, ranker.info)
+        return await self._jobs.rank(ranker, asked, until, reading=reading, beside=beside, seen=seen)
 
     async def prefill(self, user_id: str, reading: Reading | None, until: float) -> CacheInfo:
         """See `Member`."""
@@ -176,7 +182,9 @@ class RemoteMember:
             _log.warning("%s is away (%s): answers go without it until it is there", self, error)
         self._watching = asyncio.create_task(self._watch())
 
-    async def rank(self, request: RankRequest, reading: Reading | None, until: float, beside: object) -> RankResult:
+    async def rank(
+        self, request: RankRequest, reading: Reading | None, until: float, beside: object, seen: Seen | None = None
+    ) -> RankResult:
         """See `Member`. It reads the log itself."""
         info = self._expected()
         self._num_calls += 1

@@ -12,6 +12,7 @@ import time
 
 from opentelemetry import trace
 
+from mfalcon.capture.capture import Seen
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.ensemble import Ensemble
 from mfalcon.engine.ensembles import Ensembles
@@ -38,20 +39,22 @@ class Pipeline:
         self._reranking = reranking
         self._metrics = metrics
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
+    async def rank(
+        self, request: RankRequest, deadline: float | None, model: str, seen: Seen | None = None
+    ) -> RankResult:
         """See `Engine.rank`."""
         accepted, ensemble = time.monotonic(), self._ensembles.get(model)
         ranker = self._likeness(ensemble, request) if ensemble is not None else self._catalog.get(model)
         wish = request.rerank if request.top_k else None
         with _tracer.start_as_current_span("rank") as span:
             if ensemble is not None:
-                result = await ensemble.rank(request, deadline)
+                result = await ensemble.rank(request, deadline, seen)
                 span.set_attributes({"mfalcon.model": ensemble.name, "mfalcon.partial_merge": result.partial_merge})
             else:
                 assert ranker is not None
                 due = reply_by(deadline, accepted)
                 reserve_s = 0.0 if wish is None else self._reranking.reserve(wish, due - accepted)
-                result = await self._jobs.rank(ranker, request, deadline, reserve_s=reserve_s)
+                result = await self._jobs.rank(ranker, request, deadline, reserve_s=reserve_s, seen=seen)
             if wish is not None and ranker is not None:
                 name = ranker.name if ensemble is None else ensemble.name
                 with self._metrics.device.answering(name, deadline):

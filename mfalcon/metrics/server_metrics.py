@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from prometheus_client import CollectorRegistry, Metric
 
 from mfalcon.metrics.callers import CallerMetrics
+from mfalcon.metrics.captures import CaptureMetrics
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.logs import LogMetrics
@@ -30,7 +31,8 @@ class Registry(CollectorRegistry):
 class ServerMetrics:
     """requests: what callers get. callers: what each of them used. stages: where its time goes. states: the
     tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this machine. counters: of
-    items. reranks: those asked for. merges: of ensembles. loop_lag: of the event loop that asks it.
+    items. reranks: those asked for. merges: of ensembles. captures: of requests. loop_lag: of the event loop that asks
+    it.
     """
 
     def __init__(self) -> None:
@@ -44,5 +46,6 @@ class ServerMetrics:
         self.counters = CounterMetrics(self.registry)
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)
+        self.captures = CaptureMetrics(self.registry)
         self.loop_lag = LoopLag(self.registry)
         count_process(self.registry)

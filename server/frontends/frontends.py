@@ -32,6 +32,7 @@ MEMORY = "/dev/shm"
 OF_THE_ENGINE = {
     *("redis_url", "redis_secret_file", "redis_former_secret_file", "require_signed_logs"),
     *("event_log", "log_dir", "append_durability", "log_key_file"),
+    *("capture_dir", "capture_sample", "capture_mb", "capture_file_mb", "capture_max_age_days", "capture_scores"),
 }
 """Settings that a front-end need not know; four of them are of secrets."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0

@@ -49,6 +49,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "admin_port": 7,
         "log_key_file": "k",
         "tokens_file": "/t",
+        "capture_dir": "c",
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional
@@ -77,6 +78,8 @@ def test_settings_are_immutable() -> None:
         ({"grpc_port": 65_536}, "grpc_port: got 65536, must be less than or equal to 65535"),
         ({"grpc_port": "x"}, "grpc_port: got 'x', must be a valid integer"),
         ({"dtype": "float8"}, "dtype: got 'float8', must be 'float32', 'bfloat16', 'float16' or 'float64'"),
+        ({"capture_sample": 1.5}, "capture_sample: got 1.5, must be less than or equal to 1"),
+        ({"capture_mb": 100}, "capture_file_mb: got 64, must be at most 50 while capture_mb is 100: two files must"),
         ({"device": "tpu"}, "device: got 'tpu', must be cpu, cuda or cuda:N"),
         ({"kv_dtype": "fp4"}, "kv_dtype: got 'fp4', must be 'auto', 'int8', 'fp8' or 'fp8-products'"),
         ({"device_budget_mb": -1}, "device_budget_mb: got -1"),
