@@ -23,6 +23,7 @@ from cachetools import LRUCache
 
 from mfalcon.clock import seconds_now
 from mfalcon.errors import (
+    ConfigError,
     DamagedLog,
     DeadlineExceeded,
     HistoryMismatch,
@@ -132,16 +133,21 @@ class FileLog:
         self._states = metrics
         self._metrics = log_metrics
         self._on_evicted = on_evicted
-        self._lock = DirectoryLock(options.directory)
-        try:
-            self._writer = FileWriter(
-                FileStore.open(options.directory, fsync=options.durability == "fsync"), log_metrics
-            )
-        except BaseException:
-            self._lock.release()
-            raise
         self._local = threading.local()
-        self._stores = [FileStore.open_to_read(options.directory) for _ in range(_READERS)]
+        self._lock = DirectoryLock(options.directory)
+        with contextlib.ExitStack() as opened:
+            opened.callback(self._lock.release)
+            writing = FileStore.open(options.directory, fsync=options.durability == "fsync")
+            opened.callback(writing.close)
+            try:
+                self._writer = FileWriter(writing, log_metrics)
+                self._keeper = FileKeeper(
+                    options.directory, budget, self._writer, log_metrics, self._evict, options.quarantine_s
+                )
+            except sqlite3.Error as error:  # the file is ours by its head, and damaged behind it
+                raise ConfigError(f"log_dir: {options.directory} cannot be used: {error}") from error
+            self._stores = [FileStore.open_to_read(options.directory) for _ in range(_READERS)]
+            opened.pop_all()
         self._unused = list(self._stores)
         self._readers = ThreadPoolExecutor(_READERS, "mfalcon-log-read", self._open_reader)
         self._copies: LRUCache[bytes, _Copy] = LRUCache(
@@ -149,9 +155,6 @@ class FileLog:
         )
         self._live: dict[bytes, _Live] = {}
         self._loads: dict[bytes, asyncio.Task[History]] = {}
-        self._keeper = FileKeeper(
-            options.directory, budget, self._writer, log_metrics, self._evict, options.quarantine_s
-        )
         self._closed = False
 
     def __len__(self) -> int:
