@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+import msgspec
 import zmq
 
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
@@ -14,6 +15,7 @@ from server import tracing
 from server.frontends import wire
 from server.frontends.link import MOST_WAITING, Link
 from server.handler import LOADING, WAITING, RankingEngine
+from server.logs import SELDOM
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,12 @@ class EngineServer:
         if name in self._unheard:
             self._unheard[name] = 0
         for message in messages:
-            self._take(name, wire.decode_question(message))
+            try:
+                question = wire.decode_question(message)
+            except (msgspec.MsgspecError, ValueError):  # the other messages that came with it are other callers'
+                logger.error("a front-end sent a message that is none of ours", extra=SELDOM)
+                continue
+            self._take(name, question)
 
     def _take(self, name: bytes, question: wire.Question) -> None:
         if isinstance(question, wire.Hello):
@@ -109,7 +116,7 @@ class EngineServer:
                     left.cancel()
             case _:
                 task = calls[question.call] = asyncio.create_task(self._answer(name, question))
-                task.add_done_callback(lambda _: calls.pop(question.call))
+                task.add_done_callback(lambda _: calls.pop(question.call, None))
 
     async def _answer(self, name: bytes, question: wire.Call) -> None:
         if not isinstance(question, wire.Scrape):

@@ -252,3 +252,17 @@ async def test_an_engine_that_ends_leaves_nobody_waiting(joined: Joined) -> None
     assert not joined.remote.ready
     with pytest.raises(ShuttingDown, match="the engine's process has ended; ask another one"):
         await joined.remote.rank(rank_request(), None)
+
+
+async def test_a_message_that_is_none_costs_no_call_that_came_with_it(
+    joined: Joined, caplog: pytest.LogCaptureFixture
+) -> None:
+    with zmq.Context[zmq.Socket[bytes]]() as context, context.socket(zmq.DEALER) as broken:
+        broken.linger = 0
+        broken.routing_id = b"0.2"
+        broken.connect(joined.endpoint)
+        rank = wire.encode(wire.Rank.of(1, rank_request("bob"), None, ""))
+        broken.send_multipart([wire.encode(wire.Hello(0)), b"\xc1", b"", rank[:-9], rank])
+        await until(lambda: [request.user_id for request in joined.engine.requests] == ["bob"])
+    assert (await joined.remote.rank(rank_request(), None)).num_scored == 77
+    assert {record.message for record in caplog.records} == {"a front-end sent a message that is none of ours"}
