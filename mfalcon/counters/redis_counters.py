@@ -15,7 +15,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from mfalcon.counters.item_numbers import ItemNumbers
-from mfalcon.counters.redis_records import CALL_S, CounterRecords, Outcome, name_of, store_names
+from mfalcon.counters.redis_records import CALL_S, CounterRecords, DamagedCounters, Outcome, name_of, store_names
 from mfalcon.counters.standing import Insertion, Standing
 from mfalcon.errors import StorageUnavailable
 from mfalcon.features.counters import LikeRule
@@ -260,9 +260,15 @@ class RedisCounters:
             self._failed.discard(user_id)
 
     async def _keep(self, work: Callable[[], Awaitable[None]]) -> None:
+        is_told = False
         while True:
             try:
                 await work()
+                is_told = False
+            except DamagedCounters as error:
+                if not is_told:
+                    _log.error("%s", error)
+                is_told = True
             except StorageUnavailable as error:
                 _log.debug("counters: %s", error)
             except Exception:  # noqa: BLE001 (the task's edge: without it the counters would stand still)

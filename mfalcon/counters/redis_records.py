@@ -6,8 +6,8 @@ counts the rest. A record moves only from the exact place that its writer knows,
 
 import os
 import re
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +36,19 @@ _NO_LIFE = bytes(8)
 """The generation of no log."""
 _MOST_SWEPT = 8
 """Steps of taking records out in one step of a sweep."""
+
+
+class DamagedCounters(StorageUnavailable):
+    """What lies in the place of counters, or of a record of them, is none."""
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Raise DamagedCounters where what Redis gave cannot be what a replica put there."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise DamagedCounters(f"what Redis has in the place of the item counters is damaged: {error}") from error
 
 
 def name_of(like: LikeRule) -> str:
@@ -124,7 +137,10 @@ class CounterRecords:
             return done
         whole = counted(history.events, like)
         fields: list[bytes] = await self._call([("HKEYS", self._record(history.user))])
-        ids = np.frombuffer(b"".join(field for field in fields if len(field) == whole["item_id"].itemsize), dtype="<i8")
+        with ours():
+            ids = np.frombuffer(
+                b"".join(each for each in fields if len(each) == whole["item_id"].itemsize), dtype="<i8"
+            )
         others = np.zeros(np.count_nonzero(~np.isin(ids, whole["item_id"])), dtype=whole.dtype)
         others["item_id"] = ids[~np.isin(ids, whole["item_id"])]
         every, end = np.concatenate([whole, others]), standing_of(history, len(history))
@@ -148,10 +164,12 @@ class CounterRecords:
             reply = await self._script(COUNT, user, before.generation, *arguments, *limits)
             match reply[0]:
                 case b"done":
-                    change = Change.unpack(int(reply[2]), reply[3])
-                    return Outcome(after, epoch=reply[1], change=change, left_out=int(reply[4]))
+                    with ours():
+                        change = Change.unpack(int(reply[2]), reply[3])
+                        return Outcome(after, epoch=reply[1], change=change, left_out=int(reply[4]))
                 case b"at":
-                    return Outcome(Standing(before.generation, int(reply[1]), reply[2]))
+                    with ours():
+                        return Outcome(Standing(before.generation, int(reply[1]), reply[2]))
                 case b"other":
                     if reply[1] == await self._generation(user):
                         return Outcome(before, is_gone=True)
@@ -199,7 +217,8 @@ class CounterRecords:
         """Epoch, version now, and changes after a version, the oldest first."""
         keys = (self._key("state"), self._key("stream"))
         epoch, latest, entries = await self._call([("EVAL", FOLLOW, 2, *keys, version, most)])
-        return epoch, int(latest), [Change.unpack(int(at.split(b"-")[0]), fields[1]) for at, fields in entries]
+        with ours():
+            return epoch, int(latest), [Change.unpack(int(at.split(b"-")[0]), fields[1]) for at, fields in entries]
 
     async def num_items(self) -> int:
         """How many items have counters."""
@@ -208,9 +227,11 @@ class CounterRecords:
     async def scan(self, cursor: int, most: int) -> tuple[int, Ids, Ids]:
         """Some items, ids [n] and numbers int64 [n, 3], from a cursor on; the next cursor, 0 at the end."""
         following, flat = await self._call([("HSCAN", self.items_key, cursor, "COUNT", most)])
-        pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
-        ids = np.frombuffer(b"".join(item for item, _ in pairs), dtype="<i8")
-        return int(following), ids, np.frombuffer(b"".join(raw for _, raw in pairs), dtype="<i8").reshape(-1, 3)
+        with ours():
+            pairs = list(flat.items()) if isinstance(flat, dict) else list(zip(flat[::2], flat[1::2], strict=True))
+            ids = np.frombuffer(b"".join(item for item, _ in pairs), dtype="<i8")
+            numbers = np.frombuffer(b"".join(raw for _, raw in pairs), dtype="<i8").reshape(len(ids), 3)
+            return int(following), ids, numbers
 
     async def _take_out(self, user: bytes, generation: bytes) -> None:
         while await self._take_some(user, generation):
@@ -264,7 +285,8 @@ async def store_names(client: RedisClient, keys: Keys) -> list[str]:
     """Of every store that there ever was. Raises StorageUnavailable."""
     key = keys.counter_names
     (members,) = await client.call("counters", key, [("SMEMBERS", key)], client.settings.write_timeout_s)
-    return sorted(member.decode() for member in members)
+    with ours():
+        return sorted(member.decode() for member in members)
 
 
 def _escaped(key: str) -> str:
