@@ -110,6 +110,8 @@ def read_parquet(path: Path) -> Iterator[History]:
             frame = pl.read_parquet(file)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise DataError(f"{file}: cannot be read: {error}") from error
+        except pl.exceptions.PanicException as error:  # no Exception: a damaged page of a file is enough
+            raise DataError(f"{file}: cannot be read: it is damaged") from error
         if missing := [name for name in ("user_id", *_FIELDS) if name not in frame.columns]:
             raise DataError(f"{file}: has no column {missing[0]!r}, its columns are {', '.join(frame.columns)}")
         for _, rows in frame.group_by("user" if "user" in frame.columns else "user_id", maintain_order=True):

@@ -35,6 +35,8 @@ def read_frame(path: Path, needed: Sequence[str], setting: str) -> pl.DataFrame:
         raise DataError(f"{path}: is empty") from error
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
+    except pl.exceptions.PanicException as error:  # no Exception: a damaged page of a file is enough
+        raise DataError(f"{path}: cannot be read as {kind[1:]}: it is damaged") from error
     for column in needed:
         if column not in frame.columns:
             raise DataError(
