@@ -7,6 +7,7 @@
 # TRITONS      versions of Triton that `make triton` holds the kernels to; each has its limits in kernels/gpu
 # SCENARIO     what `make loadtest` plays, a minute each
 # RELEASE      yes: what `make proto` writes is what later changes of the contract may not break
+# FUZZ         seconds that `make fuzz` spends on each surface
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
@@ -21,8 +22,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak image-test compose-test lock \
-  proto metrics client-wheel clean
+  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http image-test \
+  compose-test lock proto metrics client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -141,6 +142,11 @@ kubernetes-test: .venv/.installed-test ## deploy/kubernetes: rendered, validated
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6
 	$(BIN)/python -m tests.kvcache.mutations --count 100000
+
+# Surfaces one after the other; docs/security.md, "Fuzzing", says what they are and what was found.
+FUZZ ?= 60
+fuzz: .venv/.installed-fuzz ## look for inputs of any surface that end in more than a documented error, with atheris
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(FUZZ)
 
 balanced: .venv/.installed-test ## two replicas behind Envoy on one Redis: a user stays, and moves when the replica is killed
 	$(BIN)/python -m loadtest.balance.pair
