@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http image-test \
+  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz image-test \
   compose-test lock proto metrics client-wheel clean
 
 BIN := .venv/bin

@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
+from server.access.access import Access
 from server.arrivals import Arrivals
 from server.grpc.api import SERVICE, ranking_service
 from server.grpc.counted import CountedService
@@ -130,7 +131,9 @@ async def call(
     verb: str, message: bytes | None, metadata: Sequence[tuple[str, str | bytes]] = (), granted_s: float | None = None
 ) -> tuple[grpc.StatusCode, str, bytes]:
     """A gRPC call of the ranking service: status, details, and the answer if it is OK."""
-    service = CountedService(SERVICE, ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16)), _arrivals())
+    service = CountedService(
+        SERVICE, ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16), Access(None)), _arrivals()
+    )
 
     async def answered() -> tuple[grpc.StatusCode, str, bytes]:
         handler = service.service(Details(f"/{SERVICE}/{verb}", metadata))
@@ -188,7 +191,7 @@ def _http() -> tuple[CountedApp, uvicorn.Config]:
     async def no_metrics() -> bytes:
         return b""
 
-    app = CountedApp(create_app(_handler(), LIMITS, MAX_BYTES, no_metrics), _arrivals())
+    app = CountedApp(create_app(_handler(), LIMITS, MAX_BYTES, no_metrics, Access(None)), _arrivals())
     config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     return app, config
