@@ -126,6 +126,15 @@ class Front(Protocol):
         ...
 
 
+def without_credentials(config: ServerConfig) -> dict[str, object]:
+    """The settings as JSON can hold them; URLs without who may use them."""
+    settings = config.model_dump(mode="json")
+    return {
+        name: redacted(value) if isinstance(value, str) and "://" in value else value
+        for name, value in settings.items()
+    }
+
+
 class DeviceLost(EngineFailure):
     """What computes has died or hangs; the message says which. Only another process helps."""
 
@@ -145,8 +154,11 @@ class Service:
         self._ledger = Ledger(metrics.callers)
         self._access.when_read(self._ledger.know)
         self._front: Front = (
-            Frontends(config, metrics.registry) if config.frontends else Transports(config, metrics, self._access)
+            Frontends(config, metrics.registry, metrics.frontend_restarts)
+            if config.frontends
+            else Transports(config, metrics, self._access)
         )
+        metrics.build.configured(without_credentials(config))
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded

@@ -49,6 +49,8 @@ def compose_all(
     device = Device(torch_device, config.threads, config.queue_size, metrics.device, config.slice_s)
     histories = Histories(config.histories, metrics.states, metrics.counters, metrics.logs)
     rankers = [LoadedRanker(checkpoint, options, device, histories, metrics.states) for checkpoint, options in models]
+    for ranker in rankers:
+        metrics.states.serves(ranker.info)
     return Engine(histories, device, Catalog(rankers), metrics, config.reload, ensembles, llm, capture)
 
 

@@ -57,11 +57,12 @@ class Device:
         self._started = threading.Event()
         self._failure: Exception | None = None
         self._busy_since: float | None = None
+        self._num_running = 0
         self._letting_go = threading.Lock()
         self._largest_batch = _LARGEST_BATCH
         self._thread: threading.Thread | None = None
         self._metrics = metrics
-        metrics.watch(self.num_queued, lambda: self.expected_wait().seconds, self.heartbeat)
+        metrics.watch(self.num_queued, self.num_running, lambda: self.expected_wait().seconds, self.heartbeat)
 
     def start(self, prepare: Callable[[], Runners]) -> None:
         """Begin. prepare: makes the runners, by name of their model, on the device thread; jobs may queue meanwhile."""
@@ -144,6 +145,10 @@ class Device:
 
         return self.call(delete)
 
+    def num_running(self) -> int:
+        """Jobs of the step in progress. Any thread."""
+        return self._num_running
+
     def num_queued(self) -> int:
         """Jobs that wait."""
         return len(self._scheduler)
@@ -192,6 +197,7 @@ class Device:
                 began = time.monotonic()
                 self._scheduler.idle(began - ended)
                 self._busy_since = began if turn.jobs else None  # a reload measures for long
+                self._num_running = len(turn.jobs)
                 try:
                     self._do(turn, ended if began - ended < _GAP_S else began)
                 except Exception as error:  # noqa: BLE001 (the thread's edge: nobody may wait for an answer for ever)
@@ -200,7 +206,7 @@ class Device:
                     refuse(turn.jobs, EngineFailure("the device thread ended; the server's log has the cause"))
                     self.close(ShuttingDown(_LOST))  # what was only queued may be asked of another server
                     break
-                self._busy_since = None
+                self._busy_since, self._num_running = None, 0
                 ended = time.monotonic()
                 del turn  # what its jobs hold is not kept while waiting for the next
         self.workers.close()

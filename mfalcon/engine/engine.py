@@ -135,6 +135,7 @@ class Engine:
             raise ShuttingDown("the server is shutting down")
         told = await self.histories.append(user_id, append, deadline)
         if not told.was_written:
+            self.metrics.logs.appended.inc(len(append.events))
             for fate, positions in (
                 ("inserted", told.inserted),
                 ("clamped", told.clamped),

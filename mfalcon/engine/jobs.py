@@ -81,7 +81,7 @@ class Jobs:
             finally:
                 del job  # see `_answer`
             ranker.note(request.user_id)
-            ranker.count(None if request.recompute else result.cache, len(result.failed))
+            ranker.count(None if request.recompute else result.cache, result.num_scored, len(result.failed))
             if result.num_scored < len(request.candidates):
                 self._metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)

@@ -143,6 +143,8 @@ class LoadedRanker:
             self._states = ModelStates(metrics, self.name)
             metrics.pool_pages.labels(self.name).set(served.pool.accounts.num_pages)
             metrics.pool_bytes.labels(self.name).set(served.pool.num_bytes)
+            metrics.pool_free_pages.labels(self.name).set(served.pool.accounts.num_free)
+            metrics.pool_free_bytes.labels(self.name).set(served.pool.num_free_bytes)
         else:
             self.fetcher = LogReader(histories.log, longest_wait_s)
         metrics.backend.labels(
@@ -293,13 +295,14 @@ class LoadedRanker:
         self.predictor.score.settle()
         return Measured(microbatch, small, self.predictor)
 
-    def count(self, cache: CacheInfo | None, num_failed: int = 0) -> None:
+    def count(self, cache: CacheInfo | None, num_scored: int = 0, num_failed: int = 0) -> None:
         """Bring the metrics up to date after a request. cache: None of one that looked for no state."""
-        self._answered.count(num_failed)
+        self._answered.count(num_scored, num_failed)
         states, counted = self._cache, self._states
         if states is None or counted is None:
             return
         counted.host_bytes.set(states.host.num_bytes)
+        counted.host_oldest.set(states.host.oldest_s)
         counted.pool_free_pages.set(self.prefix.pool.accounts.num_free)
         counted.pool_free_bytes.set(self.prefix.pool.num_free_bytes)
         counted.host_evicted.follow(states.host.num_evicted)

@@ -126,6 +126,7 @@ class Reloader:
                 self._ensembles.check(new.info)
                 await self._on_device(lambda: self._swap(name, runner))
                 self._catalog.replace(new)
+                self._metrics.serves(new.info, instead_of=old.info)
         except BaseException:
             with contextlib.suppress(ShuttingDown):
                 await self._on_device(lambda: self._unstage(name))

@@ -1,6 +1,7 @@
 """A tier in this process: KV states by user and window under a byte budget, the least recently used out first."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Container
 from dataclasses import dataclass, field
@@ -76,6 +77,7 @@ class LruTier:
         self._budget = budget_bytes
         self._lock = threading.RLock()
         self._entries: OrderedDict[tuple[bytes, int], Entry] = OrderedDict()
+        self._used_at: dict[tuple[bytes, int], float] = {}
         self._starts: dict[bytes, set[int]] = {}
         self._on_page: dict[int, set[tuple[bytes, int]]] = {}
         """Whose small pages lie in a page."""
@@ -88,6 +90,7 @@ class LruTier:
             entry = self._entries.get((user, start))
             if entry is not None:
                 self._entries.move_to_end((user, start))
+                self._used_at[user, start] = time.monotonic()
             return entry
 
     def peek(self, user: bytes, start: int) -> StateKey | None:
@@ -128,6 +131,7 @@ class LruTier:
                 self.num_evicted += 1
                 return
             self._entries[place] = entry
+            self._used_at[place] = time.monotonic()
             self._starts.setdefault(entry.key.user, set()).add(entry.key.start)
             for page in entry.state.run.cut_pages:
                 self._on_page.setdefault(page, set()).add(place)
@@ -173,6 +177,13 @@ class LruTier:
             for earlier in [other for other in self._starts.get(user, ()) if other < start]:
                 self._drop((user, earlier))
 
+    @property
+    def oldest_s(self) -> float:
+        """Seconds since the state was used that is the next to go; 0 without states."""
+        with self._lock:
+            place = next(iter(self._entries), None)
+            return 0.0 if place is None else time.monotonic() - self._used_at[place]
+
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -183,6 +194,7 @@ class LruTier:
     def _drop(self, place: tuple[bytes, int]) -> None:
         user, start = place
         entry = self._entries.pop(place)
+        del self._used_at[place]
         self._starts[user].discard(start)
         if not self._starts[user]:
             del self._starts[user]

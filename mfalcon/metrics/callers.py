@@ -2,35 +2,18 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from mfalcon.metrics import catalog
+
 
 class CallerMetrics:
     """Of one server; the engine's process counts for all front-ends."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "mfalcon_caller_requests", "Requests of a caller that the engine was asked.", ["caller"], registry=registry
-        )
-        self._candidates = Counter(
-            "mfalcon_caller_candidates",
-            "Candidates of a caller that the engine was asked.",
-            ["caller"],
-            registry=registry,
-        )
-        self._refused = Counter(
-            "mfalcon_caller_refused",
-            "Requests of a caller that were beyond one of its limits.",
-            ["caller", "limit"],
-            registry=registry,
-        )
-        self._given_back = Counter(
-            "mfalcon_caller_given_back",
-            "Candidates that were charged to a caller and given back: the engine did not take the request.",
-            ["caller"],
-            registry=registry,
-        )
-        self._running = Gauge(
-            "mfalcon_caller_running", "Requests of a caller that have no answer yet.", ["caller"], registry=registry
-        )
+        self._requests = catalog.CALLER_REQUESTS.made(registry)
+        self._candidates = catalog.CALLER_CANDIDATES.made(registry)
+        self._refused = catalog.CALLER_REFUSED.made(registry)
+        self._given_back = catalog.CALLER_GIVEN_BACK.made(registry)
+        self._running = catalog.CALLER_RUNNING.made(registry)
         self._of: dict[str, tuple[Counter, Counter, Gauge]] = {}
         """To look a child up by its label costs more than to count in it."""
 

@@ -9,6 +9,7 @@ from mfalcon.metrics.definition import CounterDefinition, GaugeDefinition, Histo
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 REQUESTS_SECTION = Section(title="Requests")
+CALLERS_SECTION = Section(title="Callers")
 DEVICE_SECTION = Section(title="Device and event loops")
 MODELS_SECTION = Section(title="Models and reloads")
 STATES_SECTION = Section(title="KV states")
@@ -69,6 +70,13 @@ STAGE_SECONDS = HistogramDefinition(
     "had others, `features`: dense features and counters, `encode` and `score`: computing, `merge`: the mean of an "
     "ensemble's members, who count the stages before it under their own names, `rerank`: reordering the top where that "
     "was asked, `reply`: serialising.",
+)
+SCORED_CANDIDATES = CounterDefinition(
+    name="mfalcon_scored_candidates",
+    help="Candidates that were scored in answered ranks.",
+    section=REQUESTS_SECTION,
+    labels=("model",),
+    tells="It is the work that callers ask for, whatever the size of their requests.",
 )
 PARTIAL = CounterDefinition(
     name="mfalcon_partial",
@@ -133,12 +141,58 @@ MEMBERS = CounterDefinition(
     "others; `given_up`: the others were too few; `failed`.",
 )
 
+# --- Who they are, where the server knows.
+
+CALLER_REQUESTS = CounterDefinition(
+    name="mfalcon_caller_requests",
+    help="Requests of a caller that the engine was asked.",
+    section=CALLERS_SECTION,
+    labels=("caller",),
+    needs="--tokens-file",
+    tells="Callers have the names that the operator gave them.",
+)
+CALLER_CANDIDATES = CounterDefinition(
+    name="mfalcon_caller_candidates",
+    help="Candidates of a caller that the engine was asked.",
+    section=CALLERS_SECTION,
+    labels=("caller",),
+    needs="--tokens-file",
+)
+CALLER_REFUSED = CounterDefinition(
+    name="mfalcon_caller_refused",
+    help="Requests of a caller that were beyond one of its limits.",
+    section=CALLERS_SECTION,
+    labels=("caller", "limit"),
+    needs="--tokens-file",
+    tells="The caller asks for more than was agreed: give it more, or tell it.",
+)
+CALLER_GIVEN_BACK = CounterDefinition(
+    name="mfalcon_caller_given_back",
+    help="Candidates that were charged to a caller and given back: the engine did not take the request.",
+    section=CALLERS_SECTION,
+    labels=("caller",),
+    needs="--tokens-file",
+)
+CALLER_RUNNING = GaugeDefinition(
+    name="mfalcon_caller_running",
+    help="Requests of a caller that have no answer yet.",
+    section=CALLERS_SECTION,
+    labels=("caller",),
+    needs="--tokens-file",
+)
+
 # --- The device and the event loops.
 
 QUEUE_JOBS = GaugeDefinition(
     name="mfalcon_queue_jobs",
     help="Jobs that wait for the device, now.",
     section=DEVICE_SECTION,
+)
+RUNNING_JOBS = GaugeDefinition(
+    name="mfalcon_running_jobs",
+    help="Jobs of the step that the device does, now.",
+    section=DEVICE_SECTION,
+    tells="One that was interrupted after a slice waits again, and counts as that.",
 )
 QUEUE_SECONDS = GaugeDefinition(
     name="mfalcon_queue_seconds",
@@ -193,6 +247,26 @@ BACKEND = GaugeDefinition(
     section=MODELS_SECTION,
     labels=("model", "device", "dtype", "backend"),
     tells="The server says on standard error, before it is ready, why it is nothing faster.",
+)
+MODEL_INFO = GaugeDefinition(
+    name="mfalcon_model_info",
+    help="1 for the version of a model that is served.",
+    section=MODELS_SECTION,
+    labels=("model", "architecture", "version"),
+    tells="Several versions of one model at once are a rollout that goes on, or one that stopped halfway.",
+)
+BUILD_INFO = GaugeDefinition(
+    name="mfalcon_build_info",
+    help="1 for the version of mfalcon that runs, and of torch.",
+    section=MODELS_SECTION,
+    labels=("version", "torch"),
+)
+CONFIG_INFO = GaugeDefinition(
+    name="mfalcon_config_info",
+    help="1 for a hash of all settings, which tells replicas apart that are set up otherwise.",
+    section=MODELS_SECTION,
+    labels=("hash",),
+    tells="Secrets are not a part of it.",
 )
 RELOADS = CounterDefinition(
     name="mfalcon_reloads",
@@ -255,6 +329,20 @@ HOST_BYTES = GaugeDefinition(
     help="Bytes of KV states in the host tier.",
     section=STATES_SECTION,
     labels=("model",),
+)
+HOST_OLDEST = GaugeDefinition(
+    name="mfalcon_host_oldest_seconds",
+    help="Time since the state of the host tier that was not used for longest was, 0 without states.",
+    section=STATES_SECTION,
+    labels=("model",),
+    tells="It is that of the last answered request. Once the tier is full, this is how long a user may stay away and "
+    "still find a state; below the usual time between visits `--kv-budget-mb` is short.",
+)
+KV_USAGE = GaugeDefinition(
+    name="mfalcon_kv_usage_ratio",
+    help="Share of the memory for KV states of all models that is in use, by requests or by cached states.",
+    section=STATES_SECTION,
+    tells="Near 1 is usual: cached states stay until a request needs their memory.",
 )
 HOST_EVICTED = CounterDefinition(
     name="mfalcon_host_evicted",
@@ -394,6 +482,11 @@ REDIS_BREAKER_OPENED = CounterDefinition(
 
 # --- Event logs of every kind.
 
+APPENDED_EVENTS = CounterDefinition(
+    name="mfalcon_appended_events",
+    help="Events that were acknowledged, without those that a repeated append brought again.",
+    section=LOG_SECTION,
+)
 LATE_EVENTS = CounterDefinition(
     name="mfalcon_late_events",
     help="Acknowledged events that came late, by what became of them.",
@@ -732,6 +825,15 @@ PYTHON_INFO = GaugeDefinition(
     help="Python platform information",
     section=PROCESS_SECTION,
     labels=("implementation", "major", "minor", "patchlevel", "version"),
+)
+
+FRONTEND_RESTARTS = CounterDefinition(
+    name="mfalcon_frontend_restarts",
+    help="Times that a front-end ended and was started again.",
+    section=PROCESS_SECTION,
+    labels=("frontend",),
+    needs="--frontends",
+    tells="The log says how each ended.",
 )
 
 METRICS: Final[tuple[Metric, ...]] = tuple(

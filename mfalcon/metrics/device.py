@@ -20,6 +20,7 @@ class DeviceMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
         self._queue_jobs = catalog.QUEUE_JOBS.made(r)
+        self._running_jobs = catalog.RUNNING_JOBS.made(r)
         self._queue_seconds = catalog.QUEUE_SECONDS.made(r)
         self._heartbeat = catalog.DEVICE_HEARTBEAT.made(r)
         self._unanswered = catalog.UNANSWERED.made(r)
@@ -33,11 +34,13 @@ class DeviceMetrics:
     def watch(
         self,
         num_queued: Callable[[], float],
+        num_running: Callable[[], float],
         queue_seconds: Callable[[], float],
         heartbeat: Callable[[], float],
     ) -> None:
         """Ask these whenever somebody looks. Any thread may be asked."""
         self._queue_jobs.set_function(num_queued)
+        self._running_jobs.set_function(num_running)
         self._queue_seconds.set_function(queue_seconds)
         self._heartbeat.set_function(heartbeat)
 

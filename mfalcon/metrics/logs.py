@@ -17,6 +17,7 @@ class LogMetrics:
         self.oldest = catalog.LOG_OLDEST.made(r)
         self.evicted = catalog.LOG_EVICTED.made(r)
         self.refused = catalog.LOG_REFUSED.made(r)
+        self.appended = catalog.APPENDED_EVENTS.made(r)
         self.late = catalog.LATE_EVENTS.made(r)
         self.commit_seconds = catalog.LOG_COMMIT_SECONDS.made(r)
         self.commit_changes = catalog.LOG_COMMIT_CHANGES.made(r)

@@ -25,12 +25,15 @@ class ModelAnswers:
 
     def __init__(self, metrics: StateMetrics, model: str) -> None:
         self._failed = metrics.failed.labels(model)
+        self._scored = metrics.scored.labels(model)
         # A series that begins with its first failure has no increase yet that an alert could see.
         for result in ("swapped", "failed"):
             metrics.reloads.labels(model, result)
 
-    def count(self, num_failed: int) -> None:
-        """A request has been answered, but for so many of its candidates."""
+    def count(self, num_scored: int, num_failed: int) -> None:
+        """A request has been answered: so many of its candidates were scored, and so many of those in vain."""
+        if num_scored:
+            self._scored.inc(num_scored)
         if num_failed:
             self._failed.inc(num_failed)
 
@@ -39,6 +42,7 @@ class ModelStates:
     """The states of one model, from one checkpoint to the next."""
 
     def __init__(self, metrics: StateMetrics, model: str) -> None:
+        self.host_oldest = metrics.host_oldest.labels(model)
         self.host_bytes = metrics.host_bytes.labels(model)
         self.device_bytes = metrics.device_bytes.labels(model)
         self.pool_free_pages = metrics.pool_free_pages.labels(model)

@@ -135,14 +135,27 @@ RATES = Row(
             tells="Empty while all is well. 4xx and INVALID_ARGUMENT are the callers'.",
         ),
         Panel(
-            title="Refused, late, abandoned, partial",
+            title="Refused, late, abandoned",
             unit="reqps",
             stacked=True,
+            queries=(Query("sum by (reason) (rate(mfalcon_unanswered_total{@model}[@rate]))", "{{reason}}"),),
+            tells="Ranks and prefills that the engine did not answer.",
+        ),
+        Panel(
+            title="Candidates scored",
+            unit="short",
+            stacked=True,
             queries=(
-                Query("sum by (reason) (rate(mfalcon_unanswered_total{@model}[@rate]))", "{{reason}}"),
-                Query("sum(rate(mfalcon_partial_total{@model}[@rate]))", "partial"),
+                Query("sum by (model) (rate(mfalcon_scored_candidates_total{@model}[@rate]))", "{{model}} a second"),
             ),
-            tells="Of ranks and prefills, by the engine.",
+        ),
+        Panel(
+            title="Partial answers, other replicas' users",
+            unit="reqps",
+            queries=(
+                Query("sum by (model) (rate(mfalcon_partial_total{@model}[@rate]))", "partial {{model}}"),
+                Query('sum(rate(mfalcon_affinity_mismatch_total{@all,key="wrong"}[@rate]))', "wrong affinity key"),
+            ),
         ),
     ),
 )
@@ -253,12 +266,12 @@ STATES = Row(
             ),
         ),
         Panel(
-            title="Pages in use",
-            unit="percentunit",
+            title="How long a state stays unused",
+            unit="s",
             queries=(
-                Query("1 - mfalcon_pool_free_pages{@model} / mfalcon_pool_pages{@model}", "{{instance}} {{model}}"),
+                Query("max by (instance, model) (mfalcon_host_oldest_seconds{@model})", "{{instance}} {{model}}"),
             ),
-            tells="Nearly all is usual: cached states give way to requests.",
+            tells="Of the state that would go next. Users who stay away for longer than that are encoded anew.",
         ),
         Panel(
             title="States evicted",
@@ -298,10 +311,12 @@ HISTORIES = Row(
             queries=_quantiles("mfalcon_request_seconds", "", '@all,verb="append_events"', "", (0.5, 0.99)),
         ),
         Panel(
-            title="Late events",
+            title="Events appended, and those that were late",
             unit="short",
-            stacked=True,
-            queries=(Query("sum by (fate) (rate(mfalcon_late_events_total{@all}[@rate]))", "{{fate}} a second"),),
+            queries=(
+                Query("sum(rate(mfalcon_appended_events_total{@all}[@rate]))", "appended a second"),
+                Query("sum by (fate) (rate(mfalcon_late_events_total{@all}[@rate]))", "{{fate}} a second"),
+            ),
         ),
         Panel(
             title="Log on this machine",
@@ -369,6 +384,21 @@ MODELS = Row(
     title="Models and reloads",
     panels=(
         Panel(
+            title="Versions served",
+            unit="short",
+            queries=(Query("count by (model, version) (mfalcon_model_info{@model})", "{{model}} {{version}}"),),
+            tells="Replicas by the checkpoint that they serve. Two of one model are a rollout.",
+        ),
+        Panel(
+            title="Builds and settings",
+            unit="short",
+            queries=(
+                Query("count by (version, torch) (mfalcon_build_info{@all})", "mfalcon {{version}}, torch {{torch}}"),
+                Query("count by (hash) (mfalcon_config_info{@all})", "settings {{hash}}"),
+            ),
+            tells="Replicas by what runs there, and by a hash of how it is set up.",
+        ),
+        Panel(
             title="What computes",
             unit="short",
             queries=(
@@ -426,7 +456,10 @@ PROCESSES = Row(
         Panel(
             title="Starts",
             unit="short",
-            queries=(Query("changes(process_start_time_seconds{@all}[1h])", "{{instance}} {{frontend}}"),),
+            queries=(
+                Query("changes(process_start_time_seconds{@all}[1h])", "{{instance}}"),
+                Query("increase(mfalcon_frontend_restarts_total{@all}[1h])", "{{instance}} front-end {{frontend}}"),
+            ),
             tells="Of each process in an hour, beside the first.",
         ),
         Panel(

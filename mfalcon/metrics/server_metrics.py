@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric
 
+from mfalcon.metrics import catalog
+from mfalcon.metrics.build_info import BuildInfo
 from mfalcon.metrics.callers import CallerMetrics
 from mfalcon.metrics.captures import CaptureMetrics
 from mfalcon.metrics.counters import CounterMetrics
@@ -31,8 +33,8 @@ class Registry(CollectorRegistry):
 class ServerMetrics:
     """requests: what callers get. callers: what each of them used. stages: where its time goes. states: the
     tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this machine. counters: of
-    items. reranks: those asked for. merges: of ensembles. captures: of requests. loop_lag: of the event loop that asks
-    it.
+    items. reranks: those asked for. merges: of ensembles. captures: of requests. frontend_restarts, build: of the
+    server's processes. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -47,5 +49,7 @@ class ServerMetrics:
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)
         self.captures = CaptureMetrics(self.registry)
+        self.frontend_restarts = catalog.FRONTEND_RESTARTS.made(self.registry)
+        self.build = BuildInfo(self.registry)
         self.loop_lag = LoopLag(self.registry)
         count_process(self.registry)

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from mfalcon.metrics import catalog
+from mfalcon.types import ModelInfo
 
 
 class StateMetrics:
@@ -15,6 +16,8 @@ class StateMetrics:
         self.tokens = catalog.STATE_TOKENS.made(r)
         self.failed = catalog.FAILED_CANDIDATES.made(r)
         self.decisions = catalog.STATE_DECISIONS.made(r)
+        self.scored = catalog.SCORED_CANDIDATES.made(r)
+        self.model_info = catalog.MODEL_INFO.made(r)
         self.backend = catalog.BACKEND.made(r)
         self.pool_pages = catalog.POOL_PAGES.made(r)
         self.pool_free_pages = catalog.POOL_FREE_PAGES.made(r)
@@ -22,6 +25,9 @@ class StateMetrics:
         self.pool_free_bytes = catalog.POOL_FREE_BYTES.made(r)
         self.no_room = catalog.FETCHES_WITHOUT_ROOM.made(r)
         self.host_bytes = catalog.HOST_BYTES.made(r)
+        self.host_oldest = catalog.HOST_OLDEST.made(r)
+        self.kv_usage = catalog.KV_USAGE.made(r)
+        self.kv_usage.set_function(self._used_share)
         self.host_evicted = catalog.HOST_EVICTED.made(r)
         self.device_bytes = catalog.DEVICE_BYTES.made(r)
         self.device_evicted = catalog.DEVICE_EVICTED.made(r)
@@ -47,3 +53,16 @@ class StateMetrics:
         self.log_not_durable = catalog.LOG_NOT_DURABLE.made(r)
         self.reloads = catalog.RELOADS.made(r)
         self.deleted = catalog.DELETED_USERS.made(r)
+
+    def serves(self, info: ModelInfo, instead_of: ModelInfo | None = None) -> None:
+        """A version of a model is served from now on."""
+        if instead_of is not None:
+            self.model_info.remove(instead_of.name, instead_of.architecture, instead_of.version)
+        self.model_info.labels(info.name, info.architecture, info.version).set(1)
+
+    def _used_share(self) -> float:
+        total, free = (
+            sum(sample.value for family in gauge.collect() for sample in family.samples)
+            for gauge in (self.pool_bytes, self.pool_free_bytes)
+        )
+        return 1 - free / total if total else 0.0

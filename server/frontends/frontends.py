@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import msgspec
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 
 from mfalcon.errors import ConfigError
 from mfalcon.pseudonym import OURS
@@ -46,10 +46,13 @@ END_SECONDS = 5.0
 class Frontends:
     """Does what `Transports` does, in `config.frontends` processes of their own. Lives on one event loop."""
 
-    def __init__(self, config: ServerConfig, registry: CollectorRegistry) -> None:
-        """registry: of this process; /metrics of any front-end shows it with what all of them count."""
+    def __init__(self, config: ServerConfig, registry: CollectorRegistry, restarts: Counter) -> None:
+        """registry: of this process; /metrics of any front-end shows it with what all of them count. restarts: counts
+        those of front-ends, by number.
+        """
         self._config = config
         self._registry = registry
+        self._restarts = restarts
         self._held = ExitStack()
         self._server: EngineServer | None = None
         self._processes: dict[int, Process] = {}
@@ -144,6 +147,7 @@ class Frontends:
             if self._stopping.is_set() or not self._listening[number].is_set():
                 return
             pause = SHORTEST_PAUSE_S if time.monotonic() - began > LONGEST_PAUSE_S else min(2 * pause, LONGEST_PAUSE_S)
+            self._restarts.labels(number).inc()
             logger.error("front-end %d %s; it is started again in %g s", number, how, pause)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
+from mfalcon.errors import Overloaded
 from mfalcon.history.history import Retention
 from mfalcon.history.log import EventLog
 from mfalcon.history.tombstones import Tombstones
@@ -126,6 +127,9 @@ async def test_what_cannot_be_decoded_is_a_miss_that_is_counted_and_logged_once(
         free = broken.pool.accounts.num_free
         assert (await broken.open()).fetched is None
         assert broken.pool.accounts.num_free == free  # what was begun holds nothing; pytest keeps a record's frames
+        monkeypatch.setattr(BrokenLayout, "error", Overloaded)
+        assert (await broken.open()).fetched is None
+        assert broken.metrics.registry.get_sample_value("mfalcon_fetches_without_room_total") == 1
         monkeypatch.setattr(BrokenLayout, "error", ValueError)
         assert (await broken.open()).fetched is None
     assert len(logged(caplog)) == 2 and "ValueError" in logged(caplog)[1]

@@ -15,10 +15,11 @@ import httpx
 import psutil
 import pytest
 from grpc_health.v1 import health_pb2
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.errors import ConfigError
+from mfalcon.metrics.catalog import FRONTEND_RESTARTS
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.app import Service
 from server.config import load_config
@@ -39,17 +40,19 @@ class Fronted:
     engine: FakeEngine
     frontends: Frontends
     addresses: Addresses
+    restarts: Counter
 
 
 @asynccontextmanager
 async def fronted(number: int, **settings: object) -> AsyncIterator[Fronted]:
     """A fake engine behind so many front-ends."""
     config = load_config(None, FREE_PORTS | {"frontends": number, "drain_seconds": 1} | settings)
-    frontends = Frontends(config, CollectorRegistry())
+    restarts = FRONTEND_RESTARTS.made(CollectorRegistry())
+    frontends = Frontends(config, CollectorRegistry(), restarts)
     engine = FakeEngine()
     addresses = await frontends.listen()
     await frontends.serve(engine)
-    yield Fronted(engine, frontends, addresses)
+    yield Fronted(engine, frontends, addresses, restarts)
     await frontends.stop()
 
 
@@ -130,6 +133,7 @@ async def test_a_front_end_that_is_killed_loses_its_own_calls_and_is_started_aga
         async with asyncio.timeout(60):
             while len(running.frontends.pids) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        assert sum(sample.value for one in running.restarts.collect() for sample in one.samples[::2]) == 1
         assert other in running.frontends.pids.values() and victim not in running.frontends.pids.values()
         os.kill(other, signal.SIGSTOP)  # now the new one alone can answer
         try:
