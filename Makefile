@@ -182,7 +182,7 @@ UV_COMPILE = build/lock/bin/uv pip compile --quiet --upgrade --generate-hashes -
 lock: .venv/bin/python ## write again which packages the images hold, with their hashes (deploy/image)
 	test -x build/lock/bin/uv || { $(BIN)/python -m venv build/lock && build/lock/bin/pip install --quiet uv; }
 	echo '$(TORCH)+cpu' >build/lock/cpu.txt
-	$(UV_COMPILE) pyproject.toml --extra trace --extra llm --constraint build/lock/cpu.txt --no-emit-package torch \
+	$(UV_COMPILE) pyproject.toml --extra trace --extra llm --extra jwt --constraint build/lock/cpu.txt --no-emit-package torch \
 	  $(if $(TORCH_INDEX),--index-strategy unsafe-best-match --extra-index-url $(TORCH_INDEX)) \
 	  -o deploy/image/requirements.txt
 	echo '$(TORCH)' >build/lock/cuda.in

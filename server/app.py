@@ -150,7 +150,7 @@ class Service:
         metrics = metrics or ServerMetrics()
         self._engine: ServedEngine | None = None
         self._config = config
-        self._access = Access.of(config)
+        self._access = Access(config)
         self._ledger = Ledger(metrics.callers)
         self._access.when_read(self._ledger.know)
         self._front: Front = (

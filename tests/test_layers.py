@@ -147,6 +147,7 @@ FREE_OF_TORCH = (
 OPTIONAL = (
     "gevent",
     "httpx",
+    "jwt",
     "locust",
     "matplotlib",
     "opentelemetry",
@@ -167,6 +168,7 @@ NEEDS_OPTIONAL = (
     "loadtest.load.process_metrics",
     "loadtest.scale",
     "mfalcon.backends.triton",
+    "server.access.json_web_tokens",
     "mfalcon.train.boosted_trees",
     "mfalcon.train.frames",
     "mfalcon.train.table",

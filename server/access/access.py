@@ -1,25 +1,27 @@
 """The door of both transports: credentials in, a caller out.
 
-A server without a file of callers looks at nothing: everybody may do everything, and a request pays nothing for it.
+A server without a file of callers or of keys looks at nothing: everybody may do everything, and a request pays nothing
+for it.
 """
 
 import asyncio
 import hmac
-import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from hashlib import sha256
-from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from mfalcon.errors import ConfigError, Unauthenticated
 from server.access.caller import ANYBODY, Caller
-from server.access.callers_file import Callers, moment, parse_callers, read_bytes
+from server.access.callers_file import NOBODY, Callers, moment, parse_callers
 from server.access.gate import Gate
 from server.access.quota import Quota
+from server.access.watched import Watched
 from server.settings.access import AccessSettings
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from server.access.json_web_tokens import JwtVerifier, Keys
 
 MAX_TOKEN_CHARS: Final = 8_192
 """A token of ours has 47, a JWT a few hundred to some thousands."""
@@ -27,35 +29,29 @@ LOOK_SECONDS: Final = 2.0
 """Time between two looks at the files."""
 _NEEDED: Final = "must be 'Bearer TOKEN'"
 
-Names = tuple[tuple[str, str], ...]
-"""Names in a client's certificate that was verified: (kind, name) with the kinds uri, dns and cn."""
+Names: TypeAlias = tuple[str, ...]
+"""Names in a client's certificate that was verified: uri:..., dns:... and cn:..., in this order."""
 
 
 class Access:
     """Who may ask. Lives on one event loop. gate: what it knows of callers who are over a limit."""
 
-    def __init__(self, callers_file: Path | None) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         """Raises ConfigError for a file that cannot be used."""
-        self._path = callers_file
-        self._callers = Callers({}, {}, {})
-        self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
         self.gate = Gate()
-        self._contents = b""
-        self._refused: bytes | str = b""
-        """The contents, or why there were none, that were refused last: it is said once."""
-        if callers_file is not None:
-            self._contents = read_bytes(callers_file)
-            self._callers = parse_callers(self._contents, callers_file, time.time())
-
-    @classmethod
-    def of(cls, settings: AccessSettings) -> Self:
-        """As the settings say. Raises ConfigError."""
-        return cls(settings.tokens_file)
+        self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
+        self._file: Watched[Callers] | None = None
+        self._jwt: JwtVerifier | None = None
+        self._keys: Watched[Keys] | None = None
+        if settings.tokens_file is not None:
+            self._file = Watched("tokens_file", settings.tokens_file, lambda raw: parse_callers(raw, time.time()))
+        if settings.jwks_file is not None:
+            self._jwt, self._keys = _jwt_parts(settings)
 
     @property
     def is_on(self) -> bool:
         """Whether credentials are looked at."""
-        return self._path is not None
+        return self._file is not None or self._keys is not None
 
     def caller(self, authorization: str | None, certificate: Names = ()) -> Caller:
         """Who asks. authorization: the header or metadata of that name, None without one; it decides where there is
@@ -63,20 +59,23 @@ class Access:
         """
         if not self.is_on:
             return ANYBODY
+        callers = NOBODY if self._file is None else self._file.value
         if authorization is not None:
-            return self._of_token(token_of(authorization))
+            return self._of_token(token_of(authorization), callers)
         for name in certificate:
-            caller = self._callers.certificates.get(name)
+            caller = callers.certificates.get(name)
             if caller is not None:
                 return caller
         if certificate:
             raise Unauthenticated(f"authorization: got none, {_NEEDED}: the client's certificate is no caller's")
         raise Unauthenticated(f"authorization: got none, {_NEEDED}")
 
-    def _of_token(self, token: str) -> Caller:
+    def _of_token(self, token: str, callers: Callers) -> Caller:
         digest = sha256(token.encode()).digest()
-        grant = self._callers.tokens.get(digest)
+        grant = callers.tokens.get(digest)
         if grant is None or not hmac.compare_digest(grant.digest, digest):
+            if self._jwt is not None and self._keys is not None and token.count(".") == 2:
+                return self._jwt.caller(token, self._keys.value, callers.subjects, time.time())
             raise Unauthenticated("authorization: the token is not valid", had_token=True)
         if grant.expires is not None and grant.expires <= time.time():
             text = f"authorization: the token of caller {grant.caller.name} has expired at {moment(grant.expires)}"
@@ -85,8 +84,8 @@ class Access:
 
     @property
     def quotas(self) -> Mapping[str, Quota]:
-        """Of every caller, by name."""
-        return self._callers.quotas
+        """Of every caller of the file, by name."""
+        return {} if self._file is None else self._file.value.quotas
 
     def when_read(self, told: Callable[[Mapping[str, Quota]], None]) -> None:
         """Have the quotas told now, and whenever the file was read again."""
@@ -94,41 +93,46 @@ class Access:
         told(self.quotas)
 
     def look(self) -> None:
-        """Read the file again. If it is damaged the log says so, and what was read before stays in force."""
-        self._take(self._fresh())
+        """Read the files again. If one is damaged the log says so, and what was read before stays in force."""
+        for take in self._fresh():
+            take()
 
     async def watch(self) -> None:
         """Look again every `LOOK_SECONDS`, for ever."""
         while self.is_on:
             await asyncio.sleep(LOOK_SECONDS)
-            self._take(await asyncio.to_thread(self._fresh))
+            for take in await asyncio.to_thread(self._fresh):
+                take()
 
-    def _take(self, fresh: tuple[bytes, Callers] | None) -> None:
-        if fresh is None:
-            return
-        self._contents, self._callers = fresh
+    def _fresh(self) -> list[Callable[[], None]]:
+        """What has changed, to be taken on the event loop."""
+        changes: list[Callable[[], None]] = []
+        if self._file is not None and (callers := self._file.fresh()) is not None:
+            changes.append(partial(self._file.take, callers))
+        if self._keys is not None and (keys := self._keys.fresh()) is not None:
+            changes.append(partial(self._keys.take, keys))
+        return [*changes, self._changed] if changes else []
+
+    def _changed(self) -> None:
+        if self._jwt is not None:
+            self._jwt.forget()
         self._told(self.quotas)
-        logger.info("tokens_file: %s was read again: %d callers", self._path, len(self.quotas))
 
-    def _fresh(self) -> tuple[bytes, Callers] | None:
-        """What is in the file now; None where that is nothing new, or nothing good."""
-        if self._path is None:
-            return None
-        contents: bytes | str = b""
-        try:
-            contents = read_bytes(self._path)
-            if contents == self._contents:
-                self._refused = b""
-                return None
-            callers = parse_callers(contents, self._path, time.time())
-        except ConfigError as error:
-            seen = contents or str(error)
-            if seen != self._refused:
-                logger.error("%s; what it said before stays in force", error)
-            self._refused = seen
-            return None
-        self._refused = b""
-        return contents, callers
+
+def _jwt_parts(settings: AccessSettings) -> "tuple[JwtVerifier, Watched[Keys]]":
+    try:
+        from server.access.json_web_tokens import JwtOptions, JwtVerifier, parse_keys  # noqa: PLC0415 (the extra: jwt)
+    except ImportError as error:
+        raise ConfigError("jwks_file: needs the extra: pip install -e '.[jwt]'") from error
+    assert settings.jwks_file is not None and settings.jwt_issuer is not None and settings.jwt_audience is not None
+    options = JwtOptions(
+        settings.jwt_issuer,
+        settings.jwt_audience,
+        settings.jwt_rights_claim,
+        settings.rights_of_claims,
+        settings.jwt_leeway_s,
+    )
+    return JwtVerifier(options), Watched("jwks_file", settings.jwks_file, parse_keys)
 
 
 def token_of(authorization: str) -> str:

@@ -40,12 +40,11 @@ def held(rights: frozenset[Right]) -> frozenset[Right]:
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. name: one of the file of callers, or "jwt", so that there are few; it is fit for logs and labels.
-    rights: all that he holds. detail: who it is among those of that name, "" where there is nobody else.
+    rights: all that he holds.
     """
 
     name: str
     rights: frozenset[Right]
-    detail: str = ""
 
     def must(self, right: Right) -> None:
         """Raise PermissionDenied unless the caller has this right."""

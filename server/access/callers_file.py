@@ -20,7 +20,6 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Final, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,7 +30,6 @@ from server.access.caller import Caller, Right, held
 from server.access.quota import Quota
 from server.explain import field_name
 
-MAX_FILE_BYTES: Final = 1 << 20
 MAX_CALLERS: Final = 1_000
 MAX_CREDENTIALS: Final = 100
 """Of one caller and kind."""
@@ -71,9 +69,12 @@ class _Certificate(_Table):
         return self
 
     @property
-    def name(self) -> tuple[str, str]:
+    def name(self) -> str:
         kind = next(iter(self.model_fields_set))
-        return kind, str(getattr(self, kind))
+        return f"{kind}:{getattr(self, kind)}"
+
+
+_Subject = Annotated[str, Field(min_length=1, max_length=1_024)]
 
 
 class _Caller(_Table):
@@ -81,6 +82,7 @@ class _Caller(_Table):
     rights: Annotated[tuple[Right, ...], Field(min_length=1, max_length=32)]
     tokens: Annotated[tuple[_Token, ...], Field(max_length=MAX_CREDENTIALS)] = ()
     certificates: Annotated[tuple[_Certificate, ...], Field(max_length=MAX_CREDENTIALS)] = ()
+    subjects: Annotated[tuple[_Subject, ...], Field(max_length=MAX_CREDENTIALS)] = ()
     requests_per_s: Annotated[float, Field(ge=0.001, le=1e9)] | None = None
     request_burst: Annotated[int, Field(ge=1, le=10**9)] | None = None
     candidates_per_s: Annotated[float, Field(ge=0.001, le=1e12)] | None = None
@@ -122,13 +124,18 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Callers:
-    """What a file of callers says. tokens: by the SHA-256 of the token. certificates: by kind and name. quotas: by
+    """What a file of callers says. tokens: by the SHA-256 of the token. certificates: by kind and name.
+    subjects: by the subject of a JSON Web Token. quotas: by
     name of the caller, for every one.
     """
 
     tokens: Mapping[bytes, Grant]
-    certificates: Mapping[tuple[str, str], Caller]
+    certificates: Mapping[str, Caller]
+    subjects: Mapping[str, Caller]
     quotas: Mapping[str, Quota]
+
+
+NOBODY: Final = Callers({}, {}, {}, {})
 
 
 def is_name(text: str) -> bool:
@@ -136,38 +143,24 @@ def is_name(text: str) -> bool:
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
-def read_bytes(path: Path) -> bytes:
-    """What is in the file. ConfigError if it cannot be read or is too large."""
-    try:
-        with path.open("rb") as file:
-            contents = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"tokens_file: {path}: cannot be read: {error.strerror}") from None
-    if len(contents) > MAX_FILE_BYTES:
-        raise ConfigError(f"tokens_file: {path}: got more, must be at most {MAX_FILE_BYTES} bytes")
-    return contents
-
-
-def parse_callers(contents: bytes, path: Path, now: float) -> Callers:
-    """What the contents of a file say. ConfigError names the file, the place and what must be there, and quotes no
-    value: somebody may have written the token itself in the place of its hash. now: seconds since 1970.
+def parse_callers(contents: bytes, now: float) -> Callers:
+    """What the contents of a file say. ConfigError names the place and what must be there, and quotes no value:
+    somebody may have written the token itself in the place of its hash. now: seconds since 1970.
     """
     try:
         tables = tomllib.loads(contents.decode())
     except UnicodeDecodeError as error:
-        raise ConfigError(f"tokens_file: {path}: byte {error.start}: must be UTF-8") from None
+        raise ConfigError(f"byte {error.start}: must be UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at ([^()]*)\)$", str(error))
-        raise ConfigError(f"tokens_file: {path}: {place[1] if place else 'its text'}: must be TOML") from None
+        raise ConfigError(f"{place[1] if place else 'its text'}: must be TOML") from None
     except RecursionError:
-        raise ConfigError(f"tokens_file: {path}: must be TOML of few levels") from None
+        raise ConfigError("must be TOML of few levels") from None
     try:
         file = _File.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError(
-            f"tokens_file: {path}: {_complaint(error.errors(include_url=False, include_input=False)[0])}"
-        ) from None
-    return _callers(file, path, now)
+        raise ConfigError(f"{_complaint(error.errors(include_url=False, include_input=False)[0])}") from None
+    return _callers(file, now)
 
 
 def _complaint(details: ErrorDetails) -> str:
@@ -184,32 +177,37 @@ def _complaint(details: ErrorDetails) -> str:
     return f"{where}: must be {must}"
 
 
-def _callers(file: _File, path: Path, now: float) -> Callers:
+def _callers(file: _File, now: float) -> Callers:
     tokens: dict[bytes, Grant] = {}
-    certificates: dict[tuple[str, str], Caller] = {}
+    certificates: dict[str, Caller] = {}
+    subjects: dict[str, Caller] = {}
     names = [entry.name for entry in file.callers]
     if (twice := _first_twice(names)) is not None:
-        raise ConfigError(
-            f"tokens_file: {path}: callers[{twice}].name: got {names[twice]!r} again, must be a name that is given once"
-        )
+        raise ConfigError(f"callers[{twice}].name: got {names[twice]!r} again, must be a name that is given once")
     for number, entry in enumerate(file.callers):
         caller = Caller(entry.name, held(frozenset(entry.rights)))
         for at, token in enumerate(entry.tokens):
             digest = bytes.fromhex(token.sha256)
             if digest in tokens:
-                raise ConfigError(
-                    f"tokens_file: {path}: callers[{number}].tokens[{at}].sha256: must be a hash that is given once"
-                )
+                raise ConfigError(f"callers[{number}].tokens[{at}].sha256: must be a hash that is given once")
             tokens[digest] = Grant(digest, caller, None if token.expires is None else token.expires.timestamp())
         for at, certificate in enumerate(entry.certificates):
             if certificate.name in certificates:
                 where = f"callers[{number}].certificates[{at}]"
-                raise ConfigError(f"tokens_file: {path}: {where}: must be a name of a certificate that is given once")
+                raise ConfigError(f"{where}: must be a name of a certificate that is given once")
             certificates[certificate.name] = caller
-    if not certificates and all(grant.expires is not None and grant.expires <= now for grant in tokens.values()):
-        what = "every token in it has expired" if tokens else "it has no token and no certificate"
-        raise ConfigError(f"tokens_file: {path}: grants nothing to anybody: {what}")
-    return Callers(tokens, certificates, {entry.name: entry.quota for entry in file.callers})
+        for at, subject in enumerate(entry.subjects):
+            if subject in subjects:
+                raise ConfigError(f"callers[{number}].subjects[{at}]: must be a subject that is given once")
+            subjects[subject] = caller
+    if (
+        not certificates
+        and not subjects
+        and all(grant.expires is not None and grant.expires <= now for grant in tokens.values())
+    ):
+        what = "every token in it has expired" if tokens else "it has no token, certificate or subject"
+        raise ConfigError(f"grants nothing to anybody: {what}")
+    return Callers(tokens, certificates, subjects, {entry.name: entry.quota for entry in file.callers})
 
 
 def _first_twice(names: Iterable[str]) -> int | None:

@@ -86,7 +86,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
     metrics = FrontMetrics(orders.number)
-    access = Access.of(config)
+    access = Access(config)
     transports = Transports(config, metrics, access, engine.scrape)
     await transports.listen()
     engine.say_listening()

@@ -47,9 +47,9 @@ def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -
     return check
 
 
-def certificate_of(context: Context) -> Iterator[tuple[str, str]]:
+def certificate_of(context: Context) -> Iterator[str]:
     """The names in the client's certificate; none where there is no TLS, or no certificate was asked for."""
     properties = context.auth_context()
     for key, kind in _CERTIFICATE:
         for value in properties.get(key, ()):
-            yield kind, value.decode(errors="replace")
+            yield f"{kind}:{value.decode(errors='replace')}"

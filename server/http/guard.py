@@ -1,6 +1,6 @@
 """Who calls over HTTP, and whether he may: looked at before anything of the body is read."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import Request, Response
@@ -8,13 +8,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfalcon.errors import Unauthenticated
 from server import arrivals
-from server.access.access import Access
+from server.access.access import Access, Names
 from server.access.caller import Caller, Right
 
 OPEN: Final = frozenset({"/livez", "/readyz"})
 """Paths that anybody may ask: whoever runs the server must know how it is."""
 CALLER: Final = "mfalcon.caller"
 """In the scope of a request: its `Caller`, where one is needed."""
+CERTIFICATE_NAMES: Final = "certificate_names"
 _AUTHORIZATION: Final = b"authorization"
 
 
@@ -35,7 +36,7 @@ class Guard:
         """Find out who asks."""
         if scope["path"] not in OPEN:
             try:
-                caller = self._access.caller(authorization_of(scope), tuple(certificate_of(scope)))
+                caller = self._access.caller(authorization_of(scope), certificate_of(scope))
             except Unauthenticated as error:
                 response = await self._on_error(Request(scope), error)
                 await response(scope, receive, send)
@@ -60,7 +61,7 @@ def authorization_of(scope: Scope) -> str | None:
     return given[0].decode("latin-1") if given else None
 
 
-def certificate_of(scope: Scope) -> Iterator[tuple[str, str]]:
-    """The names in the client's certificate, as the transport has put them there."""
-    names: tuple[tuple[str, str], ...] = scope.get("extensions", {}).get("tls", {}).get("client_names", ())
-    yield from names
+def certificate_of(scope: Scope) -> Names:
+    """The names in the client's certificate, as the connection has put them there."""
+    names: Names = scope["state"].get(CERTIFICATE_NAMES, ())
+    return names

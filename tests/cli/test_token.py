@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mfalcon.cli.token import app
 from mfalcon.errors import ConfigError
-from server.access.access import Access
+from tests.server.access.credentials import access_of
 
 
 def test_a_new_token_opens_a_server_with_what_was_printed(tmp_path: Path) -> None:
@@ -18,13 +18,13 @@ def test_a_new_token_opens_a_server_with_what_was_printed(tmp_path: Path) -> Non
     path = tmp_path / "callers.toml"
     path.write_text(made[0].stdout)
     assert tokens[0] not in made[0].stdout
-    caller = Access(path).caller(f"Bearer {tokens[0]}")
+    caller = access_of(path).caller(f"Bearer {tokens[0]}")
     assert caller.name == "web" and sorted(caller.rights) == ["append", "rank"]
     # A second token of a caller that is there: what is printed goes below its table.
     more = CliRunner().invoke(app, ["new", "--name", "web"])
     path.write_text(made[0].stdout + more.stdout)
     for token in (tokens[0], more.stderr.strip()):
-        assert Access(path).caller(f"Bearer {token}").name == "web"
+        assert access_of(path).caller(f"Bearer {token}").name == "web"
 
 
 def test_for_programs() -> None:

@@ -24,6 +24,7 @@ from server.http.api import create_app
 from server.http.connection import Connection, ConnectionLimits
 from server.http.counted import CountedApp
 from server.limits import Limits
+from server.settings.access import AccessSettings
 from tests.server.fake_engine import FakeEngine
 
 LIMITS = Limits(
@@ -132,7 +133,7 @@ async def call(
 ) -> tuple[grpc.StatusCode, str, bytes]:
     """A gRPC call of the ranking service: status, details, and the answer if it is OK."""
     service = CountedService(
-        SERVICE, ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16), Access(None)), _arrivals()
+        SERVICE, ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16), Access(AccessSettings())), _arrivals()
     )
 
     async def answered() -> tuple[grpc.StatusCode, str, bytes]:
@@ -191,7 +192,7 @@ def _http() -> tuple[CountedApp, uvicorn.Config]:
     async def no_metrics() -> bytes:
         return b""
 
-    app = CountedApp(create_app(_handler(), LIMITS, MAX_BYTES, no_metrics, Access(None)), _arrivals())
+    app = CountedApp(create_app(_handler(), LIMITS, MAX_BYTES, no_metrics, Access(AccessSettings())), _arrivals())
     config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
     config.load()
     return app, config

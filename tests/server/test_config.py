@@ -50,6 +50,9 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "log_key_file": "k",
         "tokens_file": "/t",
         "capture_dir": "c",
+        "jwks_file": "/j",
+        "jwt_issuer": "i",
+        "jwt_audience": "a",
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional

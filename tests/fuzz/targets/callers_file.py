@@ -2,7 +2,6 @@
 
 import re
 import time
-from pathlib import Path
 
 from mfalcon.errors import ConfigError
 from server.access.callers_file import parse_callers
@@ -22,6 +21,6 @@ def seeds() -> list[bytes]:
 def target(data: bytes) -> None:
     """Callers, or a ConfigError that repeats no hash: it is written to logs."""
     try:
-        parse_callers(data, Path("callers.toml"), time.time())
+        parse_callers(data, time.time())
     except ConfigError as error:
         assert not re.search("[0-9a-f]{64}", str(error)), str(error)

@@ -12,6 +12,8 @@ import httpx
 from google.protobuf.message import Message
 
 from proto import ranking_pb2
+from server.access.access import Access
+from server.settings.access import AccessSettings
 from tests.server.harness import Clients
 
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1, 2])
@@ -75,6 +77,11 @@ def written(path: Path, *tables: str) -> Path:
     """A file of these callers."""
     path.write_text("\n".join(tables))
     return path
+
+
+def access_of(path: Path, **settings: object) -> Access:
+    """The door of a server with this file of callers."""
+    return Access(AccessSettings.model_validate({"tokens_file": path, **settings}))
 
 
 def in_days(days: float) -> datetime:

@@ -9,17 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfalcon.errors import ConfigError
-from server.access.access import Access
 from server.access.callers_file import parse_callers
 from server.config import load_config
-from tests.server.access.credentials import in_days, table, written
+from tests.server.access.credentials import access_of, in_days, table, written
 from tests.server.harness import FREE_PORTS
 
 GOOD = table("web", ["rank"], [("t", None)])
 HASH = GOOD.split('sha256 = "')[1][:64]
 BAD = {
     "no TOML": ("[[callers]\n", "line 1"),
-    "empty": ("", "grants nothing to anybody: it has no token and no certificate"),
+    "empty": ("", "grants nothing to anybody: it has no token, certificate or subject"),
     "expired": (table("web", ["rank"], [("t", in_days(-1))]), "grants nothing to anybody: every token in it has"),
     "no credential": (table("web", ["rank"]), "grants nothing to anybody"),
     "the token in place of its hash": (GOOD.replace(HASH, "mfk_secret"), "callers[0].tokens[0].sha256: must be 64 hex"),
@@ -53,13 +52,13 @@ def test_a_bad_file_ends_a_start_and_changes_nothing_later(
     text, says = BAD[shown]
     path = written(tmp_path / "callers.toml", text)
     with pytest.raises(ConfigError) as refused:
-        Access(path)
+        access_of(path)
     assert str(refused.value).startswith(f"tokens_file: {path}: ")
     assert says in str(refused.value)
     assert "mfk_secret" not in str(refused.value) and refused.value.__cause__ is None
 
     written(path, GOOD)
-    access = Access(path)
+    access = access_of(path)
     written(path, text)
     with caplog.at_level(logging.ERROR):
         access.look()
@@ -75,9 +74,9 @@ def test_a_bad_file_ends_a_start_and_changes_nothing_later(
 
 def test_a_file_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ConfigError, match=r"tokens_file: .*none\.toml: cannot be read: No such file"):
-        Access(tmp_path / "none.toml")
+        access_of(tmp_path / "none.toml")
     path = written(tmp_path / "callers.toml", GOOD)
-    access = Access(path)
+    access = access_of(path)
     path.unlink()
     access.look()
     access.look()
@@ -90,7 +89,7 @@ def test_a_link_that_is_turned_is_a_change(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         written(tmp_path / name / "callers.toml", table(name, ["rank"], [(name, None)]))
     (tmp_path / "now").symlink_to("one")
-    access = Access(tmp_path / "now" / "callers.toml")
+    access = access_of(tmp_path / "now" / "callers.toml")
     assert access.caller("Bearer one").name == "one"
     (tmp_path / "next").symlink_to("two")
     (tmp_path / "next").replace(tmp_path / "now")
@@ -107,6 +106,6 @@ def test_the_path_is_that_of_whoever_starts_the_server(tmp_path: Path, monkeypat
 def test_what_is_no_file_of_callers_is_a_config_error(contents: bytes) -> None:
     for raw in (contents, GOOD.encode() + contents, b"[[callers]]\nname=" + contents):
         try:
-            parse_callers(raw, Path("f"), datetime.now().timestamp())
+            parse_callers(raw, datetime.now().timestamp())
         except ConfigError:
             continue

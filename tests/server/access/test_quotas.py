@@ -11,9 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, MFalconError, NotReady, Overloaded
 from mfalcon.metrics.callers import CallerMetrics
-from server.access.access import Access
 from server.access.quota import DAY_S, Account, Ledger, Quota
-from tests.server.access.credentials import CALLS, answer_of, bearer, by_grpc, by_http, table, token, written
+from tests.server.access.credentials import CALLS, access_of, answer_of, bearer, by_grpc, by_http, table, token, written
 from tests.server.harness import Running, serving
 
 NOON = 20_000.5 * DAY_S
@@ -184,8 +183,8 @@ async def test_one_at_a_time(tmp_path: Path) -> None:
 
 def test_limits_are_sane(tmp_path: Path) -> None:
     with pytest.raises(MFalconError, match=r"callers\[0\]: request_burst: must not be given without requests_per_s"):
-        Access(limited(tmp_path, "request_burst = 3"))
+        access_of(limited(tmp_path, "request_burst = 3"))
     for bad in ("requests_per_s = 0", "requests_per_s = nan", "max_concurrent = 0", "candidates_per_day = -1"):
         with pytest.raises(MFalconError, match=r"callers\[0\]\.[a-z_]+: must be "):
-            Access(limited(tmp_path, bad))
-    assert math.isfinite(Access(limited(tmp_path, "requests_per_s = 1e9")).quotas["web"].requests_per_s or math.inf)
+            access_of(limited(tmp_path, bad))
+    assert math.isfinite(access_of(limited(tmp_path, "requests_per_s = 1e9")).quotas["web"].requests_per_s or math.inf)

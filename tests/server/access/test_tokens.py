@@ -9,10 +9,10 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from server.access.access import Access
 from tests.server.access.credentials import (
     CALLS,
     RIGHTS,
+    access_of,
     answer_of,
     bearer,
     by_grpc,
@@ -135,7 +135,7 @@ async def test_who_is_refused_has_nothing_read(guarded: Running) -> None:
 async def test_a_rotation_refuses_nobody(tmp_path: Path) -> None:
     """Old alone, both, new alone: at each moment the token that callers have is good."""
     path = tmp_path / "callers.toml"
-    access = Access(written(path, table("web", ["rank"], [("old", None)])))
+    access = access_of(written(path, table("web", ["rank"], [("old", None)])))
     assert access.caller("Bearer old").name == "web"
     for tokens, good, bad in ((("old", "new"), ("old", "new"), ()), (("new",), ("new",), ("old",))):
         written(path, table("web", ["rank"], [(each, None) for each in tokens]))
