@@ -23,7 +23,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
   rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz image-test \
-  compose-test lock proto metrics client-wheel clean
+  compose-test browser-test lock proto metrics client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -75,7 +75,7 @@ races: .venv/.installed-test ## run the fused kernel's tests of several threads 
 	  MFALCON_SANITIZE=thread $(BIN)/python -m pytest -q tests/kernels/test_fused.py -k several_threads
 
 serve: .venv/.installed-data ## serve the checkpoint that the demo trained
-	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr
+	$(BIN)/mfalcon serve --checkpoint checkpoints/ml-100k-dfgr --console-users 450
 
 quality: .venv/.installed-quality ## ranking quality on MovieLens-100K
 	$(BIN)/mfalcon quality
@@ -189,6 +189,10 @@ lock: .venv/bin/python ## write again which packages the images hold, with their
 	env -u UV_FIND_LINKS -u UV_EXTRA_INDEX_URL $(UV_COMPILE) build/lock/cuda.in --constraint deploy/image/requirements.txt -o deploy/image/torch-cuda.txt
 	echo cyclonedx-bom >build/lock/sbom.in
 	$(UV_COMPILE) build/lock/sbom.in -o deploy/image/sbom.txt
+
+# With Debian's chromium, or another one of that kind in PATH; half a minute.
+browser-test: .venv/.installed-browser ## the console in a real browser: every view, axe, no other host, no error
+	$(BIN)/python -m pytest -q -m browser tests/browser
 
 proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \

@@ -332,6 +332,32 @@ class ContextFeatureInfo:
     """True when the server fills it in from the request time if the caller does not."""
 
 
+@dataclass(frozen=True, slots=True)
+class ItemsRequest:
+    """A wish to know items of a model, already validated.
+
+    model: by name. item_ids: [num_items] raw ids, any of them. num_sampled: so many items of the model as well, those
+    that were acted on more often in training more often. seed: of the sample, from 0.
+    """
+
+    model: str
+    item_ids: Ids
+    num_sampled: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items of a model with their titles: those that were asked for, and then those sampled.
+
+    item_ids: [num_items]. titles: of each, "" where the model has none. num_items: how many the model knows in all.
+    """
+
+    item_ids: Ids
+    titles: tuple[str, ...]
+    num_items: int
+
+
 MergeMethod: TypeAlias = Literal["logit", "probability"]
 MERGE_METHODS: tuple[MergeMethod, ...] = ("logit", "probability")
 TaskKind: TypeAlias = Literal["binary", "regression"]

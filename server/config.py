@@ -23,6 +23,7 @@ from server.limits import MAX_TIMEOUT_MS
 from server.logs import LogFormat
 from server.settings.access import AccessSettings
 from server.settings.capture import CaptureSettings
+from server.settings.console import ConsoleSettings
 from server.settings.observability import ObservabilitySettings
 
 PREFIX = "MFALCON_"
@@ -101,7 +102,7 @@ class EnsembleConfig(BaseModel):
         return self
 
 
-class ServerConfig(AccessSettings, ObservabilitySettings, CaptureSettings, BaseSettings):
+class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, ObservabilitySettings, BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)

@@ -10,7 +10,18 @@ from typing import Final, Protocol
 from mfalcon.clock import now_ms
 from mfalcon.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
-from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
+from mfalcon.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    HistoryPage,
+    HistoryRequest,
+    Items,
+    ItemsRequest,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+)
 from server import arrivals, limits
 from server.access.gate import Gate
 from server.limits import Limits
@@ -54,6 +65,10 @@ class RankingEngine(Protocol):
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         """Events of a history. HistoryMismatch when it is not the expected one."""
+        ...
+
+    async def items(self, request: ItemsRequest) -> Items:
+        """Items of a model of this name, with their titles."""
         ...
 
     async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
@@ -197,6 +212,12 @@ class Handler:
         request = dataclasses.replace(request, limit=request.limit or self._limits.max_events_per_page)
         async with self._admitted(time_left) as deadline:
             return await self._engine.get_history(request, deadline)
+
+    async def items(self, request: ItemsRequest) -> Items:
+        """Items of a model with their titles; the model is one that the caller asks for ("" is the default one)."""
+        info = self._found(request.model, self._engine.models)
+        async with self._admitted(None):
+            return await self._engine.items(dataclasses.replace(request, model=info.name))
 
     async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
         """Encode the user's history now, by a model."""

@@ -88,6 +88,12 @@ def check_candidates(candidates: Sized, max_candidates: int) -> None:
         raise InvalidInput("candidates", len(candidates), f"1 to {max_candidates} candidates")
 
 
+def check_num_items(item_ids: Sized, max_items: int) -> None:
+    """At most `max_items` of them; any id is legal."""
+    if len(item_ids) > max_items:
+        raise InvalidInput("item_ids", len(item_ids), f"at most {max_items} items")
+
+
 def check_request_time(request_time_ms: int, max_clock_skew_ms: int = 0) -> None:
     """0 (now) to `MAX_TIME_MS`, no number of seconds, and not further in the future than that if it is not 0."""
     if not 0 <= request_time_ms <= MAX_TIME_MS:

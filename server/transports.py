@@ -21,6 +21,7 @@ from server.grpc.bounds import Bounds
 from server.handler import Handler, RankingEngine
 from server.http.api import create_app
 from server.http.connection import ConnectionLimits
+from server.http.console import Pages
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
@@ -106,7 +107,15 @@ class Transports:
         )
         self._http = HttpServer(
             CountedApp(
-                create_app(self._handler, limits, config.max_message_bytes, scrape or scrape_registry, access), by_http
+                create_app(
+                    self._handler,
+                    limits,
+                    config.max_message_bytes,
+                    scrape or scrape_registry,
+                    access,
+                    Pages(config.console, config.console_users, config.api_docs),
+                ),
+                by_http,
             ),
             ConnectionLimits(
                 header_timeout_s=config.http_header_timeout_s,

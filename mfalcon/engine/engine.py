@@ -15,6 +15,7 @@ from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.jobs import Jobs
+from mfalcon.engine.listing import NO_ITEMS, listed
 from mfalcon.engine.pipeline import Pipeline
 from mfalcon.engine.reading import read_page
 from mfalcon.engine.reload import Reloader, ReloadOptions
@@ -32,6 +33,8 @@ from mfalcon.types import (
     CacheInfo,
     HistoryPage,
     HistoryRequest,
+    Items,
+    ItemsRequest,
     ModelInfo,
     RankRequest,
     RankResult,
@@ -149,6 +152,16 @@ class Engine:
         DeadlineExceeded.
         """
         return await read_page(self.histories, self.catalog if request.with_states else (), request, deadline)
+
+    async def items(self, request: ItemsRequest) -> Items:
+        """Items of a model, or of an ensemble's first member here, with their titles; of one with no member here there
+        are none. Raises UnknownModel.
+        """
+        ensemble = self.ensembles.get(request.model)
+        if ensemble is not None and not ensemble.locals:
+            return listed(NO_ITEMS, request)
+        ranker = self.catalog.get(request.model if ensemble is None else ensemble.locals[0])
+        return await asyncio.to_thread(listed, ranker.checkpoint.items, request)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`

@@ -1,7 +1,18 @@
 """The engine, asked by callers with an account."""
 
 from mfalcon.load import Load
-from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
+from mfalcon.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    HistoryPage,
+    HistoryRequest,
+    Items,
+    ItemsRequest,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+)
 from server import arrivals
 from server.access.quota import Ledger
 from server.handler import RankingEngine
@@ -43,6 +54,11 @@ class MeteredEngine:
         """See `RankingEngine`."""
         with self._ledger.charged(arrivals.current().caller):
             return await self._engine.get_history(request, deadline)
+
+    async def items(self, request: ItemsRequest) -> Items:
+        """See `RankingEngine`."""
+        with self._ledger.charged(arrivals.current().caller):
+            return await self._engine.items(request)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
         """See `RankingEngine`."""

@@ -138,20 +138,24 @@ class EngineServer:
             return wire.Scraped(call, await asyncio.to_thread(self._scrape))
         if engine is None:
             raise NotReady(f"the server is still {self._phase}; ask another one")
+        answer: wire.Answer
         match question:
             case wire.Rank():
                 result = await engine.rank(question.request(), question.deadline, question.model)
-                return wire.Ranked.of(call, result)
+                answer = wire.Ranked.of(call, result)
             case wire.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
-                return wire.Written(call, told)
+                answer = wire.Written(call, told)
             case wire.GetHistory(_, request, deadline):
-                return wire.Page.of(call, await engine.get_history(request, deadline))
+                answer = wire.Page.of(call, await engine.get_history(request, deadline))
+            case wire.GetItems():
+                answer = wire.Listed.of(call, await engine.items(question.request()))
             case wire.Prefill(_, user_id, deadline, model):
-                return wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
+                answer = wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
             case wire.DeleteUser(_, user_id, deadline):
                 await engine.delete_user(user_id, deadline)
-                return wire.Deleted(call)
+                answer = wire.Deleted(call)
+        return answer
 
     def _status(self) -> wire.Status:
         engine = self._engine

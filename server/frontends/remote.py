@@ -9,7 +9,18 @@ import zmq
 
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
-from mfalcon.types import Append, Appended, CacheInfo, HistoryPage, HistoryRequest, ModelInfo, RankRequest, RankResult
+from mfalcon.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    HistoryPage,
+    HistoryRequest,
+    Items,
+    ItemsRequest,
+    ModelInfo,
+    RankRequest,
+    RankResult,
+)
 from server import tracing
 from server.frontends import wire
 from server.frontends.link import Link
@@ -72,6 +83,11 @@ class RemoteEngine:
         """See `RankingEngine`."""
         question = wire.GetHistory(next(self._calls), request, deadline, tracing.carried())
         return (await self._ask(question, wire.Page)).page()
+
+    async def items(self, request: ItemsRequest) -> Items:
+        """See `RankingEngine`."""
+        question = wire.GetItems.of(next(self._calls), request, tracing.carried())
+        return (await self._ask(question, wire.Listed)).items()
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""

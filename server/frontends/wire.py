@@ -24,6 +24,8 @@ from mfalcon.types import (
     DenseFeatures,
     HistoryPage,
     HistoryRequest,
+    Items,
+    ItemsRequest,
     KeptState,
     MemberResult,
     ModelInfo,
@@ -156,6 +158,26 @@ class GetHistory(Message):
     request: HistoryRequest
     deadline: float | None
     trace: dict[str, str] = {}
+
+
+class GetItems(Message):
+    """See `ItemsRequest`. item_ids: int64."""
+
+    model: str
+    item_ids: bytes
+    num_sampled: int
+    seed: int
+    trace: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, call: int, request: ItemsRequest, trace: Mapping[str, str] = MappingProxyType({})) -> "GetItems":
+        """What asks for items."""
+        ids = _flat(request.item_ids, np.int64)
+        return cls(call, request.model, ids, request.num_sampled, request.seed, dict(trace))
+
+    def request(self) -> ItemsRequest:
+        """The request, checked by the front-end."""
+        return ItemsRequest(self.model, np.frombuffer(self.item_ids, np.int64), self.num_sampled, self.seed)
 
 
 class Prefill(Message):
@@ -311,6 +333,23 @@ class Page(Message):
         )
 
 
+class Listed(Message):
+    """See `Items`. item_ids: int64."""
+
+    item_ids: bytes
+    titles: tuple[str, ...]
+    num_items: int
+
+    @classmethod
+    def of(cls, call: int, items: Items) -> "Listed":
+        """What answers with items."""
+        return cls(call, _flat(items.item_ids, np.int64), items.titles, items.num_items)
+
+    def items(self) -> Items:
+        """The items, as the engine gave them."""
+        return Items(np.frombuffer(self.item_ids, np.int64), self.titles, self.num_items)
+
+
 class Prefilled(Message):
     """What there was of the state."""
 
@@ -366,9 +405,9 @@ SERVING: Final = "serving"
 BEAT_SECONDS: Final = 1.0
 """Time after which either side says that it lives."""
 
-Call: TypeAlias = Rank | AppendEvents | GetHistory | Prefill | DeleteUser | Scrape
+Call: TypeAlias = Rank | AppendEvents | GetHistory | GetItems | Prefill | DeleteUser | Scrape
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
-Answer: TypeAlias = Ranked | Written | Page | Prefilled | Deleted | Scraped | Failed | Status
+Answer: TypeAlias = Ranked | Written | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

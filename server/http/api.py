@@ -39,6 +39,7 @@ from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
+from server.http.console import Pages, console_routes, open_paths, page_routes
 from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
@@ -100,14 +101,21 @@ register_url_convertor("any_text", AnyText())
 
 
 def create_app(
-    handler: Handler, limits: Limits, max_body_bytes: int, scrape: Callable[[], Awaitable[bytes]], access: Access
+    handler: Handler,
+    limits: Limits,
+    max_body_bytes: int,
+    scrape: Callable[[], Awaitable[bytes]],
+    access: Access,
+    pages: Pages = Pages(),  # noqa: B008 (it is frozen)
 ) -> FastAPI:
-    """The whole application. scrape: gives the metrics in Prometheus' text format."""
+    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people."""
     app = FastAPI(
         title="mfalcon",
         summary="Online ranking with generative rankers.",
         description="The same service as mfalcon.v1.Ranking over gRPC, with the same field names and limits.",
         version="1",
+        openapi_url="/openapi.json" if pages.api_docs else None,
+        docs_url=None,  # FastAPI's own loads scripts from a CDN
         redoc_url=None,
         exception_handlers={
             MFalconError: on_error,
@@ -120,9 +128,13 @@ def create_app(
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits, access))
     app.include_router(metrics_routes(scrape))
+    if pages.console:
+        app.include_router(console_routes(handler, limits, pages, scrape))
+    if pages.console or pages.api_docs:
+        app.include_router(page_routes(pages))
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if access.is_on:
-        app.add_middleware(Guard, access=access, on_error=on_error)
+        app.add_middleware(Guard, access=access, on_error=on_error, open_paths=open_paths(pages))
     app.add_middleware(LastAnswer, handler=handler)
     app.add_middleware(LoadHeader, report=LoadReport(lambda: handler.load))
     return app

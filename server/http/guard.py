@@ -20,21 +20,29 @@ _AUTHORIZATION: Final = b"authorization"
 
 
 class Guard:
-    """Middleware that lets known callers pass, and nobody else to any path but those of `OPEN`: a route that is added
+    """Middleware that lets known callers pass, and nobody else to any path but the open ones: a route that is added
     some day is behind it too.
     """
 
     def __init__(
-        self, app: ASGIApp, access: Access, on_error: Callable[[Request, Exception], Awaitable[Response]]
+        self,
+        app: ASGIApp,
+        access: Access,
+        on_error: Callable[[Request, Exception], Awaitable[Response]],
+        open_paths: frozenset[str] = frozenset(),
     ) -> None:
-        """on_error: makes the answer to who is refused."""
+        """on_error: makes the answer to who is refused. open_paths: that anybody may GET too, because what they answer
+        is the same in every installation.
+        """
+        self._open_paths = open_paths
         self._app = app
         self._access = access
         self._on_error = on_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who asks."""
-        if scope["path"] not in OPEN:
+        is_open = scope["path"] in OPEN or (scope["path"] in self._open_paths and scope["method"] == "GET")
+        if not is_open:
             try:
                 caller = self._access.caller(authorization_of(scope), certificate_of(scope))
             except Unauthenticated as error:
@@ -51,6 +59,12 @@ def must(request: Request, right: Right) -> None:
     caller: Caller | None = request.scope.get(CALLER)
     if caller is not None:
         caller.must(right)
+
+
+def may(request: Request, right: Right) -> bool:
+    """Whether the caller of a request has this right, or nobody looks."""
+    caller: Caller | None = request.scope.get(CALLER)
+    return caller is None or right in caller.rights
 
 
 def authorization_of(scope: Scope) -> str | None:

@@ -38,6 +38,13 @@ async def engine() -> AsyncIterator[Engine]:
     await asyncio.wait_for(engine.close(), SECONDS)
 
 
+async def test_free_pages_are_known_before_the_first_request(engine: Engine) -> None:
+    total, free = (value(engine.metrics, f"mfalcon_pool_{name}", model=MODEL) for name in ("pages", "free_pages"))
+    assert free == total > 0
+    num_bytes = value(engine.metrics, "mfalcon_pool_bytes", model=MODEL)
+    assert value(engine.metrics, "mfalcon_pool_free_bytes", model=MODEL) == num_bytes > 0
+
+
 class Gate:
     """Holds the device in the middle of a step."""
 

@@ -25,6 +25,8 @@ from mfalcon.types import (
     HistoryPage,
     HistoryRequest,
     Ids,
+    Items,
+    ItemsRequest,
     KeptState,
     MemberInfo,
     MemberResult,
@@ -85,6 +87,8 @@ MEMBERS = (
 """What `OTHER`, an ensemble, tells of its members."""
 KILLER = "killer"
 """A user whose rank is the last thing that the device does."""
+TITLE = "<b onmouseover=alert(1)>Item {}</b> & more"
+"""Of a known item: nobody may take it for markup."""
 NUM_KNOWN_ITEMS = 2_000
 FAILING_ITEM = 13
 """Items 1 to so many are known."""
@@ -196,6 +200,14 @@ class FakeEngine:
             stale=False,
             states=states if request.with_states else (),
         )
+
+    async def items(self, request: ItemsRequest) -> Items:
+        await self._pass_gate()
+        self.asked_of.append(request.model)
+        sampled = (request.seed + np.arange(request.num_sampled)) % NUM_KNOWN_ITEMS + 1
+        item_ids = np.concatenate([request.item_ids, sampled])
+        titles = tuple(TITLE.format(item) if 1 <= item <= NUM_KNOWN_ITEMS else "" for item in item_ids.tolist())
+        return Items(item_ids, titles, NUM_KNOWN_ITEMS)
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         await self._pass_gate()

@@ -95,7 +95,11 @@ async def test_nothing_but_the_probes_answers_strangers(guarded: Running) -> Non
     for path in ("/livez", "/readyz"):
         assert (await guarded.http.get(path)).status_code == 200
     assert await health_of(guarded.channel) == health_pb2.HealthCheckResponse.SERVING
-    paths = {"/", "/docs", "/openapi.json", "/metrics", "/nowhere", "/livez/", "/readyz//", "/v1/users/a/livez"}
+    for path in ("/", "/docs", "/console/main.js"):  # files that are the same in every installation
+        assert (await guarded.http.get(path)).status_code == 200
+        assert (await guarded.http.post(path)).status_code == 401
+    paths = {"/openapi.json", "/metrics", "/nowhere", "/livez/", "/readyz//", "/v1/users/a/livez"}
+    paths |= {"/console/api/info", "/console/api/live", "/console/api/items", "/console/nowhere", "/console/"}
     for path in paths:
         for verb in ("GET", "HEAD", "POST", "OPTIONS", "DELETE"):
             answer = await guarded.http.request(verb, path)
