@@ -126,6 +126,17 @@ class Capture:
         self._is_failing = False
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not in a file yet, but for the one that is being written."""
+        return len(self._offers)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time of the thread that writes, while it lives."""
+        assert self._thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
     def start(self) -> None:
         """Write from now on."""
         self._thread.start()

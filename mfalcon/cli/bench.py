@@ -21,6 +21,7 @@ from mfalcon.backends.choice import NAMES
 from mfalcon.cli import bench_state
 from mfalcon.cli.bench_appends import bench_appends
 from mfalcon.cli.bench_backends import bench_backend_quality
+from mfalcon.cli.bench_capture import bench_capture
 from mfalcon.cli.bench_counting import bench_counting
 from mfalcon.cli.bench_damaged import bench_damaged
 from mfalcon.cli.bench_dlrm import bench_dlrm
@@ -68,6 +69,7 @@ app.command("rerank")(bench_rerank)
 app.command("dlrm")(bench_dlrm)
 app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
+app.command("capture")(bench_capture)
 app.command("counting")(bench_counting)
 app.command("late-events")(bench_late_events)
 app.command("state")(bench_state.state)

@@ -1,8 +1,10 @@
-"""`mfalcon replay`: online equals offline. The test events of a data set, in time order, through a running server."""
+"""`mfalcon replay`: online equals offline. The test events of a data set, in time order, through a running server; or
+captured requests, see `replay_capture.py`.
+"""
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,21 +20,20 @@ from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, I
 from mfalcon.cli.load import append_histories
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
+from mfalcon.cli.replay_capture import DTYPES, CaptureReplay, replay_capture, show
+from mfalcon.cli.replay_ensemble import ServedMerge, read_ensemble
 from mfalcon.errors import ConfigError, EngineFailure
-from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.models import checkpoint
 from mfalcon.models.base import Ranker
-from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.heads import task_infos
+from mfalcon.replay.report import Report as CaptureReport
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate, report
-from mfalcon.train.merging import check_members, score_members
+from mfalcon.train.merging import score_members
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, Split, split
 from mfalcon.train.vocabulary import fit_to
 from mfalcon.types import Floats, Ids
 from mfalcon_client import Client
-from server.config import load_config
 
 _SCORE_BOUND, _AUC_BOUND = 1e-5, 1e-4
 
@@ -58,39 +59,6 @@ class Replay:
         return self.worst_score_error <= _SCORE_BOUND and abs(self.online_auc - self.offline_auc) <= _AUC_BOUND
 
 
-@dataclass(frozen=True, slots=True)
-class ServedMerge:
-    """An ensemble of a server's TOML file, with the checkpoints of its members by their names."""
-
-    name: str
-    members: Mapping[str, Checkpoint]
-    weights: tuple[float, ...]
-    merge: Merge
-
-
-def read_ensemble(path: Path) -> ServedMerge:
-    """The one ensemble of a server's TOML file. Raises ConfigError unless there is one, of models in the file."""
-    config = load_config(path, {})
-    if len(config.ensembles) != 1:
-        raise ConfigError(f"{path}: got {len(config.ensembles)} ensembles, must be one")
-    (ensemble,) = config.ensembles
-    paths = {model.name: model.checkpoint for model in config.models}
-    for member in ensemble.members:
-        if member.address is not None or member.model not in paths:
-            raise ConfigError(f"{path}: member {member.model} of {ensemble.name}: must be one of the file's [[models]]")
-    members = {member.model: checkpoint.load(paths[member.model]) for member in ensemble.members}
-    check_members(members)
-    first = next(iter(members.values())).model.config
-    calibration = {task.task: Calibration(task.scale, task.shift) for task in ensemble.calibration}
-    tasks = task_infos(first.tasks, first.blend)
-    return ServedMerge(
-        ensemble.name,
-        members,
-        tuple(member.weight for member in ensemble.members),
-        Merge(ensemble.merge, tasks, tuple(calibration.get(task.name, Calibration()) for task in tasks)),
-    )
-
-
 def replay(
     path: Annotated[
         Path,
@@ -106,9 +74,45 @@ def replay(
     part: Annotated[Split, typer.Option("--split", help="Whose test events to replay.")] = "A",
     visibility: Annotated[Visibility, typer.Option(help="strict ranks events of one time together.")] = "strict",
     target: TargetOption = DEFAULT_TARGET,
+    capture: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--capture",
+            help="Play captured requests instead, in this process and without a server: a directory of captures or one "
+            "of its files; may be given several times.",
+        ),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Of a capture: another checkpoint to compare with.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", help="Of a capture: the key file, if it is not beside the captures.")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="Of a capture: play the requests to this model alone.")] = "",
+    most: Annotated[int, typer.Option("--limit", help="Of a capture: requests to play, 0 for all.", min=0)] = 0,
+    worst: Annotated[int, typer.Option("--worst", help="Of a capture: requests to list that moved most.", min=0)] = 10,
+    threads: Annotated[int, typer.Option("--threads", help="Of a capture: cores, 0 for all.", min=0)] = 0,
+    device: Annotated[str, typer.Option("--device", help="Of a capture: cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[str, typer.Option("--dtype", help=f"Of a capture: {', '.join(DTYPES)}.")] = "float32",
+    backend: Annotated[str, typer.Option("--backend", help="Of a capture: what computes, as of serve.")] = "auto",
+    kv_budget_mb: Annotated[
+        int, typer.Option("--kv-budget-mb", help="Of a capture: memory for KV states, in MiB.", min=1)
+    ] = 1_024,
     json_output: JsonOption = False,
 ) -> None:
-    """Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones."""
+    """Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones.
+
+    With --capture: play captured requests, and tell what moved; exit code 1 unless what the same checkpoint answered
+    comes out again.
+    """
+    if capture:
+        wish = CaptureReplay(
+            capture, path, against, keys, model, most, worst, threads, device, dtype, backend, kv_budget_mb
+        )
+        _print(replay_capture(wish), json_output=json_output)
+        return
+    if against is not None or keys is not None:
+        raise ConfigError("--against, --keys: must not be given without --capture")
     merge = read_ensemble(path) if path.suffix == ".toml" else None
     members = merge.members if merge is not None else {"": checkpoint.load(path)}
     read = open_dataset(data, columns, items, item_columns, like_at_least)
@@ -138,6 +142,16 @@ def replay(
             f"call p50 {result.p50_ms:.2f} ms, p99 {result.p99_ms:.2f} ms"
         )
     if not result.holds:
+        raise typer.Exit(1)
+
+
+def _print(found: CaptureReport, *, json_output: bool) -> None:
+    """Of captured requests; exit code 1 as `replay` has it."""
+    if json_output:
+        print_json(found.told())
+    else:
+        show(found, Console(highlight=False))
+    if not found.holds:
         raise typer.Exit(1)
 
 

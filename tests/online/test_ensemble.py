@@ -8,7 +8,8 @@ import torch
 
 from mfalcon.cli.merge import toml
 from mfalcon.cli.process import serving
-from mfalcon.cli.replay import read_ensemble, replay_merge
+from mfalcon.cli.replay import replay_merge
+from mfalcon.cli.replay_ensemble import read_ensemble
 from mfalcon.models import checkpoint
 from mfalcon.models.registry import build
 from mfalcon.train.merging import fit_merge, merge_of, score_members
