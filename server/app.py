@@ -357,7 +357,7 @@ def ensemble_options(config: EnsembleConfig) -> EnsembleOptions:
             MemberOptions(
                 member.model,
                 member.weight,
-                None if member.address is None else RemoteReplica(member.address, member.model),
+                None if member.address is None else RemoteReplica(member.address, member.model, member.token_file),
             )
             for member in config.members
         ),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -59,6 +59,16 @@ class MemberConfig(BaseModel):
     model: str = Field(min_length=1, max_length=128)
     address: str | None = Field(default=None, min_length=1, max_length=512)
     weight: float = Field(default=1.0, gt=0, le=1e6)
+    token_file: Annotated[Path, AfterValidator(Path.absolute)] | None = None
+    """Holds the bearer token for that replica, which may be exchanged."""
+
+    @model_validator(mode="after")
+    def _a_token_is_for_somebody_else(self) -> Self:
+        if self.token_file is not None and self.address is None:
+            raise ValueError(
+                f"ensembles: members: {self.model}: token_file: got a file, must not be given without address"
+            )
+        return self
 
 
 class CalibrationConfig(BaseModel):

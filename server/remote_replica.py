@@ -3,6 +3,7 @@ budget.
 """
 
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from mfalcon.types import (
     TaskInfo,
     Timings,
 )
-from mfalcon_client import AsyncClient, ClientError, Retry
+from mfalcon_client import AsyncClient, ClientError, Retry, TokenFile
 from mfalcon_client import CacheInfo as ClientCache
 from mfalcon_client import DeadlineExceeded as ClientLate
 from mfalcon_client import InvalidArgument as ClientInvalid
@@ -36,10 +37,12 @@ class RemoteReplica:
     Nothing is tried twice: the budget is a merge's, and who is late is left out.
     """
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str, token_file: Path | None = None) -> None:
+        """token_file: holds the bearer token that the replica asks for; it travels in clear, as requests do."""
         self.address = address
         self.model = model
         self._client: AsyncClient | None = None
+        self._token = None if token_file is None else TokenFile(token_file)
 
     async def describe(self, timeout_s: float) -> ModelInfo:
         """What is served there under the name."""
@@ -95,7 +98,7 @@ class RemoteReplica:
     @property
     def _connected(self) -> AsyncClient:
         if self._client is None:
-            self._client = AsyncClient(self.address, retry=Retry(attempts=1))
+            self._client = AsyncClient(self.address, retry=Retry(attempts=1), token=self._token, token_in_clear=True)
         return self._client
 
 

@@ -17,6 +17,7 @@ from mfalcon_client.errors import (
     VersionConflict,
 )
 from mfalcon_client.retry import Retry
+from mfalcon_client.token_file import TokenFile
 from mfalcon_client.types import (
     EVENT_DTYPE,
     Appended,
@@ -72,6 +73,7 @@ __all__ = [
     "Task",
     "Timings",
     "Tls",
+    "TokenFile",
     "Unavailable",
     "VersionConflict",
     "rank_key",

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 from urllib.parse import urlsplit
@@ -71,7 +71,7 @@ class Connection:
 
     target: str | Sequence[str]
     tls: Tls | None
-    token: Token | None
+    token: Token | None = field(repr=False)
     token_in_clear: bool
     spread: Spread
 

@@ -12,7 +12,8 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from mfalcon.rank_key import rank_key as servers_key
-from mfalcon_client import AccessDenied, Client, InvalidArgument, Tls, Unavailable, rank_key
+from mfalcon_client import AccessDenied, Client, InvalidArgument, Tls, TokenFile, Unavailable, rank_key
+from mfalcon_client.connection import Connection
 from tests.client.either import MakeClient
 from tests.client.scripted import RANKED, Scripted, fails, raw, running, says, scripted
 from tests.client.test_retries import QUICK
@@ -53,6 +54,31 @@ async def test_a_token_does_not_travel_in_clear_unasked(make: MakeClient) -> Non
         with pytest.raises(InvalidArgument) as failure:
             await client.rank("ann", [1, 2])
         assert "secret" not in str(failure.value)
+
+
+async def test_a_token_in_a_file_may_be_another_tomorrow(make: MakeClient, tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    token = TokenFile(path)
+    with scripted(says(RANKED), says(RANKED)) as script:
+        async with make(script.address, token=token, token_in_clear=True) as client:
+            for text, says_why in ((None, "cannot read"), ("\n", "is empty"), ("tökén", "must hold printable ASCII")):
+                if text is not None:
+                    path.write_text(text)
+                with pytest.raises(InvalidArgument, match=says_why):
+                    await client.rank("ann", [1, 2])
+            path.write_text("first-secret\n")
+            await client.rank("ann", [1, 2])
+            (tmp_path / "next").write_text("second-secret")
+            (tmp_path / "next").replace(path)
+            await client.rank("ann", [1, 2])
+    sent = [asked.metadata["authorization"] for asked in script.asked]
+    assert sent == ["Bearer first-secret", "Bearer second-secret"]
+    assert "secret" not in repr(token)
+
+
+def test_no_representation_shows_a_token() -> None:
+    connection = Connection("h:1", None, "my-secret", True, "first")
+    assert "my-secret" not in repr(connection) and "my-secret" not in f"{connection}"
 
 
 async def test_the_callers_trace_travels(make: MakeClient) -> None:
