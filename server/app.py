@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +31,7 @@ from mfalcon.history.redis_log import LogOptions
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.memory import available_bytes, budget_of_states
 from mfalcon.merging.merge import Calibration
+from mfalcon.metrics.certificates import CertificateMetrics
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
@@ -51,6 +52,7 @@ from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
 from server.remote_replica import RemoteReplica
 from server.runtime import new_event_loop, settle
+from server.tls import Certificates
 from server.tracing import trace_to
 from server.transports import Addresses, Transports
 
@@ -153,10 +155,11 @@ class Service:
         self._access = Access(config)
         self._ledger = Ledger(metrics.callers)
         self._access.when_read(self._ledger.know)
+        self._certificates = Certificates(config, CertificateMetrics(metrics.registry)) if config.has_tls else None
         self._front: Front = (
             Frontends(config, metrics.registry, metrics.frontend_restarts)
             if config.frontends
-            else Transports(config, metrics, self._access)
+            else Transports(config, metrics, self._access, certificates=self._certificates)
         )
         metrics.build.configured(without_credentials(config))
         self._reloads: Reloads[Checkpoint] | None = None
@@ -174,6 +177,8 @@ class Service:
         """Listen on both transports. ConfigError when an address is taken."""
         for work in (self._loop_lag.watch(), self._access.watch()):
             self._tasks.add(asyncio.create_task(work))
+        if self._certificates is not None:
+            self._tasks.add(asyncio.create_task(self._certificates.watch()))
         return await self._front.listen()
 
     async def serve(self, engine: ServedEngine) -> None:
@@ -189,14 +194,19 @@ class Service:
         await self._front.serve(MeteredEngine(engine, self._ledger) if self._access.is_on else engine)
 
     def hang_up(self) -> None:
-        """What SIGHUP does: read who may call again, and reload every model from its directory. By default it would end
-        the process.
+        """What SIGHUP does: read who may call and the certificate again, and reload every model from its directory. By
+        default it would end the process.
         """
         self._access.look()
+        if self._certificates is not None:
+            self._begin(self._certificates.look())
         if self._reloads is None:
-            logger.warning("SIGHUP: nothing is served yet that could be reloaded")
+            logger.warning("SIGHUP: no model is served yet that could be reloaded")
             return
-        task = asyncio.create_task(self._reloads.reload_all())
+        self._begin(self._reloads.reload_all())
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -212,7 +222,7 @@ class Service:
 
         self._reloads = reloads = Reloads(directories, self._marks, loader(config), exchange, lambda: engine.models)
         if config.admin_port is not None:
-            self._admin = AdminServer(reloads, self._access)
+            self._admin = AdminServer(reloads, self._access, self._certificates)
             address = await self._admin.start(config.admin_host, config.admin_port)
             logger.info("admin: grpc %s", address)
         if config.watch_seconds:

@@ -25,6 +25,7 @@ from server.settings.access import AccessSettings
 from server.settings.capture import CaptureSettings
 from server.settings.console import ConsoleSettings
 from server.settings.observability import ObservabilitySettings
+from server.settings.tls import TlsSettings
 
 PREFIX = "MFALCON_"
 OTHER_VARIABLES = frozenset({"config"})
@@ -112,7 +113,7 @@ class EnsembleConfig(BaseModel):
         return self
 
 
-class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, ObservabilitySettings, BaseSettings):
+class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, ObservabilitySettings, TlsSettings, BaseSettings):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)

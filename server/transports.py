@@ -25,6 +25,7 @@ from server.http.console import Pages
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
+from server.tls import Certificates
 
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
@@ -68,9 +69,10 @@ class Transports:
         metrics: CallMetrics,
         access: Access,
         scrape: Callable[[], Awaitable[bytes]] | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """access: who may call. scrape: what /metrics shows, in Prometheus' text format; what is in the registry if not
-        given.
+        given. certificates: what TLS is spoken with, if any.
         """
 
         async def scrape_registry() -> bytes:
@@ -100,10 +102,12 @@ class Transports:
                 max_watches=config.grpc_max_watches,
                 connection_age_s=config.grpc_connection_age_s,
                 grace_ms=config.request_timeout_ms,
+                handshake_ms=round(1000 * config.tls_handshake_timeout_s),
                 shares_port=config.frontends > 0 or config.grpc_listen == "ready",
             ),
             by_grpc,
             access,
+            certificates,
         )
         self._http = HttpServer(
             CountedApp(
@@ -121,7 +125,9 @@ class Transports:
                 header_timeout_s=config.http_header_timeout_s,
                 body_timeout_s=config.http_body_timeout_s,
                 max_connections=config.http_connections,
+                handshake_timeout_s=config.tls_handshake_timeout_s,
             ),
+            None if certificates is None else lambda: certificates.context,
             close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
         )
         self._http_task: asyncio.Task[None] | None = None

@@ -25,6 +25,7 @@ from server.handler import WAITING
 from server.logs import log_to_stderr
 from server.pseudonym import name_users
 from server.runtime import new_event_loop, settle
+from server.tls import certificates_of
 from server.transports import Transports
 
 logger = logging.getLogger(__name__)
@@ -86,11 +87,13 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
     metrics = FrontMetrics(orders.number)
-    access = Access(config)
-    transports = Transports(config, metrics, access, engine.scrape)
+    access, certificates = Access(config), certificates_of(config)
+    transports = Transports(config, metrics, access, engine.scrape, certificates)
     await transports.listen()
     engine.say_listening()
     beside = [asyncio.create_task(work) for work in (metrics.loop_lag.watch(), beat(), access.watch())]
+    if certificates is not None:
+        beside.append(asyncio.create_task(certificates.watch()))
     loop.add_reader(sys.stdin, read)
     ends = [asyncio.create_task(event.wait()) for event in (stopping, lost)]
     await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)

@@ -9,12 +9,14 @@ from mfalcon.errors import CheckpointError, ConfigError
 from proto import ranking_pb2
 from server.access.access import Access
 from server.access.caller import Right
-from server.addresses import authority, listen
+from server.addresses import authority
 from server.grpc import edge
 from server.grpc.guard import guard_of
+from server.grpc.ports import bind
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.reload import Reloaded
+from server.tls import Certificates
 
 SERVICE = ranking_pb2.DESCRIPTOR.services_by_name["Admin"].full_name
 WAIT_S = 10.0
@@ -39,8 +41,9 @@ class Reloading(Protocol):
 class AdminServer:
     """A grpc.aio server with the Admin service."""
 
-    def __init__(self, reloads: Reloading, access: Access) -> None:
+    def __init__(self, reloads: Reloading, access: Access, certificates: Certificates | None = None) -> None:
         self._reloads = reloads
+        self._certificates = certificates
         self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         limits = MessageLimits(ranking_pb2.ReloadRequest.DESCRIPTOR.full_name)
         waiting = Waiting(WAIT_S, MOST_WAITING)
@@ -51,11 +54,7 @@ class AdminServer:
 
     async def start(self, host: str, port: int) -> str:
         """Listen (port 0 is any free one) and return the address. ConfigError when it is taken."""
-        try:
-            bound = self._server.add_insecure_port(authority(host, port))
-        except RuntimeError as error:
-            listen("admin", host, port).close()
-            raise ConfigError(f"admin_host, admin_port: cannot listen on {authority(host, port)}") from error
+        bound = bind(self._server, "admin", host, port, self._certificates)
         await self._server.start()
         return authority(host, bound)
 

@@ -10,12 +10,10 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from mfalcon.errors import ConfigError
 from mfalcon.types import Events
 from proto import ranking_pb2
 from server.access.access import Access
 from server.access.caller import RIGHT_OF
-from server.addresses import authority, listen
 from server.arrivals import Arrivals
 from server.balancing import LoadReport
 from server.grpc import codec
@@ -23,11 +21,13 @@ from server.grpc.bounds import Bounds, append_limits, rank_limits
 from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method
 from server.grpc.guard import guard_of
+from server.grpc.ports import bind
 from server.grpc.stock import Health, reflection_of
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
+from server.tls import Certificates
 
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 MAX_EVENTS_ON_LOOP: Final = 1_024
@@ -91,7 +91,16 @@ class RankingApi:
 class GrpcServer:
     """A grpc.aio server with the ranking service, its health and reflection."""
 
-    def __init__(self, handler: Handler, limits: Limits, bounds: Bounds, arrivals: Arrivals, access: Access) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        limits: Limits,
+        bounds: Bounds,
+        arrivals: Arrivals,
+        access: Access,
+        certificates: Certificates | None = None,
+    ) -> None:
+        self._certificates = certificates
         self._server = grpc.aio.server(
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
@@ -107,13 +116,7 @@ class GrpcServer:
 
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 is any free one), report NOT_SERVING and return the port."""
-        address = authority(host, port)
-        try:
-            bound = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            # gRPC does not say why; a plain socket does.
-            listen("grpc", host, port).close()
-            raise ConfigError(f"grpc_host, grpc_port: cannot listen on {address}") from error
+        bound = bind(self._server, "grpc", host, port, self._certificates)
         self.report(serving=False)
         await self._server.start()
         return bound

@@ -40,6 +40,7 @@ class Bounds:
     max_watches: int
     connection_age_s: float
     grace_ms: int
+    handshake_ms: int
     shares_port: bool = False
 
     def options(self) -> Mapping[str, int]:
@@ -59,6 +60,7 @@ class Bounds:
             "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
             "grpc.keepalive_permit_without_calls": 1,
             "grpc.http2.min_ping_interval_without_data_ms": MIN_PING_MS,
+            "grpc.server_handshake_timeout_ms": self.handshake_ms,
             # A second server on the same port must fail, not take half of the requests.
             "grpc.so_reuseport": int(self.shares_port),
         }

@@ -5,7 +5,7 @@ import http
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 import h11
 import uvicorn
@@ -15,6 +15,7 @@ from uvicorn.server import ServerState
 from server.http import codec
 from server.http.wire import Wire
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
+from server.peer_names import CERTIFICATE_NAMES, names_over_http
 from server.request_ids import REQUEST_ID, request_id_of
 
 CODE: Mapping[int, str] = {
@@ -31,13 +32,14 @@ NAMED: Final = "request_id"
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """How long a client may take for the head of a request, and for its body or to read an answer; how many connections
-    there may be.
+    """How long a client may take for the head of a request, for its body or to read an answer, and for a TLS handshake;
+    how many connections there may be.
     """
 
     header_timeout_s: float
     body_timeout_s: float
     max_connections: int
+    handshake_timeout_s: float = 10.0
 
 
 class Awaited(Enum):
@@ -48,6 +50,14 @@ class Awaited(Enum):
     BODY = "the body of the request"
     READER = "the client to read its answer"
     NOTHING = "nothing"
+
+
+class Waiting(Protocol):
+    """What waits for a client, and may have to make place."""
+
+    def abort(self) -> None:
+        """Close it at once."""
+        ...
 
 
 class Connection(H11Protocol):
@@ -62,7 +72,7 @@ class Connection(H11Protocol):
         config: uvicorn.Config,
         state: ServerState,
         limits: ConnectionLimits,
-        waiting: "dict[Connection, None]",
+        waiting: dict[Waiting, None],
         refused: Callable[[int], None],
     ) -> None:
         super().__init__(config, state, {})
@@ -74,12 +84,16 @@ class Connection(H11Protocol):
         }
         self._waiting = waiting
         self._refused = refused
+        self._is_tls = False
         self._awaited = Awaited.NOTHING
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """It waits for a request from now on."""
         super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        self._is_tls = tls is not None
+        self.app_state[CERTIFICATE_NAMES] = names_over_http(None if tls is None else tls.getpeercert())
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -131,7 +145,9 @@ class Connection(H11Protocol):
 
     def _watch(self) -> None:
         """See what is awaited now."""
-        if self.flow.write_paused or (self.transport.is_closing() and self.transport.get_write_buffer_size()):
+        # A TLS connection is closed once its client has agreed to that.
+        is_left = self.transport.is_closing() and (self._is_tls or self.transport.get_write_buffer_size())
+        if self.flow.write_paused or is_left:
             self._await(Awaited.READER)
         elif self.conn.their_state is h11.SEND_BODY:
             self._await(Awaited.BODY)

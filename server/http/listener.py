@@ -4,10 +4,12 @@ import asyncio
 import logging
 import resource
 import socket
+import ssl
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from server.addresses import BACKLOG
-from server.http.connection import Connection
+from server.http.connection import Connection, ConnectionLimits, Waiting
 from server.logs import SELDOM
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,27 @@ def room_for(max_connections: int) -> int:
     return room
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """context: what the next connection is given. limits: how long its client may take for a handshake, and to agree to
+    the connection's end.
+    """
+
+    context: Callable[[], ssl.SSLContext]
+    limits: ConnectionLimits
+
+
+class Handshake:
+    """A connection whose client is yet to agree on a cipher: it waits as one does that is yet to send a request."""
+
+    def __init__(self, opening: "asyncio.Task[None]") -> None:
+        self._opening = opening
+
+    def abort(self) -> None:
+        """Close it at once."""
+        self._opening.cancel()
+
+
 class Listener:
     """Accepts connections from a listening socket until it is closed.
 
@@ -40,8 +63,9 @@ class Listener:
         sock: socket.socket,
         connect: Callable[[], Connection],
         connections: "set[Connection]",
-        waiting: dict[Connection, None],
+        waiting: dict[Waiting, None],
         max_connections: int,
+        tls: Tls | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._sock = sock
@@ -50,6 +74,7 @@ class Listener:
         self._connections = connections
         self._waiting = waiting
         self._max_connections = max_connections
+        self._tls = tls
         self._opening: set[asyncio.Task[None]] = set()
         self._listen()
 
@@ -60,6 +85,11 @@ class Listener:
         self._accept(BACKLOG)
         self._loop.remove_reader(self._sock)
         self._sock.close()
+
+    def give_up(self) -> None:
+        """Wait for no handshake any more."""
+        for opening in tuple(self._opening):
+            opening.cancel()
 
     def _listen(self) -> None:
         if self._sock.fileno() >= 0:
@@ -79,9 +109,7 @@ class Listener:
                     self._loop.call_later(RETRY_SECONDS, self._listen)
                 return
             if self._has_room():
-                task = self._loop.create_task(self._open(accepted))
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
+                self._begin(accepted)
             else:
                 accepted.close()
 
@@ -101,8 +129,32 @@ class Listener:
             return True
         return False
 
+    def _begin(self, accepted: socket.socket) -> None:
+        opening = self._loop.create_task(self._open(accepted))
+        self._opening.add(opening)
+        handshake = Handshake(opening)
+        if self._tls is not None:
+            self._waiting[handshake] = None
+
+        def done(_: "asyncio.Task[None]") -> None:
+            self._opening.discard(opening)
+            self._waiting.pop(handshake, None)
+            if opening.cancelled():  # it may not have begun
+                accepted.close()
+
+        opening.add_done_callback(done)
+
     async def _open(self, accepted: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._connect, accepted)
-        except OSError:
+            if self._tls is None:
+                await self._loop.connect_accepted_socket(self._connect, accepted)
+                return
+            await self._loop.connect_accepted_socket(
+                self._connect,
+                accepted,
+                ssl=self._tls.context(),
+                ssl_handshake_timeout=self._tls.limits.handshake_timeout_s,
+                ssl_shutdown_timeout=self._tls.limits.body_timeout_s,
+            )
+        except OSError:  # of TLS too
             accepted.close()

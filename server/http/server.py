@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from server.http.connection import Connection, ConnectionLimits
+from server.http.connection import Connection, ConnectionLimits, Waiting
 from server.http.counted import CountedApp
-from server.http.listener import Listener, room_for
+from server.http.listener import Listener, Tls, room_for
 
 LAST_CONNECTIONS_SECONDS = 0.1
 
@@ -17,7 +18,14 @@ LAST_CONNECTIONS_SECONDS = 0.1
 class HttpServer(uvicorn.Server):
     """uvicorn inside our event loop: our socket, our connections, our signals."""
 
-    def __init__(self, app: CountedApp, limits: ConnectionLimits, close_within_s: int) -> None:
+    def __init__(
+        self,
+        app: CountedApp,
+        limits: ConnectionLimits,
+        tls: Callable[[], ssl.SSLContext] | None,
+        close_within_s: int,
+    ) -> None:
+        """tls: what the next connection is given; None for connections in clear."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -32,6 +40,7 @@ class HttpServer(uvicorn.Server):
         )
         self.listening = asyncio.Event()
         self._limits = limits
+        self._tls = tls
         self._refused = app.refused
         self._listeners: list[Listener] = []
 
@@ -43,7 +52,7 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""
         room = room_for(self._limits.max_connections)
-        connections, waiting = set[Connection](), dict[Connection, None]()
+        connections, waiting = set[Connection](), dict[Waiting, None]()
         self.server_state.connections = connections  # type: ignore[assignment]
         self.servers = []
         self._listeners = [
@@ -53,6 +62,7 @@ class HttpServer(uvicorn.Server):
                 connections,
                 waiting,
                 room,
+                None if self._tls is None else Tls(self._tls, self._limits),
             )
             for sock in sockets or []
         ]
@@ -64,4 +74,6 @@ class HttpServer(uvicorn.Server):
         for listener in self._listeners:
             listener.close()
         await asyncio.sleep(LAST_CONNECTIONS_SECONDS)
+        for listener in self._listeners:
+            listener.give_up()
         await super().shutdown(sockets)

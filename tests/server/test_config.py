@@ -53,6 +53,9 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "jwks_file": "/j",
         "jwt_issuer": "i",
         "jwt_audience": "a",
+        "tls_cert_file": "/c",
+        "tls_key_file": "/k",
+        "tls_client_ca_file": "/a",
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional
