@@ -87,6 +87,8 @@ WORKDIR /app
 USER 10001:10001
 # Sockets of the front-ends and kernels that Triton compiles lie in /cache; a container without a mount there gets one.
 VOLUME ["/cache"]
+# It listens beyond the container, so it wants to know who may ask: MFALCON_TOKENS_FILE, clients' certificates, or
+# MFALCON_INSECURE=true where every member of the network may do everything. Who runs it says which.
 ENV PATH=/opt/mfalcon/bin:$PATH \
     PYTHONPATH=/app \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -6,6 +6,7 @@ from pathlib import Path
 from mfalcon import __version__
 from mfalcon.types import ModelInfo
 from server.config import ServerConfig
+from server.settings.tls import is_loopback
 
 _LONGEST_NOTE = 500
 
@@ -15,6 +16,7 @@ def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -
     yield f"mfalcon {__version__} loads {', '.join(str(model.checkpoint) for model in config.served)}"
     behind = f", {config.frontends} front-ends" if config.frontends else ""
     yield f"addresses: grpc {grpc}, http {http}{behind}"
+    yield f"access: {access_of(config)}"
     yield (
         f"limits: {config.max_candidates} candidates, {config.max_recent_events} recent events, "
         f"{config.max_events_per_append} events an append, {config.max_message_bytes} bytes a message, "
@@ -39,6 +41,21 @@ def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -
             f"redis: {redis}, prefix {config.redis_prefix}, states as {config.redis_state_dtype}, "
             f"{config.write_behind_mb} MiB to be written"
         )
+
+
+def access_of(config: ServerConfig) -> str:
+    """How locked the server is."""
+    if not config.has_tls:
+        wire = "in clear"
+    elif config.tls_client_ca_file is None:
+        wire = "TLS"
+    else:
+        wire = f"TLS, clients' certificates {config.tls_client_certs}"
+    if config.asks_who_calls:
+        return wire
+    hosts = (config.grpc_host, config.http_host)
+    whose = "everybody on this machine" if all(map(is_loopback, hosts)) else "EVERYBODY who reaches a port (insecure)"
+    return f"{wire}; {whose} may rank, append, read and delete"
 
 
 def note_of(checkpoint: Path) -> str | None:

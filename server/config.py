@@ -25,7 +25,7 @@ from server.settings.access import AccessSettings
 from server.settings.capture import CaptureSettings
 from server.settings.console import ConsoleSettings
 from server.settings.observability import ObservabilitySettings
-from server.settings.tls import TlsSettings
+from server.settings.tls import TlsSettings, is_loopback
 
 PREFIX = "MFALCON_"
 OTHER_VARIABLES = frozenset({"config"})
@@ -578,6 +578,28 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
                 f"llm_url: got {shown}, must be http://HOST:PORT/v1 or https with no user, query or fragment; the key "
                 "is in llm_key_file"
             )
+        return self
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether nobody is served whose identity is not known."""
+        by_token = any(getattr(self, name, None) is not None for name in ("tokens_file", "jwks_file"))
+        return by_token or self.requires_client_certs
+
+    @model_validator(mode="after")
+    def _who_is_not_asked_for_is_on_this_machine(self) -> Self:
+        if self.insecure or self.asks_who_calls:
+            return self
+        hosts = {"grpc_host": self.grpc_host, "http_host": self.http_host}
+        if self.admin_port is not None:
+            hosts["admin_host"] = self.admin_host
+        for setting, host in hosts.items():
+            if not is_loopback(host):
+                raise ValueError(
+                    f"{setting}: got {host!r}, must be of loopback while nobody is asked who they are: give "
+                    "tokens_file, jwks_file or tls_client_ca_file; or insecure says that everybody who reaches it may "
+                    "do everything"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 from server.http import codec
 from server.http.wire import Wire
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
-from server.peer_names import CERTIFICATE_NAMES, names_over_http
+from server.peer_names import CLIENT_NAMES, names_over_http
 from server.request_ids import REQUEST_ID, request_id_of
 
 CODE: Mapping[int, str] = {
@@ -93,7 +93,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         tls = transport.get_extra_info("ssl_object")
         self._is_tls = tls is not None
-        self.app_state[CERTIFICATE_NAMES] = names_over_http(None if tls is None else tls.getpeercert())
+        if tls is not None:
+            self.app_state[CLIENT_NAMES] = names_over_http(tls.getpeercert())
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -2,21 +2,24 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+File = Annotated[Path, AfterValidator(Path.absolute)]
+"""Front-ends have another working directory."""
 
 
 class TlsSettings(BaseModel):
     """With a certificate every port of the server speaks TLS, and nothing else."""
 
-    tls_cert_file: Path | None = Field(
+    tls_cert_file: File | None = Field(
         default=None,
         description="PEM file of the server's certificate and those that signed it; every port speaks TLS then. It is "
         "read again when it changes.",
     )
-    tls_key_file: Path | None = Field(default=None, description="PEM file of its private key, without a passphrase.")
-    tls_client_ca_file: Path | None = Field(
+    tls_key_file: File | None = Field(default=None, description="PEM file of its private key, without a passphrase.")
+    tls_client_ca_file: File | None = Field(
         default=None, description="PEM file of the authorities that sign clients' certificates (mutual TLS)."
     )
     tls_client_certs: Literal["required", "optional"] = Field(

@@ -33,7 +33,7 @@ from server.grpc.ports import bind
 from server.http.connection import ConnectionLimits
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
-from server.peer_names import CERTIFICATE_NAMES, names_over_grpc
+from server.peer_names import CLIENT_NAMES, Names, names_over_grpc
 from server.reload import Reloaded
 from server.settings.access import AccessSettings
 from server.tls import Certificates
@@ -168,10 +168,10 @@ async def test_an_optional_certificate_may_be_missing_and_must_be_right_over_htt
 async def test_a_client_is_known_by_the_same_names_on_both_transports(files: Files) -> None:
     client = signed("shop", files.authority, [x509.DNSName("shop.internal"), ID])
     certificates = Certificates(settings_of(files, **files.mutual()))
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, Names] = {}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        found["http"] = scope["state"][CERTIFICATE_NAMES]
+        found["http"] = scope["extensions"]["tls"][CLIENT_NAMES]
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body"})
 
@@ -200,7 +200,8 @@ async def test_a_client_is_known_by_the_same_names_on_both_transports(files: Fil
         assert (await http.get(f"https://{address}/")).status_code == 204
     http_server.should_exit = True
     await task
-    assert found["http"] == ("uri:spiffe://shop/ranker", "dns:shop.internal", "cn:shop") == found["grpc"]
+    assert found["http"] == found["grpc"]
+    assert found["grpc"] == (("uri", "spiffe://shop/ranker"), ("dns", "shop.internal"), ("cn", "shop"))
 
 
 @pytest.mark.parametrize("frontends", [0, 1])
@@ -476,3 +477,33 @@ async def test_admin_speaks_tls_too(files: Files) -> None:
 def test_settings_of_tls_must_fit(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         load_config(None, FREE_PORTS | settings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost", "LOCALHOST", "::ffff:127.0.0.1"])
+def test_loopback_needs_no_lock(host: str) -> None:
+    assert load_config(None, FREE_PORTS | {"grpc_host": host, "http_host": host}).grpc_host == host
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.7", "ranker.internal", "::ffff:10.0.0.7", "127.0.0.1.example"]
+)
+@pytest.mark.parametrize("setting", ["grpc_host", "http_host", "admin_host"])
+def test_other_addresses_need_a_lock_or_a_word(files: Files, setting: str, host: str) -> None:
+    settings = FREE_PORTS | {"admin_port": 0, setting: host}
+    with pytest.raises(ConfigError, match=f"{setting}: got '{host}', must be of loopback .* insecure says that"):
+        load_config(None, settings)
+    for unlocked in (files.settings, files.mutual(tls_client_certs="optional")):
+        with pytest.raises(ConfigError, match=f"{setting}: got"):
+            load_config(None, settings | unlocked)
+    for locked in (files.mutual(), {"insecure": True}):
+        assert getattr(load_config(None, settings | locked), setting) == host
+
+
+def test_an_admin_that_is_off_listens_nowhere() -> None:
+    assert load_config(None, FREE_PORTS | {"admin_host": "0.0.0.0"}).admin_port is None
+
+
+def test_files_are_found_by_front_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(None, FREE_PORTS | {"tls_cert_file": "c", "tls_key_file": "k", "tls_client_ca_file": "a"})
+    assert [config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file] == [tmp_path / n for n in "cka"]
