@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mfalcon.errors import ConfigError
 
@@ -9,6 +10,15 @@ BACKLOG = 128
 """Connections that the kernel may hold for us: a queue that nobody sees, and whose clients wait for nothing."""
 ALONE = (socket.SO_REUSEADDR,)
 SHARED = (socket.SO_REUSEADDR, socket.SO_REUSEPORT)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the server listens. metrics: "" where they are on the port of HTTP."""
+
+    grpc: str
+    http: str
+    metrics: str = ""
 
 
 def authority(host: str, port: int) -> str:

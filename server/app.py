@@ -43,10 +43,12 @@ from server import arrivals, banner
 from server.access.access import Access
 from server.access.metered import MeteredEngine
 from server.access.quota import Ledger
+from server.addresses import Addresses
 from server.config import EnsembleConfig, ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
+from server.http.metrics import MAX_CONNECTIONS, MetricsServer
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
@@ -54,7 +56,7 @@ from server.remote_replica import RemoteReplica
 from server.runtime import new_event_loop, settle
 from server.tls import Certificates
 from server.tracing import trace_to
-from server.transports import Addresses, Transports
+from server.transports import Transports, connection_limits
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +113,20 @@ class Front(Protocol):
         """From the start until the last answer of a stop."""
         ...
 
+    @property
+    def status(self) -> str:
+        """What the server does, in a word or two."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        ...
+
+    async def scrape(self) -> bytes:
+        """What /metrics shows, in Prometheus' text format."""
+        ...
+
     async def listen(self) -> Addresses:
         """Listen on both transports. ConfigError when an address is taken."""
         ...
@@ -164,6 +180,7 @@ class Service:
         metrics.build.configured(without_credentials(config))
         self._reloads: Reloads[Checkpoint] | None = None
         self._admin: AdminServer | None = None
+        self._metrics: MetricsServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
         self._loop_lag = metrics.loop_lag
         self._tasks: set[asyncio.Task[None]] = set()
@@ -179,7 +196,23 @@ class Service:
             self._tasks.add(asyncio.create_task(work))
         if self._certificates is not None:
             self._tasks.add(asyncio.create_task(self._certificates.watch()))
-        return await self._front.listen()
+        addresses = await self._front.listen()
+        if self._config.metrics_port is None:
+            return addresses
+        self._metrics = MetricsServer(
+            self._front,
+            self._front.scrape,
+            dataclasses.replace(connection_limits(self._config), max_connections=MAX_CONNECTIONS),
+            self._access,
+            self._certificates,
+            certificate_required=self._config.requires_client_certs,
+        )
+        try:
+            metrics = await self._metrics.start(self._config.metrics_host, self._config.metrics_port)
+        except ConfigError:
+            await self._front.stop()
+            raise
+        return dataclasses.replace(addresses, metrics=metrics)
 
     async def serve(self, engine: ServedEngine) -> None:
         """Start a warm engine, wait for its Redis and answer requests with it; `stop` closes it. ConfigError if it
@@ -244,6 +277,8 @@ class Service:
         if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.hand_over(self._config.handover_s, self._config.handover_mb << 20)
         await self._front.stop()
+        if self._metrics is not None:
+            await self._metrics.stop()
         if self._engine is not None and self._engine.lost(self._config.device_stall_s) is None:
             await self._engine.close()
 
@@ -260,7 +295,7 @@ async def run(load: Callable[[], ServedEngine], config: ServerConfig, metrics: S
     addresses = await service.listen()
     loop.add_signal_handler(signal.SIGHUP, service.hang_up)
     redis_url = None if config.redis_url is None else redacted(config.redis_url.get_secret_value())
-    for line in banner.of_settings(config, redis_url, addresses.grpc, addresses.http):
+    for line in banner.of_settings(config, redis_url, addresses):
         logger.info("%s", line)
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stopping.set)

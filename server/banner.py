@@ -5,17 +5,19 @@ from pathlib import Path
 
 from mfalcon import __version__
 from mfalcon.types import ModelInfo
+from server.addresses import Addresses
 from server.config import ServerConfig
 from server.settings.tls import is_loopback
 
 _LONGEST_NOTE = 500
 
 
-def of_settings(config: ServerConfig, redis: str | None, grpc: str, http: str) -> Iterator[str]:
-    """What is known before anything is loaded. redis: its URL without credentials. grpc, http: where it listens."""
+def of_settings(config: ServerConfig, redis: str | None, addresses: Addresses) -> Iterator[str]:
+    """What is known before anything is loaded. redis: its URL without credentials."""
     yield f"mfalcon {__version__} loads {', '.join(str(model.checkpoint) for model in config.served)}"
     behind = f", {config.frontends} front-ends" if config.frontends else ""
-    yield f"addresses: grpc {grpc}, http {http}{behind}"
+    metrics = f", metrics {addresses.metrics}" if addresses.metrics else ""
+    yield f"addresses: grpc {addresses.grpc}, http {addresses.http}{metrics}{behind}"
     yield f"access: {access_of(config)}"
     yield (
         f"limits: {config.max_candidates} candidates, {config.max_recent_events} recent events, "

@@ -583,7 +583,7 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
     @property
     def asks_who_calls(self) -> bool:
         """Whether nobody is served whose identity is not known."""
-        by_token = any(getattr(self, name, None) is not None for name in ("tokens_file", "jwks_file"))
+        by_token = self.tokens_file is not None or getattr(self, "jwks_file", None) is not None
         return by_token or self.requires_client_certs
 
     @model_validator(mode="after")
@@ -593,6 +593,8 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
         hosts = {"grpc_host": self.grpc_host, "http_host": self.http_host}
         if self.admin_port is not None:
             hosts["admin_host"] = self.admin_host
+        if self.metrics_port is not None:
+            hosts["metrics_host"] = self.metrics_host
         for setting, host in hosts.items():
             if not is_loopback(host):
                 raise ValueError(

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from starlette.types import Scope
+
 Names = tuple[tuple[str, str], ...]
 """(kind, name): "uri" and "dns", the alternative names, then "cn", the common name. The kind is a part of a name, so
 that nobody is another one by a common name that reads like a URI.
@@ -27,3 +29,9 @@ def names_over_http(certificate: Mapping[str, Any] | None) -> Names:
     names = [(kind, value) for kind, key in _HTTP for found, value in alternative if found == key]
     common = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
     return (*names, *(("cn", value) for value in common))
+
+
+def tell_client_names(scope: Scope) -> None:
+    """Give a request over TLS the extension `tls` of ASGI, with the client's names."""
+    if CLIENT_NAMES in scope["state"]:
+        scope["extensions"] = {"tls": {CLIENT_NAMES: scope["state"][CLIENT_NAMES]}}

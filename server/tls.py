@@ -54,10 +54,13 @@ class Pems:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One whole state of the files that has been found good. names: what the certificate is for."""
+    """One whole state of the files that has been found good. context: for connections of HTTP. probed: for those of the
+    metrics' port, where clients are let in without a certificate. names: what the certificate is for.
+    """
 
     pems: Pems
     context: ssl.SSLContext
+    probed: ssl.SSLContext
     names: tuple[str, ...]
     not_before: datetime
     not_after: datetime
@@ -201,10 +204,11 @@ def read_identity(settings: TlsSettings, now: datetime) -> Identity:
         raise ConfigError(f"tls_cert_file: {settings.tls_cert_file}: the certificate has expired on {not_after:%c} UTC")
     if pems.client_ca is not None:
         _leaf("tls_client_ca_file", settings.tls_client_ca_file, pems.client_ca)
-    context = _context(settings, pems)
+    context = _context(settings, pems, required=settings.requires_client_certs)
+    probed = _context(settings, pems, required=False)
     if read_pems(settings) != pems:  # OpenSSL takes files alone: it shall have read what we have judged
         raise ConfigError(f"tls_cert_file: {settings.tls_cert_file}: it is being written")
-    return Identity(pems, context, _names(certificate), not_before, not_after)
+    return Identity(pems, context, probed, _names(certificate), not_before, not_after)
 
 
 def _read(setting: str, path: Path) -> bytes:
@@ -248,7 +252,7 @@ def _check_key(path: Path | None, pem: bytes, certificate: x509.Certificate) -> 
         raise ConfigError(f"tls_key_file: {path}: got another key than that of the first certificate of tls_cert_file")
 
 
-def _context(settings: TlsSettings, pems: Pems) -> ssl.SSLContext:
+def _context(settings: TlsSettings, pems: Pems, *, required: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_RENEGOTIATION
@@ -259,7 +263,6 @@ def _context(settings: TlsSettings, pems: Pems) -> ssl.SSLContext:
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file, password="")
         if pems.client_ca is not None:
             context.load_verify_locations(cadata=pems.client_ca.decode("ascii", "replace"))
-            required = settings.tls_client_certs == "required"
             context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     except (OSError, ValueError) as error:  # SSLError is an OSError
         why = error.reason if isinstance(error, ssl.SSLError) else str(error)

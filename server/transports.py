@@ -4,7 +4,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,7 +12,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from server.access.access import Access
-from server.addresses import authority, listen, reserve
+from server.addresses import Addresses, authority, listen, reserve
 from server.arrivals import Arrivals
 from server.config import ServerConfig
 from server.grpc.api import GrpcServer
@@ -31,14 +30,6 @@ LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the server listens."""
-
-    grpc: str
-    http: str
 
 
 class CallMetrics(Protocol):
@@ -60,6 +51,16 @@ class CallMetrics(Protocol):
         ...
 
 
+def connection_limits(config: ServerConfig) -> ConnectionLimits:
+    """Of every HTTP port."""
+    return ConnectionLimits(
+        header_timeout_s=config.http_header_timeout_s,
+        body_timeout_s=config.http_body_timeout_s,
+        max_connections=config.http_connections,
+        handshake_timeout_s=config.tls_handshake_timeout_s,
+    )
+
+
 class Transports:
     """They listen first, refuse with NotReady, and answer once there is an engine."""
 
@@ -75,9 +76,7 @@ class Transports:
         given. certificates: what TLS is spoken with, if any.
         """
 
-        async def scrape_registry() -> bytes:
-            return generate_latest(metrics.registry)
-
+        self._registry, self._scrape = metrics.registry, scrape
         self._config = config
         limits = Limits(
             max_candidates=config.max_candidates,
@@ -109,31 +108,41 @@ class Transports:
             access,
             certificates,
         )
+        app = create_app(
+            self._handler,
+            limits,
+            config.max_message_bytes,
+            self.scrape,
+            access,
+            Pages(config.console, config.console_users, config.api_docs),
+            has_metrics=config.metrics_port is None,
+        )
+        counted = CountedApp(app, by_http)
         self._http = HttpServer(
-            CountedApp(
-                create_app(
-                    self._handler,
-                    limits,
-                    config.max_message_bytes,
-                    scrape or scrape_registry,
-                    access,
-                    Pages(config.console, config.console_users, config.api_docs),
-                ),
-                by_http,
-            ),
-            ConnectionLimits(
-                header_timeout_s=config.http_header_timeout_s,
-                body_timeout_s=config.http_body_timeout_s,
-                max_connections=config.http_connections,
-                handshake_timeout_s=config.tls_handshake_timeout_s,
-            ),
+            counted,
+            connection_limits(config),
             None if certificates is None else lambda: certificates.context,
-            close_within_s=math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
+            math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
+            counted.refused,
         )
         self._http_task: asyncio.Task[None] | None = None
         self._held = ExitStack()
         self._grpc_port = config.grpc_port
         self._has_engine = False
+
+    @property
+    def status(self) -> str:
+        """What the server does, in a word or two."""
+        return self._handler.status
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self._handler.ready
+
+    async def scrape(self) -> bytes:
+        """What /metrics shows, in Prometheus' text format."""
+        return generate_latest(self._registry) if self._scrape is None else await self._scrape()
 
     @property
     def running(self) -> bool:

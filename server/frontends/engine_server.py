@@ -60,6 +60,16 @@ class EngineServer:
         """Calls that have no answer yet."""
         return sum(map(len, self._calls.values()))
 
+    @property
+    def status(self) -> str:
+        """What the engine's process does, in a word or two."""
+        return self._phase
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return self._engine is not None and self._engine.ready
+
     def wait_for_redis(self) -> None:
         """Say from now on that this is what an engine waits for."""
         self._phase = WAITING

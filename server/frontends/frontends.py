@@ -17,13 +17,13 @@ from prometheus_client import CollectorRegistry, Counter
 
 from mfalcon.errors import ConfigError
 from mfalcon.pseudonym import OURS
-from server.addresses import authority, reserve
+from server.addresses import Addresses, authority, reserve
 from server.config import PREFIX, ServerConfig
 from server.frontends.engine_server import EngineServer
 from server.frontends.fleet_metrics import FleetMetrics
 from server.frontends.process import Orders
-from server.handler import RankingEngine
-from server.transports import LAST_BYTES_SECONDS, Addresses
+from server.handler import LOADING, RankingEngine
+from server.transports import LAST_BYTES_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class Frontends:
         self._restarts = restarts
         self._held = ExitStack()
         self._server: EngineServer | None = None
+        self._fleet: FleetMetrics | None = None
         self._processes: dict[int, Process] = {}
         self._listening = [asyncio.Event() for _ in range(config.frontends)]
         self._serving = [asyncio.Event() for _ in range(config.frontends)]
@@ -65,6 +66,24 @@ class Frontends:
     def running(self) -> bool:
         """From the start until the last answer of a stop."""
         return self._server is not None
+
+    @property
+    def status(self) -> str:
+        """What the server does, in a word or two."""
+        if self._stopping.is_set():
+            return "draining"
+        if self._server is None:
+            return LOADING
+        return "ready" if self._server.ready else self._server.status
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        return not self._stopping.is_set() and self._server is not None and self._server.ready
+
+    async def scrape(self) -> bytes:
+        """What /metrics shows, in Prometheus' text format."""
+        return b"" if self._fleet is None else await asyncio.to_thread(self._fleet.text)
 
     @property
     def pids(self) -> dict[int, int]:
@@ -81,12 +100,13 @@ class Frontends:
             settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
             settings |= {"http_port": http_port, "grpc_port": grpc_port}
             orders = Orders(0, 0, directory, settings, OURS.key)
+            self._fleet = FleetMetrics(self._registry, directory, lambda: self.pids)
             self._server = EngineServer(
                 orders.endpoint,
                 lambda name: self._listening[_number(name)].set(),
                 lambda name: self._serving[_number(name)].set(),
                 self._kill,
-                FleetMetrics(self._registry, directory, lambda: self.pids).text,
+                self._fleet.text,
                 patience_s=config.frontend_stall_s,
             )
             self._keeping = [asyncio.create_task(self._keep(number, orders)) for number in range(config.frontends)]

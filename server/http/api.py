@@ -5,7 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
@@ -107,8 +107,12 @@ def create_app(
     scrape: Callable[[], Awaitable[bytes]],
     access: Access,
     pages: Pages = Pages(),  # noqa: B008 (it is frozen)
+    *,
+    has_metrics: bool = True,
 ) -> FastAPI:
-    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people."""
+    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people. has_metrics:
+    whether /metrics is here, and not on a port of its own.
+    """
     app = FastAPI(
         title="mfalcon",
         summary="Online ranking with generative rankers.",
@@ -127,7 +131,8 @@ def create_app(
     )
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits, access))
-    app.include_router(metrics_routes(scrape))
+    if has_metrics:
+        app.include_router(metrics_routes(scrape))
     if pages.console:
         app.include_router(console_routes(handler, limits, pages, scrape))
     if pages.console or pages.api_docs:
@@ -140,7 +145,21 @@ def create_app(
     return app
 
 
-def probe_routes(handler: Handler) -> APIRouter:
+class State(Protocol):
+    """How the server is."""
+
+    @property
+    def status(self) -> str:
+        """In a word or two."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome."""
+        ...
+
+
+def probe_routes(state: State) -> APIRouter:
     """Whether the process lives and whether it wants requests."""
     router = APIRouter(tags=["probes"])
 
@@ -152,7 +171,7 @@ def probe_routes(handler: Handler) -> APIRouter:
     @router.get("/readyz", response_model=codec.StatusReply, responses={503: {"model": codec.StatusReply}})
     async def readyz() -> Response:
         """200 while new requests are welcome, 503 while the server loads, waits for Redis or shuts down."""
-        return json_response(codec.dump({"status": handler.status}), status=200 if handler.ready else 503)
+        return json_response(codec.dump({"status": state.status}), status=200 if state.ready else 503)
 
     return router
 

@@ -9,7 +9,7 @@ from server import tracing
 from server.arrivals import Arrivals
 from server.http.connection import NAMED, REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
-from server.peer_names import CLIENT_NAMES
+from server.peer_names import tell_client_names
 from server.request_ids import REQUEST_ID
 
 VERBS: Final = frozenset({"rank", "append_events", "get_history", "prefill", "delete_user", "get_model", "list_models"})
@@ -35,8 +35,7 @@ class CountedApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it. Over TLS its scope has the extension `tls` with the client's names."""
-        if CLIENT_NAMES in scope["state"]:
-            scope["extensions"] = {"tls": {CLIENT_NAMES: scope["state"][CLIENT_NAMES]}}
+        tell_client_names(scope)
         keys = [value.decode("latin-1") for name, value in scope["headers"] if name == _KEY]
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID), None)
         arrival = self._arrivals.begin("", ",".join(keys), given)

@@ -7,9 +7,9 @@ import ssl
 from collections.abc import Callable, Iterator
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.http.connection import Connection, ConnectionLimits, Waiting
-from server.http.counted import CountedApp
 from server.http.listener import Listener, Tls, room_for
 
 LAST_CONNECTIONS_SECONDS = 0.1
@@ -20,12 +20,13 @@ class HttpServer(uvicorn.Server):
 
     def __init__(
         self,
-        app: CountedApp,
+        app: ASGIApp,
         limits: ConnectionLimits,
         tls: Callable[[], ssl.SSLContext] | None,
         close_within_s: int,
+        refused: Callable[[int], None] = lambda status: None,
     ) -> None:
-        """tls: what the next connection is given; None for connections in clear."""
+        """tls: what the next connection is given; None for connections in clear. refused: see `Connection`."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -41,7 +42,7 @@ class HttpServer(uvicorn.Server):
         self.listening = asyncio.Event()
         self._limits = limits
         self._tls = tls
-        self._refused = app.refused
+        self._refused = refused
         self._listeners: list[Listener] = []
 
     @contextlib.contextmanager

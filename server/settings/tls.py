@@ -1,4 +1,4 @@
-"""Settings of TLS, and of who may listen where it is not on this machine alone."""
+"""Settings of TLS, of the metrics' own port, and of who may listen beyond this machine."""
 
 import ipaddress
 from pathlib import Path
@@ -29,6 +29,16 @@ class TlsSettings(BaseModel):
     )
     tls_handshake_timeout_s: float = Field(
         default=10.0, ge=0.01, le=3_600, description="Longest time for a TLS handshake, in s."
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address that the port of the metrics listens on."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65_535,
+        description="Port of /metrics, /livez and /readyz over HTTP; 0 takes any free one. If not given, /metrics is "
+        "on the port of HTTP.",
     )
     insecure: bool = Field(
         default=False,

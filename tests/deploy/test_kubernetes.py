@@ -39,7 +39,7 @@ def config_of(overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def test_the_server_takes_the_settings(overlay: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = config_of(overlay, monkeypatch, tmp_path)
     ports = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
-    assert ports == {"grpc": config.grpc_port, "http": config.http_port}
+    assert ports == {"grpc": config.grpc_port, "http": config.http_port, "metrics": config.metrics_port}
     assert config.redis_url is not None
     # A wrong URL in a new version must never take the place of replicas that work.
     assert not config.ready_without_redis
@@ -77,7 +77,9 @@ def test_envoy_finds_the_replicas_and_callers_find_envoy() -> None:
         for endpoint in endpoints["lb_endpoints"]
         for address in [endpoint["endpoint"]["address"]["socket_address"]]
     }
-    assert replicas == {(service["metadata"]["name"], port["port"]) for port in service["spec"]["ports"]}
+    ports = {port["name"]: port["port"] for port in service["spec"]["ports"]}
+    assert ports.pop("metrics") == 9090  # which is no caller's
+    assert replicas == {(service["metadata"]["name"], port) for port in ports.values()}
     listening = {listener["address"]["socket_address"]["port_value"] for listener in bootstrap["listeners"]}
     assert listening == {port["port"] for port in only(BASE, "Service", "mfalcon-envoy")["spec"]["ports"]}
 
@@ -156,7 +158,7 @@ def ports_of(rules: list[Manifest]) -> set[int]:
 
 def test_the_network_lets_through_what_is_needed_and_nothing_else() -> None:
     server, envoy = (only(BASE, "NetworkPolicy", name)["spec"] for name in ("mfalcon", "mfalcon-envoy"))
-    assert [ports_of([rule]) for rule in server["ingress"]] == [{50051, 8080}, {8080}]
+    assert [ports_of([rule]) for rule in server["ingress"]] == [{50051, 8080}, {9090}]
     assert ports_of(server["egress"]) == {53, 6379}
     assert ports_of(envoy["ingress"]) == {8000}
     assert ports_of(envoy["egress"]) == {53, 50051, 8080}

@@ -47,6 +47,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "llm_model": "m",
         "llm_key_file": "k",
         "admin_port": 7,
+        "metrics_port": 8,
         "log_key_file": "k",
         "tokens_file": "/t",
         "capture_dir": "c",

@@ -8,6 +8,7 @@ import pytest
 
 from mfalcon.cgroup import Cgroups
 from mfalcon.history.file_log import FileLogOptions
+from server.addresses import Addresses
 from server.app import file_options, log_budget, redis_options
 from server.banner import of_settings
 from server.config import ServerConfig, load_config
@@ -39,7 +40,7 @@ def test_the_log_has_one_place(flags: dict[str, object], place: str, durability:
     assert (options is not None) == (place == "file")
     redis = redis_options(given)
     assert (redis is not None and redis.holds_log) == (place == "redis")
-    lines = "\n".join(of_settings(given, None, "g", "h"))
+    lines = "\n".join(of_settings(given, None, Addresses("g", "h")))
     survives = {"memory": "as Redis does by itself", "fsync": "on its disk", "replica": "by a replica of it"}
     said = {
         "memory": "in this process",

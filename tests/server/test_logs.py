@@ -19,6 +19,7 @@ import pytest
 
 from mfalcon.models import checkpoint
 from server import banner
+from server.addresses import Addresses
 from server.config import load_config
 from server.logs import SELDOM_SECONDS, JsonFormatter, Seldom, StderrHandler, TextFormatter, is_news
 from tests.server.fake_engine import MODEL
@@ -80,9 +81,18 @@ def test_what_many_requests_cause_is_written_once_in_a_while() -> None:
 def test_the_banner_names_what_an_operator_asks() -> None:
     config = load_config(None, {"checkpoint": "models/dfgr", "redis_url": "redis://:pw@h:1/2"})
     told = "\n".join(
-        (*banner.of_settings(config, "redis://h:1/2", "127.0.0.1:1", "127.0.0.1:2"), *banner.of_model(MODEL, ("x: y",)))
+        (
+            *banner.of_settings(config, "redis://h:1/2", Addresses("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")),
+            *banner.of_model(MODEL, ("x: y",)),
+        )
     )
-    for part in ("models/dfgr", "grpc 127.0.0.1:1", "http 127.0.0.1:2", "16384 candidates", "event log: in Redis"):
+    for part in (
+        "models/dfgr",
+        "grpc 127.0.0.1:1",
+        "http 127.0.0.1:2, metrics 127.0.0.1:3",
+        "16384 candidates",
+        "event log: in Redis",
+    ):
         assert part in told
     for part in (
         "redis://h:1/2",

@@ -24,7 +24,7 @@ from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.access.access import Access
-from server.addresses import listen
+from server.addresses import Addresses, listen
 from server.app import Service
 from server.arrivals import Arrivals
 from server.config import ServerConfig, load_config
@@ -37,7 +37,6 @@ from server.peer_names import CLIENT_NAMES, Names, names_over_grpc
 from server.reload import Reloaded
 from server.settings.access import AccessSettings
 from server.tls import Certificates
-from server.transports import Addresses
 from tests.certificates import DAY, LOCAL, Signed, signed
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS
@@ -191,7 +190,7 @@ async def test_a_client_is_known_by_the_same_names_on_both_transports(files: Fil
     registry = CollectorRegistry()
     arrivals = Arrivals("http", RequestMetrics(registry), StageMetrics(registry))
     limits = ConnectionLimits(10, 10, 10)
-    http_server = HttpServer(CountedApp(app, arrivals), limits, lambda: certificates.context, close_within_s=1)
+    http_server = HttpServer(CountedApp(app, arrivals), limits, lambda: certificates.context, 1)
     listening = listen("http", "127.0.0.1", 0)
     task = asyncio.create_task(http_server.serve(sockets=[listening]))
     await http_server.listening.wait()
