@@ -412,6 +412,13 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
     max_message_bytes: int = Field(
         default=4 * 2**20, ge=1_024, le=2**30, description="Largest request and answer, in bytes, on either transport."
     )
+    max_metadata_bytes: int = Field(
+        default=16 * 2**10,
+        ge=1_024,
+        le=2**20,
+        description="Largest metadata of a gRPC call, and head of an HTTP request, in bytes.",
+    )
+    reflection: bool = Field(default=True, description="Tell over gRPC which services and messages there are.")
     grpc_max_connections: AtLeastOne = Field(
         default=1_024, description="Most gRPC connections at once; more are closed as they come."
     )

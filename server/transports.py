@@ -58,6 +58,7 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
         body_timeout_s=config.http_body_timeout_s,
         max_connections=config.http_connections,
         handshake_timeout_s=config.tls_handshake_timeout_s,
+        max_head_bytes=config.max_metadata_bytes,
     )
 
 
@@ -101,6 +102,8 @@ class Transports:
                 max_watches=config.grpc_max_watches,
                 connection_age_s=config.grpc_connection_age_s,
                 grace_ms=config.request_timeout_ms,
+                max_metadata_bytes=config.max_metadata_bytes,
+                has_reflection=config.reflection,
                 handshake_ms=round(1000 * config.tls_handshake_timeout_s),
                 shares_port=config.frontends > 0 or config.grpc_listen == "ready",
             ),

@@ -106,13 +106,14 @@ class GrpcServer:
         )
         waiting = Waiting(limits.request_timeout_ms / 1000, -(-bounds.max_calls // _SHARE_WITHOUT_MESSAGE))
         self._health = Health(bounds.max_watches, waiting)
-        self._server.add_generic_rpc_handlers(
-            (
-                CountedService(SERVICE, ranking_service(handler, limits, waiting, access), arrivals),
-                self._health.service,
-                reflection_of((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), waiting, guard_of(access, None)),
-            )
-        )
+        services = [
+            CountedService(SERVICE, ranking_service(handler, limits, waiting, access), arrivals),
+            self._health.service,
+        ]
+        if bounds.has_reflection:
+            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            services.append(reflection_of(names, waiting, guard_of(access, None)))
+        self._server.add_generic_rpc_handlers(services)
 
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 is any free one), report NOT_SERVING and return the port."""

@@ -41,6 +41,8 @@ class Bounds:
     connection_age_s: float
     grace_ms: int
     handshake_ms: int
+    max_metadata_bytes: int
+    has_reflection: bool = True
     shares_port: bool = False
 
     def options(self) -> Mapping[str, int]:
@@ -48,6 +50,9 @@ class Bounds:
         options = {
             "grpc.max_receive_message_length": self.max_message_bytes,
             "grpc.max_send_message_length": self.max_message_bytes,
+            # Between the two gRPC refuses by chance.
+            "grpc.max_metadata_size": self.max_metadata_bytes,
+            "grpc.absolute_max_metadata_size": self.max_metadata_bytes,
             "grpc.max_allowed_incoming_connections": self.max_connections,
             "grpc.max_concurrent_streams": self.max_streams,
             # Streams that have ended count too until they are cleared away, which holds against rapid resets. Without

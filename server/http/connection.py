@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from server.http import codec
-from server.http.wire import Wire
+from server.http.wire import MAX_HEAD_BYTES, Wire
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
 from server.peer_names import CLIENT_NAMES, names_over_http
 from server.request_ids import REQUEST_ID, request_id_of
@@ -33,13 +33,14 @@ NAMED: Final = "request_id"
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """How long a client may take for the head of a request, for its body or to read an answer, and for a TLS handshake;
-    how many connections there may be.
+    how many connections there may be, and how many bytes a head may have.
     """
 
     header_timeout_s: float
     body_timeout_s: float
     max_connections: int
     handshake_timeout_s: float = 10.0
+    max_head_bytes: int = MAX_HEAD_BYTES
 
 
 class Awaited(Enum):
@@ -76,7 +77,7 @@ class Connection(H11Protocol):
         refused: Callable[[int], None],
     ) -> None:
         super().__init__(config, state, {})
-        self.conn: Wire = Wire()
+        self.conn: Wire = Wire(limits.max_head_bytes)
         self._seconds: Mapping[Awaited, float] = {
             Awaited.HEAD: limits.header_timeout_s,
             Awaited.BODY: limits.body_timeout_s,

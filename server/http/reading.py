@@ -10,10 +10,12 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from mfalcon.errors import InvalidInput
 from server.http.bodies import RankBody, RequestBody, parse
 from server.limits import Limits
 
 CLIENT_CLOSED_REQUEST = 499
+PLAIN = "identity"
 MAX_BYTES_ON_THE_LOOP = 2**16
 
 
@@ -36,6 +38,9 @@ class BodyReader:
             raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection") from error
         if not raw:
             return None
+        encoding = request.headers.get("content-encoding", PLAIN)
+        if encoding.strip().lower() != PLAIN:
+            raise InvalidInput("content-encoding", encoding[:80], f"{PLAIN}: bodies are not decompressed")
         if issubclass(kind, RankBody):
             self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:

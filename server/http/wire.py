@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 import h11
 
 MAX_HEAD_BYTES = 16 * 2**10
-"""Of an unfinished head, of the line before a chunk, of what follows the last chunk."""
+"""Of an unfinished head, of the line before a chunk, of what follows the last chunk; a setting may say otherwise."""
+MAX_HEADERS = 100
+"""Of a request: a browser behind three proxies sends thirty."""
 BYTES_AT_ONCE = 4 * 2**10
 FREE_CHUNKS = 500
 """So many chunks may be of any size; beyond them the average is held to `MEAN_CHUNK_BYTES`."""
@@ -21,8 +23,8 @@ class Wire(h11.Connection):
     h11 bounds what is unfinished, and parses whatever is finished in one go; so it is given a little at a time.
     """
 
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+    def __init__(self, max_head_bytes: int = MAX_HEAD_BYTES) -> None:
+        super().__init__(h11.SERVER, max_head_bytes)
         self.refusal: h11.RemoteProtocolError | None = None
         self.wants_no_body = False
         self._received = deque[bytes]()
@@ -66,6 +68,9 @@ class Wire(h11.Connection):
         """The request with a path for a target; a proxy's request names the whole URL."""
         self._num_chunks = self._num_body_bytes = 0
         self.wants_no_body = request.method == b"HEAD"
+        if len(request.headers) > MAX_HEADERS:
+            text = f"headers: got {len(request.headers)}, must be at most {MAX_HEADERS}"
+            raise h11.RemoteProtocolError(text, error_status_hint=431)
         if {b"transfer-encoding", b"content-length"} <= {name for name, _ in request.headers}:
             raise h11.RemoteProtocolError("Transfer-Encoding and Content-Length cannot both be given")
         if request.target.startswith((b"http://", b"https://")):

@@ -258,3 +258,35 @@ def test_a_message_for_which_there_is_no_memory_is_still_a_message() -> None:
     """protobuf's error is that of bytes that are no message."""
     done = subprocess.run([sys.executable, "-c", PARSE_WITHOUT_MEMORY], capture_output=True, text=True, check=True)
     assert done.stdout == "MemoryError\n"
+
+
+async def test_a_message_is_bounded_by_what_it_is_when_it_is_decompressed() -> None:
+    bomb = ranking_pb2.RankRequest(user_id="a" * (64 << 20), candidates=[1])  # 64 KiB on the wire
+    async with serving() as running:
+        small = await running.stub.Rank(GOOD, timeout=LONG, compression=grpc.Compression.Gzip)
+        assert small.scores
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await running.stub.Rank(bomb, timeout=LONG, compression=compression)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert refused.value.details() == "Decompressed message larger than max"
+        assert (await running.stub.Rank(GOOD, timeout=LONG)).scores
+
+
+async def test_metadata_is_bounded_by_a_setting() -> None:
+    async with serving(max_metadata_bytes=40_000) as running:
+        for size, code in ((30_000, "OK"), (45_000, "RESOURCE_EXHAUSTED"), (2**20, "RESOURCE_EXHAUSTED")):
+            for _ in range(5):
+                call = running.stub.Rank(GOOD, timeout=LONG, metadata=(("x", "a" * size),))
+                assert await code_of(call) == code
+
+
+async def test_reflection_can_be_switched_off() -> None:
+    async with serving(reflection=False) as running:
+        info: grpc.aio.StreamStreamMultiCallable[bytes, reflection_pb2.ServerReflectionResponse] = (
+            running.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            async for _ in info(iter([b""])):
+                pass
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -1,10 +1,11 @@
 """What is no request, or not one that everybody reads alike, is refused in JSON; nothing of it floods the log."""
 
+import gzip
 import logging
 
 import pytest
 
-from tests.server.harness import Running
+from tests.server.harness import Running, serving
 from tests.server.http.raw import ask, connected
 
 CHUNKED = b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -48,6 +49,12 @@ REFUSED = {
         431,
         "RESOURCE_EXHAUSTED",
         "Receive buffer too long",
+    ),
+    "a head of 101 headers": (
+        b"GET /livez HTTP/1.1\r\nhost: a\r\n" + b"a: b\r\n" * 100 + b"\r\n",
+        431,
+        "RESOURCE_EXHAUSTED",
+        "headers: got 101, must be at most 100",
     ),
     "a chunk without a size": (CHUNKED + b"x\r\n", 400, "INVALID_ARGUMENT", ""),
     "chunks of a byte": (CHUNKED + b"1\r\n{\r\n" * 1_000, 400, "INVALID_ARGUMENT", "chunks: got 501 for 501 bytes"),
@@ -122,3 +129,29 @@ async def test_an_upgrade_is_not_offered_and_not_logged(running: Running, caplog
     request = b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
     assert (await ask(running.addresses.http, request)).status == 200
     assert not caplog.records
+
+
+async def test_a_hundred_headers_are_welcome(running: Running) -> None:
+    request = b"GET /livez HTTP/1.1\r\nhost: a\r\n" + b"a: b\r\n" * 99 + b"\r\n"
+    assert (await ask(running.addresses.http, request)).status == 200
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip", b"x" * 500])
+async def test_a_body_that_is_compressed_is_refused_and_never_unpacked(running: Running, encoding: bytes) -> None:
+    bomb = gzip.compress(bytes(2**20))
+    head = b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    head += b"content-encoding: %s\r\ncontent-length: %d\r\n\r\n" % (encoding, len(bomb))
+    answer = await ask(running.addresses.http, head + bomb)
+    code, says = answer.error
+    assert (answer.status, code) == (422, "INVALID_ARGUMENT")
+    assert says.startswith(f"content-encoding: got '{encoding[:50].decode()}") and len(says) < 200
+    assert says.endswith(", must be identity: bodies are not decompressed")
+    plain = head.replace(encoding, b"Identity").replace(b": %d\r" % len(bomb), b": %d\r" % len(BODY))
+    assert (await ask(running.addresses.http, plain + BODY)).status == 200
+
+
+async def test_the_length_of_a_head_is_a_setting() -> None:
+    async with serving(max_metadata_bytes=40_000) as running:
+        for size, status in ((30_000, 200), (60_000, 431)):
+            request = b"GET /livez HTTP/1.1\r\nhost: a\r\na: %s\r\n\r\n" % (b"b" * size)
+            assert (await ask(running.addresses.http, request)).status == status
