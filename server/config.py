@@ -590,7 +590,7 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
     @property
     def asks_who_calls(self) -> bool:
         """Whether nobody is served whose identity is not known."""
-        by_token = self.tokens_file is not None or getattr(self, "jwks_file", None) is not None
+        by_token = self.tokens_file is not None or self.jwks_file is not None
         return by_token or self.requires_client_certs
 
     @model_validator(mode="after")

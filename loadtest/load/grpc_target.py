@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from loadtest.load.target import SETUP_TIMEOUT_S, Scored, ServedModel
 from mfalcon.errors import CallFailed
 from mfalcon.types import Events, Floats, Ids
-from mfalcon_client import RANK_KEY, encoding, rank_key
+from mfalcon_client import RANK_KEY, Tls, encoding, rank_key
 from proto import ranking_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Ranking"].full_name
@@ -25,13 +25,18 @@ Answer = TypeVar("Answer")
 class GrpcTarget:
     """Satisfies `Target`. A body is a serialized message: a user's field in front of it makes the message whole.
 
-    model: that is asked, "" for the server's default one.
+    model: that is asked, "" for the server's default one. tls: to the server, None in clear.
     """
 
-    def __init__(self, address: str, num_channels: int = 4, *, model: str = "") -> None:
+    def __init__(self, address: str, num_channels: int = 4, *, model: str = "", tls: Tls | None = None) -> None:
         self._name = model
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        self._channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(num_channels)]
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=options)
+            if tls is None
+            else grpc.aio.secure_channel(address, tls.credentials, options=options)
+            for _ in range(num_channels)
+        ]
         self._ranks = cycle([_method(channel, "Rank") for channel in self._channels])
         self._append = _method(self._channels[0], "AppendEvents")
         self._delete = _method(self._channels[0], "DeleteUser")

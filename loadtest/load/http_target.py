@@ -1,5 +1,6 @@
 """A server over HTTP; needs the extra `loadtest`. httpx takes about a millisecond of the driver's time a request."""
 
+import ssl
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,10 @@ _MAX_CONNECTIONS = 512
 class HttpTarget:
     """Satisfies `Target`. A body is a JSON object: a rank's lacks its opening, to which the user's field belongs."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, verify: ssl.SSLContext | bool = True) -> None:
+        """verify: how TLS is spoken, where the address is https."""
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
-        self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False, verify=verify)
 
     def rank_body(self, candidates: Ids, request_time_ms: int) -> bytes:
         """The end of a body of /v1/rank."""

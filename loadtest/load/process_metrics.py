@@ -1,6 +1,7 @@
 """The figures of a server's processes, as it tells them on /metrics; needs the extra `loadtest`."""
 
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 
 import httpx
@@ -24,10 +25,12 @@ _FIGURES: dict[str, tuple[Figure, float]] = {
 
 
 @contextlib.asynccontextmanager
-async def process_metrics(address: str) -> AsyncIterator[Ask]:
-    """A connection to the server's HTTP, HOST:PORT or a URL, over which to ask for samples."""
+async def process_metrics(address: str, verify: ssl.SSLContext | bool = True) -> AsyncIterator[Ask]:
+    """A connection to the server's HTTP, HOST:PORT or a URL, over which to ask for samples. verify: how TLS is spoken,
+    where that is https.
+    """
     url = address if "://" in address else f"http://{address}"
-    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT_S, trust_env=False, verify=verify) as http:
 
         async def ask() -> Sample:
             try:

@@ -1,16 +1,81 @@
-"""A client of a running server whose errors end a command as one line."""
+"""A client of a running server whose errors end a command as one line, and the options by which it is reached."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
-from mfalcon.errors import CallFailed
-from mfalcon_client import Client, ClientError
+import typer
+
+from mfalcon.errors import CallFailed, ConfigError
+from mfalcon_client import Client, ClientError, Tls
+
+_PANEL = "TLS"
+TlsCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-ca",
+        metavar="FILE",
+        help="Speak TLS to a server whose certificate is signed by one of these authorities (PEM).",
+        rich_help_panel=_PANEL,
+    ),
+]
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        metavar="FILE",
+        help="This client's own certificate (PEM); needs --tls-ca.",
+        rich_help_panel=_PANEL,
+    ),
+]
+TlsKeyOption = Annotated[
+    Path | None,
+    typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).", rich_help_panel=_PANEL),
+]
+
+
+def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
+    """What the three options say; None without any. ConfigError for one that is alone, and for a file that cannot be
+    read.
+    """
+    if (cert is None) != (key is None):
+        given, lacking = ("--tls-cert", "--tls-key")[:: 1 if key is None else -1]
+        raise ConfigError(f"{lacking}: got nothing, must be given with {given}")
+    if ca is None:
+        if cert is not None:
+            raise ConfigError("--tls-ca: got nothing, must be given with --tls-cert")
+        return None
+    return Tls(
+        root_certificates=_read("--tls-ca", ca),
+        private_key=None if key is None else _read("--tls-key", key),
+        certificate_chain=None if cert is None else _read("--tls-cert", cert),
+    )
+
+
+def context_of(ca: Path, cert: Path | None, key: Path | None) -> ssl.SSLContext:
+    """The same for HTTP. ConfigError for files that OpenSSL refuses."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if cert is not None:
+            context.load_cert_chain(cert, key)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        raise ConfigError(f"--tls-ca, --tls-cert, --tls-key: refused by OpenSSL: {error}") from error
+    return context
+
+
+def _read(option: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot read {path}: {error.strerror}") from error
 
 
 @contextmanager
-def calling(target: str, timeout_s: float = 10.0) -> Iterator[Client]:
+def calling(target: str, timeout_s: float = 10.0, tls: Tls | None = None) -> Iterator[Client]:
     """A client until the end of the block. What it raises becomes CallFailed."""
-    with Client(target, timeout_s=timeout_s) as client:
+    with Client(target, timeout_s=timeout_s, tls=tls) as client:
         try:
             yield client
         except ClientError as error:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfalcon.cli.calling import calling
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.models.items import ItemTable
@@ -34,11 +34,14 @@ def history(
     path: Annotated[Path | None, typer.Option("--checkpoint", metavar="DIR", help="Titles of the items.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for each page.", min=0.001)] = 10.0,
     target: TargetOption = DEFAULT_TARGET,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Show a user's events on a running server, the history's version, and where KV states of the user lie."""
     items = load_items(path) if path else None
-    with calling(target, timeout) as client:
+    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key)) as client:
         actions = client.get_model().actions
         page = read(client, user, first, last, with_states=states)
     if json_output:

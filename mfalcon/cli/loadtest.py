@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +25,11 @@ from loadtest.scenarios.catalog import SCENARIOS
 from loadtest.scenarios.page import page as scenario_page
 from loadtest.scenarios.play import play
 from mfalcon.cli.bench_output import picture_file, progress, result_file, show
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, context_of, tls_of
 from mfalcon.errors import CallFailed, ConfigError, DataError
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
+from mfalcon_client import Tls
 
 _OPEN, _CLOSED = "Open loop (--rate)", "Locust"
 _INTERRUPTED = 130
@@ -154,6 +157,9 @@ def loadtest(
         bool,
         typer.Option("--fail-on-slope", help="Exit code 1 if a figure of --watch grows.", rich_help_panel=_OPEN),
     ] = False,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
 ) -> None:
     """Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.
 
@@ -161,7 +167,10 @@ def loadtest(
     Without it Locust plays a scenario: clients that each wait for their answer.
     """
     _refuse_others(context, _CLOSED if rate else _OPEN)
+    tls = tls_of(tls_ca, tls_cert, tls_key)
+    verify = None if tls_ca is None else context_of(tls_ca, tls_cert, tls_key)
     if not rate:
+        _refuse_tls(tls)
         given = {"--clients": users, "--candidates": candidates, "--num-users-space": user_space, "--num-items": items}
         flags = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         played = play(scenario, target, seconds, flags, report)
@@ -202,7 +211,7 @@ def loadtest(
     )
     live = progress if sys.stderr.isatty() else None
     try:
-        result = asyncio.run(_load(options, connections, watch, live))
+        result = asyncio.run(_load(options, connections, watch, live, tls, verify))
     except asyncio.CancelledError:
         raise typer.Exit(_INTERRUPTED) from None
     show(result, load_page, as_json)
@@ -228,16 +237,27 @@ def _refuse_others(context: typer.Context, panel: str) -> None:
             raise ConfigError(f"{option.opts[0]}: it {'needs' if panel == _OPEN else 'does not go with'} --rate")
 
 
+def _refuse_tls(tls: Tls | None) -> None:
+    """Locust's clients speak none. Raises ConfigError."""
+    if tls is not None:
+        raise ConfigError("--tls-ca: it needs --rate")
+
+
 async def _load(
-    options: LoadOptions, connections: int, watch: str | None, live: Callable[[str], None] | None
+    options: LoadOptions,
+    connections: int,
+    watch: str | None,
+    live: Callable[[str], None] | None,
+    tls: Tls | None,
+    verify: ssl.SSLContext | None,
 ) -> LoadResult:
-    target = _target(options.target, connections)
+    target = _target(options.target, connections, tls, verify)
     try:
         if watch is None:
             return await load(options, target, progress, live)
         from loadtest.load.process_metrics import process_metrics  # noqa: PLC0415 an optional dependency
 
-        async with process_metrics(watch) as ask:
+        async with process_metrics(watch, verify or True) as ask:
             try:
                 await ask()
             except CallFailed as error:
@@ -247,16 +267,20 @@ async def _load(
         await target.close()
 
 
-def _target(address: str, connections: int) -> Target:
+def _target(address: str, connections: int, tls: Tls | None, verify: ssl.SSLContext | None) -> Target:
     """The transport that the address names."""
     scheme, separator, rest = address.rpartition("://")
     if not separator or scheme == "grpc":
-        return GrpcTarget(rest, connections)
-    if scheme == "http":
+        return GrpcTarget(rest, connections, tls=tls)
+    if (scheme == "https") != (verify is not None):
+        raise ConfigError(f"--tls-ca: it goes with https, and --target is {address!r}")
+    if scheme in ("http", "https"):
         from loadtest.load.http_target import HttpTarget  # noqa: PLC0415 an optional dependency
 
-        return HttpTarget(address)
-    raise ConfigError(f"--target: got {address!r}, must be HOST:PORT, grpc://HOST:PORT or http://HOST:PORT")
+        return HttpTarget(address, verify or True)
+    raise ConfigError(
+        f"--target: got {address!r}, must be HOST:PORT, grpc://HOST:PORT, http://HOST:PORT or https://HOST:PORT"
+    )
 
 
 def _item_ids(checkpoint: Path | None, file: Path | None, items: int) -> Ids:

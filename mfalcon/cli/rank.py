@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfalcon.cli.calling import calling
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
@@ -63,12 +63,15 @@ def rank(
         float, typer.Option(help="Of --rerank: how much seldom seen items are lifted, 0 to 1 (as much as the scores).")
     ] = 0.0,
     target: TargetOption = DEFAULT_TARGET,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
     ids = _candidates(candidates, items)
-    with calling(target, timeout) as client:
+    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key)) as client:
         result = client.rank(
             user,
             ids,

@@ -6,6 +6,7 @@ from typing import Annotated
 import grpc
 import typer
 
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, tls_of
 from mfalcon.errors import CallFailed
 from proto import ranking_pb2, ranking_pb2_grpc
 
@@ -17,11 +18,15 @@ def reload(
         Path | None,
         typer.Option(help="Directory on the server; the one that the model was loaded from if not given."),
     ] = None,
+    tls_ca: TlsCaOption = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer, in seconds.")] = 600.0,
 ) -> None:
     """Serve another checkpoint without a restart; a bad one leaves the old one serving."""
     request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint) if checkpoint else "")
-    with grpc.insecure_channel(target) as channel:
+    tls = tls_of(tls_ca, tls_cert, tls_key)
+    with grpc.insecure_channel(target) if tls is None else grpc.secure_channel(target, tls.credentials) as channel:
         try:
             done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s)
         except grpc.RpcError as error:
