@@ -51,7 +51,8 @@ def demo(user: str = typer.Option(USER, help="MovieLens user to rank for.")) -> 
     with serving(None, "--config", str(ENSEMBLE)) as served, calling(served.grpc) as client:
         _console.print(f"mfalcon serve is up: gRPC at {served.grpc}, HTTP at {served.http}")
         _rank(client, dataset, members, user)
-    _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running, then")
+    _console.print("\nThe server of this demo is stopped. Next:  [bold]make serve[/bold]  keeps one running,")
+    _console.print("with a page for people at http://127.0.0.1:8080/ (docs/console.md). Then")
     _console.print(f"  .venv/bin/mfalcon load --user {user}", markup=False)
     _console.print(f"  .venv/bin/mfalcon rank --user {user} --checkpoint {CHECKPOINT}", markup=False)
     _console.print(f"Both and their merge:  .venv/bin/mfalcon serve --config {ENSEMBLE}", markup=False)

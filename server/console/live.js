@@ -114,7 +114,8 @@ export default class Live {
       if (!document.hidden || !ring.length) this.take(await api.live());
       put(this.notice);
     } catch (error) {
-      put(this.notice, el("p", { class: "notice" }, `No new figures: ${api.explain(error)}`));
+      const text = `No new figures: ${api.explain(error)}`;
+      if (this.notice.textContent !== text) put(this.notice, el("p", { class: "notice" }, text));  // said once, not each time
       this.shell.lost(error);
     }
     if (this.running) this.timer = setTimeout(() => this.turn(), PERIOD_MS);

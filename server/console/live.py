@@ -6,8 +6,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from prometheus_client.parser import text_string_to_metric_families
-
 COUNTERS: Final = (
     "mfalcon_host_evicted",
     "mfalcon_partial",
@@ -36,10 +34,12 @@ GAUGES: Final = (
     "process_threads",
 )
 HISTOGRAMS: Final = ("mfalcon_loop_lag_seconds", "mfalcon_request_seconds", "mfalcon_stage_seconds")
-_WANTED: Final = re.compile(
-    rf"^(?:(?:{'|'.join(COUNTERS)})_total|{'|'.join(GAUGES)}|(?:{'|'.join(HISTOGRAMS)})_(?:bucket|sum))(?=[ {{]).*$",
+_SAMPLE: Final = re.compile(
+    rf"^({'|'.join(COUNTERS)}|{'|'.join(GAUGES)}|{'|'.join(HISTOGRAMS)})(_total|_bucket|_sum)?(?:{{(.*)}})? (\S+)$",
     re.MULTILINE,
 )
+_LABEL: Final = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+_ESCAPED: Final = re.compile(r"\\(.)")
 SHORTEST_S: Final = 0.5
 """Time for which a snapshot is the present one, however many pages ask."""
 
@@ -55,21 +55,17 @@ def snapshot(text: str) -> Snapshot:
     values: dict[str, dict[Labels, float]] = {}
     buckets: dict[str, dict[Labels, dict[str, float]]] = {}
     sums: dict[str, dict[Labels, float]] = {}
-    for family in text_string_to_metric_families("\n".join(_WANTED.findall(text)) + "\n"):
-        for sample in family.samples:
-            name, labels = sample.name, tuple(sample.labels.items())
-            if name.endswith("_bucket"):
-                bound = sample.labels["le"]
-                counts = buckets.setdefault(name.removesuffix("_bucket"), {}).setdefault(_without_le(labels), {})
-                counts[bound] = counts.get(bound, 0.0) + sample.value
-                continue
-            place, name = (
-                (sums, name.removesuffix("_sum"))
-                if name.removesuffix("_sum") in HISTOGRAMS
-                else (values, name.removesuffix("_total"))
-            )
-            rows = place.setdefault(name, {})
-            rows[labels] = rows.get(labels, 0.0) + sample.value
+    # The client library's parser takes four times as long (10 ms), which requests beside it would feel.
+    for name, suffix, labelled, number in _SAMPLE.findall(text):
+        labels, value = _labels(labelled), float(number)
+        if suffix == "_bucket":
+            bound = next(text for label, text in labels if label == "le")
+            others = tuple(pair for pair in labels if pair[0] != "le")
+            counts = buckets.setdefault(name, {}).setdefault(others, {})
+            counts[bound] = counts.get(bound, 0.0) + value
+        else:
+            rows = (sums if suffix == "_sum" else values).setdefault(name, {})
+            rows[tuple(labels)] = rows.get(tuple(labels), 0.0) + value
     return {
         "values": {name: [[dict(labels), value] for labels, value in rows.items()] for name, rows in values.items()},
         "histograms": {
@@ -85,8 +81,14 @@ def snapshot(text: str) -> Snapshot:
     }
 
 
-def _without_le(labels: Labels) -> Labels:
-    return tuple(pair for pair in labels if pair[0] != "le")
+def _labels(text: str) -> list[tuple[str, str]]:
+    if "\\" not in text:
+        return _LABEL.findall(text)
+    return [(name, _ESCAPED.sub(_unescaped, value)) for name, value in _LABEL.findall(text)]
+
+
+def _unescaped(escaped: re.Match[str]) -> str:
+    return "\n" if escaped[1] == "n" else escaped[1]
 
 
 class Live:

@@ -160,13 +160,15 @@ export default class Rank {
     const numbers = cached.scores.concat(cached.task_scores), others = anew.scores.concat(anew.task_scores);
     const furthest = numbers.reduce((most, value, at) => Math.max(most, Math.abs(value - others[at])), 0);
     const same = numbers.length === others.length && numbers.every((value, at) => Object.is(value, others[at]));
-    const moved = cached.history_version !== anew.history_version || cached.counters_version !== anew.counters_version || cached.model_version !== anew.model_version;
+    // What both answers are of: of an ensemble the members that arrived, too.
+    const of = (answer) => [answer.history_version, answer.counters_version, answer.model_version, ...answer.members.map((member) => `${member.arrived} ${member.version}`)].join();
+    const moved = of(cached) !== of(anew);
     const longest = Math.max(cached.timings.total_us, anew.timings.total_us) / 1e3;
     // Waiting is no work: how long depends on who else asks.
     const work = ({ timings }) => timings.total_us - timings.queue_us;
     const times = work(anew) / Math.max(1, work(cached));
     const verdict = moved
-      ? el("p", null, el("span", { class: "badge bad" }, "not comparable"), " The history, the counters or the model changed between the two answers: rank again.")
+      ? el("p", null, el("span", { class: "badge bad" }, "not comparable"), " The history, the counters, the model or the members that arrived changed between the two answers: rank again.")
       : same
         ? el("p", null, el("span", { class: "badge good" }, "equal to the bit"), ` All ${words.number(numbers.length)} numbers of both answers are the same.`)
         : el("p", null, el("span", { class: "badge bad" }, "not equal to the bit"), ` The furthest two of ${words.number(numbers.length)} numbers are ${furthest.toExponential(2)} apart: this backend rounds by the order of its sums.`);

@@ -161,6 +161,24 @@ async def test_scores_that_differ_in_a_bit_are_not_called_equal(open_page: Open)
         await expect(page.get_by_text("not equal to the bit")).to_be_visible()
 
 
+class Partial(FakeEngine):
+    """An ensemble of which one member arrives for the second answer alone."""
+
+    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+        result = await super().rank(request, deadline, model)
+        members = tuple(dataclasses.replace(member, arrived=request.recompute) for member in result.members)
+        return dataclasses.replace(result, members=members, scores=result.scores + np.float32(request.recompute))
+
+
+async def test_merges_of_other_members_are_not_compared(open_page: Open) -> None:
+    async with serving_engine(Partial(), None) as running:
+        page = (await open_page(base(running))).page
+        await view(page, "Rank")
+        await page.get_by_label("Model").select_option("other")
+        await ranked(page, "ann", "5 6 7")
+        await expect(page.get_by_text("not comparable")).to_be_visible()
+
+
 async def test_an_event_is_appended_and_what_it_changes_is_shown(running: Running, open_page: Open) -> None:
     give_history(running.engine, "ann", 7)
     page = (await open_page(base(running))).page

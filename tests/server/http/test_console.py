@@ -8,6 +8,7 @@ import httpx
 import orjson
 import pytest
 from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.metrics.server_metrics import ServerMetrics
 from server.app import Service
@@ -188,6 +189,30 @@ def test_labels_are_whatever_a_model_is_called() -> None:
     bounds = told["histograms"]["mfalcon_stage_seconds"]["bounds"]
     assert counts == [float(bound >= 0.003) for bound in bounds] + [1.0]
     assert orjson.loads(orjson.dumps(told)) == told
+
+
+def test_it_reads_what_prometheus_own_parser_reads() -> None:
+    metrics = ServerMetrics()
+    for model, verb, code in (
+        ("a", "rank", "200"),
+        ('b"\\\n} 7', "rank", "422"),
+        ("a", "prefill", "200"),
+        ("", "", "400"),
+    ):
+        metrics.requests.count(model, verb, "http", code)
+        metrics.requests.took(model, verb, "http", 0.004)
+    text = generate_latest(metrics.registry).decode()
+    told = live.snapshot(text)
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = {name: value for name, value in sample.labels.items() if name != "le"}
+            if sample.name.removesuffix("_bucket") in live.HISTOGRAMS:
+                histogram = told["histograms"][family.name]
+                [counts] = [counts for row, counts, _ in histogram["rows"] if row == labels]
+                assert counts[[*map(str, histogram["bounds"]), "+Inf"].index(sample.labels["le"])] == sample.value
+            elif family.name in (*live.COUNTERS, *live.GAUGES):
+                assert [labels, sample.value] in told["values"][family.name]
+    assert told["values"].keys() >= {"mfalcon_requests", "process_cpu_seconds", "mfalcon_queue_jobs"}
 
 
 def test_there_may_be_no_metrics_yet() -> None:
