@@ -18,7 +18,7 @@ from mfalcon.models import checkpoint
 from proto import ranking_pb2_grpc
 from server.config import load_config
 from tests.server.access.credentials import CALLS, access_of, bearer, by_grpc, table, token, written
-from tests.server.access.test_json_web_tokens import AUDIENCE, ISSUER, jwks, private_keys, public_key, signed
+from tests.server.access.jwt_makers import AUDIENCE, ISSUER, jwks, private_keys, public_key, signed
 from tests.server.harness import FREE_PORTS, Clients
 from tests.small import small_checkpoint
 
