@@ -28,8 +28,9 @@ from server.settings.observability import ObservabilitySettings
 from server.settings.tls import TlsSettings, is_loopback
 
 PREFIX = "MFALCON_"
-OTHER_VARIABLES = frozenset({"config"})
-"""Variables of ours that are no setting: MFALCON_CONFIG names the TOML file."""
+OTHER_VARIABLES = frozenset({"config", "token_file"})
+"""Variables of ours that are no setting: MFALCON_CONFIG names the TOML file, MFALCON_TOKEN_FILE is of commands that
+call a server."""
 KUBERNETES_LINK = re.compile(r"(service_(host|port)|port)(_.*)?")
 """Kubernetes sets MFALCON_SERVICE_HOST, MFALCON_PORT_50051_TCP and so on beside a Service called mfalcon."""
 

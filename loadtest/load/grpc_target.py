@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from loadtest.load.target import SETUP_TIMEOUT_S, Scored, ServedModel
 from mfalcon.errors import CallFailed
 from mfalcon.types import Events, Floats, Ids
-from mfalcon_client import RANK_KEY, Tls, encoding, rank_key
+from mfalcon_client import RANK_KEY, Tls, TokenFile, encoding, rank_key
 from proto import ranking_pb2 as pb
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["Ranking"].full_name
@@ -25,11 +25,20 @@ Answer = TypeVar("Answer")
 class GrpcTarget:
     """Satisfies `Target`. A body is a serialized message: a user's field in front of it makes the message whole.
 
-    model: that is asked, "" for the server's default one. tls: to the server, None in clear.
+    model: that is asked, "" for the server's default one. tls: to the server, None in clear. token: that it asks for.
     """
 
-    def __init__(self, address: str, num_channels: int = 4, *, model: str = "", tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        num_channels: int = 4,
+        *,
+        model: str = "",
+        tls: Tls | None = None,
+        token: TokenFile | None = None,
+    ) -> None:
         self._name = model
+        self._token = token
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
         self._channels = [
             grpc.aio.insecure_channel(address, options=options)
@@ -53,12 +62,14 @@ class GrpcTarget:
     async def model(self) -> ServedModel:
         """GetModel."""
         asked = pb.GetModelRequest(model=self._name).SerializeToString()
-        reply = pb.GetModelResponse.FromString(await _explained(self._model(asked, timeout=SETUP_TIMEOUT_S)))
+        reply = pb.GetModelResponse.FromString(
+            await _explained(self._model(asked, metadata=self._known(), timeout=SETUP_TIMEOUT_S))
+        )
         return ServedModel(reply.name, reply.version, reply.backend, reply.max_candidates, len(reply.actions))
 
     async def rank(self, user_id: str, body: bytes, timeout_s: float | None) -> Scored:
         """Rank. The timeout goes on the wire alone: gRPC's own would end the call here, and hide a silent server."""
-        metadata = _key(user_id)
+        metadata = self._key(user_id)
         if timeout_s is not None:
             metadata += (("grpc-timeout", _on_the_wire(timeout_s)),)
         raw = await _explained(next(self._ranks)(encoding.user(user_id) + body, metadata=metadata))
@@ -71,11 +82,20 @@ class GrpcTarget:
 
     async def append(self, user_id: str, body: bytes) -> None:
         """AppendEvents."""
-        await _explained(self._append(encoding.user(user_id) + body, metadata=_key(user_id), timeout=SETUP_TIMEOUT_S))
+        await _explained(
+            self._append(encoding.user(user_id) + body, metadata=self._key(user_id), timeout=SETUP_TIMEOUT_S)
+        )
 
     async def delete(self, user_id: str) -> None:
         """DeleteUser."""
-        await _explained(self._delete(encoding.user(user_id), metadata=_key(user_id), timeout=SETUP_TIMEOUT_S))
+        await _explained(self._delete(encoding.user(user_id), metadata=self._key(user_id), timeout=SETUP_TIMEOUT_S))
+
+    def _key(self, user_id: str) -> tuple[tuple[str, str], ...]:
+        """By which a balancer keeps a user on one replica, and the token."""
+        return ((RANK_KEY, rank_key(user_id)), *self._known())
+
+    def _known(self) -> tuple[tuple[str, str], ...]:
+        return () if self._token is None else (("authorization", f"Bearer {self._token()}"),)
 
     async def close(self) -> None:
         """Close every channel."""
@@ -86,11 +106,6 @@ class GrpcTarget:
 def _method(channel: grpc.aio.Channel, name: str) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
     """A method of raw bytes."""
     return channel.unary_unary(f"/{_SERVICE}/{name}")
-
-
-def _key(user_id: str) -> tuple[tuple[str, str], ...]:
-    """By which a balancer keeps a user on one replica."""
-    return ((RANK_KEY, rank_key(user_id)),)
 
 
 def _on_the_wire(seconds: float) -> str:

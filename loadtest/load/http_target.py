@@ -12,6 +12,7 @@ import orjson
 from loadtest.load.target import SETUP_TIMEOUT_S, Scored, ServedModel
 from mfalcon.errors import CallFailed
 from mfalcon.types import EVENT_DTYPE, Events, Ids
+from mfalcon_client import TokenFile
 
 _JSON = {"content-type": "application/json"}
 _MAX_CONNECTIONS = 512
@@ -20,8 +21,9 @@ _MAX_CONNECTIONS = 512
 class HttpTarget:
     """Satisfies `Target`. A body is a JSON object: a rank's lacks its opening, to which the user's field belongs."""
 
-    def __init__(self, url: str, verify: ssl.SSLContext | bool = True) -> None:
-        """verify: how TLS is spoken, where the address is https."""
+    def __init__(self, url: str, verify: ssl.SSLContext | bool = True, token: TokenFile | None = None) -> None:
+        """verify: how TLS is spoken, where the address is https. token: that the server asks for."""
+        self._token = token
         limits = httpx.Limits(max_connections=_MAX_CONNECTIONS, max_keepalive_connections=_MAX_CONNECTIONS)
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=None, trust_env=False, verify=verify)
 
@@ -70,9 +72,10 @@ class HttpTarget:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = SETUP_TIMEOUT_S,
     ) -> dict[str, Any]:
+        known = {} if self._token is None else {"authorization": f"Bearer {self._token()}"}
         try:
             reply = await self._http.request(
-                method, path, content=content, headers=_JSON | dict(headers or {}), timeout=timeout_s
+                method, path, content=content, headers=_JSON | known | dict(headers or {}), timeout=timeout_s
             )
         except httpx.HTTPError as error:
             raise CallFailed("UNAVAILABLE", f"{type(error).__name__}: {error}") from error

@@ -1,5 +1,6 @@
 """A client of a running server whose errors end a command as one line, and the options by which it is reached."""
 
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mfalcon.errors import CallFailed, ConfigError
-from mfalcon_client import Client, ClientError, Tls
+from mfalcon_client import Client, ClientError, InvalidArgument, Tls, TokenFile
 
 _PANEL = "TLS"
 TlsCaOption = Annotated[
@@ -34,6 +35,34 @@ TlsKeyOption = Annotated[
     Path | None,
     typer.Option("--tls-key", metavar="FILE", help="Its private key (PEM).", rich_help_panel=_PANEL),
 ]
+
+TokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        metavar="FILE",
+        envvar="MFALCON_TOKEN_FILE",
+        help="File with the bearer token that the server asks for; without TLS it is sent to this machine alone.",
+        rich_help_panel="Access",
+    ),
+]
+_LOOPBACK = re.compile(r"(?:dns:///|ipv[46]:)?(?:localhost|127\.[0-9.]+|\[::1\])(?::[0-9]+)?|unix:.*")
+
+
+def token_of(path: Path | None, target: str, tls: Tls | None) -> TokenFile | None:
+    """What the option says. ConfigError for a file that has no token, and where anybody on the way could read it."""
+    if path is None:
+        return None
+    if tls is None and not _LOOPBACK.fullmatch(target):
+        raise ConfigError(
+            f"--token-file: must not be given for {target} without --tls-ca: anybody on the way could read it"
+        )
+    token = TokenFile(path)
+    try:
+        token()
+    except InvalidArgument as error:
+        raise ConfigError(f"--token-file: {error.details.removeprefix('token: ')}") from None
+    return token
 
 
 def tls_of(ca: Path | None, cert: Path | None, key: Path | None) -> Tls | None:
@@ -73,9 +102,12 @@ def _read(option: str, path: Path) -> bytes:
 
 
 @contextmanager
-def calling(target: str, timeout_s: float = 10.0, tls: Tls | None = None) -> Iterator[Client]:
-    """A client until the end of the block. What it raises becomes CallFailed."""
-    with Client(target, timeout_s=timeout_s, tls=tls) as client:
+def calling(
+    target: str, timeout_s: float = 10.0, tls: Tls | None = None, token_file: Path | None = None
+) -> Iterator[Client]:
+    """A client until the end of the block. What it raises becomes CallFailed. Raises what `token_of` does."""
+    token = token_of(token_file, target, tls)
+    with Client(target, timeout_s=timeout_s, tls=tls, token=token, token_in_clear=True) as client:
         try:
             yield client
         except ClientError as error:

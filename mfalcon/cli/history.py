@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.models.items import ItemTable
@@ -37,11 +37,12 @@ def history(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Show a user's events on a running server, the history's version, and where KV states of the user lie."""
     items = load_items(path) if path else None
-    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key)) as client:
+    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key), token_file) as client:
         actions = client.get_model().actions
         page = read(client, user, first, last, with_states=states)
     if json_output:

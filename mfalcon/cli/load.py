@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.datasets import ColumnsOption, DataOption, open_dataset
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.errors import CallFailed, ConfigError
@@ -28,6 +28,7 @@ def load(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
 ) -> None:
     """Append the histories of a data set to a running server; run again, it goes on where it stopped.
 
@@ -40,7 +41,7 @@ def load(
     chosen = np.ones(len(dataset.events), dtype=np.bool_)
     if user is not None:
         chosen = dataset.user == dataset.user_ids.index(user)
-    with calling(target, tls=tls_of(tls_ca, tls_cert, tls_key)) as client:
+    with calling(target, tls=tls_of(tls_ca, tls_cert, tls_key), token_file=token_file) as client:
         appended = append_histories(client, dataset.with_actions(client.get_model().actions), chosen)
     there = int(chosen.sum()) - appended
     Console(highlight=False).print(f"{appended:,} events appended" + (f", {there:,} were there" if there else ""))

@@ -25,11 +25,11 @@ from loadtest.scenarios.catalog import SCENARIOS
 from loadtest.scenarios.page import page as scenario_page
 from loadtest.scenarios.play import play
 from mfalcon.cli.bench_output import picture_file, progress, result_file, show
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, context_of, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, context_of, tls_of, token_of
 from mfalcon.errors import CallFailed, ConfigError, DataError
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
-from mfalcon_client import Tls
+from mfalcon_client import Tls, TokenFile
 
 _OPEN, _CLOSED = "Open loop (--rate)", "Locust"
 _INTERRUPTED = 130
@@ -160,6 +160,7 @@ def loadtest(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
 ) -> None:
     """Load a running server and delete its users; exit code 1 if anything is wrong, lost or nothing answered.
 
@@ -170,7 +171,7 @@ def loadtest(
     tls = tls_of(tls_ca, tls_cert, tls_key)
     verify = None if tls_ca is None else context_of(tls_ca, tls_cert, tls_key)
     if not rate:
-        _refuse_tls(tls)
+        _refuse_credentials(tls, token_file)
         given = {"--clients": users, "--candidates": candidates, "--num-users-space": user_space, "--num-items": items}
         flags = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         played = play(scenario, target, seconds, flags, report)
@@ -209,9 +210,10 @@ def loadtest(
         command=shlex.join(["mfalcon", *sys.argv[1:]]),
         fail_on_slope=fail_on_slope,
     )
+    token = token_of(token_file, target.rpartition("://")[2].rstrip("/"), tls)
     live = progress if sys.stderr.isatty() else None
     try:
-        result = asyncio.run(_load(options, connections, watch, live, tls, verify))
+        result = asyncio.run(_load(options, connections, watch, live, tls, verify, token))
     except asyncio.CancelledError:
         raise typer.Exit(_INTERRUPTED) from None
     show(result, load_page, as_json)
@@ -237,10 +239,11 @@ def _refuse_others(context: typer.Context, panel: str) -> None:
             raise ConfigError(f"{option.opts[0]}: it {'needs' if panel == _OPEN else 'does not go with'} --rate")
 
 
-def _refuse_tls(tls: Tls | None) -> None:
-    """Locust's clients speak none. Raises ConfigError."""
-    if tls is not None:
-        raise ConfigError("--tls-ca: it needs --rate")
+def _refuse_credentials(tls: Tls | None, token_file: Path | None) -> None:
+    """Locust's clients speak no TLS and send no token. Raises ConfigError."""
+    for option, given in (("--tls-ca", tls), ("--token-file", token_file)):
+        if given is not None:
+            raise ConfigError(f"{option}: it needs --rate")
 
 
 async def _load(
@@ -250,8 +253,9 @@ async def _load(
     live: Callable[[str], None] | None,
     tls: Tls | None,
     verify: ssl.SSLContext | None,
+    token: TokenFile | None,
 ) -> LoadResult:
-    target = _target(options.target, connections, tls, verify)
+    target = _target(options.target, connections, tls, verify, token)
     try:
         if watch is None:
             return await load(options, target, progress, live)
@@ -267,17 +271,19 @@ async def _load(
         await target.close()
 
 
-def _target(address: str, connections: int, tls: Tls | None, verify: ssl.SSLContext | None) -> Target:
+def _target(
+    address: str, connections: int, tls: Tls | None, verify: ssl.SSLContext | None, token: TokenFile | None
+) -> Target:
     """The transport that the address names."""
     scheme, separator, rest = address.rpartition("://")
     if not separator or scheme == "grpc":
-        return GrpcTarget(rest, connections, tls=tls)
+        return GrpcTarget(rest, connections, tls=tls, token=token)
     if (scheme == "https") != (verify is not None):
         raise ConfigError(f"--tls-ca: it goes with https, and --target is {address!r}")
     if scheme in ("http", "https"):
         from loadtest.load.http_target import HttpTarget  # noqa: PLC0415 an optional dependency
 
-        return HttpTarget(address, verify or True)
+        return HttpTarget(address, verify or True, token)
     raise ConfigError(
         f"--target: got {address!r}, must be HOST:PORT, grpc://HOST:PORT, http://HOST:PORT or https://HOST:PORT"
     )

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
@@ -66,12 +66,13 @@ def rank(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
     json_output: JsonOption = False,
 ) -> None:
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
     ids = _candidates(candidates, items)
-    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key)) as client:
+    with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key), token_file) as client:
         result = client.rank(
             user,
             ids,

@@ -6,7 +6,7 @@ from typing import Annotated
 import grpc
 import typer
 
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, tls_of, token_of
 from mfalcon.errors import CallFailed
 from proto import ranking_pb2, ranking_pb2_grpc
 
@@ -21,14 +21,17 @@ def reload(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer, in seconds.")] = 600.0,
 ) -> None:
     """Serve another checkpoint without a restart; a bad one leaves the old one serving."""
     request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint) if checkpoint else "")
     tls = tls_of(tls_ca, tls_cert, tls_key)
+    token = token_of(token_file, target, tls)
+    metadata = () if token is None else (("authorization", f"Bearer {token()}"),)
     with grpc.insecure_channel(target) if tls is None else grpc.secure_channel(target, tls.credentials) as channel:
         try:
-            done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s)
+            done = ranking_pb2_grpc.AdminStub(channel).Reload(request, timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             details = error.details() or ""
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:

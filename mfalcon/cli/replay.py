@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, calling, tls_of
+from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.datasets import ColumnsOption, DataOption, ItemColumnsOption, ItemsOption, LikeOption, open_dataset
 from mfalcon.cli.load import append_histories
 from mfalcon.cli.output import JsonOption, print_json
@@ -77,6 +77,7 @@ def replay(
     tls_ca: TlsCaOption = None,
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
+    token_file: TokenOption = None,
     capture: Annotated[
         list[Path] | None,
         typer.Option(
@@ -120,7 +121,7 @@ def replay(
     members = merge.members if merge is not None else {"": checkpoint.load(path)}
     read = open_dataset(data, columns, items, item_columns, like_at_least)
     chosen = split(read, part) == TEST
-    with calling(target, tls=tls_of(tls_ca, tls_cert, tls_key)) as client:
+    with calling(target, tls=tls_of(tls_ca, tls_cert, tls_key), token_file=token_file) as client:
         client.wait_ready(10)
         for name, member in members.items():
             served = client.get_model(name).version

@@ -36,8 +36,9 @@ Names: TypeAlias = tuple[str, ...]
 class Access:
     """Who may ask. Lives on one event loop. gate: what it knows of callers who are over a limit."""
 
-    def __init__(self, settings: AccessSettings) -> None:
-        """Raises ConfigError for a file that cannot be used."""
+    def __init__(self, settings: AccessSettings | None = None) -> None:
+        """settings: None for everybody. Raises ConfigError for a file that cannot be used."""
+        settings = settings or AccessSettings()
         self.gate = Gate()
         self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
         self._file: Watched[Callers] | None = None
