@@ -193,10 +193,10 @@ export default class Live {
     rows.push(["Device", heartbeat > 5 ? "slow" : "well", heartbeat ? `its step has taken ${words.ms(1e3 * heartbeat)} so far` : "idle at this moment"]);
     rows.push(["Queue", "", words.counted(total(after, "mfalcon_queue_jobs"), "job")]);
     for (const [labels, value] of gauges(after, "mfalcon_redis_breaker_open")) {
-      rows.push([`Redis ${labels.node}`, value ? "not tried" : "well", value ? "its breaker is open: states are recomputed meanwhile" : "its breaker is closed"]);
+      rows.push([`Redis ${labels.node}`.trim(), value ? "not tried" : "well", value ? "its breaker is open: it is asked again in a while" : "its breaker is closed"]);
     }
     const redisErrors = total(after, "mfalcon_redis_errors") - total(before, "mfalcon_redis_errors");
-    if (gauges(after, "mfalcon_redis_errors").length) rows.push(["Redis", redisErrors ? "errors" : "well", `${words.counted(redisErrors, "call")} not answered well in this time`]);
+    if (gauges(after, "mfalcon_redis_errors").length) rows.push(["Redis calls", redisErrors ? "errors" : "well", `${words.counted(redisErrors, "call")} not answered well in this time`]);
     if (gauges(after, "mfalcon_log_users").length && total(after, "mfalcon_log_users")) {
       rows.push(["Event log", "", `${words.counted(total(after, "mfalcon_log_users"), "user")}, ${words.counted(total(after, "mfalcon_log_events"), "event")}, ${words.bytes(total(after, "mfalcon_log_bytes"))}`]);
     }
