@@ -2,36 +2,56 @@
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from mfalcon.errors import MFalconError, NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
+from server import orca
 
 LOAD: Final = "endpoint-load-metrics"
 """Trailer of gRPC and header of HTTP: an ORCA load report in the text form that Envoy reads."""
+LOAD_BINARY: Final = "endpoint-load-metrics-bin"
+"""Trailer of gRPC: the same as a message, for gRPC clients that balance by it (weighted_round_robin)."""
 RETRY: Final = "x-rank-retry"
 ELSEWHERE: Final = "elsewhere"
 """Value of RETRY: nothing was done here, and another replica may answer now. A balancer reads no status of ours from
 which that follows: Redis that is away is UNAVAILABLE too, and is so for every replica."""
+Trailers: TypeAlias = tuple[tuple[str, str | bytes], ...]
 _STALE_SECONDS: Final = 0.05
+_RATE_SECONDS: Final = 1.0
 
 
 class LoadReport:
-    """The report as text, made anew after a while at the earliest: many requests share one."""
+    """The part of about the last second in which the device computed, how many answers a second this transport of this
+    process gives, and how long a short request would wait. Each answer takes the report once, which counts it; the
+    report is made anew after a while at the earliest: many answers share one.
+    """
 
     def __init__(self, load: Callable[[], Load]) -> None:
         self._load = load
-        self._text, self._made_at = "", 0.0
+        self._orca = orca.Orca()
+        self._text, self._binary, self._made_at = "", b"", 0.0
+        self._rps, self._num, self._counted_from = 0.0, 0, time.monotonic()
 
     def text(self) -> str:
-        """The part of about the last second in which the device computed, and how long a short request would wait."""
+        """As text, for an answer."""
+        self._count()
+        return self._text
+
+    def trailers(self) -> Trailers:
+        """As text and as a message, for an answer."""
+        self._count()
+        return (LOAD, self._text), (LOAD_BINARY, self._binary)
+
+    def _count(self) -> None:
         now = time.monotonic()
+        self._num += 1
+        if (passed := now - self._counted_from) >= _RATE_SECONDS:
+            self._rps, self._num, self._counted_from = self._num / passed, 0, now
         if not self._text or now - self._made_at > _STALE_SECONDS:
             load = self._load()
-            queue_ms = max(0.0, 1e3 * (load.free_at - now))
-            self._made_at = now
-            self._text = f"TEXT application_utilization={load.utilisation:.2f},named_metrics.queue_ms={queue_ms:.1f}"
-        return self._text
+            told = load.utilisation, self._rps, {"queue_ms": max(0.0, 1e3 * (load.free_at - now))}
+            self._made_at, self._text, self._binary = now, orca.text(*told), self._orca.binary(*told)
 
 
 def is_for_others(error: MFalconError) -> bool:

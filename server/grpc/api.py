@@ -152,7 +152,7 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: 
         guard = guard_of(access, RIGHT_OF[verb_of(name)], is_metered=True)
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
         served = raw_method(
-            message_type, answer, limits, waiting, admit=admit, load=report.text, guard=guard, writes=writes
+            message_type, answer, limits, waiting, admit=admit, load=report.trailers, guard=guard, writes=writes
         )
         return name, served
 

@@ -32,7 +32,7 @@ from mfalcon.errors import (
 )
 from mfalcon.memory import is_out_of_memory
 from server import arrivals
-from server.balancing import ELSEWHERE, LOAD, RETRY, is_for_others
+from server.balancing import ELSEWHERE, RETRY, Trailers, is_for_others
 from server.grpc.guard import Guard, open_to_all
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
@@ -79,12 +79,12 @@ async def statuses(
     name: str,
     context: Context,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
-    load: Callable[[], str] | None = None,
+    load: Callable[[], Trailers] | None = None,
     *,
     writes: bool = False,
 ) -> AsyncIterator[None]:
     """Turn what is raised into the call's status. name: the message's, for the log. load, writes: see `raw_method`."""
-    metadata: tuple[tuple[str, str], ...] = ()
+    metadata: Trailers = ()
     outcome = NOTHING_WRITTEN
     try:
         yield
@@ -108,11 +108,11 @@ async def statuses(
     await context.abort(code, text, (*metadata, *trailers(load)))
 
 
-def trailers(load: Callable[[], str] | None) -> tuple[tuple[str, str], ...]:
+def trailers(load: Callable[[], Trailers] | None) -> Trailers:
     """What goes with every answer, good or bad: how the request is called, and how busy the server is."""
     request_id = arrivals.current().request_id
-    named = ((REQUEST_ID, request_id),) if request_id else ()
-    return named if load is None else (*named, (LOAD, load()))
+    named: Trailers = ((REQUEST_ID, request_id),) if request_id else ()
+    return named if load is None else (*named, *load())
 
 
 def retries_of(error: MFalconError) -> tuple[tuple[str, str], ...]:
@@ -157,7 +157,7 @@ def raw_method(
     waiting: Waiting,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     admit: Callable[[float | None], None] = lambda _: None,
-    load: Callable[[], str] | None = None,
+    load: Callable[[], Trailers] | None = None,
     guard: Guard = open_to_all,
     *,
     writes: bool = False,

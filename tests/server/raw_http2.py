@@ -44,6 +44,8 @@ class Connection:
         self.num_refused = 0
         self.statuses: list[int] = []
         """Numbers of gRPC statuses; only of the first call, later ones may be packed."""
+        self.headers: list[bytes] = []
+        """What came in frames of headers, packed."""
         self.closed = asyncio.Event()
 
     async def open_calls(self, method: str, num: int, *, reset: bool = False) -> None:
@@ -90,6 +92,8 @@ class Connection:
                     self._writer.write(frame(PING, ACK, 0, payload))
                     continue
                 self.heard[kind] += 1
+                if kind == HEADERS:
+                    self.headers.append(payload)
                 if kind == HEADERS and (status := STATUS.search(payload)):
                     self.statuses.append(int(status[1]))
                 self.num_refused += kind == RST_STREAM and int.from_bytes(payload, "big") == REFUSED_STREAM

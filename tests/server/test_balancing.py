@@ -1,20 +1,26 @@
 """What balancers are told: whose key a request has, how busy the server is, and what another replica may answer."""
 
 import asyncio
+import base64
 import time
 from pathlib import Path
 
 import grpc
 import grpc.aio
+import hpack
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from mfalcon import errors
 from mfalcon.load import Load
 from mfalcon.rank_key import RANK_KEY, rank_key
 from proto import ranking_pb2
+from server.balancing import LOAD_BINARY, LoadReport
+from server.grpc.api import SERVICE
 from tests.server.harness import Running, serving
+from tests.server.raw_http2 import connected
 
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
@@ -79,6 +85,16 @@ async def test_a_key_of_megabytes_is_refused_and_no_more(running: Running) -> No
     assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
 
 
+async def report_on_the_wire(address: str) -> OrcaLoadReport:
+    """The binary report in the trailers of a call. gRPC's clients keep it for their balancers and show it to nobody."""
+    async with connected(address) as connection:
+        assert await connection.ask(f"/{SERVICE}/GetModel", b"") == 0
+        decoder = hpack.Decoder()
+        fields = dict(field for block in connection.headers for field in decoder.decode(block, raw=True))
+    text = fields[LOAD_BINARY.encode()]
+    return OrcaLoadReport.FromString(base64.b64decode(text + b"=" * (-len(text) % 4)))
+
+
 @pytest.mark.parametrize("frontends", [0, 1])
 async def test_every_answer_says_how_busy_the_server_is(frontends: int) -> None:
     async with serving(frontends=frontends) as running:
@@ -86,19 +102,47 @@ async def test_every_answer_says_how_busy_the_server_is(frontends: int) -> None:
         async with asyncio.timeout(30):
             while True:  # a front-end hears of it a little later
                 answer = await running.http.get("/v1/model")
-                report, _, queue = answer.headers["endpoint-load-metrics"].partition(",named_metrics.queue_ms=")
-                if report == "TEXT application_utilization=0.25":
+                report, _, rest = answer.headers["endpoint-load-metrics"].partition(",rps_fractional=")
+                rate, _, queue = rest.partition(",named_metrics.queue_ms=")
+                if report == "TEXT application_utilization=0.25" and float(rate):
                     break
                 await asyncio.sleep(0.02)
         assert 500_000 < float(queue) < 600_000
         by_grpc = running.stub.GetModel(ranking_pb2.GetModelRequest())
         await by_grpc
-        assert dict(await by_grpc.trailing_metadata())["endpoint-load-metrics"].startswith(f"{report},")
+        trailers = dict(await by_grpc.trailing_metadata())
+        assert str(trailers["endpoint-load-metrics"]).startswith(f"{report},")
+        message = await report_on_the_wire(running.addresses.grpc)
+        assert message.application_utilization == 0.25
+        assert 500_000 < message.named_metrics["queue_ms"] < 600_000
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await running.stub.Rank(RANK, timeout=5)
         told = dict(refused.value.trailing_metadata() or ())
         assert told["endpoint-load-metrics"].startswith(f"{report},") and told["x-rank-retry"] == "elsewhere"
         assert "endpoint-load-metrics" not in (await running.http.get("/livez")).headers
+
+
+def test_a_report_counts_the_answers_that_it_goes_with() -> None:
+    """gRPC's weighted_round_robin takes no report without a rate."""
+    report = LoadReport(lambda: Load(utilisation=0.5))
+    began, num = time.monotonic(), 0
+    while True:
+        report.text()
+        num += 1
+        (_, text), (_, binary) = report.trailers()
+        num += 1
+        assert isinstance(binary, bytes)
+        message = OrcaLoadReport.FromString(binary)
+        if message.rps_fractional:
+            break
+        time.sleep(0.01)
+    passed = time.monotonic() - began
+    assert 0 < message.rps_fractional <= num
+    assert passed >= 1
+    assert text == (
+        f"TEXT application_utilization=0.50,rps_fractional={message.rps_fractional:.1f},named_metrics.queue_ms=0.0"
+    )
+    assert dict(message.named_metrics) == {"queue_ms": 0.0}
 
 
 @pytest.mark.parametrize("frontends", [0, 1])
