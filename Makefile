@@ -137,7 +137,7 @@ kubernetes-test: .venv/.installed-test ## deploy/kubernetes: rendered, validated
 	build/kubernetes-tools/bin/checkov --framework kubernetes -d build/kubernetes --compact --quiet \
 	  --skip-download --skip-check CKV_K8S_15,CKV_K8S_43
 	$(BIN)/python -m pytest -q -m 'thorough or not thorough' tests/deploy/test_kubernetes.py tests/deploy/test_prometheus.py \
-	  tests/deploy/test_scaling.py
+	  tests/deploy/test_scaling.py tests/deploy/test_alerts.py
 
 chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for five minutes, every answer checked
 	$(BIN)/mfalcon chaos checkpoints/ml-100k-dfgr --rate 60 --fault-gap 6

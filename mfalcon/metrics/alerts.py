@@ -58,7 +58,8 @@ def _failed_share(window: str) -> Recorded:
     return Recorded(
         name=f"mfalcon:requests_failed:ratio_rate{window}",
         expr=f"""\
-sum by (job) (rate(mfalcon_requests_total{{code=~"{FAILED}"}}[{window}]))
+(sum by (job) (rate(mfalcon_requests_total{{code=~"{FAILED}"}}[{window}]))
+    or 0 * sum by (job) (rate(mfalcon_requests_total[{window}])))
   / sum by (job) (rate(mfalcon_requests_total[{window}]))""",
         tells=f"The share of the requests of the last {window} that ended in a code for which the service answers: "
         "refused, late, unavailable, or a defect.",
