@@ -222,6 +222,20 @@ increase(mfalcon_loop_lag_seconds_count[5m])
             description="The old one serves on. The log says why.",
         ),
         Alert(
+            name="MfalconCertificateExpires",
+            expr="mfalcon_tls_certificate_expiry_timestamp_seconds - time() < 7 * 86400",
+            severity="warning",
+            summary="The certificate of {{ $labels.instance }} expires in {{ $value | humanizeDuration }}",
+            description="Put a new one in the place of its files; the server takes it without a restart.",
+        ),
+        Alert(
+            name="MfalconCertificateRefused",
+            expr='increase(mfalcon_tls_certificate_changes_total{outcome="refused"}[15m]) > 0',
+            severity="warning",
+            summary="{{ $labels.instance }} did not take a new certificate",
+            description="It serves the one of before. The log says what is wrong with the new files.",
+        ),
+        Alert(
             name="MfalconDescriptorsShort",
             expr='process_open_fds{job="mfalcon"} / process_max_fds{job="mfalcon"} > 0.8',
             wait="5m",

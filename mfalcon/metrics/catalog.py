@@ -18,6 +18,7 @@ SHARED_SECTION = Section(title="KV states in Redis")
 REDIS_SECTION = Section(title="Redis")
 LOG_SECTION = Section(title="Event log")
 LOCAL_LOG_SECTION = Section(title="Event log on one machine")
+CERTIFICATES_SECTION = Section(title="Certificates")
 COUNTERS_SECTION = Section(title="Counters of items")
 CAPTURES_SECTION = Section(title="Captured requests")
 PROCESS_SECTION = Section(title="Processes")
@@ -772,6 +773,24 @@ CAPTURE_DELETED_USERS = CounterDefinition(
     help="Users whose captured requests a deletion made unreadable.",
     section=CAPTURES_SECTION,
     needs="capture_dir",
+)
+
+# --- Certificates.
+
+TLS_CERTIFICATE_EXPIRY = GaugeDefinition(
+    name="mfalcon_tls_certificate_expiry_timestamp_seconds",
+    help="When the certificate that is served expires, in Unix time.",
+    section=CERTIFICATES_SECTION,
+    needs="--tls-cert-file",
+)
+TLS_CERTIFICATE_CHANGES = CounterDefinition(
+    name="mfalcon_tls_certificate_changes",
+    help="Changes of the certificate's files, by what became of them: replaced, or refused as bad.",
+    section=CERTIFICATES_SECTION,
+    labels=("outcome",),
+    values={"outcome": ("replaced", "refused")},
+    needs="--tls-cert-file",
+    tells="After `refused` the certificate of before is served on; the log says what is wrong with the new one.",
 )
 
 # --- Processes. The library shows all but the threads by itself; with --frontends each has a label `frontend`.

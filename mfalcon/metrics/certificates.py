@@ -1,25 +1,16 @@
 """How long the server's certificate lasts, and how often it was replaced."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry
+
+from mfalcon.metrics import catalog
 
 
 class CertificateMetrics:
     """Of a server that speaks TLS; one that does not has none of them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._until = Gauge(
-            "mfalcon_tls_certificate_expiry_timestamp_seconds",
-            "When the certificate that is served expires, in Unix time.",
-            registry=registry,
-        )
-        self._looks = Counter(
-            "mfalcon_tls_certificate_changes",
-            "Changes of the certificate's files, by what became of them: replaced, or refused as bad.",
-            ["outcome"],
-            registry=registry,
-        )
-        for outcome in ("replaced", "refused"):
-            self._looks.labels(outcome)
+        self._until = catalog.TLS_CERTIFICATE_EXPIRY.made(registry)
+        self._looks = catalog.TLS_CERTIFICATE_CHANGES.made(registry)
 
     def serves_until(self, timestamp: float) -> None:
         """The certificate that is served expires then."""

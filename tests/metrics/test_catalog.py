@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from mfalcon.metrics.catalog import METRICS
+from mfalcon.metrics.certificates import CertificateMetrics
 from mfalcon.metrics.definition import CounterDefinition, Metric, Section
 from mfalcon.metrics.front_metrics import FrontMetrics
 from mfalcon.metrics.process import count_process
@@ -24,7 +25,9 @@ def described(registry: CollectorRegistry) -> dict[str, tuple[str, str]]:
 
 
 def test_a_server_shows_what_is_defined_and_nothing_else() -> None:
-    assert described(ServerMetrics().registry) == {metric.name: (metric.kind, metric.help) for metric in METRICS}
+    registry = ServerMetrics().registry
+    CertificateMetrics(registry)  # of a server that speaks TLS
+    assert described(registry) == {metric.name: (metric.kind, metric.help) for metric in METRICS}
 
 
 def test_a_front_end_shows_what_is_defined_for_it() -> None:
@@ -70,6 +73,7 @@ def test_one_more_entry_is_one_more_row() -> None:
 
 def test_known_values_of_a_label_are_there_before_the_first_so_that_an_alert_sees_it() -> None:
     registry = ServerMetrics().registry
+    CertificateMetrics(registry)
     shown = {
         (sample.name, value): sample.value
         for family in registry.collect()

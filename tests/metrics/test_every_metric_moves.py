@@ -53,6 +53,8 @@ ELSEWHERE = {
     "mfalcon_fetches_without_room": ("tests/kvcache/test_fetch.py", "fetches_without_room_total"),
     "mfalcon_chunks_rejected": ("tests/engine/test_redis_faults.py", "chunks_rejected_total"),
     "mfalcon_write_behind_waiting": ("tests/kvcache/test_write_behind.py", "write_behind_waiting"),
+    "mfalcon_tls_certificate_expiry_timestamp_seconds": ("tests/server/test_tls.py", "expiry_timestamp_seconds"),
+    "mfalcon_tls_certificate_changes": ("tests/server/test_tls.py", "certificate_changes_total"),
     "mfalcon_log_conflicts": ("tests/history/test_redis_log.py", "log_conflicts"),
     "mfalcon_log_damaged": ("tests/history/test_damaged_logs.py", '"damaged"'),
     "mfalcon_log_quarantined": ("tests/history/test_damaged_logs.py", '"quarantined"'),
