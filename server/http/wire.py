@@ -74,7 +74,10 @@ class Wire(h11.Connection):
         if {b"transfer-encoding", b"content-length"} <= {name for name, _ in request.headers}:
             raise h11.RemoteProtocolError("Transfer-Encoding and Content-Length cannot both be given")
         if request.target.startswith((b"http://", b"https://")):
-            url = urlsplit(request.target)
+            try:
+                url = urlsplit(request.target)
+            except ValueError as error:
+                raise h11.RemoteProtocolError("the URL of the request is malformed") from error
             target = (url.path or b"/") + (b"?" + url.query if url.query else b"")
             return h11.Request(
                 method=request.method, target=target, headers=list(request.headers), http_version=request.http_version
