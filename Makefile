@@ -22,7 +22,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz image-test \
+  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http image-test \
   compose-test browser-test lock proto metrics client-wheel clean
 
 BIN := .venv/bin
@@ -147,6 +147,12 @@ chaos: .venv/.installed-test ## replicas on one Redis, killed and frozen for fiv
 FUZZ ?= 60
 fuzz: .venv/.installed-fuzz ## look for inputs of any surface that end in more than a documented error, with atheris
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --seconds $(FUZZ)
+
+# It brings a plugin for pytest, so it gets an environment of its own.
+fuzz-http: .venv/.installed-test ## hold HTTP to its own OpenAPI description, with schemathesis
+	test -x build/fuzz-http/bin/schemathesis || { $(BIN)/python -m venv build/fuzz-http && \
+	  build/fuzz-http/bin/pip install --quiet 'schemathesis>=4.32,<5'; }
+	$(BIN)/python -m tests.fuzz.openapi build/fuzz-http/bin/schemathesis --max-examples 300
 
 balanced: .venv/.installed-test ## two replicas behind Envoy on one Redis: a user stays, and moves when the replica is killed
 	$(BIN)/python -m loadtest.balance.pair

@@ -73,6 +73,8 @@ FRAMEWORK_CODE: Mapping[int, str] = {
 """Codes of what Starlette and `BodyLimit` refuse before a handler sees it."""
 CHALLENGE = "www-authenticate"
 """What proves who a caller is (RFC 6750); a 401 must say so."""
+METHODS_OF_A_USER: Mapping[bytes, str] = {b"events": "POST", b"history": "GET", b"prefill": "POST"}
+"""What ends the path of each."""
 RETRY_LATER = frozenset({429, 503})
 
 Answer = TypeVar("Answer")
@@ -250,6 +252,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
     ) -> Response:
         """Forget the user: history and every KV state."""
+        refuse_delete_of(request.scope["raw_path"])
         await while_connected(request, handler.delete_user(user_id, seconds(timeout_ms)))
         return json_response(codec.dump({}))
 
@@ -300,6 +303,13 @@ async def strict_user_id(user_id: str, request: Request) -> str:
         except UnicodeDecodeError as error:
             raise InvalidInput("user_id", user_id, "UTF-8, percent-encoded") from error
     return user_id
+
+
+def refuse_delete_of(raw_path: bytes) -> None:
+    """Raise 405 for the path of another method: with slashes as they are, it would be a user of a longer id."""
+    allowed = METHODS_OF_A_USER.get(raw_path.rpartition(b"/")[2])
+    if allowed is not None and raw_path.count(b"/") > 3:
+        raise HTTPException(405, headers={"Allow": allowed})
 
 
 async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
@@ -359,7 +369,9 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
     outcome: Outcome | None = None
     if is_write(request):
         outcome = UNKNOWN if error.status_code == CLIENT_CLOSED_REQUEST else NOTHING_WRITTEN
-    return json_response(codec.error_reply(code, str(error.detail), None, outcome), error.status_code)
+    response = json_response(codec.error_reply(code, str(error.detail), None, outcome), error.status_code)
+    response.headers.update(error.headers or {})  # of a wrong method: which are right
+    return response
 
 
 async def on_memory_error(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from mfalcon.types import no_events
 from tests.server.harness import Running, serving
 from tests.server.http.raw import ask, connected
 
@@ -20,6 +21,7 @@ REFUSED = {
         "",
     ),
     "no Host": (b"GET /livez HTTP/1.1\r\n\r\n", 400, "INVALID_ARGUMENT", "Missing mandatory Host: header"),
+    "a malformed URL": (b"GET http://[a/livez HTTP/1.1\r\nhost: a\r\n\r\n", 400, "INVALID_ARGUMENT", "the URL of the"),
     "both lengths": (
         b"POST /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         400,
@@ -155,3 +157,23 @@ async def test_the_length_of_a_head_is_a_setting() -> None:
         for size, status in ((30_000, 200), (60_000, 431)):
             request = b"GET /livez HTTP/1.1\r\nhost: a\r\na: %s\r\n\r\n" % (b"b" * size)
             assert (await ask(running.addresses.http, request)).status == status
+
+
+async def test_a_wrong_method_is_told_the_right_one(running: Running) -> None:
+    answer = await ask(running.addresses.http, b"PUT /v1/rank HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n")
+    assert (answer.status, answer.headers["allow"]) == (405, "post")
+    assert answer.error == ("UNIMPLEMENTED", "Method Not Allowed")
+
+
+@pytest.mark.parametrize(("last", "allowed"), [("events", "post"), ("history", "get"), ("prefill", "post")])
+async def test_what_is_of_a_user_is_not_deleted_as_a_user(running: Running, last: str, allowed: str) -> None:
+    """The path of a user takes slashes, so a slip of a method would delete a user of a longer id."""
+    running.engine.histories[f"ann/{last}"] = running.engine.histories["ann"] = no_events()
+    answer = await ask(running.addresses.http, f"DELETE /v1/users/ann/{last} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+    assert set(running.engine.histories) == {"ann", f"ann/{last}"}
+    for user in (f"ann%2F{last}", "ann"):
+        answer = await ask(running.addresses.http, f"DELETE /v1/users/{user} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        assert answer.status == 200
+    answer = await ask(running.addresses.http, f"DELETE /v1/users/{last} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+    assert answer.status == 200 and not running.engine.histories
