@@ -173,4 +173,6 @@ async def _shielded(work: Callable[[], T]) -> T:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
         await asyncio.wait((running,))
+        if not running.cancelled():
+            running.exception()  # of work that nobody waits for any more
         raise
