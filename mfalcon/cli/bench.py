@@ -28,6 +28,7 @@ from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
+from mfalcon.cli.bench_hostile import bench_hostile
 from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_merge import bench_merge
@@ -62,6 +63,7 @@ app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("storm")(bench_storm)
 app.command("damaged")(bench_damaged)
+app.command("hostile")(bench_hostile)
 app.command("log")(bench_log)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)

@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
+from loadtest.faults.mutate import mutate
 from tests.fuzz import loop
-from tests.fuzz.mutate import mutate
 from tests.fuzz.surfaces import CORPUS, NAMES, surface
 
 NUM_MUTATIONS = {"checkpoint": 15, "file_log": 40, "tables": 40, "config": 40, "http_wire": 200, "http_bodies": 250}

@@ -13,9 +13,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from loadtest.faults import raw_http2
 from proto import ranking_pb2
 from server.logs import is_news
-from tests.server import raw_http2
 from tests.server.callers import GOOD, code_of, ranking
 from tests.server.harness import Clients, health_of, next_status, serving, watch_health
 

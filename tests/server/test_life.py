@@ -16,13 +16,13 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2
 
+from loadtest.faults import raw_http2
 from mfalcon.errors import ConfigError
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
 from server.app import Service
 from server.config import load_config
 from server.transports import LINGER_SECONDS
-from tests.server import raw_http2
 from tests.server.fake_engine import KILLER, FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 

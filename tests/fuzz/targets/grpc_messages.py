@@ -3,8 +3,8 @@
 import grpc
 from google.protobuf.message import Message
 
+from loadtest.faults.internals import internals
 from proto import ranking_pb2
-from tests.fuzz.internals import internals
 from tests.fuzz.loop import run
 from tests.fuzz.served import Defect, call, complaints
 

@@ -8,7 +8,7 @@ import re
 
 import orjson
 
-from tests.fuzz.internals import internals
+from loadtest.faults.internals import internals
 from tests.fuzz.loop import run
 from tests.fuzz.served import Defect, complaints
 from tests.fuzz.served import http as talk

@@ -74,6 +74,11 @@ class Connection:
         self._writer.write(frame(HEADERS, END_HEADERS, 1, call(method, **headers)) + frame(DATA, END_STREAM, 1, body))
         await self._writer.drain()
 
+    async def send(self, frames: bytes) -> None:
+        """Frames as they are."""
+        self._writer.write(frames)
+        await self._writer.drain()
+
     async def round_trip(self) -> None:
         """Return when the server has read all that was sent."""
         num_pings = self.heard[PING]

@@ -1,0 +1,371 @@
+"""Hostile clients attack a server in every way while good ones rank over both transports: do these see anything of it?
+
+Attacks run in a process of their own, one after the other, each between stretches without any: the figures of a row
+are of good clients of one process, who ask at one pace all the while.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import numpy as np
+import torch
+
+from loadtest.faults.attacks import ATTACKS
+from loadtest.faults.bystanders import connected
+from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
+from loadtest.faults.server_process import ServerProcess
+from loadtest.faults.server_scene import saved_checkpoint, tell
+from loadtest.faults.world import Person, random_events
+from loadtest.load.messages import rank_message, rank_result
+from loadtest.report.machine import Machine, commit, this_machine
+from loadtest.report.result import Bar, as_number, bar_table, headline
+from loadtest.report.table import Part, Table
+from mfalcon.errors import EngineFailure
+from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.types import Floats
+from proto.ranking_pb2_grpc import RankingStub
+
+NOTES = (
+    "good clients: one over gRPC and one over HTTP, each with a rank every `period`, timed from when it was due; every "
+    "score is compared with that of a cold forward",
+    "added: p99 of good clients under the attack less that of the stretch without one just before it",
+    "answers: of the attack, by code; closed: the server hung up; silent: it kept a connection for 90 s without a "
+    "word; left, kept, left unread: the attacker asked for no answer",
+    "leaks: answers that name a class, a module, a path of the server, or that an attack must not get",
+    "memory, descriptors: of all processes of the server, before and 30 s at most after the attack, and the most of "
+    "memory while it ran",
+)
+GRPC_CODES = frozenset(
+    {
+        *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"),
+        *("UNAVAILABLE", "UNIMPLEMENTED", "CANCELLED"),
+    }
+)
+HTTP_CODES = frozenset(map(str, (200, 400, 404, 405, 408, 409, 413, 415, 422, 429, 431, 501, 503, 504)))
+OTHER_ENDS = frozenset({"closed", "left", "kept", "left unread", "answered"})
+ADDED_MS, GROWTH_MIB = 10.0, 64.0
+_NUM_PEOPLE = 4
+_SETTLE_TURNS = 60
+_FLAGS = ("--threads", "1", "--microbatch", "64", "--kv-budget-mb", "64", "--drain-seconds", "1")
+_QUICK = ("--http-header-timeout-s", "5", "--http-body-timeout-s", "5", "--request-timeout-ms", "10000")
+
+
+@dataclass(frozen=True, slots=True)
+class HostileOptions:
+    """share: of the full number of each attack. frontends: of each server that is measured. quiet_s: of a stretch
+    without an attack. period_s: between two ranks of a good client. only: attacks that have this in their name.
+    """
+
+    share: float = 1.0
+    frontends: tuple[int, ...] = (0, 2)
+    quiet_s: float = 10.0
+    period_s: float = 0.02
+    only: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostileRow:
+    """One attack on one server. See NOTES. wrong, failed: answers to good clients."""
+
+    frontends: int
+    attack: str
+    count: int
+    seconds: float
+    codes: dict[str, int]
+    undocumented: list[str]
+    leaks: list[str]
+    asked: int
+    wrong: int
+    failed: dict[str, int]
+    quiet_p99_ms: float
+    p99_ms: float
+    memory_before_mib: float
+    memory_most_mib: float
+    memory_after_mib: float
+    descriptors_before: int
+    descriptors_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostileResult:
+    """Everything that `mfalcon bench hostile` knows."""
+
+    benchmark: str
+    machine: Machine
+    commit: str | None
+    notes: tuple[str, ...]
+    rows: tuple[HostileRow, ...]
+    bars: tuple[Bar, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What good clients were answered in a stretch."""
+
+    seconds: list[float] = field(default_factory=list)
+    wrong: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def p99_ms(self) -> float:
+        """NaN if nothing was answered."""
+        return float(np.percentile(self.seconds, 99) * 1e3) if self.seconds else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of all processes of a server."""
+
+    memory_mib: float
+    descriptors: int
+
+
+def usage(pid: int) -> Usage:
+    """Of a process and those that it started."""
+    pids = [pid]
+    for number in pids:
+        for children in Path(f"/proc/{number}/task").glob("*/children"):
+            pids += map(int, children.read_text().split())
+    memory = descriptors = 0
+    for number in pids:
+        try:
+            resident = int(Path(f"/proc/{number}/statm").read_text().split()[1])
+            descriptors += len(os.listdir(f"/proc/{number}/fd"))
+        except OSError:  # it has just ended
+            continue
+        memory += resident * os.sysconf("SC_PAGE_SIZE")
+    return Usage(memory / 2**20, descriptors)
+
+
+class GoodClients:
+    """They ask until they are stopped; `tally` is where answers are counted from now on."""
+
+    def __init__(self, server: ServerProcess, people: Sequence[Person], right: Sequence[Floats], period_s: float):
+        self.tally = Tally()
+        self._server, self._people, self._right, self._period_s = server, people, right, period_s
+
+    @asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """While this is entered."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with (
+            grpc.aio.insecure_channel(self._server.grpc, options=options) as channel,
+            httpx.AsyncClient(base_url=f"http://{self._server.http}", timeout=30, trust_env=False) as http,
+        ):
+            tasks = [
+                asyncio.create_task(self._keep_asking(lambda at: self._over_grpc(RankingStub(channel), at))),
+                asyncio.create_task(self._keep_asking(lambda at: self._over_http(http, at))),
+            ]
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+
+    async def _keep_asking(self, ask: Callable[[int], Awaitable[Floats]]) -> None:
+        loop, number = asyncio.get_running_loop(), 0
+        due = loop.time()
+        while True:
+            await asyncio.sleep(due - loop.time())
+            tally, at = self.tally, number % len(self._people)
+            try:
+                scores = await ask(at)
+            except grpc.aio.AioRpcError as error:
+                tally.failed[error.code().name] += 1
+            except httpx.HTTPError as error:
+                tally.failed[type(error).__name__] += 1
+            else:
+                tally.seconds.append(loop.time() - due)
+                if scores.shape != self._right[at].shape or not np.abs(scores - self._right[at]).max() <= BOUND:
+                    tally.wrong += 1
+            number += 1
+            due = max(due + self._period_s, loop.time() - 1)
+
+    async def _over_grpc(self, stub: RankingStub, at: int) -> Floats:
+        request = self._people[at].request(at)
+        message = rank_message(request.user_id, request.candidates, request_time_ms=request.request_time_ms)
+        return rank_result(await stub.Rank(message, timeout=30)).task_scores
+
+    async def _over_http(self, http: httpx.AsyncClient, at: int) -> Floats:
+        request = self._people[at].request(at)
+        body = {"user_id": request.user_id, "candidates": request.candidates.tolist()}
+        answer = await http.post("/v1/rank", json=body | {"request_time_ms": request.request_time_ms})
+        answer.raise_for_status()
+        return np.array(answer.json()["task_scores"], dtype=np.float32).reshape(self._right[at].shape)
+
+
+def run(options: HostileOptions, progress: Callable[[str], None]) -> HostileResult:
+    """Attack a server for each number of front-ends. Raises EngineFailure if one does not start, or ends."""
+    torch.set_num_threads(1)
+    machine, rows = this_machine(), list[HostileRow]()
+    with tempfile.TemporaryDirectory(prefix="mfalcon-") as scratch:
+        path, served = saved_checkpoint(Path(scratch))
+        for frontends in options.frontends:
+            flags = (*_FLAGS, *_QUICK, "--frontends", str(frontends))
+            with ServerProcess(path, Path(scratch), flags) as server:
+                rows += asyncio.run(_attack_all(options, server, served, frontends, progress))
+                if server.exit_code is not None:
+                    raise EngineFailure(f"the server ended with {server.exit_code}: {server.written[-500:]}")
+    return HostileResult("hostile", machine, commit(), NOTES, tuple(rows), bars(rows))
+
+
+async def _attack_all(
+    options: HostileOptions,
+    server: ServerProcess,
+    served: Checkpoint,
+    frontends: int,
+    progress: Callable[[str], None],
+) -> list[HostileRow]:
+    people = [Person(f"good-{number}", Life()) for number in range(_NUM_PEOPLE)]
+    with ExitStack() as stack:
+        stub = stack.enter_context(connected(server))
+        for number, person in enumerate(people):
+            tell(stub, person, random_events(number))
+    good = GoodClients(server, people, _right_scores(server, served, people), options.period_s)
+    rows = []
+    async with good.asking():
+        for name, (_, count) in ATTACKS.items():
+            if options.only not in name:
+                continue
+            progress(f"{frontends} front-ends: {name}")
+            rows.append(await _attack(options, server, good, frontends, name, max(1, round(count * options.share))))
+    return rows
+
+
+def _right_scores(server: ServerProcess, served: Checkpoint, people: Sequence[Person]) -> list[Floats]:
+    """What the server answers, once a cold forward has confirmed it. Raises EngineFailure if it does not."""
+    answers = []
+    with connected(server) as stub:
+        for at, person in enumerate(people):
+            request = person.request(at)
+            message = rank_message(request.user_id, request.candidates, request_time_ms=request.request_time_ms)
+            scores = rank_result(stub.Rank(message, timeout=300)).task_scores
+            where = person.user_id
+            answers.append(
+                Answer(where, person.life, person.life.size, request.request_time_ms, request.candidates, scores)
+            )
+    errors = score_errors(served, answers, threads=1)
+    if (worst := max(errors.values())) > BOUND:
+        raise EngineFailure(f"scores differ from a cold forward by {worst:g} before any attack")
+    return [answer.task_scores for answer in answers]
+
+
+async def _attack(
+    options: HostileOptions, server: ServerProcess, good: GoodClients, frontends: int, name: str, count: int
+) -> HostileRow:
+    quiet = good.tally = Tally()
+    await asyncio.sleep(options.quiet_s)
+    before = usage(server.pid)
+    under = good.tally = Tally()
+    began, most = time.monotonic(), before.memory_mib
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "loadtest.faults.attacks", name, server.grpc, server.http, str(count)),
+        stdout=subprocess.PIPE,
+    )
+    told = asyncio.create_task(process.communicate())
+    while not told.done():
+        await asyncio.wait((told,), timeout=0.2)
+        most = max(most, usage(server.pid).memory_mib)
+    seconds = time.monotonic() - began
+    good.tally = Tally()
+    after = await _settled(server.pid, before.descriptors)
+    if process.returncode:
+        raise EngineFailure(f"the attack {name!r} failed with {process.returncode}")
+    heard = json.loads(told.result()[0])
+    known = GRPC_CODES | HTTP_CODES | OTHER_ENDS
+    return HostileRow(
+        frontends,
+        name,
+        count,
+        seconds,
+        heard["codes"],
+        sorted(set(heard["codes"]) - known),
+        heard["leaks"],
+        len(under.seconds) + under.failed.total(),
+        under.wrong,
+        dict(under.failed),
+        quiet.p99_ms,
+        under.p99_ms,
+        before.memory_mib,
+        most,
+        after.memory_mib,
+        before.descriptors,
+        after.descriptors,
+    )
+
+
+async def _settled(pid: int, descriptors: int) -> Usage:
+    """When descriptors are back, or at the end of a while."""
+    for _ in range(_SETTLE_TURNS):
+        if usage(pid).descriptors <= descriptors:
+            break
+        await asyncio.sleep(0.5)
+    return usage(pid)
+
+
+def bars(rows: Sequence[HostileRow]) -> tuple[Bar, ...]:
+    """What is asked."""
+
+    def worst(figure: Callable[[HostileRow], float]) -> tuple[float, str]:
+        row = max(rows, key=figure)
+        return figure(row), f"{row.attack}, {row.frontends} front-ends"
+
+    growth = {
+        frontends: [row for row in rows if row.frontends == frontends] for frontends in {row.frontends for row in rows}
+    }
+    grown = max(each[-1].memory_after_mib - each[0].memory_after_mib for each in growth.values())
+    return (
+        _most("kinds of undocumented answers", *worst(lambda row: len(row.undocumented)), 0),
+        _most("answers that tell what they must not", *worst(lambda row: len(row.leaks)), 0),
+        _most("wrong scores of good clients", *worst(lambda row: row.wrong), 0),
+        _most("failed requests of good clients", *worst(lambda row: sum(row.failed.values())), 0),
+        _most("p99 added to good clients, ms", *worst(lambda row: row.p99_ms - row.quiet_p99_ms), ADDED_MS),
+        Bar.most("memory grown from after the first attack to after the last, MiB", grown, GROWTH_MIB),
+        _most("descriptors left open", *worst(lambda row: row.descriptors_after - row.descriptors_before), 0),
+    )
+
+
+def _most(name: str, value: float, by: str, limit: float) -> Bar:
+    return Bar.most(name, value, limit, by=by)
+
+
+def page(result: HostileResult) -> Iterator[Part]:
+    """A row for each attack."""
+    yield headline(result.machine, result.commit)
+    for frontends in dict.fromkeys(row.frontends for row in result.rows):
+        columns = (
+            *("attack", "count", "s", "answers", "p99 ms before", "p99 ms", "wrong", "failed"),
+            *("MiB before", "most", "after", "descriptors", "after"),
+        )
+        rows = [
+            (
+                *(row.attack, f"{row.count:,}", as_number(row.seconds)),
+                ", ".join(f"{code} {count:,}" for code, count in sorted(row.codes.items())),
+                *(as_number(row.quiet_p99_ms), as_number(row.p99_ms), str(row.wrong)),
+                ", ".join(f"{code} {count}" for code, count in row.failed.items()) or "0",
+                *(as_number(row.memory_before_mib), as_number(row.memory_most_mib), as_number(row.memory_after_mib)),
+                *(str(row.descriptors_before), str(row.descriptors_after)),
+            )
+            for row in result.rows
+            if row.frontends == frontends
+        ]
+        yield Table(f"With {frontends} front-ends" if frontends else "One process", columns, rows)
+    leaks = [f"- {row.attack}: {leak}" for row in result.rows for leak in (*row.undocumented, *row.leaks)]
+    if leaks:
+        yield "\n".join(leaks)
+    yield bar_table(result.bars)
+    yield "\n".join(f"- {note}" for note in result.notes)
