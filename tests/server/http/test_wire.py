@@ -106,7 +106,7 @@ async def test_chunks_of_a_usual_size_are_read(running: Running) -> None:
         (b"http://other:8080/livez", 200),
         (b"https://other/v1/model?model=other", 200),
         (b"http://other/v1/model?model=none", 404),
-        (b"http://other", 404),
+        (b"http://other", 200),
         (b"ftp://other/livez", 404),
         (b"*", 404),
     ],
