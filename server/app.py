@@ -52,7 +52,7 @@ from server.http.metrics import MAX_CONNECTIONS, MetricsServer
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
-from server.remote_replica import RemoteReplica
+from server.remote_replica import RemoteReplica, tls_to
 from server.runtime import new_event_loop, settle
 from server.tls import Certificates
 from server.tracing import trace_to
@@ -402,7 +402,9 @@ def ensemble_options(config: EnsembleConfig) -> EnsembleOptions:
             MemberOptions(
                 member.model,
                 member.weight,
-                None if member.address is None else RemoteReplica(member.address, member.model, member.token_file),
+                None
+                if member.address is None
+                else RemoteReplica(member.address, member.model, member.token_file, tls_to(member)),
             )
             for member in config.members
         ),

@@ -25,7 +25,7 @@ from server.settings.access import AccessSettings
 from server.settings.capture import CaptureSettings
 from server.settings.console import ConsoleSettings
 from server.settings.observability import ObservabilitySettings
-from server.settings.tls import TlsSettings, is_loopback
+from server.settings.tls import File, TlsSettings, is_loopback
 
 PREFIX = "MFALCON_"
 OTHER_VARIABLES = frozenset({"config", "token_file"})
@@ -63,6 +63,23 @@ class MemberConfig(BaseModel):
     weight: float = Field(default=1.0, gt=0, le=1e6)
     token_file: Annotated[Path, AfterValidator(Path.absolute)] | None = None
     """Holds the bearer token for that replica, which may be exchanged."""
+    tls_ca_file: File | None = None
+    """PEM of the authorities that sign that replica's certificate: TLS is spoken to it then."""
+    tls_cert_file: File | None = None
+    """PEM of this server's certificate as a client of that replica, where it asks for one; with its key."""
+    tls_key_file: File | None = None
+
+    @model_validator(mode="after")
+    def _tls_is_for_somebody_else(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError(
+                f"members: {self.model}: tls_cert_file, tls_key_file: got one of them, must be both or none"
+            )
+        if self.tls_cert_file is not None and self.tls_ca_file is None:
+            raise ValueError(f"members: {self.model}: tls_cert_file: got a file, must not be given without tls_ca_file")
+        if self.tls_ca_file is not None and self.address is None:
+            raise ValueError(f"members: {self.model}: tls_ca_file: got a file, must not be given without an address")
+        return self
 
     @model_validator(mode="after")
     def _a_token_is_for_somebody_else(self) -> Self:

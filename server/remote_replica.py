@@ -8,7 +8,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, NotReady, Overloaded, UnknownModel
+from mfalcon.errors import (
+    ConfigError,
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    NotReady,
+    Overloaded,
+    UnknownModel,
+)
 from mfalcon.types import (
     CacheInfo,
     CacheSource,
@@ -19,7 +27,7 @@ from mfalcon.types import (
     TaskInfo,
     Timings,
 )
-from mfalcon_client import AsyncClient, ClientError, Retry, TokenFile
+from mfalcon_client import AsyncClient, ClientError, Retry, Tls, TokenFile
 from mfalcon_client import CacheInfo as ClientCache
 from mfalcon_client import DeadlineExceeded as ClientLate
 from mfalcon_client import InvalidArgument as ClientInvalid
@@ -27,6 +35,7 @@ from mfalcon_client import Model as ClientModel
 from mfalcon_client import NotFound as ClientNotFound
 from mfalcon_client import Overloaded as ClientOverloaded
 from mfalcon_client import Unavailable as ClientUnavailable
+from server.config import MemberConfig
 
 T = TypeVar("T")
 
@@ -37,11 +46,12 @@ class RemoteReplica:
     Nothing is tried twice: the budget is a merge's, and who is late is left out.
     """
 
-    def __init__(self, address: str, model: str, token_file: Path | None = None) -> None:
-        """token_file: holds the bearer token that the replica asks for; it travels in clear, as requests do."""
+    def __init__(self, address: str, model: str, token_file: Path | None = None, tls: Tls | None = None) -> None:
+        """token_file: holds the bearer token that the replica asks for; without tls it travels in clear."""
         self.address = address
         self.model = model
         self._client: AsyncClient | None = None
+        self._tls = tls
         self._token = None if token_file is None else TokenFile(token_file)
 
     async def describe(self, timeout_s: float) -> ModelInfo:
@@ -98,8 +108,32 @@ class RemoteReplica:
     @property
     def _connected(self) -> AsyncClient:
         if self._client is None:
-            self._client = AsyncClient(self.address, retry=Retry(attempts=1), token=self._token, token_in_clear=True)
+            self._client = AsyncClient(
+                self.address,
+                retry=Retry(attempts=1),
+                tls=self._tls,
+                token=self._token,
+                token_in_clear=self._tls is None,
+            )
         return self._client
+
+
+def tls_to(member: MemberConfig) -> Tls | None:
+    """How a member is spoken to; None in clear. Raises ConfigError for a file that cannot be read."""
+    if member.tls_ca_file is None:
+        return None
+    return Tls(
+        _read("tls_ca_file", member.tls_ca_file),
+        _read("tls_key_file", member.tls_key_file),
+        _read("tls_cert_file", member.tls_cert_file),
+    )
+
+
+def _read(setting: str, path: Path | None) -> bytes | None:
+    try:
+        return None if path is None else path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"ensembles.members: {setting}: cannot read {path}: {error.strerror}") from error
 
 
 async def _called(call: Awaitable[T]) -> T:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from xml.etree import ElementTree
 
 import grpc
 import grpc.aio
@@ -506,3 +508,23 @@ def test_files_are_found_by_front_ends_too(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     config = load_config(None, FREE_PORTS | {"tls_cert_file": "c", "tls_key_file": "k", "tls_client_ca_file": "a"})
     assert [config.tls_cert_file, config.tls_key_file, config.tls_client_ca_file] == [tmp_path / n for n in "cka"]
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("sslscan") is None, reason="sslscan is not installed")
+async def test_a_scanner_finds_nothing_weak(files: Files) -> None:
+    async with serving(**files.settings) as (_, addresses):
+        for address in (addresses.grpc, addresses.http):
+            scan = await asyncio.create_subprocess_exec(
+                "sslscan", "--xml=-", "--no-colour", address, stdout=asyncio.subprocess.PIPE
+            )
+            output, _ = await asyncio.wait_for(scan.communicate(), 300)
+            (found,) = ElementTree.fromstring(output).iter("ssltest")
+            spoken = {f"{one.get('type')} {one.get('version')}": one.get("enabled") for one in found.iter("protocol")}
+            assert spoken.pop("tls 1.2") == spoken.pop("tls 1.3") == "1"
+            assert set(spoken.values()) == {"0"}
+            ciphers = {str(one.get("cipher")): int(one.get("bits") or 0) for one in found.iter("cipher")}
+            assert ciphers and all("GCM" in name or "POLY1305" in name for name in ciphers)
+            assert all(name.startswith(("TLS_", "ECDHE-")) for name in ciphers) and min(ciphers.values()) >= 128
+            assert {one.get("supported") for one in found.iter("renegotiation")} == {"0"}
+            assert {one.get("vulnerable") for one in found.iter("heartbleed")} == {"0"}
