@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
+from loadtest.faults.raw_http2 import connected
 from mfalcon import errors
 from mfalcon.load import Load
 from mfalcon.rank_key import RANK_KEY, rank_key
@@ -20,7 +21,6 @@ from proto import ranking_pb2
 from server.balancing import LOAD_BINARY, LoadReport
 from server.grpc.api import SERVICE
 from tests.server.harness import Running, serving
-from tests.server.raw_http2 import connected
 
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
