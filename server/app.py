@@ -139,6 +139,10 @@ class Front(Protocol):
         """Answer requests with an engine from now on."""
         ...
 
+    def reopen_logs(self) -> None:
+        """Write the access log to the file that has its name now."""
+        ...
+
     async def stop(self) -> None:
         """Drain."""
         ...
@@ -227,12 +231,13 @@ class Service:
         await self._front.serve(MeteredEngine(engine, self._ledger) if self._access.is_on else engine)
 
     def hang_up(self) -> None:
-        """What SIGHUP does: read who may call and the certificate again, and reload every model from its directory. By
-        default it would end the process.
+        """What SIGHUP does: read who may call and the certificate again, open the access log anew, and reload every
+        model from its directory. By default it would end the process.
         """
         self._access.look()
         if self._certificates is not None:
             self._begin(self._certificates.look())
+        self._front.reopen_logs()
         if self._reloads is None:
             logger.warning("SIGHUP: no model is served yet that could be reloaded")
             return

@@ -7,11 +7,13 @@ because frameworks whose signatures are not ours lie between the two.
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.rank_key import rank_key
 from mfalcon.scope import Scope, enter
+from mfalcon.types import RankResult
 from server.request_ids import request_id_of
 
 
@@ -19,10 +21,12 @@ from server.request_ids import request_id_of
 class Arrival:
     """A request that is being answered. Times are readings of `time.perf_counter()`.
 
-    model: the served one that is asked, "" until it is known and where there is none. began: when the whole message
-    was here, if it ever is (is_whole). asked, told: when the engine began and ended a rank. key: the affinity key that
-    it came by, "" without one. mismatch: what is wrong with that, as `RequestMetrics.mismatched` has it. caller: the
-    name of who asks, "" where nobody looks. scope: what the layers below note of it, with its name in logs and traces.
+    model: the served one that is asked, "" until it is known and where there is none. arrived: when its head was here;
+    began: when the whole message was, if it ever is (is_whole). asked, told: when the engine began and ended a rank.
+    key: the affinity key that it came by, "" without one. mismatch: what is wrong with that, as
+    `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
+    below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
+    that it has, None until that is known. result: of a rank that was answered.
     """
 
     verb: str
@@ -30,25 +34,38 @@ class Arrival:
     mismatch: str = ""
     model: str = ""
     caller: str = ""
-    began: float = field(default_factory=time.perf_counter)
+    arrived: float = field(default_factory=time.perf_counter)
+    began: float = 0.0
     asked: float | None = None
     told: float | None = None
     is_whole: bool = False
     ended: bool = False
     scope: Scope = field(default_factory=Scope)
+    user_id: str = ""
+    num_candidates: int = 0
+    num_events: int = 0
+    granted_s: float | None = None
+    bytes_in: int = 0
+    bytes_out: int = 0
+    result: RankResult | None = None
+
+    def __post_init__(self) -> None:
+        self.began = self.arrived
 
     @property
     def request_id(self) -> str:
         """Its name in logs and traces; "" of what is no request of a caller."""
         return self.scope.request_id
 
-    def received(self) -> None:
-        """The whole message is here: what is ours to answer for begins."""
+    def received(self, num_bytes: int = 0) -> None:
+        """The whole message is here, of which so many were the last: what is ours to answer for begins."""
+        self.bytes_in += num_bytes
         self.began = time.perf_counter()
         self.is_whole = True
 
     def of(self, user_id: str) -> None:
         """This is its user, whose key it should have."""
+        self.user_id = user_id
         if self.key != rank_key(user_id):
             self.mismatch = "wrong" if self.key else "none"
 
@@ -66,13 +83,24 @@ def carry_on(caller: str) -> None:
     _current.set(Arrival("", caller=caller))
 
 
+class Ends(Protocol):
+    """Who wants to hear of every request that has ended."""
+
+    def ended(self, arrival: Arrival, transport: str, code: str, took_s: float, *, answered: bool) -> None:
+        """It took so long from its whole message on."""
+        ...
+
+
 class Arrivals:
     """Those of one transport."""
 
-    def __init__(self, transport: str, requests: RequestMetrics, stages: StageMetrics) -> None:
+    def __init__(
+        self, transport: str, requests: RequestMetrics, stages: StageMetrics, ends: Ends | None = None
+    ) -> None:
         self._transport = transport
         self._requests = requests
         self._stages = stages
+        self._ends = ends
 
     def begin(self, verb: str, key: str, request_id: str | None = None) -> Arrival:
         """A request that this task answers; its verb is "" while that is not known. key: see `Arrival`. request_id: as
@@ -85,7 +113,7 @@ class Arrivals:
 
     def refused(self, code: str) -> None:
         """Count what is no request for any verb."""
-        self.end(Arrival(""), code)
+        self.end(Arrival("", scope=Scope(request_id_of(None))), code)
 
     def end(self, arrival: Arrival, code: str, *, answered: bool = False) -> None:
         """Count a request unless it was; answered: as its caller wished."""
@@ -95,9 +123,11 @@ class Arrivals:
         self._requests.count(arrival.model, arrival.verb, self._transport, code)
         if arrival.mismatch:
             self._requests.mismatched(self._transport, arrival.mismatch)
+        now = time.perf_counter()
+        if self._ends is not None:
+            self._ends.ended(arrival, self._transport, code, now - arrival.began, answered=answered)
         if not answered:
             return
-        now = time.perf_counter()
         self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began)
         if arrival.asked is not None and arrival.told is not None:
             self._stages.took(arrival.model, "admission", arrival.asked - arrival.began)

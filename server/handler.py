@@ -175,6 +175,7 @@ class Handler:
         if info.ensemble is not None and not info.tasks:  # nobody knows yet what is legal
             raise TooFewMembers(f"no member of {info.name} has been reached yet; ask another replica")
         self._check_user(request.user_id)
+        arrivals.current().num_candidates = len(request.candidates)
         limits.check_candidates(request.candidates, self._limits.max_candidates)
         skew = self._limits.max_clock_skew_ms
         limits.check_request_time(request.request_time_ms, skew)
@@ -189,13 +190,14 @@ class Handler:
         async with self._admitted(time_left) as deadline:
             arrival = arrivals.current()
             arrival.asked = time.perf_counter()
-            result = await self._engine.rank(request, deadline, info.name)
+            arrival.result = result = await self._engine.rank(request, deadline, info.name)
             arrival.told = time.perf_counter()
             return result
 
     async def append_events(self, user_id: str, append: Append, time_left: float | None) -> Appended:
         """Add the events to the user's history."""
         self._check_user(user_id)
+        arrivals.current().num_events = len(append.events)
         limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)
         limits.check_append(append)
         append = dataclasses.replace(append, late_events=append.late_events or self._limits.late_events)
@@ -263,6 +265,7 @@ class Handler:
         if self._draining:
             raise ShuttingDown("the server is shutting down; ask another one")
         seconds = self._granted(time_left)
+        arrivals.current().granted_s = seconds
         scope = asyncio.timeout(seconds)
         try:
             async with scope:

@@ -9,9 +9,11 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry, generate_latest
 
 from mfalcon.errors import ConfigError
+from mfalcon.metrics.line_metrics import LineMetrics
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
 from server.access.access import Access
+from server.access_log import access_log
 from server.addresses import Addresses, authority, listen, reserve
 from server.arrivals import Arrivals
 from server.config import ServerConfig
@@ -48,6 +50,11 @@ class CallMetrics(Protocol):
     @property
     def stages(self) -> StageMetrics:
         """Where the time goes."""
+        ...
+
+    @property
+    def lines(self) -> LineMetrics:
+        """What becomes of the lines of the access log."""
         ...
 
 
@@ -90,7 +97,10 @@ class Transports:
             max_clock_skew_ms=round(1000 * config.max_clock_skew_s),
         )
         self._handler = Handler(limits, access.gate)
-        by_grpc, by_http = (Arrivals(name, metrics.requests, metrics.stages) for name in ("grpc", "http"))
+        self._access_log = access_log(config.access_log_options, metrics.lines)
+        by_grpc, by_http = (
+            Arrivals(name, metrics.requests, metrics.stages, self._access_log) for name in ("grpc", "http")
+        )
         self._grpc = GrpcServer(
             self._handler,
             limits,
@@ -223,6 +233,13 @@ class Transports:
         await self._grpc.stop(None)
         await asyncio.gather(grpc_stopping, self._http_task)
         self._held.close()
+        if self._access_log is not None:
+            await asyncio.to_thread(self._access_log.close)
+
+    def reopen_logs(self) -> None:
+        """Write the access log to the file that has its name now."""
+        if self._access_log is not None:
+            self._access_log.reopen()
 
     def _stop_grpc(self, grace: float) -> asyncio.Task[None]:
         return asyncio.create_task(self._grpc.stop(grace + LAST_BYTES_SECONDS))

@@ -18,6 +18,7 @@ from mfalcon.history.history import Reading
 from mfalcon.history.late_events import recent_behind
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.scope import Scope, current
 from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankRequest, RankResult, Timings
 
 
@@ -60,6 +61,9 @@ class Jobs:
                     reading,
                     log_only=request.recompute,
                 )
+            noting = current()
+            if noting is not None:
+                _note(noting, fetched)
             recent = recent_behind(fetched.history, request.recent_events, self._late_events)
             if recent is not request.recent_events:
                 request = replace(request, recent_events=recent)
@@ -76,10 +80,13 @@ class Jobs:
             )
             if seen is not None:
                 seen.note(fetched.history, job.counted)
+            asked = time.monotonic()
             try:
                 result = await self._answer(job)
             finally:
                 del job  # see `_answer`
+                if noting is not None:
+                    noting.device_s = time.monotonic() - asked
             ranker.note(request.user_id)
             ranker.count(None if request.recompute else result.cache, result.num_scored, len(result.failed))
             if result.num_scored < len(request.candidates):
@@ -140,6 +147,13 @@ class Jobs:
             took(model, "features", timings.features_us / 1e6)
         took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
         took(model, "score", timings.score_us / 1e6)
+
+
+def _note(scope: Scope, fetched: Fetched) -> None:
+    """What is known of a request before the device is asked. Of an ensemble's members the last one is noted."""
+    scope.history_len = len(fetched.history)
+    scope.log_s, scope.fetch_s = fetched.log_seconds, fetched.seconds - fetched.log_seconds
+    scope.decision = fetched.decision.explain() if fetched.decision else ""
 
 
 def _explained(result: RankResult, fetched: Fetched, model: str) -> dict[str, str | int | bool]:

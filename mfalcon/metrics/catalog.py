@@ -21,6 +21,7 @@ LOCAL_LOG_SECTION = Section(title="Event log on one machine")
 CERTIFICATES_SECTION = Section(title="Certificates")
 COUNTERS_SECTION = Section(title="Counters of items")
 CAPTURES_SECTION = Section(title="Captured requests")
+WRITTEN_SECTION = Section(title="Access log and traces")
 PROCESS_SECTION = Section(title="Processes")
 
 # --- What callers get.
@@ -791,6 +792,20 @@ TLS_CERTIFICATE_CHANGES = CounterDefinition(
     values={"outcome": ("replaced", "refused")},
     needs="--tls-cert-file",
     tells="After `refused` the certificate of before is served on; the log says what is wrong with the new one.",
+)
+
+# --- What is written down of requests.
+
+ACCESS_LOG_LINES = CounterDefinition(
+    name="mfalcon_access_log_lines",
+    help="Lines of the access log, by what became of them.",
+    section=WRITTEN_SECTION,
+    labels=("outcome",),
+    values={"outcome": ("written", "dropped", "failed")},
+    needs="--access-log",
+    frontends=True,
+    tells="`dropped`: 8,192 lines wait for a file or pipe that takes none. `failed`: the disk is full, or the file "
+    "cannot be opened; the log has the cause. [observability.md](observability.md) says more.",
 )
 
 # --- Processes. The library shows all but the threads by itself; with --frontends each has a label `frontend`.

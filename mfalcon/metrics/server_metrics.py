@@ -10,6 +10,7 @@ from mfalcon.metrics.callers import CallerMetrics
 from mfalcon.metrics.captures import CaptureMetrics
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
+from mfalcon.metrics.line_metrics import LineMetrics
 from mfalcon.metrics.logs import LogMetrics
 from mfalcon.metrics.loop_lag import LoopLag
 from mfalcon.metrics.merges import MergeMetrics
@@ -31,10 +32,10 @@ class Registry(CollectorRegistry):
 
 
 class ServerMetrics:
-    """requests: what callers get. callers: what each of them used. stages: where its time goes. states: the
-    tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this machine. counters: of
-    items. reranks: those asked for. merges: of ensembles. captures: of requests. frontend_restarts, build: of the
-    server's processes. loop_lag: of the event loop that asks it.
+    """requests: what callers get. callers: what each of them used. stages: where its time goes. lines: of the access
+    log. states: the tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this
+    machine. counters: of items. reranks: those asked for. merges: of ensembles. captures: of requests.
+    frontend_restarts, build: of the server's processes. loop_lag: of the event loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,7 @@ class ServerMetrics:
         self.requests = RequestMetrics(self.registry)
         self.callers = CallerMetrics(self.registry)
         self.stages = StageMetrics(self.registry)
+        self.lines = LineMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
         self.logs = LogMetrics(self.registry)

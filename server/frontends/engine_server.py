@@ -11,6 +11,7 @@ import zmq
 
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
 from mfalcon.load import Load
+from mfalcon.scope import current
 from server import tracing
 from server.frontends import wire
 from server.frontends.link import MOST_WAITING, Link
@@ -135,6 +136,7 @@ class EngineServer:
             answer: wire.Answer = await self._ask(question)
         except MFalconError as error:
             answer = wire.Failed.of(question.call, error)
+            answer.notes = wire.notes_of(current())
         except Exception:
             logger.exception("%s failed", type(question).__name__)
             writes = isinstance(question, wire.AppendEvents | wire.DeleteUser)
@@ -153,6 +155,7 @@ class EngineServer:
             case wire.Rank():
                 result = await engine.rank(question.request(), question.deadline, question.model)
                 answer = wire.Ranked.of(call, result)
+                answer.notes = wire.notes_of(current())
             case wire.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
                 answer = wire.Written(call, told)

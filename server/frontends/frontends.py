@@ -130,6 +130,9 @@ class Frontends:
                 for serving in self._serving:
                     await serving.wait()
 
+    def reopen_logs(self) -> None:
+        """Front-ends see for themselves, every second, whether their file was moved."""
+
     async def stop(self) -> None:
         """Have every front-end drain, as `Transports.stop` does, and end."""
         self._stopping.set()

@@ -9,6 +9,7 @@ import zmq
 
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
 from mfalcon.load import Load
+from mfalcon.scope import current
 from mfalcon.types import (
     Append,
     Appended,
@@ -151,6 +152,8 @@ class RemoteEngine:
             raise
         finally:
             del self._waiting[question.call]
+        if isinstance(answer, wire.Ranked | wire.Failed):
+            wire.note(current(), answer.notes)
         if isinstance(answer, wire.Failed):
             raise answer.error()
         assert isinstance(answer, kind)

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 from mfalcon import errors
 from mfalcon.errors import EngineFailure, MFalconError
 from mfalcon.load import Load
+from mfalcon.scope import Scope
 from mfalcon.types import (
     EVENT_DTYPE,
     Append,
@@ -217,6 +218,23 @@ class Serving(Message):
     """A front-end answers requests from now on; it is about no call."""
 
 
+Notes: TypeAlias = tuple[int, float, float, float, str]
+"""What the engine noted in the `Scope` of a request: history_len, log_s, fetch_s, device_s, decision."""
+
+
+def notes_of(scope: Scope | None) -> Notes | None:
+    """What is to be told of a scope; None if nothing was noted."""
+    if scope is None or (scope.history_len < 0 and not scope.device_s):
+        return None
+    return scope.history_len, scope.log_s, scope.fetch_s, scope.device_s, scope.decision
+
+
+def note(scope: Scope | None, notes: Notes | None) -> None:
+    """Take over what another process has noted."""
+    if scope is not None and notes is not None:
+        scope.history_len, scope.log_s, scope.fetch_s, scope.device_s, scope.decision = notes
+
+
 class Ranked(Message):
     """See `RankResult`. scores: float32; task_scores: float32, task by task; top, unknown, failed: uint32."""
 
@@ -237,6 +255,7 @@ class Ranked(Message):
     counters_version: int
     counters_stale: bool
     history_version: bytes
+    notes: Notes | None = None
 
     @classmethod
     def of(cls, call: int, result: RankResult) -> "Ranked":
@@ -372,6 +391,7 @@ class Failed(Message):
     name: str
     text: str
     attributes: dict[str, Attribute]
+    notes: Notes | None = None
 
     @classmethod
     def of(cls, call: int, error: MFalconError) -> "Failed":

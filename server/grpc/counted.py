@@ -74,6 +74,7 @@ class CountedService(grpc.GenericRpcHandler):
                 unmet = CANCELLED if arrival.is_whole else REFUSED
                 self._arrivals.end(arrival, DEADLINE if is_late(context, granted_s) else unmet)
                 raise
+            arrival.bytes_out = len(answer)
             self._arrivals.end(arrival, OK, answered=True)
             return answer
 

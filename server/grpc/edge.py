@@ -134,7 +134,7 @@ async def message_of(context: Context, message_type: type[Request], limits: Mess
     raw = await waiting.message(context)
     if raw is None:
         raise DecodeError(f"{message_type.DESCRIPTOR.full_name}: got no message")
-    arrivals.current().received()
+    arrivals.current().received(len(raw))
     return parsed(raw, message_type, limits)
 
 

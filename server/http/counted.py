@@ -58,12 +58,16 @@ class CountedApp:
             message = await receive()
             if message["type"] == "http.disconnect":
                 has_left = True
-            elif not message.get("more_body", False):
-                arrival.received()
+            elif message.get("more_body", False):
+                arrival.bytes_in += len(message["body"])
+            else:
+                arrival.received(len(message.get("body", b"")))
             return message
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
+                lengths = [value for name, value in message["headers"] if name == b"content-length"]
+                arrival.bytes_out = int(lengths[0]) if lengths else 0
                 end(str(message["status"]))
                 message["headers"] = [*message["headers"], (_REQUEST_ID, arrival.request_id.encode())]
             await send(message)

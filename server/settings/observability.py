@@ -1,9 +1,27 @@
 """Settings of logs and traces."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
+
+from server.limits import MAX_TIMEOUT_MS
+
+OFF: Final = "off"
+STDERR: Final = "stderr"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessLogOptions:
+    """place: off, stderr or the path of a file. sample: the part of the requests that is logged; those that failed and
+    slow ones always are. slow_s: longer than that is slow, 0 for never; slow ones are logged without a place too, on
+    standard error.
+    """
+
+    place: str = OFF
+    sample: float = 1.0
+    slow_s: float = 0.0
 
 
 class ObservabilitySettings(BaseModel):
@@ -18,3 +36,31 @@ class ObservabilitySettings(BaseModel):
         description="The key of that hash (16 bytes or more), read at the start, so that replicas and later servers "
         "give a user the same name; without it the key is random and ends with the server.",
     )
+    access_log: str = Field(
+        default=OFF,
+        min_length=1,
+        description="Where each request that ends is a line of JSON: off, stderr, or a file, which may be moved at any "
+        "time.",
+    )
+    access_log_sample: float = Field(
+        default=1.0, ge=0, le=1, description="The part of the answered requests that is logged; failed ones all are."
+    )
+    slow_log_ms: float = Field(
+        default=0.0,
+        ge=0,
+        le=MAX_TIMEOUT_MS,
+        allow_inf_nan=False,
+        description="Log each request that takes longer in any case, with the times of its stages, where the access "
+        "log is, or on standard error; 0 for none.",
+    )
+
+    @field_validator("access_log")
+    @classmethod
+    def _absolute(cls, place: str) -> str:
+        """Front-ends do not run where they are started."""
+        return place if place in (OFF, STDERR) else str(Path(place).absolute())
+
+    @property
+    def access_log_options(self) -> AccessLogOptions:
+        """What is logged of requests, and where."""
+        return AccessLogOptions(self.access_log, self.access_log_sample, self.slow_log_ms / 1000)

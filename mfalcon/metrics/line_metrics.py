@@ -1,0 +1,12 @@
+"""What becomes of the lines of the access log."""
+
+from prometheus_client import CollectorRegistry
+
+from mfalcon.metrics import catalog
+
+
+class LineMetrics:
+    """Of one process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.lines = catalog.ACCESS_LOG_LINES.made(registry)
