@@ -72,6 +72,9 @@ def _record(arrival: Arrival, transport: str, code: str, took_s: float, *, answe
         "bytes_in": arrival.bytes_in,
         "bytes_out": arrival.bytes_out,
     }
+    if arrival.span is not None:
+        context = arrival.span.get_span_context()
+        record |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     if arrival.granted_s is not None:
         record["deadline_ms"] = round(1e3 * arrival.granted_s)
     for name in ("caller", "model"):

@@ -553,8 +553,8 @@ def serve(config: ServerConfig, build: Callable[[ServerConfig, ServerMetrics], S
     """Serve a checkpoint until a signal ends it."""
     log_to_stderr(config.log_format)
     name_users(config.log_user_ids, read_secret(config.log_key_file, "log_key_file"))
-    trace_to(config.otlp_endpoint)
     metrics = ServerMetrics()
+    trace_to(config.otlp_endpoint, metrics.spans, "engine" if config.frontends else "server")
     exit_code = 0
     try:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -4,17 +4,39 @@ What only the handler learns (the model, when the engine was asked) gets back to
 because frameworks whose signatures are not ours lie between the two.
 """
 
+import asyncio
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from opentelemetry.trace import Span
 
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
+from mfalcon.pseudonym import user_tag
 from mfalcon.rank_key import rank_key
 from mfalcon.scope import Scope, enter
+from mfalcon.spans import Value, stage
 from mfalcon.types import RankResult
+from server import tracing
 from server.request_ids import request_id_of
+from server.tracing import Tracing
+
+SERVICE: Final = "mfalcon.v1.Ranking"
+GRPC_CODES: Final = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+            *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"),
+            *("UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+        )
+    )
+}
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +70,9 @@ class Arrival:
     bytes_in: int = 0
     bytes_out: int = 0
     result: RankResult | None = None
+    handled: float | None = None
+    span: Span | None = None
+    route: str = ""
 
     def __post_init__(self) -> None:
         self.began = self.arrived
@@ -95,20 +120,33 @@ class Arrivals:
     """Those of one transport."""
 
     def __init__(
-        self, transport: str, requests: RequestMetrics, stages: StageMetrics, ends: Ends | None = None
+        self,
+        transport: str,
+        requests: RequestMetrics,
+        stages: StageMetrics,
+        ends: Ends | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        """ends: hears of each that has ended. tracing: says which are traced; none are if it is not given."""
         self._transport = transport
         self._requests = requests
         self._stages = stages
         self._ends = ends
+        self._tracing = tracing
 
-    def begin(self, verb: str, key: str, request_id: str | None = None) -> Arrival:
+    def begin(
+        self, verb: str, key: str, request_id: str | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> Arrival:
         """A request that this task answers; its verb is "" while that is not known. key: see `Arrival`. request_id: as
-        the caller names it, if it does.
+        the caller names it, if it does. headers: by which it is a part of a trace.
         """
         arrival = Arrival(verb, key, scope=Scope(request_id_of(request_id)))
         _current.set(arrival)
         enter(arrival.scope)
+        if self._tracing is None:
+            tracing.join(headers)
+        else:
+            arrival.span = self._tracing.begin(headers, verb, arrival.arrived)
         return arrival
 
     def refused(self, code: str) -> None:
@@ -126,9 +164,41 @@ class Arrivals:
         now = time.perf_counter()
         if self._ends is not None:
             self._ends.ended(arrival, self._transport, code, now - arrival.began, answered=answered)
+        if arrival.span is not None:
+            # Spans cost more than all else that is counted here, and the answer need not wait for them.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(end_span, arrival.span, arrival, self._transport, code, now)
         if not answered:
             return
         self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began)
         if arrival.asked is not None and arrival.told is not None:
             self._stages.took(arrival.model, "admission", arrival.asked - arrival.began)
             self._stages.took(arrival.model, "reply", now - arrival.told)
+
+
+def end_span(span: Span, arrival: Arrival, transport: str, code: str, now: float) -> None:
+    """End the span of a request, after those of its parts in this process."""
+    if arrival.is_whole and arrival.began > arrival.arrived:
+        stage("receive", arrival.arrived, arrival.began, parent=span)
+    if arrival.handled is not None:
+        stage("decode", arrival.began, arrival.handled, {"mfalcon.bytes": arrival.bytes_in}, parent=span)
+        if arrival.asked is not None:
+            stage("admission", arrival.handled, arrival.asked, parent=span)
+    if arrival.told is not None:
+        stage("encode", arrival.told, now, {"mfalcon.bytes": arrival.bytes_out}, parent=span)
+    attributes: dict[str, Value] = {"mfalcon.request_id": arrival.request_id}
+    for name, value in (("mfalcon.model", arrival.model), ("mfalcon.caller", arrival.caller)):
+        if value:
+            attributes[name] = value
+    if arrival.user_id:
+        attributes["mfalcon.user"] = user_tag(arrival.user_id)
+    if transport == "grpc":
+        method = "".join(map(str.capitalize, arrival.verb.split("_")))
+        name = f"{SERVICE}/{method}"
+        attributes |= {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": method}
+        attributes["rpc.grpc.status_code"] = GRPC_CODES.get(code, 2)
+    else:
+        name, (method, _, path) = arrival.route, arrival.route.partition(" ")
+        attributes |= {"http.request.method": method, "http.route": path, "url.path": path, "url.scheme": "http"}
+        attributes["http.response.status_code"] = int(code)
+    tracing.end(span, name, attributes, code, now)

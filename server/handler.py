@@ -171,6 +171,7 @@ class Handler:
 
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
+        arrivals.current().handled = time.perf_counter()
         info = self._found(model, self._engine.models)
         if info.ensemble is not None and not info.tasks:  # nobody knows yet what is legal
             raise TooFewMembers(f"no member of {info.name} has been reached yet; ask another replica")
@@ -196,6 +197,7 @@ class Handler:
 
     async def append_events(self, user_id: str, append: Append, time_left: float | None) -> Appended:
         """Add the events to the user's history."""
+        arrivals.current().handled = time.perf_counter()
         self._check_user(user_id)
         arrivals.current().num_events = len(append.events)
         limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)

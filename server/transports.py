@@ -27,6 +27,7 @@ from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
 from server.tls import Certificates
+from server.tracing import Tracing
 
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
@@ -97,9 +98,10 @@ class Transports:
             max_clock_skew_ms=round(1000 * config.max_clock_skew_s),
         )
         self._handler = Handler(limits, access.gate)
+        tracing = None if config.otlp_endpoint is None else Tracing(config.trace_sample)
         self._access_log = access_log(config.access_log_options, metrics.lines)
         by_grpc, by_http = (
-            Arrivals(name, metrics.requests, metrics.stages, self._access_log) for name in ("grpc", "http")
+            Arrivals(name, metrics.requests, metrics.stages, self._access_log, tracing) for name in ("grpc", "http")
         )
         self._grpc = GrpcServer(
             self._handler,

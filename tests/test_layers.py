@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.best_first",
         "mfalcon.pseudonym",
         "mfalcon.scope",
+        "mfalcon.spans",
     ),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),

@@ -27,6 +27,7 @@ from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.rerank.language_model import LanguageModelOptions
+from mfalcon.spans import within
 from mfalcon.types import (
     Append,
     Appended,
@@ -136,7 +137,8 @@ class Engine:
         """
         if self.device.closed:
             raise ShuttingDown("the server is shutting down")
-        told = await self.histories.append(user_id, append, deadline)
+        with within("append_events"):
+            told = await self.histories.append(user_id, append, deadline)
         if not told.was_written:
             self.metrics.logs.appended.inc(len(append.events))
             for fate, positions in (
@@ -151,7 +153,8 @@ class Engine:
         """A page of a user's history, see `engine/reading.py`. Raises HistoryMismatch, StorageUnavailable and
         DeadlineExceeded.
         """
-        return await read_page(self.histories, self.catalog if request.with_states else (), request, deadline)
+        with within("get_history"):
+            return await read_page(self.histories, self.catalog if request.with_states else (), request, deadline)
 
     async def items(self, request: ItemsRequest) -> Items:
         """Items of a model, or of an ensemble's first member here, with their titles; of one with no member here there
@@ -167,9 +170,10 @@ class Engine:
         """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`
         does.
         """
-        if (ensemble := self.ensembles.get(model)) is not None:
-            return await ensemble.prefill(user_id, deadline)
-        return await self._jobs.prefill(self.catalog.get(model), user_id, deadline)
+        with within("prefill"):
+            if (ensemble := self.ensembles.get(model)) is not None:
+                return await ensemble.prefill(user_id, deadline)
+            return await self._jobs.prefill(self.catalog.get(model), user_id, deadline)
 
     async def delete_user(self, user_id: str, deadline: float | None = None) -> None:
         """Delete the history and every state of every model; when this returns none is left here or in Redis, what was
@@ -181,7 +185,8 @@ class Engine:
         self.device.check_open()
         deleting = asyncio.create_task(self._delete(user_id, deadline))
         deleting.add_done_callback(lambda task: task.cancelled() or task.exception())  # its caller may be gone
-        await asyncio.shield(deleting)
+        with within("delete_user"):
+            await asyncio.shield(deleting)
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         """Serve another checkpoint under the name of a model, without losing a request; see `Reloader.reload`."""

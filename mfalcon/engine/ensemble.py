@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from opentelemetry import trace
+from opentelemetry.trace import SpanKind
 
 from mfalcon.capture.capture import Seen
 from mfalcon.engine.job import reply_by
@@ -27,6 +27,7 @@ from mfalcon.history.history import Reading
 from mfalcon.merging.agreement import Contract, check_agreement
 from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.spans import is_traced, stage, within
 from mfalcon.types import (
     CacheInfo,
     ContextFeatureInfo,
@@ -39,7 +40,6 @@ from mfalcon.types import (
 )
 
 _log = logging.getLogger(__name__)
-_tracer = trace.get_tracer("mfalcon")
 
 ReadLog = Callable[[str, float | None], Awaitable[Reading]]
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class Ensemble:
             accepted,
             until,
         )
-        outcomes = of_one_history(outcomes)
+        asked, outcomes = time.monotonic(), of_one_history(outcomes)
         for outcome in outcomes:
             self._metrics.merges.member(self.name, named(outcome.member), outcome.word)
         needed = self._options.min_members
@@ -170,6 +170,8 @@ class Ensemble:
             self._metrics.merges.merged(self.name, "too_few")
             raise too_few(outcomes, needed, is_callers_time=until == callers and time.monotonic() >= until)
         result = merged(outcomes, self._merge(), request.top_k, accepted)
+        if is_traced():
+            stage("merge", asked, time.monotonic(), {"mfalcon.partial_merge": result.partial_merge})
         self._metrics.merges.merged(self.name, "partial" if result.partial_merge else "whole")
         self._metrics.stages.took(self.name, "merge", result.timings.merge_us / 1e6)
         if result.num_scored < len(request.candidates):
@@ -264,7 +266,7 @@ class Ensemble:
         """
         answer: T | None = None
         error: MFalconError | None = None
-        with _tracer.start_as_current_span("member") as span:
+        with within("member", SpanKind.CLIENT if member.address else SpanKind.INTERNAL) as span:
             try:
                 if isinstance(reading, MFalconError):
                     raise reading

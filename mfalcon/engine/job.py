@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mfalcon.counters.sets import Counted
-from mfalcon.engine.progress import Progress
+from mfalcon.engine.progress import Progress, Slice
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.scope import request_id
 from mfalcon.types import RankRequest, RankResult, no_events
@@ -47,8 +47,8 @@ class RankJob:
     scheduler's and the device thread's: forecast; the predicted seconds that are left, and of them those that others
     need not wait for; whether it takes no state that is cached; how far it is. so_far: the answer if nothing more is
     scored, for one that may be partial. reserve_s: what the stages behind need of the time before the deadline.
-    request_id: its name in the log. The future stays pending until there is an answer, so that a caller may leave at
-    any time.
+    request_id: its name in the log. slices: of one that is traced, those that are done, else None. The future stays
+    pending until there is an answer, so that a caller may leave at any time.
     """
 
     request: RankRequest
@@ -69,6 +69,7 @@ class RankJob:
     so_far: RankResult | None = None
     reserve_s: float = 0.0
     request_id: str = field(default_factory=request_id)
+    slices: list[Slice] | None = None
 
     @property
     def user(self) -> bytes:

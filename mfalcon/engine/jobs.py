@@ -12,6 +12,7 @@ from mfalcon.capture.capture import Seen
 from mfalcon.engine.answers import Answers
 from mfalcon.engine.device import Device
 from mfalcon.engine.job import RankJob, prefill_job
+from mfalcon.engine.job_spans import explained, tell
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.errors import DeadlineExceeded, StorageUnavailable
 from mfalcon.history.history import Reading
@@ -19,6 +20,7 @@ from mfalcon.history.late_events import recent_behind
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.scope import Scope, current
+from mfalcon.spans import is_traced
 from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankRequest, RankResult, Timings
 
 
@@ -77,6 +79,7 @@ class Jobs:
                 beside=beside,
                 reserve_s=reserve_s,
                 is_cold=request.recompute,
+                slices=[] if is_traced() else None,
             )
             if seen is not None:
                 seen.note(fetched.history, job.counted)
@@ -84,17 +87,21 @@ class Jobs:
             try:
                 result = await self._answer(job)
             finally:
+                now = time.monotonic()
+                if job.slices is not None:
+                    asyncio.get_running_loop().call_soon(tell, job, accepted, now)  # behind the answer
                 del job  # see `_answer`
                 if noting is not None:
-                    noting.device_s = time.monotonic() - asked
+                    noting.device_s = now - asked
             ranker.note(request.user_id)
             ranker.count(None if request.recompute else result.cache, result.num_scored, len(result.failed))
             if result.num_scored < len(request.candidates):
                 self._metrics.device.partial.labels(ranker.name).inc()
             self._count_stages(ranker.name, fetched, result.timings)
-            span = trace.get_current_span()
-            if span.is_recording():
-                span.set_attributes(_explained(result, fetched, ranker.name))
+            if is_traced():
+                told = explained(result, ranker.name)
+                told["mfalcon.state.decision"] = fetched.decision.explain() if fetched.decision else "nothing to decide"
+                trace.get_current_span().set_attributes(told)
         return result
 
     async def prefill(
@@ -154,21 +161,3 @@ def _note(scope: Scope, fetched: Fetched) -> None:
     scope.history_len = len(fetched.history)
     scope.log_s, scope.fetch_s = fetched.log_seconds, fetched.seconds - fetched.log_seconds
     scope.decision = fetched.decision.explain() if fetched.decision else ""
-
-
-def _explained(result: RankResult, fetched: Fetched, model: str) -> dict[str, str | int | bool]:
-    """What a trace tells of a request; never its user."""
-    return {
-        "mfalcon.model": model,
-        "mfalcon.candidates": len(result.scores),
-        "mfalcon.history_len": result.history_len,
-        "mfalcon.stale": result.stale,
-        "mfalcon.state.decision": fetched.decision.explain() if fetched.decision else "nothing to decide",
-        "mfalcon.state.source": result.cache.source.name.lower(),
-        "mfalcon.state.reused_tokens": result.cache.reused_tokens,
-        "mfalcon.state.encoded_tokens": result.cache.encoded_tokens,
-        "mfalcon.queue_us": result.timings.queue_us,
-        "mfalcon.state_us": result.timings.state_us,
-        "mfalcon.encode_us": result.timings.encode_us,
-        "mfalcon.score_us": result.timings.score_us,
-    }

@@ -10,8 +10,6 @@ its fallback.
 
 import time
 
-from opentelemetry import trace
-
 from mfalcon.capture.capture import Seen
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.ensemble import Ensemble
@@ -22,9 +20,8 @@ from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import InvalidInput
 from mfalcon.metrics.server_metrics import ServerMetrics
+from mfalcon.spans import within
 from mfalcon.types import RankRequest, RankResult
-
-_tracer = trace.get_tracer("mfalcon")
 
 
 class Pipeline:
@@ -46,7 +43,7 @@ class Pipeline:
         accepted, ensemble = time.monotonic(), self._ensembles.get(model)
         ranker = self._likeness(ensemble, request) if ensemble is not None else self._catalog.get(model)
         wish = request.rerank if request.top_k else None
-        with _tracer.start_as_current_span("rank") as span:
+        with within("rank") as span:
             if ensemble is not None:
                 result = await ensemble.rank(request, deadline, seen)
                 span.set_attributes({"mfalcon.model": ensemble.name, "mfalcon.partial_merge": result.partial_merge})

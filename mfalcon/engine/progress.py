@@ -11,6 +11,21 @@ from mfalcon.kvcache.state import KVState
 from mfalcon.types import CacheInfo, CacheSource, Events, Floats, Ids
 
 
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What was done of a request at once, for its trace. Times are readings of `time.monotonic()`: it began, encoded
+    until it scored, and ended. batch: requests that were computed together.
+    """
+
+    began: float
+    encoding: float
+    scoring: float
+    ended: float
+    num_events: int
+    num_candidates: int
+    batch: int
+
+
 @dataclass(slots=True, eq=False)
 class Progress:
     """A request that has begun. The device thread's alone, or one worker's while it works on it.

@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from opentelemetry import trace
 
 from mfalcon.best_first import best_first
 from mfalcon.engine.ranker import LoadedRanker
@@ -27,10 +26,10 @@ from mfalcon.rerank.likeness import SimilarTo
 from mfalcon.rerank.order import reranked
 from mfalcon.rerank.prompt import Catalogue, Item
 from mfalcon.rerank.tail import num_events
+from mfalcon.spans import within
 from mfalcon.types import NO_SCORE, Floats, Ids, Positions, RankRequest, RankResult, Rerank, RerankSkipped
 
 _log = logging.getLogger(__name__)
-_tracer = trace.get_tracer("mfalcon")
 
 LLM = "llm"
 LLM_DEPTH = 20
@@ -81,7 +80,7 @@ class Reranking:
         what was asked, where it is an ensemble and the ranker a member.
         """
         began, name = time.monotonic(), name or ranker.name
-        with _tracer.start_as_current_span("rerank") as span:
+        with within("rerank") as span:
             top, skipped = await self._top(ranker, wish, request, result, due)
             span.set_attributes({"mfalcon.method": wish.method, "mfalcon.outcome": skipped or "done"})
         seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ from mfalcon.best_first import best_first
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.encoding import Encoded, Encoder
 from mfalcon.engine.job import Forecast, RankJob
-from mfalcon.engine.progress import Progress
+from mfalcon.engine.progress import Progress, Slice
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.features.provider import Asked, FeatureProvider
@@ -134,6 +134,7 @@ class Runner:
         """
         began = time.monotonic()
         works = [self._progress(job) for job in jobs]
+        before = [len(work.history) + len(work.recent) for work in works]
         left = [seconds] * len(works)
         encoding, encoded = time.monotonic(), Encoded()
         try:
@@ -153,6 +154,11 @@ class Runner:
             encode_s = encoded.settle()  # a device is waited for only now: it scored behind the encoding
         ended = time.monotonic()
         self._observe_scores(works, counts, ended - began - encode_s)
+        for job, work, num_events, count in zip(jobs, works, before, counts, strict=True):
+            if job.slices is not None:
+                done = num_events - len(work.history) - len(work.recent)
+                scored_at = max(scoring, encoding + encode_s)
+                job.slices.append(Slice(began, encoding, scored_at, ended, done, count, len(jobs)))
         for work in works:
             work.encode_s += encode_s
             work.score_s += max(0.0, ended - max(scoring, encoding + encode_s))

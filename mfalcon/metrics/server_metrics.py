@@ -17,6 +17,7 @@ from mfalcon.metrics.merges import MergeMetrics
 from mfalcon.metrics.process import count_process
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.reranks import RerankMetrics
+from mfalcon.metrics.span_metrics import SpanMetrics
 from mfalcon.metrics.stages import StageMetrics
 from mfalcon.metrics.states import StateMetrics
 
@@ -33,8 +34,8 @@ class Registry(CollectorRegistry):
 
 class ServerMetrics:
     """requests: what callers get. callers: what each of them used. stages: where its time goes. lines: of the access
-    log. states: the tiers, Redis and the log there. device: its queue and its steps. logs: an event log on this
-    machine. counters: of items. reranks: those asked for. merges: of ensembles. captures: of requests.
+    log. spans: of traces. states: the tiers, Redis and the log there. device: its queue and its steps. logs: an event
+    log on this machine. counters: of items. reranks: those asked for. merges: of ensembles. captures: of requests.
     frontend_restarts, build: of the server's processes. loop_lag: of the event loop that asks it.
     """
 
@@ -44,6 +45,7 @@ class ServerMetrics:
         self.callers = CallerMetrics(self.registry)
         self.stages = StageMetrics(self.registry)
         self.lines = LineMetrics(self.registry)
+        self.spans = SpanMetrics(self.registry)
         self.states = StateMetrics(self.registry)
         self.device = DeviceMetrics(self.registry)
         self.logs = LogMetrics(self.registry)

@@ -12,8 +12,8 @@ import zmq
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
 from mfalcon.load import Load
 from mfalcon.scope import current
-from server import tracing
 from server.frontends import wire
+from server.frontends.carried import carry_on
 from server.frontends.link import MOST_WAITING, Link
 from server.handler import LOADING, WAITING, RankingEngine
 from server.logs import SELDOM
@@ -131,7 +131,7 @@ class EngineServer:
 
     async def _answer(self, name: bytes, question: wire.Call) -> None:
         if not isinstance(question, wire.Scrape):
-            tracing.carry_on(question.trace)
+            carry_on(question.trace)
         try:
             answer: wire.Answer = await self._ask(question)
         except MFalconError as error:

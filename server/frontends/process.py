@@ -26,6 +26,7 @@ from server.logs import log_to_stderr
 from server.pseudonym import name_users
 from server.runtime import new_event_loop, settle
 from server.tls import certificates_of
+from server.tracing import trace_to
 from server.transports import Transports
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
 
     engine = RemoteEngine(orders.endpoint, orders.name, heard)
     metrics = FrontMetrics(orders.number)
+    trace_to(config.otlp_endpoint, metrics.spans, "frontend")
     access, certificates = Access(config), certificates_of(config)
     transports = Transports(config, metrics, access, engine.scrape, certificates)
     await transports.listen()

@@ -22,8 +22,8 @@ from mfalcon.types import (
     RankRequest,
     RankResult,
 )
-from server import tracing
 from server.frontends import wire
+from server.frontends.carried import carried
 from server.frontends.link import Link
 from server.handler import LOADING
 
@@ -72,33 +72,33 @@ class RemoteEngine:
     async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        question = wire.Rank.of(next(self._calls), request, deadline, model, tracing.carried())
+        question = wire.Rank.of(next(self._calls), request, deadline, model, carried())
         return (await self._ask(question, wire.Ranked)).result()
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """See `RankingEngine`."""
-        question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline, tracing.carried())
+        question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline, carried())
         return (await self._ask(question, wire.Written)).told
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         """See `RankingEngine`."""
-        question = wire.GetHistory(next(self._calls), request, deadline, tracing.carried())
+        question = wire.GetHistory(next(self._calls), request, deadline, carried())
         return (await self._ask(question, wire.Page)).page()
 
     async def items(self, request: ItemsRequest) -> Items:
         """See `RankingEngine`."""
-        question = wire.GetItems.of(next(self._calls), request, tracing.carried())
+        question = wire.GetItems.of(next(self._calls), request, carried())
         return (await self._ask(question, wire.Listed)).items()
 
     async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        question = wire.Prefill(next(self._calls), user_id, deadline, model, tracing.carried())
+        question = wire.Prefill(next(self._calls), user_id, deadline, model, carried())
         return (await self._ask(question, wire.Prefilled)).cache
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
         """See `RankingEngine`."""
-        await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline, tracing.carried()), wire.Deleted)
+        await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline, carried()), wire.Deleted)
 
     async def scrape(self) -> bytes:
         """The metrics of all processes of the server, in Prometheus' text format."""

@@ -52,7 +52,7 @@ class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 class Rank(Message):
     """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE; dense: the names, and the values as float32.
-    trace: see `server.tracing.carried`, as of every call.
+    trace: see `server.frontends.carried`, as of every call.
     """
 
     user_id: str

@@ -52,8 +52,8 @@ class CountedService(grpc.GenericRpcHandler):
         metadata = handler_call_details.invocation_metadata or ()
         keys = ",".join(str(value) for name, value in metadata if name == RANK_KEY)
         request_id = next((str(value) for name, value in metadata if name == REQUEST_ID), None)
-        arrival = self._arrivals.begin(verb, keys, request_id)
-        tracing.join({name: str(value) for name, value in metadata if name in tracing.HEADERS})
+        headers = {name: str(value) for name, value in metadata if name in tracing.HEADERS}
+        arrival = self._arrivals.begin(verb, keys, request_id, headers)
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(partial(self._ended, arrival))

@@ -123,6 +123,8 @@ def create_app(
         openapi_url="/openapi.json" if pages.api_docs else None,
         docs_url=None,  # FastAPI's own loads scripts from a CDN
         redoc_url=None,
+        # Its own spans would stand between ours, and name users by their path.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         exception_handlers={
             MFalconError: on_error,
             RequestValidationError: on_invalid_request,

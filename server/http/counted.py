@@ -38,9 +38,9 @@ class CountedApp:
         tell_client_names(scope)
         keys = [value.decode("latin-1") for name, value in scope["headers"] if name == _KEY]
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _REQUEST_ID), None)
-        arrival = self._arrivals.begin("", ",".join(keys), given)
+        headers = {_TRACE[name]: value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE}
+        arrival = self._arrivals.begin("", ",".join(keys), given, headers)
         scope["state"][NAMED] = arrival.request_id
-        tracing.join({_TRACE[name]: value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE})
         has_left = False
 
         def end(code: str) -> None:
@@ -49,6 +49,8 @@ class CountedApp:
                 if endpoint.__name__ not in VERBS:
                     return
                 arrival.verb = endpoint.__name__
+            route = getattr(scope.get("route"), "path", "").replace(":any_text", "")
+            arrival.route = f"{scope['method']} {route}" if route else str(scope["method"])
             if has_left:
                 code = str(scope["state"].get(REFUSED, CLIENT_CLOSED_REQUEST))
             self._arrivals.end(arrival, code, answered=code.startswith("2"))

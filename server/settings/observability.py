@@ -54,6 +54,14 @@ class ObservabilitySettings(BaseModel):
         "log is, or on standard error; 0 for none.",
     )
 
+    trace_sample: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="The part of the requests that is traced, where their callers do not say whether they are; "
+        "nothing is without otlp_endpoint.",
+    )
+
     @field_validator("access_log")
     @classmethod
     def _absolute(cls, place: str) -> str:

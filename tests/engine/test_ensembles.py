@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import mfalcon.engine.ensemble
+import mfalcon.spans
 from mfalcon.engine.compose import EngineConfig, compose, compose_all
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.ensemble import EnsembleOptions, MemberOptions
@@ -528,9 +528,14 @@ async def test_a_prefill_is_of_every_member(world: World) -> None:
 async def test_it_is_a_part_of_the_trace(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(mfalcon.engine.ensemble, "_tracer", provider.get_tracer("test"))
+    monkeypatch.setattr(mfalcon.spans, "_tracer", provider.get_tracer("test"))
     await world.rank()
-    told = {(span.attributes or {})["mfalcon.member"]: span for span in exporter.get_finished_spans()}
+    assert not exporter.get_finished_spans()  # its caller is not traced
+    with provider.get_tracer("test").start_as_current_span("caller"):
+        await world.rank()
+    spans = exporter.get_finished_spans()
+    assert {"merge", "rank", "log", "queue", "score"} <= {span.name for span in spans}
+    told = {(span.attributes or {})["mfalcon.member"]: span for span in spans if span.name == "member"}
     assert set(told) == {"a", "b at replica:1"}
     assert all((span.attributes or {})["mfalcon.outcome"] == "arrived" for span in told.values())
 

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-import mfalcon.engine.reranking
+import mfalcon.spans
 from mfalcon.engine.compose import EngineConfig, compose, compose_all
 from mfalcon.engine.engine import Engine
 from mfalcon.engine.ranker import RankerOptions
@@ -281,9 +281,9 @@ async def test_time_is_reserved_as_it_is_measured_and_no_more_than_a_share(engin
 async def test_it_is_a_part_of_the_trace(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(mfalcon.engine.reranking, "_tracer", provider.get_tracer("test"))
-    await engine.rank(REQUEST, None)
-    await engine.rank(replace(REQUEST, rerank=WISH), None)
-    [span] = exporter.get_finished_spans()
-    assert span.name == "rerank"
+    monkeypatch.setattr(mfalcon.spans, "_tracer", provider.get_tracer("test"))
+    with provider.get_tracer("test").start_as_current_span("caller"):
+        await engine.rank(REQUEST, None)
+        await engine.rank(replace(REQUEST, rerank=WISH), None)
+    [span] = [span for span in exporter.get_finished_spans() if span.name == "rerank"]
     assert dict(span.attributes or {}) == {"mfalcon.method": "dpp", "mfalcon.outcome": "done"}
