@@ -23,6 +23,12 @@ def is_traced() -> bool:
     return trace.get_current_span().get_span_context().trace_flags.sampled
 
 
+def exemplar(span: Span | None = None) -> dict[str, str] | None:
+    """What a histogram shows of a request that is traced, this task's or that of a span: its trace. None of others."""
+    context = (trace.get_current_span() if span is None else span).get_span_context()
+    return {"trace_id": f"{context.trace_id:032x}"} if context.trace_flags.sampled else None
+
+
 def at(seconds: float) -> int:
     """A reading of `time.monotonic()`, of any thread, as spans have times: nanoseconds since 1970."""
     return time.time_ns() - round(1e9 * (time.monotonic() - seconds))

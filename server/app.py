@@ -187,6 +187,7 @@ class Service:
         self._metrics: MetricsServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
         self._loop_lag = metrics.loop_lag
+        self._registry = metrics.registry
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -210,6 +211,7 @@ class Service:
             self._access,
             self._certificates,
             certificate_required=self._config.requires_client_certs,
+            registry=None if self._config.frontends else self._registry,
         )
         try:
             metrics = await self._metrics.start(self._config.metrics_host, self._config.metrics_port)

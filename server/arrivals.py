@@ -19,7 +19,7 @@ from mfalcon.metrics.stages import StageMetrics
 from mfalcon.pseudonym import user_tag
 from mfalcon.rank_key import rank_key
 from mfalcon.scope import Scope, enter
-from mfalcon.spans import Value, stage
+from mfalcon.spans import Value, exemplar, stage
 from mfalcon.types import RankResult
 from server import tracing
 from server.request_ids import request_id_of
@@ -170,10 +170,11 @@ class Arrivals:
             loop.call_soon(end_span, arrival.span, arrival, self._transport, code, now)
         if not answered:
             return
-        self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began)
+        shown = None if arrival.span is None else exemplar(arrival.span)
+        self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began, shown)
         if arrival.asked is not None and arrival.told is not None:
-            self._stages.took(arrival.model, "admission", arrival.asked - arrival.began)
-            self._stages.took(arrival.model, "reply", now - arrival.told)
+            self._stages.took(arrival.model, "admission", arrival.asked - arrival.began, shown)
+            self._stages.took(arrival.model, "reply", now - arrival.told, shown)
 
 
 def end_span(span: Span, arrival: Arrival, transport: str, code: str, now: float) -> None:

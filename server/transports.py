@@ -130,6 +130,7 @@ class Transports:
             self.scrape,
             access,
             Pages(config.console, config.console_users, config.api_docs),
+            metrics.registry if scrape is None else None,
             has_metrics=config.metrics_port is None,
         )
         counted = CountedApp(app, by_http)

@@ -27,7 +27,7 @@ from mfalcon.history.history import Reading
 from mfalcon.merging.agreement import Contract, check_agreement
 from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.metrics.server_metrics import ServerMetrics
-from mfalcon.spans import is_traced, stage, within
+from mfalcon.spans import exemplar, is_traced, stage, within
 from mfalcon.types import (
     CacheInfo,
     ContextFeatureInfo,
@@ -173,7 +173,7 @@ class Ensemble:
         if is_traced():
             stage("merge", asked, time.monotonic(), {"mfalcon.partial_merge": result.partial_merge})
         self._metrics.merges.merged(self.name, "partial" if result.partial_merge else "whole")
-        self._metrics.stages.took(self.name, "merge", result.timings.merge_us / 1e6)
+        self._metrics.stages.took(self.name, "merge", result.timings.merge_us / 1e6, exemplar())
         if result.num_scored < len(request.candidates):
             self._metrics.device.partial.labels(self.name).inc()
         return result

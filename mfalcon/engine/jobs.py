@@ -20,7 +20,7 @@ from mfalcon.history.late_events import recent_behind
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.scope import Scope, current
-from mfalcon.spans import is_traced
+from mfalcon.spans import exemplar, is_traced
 from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankRequest, RankResult, Timings
 
 
@@ -146,14 +146,14 @@ class Jobs:
             del job, future, timer
 
     def _count_stages(self, model: str, fetched: Fetched, timings: Timings) -> None:
-        took, fetched_us = self._metrics.stages.took, 1e6 * fetched.seconds
-        took(model, "log", fetched.log_seconds)
-        took(model, "fetch", fetched.seconds - fetched.log_seconds)
-        took(model, "queue", timings.queue_us / 1e6)
+        took, fetched_us, shown = self._metrics.stages.took, 1e6 * fetched.seconds, exemplar()
+        took(model, "log", fetched.log_seconds, shown)
+        took(model, "fetch", fetched.seconds - fetched.log_seconds, shown)
+        took(model, "queue", timings.queue_us / 1e6, shown)
         if timings.features_us:
-            took(model, "features", timings.features_us / 1e6)
-        took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6)
-        took(model, "score", timings.score_us / 1e6)
+            took(model, "features", timings.features_us / 1e6, shown)
+        took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6, shown)
+        took(model, "score", timings.score_us / 1e6, shown)
 
 
 def _note(scope: Scope, fetched: Fetched) -> None:

@@ -26,7 +26,7 @@ from mfalcon.rerank.likeness import SimilarTo
 from mfalcon.rerank.order import reranked
 from mfalcon.rerank.prompt import Catalogue, Item
 from mfalcon.rerank.tail import num_events
-from mfalcon.spans import within
+from mfalcon.spans import exemplar, within
 from mfalcon.types import NO_SCORE, Floats, Ids, Positions, RankRequest, RankResult, Rerank, RerankSkipped
 
 _log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Reranking:
         seconds = time.monotonic() - began
         if not skipped:
             self._usual_s[wish.method] = max(seconds, _FORGETS * self._usual_s[wish.method])
-        self._metrics.stages.took(name, "rerank", seconds)
+        self._metrics.stages.took(name, "rerank", seconds, exemplar())
         self._metrics.reranks.count(name, wish.method, skipped or "done")
         took_us, timings = round(seconds * 1e6), result.timings
         timings = replace(timings, rerank_us=took_us, total_us=timings.total_us + took_us)

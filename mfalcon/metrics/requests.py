@@ -30,10 +30,12 @@ class RequestMetrics:
         """A request went by another key than its user's: "wrong", or "none"."""
         self._mismatches.labels(transport, key).inc()
 
-    def took(self, model: str, verb: str, transport: str, seconds: float) -> None:
-        """A request was answered well."""
+    def took(
+        self, model: str, verb: str, transport: str, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """A request was answered well. exemplar: names its trace, if it is traced."""
         labels = model, verb, transport
         histogram = self._histograms.get(labels)
         if histogram is None:
             histogram = self._histograms[labels] = self._seconds.labels(*labels)
-        histogram.observe(seconds)
+        histogram.observe(seconds, exemplar)

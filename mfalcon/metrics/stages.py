@@ -18,9 +18,9 @@ class StageMetrics:
         self._seconds = catalog.STAGE_SECONDS.made(registry)
         self._histograms: dict[tuple[str, Stage], Histogram] = {}
 
-    def took(self, model: str, stage: Stage, seconds: float) -> None:
-        """A rank has been through a stage."""
+    def took(self, model: str, stage: Stage, seconds: float, exemplar: dict[str, str] | None = None) -> None:
+        """A rank has been through a stage. exemplar: names its trace, if it is traced."""
         histogram = self._histograms.get((model, stage))
         if histogram is None:
             histogram = self._histograms[model, stage] = self._seconds.labels(model, stage)
-        histogram.observe(seconds)
+        histogram.observe(seconds, exemplar)

@@ -5,12 +5,15 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.registry import Collector
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -77,6 +80,9 @@ METHODS_OF_A_USER: Mapping[bytes, str] = {b"events": "POST", b"history": "GET", 
 """What ends the path of each."""
 RETRY_LATER = frozenset({429, 503})
 
+NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own spans would stand between ours, and name users by their path."""
+
 Answer = TypeVar("Answer")
 Timeout = Annotated[
     int | None,
@@ -109,11 +115,12 @@ def create_app(
     scrape: Callable[[], Awaitable[bytes]],
     access: Access,
     pages: Pages = Pages(),  # noqa: B008 (it is frozen)
+    registry: Collector | None = None,
     *,
     has_metrics: bool = True,
 ) -> FastAPI:
-    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people. has_metrics:
-    whether /metrics is here, and not on a port of its own.
+    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people. registry: see
+    `metrics_routes`. has_metrics: whether /metrics is here, and not on a port of its own.
     """
     app = FastAPI(
         title="mfalcon",
@@ -123,8 +130,7 @@ def create_app(
         openapi_url="/openapi.json" if pages.api_docs else None,
         docs_url=None,  # FastAPI's own loads scripts from a CDN
         redoc_url=None,
-        # Its own spans would stand between ours, and name users by their path.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=NO_TELEMETRY,
         exception_handlers={
             MFalconError: on_error,
             RequestValidationError: on_invalid_request,
@@ -136,7 +142,7 @@ def create_app(
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits, access))
     if has_metrics:
-        app.include_router(metrics_routes(scrape))
+        app.include_router(metrics_routes(scrape, registry))
     if pages.console:
         app.include_router(console_routes(handler, limits, pages, scrape))
     if pages.console or pages.api_docs:
@@ -180,14 +186,18 @@ def probe_routes(state: State) -> APIRouter:
     return router
 
 
-def metrics_routes(scrape: Callable[[], Awaitable[bytes]]) -> APIRouter:
-    """What Prometheus scrapes."""
+def metrics_routes(scrape: Callable[[], Awaitable[bytes]], registry: Collector | None = None) -> APIRouter:
+    """What Prometheus scrapes. registry: what is in it is told as OpenMetrics to those who ask for that."""
     router = APIRouter(tags=["probes"])
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
-        """Counters, gauges and histograms in Prometheus' text format."""
+        """Counters, gauges and histograms in Prometheus' text format, or OpenMetrics, which has exemplars."""
         must(request, Right.METRICS)
+        if registry is not None and openmetrics.CONTENT_TYPE_LATEST.partition(";")[0] in request.headers.get(
+            "accept", ""
+        ):
+            return Response(openmetrics.generate_latest(registry), media_type=openmetrics.CONTENT_TYPE_LATEST)
         return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
 
     return router

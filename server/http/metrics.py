@@ -5,12 +5,13 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import FastAPI
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfalcon.errors import MFalconError
 from server.access.access import Access
 from server.addresses import authority, listen
-from server.http.api import State, json_response, metrics_routes, on_error, on_failure, probe_routes
+from server.http.api import NO_TELEMETRY, State, json_response, metrics_routes, on_error, on_failure, probe_routes
 from server.http.codec import error_reply
 from server.http.connection import ConnectionLimits
 from server.http.guard import Guard
@@ -55,16 +56,18 @@ class MetricsServer:
         certificates: Certificates | None,
         *,
         certificate_required: bool = False,
+        registry: Collector | None = None,
     ) -> None:
         """scrape: gives the metrics in Prometheus' text format. access: who may have them. certificate_required: they
-        need a client's certificate.
+        need a client's certificate. registry: see `metrics_routes`.
         """
         app = FastAPI(
             openapi_url=None,
+            telemetry=NO_TELEMETRY,
             exception_handlers={MFalconError: on_error, Exception: on_failure},
         )
         app.include_router(probe_routes(state))
-        app.include_router(metrics_routes(scrape))
+        app.include_router(metrics_routes(scrape, registry))
         if access.is_on:
             app.add_middleware(Guard, access=access, on_error=on_error)
         self._http = HttpServer(

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc.aio
 import httpx
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from mfalcon.models import checkpoint
 from proto import ranking_pb2, ranking_pb2_grpc
@@ -18,6 +19,8 @@ from tests.server.collector import Collector, attributes, collecting
 from tests.small import NOW_MS, START_MS, small_checkpoint
 
 ROOT = Path(__file__).parents[2]
+OPEN_METRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+"""What Prometheus asks for."""
 WHO = "who-is-this-9f2c"
 TRACE = 0x4BF92F3577B34DA6A3CE929D0E0E4736
 CALLER = 0x00F067AA0BA902B7
@@ -148,6 +151,17 @@ async def test_both_transports_send_the_whole_way_of_a_rank(frontends: int, tmp_
                 *("POST", "/v1/rank", 200),
             )
             assert collector.of(TRACE)["score"].trace_state == "a=1"
+            text = (await server.http.get("/metrics", headers={"accept": OPEN_METRICS})).text
+            shown = {
+                (sample.name, sample.labels.get("stage", sample.labels.get("transport")))
+                for family in text_string_to_metric_families(text if text.endswith("# EOF\n") else "# EOF\n")
+                for sample in family.samples
+                if sample.exemplar is not None and sample.exemplar.labels == {"trace_id": f"{TRACE:032x}"}
+            }
+            if not frontends:  # what front-ends count in mapped files has none
+                stages = {("mfalcon_stage_seconds_bucket", stage) for stage in ("admission", "queue", "score", "reply")}
+                assert {("mfalcon_request_seconds_bucket", by) for by in ("grpc", "http")} | stages <= shown
+            assert "trace_id" not in (await server.http.get("/metrics")).text
             failed = {"traceparent": SAMPLED}
             await server.http.delete(f"/v1/users/{WHO}", headers=failed)
             await server.http.post("/v1/rank", json={"user_id": WHO, "candidates": []}, headers=failed)
