@@ -100,8 +100,9 @@ ENV PATH=/opt/mfalcon/bin:$PATH \
     MFALCON_GRPC_HOST=0.0.0.0 \
     MFALCON_HTTP_HOST=0.0.0.0
 EXPOSE 50051 8080
+# On the metrics' port where there is one: there a client without a certificate may ask too.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ.get('MFALCON_HTTP_PORT', '8080') + '/readyz', timeout=2)"]
+    CMD ["python", "-c", "import os, ssl, urllib.request as r; e = os.environ.get; r.urlopen(('https' if e('MFALCON_TLS_CERT_FILE') else 'http') + '://127.0.0.1:' + (e('MFALCON_METRICS_PORT') or e('MFALCON_HTTP_PORT', '8080')) + '/readyz', timeout=2, context=ssl._create_unverified_context())"]
 STOPSIGNAL SIGTERM
 # No shell between: the server is process 1 and gets the signal itself.
 ENTRYPOINT ["python", "-m", "mfalcon.cli", "serve"]
