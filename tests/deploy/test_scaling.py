@@ -18,10 +18,15 @@ from loadtest.faults.server_process import ServerProcess
 from mfalcon.models.manifest import load_items
 from mfalcon_client import Client, ClientError
 from tests.deploy.manifests import ROOT, read
-from tests.deploy.prometheus import prometheus
+from tests.deploy.prometheus import PATIENCE_S, prometheus
 
 CALLERS = 6
-SELDOM = {"mfalcon_redis_errors_total", "mfalcon_log_reads_total", "mfalcon_unanswered_total"}
+SELDOM = {
+    *("mfalcon_redis_errors_total", "mfalcon_log_reads_total", "mfalcon_unanswered_total", "mfalcon_partial_total"),
+    *("mfalcon_affinity_mismatch_total", "mfalcon_reranks_total", "mfalcon_merges_total", "mfalcon_log_budget_bytes"),
+    *("mfalcon_write_behind_dropped_total", "mfalcon_frontend_restarts_total", "mfalcon_redis_breaker_open"),
+    "mfalcon_state_decisions_total",
+}
 """Their panels may be empty while all is well."""
 
 
@@ -81,8 +86,15 @@ def test_the_queries_have_answers_under_load(tmp_path: Path) -> None:
         rules = [rule for one in asked.ask("rules")["groups"] for rule in one["rules"]]
         assert rules
         assert {rule["health"] for rule in rules} == {"ok"}
-        firing = {rule["name"] for rule in rules if rule["state"] == "firing"}
+        firing = {rule["name"] for rule in rules if rule.get("state") == "firing"}
         assert not {"MfalconDown", "MfalconInternalErrors", "MfalconRedisDamaged"} & firing
-        for query in panels():
-            if "code!~" not in query and not SELDOM & set(re.findall(r"mfalcon_\w+", query)):
-                asked.until(f"count({query})", 0)
+        often = [
+            query
+            for query in panels()
+            if not ("code!~" in query or "append_events" in query or SELDOM & set(re.findall(r"mfalcon_\w+", query)))
+        ]
+        give_up = time.monotonic() + PATIENCE_S
+        while missing := [query for query in often if not asked.values(f"count({query})")]:
+            assert time.monotonic() < give_up, missing
+            time.sleep(1)
+        print(f"{len(often)} queries of the dashboard have answers")
