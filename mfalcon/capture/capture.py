@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from mfalcon.capture.told import ToldHistories
 from mfalcon.clock import now_ms
 from mfalcon.counters.sets import Counted
 from mfalcon.errors import ConfigError, StorageUnavailable
+from mfalcon.history.deletions import Deletion
 from mfalcon.history.directory_lock import DirectoryLock
 from mfalcon.history.history import History
 from mfalcon.metrics.captures import CaptureMetrics
@@ -185,6 +186,14 @@ class Capture:
         self._deletions.append((user, told))
         self._wake.set()
         return told
+
+    def delete_missed(self, deletions: Iterable[Deletion]) -> None:
+        """The same of users whom others deleted, perhaps while this server did not hear of it. One whose key is of a
+        later life than the one that ended is left alone.
+        """
+        for deletion in deletions:
+            if self._keys.generation_of(deletion.user) in (b"", deletion.generation):
+                self.delete_soon(deletion.user)
 
     async def close(self) -> None:
         """Write what is queued, for some seconds, and end."""

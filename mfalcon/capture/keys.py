@@ -101,6 +101,13 @@ class Keys:
         """Hashes of those who have one."""
         return set(self._keys)
 
+    def generation_of(self, user: bytes) -> bytes | None:
+        """Of the log that a user had when his key was used last; empty without one, None if he has no key. Any thread
+        may ask.
+        """
+        known = self._keys.get(user)
+        return None if known is None else known.generation
+
     def of(self, user: bytes, generation: bytes = b"") -> UserKey:
         """The user's key, a new one if he has none, or if that which he has is of another life of his log. generation:
         of his log now, empty where he has none. Raises OSError where the disk does not take it.

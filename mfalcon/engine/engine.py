@@ -5,6 +5,7 @@ Every accepted request gets exactly one answer: a result, an error of its own, a
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Callable, Sequence
 
 from mfalcon.capture.capture import Capture
@@ -41,6 +42,8 @@ from mfalcon.types import (
     RankResult,
 )
 
+_log = logging.getLogger(__name__)
+
 
 class Engine:
     """Answers requests. Its methods belong to one event loop; who builds it owns the parts until `close`."""
@@ -64,6 +67,7 @@ class Engine:
         self.catalog = catalog
         self.metrics = metrics
         self._capture = capture
+        self._catching_up: asyncio.Task[None] | None = None
         self._jobs = Jobs(device, metrics, histories.options.late_events)
         self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
         self._reranking = Reranking(metrics, llm)
@@ -108,6 +112,7 @@ class Engine:
         await self.ensembles.start()
         if self._capture is not None:
             self._capture.start()
+            await self._delete_missed(self._capture)
 
     async def reach_redis(self) -> None:
         """Return once Redis has answered, at once without one. Raises ConfigError if it would evict the log."""
@@ -204,6 +209,8 @@ class Engine:
         await self.ensembles.close()
         await asyncio.to_thread(self.device.join)
         await self._reranking.close()
+        if self._catching_up is not None:
+            self._catching_up.cancel()
         if self._capture is not None:
             await self._capture.close()
         for ranker in self.catalog:
@@ -234,11 +241,24 @@ class Engine:
             if deletion.generation in tombstones:
                 return
             tombstones.add(deletion.generation)
-        if deletion is not None and self._capture is not None:
-            self._capture.delete_soon(deletion.user)
+        if self._capture is not None:
+            if deletion is not None:
+                self._capture.delete_soon(deletion.user)
+            else:
+                self._catching_up = asyncio.create_task(self._delete_missed(self._capture))
         with contextlib.suppress(ShuttingDown):
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
+
+    async def _delete_missed(self, capture: Capture) -> None:
+        """Have what was captured of users unreadable whom another replica deleted while this one did not hear of it."""
+        redis = self.histories.redis
+        if redis is None or redis.deletions is None:
+            return
+        try:
+            capture.delete_missed(await redis.deletions.retained())
+        except StorageUnavailable as error:
+            _log.warning("capture: users whom other replicas deleted meanwhile are not known: %s", error)
 
     def _evicted(self, deletion: Deletion) -> None:
         """The log on this machine has deleted a user to keep its bounds."""

@@ -46,6 +46,11 @@ class Deletions:
         command = ("EVAL", _ADD, 1, self._key, deletion.user, deletion.generation, KEEP_SECONDS)
         await self._call(command, self._client.settings.write_timeout_s)
 
+    async def retained(self) -> list[Deletion]:
+        """All that the stream still has: those of the last hour, by whichever replica. Raises StorageUnavailable."""
+        deletions, _ = await self._after("-")
+        return deletions
+
     async def poll(self) -> list[Deletion] | None:
         """Deletions since the last poll; None if some may have been missed. Raises StorageUnavailable."""
         now = time.monotonic()
@@ -55,17 +60,22 @@ class Deletions:
             self._last = f"{int(seconds) * 1000 + int(microseconds) // 1000}"
             self._followed_at = now
             return None if missed else []
-        deletions, last = [], self._last
+        deletions, last = await self._after(f"({self._last}")
+        self._last, self._followed_at = last or self._last, now
+        return deletions
+
+    async def _after(self, first: str) -> tuple[list[Deletion], str]:
+        """Deletions from an entry on, and the id of the last entry, "" if there is none. Raises StorageUnavailable."""
+        deletions, last = list[Deletion](), ""
         while True:
-            command = ("XRANGE", self._key, f"({last}", "+", "COUNT", _PAGE)
+            command = ("XRANGE", self._key, f"({last}" if last else first, "+", "COUNT", _PAGE)
             entries = await self._call(command, self._client.settings.timeout_s)
             for entry_id, fields in entries:
                 last = entry_id.decode()
                 if b"user" in fields and b"generation" in fields:
                     deletions.append(Deletion(fields[b"user"], fields[b"generation"]))
             if len(entries) < _PAGE:
-                self._last, self._followed_at = last, now
-                return deletions
+                return deletions, last
 
     async def _call(self, command: Command, timeout_s: float) -> Reply:
         (reply,) = await self._client.call("deletions", self._key, [command], timeout_s)
