@@ -26,6 +26,7 @@ from mfalcon.cli.bench_counting import bench_counting
 from mfalcon.cli.bench_damaged import bench_damaged
 from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
+from mfalcon.cli.bench_everything import bench_everything
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_hostile import bench_hostile
@@ -76,6 +77,7 @@ app.command("counting")(bench_counting)
 app.command("late-events")(bench_late_events)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)
+app.command("everything")(bench_everything)
 app.command("faults")(bench_faults)
 app.command("appends")(bench_appends)
 app.command("kernels")(bench_kernels)

@@ -1,0 +1,211 @@
+"""What all that secures and observes a server costs a rank: a server with everything off beside one with everything on,
+asked in turns by one client each, the same requests of one user whose state is cached.
+"""
+
+import datetime
+import ipaddress
+import time
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_urlsafe
+from tempfile import TemporaryDirectory
+
+import grpc
+import numpy as np
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from loadtest.faults.server_process import START_S, ServerProcess
+from loadtest.report.machine import Machine, commit, this_machine
+from loadtest.report.result import headline
+from loadtest.report.table import Part, Table
+from mfalcon.models import checkpoint
+from mfalcon.types import EVENT_DTYPE
+from mfalcon_client import Client, Tls
+
+BAR = 0.03
+"""By how much the median may grow (issue on security and observability)."""
+_USER = "user"
+_START_MS = 1_700_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingOptions:
+    """calls: of each server, after `warmup`. events: of the user's history."""
+
+    candidates: int = 1_000
+    calls: int = 2_000
+    warmup: int = 200
+    events: int = 200
+    threads: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EverythingResult:
+    """Times of a call as its client sees it, in ms. on: the settings of the server that has everything."""
+
+    options: EverythingOptions
+    on: tuple[str, ...]
+    off_ms: tuple[float, float]
+    on_ms: tuple[float, float]
+    machine: Machine
+    commit: str | None
+
+    @property
+    def growth(self) -> tuple[float, float]:
+        """Of p50 and p99, as shares."""
+        return self.on_ms[0] / self.off_ms[0] - 1, self.on_ms[1] / self.off_ms[1] - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """flags: of the server. tls, token: of its client."""
+
+    flags: tuple[str, ...]
+    tls: Tls | None
+    token: str
+
+
+def run(
+    path: Path, options: EverythingOptions, known: Collection[str], progress: Callable[[str], None]
+) -> EverythingResult:
+    """known: names of settings that this server has."""
+    items = checkpoint.load(path).items.item_id
+    rng = np.random.default_rng(5)
+    events = np.zeros(options.events, dtype=EVENT_DTYPE)
+    events["item_id"], events["actions"], events["value"] = rng.choice(items, len(events)), 1, 4
+    events["time_ms"] = _START_MS + 1_000 * np.arange(len(events))
+    usual = ("--threads", str(options.threads), "--max-clock-skew-s", "0")
+    took = dict[str, list[float]]({"off": [], "on": []})
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(TemporaryDirectory(prefix="mfalcon-everything-")))
+        everything = made(scratch, stack.enter_context(collector()), known)
+        clients = dict[str, Client]()
+        for side in took:
+            progress(f"starting the server with everything {side}")
+            flags = (*usual, *(everything.flags if side == "on" else ()))
+            server = ServerProcess(path, scratch, flags)
+            server.start()
+            stack.callback(server.kill)
+            if side == "on":
+                client = Client(server.grpc, tls=everything.tls, token=everything.token or None, token_in_clear=True)
+            else:
+                client = Client(server.grpc)
+            clients[side] = stack.enter_context(client)
+            client.wait_ready(START_S)
+            client.append_events(_USER, events)
+        progress(f"{options.calls:,} calls of each")
+        for number in range(options.warmup + options.calls):
+            candidates = rng.choice(items, options.candidates)
+            sides = ("off", "on") if number % 2 else ("on", "off")
+            for side in sides:
+                began = time.perf_counter()
+                clients[side].rank(_USER, candidates, request_time_ms=_START_MS + 10**9)
+                if number >= options.warmup:
+                    took[side].append(time.perf_counter() - began)
+    off, on = (np.percentile(took[side], [50, 99]) * 1_000 for side in ("off", "on"))
+    return EverythingResult(
+        options,
+        everything.flags[::2],
+        (float(off[0]), float(off[1])),
+        (float(on[0]), float(on[1])),
+        this_machine(),
+        commit(),
+    )
+
+
+def made(directory: Path, otlp: str, known: Collection[str]) -> Everything:
+    """Every setting that secures or observes, of those that are known. Flags stand before their values."""
+    token = f"mfk_{token_urlsafe(32)}"
+    (directory / "callers.toml").write_text(
+        '[[callers]]\nname = "bench"\nrights = ["rank", "append"]\n\n'
+        f'[[callers.tokens]]\nsha256 = "{sha256(token.encode()).hexdigest()}"\n'
+    )
+    tls: Tls | None = None
+    values = {
+        "tokens_file": str(directory / "callers.toml"),
+        "capture_dir": str(directory / "capture"),
+        "capture_sample": "1",
+        "access_log": str(directory / "access.log"),
+        "access_log_sample": "1",
+        "slow_log_ms": "1000",
+        "otlp_endpoint": otlp,
+        "trace_sample": "1",
+        "log_format": "json",
+    }
+    if "tls_cert_file" in known:
+        certificate, key = certificate_in(directory)
+        values |= {"tls_cert_file": str(certificate), "tls_key_file": str(key)}
+        tls = Tls(root_certificates=certificate.read_bytes())
+    flags = [(f"--{name.replace('_', '-')}", value) for name, value in values.items() if name in known]
+    return Everything(tuple(part for flag in flags for part in flag), tls, token if "tokens_file" in known else "")
+
+
+def certificate_in(directory: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 for a day, signed by itself, and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "server.pem", directory / "server.key"
+    paths[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    paths[1].touch(mode=0o600)
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+class _Collects(grpc.GenericRpcHandler):
+    """Answers every call with an empty message, which is what an OTLP collector says that took all."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """Whatever the method is."""
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: b"")
+
+
+@contextmanager
+def collector() -> Iterator[str]:
+    """Where traces go, http://HOST:PORT; they are taken and thrown away."""
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[_Collects()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+def page(result: EverythingResult) -> list[Part]:
+    """For people."""
+    growth = result.growth
+    rows = [
+        ("off", f"{result.off_ms[0]:.2f}", f"{result.off_ms[1]:.2f}"),
+        ("on", f"{result.on_ms[0]:.2f}", f"{result.on_ms[1]:.2f}"),
+        ("growth", f"{growth[0]:+.1%}", f"{growth[1]:+.1%}"),
+    ]
+    title = (
+        f"A rank of {result.options.candidates:,} candidates over gRPC, ms as its client sees it, "
+        f"{result.options.calls:,} of each in turns; p50 may grow by {BAR:.0%}"
+    )
+    return [
+        headline(result.machine, result.commit),
+        f"on: {' '.join(result.on)}",
+        Table(title, ("everything", "p50", "p99"), rows),
+    ]

@@ -1,0 +1,34 @@
+"""`mfalcon bench everything`: what all that secures and observes a server costs a rank."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loadtest.bench.everything import BAR, EverythingOptions, page, run
+from loadtest.bench.some_checkpoint import some_checkpoint
+from mfalcon.cli.bench_output import ThreadsOption, progress, show
+from mfalcon.cli.output import JsonOption
+from server.config import ServerConfig
+
+_DEFAULTS = EverythingOptions()
+
+
+def bench_everything(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="CHECKPOINT", help="The demo's if not given, or one of random weights.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Of each call.")] = _DEFAULTS.candidates,
+    calls: Annotated[int, typer.Option(min=10, help="Of each server.")] = _DEFAULTS.calls,
+    threads: ThreadsOption = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Time ranks of a server with TLS, tokens, logs, traces and capture beside one without, in turns; exit code 1 if
+    the median grows by more than 3%.
+    """
+    options = EverythingOptions(candidates, calls, threads=threads)
+    with some_checkpoint(path) as found:
+        result = run(found, options, ServerConfig.model_fields, progress)
+    show(result, page, json_output)
+    if result.growth[0] > BAR:
+        raise typer.Exit(1)
