@@ -257,15 +257,18 @@ async def test_a_full_disk_costs_captures_and_no_request(
 async def test_a_disk_that_hangs_costs_captures_and_no_request_and_delays_deletions_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    goes_on, write = threading.Event(), os.write
+    hangs, goes_on, write = threading.Event(), threading.Event(), os.write
 
     def slow(file: int, content: bytes) -> int:
         if is_capture(file):
+            hangs.set()
             goes_on.wait(600)
         return write(file, content)
 
     monkeypatch.setattr(os, "write", slow)
     async with capturing(options(tmp_path, queue_bytes=20_000), CHECKPOINT) as engine:
+        await engine.rank(rank_request("ann", ITEMS), None)
+        assert await asyncio.to_thread(hangs.wait, 60)
         for _ in range(50):
             await asyncio.wait_for(engine.rank(rank_request("ann", ITEMS), None), 60)
         assert counted(engine.metrics, "mfalcon_capture_dropped_total", reason="queue") > 0

@@ -105,8 +105,8 @@ async def test_the_same_checkpoint_gives_the_same_scores_to_the_bit(
     "make",
     [
         lambda: small_checkpoint("din", torch.float32),
-        lambda: small_checkpoint("hstu", torch.float32),
-        lambda: small_checkpoint(dtype=torch.float64),
+        pytest.param(lambda: small_checkpoint("hstu", torch.float32), marks=pytest.mark.thorough),
+        pytest.param(lambda: small_checkpoint(dtype=torch.float64), marks=pytest.mark.thorough),
         lambda: small_checkpoint(dtype=torch.float32, config=small_config(with_counters=True)),
     ],
     ids=["din", "hstu", "float64", "counters"],
