@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import httpx
@@ -19,12 +20,14 @@ from mfalcon.capture.files import capture_files
 from mfalcon.cli.replay import replay
 from mfalcon.models import checkpoint
 from mfalcon_client import Client, ClientError
+from tests.capture.capturing import read_all
 from tests.small import random_events, small_checkpoint
 
 QUICK = ("--threads", "1", "--microbatch", "16", "--max-clock-skew-s", "0", "--backend", "auto")
 SMALL = small_checkpoint(dtype=torch.float32)
 ITEMS = SMALL.items.item_id[:20]
 EVENTS = random_events(40)
+TOKEN = "mfk_the-token-of-a-caller-of-these-tests"
 NOW_MS = int(EVENTS["time_ms"][-1]) + 1_000
 
 
@@ -54,9 +57,23 @@ def played(command: CliRunner, *arguments: str) -> dict[str, object]:
     return told
 
 
+def callers(directory: Path) -> Path:
+    """A file of one caller, who may rank and append with `TOKEN`."""
+    path = directory / "callers.toml"
+    digest = sha256(TOKEN.encode()).hexdigest()
+    path.write_text(
+        f'[[callers]]\nname = "feed"\nrights = ["rank", "append"]\n[[callers.tokens]]\nsha256 = "{digest}"\n'
+    )
+    return path
+
+
 def ask(server: ServerProcess, user: str) -> None:
     """Over both transports, before and after an append."""
-    with Client(server.grpc) as client, httpx.Client(base_url=f"http://{server.http}", timeout=60) as http:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    with (
+        Client(server.grpc, token=TOKEN, token_in_clear=True) as client,
+        httpx.Client(base_url=f"http://{server.http}", timeout=60, headers=headers) as http,
+    ):
         for first in (0, 20):
             client.append_events(user, EVENTS[first : first + 20])
             result = client.rank(user, ITEMS, request_time_ms=NOW_MS, context={"surface": 1}, top_k=3)
@@ -72,6 +89,7 @@ def test_what_comes_by_either_transport_is_captured_and_equal(
     directories: tuple[Path, Path], tmp_path: Path, command: CliRunner, frontends: str
 ) -> None:
     flags = ("--capture-dir", str(tmp_path / "c"), "--capture-sample", "1", "--frontends", frontends)
+    flags += ("--tokens-file", str(callers(tmp_path)))
     with ServerProcess(directories[0], tmp_path, (*QUICK, *flags)) as server:
         for user in ("ann", "bob"):
             ask(server, user)
@@ -84,6 +102,10 @@ def test_what_comes_by_either_transport_is_captured_and_equal(
     if same["promised_to_the_bit"]:
         assert same["equal_to_the_bit"] == 8
     assert moved["num"] == 8 and all(worst["request_id"] for worst in moved["worst"])
+    captured, _ = read_all(tmp_path / "c")
+    assert {one.raw.caller for one in captured} == {"feed"}
+    assert len({one.raw.request_id for one in captured}) == 8 and len({one.raw.user for one in captured}) == 2
+    assert {len(one.history) for one in captured} == {20, 40}
 
 
 def test_a_server_that_is_killed_under_load_leaves_what_can_be_played(
