@@ -88,8 +88,8 @@ def ask(server: ServerProcess, user: str) -> None:
 def test_what_comes_by_either_transport_is_captured_and_equal(
     directories: tuple[Path, Path], tmp_path: Path, command: CliRunner, frontends: str
 ) -> None:
-    flags = ("--capture-dir", str(tmp_path / "c"), "--capture-sample", "1", "--frontends", frontends)
-    flags += ("--tokens-file", str(callers(tmp_path)))
+    capture = ("--capture-dir", str(tmp_path / "c"), "--capture-sample", "1")
+    flags = (*capture, "--frontends", frontends, "--tokens-file", str(callers(tmp_path)))
     with ServerProcess(directories[0], tmp_path, (*QUICK, *flags)) as server:
         for user in ("ann", "bob"):
             ask(server, user)
