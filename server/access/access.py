@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from mfalcon.errors import ConfigError, Unauthenticated
 from server.access.caller import ANYBODY, Caller
@@ -18,6 +18,7 @@ from server.access.callers_file import NOBODY, Callers, moment, parse_callers
 from server.access.gate import Gate
 from server.access.quota import Quota
 from server.access.watched import Watched
+from server.peer_names import Names
 from server.settings.access import AccessSettings
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ MAX_TOKEN_CHARS: Final = 8_192
 LOOK_SECONDS: Final = 2.0
 """Time between two looks at the files."""
 _NEEDED: Final = "must be 'Bearer TOKEN'"
-
-Names: TypeAlias = tuple[str, ...]
-"""Names in a client's certificate that was verified: uri:..., dns:... and cn:..., in this order."""
 
 
 class Access:
@@ -56,7 +54,7 @@ class Access:
 
     def caller(self, authorization: str | None, certificate: Names = ()) -> Caller:
         """Who asks. authorization: the header or metadata of that name, None without one; it decides where there is
-        one. certificate: see `Names`. Raises Unauthenticated.
+        one. certificate: the names of the client's certificate, which was verified. Raises Unauthenticated.
         """
         if not self.is_on:
             return ANYBODY

@@ -69,9 +69,9 @@ class _Certificate(_Table):
         return self
 
     @property
-    def name(self) -> str:
+    def name(self) -> tuple[str, str]:
         kind = next(iter(self.model_fields_set))
-        return f"{kind}:{getattr(self, kind)}"
+        return kind, str(getattr(self, kind))
 
 
 _Subject = Annotated[str, Field(min_length=1, max_length=1_024)]
@@ -130,7 +130,7 @@ class Callers:
     """
 
     tokens: Mapping[bytes, Grant]
-    certificates: Mapping[str, Caller]
+    certificates: Mapping[tuple[str, str], Caller]
     subjects: Mapping[str, Caller]
     quotas: Mapping[str, Quota]
 
@@ -179,7 +179,7 @@ def _complaint(details: ErrorDetails) -> str:
 
 def _callers(file: _File, now: float) -> Callers:
     tokens: dict[bytes, Grant] = {}
-    certificates: dict[str, Caller] = {}
+    certificates: dict[tuple[str, str], Caller] = {}
     subjects: dict[str, Caller] = {}
     names = [entry.name for entry in file.callers]
     if (twice := _first_twice(names)) is not None:

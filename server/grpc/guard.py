@@ -1,6 +1,6 @@
 """Who calls over gRPC, and whether he may: looked at before anything of the message is read."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import grpc.aio
@@ -9,14 +9,13 @@ from mfalcon.errors import Unauthenticated
 from server import arrivals
 from server.access.access import Access
 from server.access.caller import Right
+from server.peer_names import names_over_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Guard = Callable[[Context], None]
 """Raises Unauthenticated or PermissionDenied."""
 
 AUTHORIZATION: Final = "authorization"
-_CERTIFICATE: Final = (("peer_uri", "uri"), ("peer_dns", "dns"), ("x509_common_name", "cn"))
-"""Names of a verified client's certificate as gRPC has them, and as the file of callers does."""
 
 
 def open_to_all(_: Context) -> None:
@@ -37,7 +36,7 @@ def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -
         if given:
             caller = access.caller(given[0] if isinstance(given[0], str) else given[0].decode("latin-1"))
         else:
-            caller = access.caller(None, tuple(certificate_of(context)))
+            caller = access.caller(None, names_over_grpc(context.auth_context()))
         arrivals.current().caller = caller.name
         if right is not None:
             caller.must(right)
@@ -45,11 +44,3 @@ def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -
             access.gate.check(caller.name)
 
     return check
-
-
-def certificate_of(context: Context) -> Iterator[str]:
-    """The names in the client's certificate; none where there is no TLS, or no certificate was asked for."""
-    properties = context.auth_context()
-    for key, kind in _CERTIFICATE:
-        for value in properties.get(key, ()):
-            yield f"{kind}:{value.decode(errors='replace')}"

@@ -8,14 +8,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfalcon.errors import Unauthenticated
 from server import arrivals
-from server.access.access import Access, Names
+from server.access.access import Access
 from server.access.caller import Caller, Right
+from server.peer_names import CLIENT_NAMES, Names
 
 OPEN: Final = frozenset({"/livez", "/readyz"})
 """Paths that anybody may ask: whoever runs the server must know how it is."""
 CALLER: Final = "mfalcon.caller"
 """In the scope of a request: its `Caller`, where one is needed."""
-CERTIFICATE_NAMES: Final = "certificate_names"
 _AUTHORIZATION: Final = b"authorization"
 
 
@@ -77,5 +77,5 @@ def authorization_of(scope: Scope) -> str | None:
 
 def certificate_of(scope: Scope) -> Names:
     """The names in the client's certificate, as the connection has put them there."""
-    names: Names = scope["state"].get(CERTIFICATE_NAMES, ())
+    names: Names = scope.get("extensions", {}).get("tls", {}).get(CLIENT_NAMES, ())
     return names

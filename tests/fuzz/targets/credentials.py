@@ -28,7 +28,7 @@ def seeds() -> list[bytes]:
     """What is right, and nearly."""
     bearer = f"Bearer {TOKEN}".encode()
     jwt = b"Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0."
-    return [b"\0" + bearer, b"\0" + bearer[:-1], b"\0Basic YTpi", b"\0" + jwt, b"\1dns:web.example.org\ncn:web"]
+    return [b"\0" + bearer, b"\0" + bearer[:-1], b"\0Basic YTpi", b"\0" + jwt, b"\1dns\nweb.example.org\ncn\nweb"]
 
 
 def target(data: bytes) -> None:
@@ -36,11 +36,12 @@ def target(data: bytes) -> None:
     if not data:
         return
     text = data[1:].decode("latin-1")
-    names = tuple(text.split("\n"))
+    parts = text.split("\n")
+    names = tuple(zip(parts[::2], parts[1::2], strict=False))
     try:
         caller = access().caller(text) if data[0] % 2 == 0 else access().caller(None, names)
     except Unauthenticated as error:
         assert TOKEN[:-1] not in str(error)
         return
     assert caller.name == "web"
-    assert text.partition(" ")[2].strip(" ") == TOKEN if data[0] % 2 == 0 else "dns:web.example.org" in names
+    assert text.partition(" ")[2].strip(" ") == TOKEN if data[0] % 2 == 0 else ("dns", "web.example.org") in names

@@ -3,11 +3,13 @@
 import asyncio
 import os
 import re
+import ssl
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+import grpc
 import grpc.aio
 import httpx
 import pytest
@@ -17,6 +19,8 @@ from mfalcon.errors import MFalconError
 from mfalcon.models import checkpoint
 from proto import ranking_pb2_grpc
 from server.config import load_config
+from tests.certificates import LOCAL
+from tests.certificates import signed as signed_certificate
 from tests.server.access.credentials import CALLS, access_of, bearer, by_grpc, table, token, written
 from tests.server.access.jwt_makers import AUDIENCE, ISSUER, jwks, private_keys, public_key, signed
 from tests.server.harness import FREE_PORTS, Clients
@@ -73,7 +77,13 @@ async def test_a_server_at_its_loudest_shows_none(tmp_path: Path) -> None:
     secrets |= {f"{name} {part}": text.split(".")[part] for name, text in jwts.items() for part in (1, 2)}
     callers = written(tmp_path / "callers.toml", table("rank", ["rank", "metrics"], [(good, None)]))
     (tmp_path / "jwks.json").write_text(jwks(*(public_key(name) for name in private_keys())))
+    authority = signed_certificate("authority")
+    cert, key = signed_certificate("server", authority, LOCAL).write(tmp_path, "server")
+    secrets["TLS key"] = key.read_text().splitlines()[1]
+    (tmp_path / "ca.pem").write_bytes(authority.cert_pem)
     settings = {
+        "tls_cert_file": cert,
+        "tls_key_file": key,
         "redis_url": f"redis://{USER}:{PASSWORD}@127.0.0.1:1/0",
         "ready_without_redis": "true",
         "event_log": "memory",
@@ -91,6 +101,8 @@ async def test_a_server_at_its_loudest_shows_none(tmp_path: Path) -> None:
         "checkpoint": tmp_path / "model",
         **{name: tmp_path / name for name in secret_files(tmp_path)},
     }
+    credentials = grpc.ssl_channel_credentials(authority.cert_pem)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.pem")
     environment = os.environ | {f"MFALCON_{name.upper()}": str(value) for name, value in settings.items()}
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'client'}"
     process = await asyncio.create_subprocess_exec(
@@ -108,8 +120,8 @@ async def test_a_server_at_its_loudest_shows_none(tmp_path: Path) -> None:
             line = (await process.stdout.readline()).decode()
             addresses = dict(word.split("=") for word in line.split()[1:])
             async with (
-                grpc.aio.insecure_channel(addresses["grpc"]) as channel,
-                httpx.AsyncClient(base_url=f"http://{addresses['http']}", timeout=60) as http,
+                grpc.aio.secure_channel(addresses["grpc"], credentials) as channel,
+                httpx.AsyncClient(base_url=f"https://{addresses['http']}", verify=context, timeout=60) as http,
             ):
                 clients = Clients(channel, ranking_pb2_grpc.RankingStub(channel), http)
                 for text in (good, wrong, *jwts.values(), f"{good} {wrong}", good[:-1]):
