@@ -23,6 +23,8 @@ _ENDED = 1
 _NO_KEY = bytes(4)
 _NO_MAC = bytes(_MAC_BYTES)
 _NO_LIFE = bytes(8)
+_LONGEST = 2**53
+"""Events of a life: the scripts count in doubles, and nobody acts as often."""
 _LATEST_CLOCK = 2**63 - 1
 """No server writes a later one, and behind it there is room for those of deletions."""
 AS_KNOWN = -1
@@ -130,7 +132,11 @@ class Headers:
         self._check_signature(raw, key)
         if header.clock > _LATEST_CLOCK:
             raise Unfit("header")
-        if header.base > header.length or (header.base == 0 and header.ended is None and header.base_link != user):
+        if (
+            header.base > header.length
+            or header.length > _LONGEST
+            or (header.base == 0 and header.ended is None and header.base_link != user)
+        ):
             raise Unfit("header")
         return header
 
