@@ -11,7 +11,6 @@ import hpack
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.server.raw_http2 import connected
 from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from loadtest.faults.raw_http2 import connected
