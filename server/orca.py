@@ -1,7 +1,8 @@
 """The load report of ORCA (xds.data.orca.v3.OrcaLoadReport) in the two forms that are read: text and protobuf.
 
 The message is described here, by the fields that are told, in a pool of descriptors of its own: the package that
-carries it (xds-protos) takes half a second to import, and a test reads with that what is written here.
+carries it (xds-protos) takes half a second to import, and overwrites files of OpenTelemetry's. A test reads what is
+written here by the published message.
 """
 
 from typing import Final

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from grpc_tools import protoc  # type: ignore[import-untyped]
+from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[2]
 STUBS = ("ranking_pb2.py", "ranking_pb2.pyi", "ranking_pb2_grpc.py", "ranking.binpb")

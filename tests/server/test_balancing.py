@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -11,7 +12,6 @@ import hpack
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from xds.data.orca.v3.orca_load_report_pb2 import OrcaLoadReport
 
 from loadtest.faults.raw_http2 import connected
 from mfalcon import errors
@@ -21,6 +21,7 @@ from proto import ranking_pb2
 from server.balancing import LOAD_BINARY, LoadReport
 from server.grpc.api import SERVICE
 from tests.server.harness import Running, serving
+from tests.server.load_report import load_report
 
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
@@ -85,14 +86,14 @@ async def test_a_key_of_megabytes_is_refused_and_no_more(running: Running) -> No
     assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
 
 
-async def report_on_the_wire(address: str) -> OrcaLoadReport:
+async def report_on_the_wire(address: str) -> Any:
     """The binary report in the trailers of a call. gRPC's clients keep it for their balancers and show it to nobody."""
     async with connected(address) as connection:
         assert await connection.ask(f"/{SERVICE}/GetModel", b"") == 0
         decoder = hpack.Decoder()
         fields = dict(field for block in connection.headers for field in decoder.decode(block, raw=True))
     text = fields[LOAD_BINARY.encode()]
-    return OrcaLoadReport.FromString(base64.b64decode(text + b"=" * (-len(text) % 4)))
+    return load_report(base64.b64decode(text + b"=" * (-len(text) % 4)))
 
 
 @pytest.mark.parametrize("frontends", [0, 1])
@@ -132,7 +133,7 @@ def test_a_report_counts_the_answers_that_it_goes_with() -> None:
         (_, text), (_, binary) = report.trailers()
         num += 1
         assert isinstance(binary, bytes)
-        message = OrcaLoadReport.FromString(binary)
+        message = load_report(binary)
         if message.rps_fractional:
             break
         time.sleep(0.01)
