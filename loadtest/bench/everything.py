@@ -36,13 +36,17 @@ _START_MS = 1_700_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class EverythingOptions:
-    """calls: of each server, after `warmup`. events: of the user's history."""
+    """calls: of each server, after `warmup`. events: of the user's history. trace_sample: the part of the calls that is
+    traced. without: settings that stay off all the same.
+    """
 
     candidates: int = 1_000
     calls: int = 2_000
     warmup: int = 200
     events: int = 200
     threads: int = 0
+    trace_sample: float = 1.0
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ def run(
     took = dict[str, list[float]]({"off": [], "on": []})
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="mfalcon-everything-")))
-        everything = made(scratch, stack.enter_context(collector()), known)
+        everything = made(scratch, stack.enter_context(collector()), known, options)
         clients = dict[str, Client]()
         for side in took:
             progress(f"starting the server with everything {side}")
@@ -119,7 +123,12 @@ def run(
     )
 
 
-def made(directory: Path, otlp: str, known: Collection[str]) -> Everything:
+def made(
+    directory: Path,
+    otlp: str,
+    known: Collection[str],
+    options: EverythingOptions = EverythingOptions(),
+) -> Everything:
     """Every setting that secures or observes, of those that are known. Flags stand before their values."""
     token = f"mfk_{token_urlsafe(32)}"
     (directory / "callers.toml").write_text(
@@ -135,9 +144,10 @@ def made(directory: Path, otlp: str, known: Collection[str]) -> Everything:
         "access_log_sample": "1",
         "slow_log_ms": "1000",
         "otlp_endpoint": otlp,
-        "trace_sample": "1",
+        "trace_sample": str(options.trace_sample),
         "log_format": "json",
     }
+    known = set(known).difference(options.without)
     if "tls_cert_file" in known:
         certificate, key = certificate_in(directory)
         values |= {"tls_cert_file": str(certificate), "tls_key_file": str(key)}
@@ -206,6 +216,6 @@ def page(result: EverythingResult) -> list[Part]:
     )
     return [
         headline(result.machine, result.commit),
-        f"on: {' '.join(result.on)}",
+        f"on: {' '.join(result.on)}; of the calls {result.options.trace_sample:.0%} are traced",
         Table(title, ("everything", "p50", "p99"), rows),
     ]

@@ -23,9 +23,9 @@ from mfalcon.capture import frames
 from mfalcon.capture.files import FileLimits, Files
 from mfalcon.capture.keys import Keys
 from mfalcon.capture.record import Answered, Asked, CapturedRank, Counts, Numbers, encode
+from mfalcon.capture.seen import Seen
 from mfalcon.capture.told import ToldHistories
 from mfalcon.clock import now_ms
-from mfalcon.counters.sets import Counted
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.directory_lock import DirectoryLock
@@ -66,23 +66,6 @@ class CaptureOptions:
     queue_bytes: int = QUEUE_BYTES
 
 
-@dataclass(slots=True, eq=False)
-class Seen:
-    """What is noted of one request while it is answered. began: how many had begun before. user: hash.
-    history, counted: that the model read; of an ensemble, that its first member here read.
-    """
-
-    began: int
-    user: bytes
-    history: History | None = None
-    counted: Counted = field(default_factory=Counted)
-
-    def note(self, history: History, counted: Counted) -> None:
-        """A model reads this for the request."""
-        if self.history is None:
-            self.history, self.counted = history, counted
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Offer:
     """An answered request on its way to the disk."""
@@ -99,7 +82,9 @@ class _Offer:
 
 
 class Capture:
-    """Of one server. `begin`, `offer` and `delete` are the event loop's. Who makes it calls `start` and `close`."""
+    """A `Captures`, of one server. `begin`, `offer` and `delete` are the event loop's. Who makes it calls `start` and
+    `close`.
+    """
 
     def __init__(self, options: CaptureOptions, metrics: CaptureMetrics) -> None:
         """Makes the directory if there is none. Raises ConfigError where it cannot be used, or another server does."""

@@ -20,13 +20,19 @@ def bench_everything(
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Of each call.")] = _DEFAULTS.candidates,
     calls: Annotated[int, typer.Option(min=10, help="Of each server.")] = _DEFAULTS.calls,
+    trace_sample: Annotated[float, typer.Option(min=0, max=1, help="Part of the calls that is traced.")] = 1.0,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A setting that stays off, as tls_cert_file; repeatable.")
+    ] = None,
     threads: ThreadsOption = 0,
     json_output: JsonOption = False,
 ) -> None:
     """Time ranks of a server with TLS, tokens, logs, traces and capture beside one without, in turns; exit code 1 if
     the median grows by more than 3%.
     """
-    options = EverythingOptions(candidates, calls, threads=threads)
+    options = EverythingOptions(
+        candidates, calls, threads=threads, trace_sample=trace_sample, without=tuple(without or ())
+    )
     with some_checkpoint(path) as found:
         result = run(found, options, ServerConfig.model_fields, progress)
     show(result, page, json_output)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mfalcon.capture.capture import Capture
+from mfalcon.capture.seen import Captures
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import SLICE_S, Device
 from mfalcon.engine.engine import Engine
@@ -41,7 +41,7 @@ def compose_all(
     metrics: ServerMetrics | None = None,
     ensembles: Sequence[EnsembleOptions] = (),
     llm: LanguageModelOptions | None = None,
-    capture: Capture | None = None,
+    capture: Captures | None = None,
 ) -> Engine:
     """An engine of several models on one device and one event log; the first one is the default. Raises ConfigError."""
     metrics = metrics or ServerMetrics()

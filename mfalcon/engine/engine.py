@@ -8,7 +8,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 
-from mfalcon.capture.capture import Capture
+from mfalcon.capture.seen import Captures
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.ensemble import EnsembleOptions
@@ -57,7 +57,7 @@ class Engine:
         reload: ReloadOptions | None = None,
         ensembles: Sequence[EnsembleOptions] = (),
         llm: LanguageModelOptions | None = None,
-        capture: Capture | None = None,
+        capture: Captures | None = None,
     ) -> None:
         """Starts the device on the models of the catalog. capture: of a sample of the requests, if they are captured.
         Raises ConfigError for ensembles that these cannot be, and for a language model that cannot be asked from here.
@@ -250,7 +250,7 @@ class Engine:
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
 
-    async def _delete_missed(self, capture: Capture) -> None:
+    async def _delete_missed(self, capture: Captures) -> None:
         """Have what was captured of users unreadable whom another replica deleted while this one did not hear of it."""
         redis = self.histories.redis
         if redis is None or redis.deletions is None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from opentelemetry.trace import SpanKind
 
-from mfalcon.capture.capture import Seen
+from mfalcon.capture.seen import Seen
 from mfalcon.engine.job import reply_by
 from mfalcon.engine.members import Member, RemoteMember, RemoteModel
 from mfalcon.engine.outcomes import Outcome, merged, named, of_one_history, too_few, total

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from opentelemetry import trace
 
-from mfalcon.capture.capture import Seen
+from mfalcon.capture.seen import Seen
 from mfalcon.engine.answers import Answers
 from mfalcon.engine.device import Device
 from mfalcon.engine.job import RankJob, prefill_job

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from mfalcon.capture.capture import Seen
+from mfalcon.capture.seen import Seen
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.jobs import Jobs
 from mfalcon.errors import ConfigError, DeadlineExceeded, EngineFailure, MFalconError, NotReady, Overloaded

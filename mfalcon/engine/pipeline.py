@@ -10,7 +10,7 @@ its fallback.
 
 import time
 
-from mfalcon.capture.capture import Seen
+from mfalcon.capture.seen import Seen
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.ensemble import Ensemble
 from mfalcon.engine.ensembles import Ensembles

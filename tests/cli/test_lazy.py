@@ -58,7 +58,7 @@ def test_the_list_of_commands_imports_none(
 
 def test_the_options_of_a_command_are_completed(tmp_path: Path) -> None:
     done, modules = run(tmp_path, variables=COMPLETE | {"COMP_WORDS": "mfalcon rank --to", "COMP_CWORD": "2"})
-    assert done.stdout.split() == ["--top"]
+    assert done.stdout.split() == ["--top", "--token-file"]
     assert not inside(modules, HEAVY)
 
 

@@ -232,7 +232,7 @@ async def test_a_taken_port_is_an_error(transport: str) -> None:
 
 @pytest.mark.parametrize("transport", ["grpc", "http"])
 async def test_a_host_without_an_address_is_an_error(transport: str) -> None:
-    service = Service(load_config(None, FREE_PORTS | {f"{transport}_host": "256.0.0.1"}))
+    service = Service(load_config(None, FREE_PORTS | {f"{transport}_host": "256.0.0.1", "insecure": True}))
     with pytest.raises(ConfigError, match=rf"{transport}_port: cannot listen on 256.0.0.1:0: (?!Address already)"):
         await service.listen()
 
