@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, Protocol
 
+import grpc
 from opentelemetry.trace import Span
 
 from mfalcon.metrics.requests import RequestMetrics
@@ -26,16 +27,7 @@ from server.request_ids import request_id_of
 from server.tracing import Tracing
 
 SERVICE: Final = "mfalcon.v1.Ranking"
-GRPC_CODES: Final = {
-    name: number
-    for number, name in enumerate(
-        (
-            *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
-            *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"),
-            *("UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
-        )
-    )
-}
+GRPC_CODES: Final = {code.name: code.value[0] for code in grpc.StatusCode}
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -48,7 +40,7 @@ class Arrival:
     key: the affinity key that it came by, "" without one. mismatch: what is wrong with that, as
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
-    that it has, None until that is known. result: of a rank that was answered.
+    that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP.
     """
 
     verb: str
@@ -73,6 +65,7 @@ class Arrival:
     handled: float | None = None
     span: Span | None = None
     route: str = ""
+    scheme: str = "http"
 
     def __post_init__(self) -> None:
         self.began = self.arrived
@@ -200,6 +193,7 @@ def end_span(span: Span, arrival: Arrival, transport: str, code: str, now: float
         attributes["rpc.grpc.status_code"] = GRPC_CODES.get(code, 2)
     else:
         name, (method, _, path) = arrival.route, arrival.route.partition(" ")
-        attributes |= {"http.request.method": method, "http.route": path, "url.path": path, "url.scheme": "http"}
+        attributes |= {"http.request.method": method, "http.route": path, "url.path": path}
+        attributes["url.scheme"] = arrival.scheme
         attributes["http.response.status_code"] = int(code)
     tracing.end(span, name, attributes, code, now)

@@ -51,6 +51,7 @@ class CountedApp:
                 arrival.verb = endpoint.__name__
             route = getattr(scope.get("route"), "path", "").replace(":any_text", "")
             arrival.route = f"{scope['method']} {route}" if route else str(scope["method"])
+            arrival.scheme = scope["scheme"]
             if has_left:
                 code = str(scope["state"].get(REFUSED, CLIENT_CLOSED_REQUEST))
             self._arrivals.end(arrival, code, answered=code.startswith("2"))
