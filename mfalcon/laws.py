@@ -157,8 +157,11 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     history["actions"] = 1 << rng.integers(0, len(config.actions), length)
     history["value"] = rng.integers(1, 6, length)
     history["time_ms"] = 10**12 + np.cumsum(rng.integers(0, 2, length) * rng.integers(1, 10**8, length))
-    unknown = np.setdiff1d(np.arange(len(known) + 1), known)[0]
-    candidates = np.append(rng.choice(known, _NUM_CANDIDATES - 1), unknown)
+    if checkpoint.model.ranks_items:
+        unknown = np.setdiff1d(np.arange(len(known) + 1), known)[0]
+        candidates = np.append(rng.choice(known, _NUM_CANDIDATES - 1), unknown)
+    else:
+        candidates = rng.integers(0, checkpoint.model.num_target_rows, _NUM_CANDIDATES)
     codes = [int(rng.integers(-1, feature.num_values)) for feature in config.context_features]
     now = int(history["time_ms"][-1]) if length else 10**12
     context = torch.tensor(codes, dtype=torch.int64, device=_device(checkpoint.model))
@@ -352,7 +355,7 @@ def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms
     positions = torch.arange(size, device=x.device).clamp(max=n)
     times = torch.cat([model.token_times(events), torch.full((size - n,), time_ms, device=x.device)])
     hidden = model.stack(x, FullAttention(mask, positions, times, times))
-    return model.heads.scores(model.predict(hidden[n:], targets))
+    return model.scores(model.predict(hidden[n:], targets))
 
 
 def _lengths(model: Ranker) -> list[int]:
@@ -367,7 +370,7 @@ def _device(model: Ranker) -> torch.device:
 def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]:
     items, device = subject.checkpoint.items, _device(subject.served.model)
     events = event_tokens(case.history, items, device)
-    rows = torch.from_numpy(items.rows(case.candidates)).to(device)
+    rows = torch.from_numpy(subject.served.model.target_rows(items, case.candidates)).to(device)
     request, counts = _request(subject.checkpoint, case, "user"), _counted(subject.checkpoint, case).numbers
     provider = FeatureProvider(subject.served.model.config, items)
     features = provider.features(Asked(request, rows.cpu().numpy(), case.history, counts))

@@ -10,7 +10,7 @@ from mfalcon.algorithm import score, user_state
 from mfalcon.backends.select import any_reference
 from mfalcon.features.counters import LikeRule
 from mfalcon.features.provider import Asked, FeatureProvider
-from mfalcon.models.base import EventTokens, PrefixRanker, Targets, context_codes, event_tokens
+from mfalcon.models.base import EventTokens, PrefixRanker, Targets, TaskRanker, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import (
     COUNTERS,
@@ -19,6 +19,7 @@ from mfalcon.models.config import (
     DenseFeature,
     DinConfig,
     LayerConfig,
+    LumConfig,
     RankerConfig,
     RelativeBiasConfig,
     SideFeature,
@@ -34,6 +35,11 @@ CPU = torch.device("cpu")
 ACTIONS = ("click", "like", "share")
 GENRES = ("comedy", "drama", "horror", "war")
 DECADES = ("1980s", "1990s")
+CONTEXT_FEATURES = (
+    ContextFeature(name="surface", num_values=3),
+    ContextFeature(name="hour", num_values=24, derive="hour_utc"),
+)
+DENSE_FEATURES = (DenseFeature(name="price", center=0.5, scale=2.0), DenseFeature(name="rank_before"))
 NUM_ITEMS = 31
 START_MS = 10**12
 NOW_MS = START_MS + 10**10
@@ -79,6 +85,7 @@ def small_config(
         num_layers=num_layers if layer is not None else None,
         layer=layer,
         din=network,
+        lum=None if kind.ranks_items else LumConfig(task="like", category="genres"),
         actions=ACTIONS,
         value_center=3.3,
         value_scale=1.7,
@@ -86,11 +93,8 @@ def small_config(
             SideFeature(name="genres", kind="tags", vocabulary=GENRES),
             SideFeature(name="decade", kind="category", vocabulary=DECADES),
         ),
-        context_features=(
-            ContextFeature(name="surface", num_values=3),
-            ContextFeature(name="hour", num_values=24, derive="hour_utc"),
-        ),
-        dense_features=(DenseFeature(name="price", center=0.5, scale=2.0), DenseFeature(name="rank_before")),
+        context_features=CONTEXT_FEATURES if kind.ranks_items else (),
+        dense_features=DENSE_FEATURES if kind.ranks_items else (),
         dense_dim=5,
         counters=small_counters() if with_counters else None,
         tasks=(
@@ -139,6 +143,12 @@ def small_checkpoint(
     model.items.load_items(items)
     model.cast(dtype)
     return Checkpoint(model, items, f"fingerprint-{architecture}-{seed}")
+
+
+def task_model(checkpoint: Checkpoint) -> TaskRanker:
+    """The model of a checkpoint whose targets have heads."""
+    assert isinstance(checkpoint.model, TaskRanker)
+    return checkpoint.model
 
 
 def random_events(length: int, seed: int = 0, start_ms: int = START_MS) -> Events:

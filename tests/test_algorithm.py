@@ -19,11 +19,11 @@ from mfalcon.laws import masked_forward
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 BOUND = 1e-12  # float64: sums in another order, values of order 10
-CHECKPOINTS = {name: small_checkpoint(name) for name in prefix_architectures()}
+CHECKPOINTS = {name: small_checkpoint(name) for name in prefix_rankers()}
 CONTEXT = torch.tensor([2, -1])
 
 any_checkpoint = st.sampled_from(sorted(CHECKPOINTS)).map(lambda name: CHECKPOINTS[name])
@@ -126,19 +126,19 @@ def test_law_4_batch_mates_and_padding(
     model.stack.encode(model.prefix_tokens(padded), prefix)
     visible = (lens * model.tokens_per_event).unsqueeze(1).expand(-1, 7)
     attend = BatchTargetAttention(prefix, visible, torch.full_like(visible, NOW_MS))
-    together = model.heads.scores(model.predict(model.stack(model.target_tokens(many), attend), many))
+    together = model.scores(model.predict(model.stack(model.target_tokens(many), attend), many))
     for index, events in enumerate(rows):
         assert_close(together[index], cached(checkpoint, events, Targets(targets[index], CONTEXT)))
 
 
-@pytest.mark.parametrize("name", prefix_architectures())
+@pytest.mark.parametrize("name", prefix_rankers())
 def test_no_candidates(name: str) -> None:
     checkpoint = CHECKPOINTS[name]
     events = tokens(checkpoint, random_events(5))
     assert cached(checkpoint, events, Targets(some_rows(0), CONTEXT)).shape == (0, 2)
 
 
-@pytest.mark.parametrize("name", prefix_architectures())
+@pytest.mark.parametrize("name", prefix_rankers())
 def test_every_part_of_the_request_moves_the_score(name: str) -> None:
     """Or the laws above would hold of a model that reads nothing."""
     checkpoint = CHECKPOINTS[name]
@@ -165,7 +165,7 @@ def copies(state: KVState) -> list[Tensor]:
     return [t.clone() for layer in layers for t in state.read(layer)] + [state.times.clone()]
 
 
-@pytest.mark.parametrize("name", prefix_architectures())
+@pytest.mark.parametrize("name", prefix_rankers())
 def test_a_held_state_never_changes(name: str) -> None:
     checkpoint = CHECKPOINTS[name]
     model = checkpoint.model
@@ -184,7 +184,7 @@ def test_a_held_state_never_changes(name: str) -> None:
     assert_close(score(reference(model), fork, targets, NOW_MS, 9), cached(checkpoint, both, targets))
 
 
-@pytest.mark.parametrize("name", prefix_architectures())
+@pytest.mark.parametrize("name", prefix_rankers())
 def test_events_of_one_column_stride(name: str) -> None:
     """A history of one event is a view of the log in numpy; the state must not alias it."""
     checkpoint = CHECKPOINTS[name]

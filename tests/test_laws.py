@@ -31,10 +31,11 @@ from mfalcon.laws import LawResult
 from mfalcon.masked_attention import BatchPrefixAttention
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
-from mfalcon.models.registry import architectures, prefix_architectures
+from mfalcon.models.registry import architecture as registered
+from mfalcon.models.registry import architectures, prefix_rankers
 from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter
-from tests.small import small_checkpoint, small_config
+from tests.small import small_checkpoint, small_config, task_model
 
 DTYPES = tuple(BOUNDS)
 
@@ -45,7 +46,7 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
     config = small_config(architecture, max_history=77, window_chunk=63)
     results = list(laws.check(small_checkpoint(architecture, dtype, config=config)))
     assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
-    encodes = architecture in prefix_architectures()
+    encodes = registered(architecture).encodes_prefix
     assert {result.law for result in results if result.not_applicable} == (set() if encodes else {3, 5, 7})
     for result in results:
         exact = encodes and result.law == 7 and is_fused_float32(dtype)
@@ -78,7 +79,7 @@ def is_fused_float32(dtype: torch.dtype) -> bool:
 def test_the_laws_hold_in_any_unit_of_the_value() -> None:
     """A task that learns seconds watched has scores of thousands, whose last bit is larger than an absolute bound."""
     checkpoint = small_checkpoint(dtype=torch.float32)
-    checkpoint.prefix_model.heads.rescale(1, 5_000.0, 0.0)
+    task_model(checkpoint).heads.rescale(1, 5_000.0, 0.0)
     for result in laws.check(checkpoint):
         assert result.holds, result
 
@@ -98,7 +99,7 @@ def assert_breaks(law: int, architecture: str = "dfgr") -> None:
     assert max(result.worst for result in results) > 1e-6  # far beyond rounding
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_1_sees_targets_that_miss_themselves(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     def without_self(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
         return _target_attention(q, k, torch.zeros_like(v), *rest, **form)
@@ -117,7 +118,7 @@ def test_law_1_sees_a_bias_of_the_wrong_time(monkeypatch: pytest.MonkeyPatch) ->
     assert_breaks(1)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_2_sees_targets_that_see_each_other(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     def together(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **form: float) -> Tensor:
         out = _target_attention(q, k, v, *rest, **form)
@@ -127,7 +128,7 @@ def test_law_2_sees_targets_that_see_each_other(monkeypatch: pytest.MonkeyPatch,
     assert_breaks(2, architecture)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_3_sees_an_append_at_the_wrong_position(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     def from_zero(
         q: Tensor, k: Tensor, v: Tensor, times: Tensor, bias: RelativeBias | None, *, logit_scale: float, norm: float
@@ -140,7 +141,7 @@ def test_law_3_sees_an_append_at_the_wrong_position(monkeypatch: pytest.MonkeyPa
     assert_breaks(3, architecture)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     right = BatchPrefixAttention.__call__
 
@@ -153,7 +154,7 @@ def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.Monke
     assert_breaks(4, architecture)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     """As the peers do: keyed by user and length, without a hash of the history."""
 
@@ -236,7 +237,7 @@ def test_law_6_sees_a_late_request_that_is_served(monkeypatch: pytest.MonkeyPatc
     assert_breaks(6)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_7_sees_a_payload_that_rounds(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     monkeypatch.setattr(mfalcon.engine.redis_parts, "exact_dtype", lambda _: PayloadDtype.BFLOAT16)
     assert_breaks(7, architecture)
@@ -304,7 +305,7 @@ def _target_attention(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None, **f
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_every_backend_holds_the_laws(architecture: str, dtype: torch.dtype) -> None:
     """Odd sizes, d_qk != d_v, rab; the slow portable policies too, whose tiles have the form of AVX-512's."""
     config = small_config(architecture, max_history=77, window_chunk=63)
@@ -315,7 +316,7 @@ def test_every_backend_holds_the_laws(architecture: str, dtype: torch.dtype) -> 
 
 
 @needs_interpreter
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_triton_holds_laws_1_3_and_7(architecture: str) -> None:
     """In float64, which only the interpreter has. Laws 2 and 4 are held by tests/kernels, 5 and 6 by tests/engine."""
     checkpoint = small_checkpoint(architecture)
@@ -327,7 +328,7 @@ def test_triton_holds_laws_1_3_and_7(architecture: str) -> None:
         assert laws.tier_error(subject, laws.random_case(checkpoint, 7, seed=1)) <= 1e-12
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_int8_pages_hold_the_laws_within_their_bound(architecture: str) -> None:
     if choose("auto", torch.device("cpu"), torch.float32).kernel is None:
         pytest.skip("no compiled kernel")

@@ -43,7 +43,7 @@ def dense_forward(ranker: Ranker, events: EventTokens, targets: Targets, time_ms
     times = torch.cat([model.token_times(events), torch.full((size - n,), time_ms)])
     attend = DenseAttention(seen.to(prefix.dtype), index.clamp(max=n), times)
     hidden = model.stack(torch.cat([prefix, candidates]).unsqueeze(0), attend)[0]
-    return model.heads.scores(model.predict(hidden[n:], targets))
+    return model.scores(model.predict(hidden[n:], targets))
 
 
 def refusal(shape: Shape, n: int, m: int, limit_gib: float) -> str | None:

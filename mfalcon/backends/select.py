@@ -12,7 +12,7 @@ from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
 from mfalcon.models.base import EventRanker, PrefixRanker, Ranker, prefix_ranker
-from mfalcon.models.readout import Readout
+from mfalcon.models.readout import TargetReadout, readout_of
 
 FP8_PRODUCTS: Final = "fp8-products"
 KV_DTYPES: Final = {
@@ -45,10 +45,10 @@ class ServedModel:
     unavailable: tuple[str, ...] = ()
     host: KVPool | None = None
     budget: "PoolBudget | None" = None
-    readout: Readout = field(init=False)
+    readout: TargetReadout = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "readout", Readout(self.model))
+        object.__setattr__(self, "readout", readout_of(self.model))
 
     @property
     def name(self) -> str:

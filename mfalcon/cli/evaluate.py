@@ -27,9 +27,11 @@ from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.lum import LUM
 from mfalcon.rerank.order import METHODS
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
+from mfalcon.train.interests import evaluate_interests, evaluate_popularity
 from mfalcon.train.merging import (
     Correlation,
     check_members,
@@ -77,6 +79,7 @@ def evaluate(
 ) -> None:
     """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
 
+    A large user model is judged by how often the next liked item is among the 10 and the 50 nearest, beside popularity.
     The model is scored twice: with the events of the target's own time hidden (strict), and by order. The baselines,
     the item's mean label and a logistic regression on user and item, are fitted on the training events of the split.
     """
@@ -99,8 +102,7 @@ def evaluate(
     if (plot is not None or strength is not None) and rerank is None:
         raise ConfigError("--plot, --strength: only with --rerank")
     if rerank is not None:
-        if rerank not in METHODS:
-            raise ConfigError(f"--rerank: got {rerank!r}, must be {' or '.join(map(repr, METHODS))}")
+        _check_rerank(loaded, rerank)
         rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth, strength)
         title = f"{loaded.model.config.name}, split {part}, {rerank}"
         if plot is not None:
@@ -109,6 +111,9 @@ def evaluate(
             print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
         else:
             Console(highlight=False).print(rerank_table(title, rows))
+        return
+    if isinstance(loaded.model, LUM):
+        _evaluate_interests(loaded.model, loaded.fingerprint, dataset, part, json_output)
         return
     if missing := missing_features(dataset, loaded):
         typer.echo(f"features that --columns does not name count as their means: {', '.join(missing)}", err=True)
@@ -120,6 +125,29 @@ def evaluate(
         )
         return
     Console(highlight=False).print(report_table(f"{loaded.model.config.name}, split {part}", reports))
+
+
+def _check_rerank(loaded: Checkpoint, method: str) -> None:
+    if not loaded.model.ranks_items:
+        raise ConfigError(f"--rerank: {loaded.model.config.name} ranks no items")
+    if method not in METHODS:
+        raise ConfigError(f"--rerank: got {method!r}, must be {' or '.join(map(repr, METHODS))}")
+
+
+def _evaluate_interests(model: LUM, fingerprint: str, dataset: Dataset, part: Split, json_output: bool) -> None:
+    parts = split(dataset, part)
+    chosen = parts == TEST
+    reports = [evaluate_interests(model, dataset, chosen, visibility) for visibility in _VISIBILITIES]
+    reports.append(evaluate_popularity(model, dataset, chosen, parts == TRAIN))
+    if json_output:
+        print_json({"checkpoint": fingerprint, "split": part, "reports": [dataclasses.asdict(r) for r in reports]})
+        return
+    table = Table(title=f"{model.config.name}, split {part}, next liked items", title_justify="left", box=SIMPLE_HEAD)
+    for name in ("scorer", "visibility", "rows", "HR@10", "HR@50"):
+        table.add_column(name, justify="left" if name in ("scorer", "visibility") else "right")
+    for r in reports:
+        table.add_row(r.scorer, r.visibility or "", f"{r.num_rows:,}", f"{r.hit_rate_10:.4f}", f"{r.hit_rate_50:.4f}")
+    Console(highlight=False).print(table)
 
 
 def _evaluate_merge(

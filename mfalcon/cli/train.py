@@ -244,11 +244,11 @@ def _show(bar: Progress, task: TaskID, config: TrainConfig, step: Step) -> None:
         )
     else:
         best = " (best)" if step.best_epoch == step.epoch else ""
-        figures = f"validation AUC {step.validation.auc:.4f}, NE {step.validation.ne:.4f}"
+        figures = f"validation {step.validation.figures}"
         bar.console.print(f"epoch {step.epoch + 1:>2}: {figures}{best}")
         if step.epoch + 1 < config.epochs and step.epoch + 1 - step.best_epoch > config.patience:
             bar.console.print(
-                f"no better AUC than epoch {step.best_epoch + 1}'s for {step.epoch - step.best_epoch} epochs "
-                f"(patience {config.patience}): training ends, epoch {step.best_epoch + 1} is kept",
+                f"no better {step.judged_by} than epoch {step.best_epoch + 1}'s for {step.epoch - step.best_epoch} "
+                f"epochs (patience {config.patience}): training ends, epoch {step.best_epoch + 1} is kept",
                 soft_wrap=True,
             )

@@ -13,7 +13,6 @@ from mfalcon.errors import CheckpointError
 from mfalcon.features.standard import LARGEST
 from mfalcon.models.base import EventTokens, Targets
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.heads import blend_weights
 from mfalcon.types import MAX_TIME_MS
 
 BOUNDS = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -42,10 +41,10 @@ def probe(served: Served, kv_dtype: str = "auto") -> None:
     than rounding explains.
     """
     config, name = served.model.config, served.name
-    usual = _usual(config)
+    usual = _usual(config, served.model.num_target_rows)
     with torch.inference_mode():
         found, expected = _scores(served, usual, name), _scores(any_reference(served.model), usual, "reference")
-        _scores(served, _extreme(config), f"{name} for the largest values of events")
+        _scores(served, _extreme(config, served.model.num_target_rows), f"{name} for the largest values of events")
     dtype = served.model.dtype
     bound = _SLACK * max(BOUNDS[dtype], CODES_BOUNDS.get(kv_dtype, 0.0))
     unit = expected.abs().amax(0).clamp(min=1)
@@ -73,7 +72,7 @@ class _Question:
     time_ms: int
 
 
-def _usual(config: RankerConfig) -> _Question:
+def _usual(config: RankerConfig, num_target_rows: int) -> _Question:
     num_events = min(_EVENTS, config.max_history)
     rng = np.random.default_rng(0)
     return _Question(
@@ -81,14 +80,14 @@ def _usual(config: RankerConfig) -> _Question:
         rng.integers(0, 1 << min(len(config.actions), 16), num_events),
         np.full(num_events, config.value_center),
         _TIME_MS + _STEP_MS * np.arange(num_events),
-        rng.integers(0, config.num_items, _TARGETS),
+        rng.integers(0, num_target_rows, _TARGETS),
         np.zeros(len(config.context_features), dtype=np.int64),
         rng.normal(size=(_TARGETS, len(config.dense_inputs))).astype(np.float32),
         _TIME_MS + _STEP_MS * num_events,
     )
 
 
-def _extreme(config: RankerConfig) -> _Question:
+def _extreme(config: RankerConfig, num_target_rows: int) -> _Question:
     """The largest values of both signs, every action, the first and the last item, from the first to the last time."""
     num_events = min(_EVENTS, config.max_history)
     ends = np.arange(num_events) % 2
@@ -97,7 +96,7 @@ def _extreme(config: RankerConfig) -> _Question:
         ends * ((1 << len(config.actions)) - 1),
         np.where(ends == 0, LARGEST_VALUE, -LARGEST_VALUE),
         np.linspace(1, MAX_TIME_MS, num_events).astype(np.int64),
-        np.linspace(0, config.num_items - 1, _TARGETS).astype(np.int64),
+        np.linspace(0, num_target_rows - 1, _TARGETS).astype(np.int64),
         np.array([feature.num_values - 1 for feature in config.context_features], dtype=np.int64),
         np.full((_TARGETS, len(config.dense_inputs)), LARGEST, dtype=np.float32)
         * np.where(np.arange(_TARGETS) % 2, 1, -1)[:, None],
@@ -107,14 +106,14 @@ def _extreme(config: RankerConfig) -> _Question:
 
 def _scores(served: Served, asked: _Question, who: str) -> Tensor:
     """[_TARGETS, num_tasks] in float64, on the CPU. Raises CheckpointError unless all is finite; who: computes."""
-    config = served.model.config
+    model, config = served.model, served.model.config
     is_finite, scores = _computed(served, asked)
     if not is_finite:
         raise CheckpointError(f"{config.name}: keys or values of a history are not finite on backend {who}")
-    for task, of_task in zip(config.tasks, scores.unbind(1), strict=True):
+    for task, of_task in zip(model.output_names, scores.unbind(1), strict=True):
         if not torch.isfinite(of_task.float()).all():
-            raise CheckpointError(f"{config.name}: scores of task {task.name!r} are not finite on backend {who}")
-    blend = torch.tensor(blend_weights(config.tasks, config.blend), dtype=torch.float64)
+            raise CheckpointError(f"{config.name}: scores of task {task!r} are not finite on backend {who}")
+    blend = torch.tensor(model.blend, dtype=torch.float64)
     if not torch.isfinite((scores @ blend).float()).all():
         raise CheckpointError(f"{config.name}: the blend of finite scores is not finite on backend {who}")
     return scores

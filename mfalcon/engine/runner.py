@@ -26,7 +26,6 @@ from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes, event_tokens
-from mfalcon.models.heads import blend_weights
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import NO_SCORE, CacheSource, Events, Floats, Ids, RankRequest, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
@@ -84,8 +83,8 @@ class Runner:
             slice_events, clock = max(1, slice_tokens // self._per_event), clock_of(self._device)
             self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
         self._provider = FeatureProvider(model.config, items)
-        self._tasks = tuple(task.name for task in model.config.tasks)
-        self._blend = np.array(blend_weights(model.config.tasks, model.config.blend), dtype=np.float64)
+        self._tasks = model.output_names
+        self._blend = np.array(model.blend, dtype=np.float64)
 
     @property
     def batched(self) -> bool:
@@ -198,7 +197,7 @@ class Runner:
             return job.progress
         began = time.monotonic()
         rows, recent, log = (
-            self._items.rows(job.request.candidates),
+            self._model.target_rows(self._items, job.request.candidates),
             job.request.recent_events,
             job.fetched_history.history,
         )

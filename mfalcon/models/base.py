@@ -1,7 +1,8 @@
 """The contract of a ranker: what the algorithm, the trainer and the engine may ask of any model.
 
-A model is one of two kinds. A `PrefixRanker` turns events into prefix tokens and candidates into targets, and reads
-scores off targets. An `EventRanker` reads the last events with each request. Neither knows of caches or requests.
+A model is one of two kinds. A `PrefixRanker` turns events into prefix tokens and what it is asked into targets: a
+`TaskRanker` reads scores of items off them, another one vectors. An `EventRanker` reads the last events with each
+request. Neither knows of caches or requests.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +22,7 @@ from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
-from mfalcon.models.heads import TaskHeads, task_scores
+from mfalcon.models.heads import TaskHeads, blend_weights, task_scores
 from mfalcon.models.items import ItemTable
 from mfalcon.models.layer import HSTULayer, Stack
 from mfalcon.types import Events, Ids
@@ -42,8 +43,9 @@ class EventTokens:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Candidates as the model reads them: item rows [..., num_targets], context codes [..., num_features], and their
-    standardised dense features [..., num_targets, num_dense_features], None where none are given.
+    """Candidates as the model reads them: rows [..., num_targets] of items, or of conditions, context codes [...,
+    num_features], and their standardised dense features [..., num_targets, num_dense_features], None where none are
+    given.
     """
 
     rows: Tensor
@@ -64,6 +66,8 @@ class Ranker(nn.Module, ABC):
     """Whether a history becomes a KV state that candidates are scored against."""
     prefix_stable: bool
     """True when a token's K/V depend on itself and earlier tokens alone, so that states may outlive their request."""
+    ranks_items = True
+    """Whether its targets are items and its outputs their scores."""
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
@@ -92,6 +96,25 @@ class Ranker(nn.Module, ABC):
         """Raw outputs -> scores [..., num_tasks]: probabilities (binary), values (regression)."""
         return task_scores(self.config.tasks, raw)
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Of each number that a target is given."""
+        return tuple(task.name for task in self.config.tasks)
+
+    @property
+    def blend(self) -> list[float]:
+        """Weight of each of them in the one score that ranks."""
+        return blend_weights(self.config.tasks, self.config.blend)
+
+    @property
+    def num_target_rows(self) -> int:
+        """Rows that a target may have, from 0 on."""
+        return self.config.num_items
+
+    def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
+        """Rows of what a request asks for by its id, [num_targets]."""
+        return items.rows(ids)
+
     def parameters_in_logits(self) -> list[nn.Parameter]:
         """Weights that are logits themselves, and must travel further than others while they are learned."""
         return []
@@ -108,8 +131,8 @@ class Ranker(nn.Module, ABC):
 
 
 class PrefixRanker(Ranker):
-    """A model that encodes a history into a KV state: a stack of layers between embeddings and heads. A subclass says
-    how events and candidates become tokens.
+    """A model that encodes a history into a KV state: a stack of layers between embeddings and what is read off its
+    targets. A subclass says how events and candidates become tokens.
     """
 
     encodes_prefix = True
@@ -118,11 +141,7 @@ class PrefixRanker(Ranker):
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
-        layer, num_layers = config.stack
-        self.context = ContextEmbedding(config.context_features, layer.dim)
-        self.stack = Stack(layer, num_layers)
-        self.heads = TaskHeads(config.tasks, layer.dim, config.head_dim, config.num_items, config.dropout)
-        self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, layer.dim)
+        self.stack = Stack(*config.stack)
 
     @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:
@@ -144,6 +163,30 @@ class PrefixRanker(Ranker):
         attend = BatchTargetAttention(prefix, visible * per_event, times)
         return self.predict(self.stack(self.target_tokens(targets), attend), targets)
 
+    @abstractmethod
+    def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Hidden targets [..., dim] and what else is known of them -> raw outputs [..., num_outputs]."""
+
+    def parameters_in_logits(self) -> list[nn.Parameter]:
+        """See `Ranker.parameters_in_logits`: those of rab."""
+        layers = [layer for layer in self.stack.layers if isinstance(layer, HSTULayer)]
+        return [weight for layer in layers if layer.bias is not None for weight in layer.bias.parameters()]
+
+    def kv_shape(self) -> KVShape:
+        """What a KV state of this model needs."""
+        layer, num_layers = self.config.stack
+        return KVShape(num_layers, layer.num_heads, layer.qk_dim, layer.v_dim, self.dtype, self.device)
+
+
+class TaskRanker(PrefixRanker):
+    """A `PrefixRanker` of items: a target is a candidate, and heads read its score of every task."""
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__(config)
+        self.context = ContextEmbedding(config.context_features, config.dim)
+        self.heads = TaskHeads(config.tasks, config.dim, config.head_dim, config.num_items, config.dropout)
+        self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, config.dim)
+
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Hidden targets [..., dim], their context and dense features -> raw task outputs [..., num_tasks] (logits of
         binary tasks).
@@ -157,22 +200,12 @@ class PrefixRanker(Ranker):
         """See `Ranker.rescale`."""
         self.heads.rescale(task, scale, shift)
 
-    def parameters_in_logits(self) -> list[nn.Parameter]:
-        """See `Ranker.parameters_in_logits`: those of rab."""
-        layers = [layer for layer in self.stack.layers if isinstance(layer, HSTULayer)]
-        return [weight for layer in layers if layer.bias is not None for weight in layer.bias.parameters()]
-
     def cast(self, dtype: torch.dtype) -> None:
         """See `Ranker.cast`; dense features stay at float32 or above too."""
         self.to(dtype)
         if dtype.itemsize < torch.float32.itemsize:
             self.heads.float()
             self.dense.float()
-
-    def kv_shape(self) -> KVShape:
-        """What a KV state of this model needs."""
-        layer, num_layers = self.config.stack
-        return KVShape(num_layers, layer.num_heads, layer.qk_dim, layer.v_dim, self.dtype, self.device)
 
 
 class EventSide(Protocol):

@@ -48,6 +48,7 @@ _LARGEST_OF = {torch.float16: 2.0**13}
 """Most that a weight may be, which is far above any that was learned: squared, and added up by a norm, it is finite.
 float16 holds up to 2**16, and a token is the sum of several.
 """
+_HEADS = ("heads.", "interest.")
 _LARGEST_HEAD = torch.finfo(torch.float32).max
 """Heads stay at float32, and scores may be as large as the values that they learned."""
 
@@ -167,7 +168,7 @@ def _load_weights(model: Ranker, path: Path, dtype: torch.dtype) -> None:
     for name, tensor in (weights := load_tensors(path)).items():
         low, high = (float(end) for end in tensor.aminmax()) if tensor.numel() else (0.0, 0.0)
         worst = max(-low, high)  # NaN if there is one
-        most = _LARGEST_HEAD if name.startswith("heads.") else _LARGEST_OF.get(dtype, _LARGEST_WEIGHT)
+        most = _LARGEST_HEAD if name.startswith(_HEADS) else _LARGEST_OF.get(dtype, _LARGEST_WEIGHT)
         if not math.isfinite(worst):
             raise CheckpointError(f"{path}: {name!r} has values that are not finite")
         if worst > most:

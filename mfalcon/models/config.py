@@ -78,6 +78,17 @@ class DinConfig(Frozen):
     """Widths of the layers of every expert. The hidden width of the towers is `RankerConfig.head_dim`."""
 
 
+class LumConfig(Frozen):
+    """What a large user model is asked: conditions, each an outcome of a task and a category of items, or any
+    (`mfalcon/models/conditions.py`).
+    """
+
+    task: Name
+    """The binary task whose two labels are the outcomes."""
+    category: Name | None = None
+    """The side feature whose values are the categories; None for any item alone."""
+
+
 class SideFeature(Frozen):
     """An item side feature: one value of a vocabulary ("category") or any subset of it ("tags")."""
 
@@ -176,12 +187,14 @@ class RankerConfig(Frozen):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
-    """A name of the registry: hstu, dfgr, din."""
+    """A name of the registry: hstu, dfgr, din, lum."""
     num_layers: int | None = Field(default=None, gt=0, le=256)
     layer: LayerConfig | None = None
     """Both of a model that encodes a history, and of no other."""
     din: DinConfig | None = None
     """Of a model that reads the last events with each request; its window moves by one event."""
+    lum: LumConfig | None = None
+    """Of a model that is asked conditions instead of items. It reads no context and no dense features."""
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
     value_center: Number = 0.0
@@ -227,7 +240,20 @@ class RankerConfig(Frozen):
         self._check_kind()
         if self.counters is not None:
             self._check_counters(self.counters)
+        if self.lum is not None:
+            self._check_lum(self.lum)
         return self
+
+    def _check_lum(self, lum: LumConfig) -> None:
+        binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]
+        if lum.task not in binary:
+            raise ValueError(f"lum: task {lum.task!r} is none of the binary tasks {binary}")
+        if lum.category is not None and lum.category not in side:
+            raise ValueError(f"lum: category {lum.category!r} is none of the side features {side}")
+        if self.din is not None:
+            raise ValueError("lum: must have layer, and not din")
+        if self.context_features or self.dense_inputs:
+            raise ValueError("lum: must have no context features, dense features or counters")
 
     def _check_counters(self, counters: CountersConfig) -> None:
         binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]

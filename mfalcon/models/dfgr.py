@@ -8,11 +8,11 @@ prefill(real) + score(fake).
 import torch
 from torch import Tensor, nn
 
-from mfalcon.models.base import EventTokens, PrefixRanker, Targets
+from mfalcon.models.base import EventTokens, Targets, TaskRanker
 from mfalcon.models.config import RankerConfig
 
 
-class DFGR(PrefixRanker):
+class DFGR(TaskRanker):
     """Merged layout: half the tokens of HSTU. Candidates carry a learned placeholder in place of the action."""
 
     tokens_per_event = 1

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from mfalcon.models.base import EventTokens, PrefixRanker, Targets
+from mfalcon.models.base import EventTokens, Targets, TaskRanker
 
 
-class HSTU(PrefixRanker):
+class HSTU(TaskRanker):
     """Interleaved layout (HSTU paper, section 2.2). Two prefix tokens per event."""
 
     tokens_per_event = 2

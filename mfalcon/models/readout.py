@@ -1,21 +1,47 @@
 """What is read off hidden targets while a model serves: context, dense features, heads and scores in as few operators
 as that takes.
 
-At 100 candidates the calls of the operators cost more than what they compute. The definition is `PrefixRanker.predict`
+At 100 candidates the calls of the operators cost more than what they compute. The definition is `TaskRanker.predict`
 and `TaskHeads.scores`, one module and one task after the other.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mfalcon.models.base import PrefixRanker, Targets
+from mfalcon.models.base import PrefixRanker, Targets, TaskRanker
+
+
+class TargetReadout(Protocol):
+    """What is read off hidden targets."""
+
+    def scores(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Hidden targets [num_targets, dim] -> outputs [num_targets, num_outputs]."""
+        ...
+
+
+def readout_of(model: PrefixRanker) -> TargetReadout:
+    """Of a model whose weights no longer change."""
+    return Readout(model) if isinstance(model, TaskRanker) else Prediction(model)
+
+
+class Prediction:
+    """The end of a model as it is written."""
+
+    def __init__(self, model: PrefixRanker) -> None:
+        self._model = model
+
+    def scores(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """See `TargetReadout`."""
+        return self._model.scores(self._model.predict(hidden, targets))
 
 
 class Readout:
     """The end of a model whose weights no longer change."""
 
-    def __init__(self, model: PrefixRanker) -> None:
+    def __init__(self, model: TaskRanker) -> None:
         tasks, bias = model.config.tasks, model.heads.item_bias.weight
         tables = [table.weight.detach() for table in model.context.embeddings]
         sizes = [len(table) for table in tables]

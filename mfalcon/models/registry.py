@@ -6,8 +6,9 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.dfgr import DFGR
 from mfalcon.models.din import Din
 from mfalcon.models.hstu import HSTU
+from mfalcon.models.lum import LUM
 
-_ARCHITECTURES: dict[str, type[Ranker]] = {"dfgr": DFGR, "din": Din, "hstu": HSTU}
+_ARCHITECTURES: dict[str, type[Ranker]] = {"dfgr": DFGR, "din": Din, "hstu": HSTU, "lum": LUM}
 
 
 def architectures() -> tuple[str, ...]:
@@ -15,9 +16,14 @@ def architectures() -> tuple[str, ...]:
     return tuple(sorted(_ARCHITECTURES))
 
 
-def prefix_architectures() -> tuple[str, ...]:
-    """Those that encode a history into a KV state."""
-    return tuple(name for name in architectures() if _ARCHITECTURES[name].encodes_prefix)
+def rankers() -> tuple[str, ...]:
+    """Those that score items."""
+    return tuple(name for name in architectures() if _ARCHITECTURES[name].ranks_items)
+
+
+def prefix_rankers() -> tuple[str, ...]:
+    """Those that score items against a KV state."""
+    return tuple(name for name in rankers() if _ARCHITECTURES[name].encodes_prefix)
 
 
 def architecture(name: str) -> type[Ranker]:
@@ -39,3 +45,6 @@ def check_kind(config: RankerConfig) -> None:
     if kind.encodes_prefix != (config.layer is not None):
         has, must = ("din", "layer") if kind.encodes_prefix else ("layer", "din")
         raise ConfigError(f"architecture {config.architecture!r}: got {has}, must have {must}")
+    if kind.ranks_items != (config.lum is None):
+        must = "no lum" if kind.ranks_items else "lum, the conditions that it is asked"
+        raise ConfigError(f"architecture {config.architecture!r}: must have {must}")

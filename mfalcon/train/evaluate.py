@@ -39,6 +39,16 @@ class Report:
     ndcg_at_10: float
     scorer: str = MODEL
 
+    @property
+    def quality(self) -> float:
+        """What the best epoch is chosen by."""
+        return self.auc
+
+    @property
+    def figures(self) -> str:
+        """For a person."""
+        return f"AUC {self.auc:.4f}, NE {self.ne:.4f}"
+
 
 @dataclass(frozen=True, slots=True)
 class RegressionReport:

@@ -65,6 +65,9 @@ def check_members(members: Mapping[str, Checkpoint]) -> tuple[Task, ...]:
     """The tasks that all have. Raises ConfigError for one member, and for members that cannot be merged."""
     if len(members) < 2:
         raise ConfigError(f"--merge: got {len(members)} checkpoint, must be at least 2")
+    for name, member in members.items():
+        if not member.model.ranks_items:
+            raise ConfigError(f"--merge: {name} cannot be merged: a model of architecture 'lum' ranks no items")
     check_agreement({name: _contract(member) for name, member in members.items()})
     tasks = next(iter(members.values())).model.config.tasks
     for name, member in members.items():

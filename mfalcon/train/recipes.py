@@ -13,6 +13,7 @@ from mfalcon.models.config import (
     DinConfig,
     Frozen,
     LayerConfig,
+    LumConfig,
     RankerConfig,
     RelativeBiasConfig,
 )
@@ -55,8 +56,13 @@ class TrainConfig(Frozen):
 
 
 def train_config(name: str) -> TrainConfig:
-    """The default training of an architecture; of `din`, whose windows have one target each, 256 at a time."""
-    return TrainConfig() if architecture(name).encodes_prefix else TrainConfig(epochs=3, batch_size=256)
+    """The default training of an architecture; of `din`, whose windows have one target each, 256 at a time. One that
+    learns interests sees no more than it can be asked with: of events of one time the first is told by nothing.
+    """
+    kind = architecture(name)
+    if not kind.ranks_items:
+        return TrainConfig(epochs=12, batch_size=16, visibility="strict")
+    return TrainConfig() if kind.encodes_prefix else TrainConfig(epochs=3, batch_size=256)
 
 
 def model_config(
@@ -129,7 +135,7 @@ def _ranker_config(
     counters: CountersConfig | None,
 ) -> RankerConfig:
     """What follows of the data set, around what the architecture needs."""
-    single_action = len(dataset.actions) == 1
+    single_action, ranks_items = len(dataset.actions) == 1, architecture(name).ranks_items
     values = dataset.events["value"]
     return RankerConfig(
         name=f"{dataset.name}-{name}",
@@ -141,9 +147,12 @@ def _ranker_config(
         value_center=float(np.mean(values)) if single_action else 0.0,
         value_scale=float(np.std(values)) or None if single_action else None,
         side_features=dataset.side_features,
-        context_features=dataset.context_features,
-        dense_features=tuple(_dense_feature(name, column) for name, column in dataset.dense.items()),
+        context_features=dataset.context_features if ranks_items else (),
+        dense_features=tuple(_dense_feature(name, column) for name, column in dataset.dense.items())
+        if ranks_items
+        else (),
         counters=counters,
+        lum=None if ranks_items else _lum_config(dataset),
         tasks=dataset.tasks,
         blend=dict(dataset.blend),
         head_dim=head_dim,
@@ -152,6 +161,17 @@ def _ranker_config(
         window_chunk=window_chunk,
         dropout=dropout,
     )
+
+
+def _lum_config(dataset: Dataset) -> LumConfig:
+    """The outcomes of the first binary task, by the first side feature of tags, or else of categories. Raises
+    ConfigError.
+    """
+    binary = [task.name for task in dataset.tasks if task.kind == "binary"]
+    if not binary:
+        raise ConfigError("tasks: the data set has no binary task, whose labels are the outcomes of conditions")
+    by_kind = sorted(dataset.side_features, key=lambda feature: feature.kind != "tags")
+    return LumConfig(task=binary[0], category=by_kind[0].name if by_kind else None)
 
 
 def _dense_feature(name: str, column: Floats) -> DenseFeature:

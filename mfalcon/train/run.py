@@ -32,7 +32,7 @@ class Run:
         self.config = config
         self.steps = steps
         self.epoch = 0
-        self.best_epoch, self.best_auc = -1, -math.inf
+        self.best_epoch, self.best_quality = -1, -math.inf
         self.best: dict[str, Tensor] = {}
 
     @property
@@ -62,7 +62,8 @@ class Run:
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
         directory.mkdir(parents=True, exist_ok=True)
-        counters = {"identity": identity, "epoch": self.epoch, "best_epoch": self.best_epoch, "best_auc": self.best_auc}
+        best = {"best_epoch": self.best_epoch, "best_auc": self.best_quality}  # whatever quality is
+        counters = {"identity": identity, "epoch": self.epoch, **best}
         scratch = directory / "progress.partial"
         save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, metadata={"progress": json.dumps(counters)})
         scratch.replace(directory / PROGRESS)
@@ -100,5 +101,5 @@ class Run:
             moments.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
         self.epoch, self.best_epoch = counters["epoch"], counters["best_epoch"]
-        self.best_auc = counters["best_auc"]
+        self.best_quality = counters["best_auc"]
         return self.epoch

@@ -1,4 +1,4 @@
-"""Training: epochs over windows, weights averaged, the best epoch by validation AUC kept and calibrated; resumable.
+"""Training: epochs over windows, weights averaged, the epoch that validation finds best kept; resumable.
 
 Every epoch draws from a generator seeded by (seed, epoch), so a run that was interrupted and resumed ends with the
 same weights as one that was not.
@@ -9,26 +9,23 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional
 
 from mfalcon.errors import DataError
-from mfalcon.models.base import MISSING, Ranker, Targets
-from mfalcon.models.config import RankerConfig, Task
-from mfalcon.models.items import UNKNOWN_ROW
+from mfalcon.models.base import Ranker
+from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import build
-from mfalcon.train.calibrate import calibrate
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.evaluate import Report, binary_task, evaluate, raw_outputs
+from mfalcon.train.evaluate import binary_task
+from mfalcon.train.objective import Objective, Validation, objective_of
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import Run
-from mfalcon.train.sequences import Batch, Columns, Window, forward, grouped, windows_of
+from mfalcon.train.sequences import Columns, Window, grouped, windows_of
 from mfalcon.train.splits import TRAIN, VALIDATION, split
 
 FEW_VALIDATION_EVENTS = 50
@@ -37,15 +34,18 @@ FEW_VALIDATION_EVENTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a progress bar shows: after a step (`validation` None) or after an epoch."""
+    """What a progress bar shows: after a step (`validation` None) or after an epoch. judged_by: what the best epoch is
+    chosen by.
+    """
 
     epoch: int
     step: int
     steps_per_epoch: int
     loss: float
     targets_per_second: float
-    validation: Report | None
+    validation: Validation | None
     best_epoch: int
+    judged_by: str = "AUC"
 
 
 def train(
@@ -72,25 +72,25 @@ def train(
     num_validation = int(np.count_nonzero(parts == VALIDATION))
     if num_validation < FEW_VALIDATION_EVENTS:
         notify(f"warning: only {num_validation} validation events: the figures of validation mean little")
+    objective = objective_of(model, dataset, columns, config)
     per_epoch = -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
     identity = run_identity(dataset, model_config, config)
     if done := run.resume(progress_dir, identity):
         notify(f"going on after epoch {done}")
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
-        _epoch(run, items, columns, per_epoch, report)
+        _epoch(run, items, columns, objective, per_epoch, report)
         averaged = run.averaged
-        validation, _, _ = evaluate(averaged, dataset, parts == VALIDATION, config.visibility)
-        if validation.auc > run.best_auc:
-            run.best_epoch, run.best_auc = run.epoch, validation.auc
+        validation = objective.validate(averaged, parts == VALIDATION)
+        if validation.quality > run.best_quality:
+            run.best_epoch, run.best_quality = run.epoch, validation.quality
             run.best = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
         run.epoch += 1
         run.save(progress_dir, identity)
-        report(Progress(run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan, validation, run.best_epoch))
+        at = run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan
+        report(Progress(*at, validation, run.best_epoch, objective.judged_by))
     model.load_state_dict(run.best)
-    chosen = windows_of(model, dataset, parts == VALIDATION, config.visibility)
-    index, raw = raw_outputs(model, columns, chosen)
-    calibrate(model, raw, columns.labels[index])
+    objective.finish(model, parts == VALIDATION)
     return model.eval()
 
 
@@ -121,7 +121,14 @@ def _check_trainable(columns: Columns, config: RankerConfig, parts: NDArray[np.i
             )
 
 
-def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, report: Callable[[Progress], None]) -> None:
+def _epoch(
+    run: Run,
+    items: list[Window],
+    columns: Columns,
+    objective: Objective[Ranker],
+    per_epoch: int,
+    report: Callable[[Progress], None],
+) -> None:
     seed = run.config.seed * 1_000_003 + run.epoch
     torch.manual_seed(seed)
     run.model.train()
@@ -129,7 +136,7 @@ def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, repo
     for step, group in enumerate(grouped(items, run.config.batch_size, np.random.default_rng(seed))):
         batch = columns.batch(group)
         run.set_learning_rate(run.epoch * per_epoch + step)
-        value = _loss(run.model, _hide(batch, run.config), columns.labels)
+        value = objective.loss(run.model, batch)
         run.optimizer.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), run.config.clip_norm)
@@ -139,34 +146,3 @@ def _epoch(run: Run, items: list[Window], columns: Columns, per_epoch: int, repo
         total += value.item()
         rate = seen / (time.perf_counter() - began)
         report(Progress(run.epoch, step + 1, per_epoch, total / (step + 1), rate, None, run.best_epoch))
-
-
-def _hide(batch: Batch, config: TrainConfig) -> Batch:
-    """Hide some items, context codes and dense features, as if they were unknown and missing."""
-    dense = batch.targets.dense
-    if dense is not None:
-        dense = dense.masked_fill(torch.rand((*dense.shape[:-1], 1)) < config.dense_dropout, 0.0)
-    targets = Targets(
-        _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
-        _masked(batch.targets.context, config.context_dropout, MISSING),
-        dense,
-    )
-    events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
-    return replace(batch, events=events, targets=targets)
-
-
-def _masked(codes: Tensor, share: float, hidden: int) -> Tensor:
-    return codes.masked_fill(torch.rand(codes.shape) < share, hidden)
-
-
-def _loss(model: Ranker, batch: Batch, labels: Tensor) -> Tensor:
-    raw = forward(model, batch)[batch.target_valid]
-    truth = labels[batch.target_index[batch.target_valid]]
-    tasks = enumerate(model.config.tasks)
-    return torch.stack([task.loss_weight * _task_loss(task, raw[:, i], truth[:, i]) for i, task in tasks]).sum()
-
-
-def _task_loss(task: Task, raw: Tensor, truth: Tensor) -> Tensor:
-    if task.kind == "binary":
-        return functional.binary_cross_entropy_with_logits(raw, truth)
-    return functional.mse_loss(raw, truth - task.center)

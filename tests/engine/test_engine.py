@@ -26,7 +26,7 @@ from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.tier import Entry
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from mfalcon.types import Append, CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
@@ -90,7 +90,7 @@ async def test_ten_requests_of_a_cold_user_cost_one_prefill(engine: Engine, here
         assert_right(result, history, request())
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 async def test_cold_hit_append_recent_and_slide(architecture: str, here: CacheSource) -> None:
     checkpoint = small_checkpoint(architecture)
     engine = compose(checkpoint, CONFIG)

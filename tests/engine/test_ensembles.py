@@ -48,7 +48,7 @@ from mfalcon.types import (
 )
 from tests.engine.elsewhere import Elsewhere, Mode
 from tests.engine.replicas import value
-from tests.small import random_events, rank_request, small_checkpoint, small_config
+from tests.small import random_events, rank_request, small_checkpoint, small_config, task_model
 
 A = small_checkpoint("dfgr", torch.float32, 0)
 B = replace(small_checkpoint("hstu", torch.float32, 0), fingerprint="version-of-b")
@@ -356,8 +356,8 @@ def without_score(seed: int, *rows: int) -> Checkpoint:
     """A model that gives items at these rows of the table no finite number."""
     checkpoint = small_checkpoint("dfgr", torch.float32, 0)
     with torch.no_grad():
-        next(reversed(list(checkpoint.prefix_model.heads.mlp.parameters()))).add_(seed)  # the last bias
-        checkpoint.prefix_model.heads.item_bias.weight[list(rows)] = float("nan")
+        next(reversed(list(task_model(checkpoint).heads.mlp.parameters()))).add_(seed)  # the last bias
+        task_model(checkpoint).heads.item_bias.weight[list(rows)] = float("nan")
     return replace(checkpoint, fingerprint=f"poisoned-{seed}-{rows}")
 
 

@@ -11,12 +11,12 @@ from mfalcon.backends.select import reference, serve
 from mfalcon.engine.probe import probe
 from mfalcon.errors import CheckpointError
 from mfalcon.models.base import EventTokens
-from mfalcon.models.registry import prefix_architectures
-from tests.small import small_checkpoint, small_config
+from mfalcon.models.registry import prefix_rankers
+from tests.small import small_checkpoint, small_config, task_model
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_right_models_pass_and_keep_no_page(architecture: str, dtype: torch.dtype) -> None:
     served = serve(small_checkpoint(architecture, dtype).model)
     with torch.inference_mode():
@@ -27,7 +27,7 @@ def test_right_models_pass_and_keep_no_page(architecture: str, dtype: torch.dtyp
 
 @pytest.mark.parametrize("value", [float("nan"), 1e300])
 def test_scores_that_are_not_finite_are_refused(value: float) -> None:
-    model = small_checkpoint().prefix_model
+    model = task_model(small_checkpoint())
     for parameter in model.heads.parameters():
         parameter.fill_(value)
     with pytest.raises(CheckpointError, match="not finite"):
@@ -35,7 +35,7 @@ def test_scores_that_are_not_finite_are_refused(value: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_enormous_weights_are_refused_and_keep_no_page(architecture: str, dtype: torch.dtype) -> None:
     model = small_checkpoint(architecture, dtype).model
     for parameter in model.parameters():
@@ -49,13 +49,13 @@ def test_enormous_weights_are_refused_and_keep_no_page(architecture: str, dtype:
 
 def test_the_task_whose_scores_are_not_finite_is_named() -> None:
     """Its bias fits the weights' dtype, the sum with what the value's center is does not fit an answer's."""
-    model = small_checkpoint(dtype=torch.float64).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float64))
     model.heads.item_bias.weight[:, 1] = 1e39
     with pytest.raises(CheckpointError, match="small: scores of task 'rating' are not finite on backend reference"):
         probe(reference(model))
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_what_only_extreme_values_reach_is_refused(architecture: str) -> None:
     """A usual history scores well; the first dwell time of a day would poison its user."""
     model = small_checkpoint(architecture, torch.float16).model
@@ -68,7 +68,7 @@ def test_what_only_extreme_values_reach_is_refused(architecture: str) -> None:
 
 def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
     """Every score fits float32, their weighted sum does not."""
-    model = small_checkpoint(dtype=torch.float32).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float32))
     model.heads.item_bias.weight[:, 1] = 1e34
     model.config = model.config.model_copy(update={"blend": {"rating": 1e6}})
     with pytest.raises(CheckpointError, match="small: the blend of finite scores is not finite"):
@@ -76,14 +76,14 @@ def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
 
 
 def test_a_backend_that_computes_something_else_is_refused() -> None:
-    model, other = small_checkpoint().prefix_model, small_checkpoint(seed=1).prefix_model
+    model, other = task_model(small_checkpoint()), task_model(small_checkpoint(seed=1))
     served = dataclasses.replace(reference(model), stack=ReferenceBackend(other.stack, other.kv_shape()))
     with pytest.raises(CheckpointError, match=r"backend reference differ .* must be at most 1e-11 in float64"):
         probe(served)
 
 
 def test_a_model_with_counters_passes_and_what_they_spoil_is_refused() -> None:
-    model = small_checkpoint(dtype=torch.float32, config=small_config(with_counters=True)).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float32, config=small_config(with_counters=True)))
     probe(serve(model))
     num_given = len(model.config.dense_features)
     model.dense.first.weight[:, num_given:] = 1e34
@@ -92,7 +92,7 @@ def test_a_model_with_counters_passes_and_what_they_spoil_is_refused() -> None:
 
 
 def test_what_only_extreme_features_reach_is_refused() -> None:
-    model = small_checkpoint(dtype=torch.float32).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float32))
     model.dense.last.weight.fill_(1e35)
     with pytest.raises(CheckpointError, match=r"not finite on backend reference"):
         probe(reference(model))

@@ -20,7 +20,7 @@ from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.cost import Estimate
 from mfalcon.kvcache.decision import Decision
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from mfalcon.types import Append, CacheInfo, CacheSource, no_events
 from tests.engine.replicas import (
     BOUND,
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("here")
 
 
 @pytest.mark.usefixtures("always_fetch")
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 async def test_what_one_replica_encoded_another_fetches(
     replica: StartReplica, architecture: str, here: CacheSource
 ) -> None:

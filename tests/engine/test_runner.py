@@ -17,9 +17,9 @@ from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import architectures, prefix_architectures
+from mfalcon.models.registry import prefix_rankers, rankers
 from mfalcon.types import NO_SCORE, CacheInfo, CacheSource, Events, RankRequest, no_events
-from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
+from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config, task_model
 
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
 ITEMS = small_checkpoint().items.item_id
@@ -63,7 +63,7 @@ def assert_right(checkpoint: Checkpoint, runner: Runner, events: Events, request
     return result.cache
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_what_is_reused_over_the_life_of_a_history(architecture: str) -> None:
     """Grows by one event at a time over the window's edge: appended, slid once per chunk, and always right."""
     checkpoint = small_checkpoint(architecture)
@@ -86,7 +86,7 @@ def test_what_is_reused_over_the_life_of_a_history(architecture: str) -> None:
         assert again == CacheInfo(CacheSource.HOST, (length - start) * per_event, 0)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
     checkpoint = small_checkpoint(architecture)
     runner, cache = runner_of(checkpoint)
@@ -105,7 +105,7 @@ def test_recent_events_are_seen_and_forgotten(architecture: str) -> None:
     assert assert_right(checkpoint, runner, events, plain) == CacheInfo(CacheSource.HOST, 20 * per_event, 3 * per_event)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_recent_events_that_move_the_window_keep_a_state_of_their_own(architecture: str) -> None:
     """Of the acknowledged events alone; the history's own state stays, until its window moves as well."""
     checkpoint = small_checkpoint(architecture)
@@ -206,7 +206,7 @@ def test_a_score_that_is_no_number_is_the_failure_of_its_candidate_alone() -> No
     request = rank_request("ann", [bad, *good, bad], top_k=5)
     with torch.inference_mode():
         right = runner.rank(rank_job(no_events(), request))
-        checkpoint.prefix_model.heads.item_bias.weight[1] = float("nan")
+        task_model(checkpoint).heads.item_bias.weight[1] = float("nan")
         result = runner.rank(rank_job(no_events(), request))
     assert result.failed.tolist() == [0, 4]
     assert not len(right.failed)
@@ -220,7 +220,7 @@ def test_a_score_that_is_no_number_is_the_failure_of_its_candidate_alone() -> No
 def test_a_model_that_gives_no_candidate_a_number_is_an_error_that_names_them() -> None:
     checkpoint = small_checkpoint()
     runner, _ = runner_of(checkpoint)
-    checkpoint.prefix_model.heads.item_bias.weight[1] = float("nan")
+    task_model(checkpoint).heads.item_bias.weight[1] = float("nan")
     bad = int(ITEMS[0])
     with (
         torch.inference_mode(),
@@ -277,7 +277,7 @@ def test_timings_add_up() -> None:
     assert sum(parts) <= timings.total_us + 4  # each rounded to a microsecond
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", rankers())
 def test_the_measured_microbatch_is_one_of_the_sizes(architecture: str) -> None:
     with torch.inference_mode():
         assert measure_microbatch(any_reference(small_checkpoint(architecture).model), (16, 32)) in (16, 32)

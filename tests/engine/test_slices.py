@@ -27,7 +27,7 @@ from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from mfalcon.types import Append, CacheSource, Events, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config
 
@@ -75,7 +75,7 @@ def test_what_fits_is_the_most_that_does(most: int, unit: int, seconds: float, e
     assert num == most or min(most, num + unit) * each > seconds
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_cuts_move_no_score(architecture: str, backend: str) -> None:
     """Nor a key or a value: to the bit where the fused kernel computes, within rounding elsewhere. The heads are

@@ -17,7 +17,7 @@ from mfalcon.kvcache.codec import decode, encode, exact_dtype
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from tests.small import CPU, NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 SHAPE = KVShape(num_layers=2, num_heads=3, qk_dim=5, v_dim=7, dtype=torch.float32, device=CPU)
@@ -262,7 +262,7 @@ SCORE_ERRORS = {
 
 
 @pytest.mark.parametrize("seed", [0, 3])
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_scores_on_a_decoded_state(architecture: str, seed: int) -> None:
     config = small_config(architecture, max_history=77)
     checkpoint = small_checkpoint(architecture, torch.float32, seed, config)
@@ -275,7 +275,7 @@ def test_scores_on_a_decoded_state(architecture: str, seed: int) -> None:
         assert 0 < moved.max().item() < bound, dtype
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_another_thread_decodes_what_this_one_extends(architecture: str) -> None:
     """The worker's part of the job, and the device thread's after it: equal to never having left."""
     checkpoint = small_checkpoint(architecture, torch.float32)

@@ -12,7 +12,7 @@ from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
 from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.models.base import Ranker, prefix_ranker
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from tests.device import needs_interpreter
 from tests.small import random_events, small_checkpoint, small_config, tokens
 
@@ -36,7 +36,7 @@ def cases() -> list[object]:
     """Every backend with every damage; in the interpreter, at seconds each, two always and all in `make thorough`."""
     found: list[object] = []
     hows = ["item nan", "item inf", *(f"weight {i} {part}" for i in range(3) for part in "uvqk")]
-    for architecture, backend, how in itertools.product(prefix_architectures(), BACKENDS, hows):
+    for architecture, backend, how in itertools.product(prefix_rankers(), BACKENDS, hows):
         marks = [needs_interpreter] if backend[0] == "triton" else []
         if marks and (architecture != "dfgr" or how not in ("item nan", "weight 1 k")):
             marks.append(pytest.mark.thorough)

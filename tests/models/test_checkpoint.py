@@ -26,7 +26,7 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS, load_items
 from mfalcon.models.registry import architectures, build
-from tests.small import small_checkpoint, small_config, small_items
+from tests.small import small_checkpoint, small_config, small_items, task_model
 
 ROOT = Path(__file__).parents[2]
 FILES = (CONFIG, WEIGHTS, ITEMS, MANIFEST)
@@ -152,7 +152,7 @@ def test_saving_twice_gives_the_same_fingerprint(tmp_path: Path) -> None:
 def test_dtypes(saved: Path) -> None:
     double = load(saved, torch.float64).model
     assert {parameter.dtype for parameter in double.parameters()} == {torch.float64}
-    half = load(saved, torch.bfloat16).prefix_model
+    half = task_model(load(saved, torch.bfloat16))
     assert half.items.id.weight.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in half.heads.parameters()} == {torch.float32}
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
-from mfalcon.models.registry import architectures, build
+from mfalcon.models.registry import build, rankers
 from tests.small import small_config
 
 
@@ -75,7 +75,7 @@ def test_contradictions_are_refused(changes: dict[str, object], message: str) ->
         RankerConfig.model_validate(changed(**changes))
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", rankers())
 @pytest.mark.parametrize("name", ["type", "items", "values", "keys", "forward", "rows", "float"])
 def test_any_legal_name_of_a_side_feature_builds(architecture: str, name: str) -> None:
     """`type` is what a user's own item file is likely to have."""

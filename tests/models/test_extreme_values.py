@@ -8,7 +8,7 @@ from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import serve
 from mfalcon.models.base import Targets
 from mfalcon.models.embedding import ActionEmbedding
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -18,7 +18,7 @@ LARGEST = float(np.finfo(np.float32).max)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-30, 1.7, 1e30])
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_no_value_poisons_a_state(architecture: str, scale: float, dtype: torch.dtype, backend: str) -> None:
     """Its own token, those behind it, and every score against them; float16 overflows at 65,504."""
     config = small_config(architecture).model_copy(update={"value_scale": scale})
@@ -44,7 +44,7 @@ def test_usual_values_change_by_no_bit(dtype: torch.dtype) -> None:
     assert torch.equal(embedding(torch.zeros(len(values), dtype=torch.int64), values), plain)
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_it_trains(architecture: str) -> None:
     """The trainer's embedding is the server's: its gradients are finite too."""
     checkpoint = small_checkpoint(architecture, torch.float32)

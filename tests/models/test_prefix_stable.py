@@ -8,7 +8,7 @@ from mfalcon.backends.select import reference
 from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.hstu import HSTU
-from mfalcon.models.registry import architecture, prefix_architectures
+from mfalcon.models.registry import architecture, prefix_rankers
 from tests.small import random_events, small_checkpoint, small_config, tokens
 
 BOUND = 1e-12
@@ -29,7 +29,7 @@ def is_prefix_stable(checkpoint: Checkpoint) -> bool:
     return worst <= BOUND
 
 
-@pytest.mark.parametrize("name", prefix_architectures())
+@pytest.mark.parametrize("name", prefix_rankers())
 def test_every_architecture_is_what_it_says(name: str) -> None:
     checkpoint = small_checkpoint(name, config=small_config(name, num_layers=3))
     assert architecture(name).prefix_stable == is_prefix_stable(checkpoint)

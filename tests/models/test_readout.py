@@ -6,7 +6,7 @@ import torch
 from mfalcon.models.base import MISSING, Targets
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.readout import Readout
-from tests.small import small_checkpoint, small_config
+from tests.small import small_checkpoint, small_config, task_model
 
 NUM_TARGETS = 9
 
@@ -34,7 +34,7 @@ def test_it_is_what_the_modules_give(
         config = config.model_copy(update={"context_features": ()})
     if reads not in ("all", "dense"):
         config = config.model_copy(update={"dense_features": ()})
-    model = small_checkpoint(config=config).prefix_model
+    model = task_model(small_checkpoint(config=config))
     model.cast(dtype)
     features = config.context_features
     sizes = torch.tensor([feature.num_values for feature in features])

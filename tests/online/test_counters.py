@@ -11,7 +11,7 @@ from loadtest.faults.redis_server import RedisServer
 from mfalcon.cli.process import serving
 from mfalcon.cli.replay import replay_online
 from mfalcon.models import checkpoint
-from mfalcon.models.base import PrefixRanker
+from mfalcon.models.base import TaskRanker
 from mfalcon.models.config import COUNTERS
 from mfalcon.models.registry import build
 from mfalcon.train.counters import counters_config
@@ -30,7 +30,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     chunk = 12 if request.param == "dfgr" else None
     torch.manual_seed(0)
     model = build(model_config(DATASET, request.param, dim=16, max_history=24, window_chunk=chunk, counters=counters))
-    if isinstance(model, PrefixRanker):
+    if isinstance(model, TaskRanker):
         torch.nn.init.normal_(model.dense.last.weight, std=0.1)
     directory = tmp_path_factory.mktemp("counters") / "checkpoint"
     checkpoint.save(directory, model, DATASET.items)

@@ -6,7 +6,7 @@ import torch
 
 from mfalcon.train.calibrate import calibrate, platt
 from mfalcon.train.metrics import auc, normalized_entropy
-from tests.small import small_checkpoint, some_rows
+from tests.small import small_checkpoint, some_rows, task_model
 
 
 def labelled(scale: float, shift: float, num_rows: int = 20_000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +24,7 @@ def test_platt_finds_what_the_labels_were_drawn_with(scale: float, shift: float)
 
 
 def test_a_model_too_sure_of_itself_is_mended_and_orders_as_before() -> None:
-    model = small_checkpoint(dtype=torch.float32).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float32))
     rows, hidden = some_rows(500), torch.randn(500, model.config.dim)
     raw = model.heads(hidden, rows)
     truth = torch.stack([(torch.rand(500) < (raw[:, 0] / 4).sigmoid()).float(), raw[:, 1]], dim=1)
@@ -38,7 +38,7 @@ def test_a_model_too_sure_of_itself_is_mended_and_orders_as_before() -> None:
 
 
 def test_labels_that_oppose_the_score_leave_the_model_alone() -> None:
-    model = small_checkpoint(dtype=torch.float32).prefix_model
+    model = task_model(small_checkpoint(dtype=torch.float32))
     raw = torch.randn(200, 2)
     before = model.heads.item_bias.weight.clone()
     calibrate(model, raw, (raw < 0).float())

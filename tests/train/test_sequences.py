@@ -12,7 +12,7 @@ from mfalcon.algorithm import score, user_state
 from mfalcon.backends.select import any_reference
 from mfalcon.models.base import Ranker, Targets, event_tokens
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.registry import architectures, build, prefix_architectures
+from mfalcon.models.registry import build, prefix_rankers, rankers
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import (
@@ -125,7 +125,7 @@ def test_every_window_is_in_one_batch(batch_size: int) -> None:
 
 
 def config_of(architecture: str, *, with_value: bool = False) -> RankerConfig:
-    chunk = 4 if architecture in prefix_architectures() else None
+    chunk = 4 if architecture in prefix_rankers() else None
     config = model_config(DATASET, architecture, dim=8, max_history=9, window_chunk=chunk)
     return config.model_copy(update={"value_center": 3.3, "value_scale": 1.7}) if with_value else config
 
@@ -141,7 +141,7 @@ def random_model(config: RankerConfig) -> Ranker:
 
 @pytest.mark.parametrize("with_value", [False, True])
 @pytest.mark.parametrize("visibility", VISIBILITIES)
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", rankers())
 def test_online_equals_offline(architecture: str, visibility: Visibility, with_value: bool) -> None:
     """The batched forward of training gives every target the score that it gets alone, by prefill and score."""
     config = config_of(architecture, with_value=with_value)
@@ -175,7 +175,7 @@ def test_a_batch_of_empty_prefixes() -> None:
     assert torch.isfinite(forward(random_model(config), batch)).all()
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_an_event_that_is_not_valid_is_seen_by_no_token(architecture: str) -> None:
     """What event dropout promises: a hidden event reaches neither the prefix nor the targets."""
     config = config_of(architecture)

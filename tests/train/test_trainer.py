@@ -12,7 +12,8 @@ import mfalcon.train.trainer
 from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.registry import architectures, prefix_architectures
+from mfalcon.models.registry import architecture as registered
+from mfalcon.models.registry import architectures, rankers
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate
@@ -28,7 +29,7 @@ TRAIN = TrainConfig(epochs=3, batch_size=8, seed=3)
 
 
 def small(architecture: str = "dfgr", dataset: Dataset = DATASET) -> RankerConfig:
-    if architecture not in prefix_architectures():
+    if not registered(architecture).encodes_prefix:
         return model_config(dataset, architecture, dim=16, max_history=24)
     return model_config(dataset, architecture, dim=16, num_layers=2, max_history=24, window_chunk=12)
 
@@ -53,7 +54,7 @@ def losses(seen: list[Progress]) -> list[float]:
     return [p.loss for p in seen if p.validation is None and p.step == p.steps_per_epoch]
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", rankers())
 def test_it_learns(tmp_path: Path, architecture: str) -> None:
     seen: list[Progress] = []
     config = TRAIN.model_copy(update={"epochs": 5, "learning_rate": 5e-3, "patience": 5})
@@ -77,7 +78,7 @@ def with_hint(noise: float = 0.3) -> Dataset:
     return replace(DATASET, dense={"hint": hint})
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", rankers())
 def test_it_learns_from_dense_features_and_does_without_them(tmp_path: Path, architecture: str) -> None:
     hinted = with_hint()
     config = small(architecture, hinted)

@@ -7,11 +7,11 @@ from loadtest.bench.peer import dense_forward, refusal
 from loadtest.bench.shapes import SHAPES
 from mfalcon.laws import masked_forward
 from mfalcon.models.base import Targets
-from mfalcon.models.registry import prefix_architectures
+from mfalcon.models.registry import prefix_rankers
 from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 @pytest.mark.parametrize(("num_events", "num_targets"), [(0, 1), (1, 5), (23, 7)])
 def test_peer_equals_the_masked_forward(architecture: str, num_events: int, num_targets: int) -> None:
     checkpoint = small_checkpoint(architecture)

@@ -25,7 +25,7 @@ from mfalcon.cli import bench_state as command
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.registry import build, prefix_architectures
+from mfalcon.models.registry import build, prefix_rankers
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import Visibility
@@ -166,7 +166,7 @@ def test_a_round_trip_is_exact_at_the_models_own_type() -> None:
         assert 0 < (coarse.read(layer)[1] - state.read(layer)[1]).abs().max() < 20 / 127
 
 
-@pytest.mark.parametrize("architecture", prefix_architectures())
+@pytest.mark.parametrize("architecture", prefix_rankers())
 def test_quality_of_exact_payloads_is_that_of_the_evaluation(architecture: str) -> None:
     dataset = synthetic(20, 40, 30, seed=2)
     chosen = split(dataset, "A") == TEST
