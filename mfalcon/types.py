@@ -11,6 +11,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mfalcon.errors import MFalconError
+
 EVENT_DTYPE = np.dtype([("item_id", "<i8"), ("actions", "<u4"), ("value", "<f4"), ("time_ms", "<i8")])
 """One event, 24 bytes: raw item id, bitmask over the action vocabulary, value (a rating, say), time in milliseconds."""
 
@@ -68,6 +70,14 @@ class Append:
 
 
 @dataclass(frozen=True, slots=True)
+class UserAppend:
+    """An append to a user's history, as one of many in a call."""
+
+    user_id: str
+    append: Append
+
+
+@dataclass(frozen=True, slots=True)
 class Appended:
     """What became of an `Append`: its events are acknowledged.
 
@@ -87,6 +97,10 @@ class Appended:
     was_written: bool = False
     lost_events: int = 0
     previous: bytes = field(default=b"", compare=False)
+
+
+AppendOutcome: TypeAlias = Appended | MFalconError
+"""What became of one append of several: what `append_events` would have returned, or raised."""
 
 
 def first_late(events: Events) -> int | None:

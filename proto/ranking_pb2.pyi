@@ -232,6 +232,42 @@ class AppendEventsResponse(_message.Message):
     lost_events: int
     def __init__(self, history_len: _Optional[int] = ..., version: _Optional[bytes] = ..., clamped: _Optional[_Iterable[int]] = ..., inserted: _Optional[_Iterable[int]] = ..., discarded: _Optional[_Iterable[int]] = ..., was_written: _Optional[bool] = ..., lost_events: _Optional[int] = ...) -> None: ...
 
+class AppendBatchRequest(_message.Message):
+    __slots__ = ("appends",)
+    APPENDS_FIELD_NUMBER: _ClassVar[int]
+    appends: _containers.RepeatedCompositeFieldContainer[AppendEventsRequest]
+    def __init__(self, appends: _Optional[_Iterable[_Union[AppendEventsRequest, _Mapping]]] = ...) -> None: ...
+
+class AppendBatchResponse(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[AppendOutcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[AppendOutcome, _Mapping]]] = ...) -> None: ...
+
+class AppendOutcome(_message.Message):
+    __slots__ = ("appended", "failure")
+    APPENDED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    appended: AppendEventsResponse
+    failure: Failure
+    def __init__(self, appended: _Optional[_Union[AppendEventsResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message", "outcome_unknown", "retry_after_ms", "history_len", "history_version")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_LEN_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    outcome_unknown: bool
+    retry_after_ms: int
+    history_len: int
+    history_version: bytes
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., outcome_unknown: _Optional[bool] = ..., retry_after_ms: _Optional[int] = ..., history_len: _Optional[int] = ..., history_version: _Optional[bytes] = ...) -> None: ...
+
 class GetHistoryRequest(_message.Message):
     __slots__ = ("user_id", "first", "limit", "expected_version", "with_states")
     USER_ID_FIELD_NUMBER: _ClassVar[int]

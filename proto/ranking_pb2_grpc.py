@@ -44,6 +44,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.AppendEventsResponse.FromString,
                 _registered_method=True)
+        self.AppendBatch = channel.unary_unary(
+                '/mfalcon.v1.Ranking/AppendBatch',
+                request_serializer=proto_dot_ranking__pb2.AppendBatchRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.AppendBatchResponse.FromString,
+                _registered_method=True)
         self.GetHistory = channel.unary_unary(
                 '/mfalcon.v1.Ranking/GetHistory',
                 request_serializer=proto_dot_ranking__pb2.GetHistoryRequest.SerializeToString,
@@ -88,6 +93,14 @@ class RankingServicer:
         cannot be reached. An append with an `append_id` may be asked again after any failure: it is written once, and whoever
         asks again is told what became of it. Remembered are at least the 4,096 newest appends with an id of each user, each for
         an hour at least; an older one that is asked again is a new one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AppendBatch(self, request, context):
+        """Adds events to the histories of many users, for streams and bulk loads: each append by itself, as AppendEvents does
+        it, so what is wrong with one is told of it alone. They may be done in any order; no user may be named twice.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,6 +156,11 @@ def add_RankingServicer_to_server(servicer, server):
                     servicer.AppendEvents,
                     request_deserializer=proto_dot_ranking__pb2.AppendEventsRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.AppendEventsResponse.SerializeToString,
+            ),
+            'AppendBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendBatch,
+                    request_deserializer=proto_dot_ranking__pb2.AppendBatchRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.AppendBatchResponse.SerializeToString,
             ),
             'GetHistory': grpc.unary_unary_rpc_method_handler(
                     servicer.GetHistory,
@@ -224,6 +242,33 @@ class Ranking:
             '/mfalcon.v1.Ranking/AppendEvents',
             proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
             proto_dot_ranking__pb2.AppendEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/AppendBatch',
+            proto_dot_ranking__pb2.AppendBatchRequest.SerializeToString,
+            proto_dot_ranking__pb2.AppendBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -419,6 +419,7 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
         description="Longest time for one request, in ms; callers may ask for less.",
     )
     max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
+    max_appends_per_batch: AtLeastOne = Field(default=1_000, description="Most users of one batch of appends.")
     max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")
     max_recent_events: int = Field(default=1_024, ge=0, description="Most events that ride with one rank request.")
     max_events_per_page: int = Field(

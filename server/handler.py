@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from typing import Final, Protocol
 
 from mfalcon.clock import now_ms
-from mfalcon.errors import DeadlineExceeded, NotReady, Overloaded, ShuttingDown, TooFewMembers
+from mfalcon.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.load import Load
 from mfalcon.types import (
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     HistoryPage,
     HistoryRequest,
@@ -21,6 +22,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    UserAppend,
 )
 from server import arrivals, limits
 from server.access.gate import Gate
@@ -61,6 +63,10 @@ class RankingEngine(Protocol):
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Write to the log. HistoryMismatch, or InvalidInput when older than the log."""
+        ...
+
+    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None) -> list[AppendOutcome]:
+        """Do appends of different users, each by itself."""
         ...
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
@@ -200,14 +206,34 @@ class Handler:
         arrivals.current().handled = time.perf_counter()
         self._check_user(user_id)
         arrivals.current().num_events = len(append.events)
-        limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)
-        limits.check_append(append)
-        append = dataclasses.replace(append, late_events=append.late_events or self._limits.late_events)
-        most_actions, in_order = max(len(info.actions) for info in self._engine.models), append.late_events == "reject"
-        skew = self._limits.max_clock_skew_ms
-        limits.check_events("events", append.events, most_actions, skew, in_order=in_order)
+        append = self._checked(append, self._most_actions)
         async with self._admitted(time_left, writes=True) as deadline:
             return await self._engine.append_events(user_id, append, deadline)
+
+    async def append_batch(
+        self, appends: Sequence[UserAppend | InvalidInput], time_left: float | None
+    ) -> list[AppendOutcome]:
+        """Add events to the histories of different users, each append by itself: what `append_events` would return or
+        raise for it. One that could not even be read is its own outcome.
+        """
+        arrivals.current().handled = time.perf_counter()
+        arrivals.current().num_events = limits.check_batch(appends, self._limits)
+        most_actions = self._most_actions
+        outcomes: list[AppendOutcome | None] = []
+        legal: list[UserAppend] = []
+        for each in appends:
+            try:
+                if isinstance(each, InvalidInput):
+                    raise each
+                limits.check_user_id(each.user_id, self._limits.max_user_id_bytes)
+                legal.append(UserAppend(each.user_id, self._checked(each.append, most_actions)))
+                outcomes.append(None)
+            except InvalidInput as error:
+                outcomes.append(error)
+        if legal:
+            async with self._admitted(time_left, writes=True) as deadline:
+                told = iter(await self._engine.append_batch(legal, deadline))
+        return [next(told) if outcome is None else outcome for outcome in outcomes]
 
     async def get_history(self, request: HistoryRequest, time_left: float | None) -> HistoryPage:
         """A page of the user's history; `limit` 0 is for as many events as a page may have."""
@@ -235,6 +261,20 @@ class Handler:
         self._check_user(user_id)
         async with self._admitted(time_left, writes=True) as deadline:
             await self._engine.delete_user(user_id, deadline)
+
+    def _checked(self, append: Append, most_actions: int) -> Append:
+        """A legal append, with what becomes of its late events. Raises InvalidInput."""
+        limits.check_num_events("events", append.events, 1, self._limits.max_events_per_append)
+        limits.check_append(append)
+        append = dataclasses.replace(append, late_events=append.late_events or self._limits.late_events)
+        skew, in_order = self._limits.max_clock_skew_ms, append.late_events == "reject"
+        limits.check_events("events", append.events, most_actions, skew, in_order=in_order)
+        return append
+
+    @property
+    def _most_actions(self) -> int:
+        """Of any served model: their events share a history."""
+        return max(len(info.actions) for info in self._engine.models)
 
     def _check_user(self, user_id: str) -> None:
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)

@@ -27,6 +27,7 @@ from mfalcon.types import (
     LateEvents,
     ModelInfo,
     Rerank,
+    UserAppend,
     first_late,
 )
 
@@ -49,6 +50,7 @@ class Limits:
 
     max_candidates: int
     max_events_per_append: int
+    max_appends_per_batch: int
     max_recent_events: int
     max_events_per_page: int
     max_user_id_bytes: int
@@ -181,6 +183,34 @@ def check_num_context(context: Sized) -> None:
     """At most `MAX_CONTEXT_ENTRIES`."""
     if len(context) > MAX_CONTEXT_ENTRIES:
         raise InvalidInput("context", len(context), f"0 to {MAX_CONTEXT_ENTRIES} entries")
+
+
+def check_batch(appends: Sequence[UserAppend | InvalidInput], most: Limits) -> int:
+    """1 to `max_appends_per_batch` of different users, with at most `max_events_per_append` events in all. Returns
+    their number.
+    """
+    check_num_appends(appends, most)
+    readable = [each for each in appends if isinstance(each, UserAppend)]
+    num_events = sum(len(each.append.events) for each in readable)
+    check_num_batched(num_events, most)
+    seen: set[str] = set()
+    for each in readable:
+        if each.user_id in seen:
+            raise InvalidInput("user_id", each.user_id, "a user that no other append of the batch names")
+        seen.add(each.user_id)
+    return num_events
+
+
+def check_num_batched(num_events: int, most: Limits) -> None:
+    """At most `max_events_per_append` in all appends of a batch."""
+    if num_events > most.max_events_per_append:
+        raise InvalidInput("events", num_events, f"at most {most.max_events_per_append} in all appends of a batch")
+
+
+def check_num_appends(appends: Sized, most: Limits) -> None:
+    """1 to `max_appends_per_batch` of them."""
+    if not 1 <= len(appends) <= most.max_appends_per_batch:
+        raise InvalidInput("appends", len(appends), f"1 to {most.max_appends_per_batch} appends")
 
 
 def check_context(context: Mapping[str, int], features: Sequence[ContextFeatureInfo]) -> None:

@@ -90,6 +90,7 @@ class Transports:
         limits = Limits(
             max_candidates=config.max_candidates,
             max_events_per_append=config.max_events_per_append,
+            max_appends_per_batch=config.max_appends_per_batch,
             max_recent_events=config.max_recent_events,
             max_events_per_page=config.max_events_per_page,
             max_user_id_bytes=config.max_user_id_bytes,

@@ -20,6 +20,7 @@ from mfalcon_client.retry import Retry
 from mfalcon_client.token_file import TokenFile
 from mfalcon_client.types import (
     EVENT_DTYPE,
+    Append,
     Appended,
     CacheInfo,
     CacheSource,
@@ -45,6 +46,7 @@ __all__ = [
     "EVENT_DTYPE",
     "RANK_KEY",
     "AccessDenied",
+    "Append",
     "Appended",
     "AsyncClient",
     "CacheInfo",

@@ -1,7 +1,7 @@
 """The client for asyncio: `AsyncClient`."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
@@ -13,9 +13,9 @@ from mfalcon_client.append_ids import KeptIds
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import DeadlineExceeded, Unavailable
+from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Append, Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -138,6 +138,12 @@ class AsyncClient:
             ids_are_kept=self._kept_ids.surely,
         )
         return await self._call(call, timeout_s)
+
+    async def append_batch(
+        self, appends: Sequence[Append], *, timeout_s: float | None = None
+    ) -> tuple[Appended | ClientError, ...]:
+        """See `Client.append_batch`."""
+        return await self._call(calls.append_batch(appends), timeout_s)
 
     async def get_history(
         self,

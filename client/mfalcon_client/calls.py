@@ -1,6 +1,6 @@
 """What each call is, for both clients: its method, its bytes, whether it may be repeated, how its answer is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 from mfalcon_client import encoding
 from mfalcon_client import messages as pb
 from mfalcon_client.append_ids import new_append_id
-from mfalcon_client.errors import ServerFailure
+from mfalcon_client.errors import ClientError, ServerFailure
 from mfalcon_client.retry import Repeat
-from mfalcon_client.types import Appended, CacheInfo, Events, HistoryPage, Model, Ranking
+from mfalcon_client.types import Append, Appended, CacheInfo, Events, HistoryPage, Model, Ranking
 
 Answer = TypeVar("Answer")
 
@@ -87,6 +87,29 @@ def append_events(
         return told
 
     return Call("AppendEvents", request, user_id, repeat, read)
+
+
+def append_batch(appends: Sequence[Append]) -> Call[tuple[Appended | ClientError, ...]]:
+    """Appends of different users. Servers that have this call keep append ids."""
+    requests = [
+        encoding.user(each.user_id)
+        + encoding.append_options(
+            each.events,
+            each.expected_len,
+            each.expected_version,
+            each.append_id or new_append_id(),
+            each.late_events,
+        )
+        for each in appends
+    ]
+
+    def read(raw: bytes) -> tuple[Appended | ClientError, ...]:
+        outcomes = encoding.outcomes(raw)
+        if len(outcomes) != len(requests):
+            raise ValueError(f"{len(outcomes)} outcomes of {len(requests)} appends")
+        return outcomes
+
+    return Call("AppendBatch", encoding.batch(requests), None, Repeat.CONDITIONAL, read)
 
 
 def get_history(

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar, cast
 
@@ -13,9 +13,9 @@ from mfalcon_client import calls, encoding
 from mfalcon_client.append_ids import KeptIds
 from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import DeadlineExceeded, Unavailable
+from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import Append, Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
 
 Answer = TypeVar("Answer")
 
@@ -165,6 +165,17 @@ class Client:
             ids_are_kept=self._kept_ids.surely,
         )
         return self._call(call, timeout_s)
+
+    def append_batch(
+        self, appends: Sequence[Append], *, timeout_s: float | None = None
+    ) -> tuple[Appended | ClientError, ...]:
+        """Add events to the histories of different users in one call, for streams and bulk loads: each append by
+        itself. Returns what became of each, in their order: what `append_events` would have returned or raised.
+
+        The call is repeated as that is, each append under its name. Raises any ClientError of the whole call: then
+        nobody knows which were written, and the same appends under the same names may be given again.
+        """
+        return self._call(calls.append_batch(appends), timeout_s)
 
     def get_history(
         self,

@@ -6,7 +6,7 @@ what cannot be sent; what can be is for the server to judge.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from operator import index
 from types import MappingProxyType
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfalcon_client import messages as pb
-from mfalcon_client.errors import InvalidArgument
+from mfalcon_client.errors import ERRORS, ClientError, InvalidArgument, Overloaded, VersionConflict
 from mfalcon_client.types import (
     EVENT_DTYPE,
     Appended,
@@ -125,6 +125,12 @@ def append_options(
     return rest + _events("events", events, pb.AppendEventsRequest.EVENTS_FIELD_NUMBER)
 
 
+def batch(appends: Sequence[bytes]) -> bytes:
+    """A serialized AppendBatchRequest of serialized AppendEventsRequests."""
+    tag = bytes([pb.AppendBatchRequest.APPENDS_FIELD_NUMBER << 3 | _BYTES])
+    return b"".join(part for each in appends for part in (tag, _varint(len(each)), each))
+
+
 def history_options(first: int, limit: int, expected_version: bytes | None, *, with_states: bool) -> bytes:
     """A serialized GetHistoryRequest but for its user."""
     try:
@@ -178,7 +184,33 @@ def ranking(raw: bytes) -> Ranking:
 
 def appended(raw: bytes) -> Appended:
     """Of a serialized AppendEventsResponse."""
-    reply = pb.AppendEventsResponse.FromString(raw)
+    return _appended(pb.AppendEventsResponse.FromString(raw))
+
+
+def outcomes(raw: bytes) -> tuple[Appended | ClientError, ...]:
+    """Of a serialized AppendBatchResponse."""
+    replies = pb.AppendBatchResponse.FromString(raw).outcomes
+    return tuple(
+        _failed(reply.failure) if reply.HasField("failure") else _appended(reply.appended) for reply in replies
+    )
+
+
+def _failed(failure: pb.Failure) -> ClientError:
+    """What a call of its own would have raised."""
+    kind = ERRORS.get(failure.code, ClientError)
+    unknown = failure.outcome_unknown
+    if kind is VersionConflict:
+        known, version = failure.history_len, failure.history_version
+        return VersionConflict(
+            failure.code, failure.message, outcome_unknown=unknown, history_len=known, history_version=version
+        )
+    if kind is Overloaded:
+        after_s = failure.retry_after_ms / 1000 if failure.HasField("retry_after_ms") else None
+        return Overloaded(failure.code, failure.message, outcome_unknown=unknown, retry_after_s=after_s)
+    return kind(failure.code, failure.message, outcome_unknown=unknown)
+
+
+def _appended(reply: pb.AppendEventsResponse) -> Appended:
     return Appended(
         history_len=reply.history_len,
         was_found=reply.was_written,

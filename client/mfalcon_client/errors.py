@@ -14,6 +14,9 @@ ClientError
 A status that has no class of its own is a plain ClientError.
 """
 
+from collections.abc import Mapping
+from typing import Final
+
 
 class ClientError(Exception):
     """A call without an answer.
@@ -84,3 +87,21 @@ class ServerFailure(ClientError):
 
 class Closed(ClientError):
     """This client was closed before there was an answer."""
+
+
+ERRORS: Final[Mapping[str, type[ClientError]]] = {
+    "INVALID_ARGUMENT": InvalidArgument,
+    "OUT_OF_RANGE": InvalidArgument,
+    "NOT_FOUND": NotFound,
+    "FAILED_PRECONDITION": VersionConflict,
+    "RESOURCE_EXHAUSTED": Overloaded,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "UNAVAILABLE": Unavailable,
+    "CANCELLED": Unavailable,
+    "UNAUTHENTICATED": AccessDenied,
+    "PERMISSION_DENIED": AccessDenied,
+    "INTERNAL": ServerFailure,
+    "UNKNOWN": ServerFailure,
+    "DATA_LOSS": ServerFailure,
+}
+"""By the name of a gRPC status. One that has no class of its own is a plain ClientError."""

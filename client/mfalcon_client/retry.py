@@ -21,15 +21,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from mfalcon_client.errors import (
-    AccessDenied,
+    ERRORS,
     ClientError,
     Closed,
-    DeadlineExceeded,
     InvalidArgument,
-    NotFound,
     Overloaded,
-    ServerFailure,
-    Unavailable,
     VersionConflict,
 )
 
@@ -47,21 +43,6 @@ OUTCOME = "mfalcon-outcome"
 OUTCOMES = {"nothing-written": False, "unknown": True}
 """What it says: whether it may have happened all the same."""
 
-_ERRORS: dict[str, type[ClientError]] = {
-    "INVALID_ARGUMENT": InvalidArgument,
-    "OUT_OF_RANGE": InvalidArgument,
-    "NOT_FOUND": NotFound,
-    "FAILED_PRECONDITION": VersionConflict,
-    "RESOURCE_EXHAUSTED": Overloaded,
-    "DEADLINE_EXCEEDED": DeadlineExceeded,
-    "UNAVAILABLE": Unavailable,
-    "CANCELLED": Unavailable,
-    "UNAUTHENTICATED": AccessDenied,
-    "PERMISSION_DENIED": AccessDenied,
-    "INTERNAL": ServerFailure,
-    "UNKNOWN": ServerFailure,
-    "DATA_LOSS": ServerFailure,
-}
 _OUTCOME_UNKNOWN = frozenset({"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "INTERNAL"})
 """Statuses after which a write may have happened."""
 _NO_SERVER = frozenset({"UNAVAILABLE", "CANCELLED"})
@@ -178,7 +159,7 @@ class Failure:
 
     def error(self, *, outcome_unknown: bool) -> ClientError:
         """What is raised of it."""
-        kind = _ERRORS.get(self.code, ClientError)
+        kind = ERRORS.get(self.code, ClientError)
         if kind is VersionConflict:
             return VersionConflict(
                 self.code,

@@ -29,6 +29,18 @@ Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
+class Append:
+    """Events for a user's history, as one of several appends in a call; see `Client.append_events`."""
+
+    user_id: str
+    events: Events
+    expected_len: int | None = None
+    expected_version: bytes | None = None
+    append_id: str = ""
+    late_events: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Rerank:
     """A wish for a top of candidates that are less alike; the scores stay as they are.
 

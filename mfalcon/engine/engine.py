@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from mfalcon.capture.seen import Captures
+from mfalcon.engine.append_batch import append_each
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.ensemble import EnsembleOptions
@@ -32,6 +33,7 @@ from mfalcon.spans import within
 from mfalcon.types import (
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     HistoryPage,
     HistoryRequest,
@@ -40,6 +42,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    UserAppend,
 )
 
 _log = logging.getLogger(__name__)
@@ -153,6 +156,10 @@ class Engine:
             ):
                 self.metrics.logs.late.labels(fate).inc(len(positions))
         return told
+
+    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None = None) -> list[AppendOutcome]:
+        """Do appends of different users, each as `append_events` would. Returns what that would return or raise."""
+        return await append_each(self.append_events, appends, deadline)
 
     async def get_history(self, request: HistoryRequest, deadline: float | None = None) -> HistoryPage:
         """A page of a user's history, see `engine/reading.py`. Raises HistoryMismatch, StorageUnavailable and

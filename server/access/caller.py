@@ -26,6 +26,7 @@ RIGHT_OF: Final = {
     "get_model": Right.RANK,
     "list_models": Right.RANK,
     "append_events": Right.APPEND,
+    "append_batch": Right.APPEND,
     "get_history": Right.READ,
     "delete_user": Right.DELETE,
 }

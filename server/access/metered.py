@@ -1,9 +1,12 @@
 """The engine, asked by callers with an account."""
 
+from collections.abc import Sequence
+
 from mfalcon.load import Load
 from mfalcon.types import (
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     HistoryPage,
     HistoryRequest,
@@ -12,6 +15,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    UserAppend,
 )
 from server import arrivals
 from server.access.quota import Ledger
@@ -49,6 +53,11 @@ class MeteredEngine:
         """See `RankingEngine`."""
         with self._ledger.charged(arrivals.current().caller):
             return await self._engine.append_events(user_id, append, deadline)
+
+    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None) -> list[AppendOutcome]:
+        """See `RankingEngine`. A batch is one request."""
+        with self._ledger.charged(arrivals.current().caller):
+            return await self._engine.append_batch(appends, deadline)
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         """See `RankingEngine`."""

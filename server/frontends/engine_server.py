@@ -139,7 +139,7 @@ class EngineServer:
             answer.notes = wire.notes_of(current())
         except Exception:
             logger.exception("%s failed", type(question).__name__)
-            writes = isinstance(question, wire.AppendEvents | wire.DeleteUser)
+            writes = isinstance(question, wire.AppendEvents | wire.AppendBatch | wire.DeleteUser)
             failure = EngineFailure("the server failed on this request; its log has the cause", may_be_done=writes)
             answer = wire.Failed.of(question.call, failure)
         self._link.send(wire.encode(answer), name)
@@ -159,6 +159,8 @@ class EngineServer:
             case wire.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
                 answer = wire.Written(call, told)
+            case wire.AppendBatch():
+                answer = wire.WrittenEach.of(call, await engine.append_batch(question.appends(), question.deadline))
             case wire.GetHistory(_, request, deadline):
                 answer = wire.Page.of(call, await engine.get_history(request, deadline))
             case wire.GetItems():

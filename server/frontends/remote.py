@@ -13,6 +13,7 @@ from mfalcon.scope import current
 from mfalcon.types import (
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     HistoryPage,
     HistoryRequest,
@@ -21,6 +22,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    UserAppend,
 )
 from server.frontends import wire
 from server.frontends.carried import carried
@@ -79,6 +81,11 @@ class RemoteEngine:
         """See `RankingEngine`."""
         question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline, carried())
         return (await self._ask(question, wire.Written)).told
+
+    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None) -> list[AppendOutcome]:
+        """See `RankingEngine`."""
+        question = wire.AppendBatch.of(next(self._calls), appends, deadline, carried())
+        return (await self._ask(question, wire.WrittenEach)).outcomes()
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         """See `RankingEngine`."""

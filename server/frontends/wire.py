@@ -5,7 +5,7 @@ Both ends are of one version and on one machine: byte order is the machine's, an
 its class in mfalcon/errors.py, its text and its attributes, and is raised as the very same on the other side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,6 +21,7 @@ from mfalcon.types import (
     EVENT_DTYPE,
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     DenseFeatures,
     HistoryPage,
@@ -35,6 +36,7 @@ from mfalcon.types import (
     Rerank,
     RerankSkipped,
     Timings,
+    UserAppend,
 )
 
 Attribute: TypeAlias = str | int | float | bool | None
@@ -151,6 +153,43 @@ class AppendEvents(Message):
         """The append, checked by the front-end."""
         events = np.frombuffer(self.events, EVENT_DTYPE)
         return Append(events, self.expected_len, self.expected_version, self.append_id, self.late_events)
+
+
+class AppendBatch(Message):
+    """Appends of several users. events: of all of them, EVENT_DTYPE; num_events: of each. options: of each, the other
+    fields of an `Append` in their order.
+    """
+
+    user_ids: tuple[str, ...]
+    events: bytes
+    num_events: tuple[int, ...]
+    options: tuple[tuple[int | None, bytes | None, str, str], ...]
+    deadline: float | None
+    trace: dict[str, str]
+
+    @classmethod
+    def of(
+        cls, call: int, appends: Sequence[UserAppend], deadline: float | None, trace: Mapping[str, str]
+    ) -> "AppendBatch":
+        """What adds events to histories."""
+        every = [each.append for each in appends]
+        return cls(
+            call,
+            tuple(each.user_id for each in appends),
+            _flat(np.concatenate([append.events for append in every]), EVENT_DTYPE),
+            tuple(len(append.events) for append in every),
+            tuple((a.expected_len, a.expected_version, a.append_id, a.late_events) for a in every),
+            deadline,
+            dict(trace),
+        )
+
+    def appends(self) -> list[UserAppend]:
+        """The appends, checked by the front-end."""
+        events = np.split(np.frombuffer(self.events, EVENT_DTYPE), np.cumsum(self.num_events)[:-1])
+        return [
+            UserAppend(user_id, Append(own, *options))
+            for user_id, own, options in zip(self.user_ids, events, self.options, strict=True)
+        ]
 
 
 class GetHistory(Message):
@@ -311,6 +350,25 @@ class Written(Message):
     told: Appended
 
 
+class WrittenEach(Message):
+    """What each append of a batch is told: None of one that failed, whose error is the next of `failed`."""
+
+    told: tuple[Appended | None, ...]
+    failed: "tuple[Failed, ...]"
+
+    @classmethod
+    def of(cls, call: int, outcomes: Sequence[AppendOutcome]) -> "WrittenEach":
+        """What answers with outcomes."""
+        told = tuple(outcome if isinstance(outcome, Appended) else None for outcome in outcomes)
+        failed = tuple(Failed.of(call, outcome) for outcome in outcomes if isinstance(outcome, MFalconError))
+        return cls(call, told, failed)
+
+    def outcomes(self) -> list[AppendOutcome]:
+        """The outcomes, as the engine gave them."""
+        failed = iter(self.failed)
+        return [next(failed).error() if told is None else told for told in self.told]
+
+
 class Page(Message):
     """See `HistoryPage`. events: EVENT_DTYPE."""
 
@@ -425,9 +483,9 @@ SERVING: Final = "serving"
 BEAT_SECONDS: Final = 1.0
 """Time after which either side says that it lives."""
 
-Call: TypeAlias = Rank | AppendEvents | GetHistory | GetItems | Prefill | DeleteUser | Scrape
+Call: TypeAlias = Rank | AppendEvents | AppendBatch | GetHistory | GetItems | Prefill | DeleteUser | Scrape
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
-Answer: TypeAlias = Ranked | Written | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
+Answer: TypeAlias = Ranked | Written | WrittenEach | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

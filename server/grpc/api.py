@@ -17,9 +17,10 @@ from server.access.caller import RIGHT_OF
 from server.arrivals import Arrivals
 from server.balancing import LoadReport
 from server.grpc import codec
-from server.grpc.bounds import Bounds, append_limits, rank_limits
+from server.grpc.bounds import Bounds, append_limits, batch_limits, rank_limits
 from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method
+from server.grpc.failure import append_outcome
 from server.grpc.guard import guard_of
 from server.grpc.ports import bind
 from server.grpc.stock import Health, reflection_of
@@ -53,7 +54,20 @@ class RankingApi:
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
         append = codec.append(message, await self._events(message.events))
-        return codec.append_response(await self._handler.append_events(message.user_id, append, time_left))
+        told = await self._handler.append_events(message.user_id, append, time_left)
+        return codec.append_response(told).SerializeToString()
+
+    async def append_batch(self, message: ranking_pb2.AppendBatchRequest, time_left: float | None) -> bytes:
+        """AppendBatchRequest -> AppendBatchResponse."""
+        if not message.appends:
+            appends = []
+        elif sum(len(each.events) for each in message.appends) <= MAX_EVENTS_ON_LOOP:
+            appends = codec.user_appends(message)
+        else:
+            loop = asyncio.get_running_loop()
+            appends = await loop.run_in_executor(self._converter, codec.user_appends, message)
+        outcomes = await self._handler.append_batch(appends, time_left)
+        return ranking_pb2.AppendBatchResponse(outcomes=map(append_outcome, outcomes)).SerializeToString()
 
     async def get_history(self, message: ranking_pb2.GetHistoryRequest, time_left: float | None) -> bytes:
         """GetHistoryRequest -> GetHistoryResponse."""
@@ -166,6 +180,13 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: 
                     ranking_pb2.AppendEventsRequest,
                     api.append_events,
                     append_limits(limits),
+                    writes=True,
+                ),
+                method(
+                    "AppendBatch",
+                    ranking_pb2.AppendBatchRequest,
+                    api.append_batch,
+                    batch_limits(limits),
                     writes=True,
                 ),
                 method("GetHistory", ranking_pb2.GetHistoryRequest, api.get_history),

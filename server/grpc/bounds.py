@@ -98,6 +98,17 @@ def rank_limits(limits: Limits) -> MessageLimits:
     )
 
 
+def batch_limits(limits: Limits) -> MessageLimits:
+    """What an AppendBatchRequest may hold; the bound of events is of all its appends together."""
+    message, most = ranking_pb2.AppendBatchRequest, limits.max_appends_per_batch
+    number = message.APPENDS_FIELD_NUMBER
+    return MessageLimits(
+        message.DESCRIPTOR.full_name,
+        Repeated("appends", number, most, f"1 to {most} appends"),
+        inner={number: append_limits(limits)},
+    )
+
+
 def append_limits(limits: Limits) -> MessageLimits:
     """What an AppendEventsRequest may hold."""
     message, most = ranking_pb2.AppendEventsRequest, limits.max_events_per_append

@@ -27,6 +27,7 @@ from mfalcon.types import (
     RankResult,
     Rerank,
     Timings,
+    UserAppend,
 )
 from proto import ranking_pb2
 from server.grpc.wire import FIXED32, FIXED64, LENGTH_DELIMITED
@@ -121,8 +122,18 @@ def append(message: ranking_pb2.AppendEventsRequest, events: Events) -> Append:
     )
 
 
-def append_response(told: Appended) -> bytes:
-    """A serialized AppendEventsResponse."""
+def user_appends(message: ranking_pb2.AppendBatchRequest) -> list[UserAppend]:
+    """The appends of a batch, not yet checked."""
+    every = events(event for each in message.appends for event in each.events)
+    ends = np.cumsum([len(each.events) for each in message.appends], dtype=np.int64)
+    return [
+        UserAppend(each.user_id, append(each, own))
+        for each, own in zip(message.appends, np.split(every, ends[:-1]), strict=True)
+    ]
+
+
+def append_response(told: Appended) -> ranking_pb2.AppendEventsResponse:
+    """The message of the same name."""
     return ranking_pb2.AppendEventsResponse(
         history_len=told.history_len,
         version=told.version,
@@ -131,7 +142,7 @@ def append_response(told: Appended) -> bytes:
         discarded=told.discarded,
         was_written=told.was_written,
         lost_events=told.lost_events,
-    ).SerializeToString()
+    )
 
 
 def history_request(message: ranking_pb2.GetHistoryRequest) -> HistoryRequest:

@@ -50,7 +50,7 @@ class Repeated:
 
 class MessageLimits:
     """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given. inner: of
-    messages in it, by the number of their field.
+    messages in it, by the number of their field; all messages of one field share these bounds.
     """
 
     def __init__(
@@ -71,13 +71,16 @@ class MessageLimits:
         if self._max_bytes is not None and len(raw) > self._max_bytes:
             raise InvalidInput(self.name, len(raw), f"at most {self._max_bytes} bytes")
         try:
-            self._scan(raw)
+            self._scan(raw, self._room())
         except (Malformed, IndexError):
             return
 
-    def _scan(self, raw: bytes) -> None:
-        of_tag = self._of_tag
-        room = {field.number: field.at_most for field in of_tag.values()}
+    def _room(self) -> dict[int, int]:
+        """How many of each repeated field are welcome, by its number."""
+        return {field.number: field.at_most for field in self._of_tag.values()}
+
+    def _scan(self, raw: bytes, room: dict[int, int]) -> None:
+        of_tag, rooms = self._of_tag, {tag: inner._room() for tag, inner in self._inner.items()}
         at, end, depth, num_others = 0, len(raw), 0, 0
         while at < end:
             # A byte is the whole varint nearly always: ten thousand calls would cost as much as all the rest.
@@ -99,6 +102,8 @@ class MessageLimits:
             if at > end or depth < 0:
                 raise Malformed
 
+            if not depth and (inner := self._inner.get(tag)) is not None:
+                inner._scan(raw[at - length : at], rooms[tag])
             field = None if depth else of_tag.get(tag)
             num_items = length // 8 if field is not None and field.is_fixed64 else 1
             # A packed field without elements is work too.
@@ -107,8 +112,6 @@ class MessageLimits:
                 if num_others > MAX_OTHER_FIELDS:
                     limit = f"at most {MAX_OTHER_FIELDS} single or unknown fields"
                     raise InvalidInput(self.name, MoreThan(MAX_OTHER_FIELDS), limit)
-                if not depth and (inner := self._inner.get(tag)) is not None:
-                    inner._scan(raw[at - length : at])
                 continue
             room[field.number] -= num_items
             if room[field.number] < 0:

@@ -67,6 +67,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     TooFewMembers: (503, "UNAVAILABLE"),
     EngineFailure: (500, "INTERNAL"),
 }
+INTERNAL: Final = (500, "INTERNAL")
 FRAMEWORK_CODE: Mapping[int, str] = {
     404: "NOT_FOUND",
     405: "UNIMPLEMENTED",
@@ -230,6 +231,12 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         appending = handler.append_events(user_id, body.append(), seconds(timeout_ms))
         return json_response(codec.append_reply(await while_connected(request, appending)))
 
+    @router.post("/events", response_model=codec.AppendBatchReply)
+    async def append_batch(body: bodies.AppendBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
+        """Add events to the histories of many users, each append by itself: what is wrong with one touches no other."""
+        appending = handler.append_batch(body.appends, seconds(timeout_ms))
+        return json_response(codec.batch_reply(await while_connected(request, appending), code_of))
+
     @router.get("/users/{user_id:any_text}/history", response_model=codec.HistoryReply)
     async def get_history(
         request: Request,
@@ -352,10 +359,15 @@ def json_response(content: bytes, status: int = 200, retry_after_s: float | None
     return Response(content, status_code=status, headers=headers, media_type="application/json")
 
 
+def code_of(error: MFalconError) -> str:
+    """The name of the status of an error."""
+    return STATUS.get(type(error), INTERNAL)[1]
+
+
 async def on_error(request: Request, error: Exception) -> Response:
     """An error that is an answer."""
     assert isinstance(error, MFalconError)
-    status, code = STATUS.get(type(error), (500, "INTERNAL"))
+    status, code = STATUS.get(type(error), INTERNAL)
     field = error.field if isinstance(error, InvalidInput) else None
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
     told = codec.error_reply(code, str(error), field, outcome_of(error) if is_write(request) else None)

@@ -6,7 +6,7 @@ is wrong is described. Lists are checked by pydantic some elements at a time, si
 it, and become arrays.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -26,7 +26,18 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
-from mfalcon.types import EVENT_DTYPE, Append, DenseFeatures, Events, Floats, Ids, RankRequest, Rerank, no_events
+from mfalcon.types import (
+    EVENT_DTYPE,
+    Append,
+    DenseFeatures,
+    Events,
+    Floats,
+    Ids,
+    RankRequest,
+    Rerank,
+    UserAppend,
+    no_events,
+)
 from server import limits
 from server.explain import VERSION_PATTERN, refusal, unknown_field
 from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
@@ -324,6 +335,72 @@ class AppendEventsBody(RequestBody):
     def num_signs(cls, most: Limits) -> int:
         """Of the events, and of the names around them."""
         return SIGNS_OF_AN_EVENT * most.max_events_per_append + SIGNS_OF_AN_EVENT
+
+
+class UserAppendBody(AppendEventsBody):
+    """An append of a batch."""
+
+    user_id: str
+
+    def user_append(self) -> UserAppend:
+        """In the project's words."""
+        return UserAppend(self.user_id, self.append())
+
+
+def each_append(
+    appends: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Limits | None]
+) -> Sequence[UserAppend | InvalidInput]:
+    """The appends of a batch, each read by itself: what is wrong with one is told of it alone. Their numbers, and those
+    of their events, are checked first.
+    """
+    if not isinstance(appends, list) or info.context is None:
+        check(appends)  # which refuses it
+        return []
+    limits.check_num_appends(appends, info.context)
+    events = [part["events"] for part in appends if isinstance(part, dict) and isinstance(part.get("events"), list)]
+    limits.check_num_batched(sum(map(len, events)), info.context)
+    read: list[UserAppend | InvalidInput] = []
+    for part in appends:
+        try:
+            refuse_unknown(part, UserAppendBody.model_fields)
+            read.append(UserAppendBody.model_validate(part, context=info.context).user_append())
+        except ValidationError as error:
+            details = error.errors(include_url=False)[0]
+            read.append(refusal(details, tuple(details["loc"])))
+        except InvalidInput as error:
+            read.append(error)
+    return read
+
+
+class AppendBatchBody(RequestBody):
+    """Events to add to the histories of several users."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "appends": [
+                        {"user_id": "186", "events": [{"item_id": 50, "actions": 16, "time_ms": 893286700000}]},
+                        {"user_id": "187", "events": [{"item_id": 7, "actions": 8, "time_ms": 893286701000}]},
+                    ]
+                }
+            ]
+        }
+    )
+
+    appends: Annotated[
+        Sequence[UserAppend | InvalidInput],
+        GetPydanticSchema(
+            lambda source, schema_of: core_schema.with_info_wrap_validator_function(
+                each_append, schema_of(list[UserAppendBody])
+            )
+        ),
+    ] = Field(description="Of different users.")
+
+    @classmethod
+    def num_signs(cls, most: Limits) -> int:
+        """Of all events, and of the names around each append."""
+        return AppendEventsBody.num_signs(most) + 2 * SIGNS_OF_AN_EVENT * most.max_appends_per_batch
 
 
 def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:

@@ -3,15 +3,26 @@ without passing through them.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import orjson
 from pydantic import ConfigDict, Field
 
-from mfalcon.types import Appended, CacheInfo, HistoryPage, MemberResult, ModelInfo, RankResult, RerankSkipped
+from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, Overloaded
+from mfalcon.types import (
+    Appended,
+    AppendOutcome,
+    CacheInfo,
+    HistoryPage,
+    MemberResult,
+    ModelInfo,
+    RankResult,
+    RerankSkipped,
+)
 from server.http.bodies import Body, Int64, Uint32, Uint64, Version
-from server.outcome import Outcome
+from server.outcome import Outcome, outcome_of
 
 
 class EventReply(Body):
@@ -171,6 +182,31 @@ class AppendEventsReply(Body):
     lost_events: Uint64 = Field(description="Events once acknowledged that the log has lost, as this replica knows.")
 
 
+class FailureReply(Body):
+    """How a part of a call has failed."""
+
+    code: str = Field(description="Name of the gRPC status that it would have ended with as a call of its own.")
+    message: str
+    field: str | None = Field(description="The field that is wrong, if one is.")
+    outcome: Outcome = Field(description="Whether it may have happened all the same.")
+    retry_after_ms: Uint32 | None = Field(default=None, description="When the same would have been accepted.")
+    history_len: Uint64 | None = Field(default=None, description="Of FAILED_PRECONDITION: what the history is.")
+    history_version: Version | None = None
+
+
+class AppendOutcomeReply(Body):
+    """What became of an append: one of the two."""
+
+    appended: AppendEventsReply | None = None
+    failure: FailureReply | None = None
+
+
+class AppendBatchReply(Body):
+    """What became of each append, in their order."""
+
+    outcomes: list[AppendOutcomeReply]
+
+
 class DeleteUserReply(Body):
     """Empty: the user is forgotten."""
 
@@ -290,9 +326,32 @@ def rank_reply(result: RankResult) -> bytes:
 
 def append_reply(told: Appended) -> bytes:
     """An AppendEventsReply as JSON."""
+    return dump(append_fields(told))
+
+
+def append_fields(told: Appended) -> dict[str, object]:
+    """An AppendEventsReply."""
     fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(told)}
     del fields["previous"]  # our own
-    return dump(fields | {"version": told.version.hex()})
+    return fields | {"version": told.version.hex()}
+
+
+def batch_reply(outcomes: Sequence[AppendOutcome], code_of: Callable[[MFalconError], str]) -> bytes:
+    """An AppendBatchReply as JSON. code_of: names the status of an error."""
+    return dump({"outcomes": [_outcome_fields(outcome, code_of) for outcome in outcomes]})
+
+
+def _outcome_fields(outcome: AppendOutcome, code_of: Callable[[MFalconError], str]) -> dict[str, object]:
+    """An AppendOutcomeReply."""
+    if isinstance(outcome, Appended):
+        return {"appended": append_fields(outcome)}
+    fields: dict[str, object] = {"code": code_of(outcome), "message": str(outcome), "outcome": outcome_of(outcome)}
+    fields["field"] = outcome.field if isinstance(outcome, InvalidInput) else None
+    if isinstance(outcome, Overloaded) and outcome.retry_after_s is not None:
+        fields["retry_after_ms"] = math.ceil(1_000 * outcome.retry_after_s)
+    if isinstance(outcome, HistoryMismatch):
+        fields |= {"history_len": outcome.history_len, "history_version": outcome.version_hex}
+    return {"failure": fields}
 
 
 def cache_reply(cache: CacheInfo) -> bytes:
@@ -348,7 +407,9 @@ def models_reply(models: Sequence[ModelInfo]) -> bytes:
 
 
 def is_write(method: str, path: str) -> bool:
-    """Whether a request is an append or a deletion, whose failure says what became of it."""
+    """Whether a request is an append, or several, or a deletion, whose failure says what became of it."""
+    if path == "/v1/events":
+        return method == "POST"
     return path.startswith("/v1/users/") and (method == "DELETE" or (method == "POST" and path.endswith("/events")))
 
 

@@ -12,7 +12,9 @@ from server.http.reading import CLIENT_CLOSED_REQUEST
 from server.peer_names import tell_client_names
 from server.request_ids import REQUEST_ID
 
-VERBS: Final = frozenset({"rank", "append_events", "get_history", "prefill", "delete_user", "get_model", "list_models"})
+VERBS: Final = frozenset(
+    {"rank", "append_events", "append_batch", "get_history", "prefill", "delete_user", "get_model", "list_models"}
+)
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"
 _KEY: Final = RANK_KEY.encode()

@@ -1,6 +1,7 @@
 """Both clients against the server itself, on real sockets, with an engine whose scores can be computed by hand."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +12,7 @@ from mfalcon.types import MAX_TIME_MS
 from mfalcon.types import Rerank as Wish
 from mfalcon_client import (
     EVENT_DTYPE,
+    Append,
     Appended,
     CacheSource,
     DeadlineExceeded,
@@ -100,6 +102,21 @@ async def test_events_are_arrays_or_objects(client: Any, served: Running, events
     await client.delete_user("ann")
     assert "ann" not in served.engine.histories
     await client.delete_user("ann")
+
+
+async def test_appends_of_several_users_have_an_outcome_each(client: Any, served: Running) -> None:
+    appends = [Append("ann", THREE, append_id="1"), Append("bob", THREE[:1], expected_len=7), Append("", THREE)]
+    ann, bob, nobody = await client.append_batch(appends)
+    assert ann == Appended(3, version=ann.version) and len(ann.version) == 16
+    assert isinstance(bob, VersionConflict) and (bob.history_len, len(bob.history_version)) == (0, 16)
+    assert isinstance(nobody, InvalidArgument) and not nobody.outcome_unknown
+    (again,) = await client.append_batch(appends[:1])
+    assert again == dataclasses.replace(ann, was_found=True)
+    assert set(served.engine.histories) == {"ann"}
+    with pytest.raises(InvalidArgument, match="appends: got 0"):
+        await client.append_batch([])
+    with pytest.raises(InvalidArgument, match="append_id"):
+        await client.append_batch([Append("ann", THREE, append_id="\ud800")])
 
 
 async def test_a_history_is_read_back(client: Any, served: Running) -> None:

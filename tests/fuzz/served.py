@@ -30,6 +30,7 @@ from tests.server.fake_engine import FakeEngine
 LIMITS = Limits(
     max_candidates=200,
     max_events_per_append=100,
+    max_appends_per_batch=10,
     max_recent_events=50,
     max_events_per_page=100,
     max_user_id_bytes=64,

@@ -2,11 +2,12 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from opentelemetry import trace
 
+from mfalcon.engine.append_batch import append_each
 from mfalcon.errors import HistoryMismatch
 from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
@@ -16,6 +17,7 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
     Append,
     Appended,
+    AppendOutcome,
     CacheInfo,
     CacheSource,
     ContextFeatureInfo,
@@ -35,6 +37,7 @@ from mfalcon.types import (
     RankResult,
     TaskInfo,
     Timings,
+    UserAppend,
     no_events,
 )
 
@@ -181,6 +184,10 @@ class FakeEngine:
         self.histories[user_id] = after.events
         self.recent.add(user_id, append, told)
         return told
+
+    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None) -> list[AppendOutcome]:
+        """Each by itself."""
+        return await append_each(self.append_events, appends, deadline)
 
     async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
         await self._pass_gate()

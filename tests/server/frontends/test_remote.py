@@ -1,6 +1,7 @@
 """An engine asked over a pipe answers as the engine itself, whatever becomes of either side."""
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from mfalcon.errors import (
     StorageUnavailable,
 )
 from mfalcon.load import Load
-from mfalcon.types import EVENT_DTYPE, Append, HistoryRequest, RankRequest, no_events
+from mfalcon.types import EVENT_DTYPE, Append, Appended, HistoryRequest, RankRequest, UserAppend, no_events
 from server.frontends import wire
 from server.frontends.engine_server import EngineServer
 from server.frontends.remote import RemoteEngine
@@ -83,6 +84,12 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     assert remote.models == (MODEL, OTHER)
     assert (await remote.append_events("ann", Append(EVENTS, 0), None)).history_len == 2
     assert np.array_equal(engine.histories["ann"], EVENTS)
+    both = [UserAppend("ann", Append(EVENTS, 0)), UserAppend("bob", Append(EVENTS[:1], append_id="b"))]
+    refused, told = await remote.append_batch(both, None)
+    assert isinstance(refused, HistoryMismatch) and refused.history_len == 2
+    assert isinstance(told, Appended)
+    assert await engine.append_batch(both[1:], None) == [dataclasses.replace(told, was_written=True)]
+    await remote.delete_user("bob", None)
     deadline = time.monotonic() + 60
     answer = await remote.rank(rank_request(), deadline, "other")
     assert (engine.deadlines, engine.asked_of) == ([deadline], ["other"])

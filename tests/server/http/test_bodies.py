@@ -21,6 +21,7 @@ JSON = {"content-type": "application/json"}
 LIMITS = Limits(
     max_candidates=16_384,
     max_events_per_append=10_000,
+    max_appends_per_batch=1_000,
     max_recent_events=1_024,
     max_events_per_page=1_000,
     max_user_id_bytes=256,
@@ -157,7 +158,7 @@ async def test_large_bodies_are_read_beside_the_loop(num_candidates: int, beside
         return {"type": "http.request", "body": body, "more_body": False}
 
     Watched.asked_by.clear()
-    reader = BodyReader(Watched(16_384, 1, 1, 1, 256, 1_000))
+    reader = BodyReader(Watched(16_384, 1, 1, 1, 1, 256, 1_000))
     read = await reader.read(Request({"type": "http", "headers": []}, receive), RankBody)
     assert isinstance(read, RankBody) and len(read.candidates) == num_candidates
     assert (threading.current_thread().name not in Watched.asked_by) is beside

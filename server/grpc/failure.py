@@ -1,0 +1,33 @@
+"""An error of one part of a call, as a message: it says what the status and the trailers of a call of its own would."""
+
+import math
+
+import grpc
+
+from mfalcon.errors import HistoryMismatch, MFalconError, Overloaded
+from mfalcon.types import AppendOutcome
+from proto import ranking_pb2
+from server.grpc import codec
+from server.grpc.edge import STATUS
+from server.outcome import UNKNOWN, outcome_of
+
+
+def append_outcome(outcome: AppendOutcome) -> ranking_pb2.AppendOutcome:
+    """The message of the same name."""
+    if isinstance(outcome, MFalconError):
+        return ranking_pb2.AppendOutcome(failure=failure(outcome))
+    return ranking_pb2.AppendOutcome(appended=codec.append_response(outcome))
+
+
+def failure(error: MFalconError) -> ranking_pb2.Failure:
+    """The message of the same name."""
+    message = ranking_pb2.Failure(
+        code=STATUS.get(type(error), grpc.StatusCode.INTERNAL).name,
+        message=str(error),
+        outcome_unknown=outcome_of(error) == UNKNOWN,
+    )
+    if isinstance(error, Overloaded) and error.retry_after_s is not None:
+        message.retry_after_ms = math.ceil(1_000 * error.retry_after_s)
+    if isinstance(error, HistoryMismatch):
+        message.history_len, message.history_version = error.history_len, bytes.fromhex(error.version_hex)
+    return message
