@@ -8,6 +8,7 @@ from kernels.cpu import build_library
 from kernels.cpu.build_library import POLICIES
 from kernels.cpu.library import FusedUnavailable, Kernel, available
 from kernels.cpu.linear import FusedLinear
+from kernels.cpu.sample_readout import ODD, readout_deviation
 from kernels.cpu.stack import FusedStack
 from kernels.sample_stack import sample
 
@@ -64,6 +65,11 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
         worst = linear_deviation(kernel)
         if not worst <= SELF_CHECK_BOUND["float32"]:
             raise FusedUnavailable(f"fused kernel {policy}: a linear layer differs by {worst:.1e} in its self-check")
+        worst = readout_deviation(kernel, ODD)
+        if not worst <= SELF_CHECK_BOUND["float32"]:
+            raise FusedUnavailable(
+                f"fused kernel {policy}: the end of a model differs by {worst:.1e} in its self-check"
+            )
     return kernel
 
 

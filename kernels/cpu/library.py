@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 5
+_ABI = 6
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,6 +45,34 @@ class CRows(ctypes.Structure):
     """MfRows."""
 
     _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
+class CReadout(ctypes.Structure):
+    """MfReadout."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("dim", "hidden", "num_tasks", "num_features", "dense_hidden")),
+        *((name, ctypes.c_int64) for name in ("num_codes", "num_contexts", "num_rows")),
+        ("norm_eps", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("norm_weight", "norm_bias", "first_weight", "first_bias", "last_weight", "last_bias"),
+                *("dense_first_weight", "dense_first_bias", "dense_last_weight", "dense_last_bias"),
+                *("item_bias", "context", "first_codes", "is_binary", "centers"),
+            )
+        ),
+    )
+
+
+class CTargets(ctypes.Structure):
+    """MfTargets."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("hidden", "rows", "codes")),
+        *((name, ctypes.c_int64) for name in ("codes_stride", "num_targets")),
+        *((name, ctypes.c_void_p) for name in ("features", "out")),
+    )
 
 
 class CGeometry(ctypes.Structure):
@@ -81,6 +109,9 @@ class Kernel:
         self.linear = _function(
             library, "mf_linear", result, pointer, pointer, number, pointer, number, *(3 * (pointer,)), number
         )
+        self.readout_new = _function(library, "mf_readout_new", result, pointer, pointer)
+        self.readout_free = _function(library, "mf_readout_free", None, pointer)
+        self.readout = _function(library, "mf_readout", result, pointer, pointer, number)
         geometry = CGeometry()
         _function(library, "mf_geometry", None, pointer)(ctypes.byref(geometry))
         if geometry.abi != _ABI or geometry.element_bytes != self.dtype.itemsize:

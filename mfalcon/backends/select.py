@@ -5,8 +5,9 @@ from typing import Final, TypeAlias
 
 import torch
 
+from kernels.cpu.library import Kernel
 from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBackend
-from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
+from mfalcon.backends.choice import AUTO, FUSED, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
 from mfalcon.backends.events import ServedEvents, serve_events
 from mfalcon.backends.fused import FusedBackend
 from mfalcon.errors import ConfigError
@@ -36,7 +37,7 @@ class ServedModel:
     """A model, what computes its stack, and where its states live. unavailable: backends that cannot run here, why.
 
     host: pages in host memory for states that leave the pool of a device; None where the pool is the host's. budget: of
-    the pools, None if they were made without one. readout: the model's end.
+    the pools, None if they were made without one. kernel: of float32, for the model's end. readout: that end.
     """
 
     model: PrefixRanker
@@ -45,10 +46,11 @@ class ServedModel:
     unavailable: tuple[str, ...] = ()
     host: KVPool | None = None
     budget: "PoolBudget | None" = None
+    kernel: Kernel | None = None
     readout: TargetReadout = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "readout", readout_of(self.model))
+        object.__setattr__(self, "readout", readout_of(self.model, self.kernel))
 
     @property
     def name(self) -> str:
@@ -137,9 +139,9 @@ def serve(
     model.items.settle()
     stack = (_on_device if choice.name in ON_DEVICE else _backend)(choice, model, kv_dtype)
     if predecessor is not None and predecessor.can_share(stack.layout, budget):
-        return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable)
+        return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable, kernel=_float32(choice))
     pool, host = _pools(model, stack, budget)
-    return ServedModel(model, stack, pool, choice.unavailable, host, budget)
+    return ServedModel(model, stack, pool, choice.unavailable, host, budget, _float32(choice))
 
 
 def serve_any(
@@ -199,6 +201,16 @@ def _backend(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend
         why = "; ".join(choice.unavailable) or f"backend is {choice.name}"
         raise ConfigError(f"kv_dtype: got int8, must be auto where no fused kernel computes ({why})")
     return ReferenceBackend(model.stack, model.kv_shape())
+
+
+def _float32(choice: Choice) -> Kernel | None:
+    """A kernel of float32 for what never computes below it, where the layers have a fused kernel."""
+    if choice.kernel is None or choice.kernel.dtype == torch.float32:
+        return choice.kernel
+    try:
+        return choose(FUSED, torch.device("cpu"), torch.float32).kernel
+    except BackendUnavailable:
+        return None
 
 
 def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:

@@ -1,14 +1,24 @@
 """The readout of a served model against its definition."""
 
+from functools import cache
+
 import pytest
 import torch
 
+from kernels.cpu import build_library, check
+from kernels.cpu.library import Kernel, available
 from mfalcon.models.base import MISSING, Targets
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.readout import Readout
 from tests.small import small_checkpoint, small_config, task_model
 
 NUM_TARGETS = 9
+POLICIES = [name for name in available() if build_library.POLICIES[name].element == "float32"]
+
+
+@cache
+def kernel(policy: str) -> Kernel:
+    return check.load(policy)
 
 
 def readable(config: RankerConfig, kinds: tuple[str, ...]) -> RankerConfig:
@@ -48,5 +58,9 @@ def test_it_is_what_the_modules_give(
             table.weight.normal_()
         expected = model.heads.scores(model.predict(hidden, targets))
         given = Readout(model).scores(hidden.clone(), targets)
+        compiled = [Readout(model, kernel(policy)).scores(hidden.clone(), targets) for policy in POLICIES]
     assert given.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(given, expected, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-5)
+    for scores in compiled:  # of bfloat16 hidden targets, context is added in float32
+        bounds = (1e-6, 1e-6) if dtype == torch.float32 else (2e-2, 1e-5)
+        torch.testing.assert_close(scores, expected, rtol=bounds[0], atol=bounds[1])

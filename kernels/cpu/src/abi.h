@@ -2,11 +2,11 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 5
+#define MFALCON_ABI 6
 
 extern "C" {
 
-enum MfResult : std::int32_t { MF_OK = 0, MF_OUT_OF_MEMORY = 1, MF_NOT_FLOAT32 = 2 };
+enum MfResult : std::int32_t { MF_OK = 0, MF_OUT_OF_MEMORY = 1, MF_NOT_FLOAT32 = 2, MF_OUT_OF_RANGE = 3 };
 
 // What every layer shares. Sizes are positive; num_positions is 0 for stacks without relative bias; page_tokens is
 // MfGeometry.small_page or a multiple of MfGeometry.page_step.
@@ -89,5 +89,37 @@ void mf_linear_free(void* linear);
 // if relu, or factor * y + before if factor is given (both [rows, columns]; `before` may be `out`).
 std::int32_t mf_linear(const void* linear, const MfRows* x, std::int64_t rows, const float* bias, std::int64_t relu,
                        const MfRows* factor, const MfRows* before, const MfRows* out, std::int64_t threads);
+
+// The end of a model: contiguous float32 weights, copied, but for item_bias and context, which the caller keeps alive.
+struct MfReadout {
+  std::int64_t dim, hidden, num_tasks;
+  std::int64_t num_features, dense_hidden;            // 0: it reads no dense features
+  std::int64_t num_codes, num_contexts, num_rows;     // context codes; rows of context and of item_bias
+  double norm_eps;
+  const float *norm_weight, *norm_bias;               // [dim]
+  const float *first_weight, *first_bias;             // [hidden, dim]
+  const float *last_weight, *last_bias;               // [num_tasks, hidden]
+  const float *dense_first_weight, *dense_first_bias; // [dense_hidden, num_features]
+  const float *dense_last_weight, *dense_last_bias;   // [dim, dense_hidden]
+  const float* item_bias;                             // [num_rows, num_tasks]
+  const float* context;                               // [num_contexts, dim]
+  const std::int64_t* first_codes;                    // [num_codes] row of context that code 0 of each is
+  const std::int64_t* is_binary;                      // [num_tasks]
+  const float* centers;                               // [num_tasks]
+};
+
+// codes: num_codes of all targets, or of each at this stride if that is not 0. features: null where none are given.
+struct MfTargets {
+  const float* hidden;                                // [num_targets, dim]
+  const std::int64_t *rows, *codes;
+  std::int64_t codes_stride, num_targets;
+  const float* features;                              // [num_targets, num_features]
+  float* out;                                         // [num_targets, num_tasks]
+};
+
+// Scores of hidden targets. MF_NOT_FLOAT32 as above; MF_OUT_OF_RANGE for a row or a code that there is not.
+std::int32_t mf_readout_new(const MfReadout* config, void** readout);
+void mf_readout_free(void* readout);
+std::int32_t mf_readout(const void* readout, const MfTargets* targets, std::int64_t threads);
 
 }

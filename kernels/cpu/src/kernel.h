@@ -5,6 +5,7 @@
 #include "extend.h"
 #include "linear.h"
 #include "pack.h"
+#include "readout.h"
 #include "score.h"
 
 namespace mfalcon {
@@ -31,6 +32,24 @@ template <class P, class... Given>
 std::int32_t linear_apply(const void* linear, const Given&... given) {
   if constexpr (kHasLinear<P>) {
     return guarded([&] { apply(*static_cast<const Linear<P>*>(linear), given...); });
+  }
+  return MF_NOT_FLOAT32;
+}
+
+template <class P>
+std::int32_t readout_new(const MfReadout& config, void** readout) {
+  if constexpr (kHasLinear<P>) {
+    return guarded([&] { *readout = new Readout<P>(config); });
+  }
+  return MF_NOT_FLOAT32;
+}
+
+template <class P>
+std::int32_t readout_apply(const void* readout, const MfTargets& targets, Index threads) {
+  if constexpr (kHasLinear<P>) {
+    const auto& of = *static_cast<const Readout<P>*>(readout);
+    if (!of.in_range(targets)) return MF_OUT_OF_RANGE;
+    return guarded([&] { read_out(of, targets, threads); });
   }
   return MF_NOT_FLOAT32;
 }
@@ -104,6 +123,16 @@ void mf_linear_free(void* linear) { delete static_cast<mfalcon::Linear<mfalcon::
 std::int32_t mf_linear(const void* linear, const MfRows* x, std::int64_t rows, const float* bias, std::int64_t relu,
                        const MfRows* factor, const MfRows* before, const MfRows* out, std::int64_t threads) {
   return mfalcon::linear_apply<mfalcon::Policy>(linear, *x, rows, bias, relu, *factor, *before, *out, threads);
+}
+
+std::int32_t mf_readout_new(const MfReadout* config, void** readout) {
+  return mfalcon::readout_new<mfalcon::Policy>(*config, readout);
+}
+
+void mf_readout_free(void* readout) { delete static_cast<mfalcon::Readout<mfalcon::Policy>*>(readout); }
+
+std::int32_t mf_readout(const void* readout, const MfTargets* targets, std::int64_t threads) {
+  return mfalcon::readout_apply<mfalcon::Policy>(readout, *targets, threads);
 }
 
 }

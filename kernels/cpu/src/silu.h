@@ -1,10 +1,11 @@
-// silu(x) = x / (1 + e^-x), relative error about 2e-7 in float32.
+// silu(x) = x / (1 + e^-x) and sigmoid(x) = 1 / (1 + e^-x), relative error about 2e-7 in float32.
 #pragma once
 
 namespace mfalcon {
 
+// The numerator over 1 + e^-x.
 template <class P>
-[[gnu::always_inline]] inline typename P::Vector silu(typename P::Vector x) {
+[[gnu::always_inline]] inline typename P::Vector over_sigmoid(typename P::Vector x, typename P::Vector numerator) {
   using V = typename P::Vector;
   constexpr float kMinusLog2E = -1.44269504f;
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves a rounded integer in the low bits
@@ -19,7 +20,18 @@ template <class P>
   p = P::fma(p, f, P::set(2.4022646e-1f));
   p = P::fma(p, f, P::set(6.9314720e-1f));
   p = P::fma(p, f, P::set(1.0f));
-  return P::div(x, P::add(P::scale(p, shifted), P::set(1.0f)));
+  return P::div(numerator, P::add(P::scale(p, shifted), P::set(1.0f)));
+}
+
+template <class P>
+[[gnu::always_inline]] inline typename P::Vector silu(typename P::Vector x) {
+  return over_sigmoid<P>(x, x);
+}
+
+template <class P>
+[[gnu::always_inline]] inline typename P::Vector sigmoid(typename P::Vector x) {
+  const auto y = P::clamp(x, -86.0f, 86.0f);
+  return over_sigmoid<P>(x, P::add(P::sub(y, y), P::set(1.0f)));  // NaN where x is
 }
 
 }  // namespace mfalcon
