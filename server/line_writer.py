@@ -153,8 +153,7 @@ class LineWriter(Generic[Record]):
 
     def _put(self, lines: bytes) -> None:
         """Raises OSError; then what was begun of a line is ended by what comes next."""
-        left = memoryview(self._rest + lines)
-        self._rest = b""
+        rest, left = self._rest, memoryview(self._rest + lines)
         try:
             while left:
                 try:
@@ -162,15 +161,25 @@ class LineWriter(Generic[Record]):
                 except BlockingIOError:
                     select.select((), (self._fd,), (), RETRY_S)
         except OSError:
-            if len(left) < len(lines):
-                self._rest = bytes(left).partition(b"\n")[0] + b"\n"
+            self._rest = unfinished(rest, lines, len(rest) + len(lines) - len(left))
             raise
+        self._rest = b""
 
     def _said(self, what: str, *, exc_info: bool = False) -> None:
         """Once for each time that it goes wrong."""
         if not self._is_failing:
             self._is_failing = True
             logger.error("%s", what, exc_info=exc_info)
+
+
+def unfinished(rest: bytes, lines: bytes, num_written: int) -> bytes:
+    """What must come before any other line. rest: of a line that was begun before; of it and these lines, in order, so
+    many bytes were written.
+    """
+    data = rest + lines
+    if not num_written:
+        return rest
+    return b"" if data[num_written - 1] == ord("\n") else data[num_written:].partition(b"\n")[0] + b"\n"
 
 
 def _is_pipe(fd: int) -> bool:
