@@ -202,6 +202,10 @@ def read_identity(settings: TlsSettings, now: datetime) -> Identity:
     not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now >= not_after:
         raise ConfigError(f"tls_cert_file: {settings.tls_cert_file}: the certificate has expired on {not_after:%c} UTC")
+    if now < not_before:
+        raise ConfigError(
+            f"tls_cert_file: {settings.tls_cert_file}: the certificate is not valid before {not_before:%c} UTC"
+        )
     if pems.client_ca is not None:
         _leaf("tls_client_ca_file", settings.tls_client_ca_file, pems.client_ca)
     context = _context(settings, pems, required=settings.requires_client_certs)

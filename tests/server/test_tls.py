@@ -297,6 +297,10 @@ def spoilt(files: Files) -> dict[str, tuple[Callable[[Path, Path], object], str]
             write(signed("server", files.authority, LOCAL, begins=-2 * DAY, ends=-DAY)),
             "the certificate has expired on",
         ),
+        "not yet": (
+            write(signed("server", files.authority, LOCAL, begins=DAY, ends=2 * DAY)),
+            "the certificate is not valid before",
+        ),
         "weak": (write(of_key(weak)), "got RSA of 1024 bits, must be at least 2048"),
         "Ed25519": (write(of_key(ed25519.Ed25519PrivateKey.generate())), "got Ed25519PrivateKey, must be RSA or ECDSA"),
         "P-521": (write(of_key(ec.generate_private_key(ec.SECP521R1()))), "got secp521r1, must be RSA or ECDSA"),
@@ -305,7 +309,7 @@ def spoilt(files: Files) -> dict[str, tuple[Callable[[Path, Path], object], str]
 
 KINDS = (
     *("another key", "half a certificate", "half a key", "half of the second", "emptied", "huge", "deleted"),
-    *("a directory", "a passphrase", "expired", "weak", "Ed25519", "P-521"),
+    *("a directory", "a passphrase", "expired", "not yet", "weak", "Ed25519", "P-521"),
 )
 
 
@@ -390,6 +394,18 @@ async def test_a_certificate_that_nobody_replaces_is_told_in_the_log(
     identity = Certificates(settings_of(files)).identity
     hours = {left: identity.age(identity.not_after - timedelta(hours=left)) for left in (3, 1)}
     assert hours == {3: "young", 1: "old"}  # a fifth of its life, not a month
+
+
+async def test_a_certificate_of_tomorrow_is_served_from_then_on(files: Files) -> None:
+    now = datetime.now(UTC)
+    certificates = Certificates(settings_of(files), now=lambda: now)
+    coming = signed("server", files.authority, LOCAL, begins=DAY, ends=9 * DAY)
+    coming.write(files.directory, "server")
+    await certificates.look()
+    assert certificates.identity.pems.certificate != coming.cert_pem
+    now += DAY
+    await certificates.look()
+    assert certificates.identity.pems.certificate == coming.cert_pem
 
 
 async def test_who_is_silent_in_the_handshake_has_no_place_and_no_patience(files: Files) -> None:
