@@ -53,8 +53,15 @@ def access_of(config: ServerConfig) -> str:
         wire = "TLS"
     else:
         wire = f"TLS, clients' certificates {config.tls_client_certs}"
+    known_by = [
+        name
+        for name, file in (("tokens", config.tokens_file), ("JWTs", config.jwks_file))
+        if file is not None  # certificates name callers beside tokens, as the file of callers says
+    ]
+    if known_by:
+        return f"{wire}; callers are known by {', '.join(known_by)}"
     if config.asks_who_calls:
-        return wire
+        return f"{wire}; whoever has one may rank, append, read and delete"
     hosts = (config.grpc_host, config.http_host)
     whose = "everybody on this machine" if all(map(is_loopback, hosts)) else "EVERYBODY who reaches a port (insecure)"
     return f"{wire}; {whose} may rank, append, read and delete"

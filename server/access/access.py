@@ -115,6 +115,7 @@ class Access:
     def _changed(self) -> None:
         if self._jwt is not None:
             self._jwt.forget()
+        self.gate.open()
         self._told(self.quotas)
 
 

@@ -105,6 +105,8 @@ class Account:
         quota, day = self.quota, int(wall // DAY_S)
         if day > self._day:  # a clock that was set back begins no new day
             self._day, self._used = day, 0
+        elif day < self._day - 1:  # it had been far ahead, and nobody shall wait until that day is here
+            self._day = day
         if quota.max_concurrent is not None and self.running >= quota.max_concurrent:
             return day, "max_concurrent", BUSY_S
         if self._requests is not None and (wait := self._requests.wait_s(1, now)):

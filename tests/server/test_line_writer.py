@@ -1,4 +1,4 @@
-"""Lines reach the file whole, or are counted as lost: also where a disk takes half of one, and then nothing for long."""
+"""Lines reach the file whole, or are counted as lost: also where a disk takes half of one and is full for long."""
 
 import pytest
 from hypothesis import given

@@ -105,6 +105,28 @@ def test_the_banner_names_what_an_operator_asks() -> None:
     assert "pw" not in told
 
 
+def test_the_banner_says_how_callers_are_known(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    file = str(tmp_path / "file")
+    jwt = {"jwks_file": file, "jwt_issuer": "i", "jwt_audience": "a"}
+    tls = {"tls_cert_file": file, "tls_key_file": file}
+    optional = {**tls, "tls_client_ca_file": file, "tls_client_certs": "optional"}
+    for settings, told in (
+        ({"tokens_file": file}, "in clear; callers are known by tokens"),
+        (jwt, "in clear; callers are known by JWTs"),
+        (tls | {"tokens_file": file} | jwt, "TLS; callers are known by tokens, JWTs"),
+        (optional | {"tokens_file": file}, "TLS, clients' certificates optional; callers are known by tokens"),
+        (
+            {**tls, "tls_client_ca_file": file},
+            "TLS, clients' certificates required; whoever has one may rank, append, read and delete",
+        ),
+        ({}, "in clear; everybody on this machine may rank, append, read and delete"),
+        (optional, "TLS, clients' certificates optional; everybody on this machine may rank, append, read and delete"),
+    ):
+        config = load_config(None, {"checkpoint": "models/dfgr"} | settings)
+        assert f"access: {told}" in banner.of_settings(config, None, Addresses("127.0.0.1:1", "127.0.0.1:2"))
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_a_real_start_is_told(tmp_path: Path, log_format: str) -> None:
     loaded = small_checkpoint()

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, MFalconError, NotReady, Overloaded
 from mfalcon.metrics.callers import CallerMetrics
+from server.access.gate import HEARD_S, Gate
 from server.access.quota import DAY_S, Account, Ledger, Quota
 from tests.server.access.credentials import CALLS, access_of, answer_of, bearer, by_grpc, by_http, table, token, written
 from tests.server.harness import Running, serving
@@ -67,6 +68,36 @@ def test_a_day_ends_at_midnight_utc_and_no_clock_that_is_set_back_begins_one() -
     assert account.charge(1, 0.0, NOON - DAY_S)[1] == "candidates_per_day"
     assert account.charge(0, 0.0, NOON)[1] is None  # what has no candidates goes on
     assert account.charge(10, 0.0, NOON + DAY_S / 2)[1] is None
+
+
+def test_a_clock_that_was_far_ahead_for_a_while_closes_nobody_out() -> None:
+    account = Account("a", Quota(candidates_per_day=10))
+    assert account.charge(7, 0.0, NOON + 4_000 * DAY_S)[1] is None
+    assert account.charge(4, 0.0, NOON)[1:] == ("candidates_per_day", DAY_S / 2)  # what was used stays used today
+    assert account.charge(10, 0.0, NOON + DAY_S)[1] is None
+
+
+def test_what_a_door_has_heard_ends_with_the_limit_that_it_was_of(tmp_path: Path) -> None:
+    path = written(tmp_path / "callers.toml", table("a", ["rank"], [("t", None)]))
+    access = access_of(path)
+    access.gate.close("a", Overloaded("one in a thousand seconds", retry_after_s=1_000, of_caller=True))
+    with pytest.raises(Overloaded):
+        access.gate.check("a")
+    written(path, table("a", ["rank"], [("t", None)], more="requests_per_s = 9"))
+    access.look()
+    access.gate.check("a")
+
+
+def test_a_door_asks_again_after_some_seconds_and_says_until_when_it_was_told() -> None:
+    now = 100.0
+    gate = Gate(lambda: now)
+    gate.close("a", Overloaded("one in a thousand seconds", retry_after_s=1_000, of_caller=True))
+    now += HEARD_S - 0.1
+    with pytest.raises(Overloaded) as refused:
+        gate.check("a")
+    assert refused.value.retry_after_s == pytest.approx(1_000 - HEARD_S + 0.1)
+    now += 0.2
+    gate.check("a")  # the limit may be another one by now, where it is counted
 
 
 def test_other_limits_keep_what_was_used() -> None:
