@@ -236,7 +236,7 @@ class Service:
         """What SIGHUP does: read who may call and the certificate again, open the access log anew, and reload every
         model from its directory. By default it would end the process.
         """
-        self._access.look()
+        self._begin(self._access.look_beside())
         if self._certificates is not None:
             self._begin(self._certificates.look())
         self._front.reopen_logs()

@@ -52,6 +52,7 @@ class Reloads(Generic[T]):
         self._load = load
         self._exchange = exchange
         self._models = models
+        self._reloads_all = self._again = False
 
     async def reload(self, model: str = "", checkpoint: str = "") -> Reloaded:
         """Serve a model from a directory, or from its own again. Raises UnknownModel, CheckpointError, ConfigError,
@@ -73,9 +74,20 @@ class Reloads(Generic[T]):
         return Reloaded(name, old.version, info.version, round(1000 * (time.monotonic() - began)))
 
     async def reload_all(self) -> None:
-        """Every model from its own directory; what fails is in the log."""
-        for name in tuple(self._directories):
-            await self._reload_or_log(name)
+        """Every model from its own directory; what fails is in the log. Asked for while it does so, however often, it
+        does so once more: a directory may have changed after it was read.
+        """
+        self._again = True
+        if self._reloads_all:
+            return
+        self._reloads_all = True
+        try:
+            while self._again:
+                self._again = False
+                for name in tuple(self._directories):
+                    await self._reload_or_log(name)
+        finally:
+            self._reloads_all = False
 
     async def watch(self, seconds: float) -> None:
         """Reload a model whose directory's symlink or manifest has changed; for ever. One that is bad is tried once."""

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def serve(context: typer.Context) -> None:
     A setting comes from its flag, else from the environment (MFALCON_GRPC_PORT and so on), else from the TOML file
     of --config, else from its default.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed: by default it ends a server that loads
     config = read_settings(context.args)
     from server.app import serve as run  # noqa: PLC0415 (it imports torch, which help and refusals need not)
 

@@ -12,6 +12,7 @@ from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from mfalcon.beside import beside
 from mfalcon.errors import ConfigError, Unauthenticated
 from server.access.caller import ANYBODY, Caller
 from server.access.callers_file import NOBODY, Callers, moment, parse_callers
@@ -38,6 +39,7 @@ class Access:
         """settings: None for everybody. Raises ConfigError for a file that cannot be used."""
         settings = settings or AccessSettings()
         self.gate = Gate()
+        self._looking = asyncio.Lock()
         self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
         self._file: Watched[Callers] | None = None
         self._jwt: JwtVerifier | None = None
@@ -92,16 +94,23 @@ class Access:
         told(self.quotas)
 
     def look(self) -> None:
-        """Read the files again. If one is damaged the log says so, and what was read before stays in force."""
+        """Read the files again, and wait for the disk. If one is damaged the log says so, and what was read before
+        stays in force.
+        """
         for take in self._fresh():
             take()
+
+    async def look_beside(self) -> None:
+        """The same, and only who awaits this waits for the disk."""
+        async with self._looking:
+            for take in await beside(self._fresh):
+                take()
 
     async def watch(self) -> None:
         """Look again every `LOOK_SECONDS`, for ever."""
         while self.is_on:
             await asyncio.sleep(LOOK_SECONDS)
-            for take in await asyncio.to_thread(self._fresh):
-                take()
+            await self.look_beside()
 
     def _fresh(self) -> list[Callable[[], None]]:
         """What has changed, to be taken on the event loop."""

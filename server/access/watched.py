@@ -4,6 +4,7 @@ One that cannot be used is told in the log once, and what was read before stays 
 """
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
@@ -13,6 +14,8 @@ from mfalcon.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 1 << 20
+SETTLE_S: Final = 0.05
+"""A file that is another one after so long is still being written, and is looked at again later."""
 T = TypeVar("T")
 
 
@@ -40,6 +43,9 @@ class Watched(Generic[T]):
                 self._refused = b""
                 return None
             value = self._parsed(contents)
+            time.sleep(SETTLE_S)
+            if contents != self._read():
+                return None
         except ConfigError as error:
             seen = contents or str(error)
             if seen != self._refused:

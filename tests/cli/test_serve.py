@@ -1,10 +1,13 @@
 """The flags of `mfalcon serve` are the settings: what they say, which source wins, and what is kept secret."""
 
+import signal
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from mfalcon.cli.serve import read_settings
+from mfalcon.cli.serve import read_settings, serve
 from mfalcon.errors import ConfigError
 from server.config import ServerConfig
 
@@ -46,3 +49,17 @@ def test_a_mistyped_flag_tells_no_secret(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"-redis-...: there is no such setting; did you mean redis_url") as refused:
         read_settings(arguments)
     assert "pw" not in str(refused.value)
+
+
+def test_a_hangup_ends_no_server_that_cannot_obey_it_yet() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    command = typer.Typer()
+    command.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(
+        serve
+    )
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        assert CliRunner().invoke(command, ["--help"]).exit_code == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

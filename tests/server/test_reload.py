@@ -207,6 +207,25 @@ async def test_the_watch_goes_on_whatever_a_change_does(
     watching.cancel()
 
 
+async def test_hangups_while_it_reloads_are_one_reload_more(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The directory may have changed after it was read."""
+    exchanges, gate = Exchanges(), asyncio.Event()
+
+    async def exchange(model: str, load: Callable[[], int]) -> ModelInfo:
+        await gate.wait()
+        return await exchanges.exchange(model, load)
+
+    reloads = Reloads({MODEL.name: tmp_path}, {tmp_path: None}, lambda _: 0, exchange, lambda: (MODEL,))
+    asked = [asyncio.create_task(reloads.reload_all()) for _ in range(9)]
+    await asyncio.sleep(0.01)
+    gate.set()
+    await asyncio.gather(*asked)
+    await exchanges.reaches(2)
+    await reloads.reload_all()
+    await exchanges.reaches(3)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_admin_reload_is_not_repeated_by_the_watch(tmp_path: Path) -> None:
     other, exchanges = tmp_path / "other", Exchanges()
     other.mkdir()

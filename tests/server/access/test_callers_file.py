@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mfalcon.errors import ConfigError
 from server.access.callers_file import parse_callers
+from server.access.watched import Watched
 from server.config import load_config
 from tests.server.access.credentials import access_of, in_days, table, written
 from tests.server.harness import FREE_PORTS
@@ -81,6 +82,22 @@ def test_a_file_that_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     access.look()
     access.look()
     assert access.caller("Bearer t").name == "web" and len(caplog.records) == 1
+
+
+def test_what_is_still_being_written_waits_for_the_next_look(tmp_path: Path) -> None:
+    """Half a file may be good TOML: of a token, all but the line that says when it expires."""
+    path = tmp_path / "callers.toml"
+
+    def parse(contents: bytes) -> str:
+        if contents == b"half":
+            path.write_text("half and more")
+        return contents.decode()
+
+    path.write_text("before")
+    watched = Watched("tokens_file", path, parse)
+    path.write_text("half")
+    assert watched.fresh() is None
+    assert watched.fresh() == (b"half and more", "half and more")
 
 
 def test_a_link_that_is_turned_is_a_change(tmp_path: Path) -> None:

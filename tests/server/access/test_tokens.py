@@ -1,6 +1,7 @@
 """Every credential over both transports: who has the right one gets in, and nobody else, whatever the call."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -166,3 +167,15 @@ async def test_a_changed_file_is_read_by_every_process(tmp_path: Path, frontends
                 await asyncio.sleep(0.05)
         for told in (await by_grpc(running, RANK, bearer("old")), await by_http(running, RANK, bearer("old"))):
             assert told == ("UNAUTHENTICATED", INVALID)
+
+
+async def test_a_file_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
+    path = written(tmp_path / "callers.toml", table("web", ["rank"], [("t", None)]))
+    async with serving(tokens_file=path) as running:
+        path.unlink()
+        os.mkfifo(path)  # whoever opens it waits for a writer
+        for _ in range(3):
+            running.service.hang_up()
+        await asyncio.sleep(0.05)
+        assert await by_http(running, RANK, bearer("t")) == ("OK", "")
+    os.close(os.open(path, os.O_RDWR))
