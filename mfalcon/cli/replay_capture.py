@@ -154,7 +154,9 @@ def show(report: Report, console: Console) -> None:
     worst = report.moved or report.captured
     if worst is not None and (rows := worst.told()["worst"]):
         assert isinstance(rows, list)
-        console.print(_worst(rows))
+        console.print("requests that moved most")
+        for line in _worst(rows):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _table(title: str, comparison: Comparison) -> Table:
@@ -192,12 +194,8 @@ def _latencies(report: Report) -> Table:
     return table
 
 
-def _worst(rows: list[dict[str, object]]) -> Table:
-    table = Table(title="requests that moved most")
-    names = ("user", "request_id", "time_ms", "num_candidates", "history_len", "top_overlap", "spearman", "max_error")
-    for name in names:
-        table.add_column(name, justify="left" if name in ("user", "request_id") else "right")
+def _worst(rows: list[dict[str, object]]) -> Iterator[str]:
+    """A line each, not a table: a narrow terminal would cut the ids by which a request is found in the logs."""
     for row in rows:
-        values = [row[name] for name in names]
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values))
-    return table
+        told = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+        yield "  ".join(told)

@@ -38,11 +38,11 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(*arguments: str) -> str:
+def run(*arguments: str, columns: int = 200) -> str:
     """What it prints. Raises what it raises."""
     app = typer.Typer()
     app.command()(replay)
-    done = CliRunner().invoke(app, [*arguments, "--threads", "1"], env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, [*arguments, "--threads", "1"], env={"COLUMNS": str(columns)})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
@@ -61,10 +61,18 @@ def test_a_table_says_what_moved(directory: Path) -> None:
         "history 1-31",
         "history 32-127",
         "computing a request",
-        "requests that moved most",
-        "tag of ann",
+        "requests that moved most\nuser tag of ann",
     ):
         assert words in said, said
+
+
+def test_a_narrow_terminal_cuts_no_request_that_moved(directory: Path) -> None:
+    named = (str(directory / "checkpoint-0"), "--capture", str(directory / "capture"))
+    said = run(*named, "--against", str(directory / "checkpoint-1"), "--worst", "2", columns=40)
+    lines = said.partition("requests that moved most\n")[2].splitlines()
+    assert len(lines) == 2 and {f"history_len {length}" in said for length in (20, 40)} == {True}
+    for line in lines:
+        assert line.startswith("user tag of ann") and "num_candidates 15" in line
 
 
 def test_without_scores_two_checkpoints_are_compared(directory: Path) -> None:
