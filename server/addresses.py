@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import EADDRINUSE
 
 from mfalcon.errors import ConfigError
 
@@ -34,8 +35,9 @@ def listen(transport: str, host: str, port: int, *, shared: bool = False) -> soc
     try:
         return _bound(host, port, SHARED if shared else ALONE, backlog=BACKLOG)
     except OSError as error:
+        taken = f"; end what listens there, or give another {transport}_port" if error.errno == EADDRINUSE else ""
         raise ConfigError(
-            f"{transport}_host, {transport}_port: cannot listen on {authority(host, port)}: {error.strerror}"
+            f"{transport}_host, {transport}_port: cannot listen on {authority(host, port)}: {error.strerror}{taken}"
         ) from error
 
 

@@ -20,7 +20,8 @@ def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
         case "int_parsing_size":
             must = "a valid integer"
         case "model_type" | "model_attributes_type":
-            must = "a JSON object"
+            undeclared = isinstance(error["input"], bytes)
+            must = f"a JSON object{' with content-type: application/json' if undeclared else ''}"
         case "string_pattern_mismatch":
             pattern = error["ctx"]["pattern"]
             must = _PATTERNS.get(pattern, f"text that matches {pattern}")

@@ -111,4 +111,17 @@ def calling(
         try:
             yield client
         except ClientError as error:
-            raise CallFailed(error.code, error.details) from error
+            hint = _hint(error, tls, token)
+            raise CallFailed(error.code, f"{error.details}{hint}") from error
+
+
+def _hint(error: ClientError, tls: Tls | None, token: TokenFile | None) -> str:
+    """The option that is probably missing; "" where nothing speaks for one."""
+    if error.code == "UNAUTHENTICATED" and token is None:
+        return " (--token-file brings one)"
+    if error.code == "UNAVAILABLE" and "Socket closed" in error.details:
+        if tls is None:
+            return " (a server that speaks TLS closes so: --tls-ca)"
+        if tls.certificate_chain is None:
+            return " (a server that asks for a client's certificate closes so: --tls-cert, --tls-key)"
+    return ""

@@ -28,7 +28,7 @@ ColumnsOption = Annotated[
     str,
     typer.Option(
         "--columns",
-        help="Your columns: user=…,item=…,time=… and optionally action=…,value=…,features=a+b,"
+        help="Your columns: user=…,item=…,time=…; optionally, after further commas, action=…, value=…, features=a+b, "
         "time_unit=auto|s|ms|us|iso8601.",
         rich_help_panel="Data",
     ),
@@ -40,7 +40,9 @@ ItemsOption = Annotated[
 ItemColumnsOption = Annotated[
     str,
     typer.Option(
-        "--item-columns", help="Its columns: item=…,title=…,side=a+b,tag_separator=….", rich_help_panel="Data"
+        "--item-columns",
+        help="Its columns: item=…,title=…, and after a comma side=a+b, tag_separator=….",
+        rich_help_panel="Data",
     ),
 ]
 LikeOption = Annotated[

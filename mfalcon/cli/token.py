@@ -52,9 +52,11 @@ def new(
         rights = ", ".join(f'"{each}"' for each in right)
         typer.echo(f'[[callers]]\nname = "{name}"\nrights = [{rights}]\n')
     else:
-        typer.echo(f'# below the table of caller "{name}":')
+        typer.echo(
+            f'# Below the tables of caller "{name}", not at the end of the file: it would be another caller\'s there.'
+        )
     typer.echo(f'[[callers.tokens]]\nsha256 = "{digest}"')
     if expires is not None:
         typer.echo(f"expires = {expires}")
-    typer.echo("\n# The token itself, shown this once, on standard error; give it to the caller, and to nobody else.")
+    typer.echo("\n# The token is shown this once, on standard error: for this caller, and nobody else.")
     typer.echo(token, err=True)

@@ -183,7 +183,10 @@ def _callers(file: _File, now: float) -> Callers:
     subjects: dict[str, Caller] = {}
     names = [entry.name for entry in file.callers]
     if (twice := _first_twice(names)) is not None:
-        raise ConfigError(f"callers[{twice}].name: got {names[twice]!r} again, must be a name that is given once")
+        raise ConfigError(
+            f"callers[{twice}].name: got {names[twice]!r} again, must be a name that is given once: a caller's next "
+            "token is a [[callers.tokens]] table below its first"
+        )
     for number, entry in enumerate(file.callers):
         caller = Caller(entry.name, held(frozenset(entry.rights)))
         for at, token in enumerate(entry.tokens):

@@ -56,13 +56,14 @@ async def test_commands_reach_a_server_that_asks_for_a_certificate(
         await asyncio.to_thread(lambda: reload(admin_address, tls_ca=ca, **own))  # type: ignore[arg-type]
         said = capsys.readouterr().out
         assert '"user"' in said and "version 2 instead of 1" in said
-        for call in (
-            lambda: rank("ann", "1,2", target=addresses.grpc, tls_ca=ca, timeout=1.0),
-            lambda: rank("ann", "1,2", target=addresses.grpc, timeout=1.0),
-            lambda: reload(admin_address, tls_ca=ca, timeout_s=1.0),
-        ):
+        for call in (lambda: reload(admin_address, tls_ca=ca, timeout_s=1.0),):
             with pytest.raises(CallFailed, match=r"UNAVAILABLE|DEADLINE_EXCEEDED"):
                 await asyncio.to_thread(call)
+        for given, lacks in (({}, "--tls-ca"), ({"tls_ca": ca}, "--tls-cert")):
+            with pytest.raises(CallFailed, match=f"UNAVAILABLE: .*{lacks}"):
+                await asyncio.to_thread(
+                    lambda given=given: rank("ann", "1,2", target=addresses.grpc, timeout=1.0, **given)  # type: ignore[misc]
+                )
 
         tls, verify = tls_of(ca, own["tls_cert"], own["tls_key"]), context_of(ca, own["tls_cert"], own["tls_key"])
         for target in (GrpcTarget(addresses.grpc, 1, tls=tls), HttpTarget(f"https://{addresses.http}", verify)):

@@ -25,6 +25,7 @@ def test_a_new_token_opens_a_server_with_what_was_printed(tmp_path: Path) -> Non
     path.write_text(made[0].stdout + more.stdout)
     for token in (tokens[0], more.stderr.strip()):
         assert access_of(path).caller(f"Bearer {token}").name == "web"
+    assert "not at the end of the file" in more.stdout
 
 
 def test_for_programs() -> None:

@@ -45,7 +45,10 @@ async def test_commands_reach_a_server_that_asks_for_a_token(
         await asyncio.to_thread(lambda: rank("ann", "1,2", target=target, token_file=files["rank"], json_output=True))
         await asyncio.to_thread(lambda: history("ann", target=target, token_file=files["admin"]))
         assert '"user"' in capsys.readouterr().out
-        for given, says in ((None, "UNAUTHENTICATED"), (files["append"], "PERMISSION_DENIED")):
+        for given, says in (
+            (None, r"UNAUTHENTICATED: .* \(--token-file brings one\)"),
+            (files["append"], "PERMISSION_DENIED"),
+        ):
             with pytest.raises(CallFailed, match=says):
                 await asyncio.to_thread(lambda given=given: rank("ann", "1,2", target=target, token_file=given))  # type: ignore[misc]
         words = ["--user", "ann", "--candidates", "1,2", "--target", target, "--json"]

@@ -649,7 +649,7 @@ CASES: Sequence[Case] = (
         good_rank_json(b"[1, 2]", b"[1]"),
         422,
         INVALID,
-        "body: got 'bytes that are not declared as JSON', must be a JSON object",
+        "body: got 'bytes that are not declared as JSON', must be a JSON object with content-type: application/json",
         headers=(("content-type", "text/plain"),),
     ),
     *(

@@ -224,7 +224,9 @@ async def test_a_taken_port_is_an_error(transport: str) -> None:
         port = int(getattr(running.addresses, transport).rpartition(":")[2])
         second = Service(load_config(None, FREE_PORTS | {f"{transport}_port": port}))
         with pytest.raises(
-            ConfigError, match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}: Address already in use"
+            ConfigError,
+            match=rf"{transport}_port: cannot listen on 127.0.0.1:{port}: Address already in use; end what listens "
+            rf"there, or give another {transport}_port",
         ):
             await second.listen()
         assert (await running.stub.Rank(RANK)).scores

@@ -29,7 +29,11 @@ BAD = {
     "no name": (GOOD.replace('name = "web"', ""), "callers[0].name: must be given"),
     "a name with a space": (GOOD.replace('"web"', '"we b"'), "callers[0].name: must be 1 to 64 of the characters"),
     "a name with a line break": (GOOD.replace('"web"', '"web\\n"'), "callers[0].name: must be 1 to 64 of the char"),
-    "a name twice": (GOOD + table("web", ["read"], [("u", None)]), "callers[1].name: got 'web' again"),
+    "a name twice": (
+        GOOD + table("web", ["read"], [("u", None)]),
+        "callers[1].name: got 'web' again, must be a name that is given once: a caller's next token is a "
+        "[[callers.tokens]] table below its first",
+    ),
     "a token twice": (GOOD + table("app", ["read"], [("t", None)]), "callers[1].tokens[0].sha256: must be a hash that"),
     "a key that there is not": (GOOD + "secret = 1\n", "callers[0].tokens[0].secret: must be absent"),
     "a table that there is not": ("[caller]\n", "caller: must be absent"),
