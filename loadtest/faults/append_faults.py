@@ -1,10 +1,12 @@
 """Redis as the event log's home, in the ways that it is run, and what happens to it while writers append.
 
 sentinel: a master, a replica and three sentinels; the master is killed, frozen, or killed while its replica was frozen,
-and the replica takes its place. cluster: three masters, whose files are synced; one is killed or frozen. link: a server
-whose files are synced, behind a link that loses its connections, or passes no requests or no replies for a while.
+and the replica takes its place. A frozen one goes on as a master for a while. cluster: three masters, whose files are
+synced; one is killed or frozen. link: a server whose files are synced, behind a link that loses its connections, or
+passes no requests or no replies for a while.
 """
 
+import math
 import random
 import threading
 import time
@@ -14,11 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from loadtest.faults.redis_server import RedisCluster, RedisSentinel, RedisServer
+import redis
+
+from loadtest.faults.redis_sentinel import RedisSentinel
+from loadtest.faults.redis_server import RedisCluster, RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
+from mfalcon.errors import ConfigError
 
 Home: TypeAlias = Literal["sentinel", "cluster", "link"]
 HOMES: tuple[Home, ...] = get_args(Home)
+_TROUBLE = (ConfigError, redis.RedisError, OSError)
 _SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -26,27 +33,53 @@ _SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
 class Faults:
     """A Redis at `url`, and each kind of fault, which lasts for as many seconds as it is told and is lifted then.
 
-    fails_over: whether the log may be rolled back while a fault lasts, if appends wait for no replica.
+    mend: makes all well, whatever is broken, or raises what it could not do. fails_over: whether the log may be rolled
+    back while a fault lasts, if appends wait for no replica. mend_s: how long mending is tried for where Redis did not
+    become well when a fault was lifted, since what runs beside may take all of the machine.
     """
 
     url: str
     kinds: Mapping[str, Callable[[float], None]]
+    mend: Callable[[], None]
     fails_over: bool
+    mend_s: float = 300.0
     done: Counter[str] = field(default_factory=Counter)
     times: list[tuple[float, float]] = field(default_factory=list)
-    """From the beginning of each fault until all was well."""
+    """From the beginning of each fault until all was well, infinite if it never was."""
+    trouble: list[str] = field(default_factory=list)
+    """What it took more than one try to mend, or could not be."""
 
     def inject(self, stop: threading.Event, mean_gap_s: float, seed: int) -> None:
-        """One after another until `stop`; all are lifted when this returns. For a thread."""
+        """One after another until `stop`; all are lifted when this returns, or the last of `times` has no end. For a
+        thread.
+        """
         rng = random.Random(seed)
         kinds: list[str] = []
         while not stop.wait(mean_gap_s * rng.uniform(0.5, 1.5)):
             kinds = kinds or rng.sample(sorted(self.kinds), len(self.kinds))
             kind = kinds.pop()
-            began = time.monotonic()
-            self.kinds[kind](rng.uniform(0.2, 2.0))
-            self.times.append((began, time.monotonic()))
+            began, is_well = time.monotonic(), True
+            try:
+                self.kinds[kind](rng.uniform(0.2, 2.0))
+            except _TROUBLE as error:
+                self.trouble.append(f"{kind}: {error}")
+                is_well = self._is_mended()
+            self.times.append((began, time.monotonic() if is_well else math.inf))
             self.done[kind] += 1
+            if not is_well:
+                return
+
+    def _is_mended(self) -> bool:
+        give_up = time.monotonic() + self.mend_s
+        while time.monotonic() < give_up:
+            try:
+                self.mend()
+            except _TROUBLE as error:
+                self.trouble.append(f"mending: {error}")
+                time.sleep(1.0)
+            else:
+                return True
+        return False
 
 
 @contextmanager
@@ -56,35 +89,47 @@ def home(kind: Home, arguments: Sequence[str] = (), seed: int = 0) -> Iterator[F
     match kind:
         case "sentinel":
             with RedisSentinel(3, append_only=True, arguments=arguments) as sentinel:
-                yield Faults(sentinel.url, _of_sentinel(sentinel), fails_over=True)
+                yield Faults(sentinel.url, _of_sentinel(sentinel), sentinel.restore, fails_over=True)
         case "cluster":
             with RedisCluster(arguments=(*_SYNCED, *arguments)) as cluster:
-                yield Faults(cluster.url, _of_cluster(cluster, rng), fails_over=False)
+                yield Faults(cluster.url, _of_cluster(cluster, rng), cluster.mend, fails_over=False)
         case "link":
             with RedisServer(append_only=True, arguments=arguments) as server, SlowProxy(server.port) as proxy:
-                yield Faults(proxy.url, _of_link(server, proxy), fails_over=False)
+
+                def mend() -> None:
+                    server.mend()
+                    proxy.resume()
+
+                yield Faults(proxy.url, _of_link(server, proxy), mend, fails_over=False)
 
 
 def _of_sentinel(sentinel: RedisSentinel) -> dict[str, Callable[[float], None]]:
     def kill_master(_: float) -> None:
-        _replace(sentinel, sentinel.master.kill)
+        old = sentinel.master
+        old.kill()
+        _wait_for_another(sentinel, old)
+        sentinel.restore()
 
-    def freeze_master(_: float) -> None:
-        _replace(sentinel, sentinel.master.freeze)
+    def freeze_master(seconds: float) -> None:
+        old = sentinel.master
+        old.freeze()
+        _wait_for_another(sentinel, old)
+        old.thaw()
+        time.sleep(seconds)  # there are two masters now
+        sentinel.restore()
 
     def kill_master_ahead_of_its_replica(seconds: float) -> None:
         master = sentinel.master
-        (replica,) = (server for server in sentinel.servers if server is not master)
+        replica = sentinel.other(master)
         replica.freeze()
         time.sleep(min(seconds, 0.8))  # sentinels give a replica up after a second
         master.kill()
         replica.thaw()
-        _replace(sentinel, lambda: None, master)
+        _wait_for_another(sentinel, master)
+        sentinel.restore()
 
     def freeze_replica(seconds: float) -> None:
-        master = sentinel.master
-        (replica,) = (server for server in sentinel.servers if server is not master)
-        replica.freeze()
+        sentinel.other(sentinel.master).freeze()
         time.sleep(seconds)
         sentinel.restore()
 
@@ -94,14 +139,13 @@ def _of_sentinel(sentinel: RedisSentinel) -> dict[str, Callable[[float], None]]:
     }
 
 
-def _replace(sentinel: RedisSentinel, fault: Callable[[], None], old: RedisServer | None = None) -> None:
-    """Break the master, and mend it once another has taken its place."""
-    old = old or sentinel.master
-    fault()
-    give_up = time.monotonic() + 30.0  # a failover that found no good replica is tried again after ten
+def _wait_for_another(sentinel: RedisSentinel, old: RedisServer) -> None:
+    """Until another has taken the place of a master. A failover that found no good replica is tried again after ten
+    seconds; one that does not come at all leaves the old one.
+    """
+    give_up = time.monotonic() + 30.0
     while sentinel.master is old and time.monotonic() < give_up:
         time.sleep(0.05)
-    sentinel.restore()
 
 
 def _of_cluster(cluster: RedisCluster, rng: random.Random) -> dict[str, Callable[[float], None]]:

@@ -1,6 +1,7 @@
 """A run of writers on a Redis that is killed, frozen and cut off, and the judgement of what they saw."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections import Counter
@@ -19,6 +20,8 @@ from mfalcon.history.durability import Durability
 from mfalcon.history.redis_log import LogOptions
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisSettings
+
+_log = logging.getLogger(__name__)
 
 _READ_S, _WRITE_S = 0.1, 0.5
 
@@ -43,7 +46,10 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class AppendReport:
-    """What was done and what was wrong. operations: by kind and outcome. lost: acknowledged events that are gone."""
+    """What was done and what was wrong. operations: by kind and outcome. lost: acknowledged events that are gone.
+    trouble: what the run itself met with, such as a fault that was lifted late; what was recorded is judged all the
+    same.
+    """
 
     home: str
     durability: str
@@ -54,25 +60,34 @@ class AppendReport:
     lost: int
     told_lost: int
     wrong: tuple[str, ...]
+    trouble: tuple[str, ...] = ()
 
 
 async def run(kind: Home, options: RunOptions) -> AppendReport:
-    """Write, break, mend, read and judge."""
-    with home(kind, seed=options.seed) as faults:
-        async with replicas(faults, options) as logs:
-            async with keeps_append_ids(logs[0]) as with_ids:
-                pass
-            recorder = Recorder()
-            asked = replace(options.writers, with_ids=with_ids, seed=options.seed)
-            began = time.monotonic()
-            await _write(logs, recorder, asked, faults, options)
-            seconds = time.monotonic() - began
+    """Write, break, mend, read and judge, as much as there is when the run ends early."""
+    recorder, began, faults, wrong = Recorder(), time.monotonic(), None, []
+    try:
+        with home(kind, seed=options.seed) as faults:
+            async with replicas(faults, options) as logs:
+                async with keeps_append_ids(logs[0]) as with_ids:
+                    pass
+                asked = replace(options.writers, with_ids=with_ids, seed=options.seed)
+                began = time.monotonic()
+                unread = await _write(logs, recorder, asked, faults, options)
+                wrong += [f"{user} could not be read any more" for user in unread]
+                seconds = time.monotonic() - began
+    except Exception as error:
+        if faults is None or not recorder.operations:
+            raise
+        _log.exception("the run ended early")
+        wrong.append(f"the run ended early: {type(error).__name__}: {error}")
+        seconds = time.monotonic() - began
     may_lose, judged = faults.times, recorder.operations
     if not (faults.fails_over and options.loses_on_failover()):
         may_lose = []
     if faults.fails_over and not may_lose:
         judged = [o for o in judged if not (_only_tells(o) and _during(o, faults.times))]
-    wrong = await asyncio.to_thread(violations, judged, may_lose)
+    wrong += await asyncio.to_thread(violations, judged, may_lose)
     if recorder.lost_events and not faults.fails_over:
         wrong.append(f"writers were told of {recorder.lost_events} lost events, where none can be lost")
     operations = Counter(f"{o.kind} {o.outcome}" for o in recorder.operations)
@@ -86,6 +101,7 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
         lost=lost_events(recorder.operations),
         told_lost=recorder.lost_events,
         wrong=tuple(wrong),
+        trouble=tuple(faults.trouble),
     )
 
 
@@ -102,21 +118,25 @@ def _during(operation: Operation, times: Sequence[tuple[float, float]]) -> bool:
 
 async def _write(
     logs: Sequence[Histories], recorder: Recorder, asked: WriterOptions, faults: Faults, options: RunOptions
-) -> None:
+) -> list[str]:
+    """The users whose history could not be read at the end."""
     lift = threading.Event()
     injecting = (
         asyncio.create_task(asyncio.to_thread(faults.inject, lift, options.fault_gap_s, options.seed))
         if options.fault_gap_s
         else None
     )
-    writing = asyncio.create_task(Writers(logs, recorder, asked).run(time.monotonic() + options.seconds))
+    writers = Writers(logs, recorder, asked)
+    writing = asyncio.create_task(writers.run(time.monotonic() + options.seconds))
     try:
         await asyncio.wait({writing}, timeout=options.seconds)
     finally:
         lift.set()
         if injecting is not None:
             await injecting
+        writers.faults_are_over()
     await writing
+    return writers.unread
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ read by every replica and left for a new one, so that what is to be judged toget
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from mfalcon.types import Append
 
 _TIME_MS = 1_700_000_000_000
 _RETRY_S = 0.05
-_LAST_TRIES_S = 20.0
-"""To find out what became of an append, and what a user's history is, when faults are over."""
+_LAST_TRIES_S = 30.0
+"""To find out what became of an append, and what a user's history is, once faults are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,19 @@ class Writers:
         self._options = options
         self._random = random.Random(options.seed)
         self._stop = 0.0
+        self._over_since = math.inf
         self._ids = 0
+        self.unread: list[str] = []
+        """Users whose history could not be read when they were left, though faults were over."""
+
+    def faults_are_over(self) -> None:
+        """What has no answer a while from now gets none."""
+        self._over_since = time.monotonic()
 
     async def run(self, stop: float) -> None:
-        """Until `stop` (time.monotonic()), and then until every outcome that can be known is."""
+        """Until `stop` (time.monotonic()), and then until every outcome that can be known is: where faults last, until
+        a while after `faults_are_over`.
+        """
         self._stop = stop
         async with asyncio.TaskGroup() as tasks:
             for number in range(self._options.users):
@@ -104,11 +114,17 @@ class Writers:
                 for writer in range(self._options.writers):
                     tasks.create_task(self._write(user, first=writer == 0))
             for replica in self._replicas:
-                give_up = max(time.monotonic(), self._stop) + _LAST_TRIES_S
+                began = time.monotonic()
                 while await self._recorder.read(replica, user.name, self._options.timeout_s) is None:
-                    assert time.monotonic() < give_up, f"{user.name} was never read again"
+                    if self._is_hopeless(began):
+                        self.unread.append(user.name)
+                        break
                     await asyncio.sleep(_RETRY_S)
             life += 1
+
+    def _is_hopeless(self, began: float) -> bool:
+        """To try again what was tried from `began` on."""
+        return time.monotonic() > max(began, self._over_since) + _LAST_TRIES_S
 
     async def _write(self, user: _User, *, first: bool) -> None:
         options, rng = self._options, self._random
@@ -139,9 +155,8 @@ class Writers:
         )
         await user.begin()
         try:
-            give_up = max(time.monotonic(), self._stop) + _LAST_TRIES_S
-            perhaps_written = False
-            while time.monotonic() < give_up:
+            began, perhaps_written = time.monotonic(), False
+            while not self._is_hopeless(began):
                 told = await self._recorder.append(rng.choice(self._replicas), user.name, append, options.timeout_s)
                 if told.version:
                     user.known = told
@@ -156,8 +171,8 @@ class Writers:
     async def _delete(self, user: _User, replica: Histories) -> None:
         await user.alone()
         try:
-            give_up = max(time.monotonic(), self._stop) + _LAST_TRIES_S
-            while time.monotonic() < give_up:
+            began = time.monotonic()
+            while not self._is_hopeless(began):
                 told = await self._recorder.delete(replica, user.name, self._options.timeout_s)
                 if told.outcome == "ok":
                     break

@@ -57,6 +57,8 @@ def bench_appends(
     else:
         typer.echo(as_text(page(reports)))
     for report in reports:
+        for trouble in report.trouble:
+            typer.echo(f"{report.home}: not at once: {trouble}", err=True)
         for wrong in report.wrong[:_SHOWN_WRONG]:
             typer.echo(f"{report.home}: {wrong}", err=True)
     if any(report.wrong for report in reports):

@@ -16,7 +16,8 @@ from redis.cluster import RedisCluster as ClusterClient
 from redis.retry import Retry
 
 import loadtest
-from loadtest.faults.redis_server import RedisCluster, RedisSentinel, RedisServer, server_binary
+from loadtest.faults.redis_sentinel import RedisSentinel
+from loadtest.faults.redis_server import RedisCluster, RedisServer, server_binary
 from mfalcon.errors import ConfigError
 from tests.redis_fixtures import OwnRedis
 
