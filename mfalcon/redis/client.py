@@ -36,6 +36,7 @@ from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.breaker import Breaker
 from mfalcon.redis.cluster import Cluster
 from mfalcon.redis.command import Command
+from mfalcon.redis.sentinel import MasterPool
 from mfalcon.redis.url import connect, disconnect
 
 _log = logging.getLogger(__name__)
@@ -287,6 +288,8 @@ class RedisClient:
     async def _probe_nodes(self) -> bool:
         """Ping every node past its breaker; True if any answered."""
         if not isinstance(self._redis, Cluster):
+            if isinstance(self._redis.connection_pool, MasterPool):
+                self._redis.connection_pool.look()
             return await self._ping("", self._redis.ping)
         self._redis.refresh_if_old()
         pings = self._redis.pings()

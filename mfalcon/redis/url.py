@@ -15,12 +15,13 @@ from urllib.parse import parse_qs, urlsplit
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.connection import ConnectionPool, SSLConnection, parse_url
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from redis.utils import HIREDIS_AVAILABLE
 
 from mfalcon.errors import ConfigError
+from mfalcon.redis.sentinel import MasterPool
 
 AnyRedis: TypeAlias = redis.asyncio.Redis | RedisCluster
 
@@ -68,11 +69,10 @@ def _parse(url: str) -> dict[str, Any]:
 
 
 async def disconnect(client: AnyRedis) -> None:
-    """Close every connection, those to Sentinels too, which redis-py leaves open."""
+    """Close every connection, those to Sentinels too."""
     await client.aclose()
-    if not isinstance(client, RedisCluster) and isinstance(client.connection_pool, SentinelConnectionPool):
-        for sentinel in client.connection_pool.sentinel_manager.sentinels:
-            await sentinel.aclose()
+    if not isinstance(client, RedisCluster) and isinstance(client.connection_pool, MasterPool):
+        await client.connection_pool.aclose()
 
 
 def redacted(url: str) -> str:
@@ -134,7 +134,5 @@ def _sentinel(plain: str, rest: str, common: dict[str, Any], max_connections: in
         given.pop(name, None)
     tls = {"ssl": True} | {name: value for name, value in given.items() if name.startswith("ssl_")} if is_tls else {}
     sentinel = Sentinel(hosts, sentinel_kwargs=common | tls, **common)  # type: ignore[no-untyped-call]
-    pool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        service, sentinel, ssl=is_tls, max_connections=max_connections, **(given | common)
-    )
+    pool = MasterPool(service, sentinel, with_tls=is_tls, max_connections=max_connections, **(given | common))
     return redis.asyncio.Redis.from_pool(pool)
