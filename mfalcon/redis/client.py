@@ -124,7 +124,8 @@ class RedisClient:
         return self._redis.name_of(key) if isinstance(self._redis, Cluster) else ""
 
     async def call(self, op: str, key: str, commands: Sequence[Command], timeout_s: float) -> list[Reply]:
-        """Send commands of one key's slot together and read their replies; one that Redis refuses fails the call.
+        """Send commands of one key's slot together and read their replies; one that Redis refuses fails the call,
+        though those before it are done.
 
         Raises StorageUnavailable when the breaker is open, the time is up, the connection breaks or Redis refuses. A
         caller in a greater hurry than `settings.timeout_s` proves nothing about the server: its breaker is left alone.
@@ -177,6 +178,9 @@ class RedisClient:
             replies = exchange.result()
         except ERRORS as error:
             raise self._explain(op, breaker, error, key) from error
+        for at, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                raise self._explain(op, breaker, reply, key, may_be_done=at > 0) from reply
         breaker.succeeded()
         self._metrics.redis_seconds.labels(op).observe(time.monotonic() - began)
         return replies
@@ -220,16 +224,18 @@ class RedisClient:
         pipeline = self._redis.pipeline(transaction=False)
         for command in commands:
             pipeline.execute_command(*command)
-        return list(await pipeline.execute())
+        return list(await pipeline.execute(raise_on_error=False))
 
     async def _info(self, section: str) -> list[Mapping[str, Any]]:
         if isinstance(self._redis, Cluster):
             return await self._redis.on_each("INFO", section)
         return [await self._redis.info(section)]
 
-    def _explain(self, op: str, breaker: Breaker, error: Exception, key: str | None = None) -> StorageUnavailable:
+    def _explain(
+        self, op: str, breaker: Breaker, error: Exception, key: str | None = None, *, may_be_done: bool = False
+    ) -> StorageUnavailable:
         """Count an error. A server that answers with a refusal, whatever it is, keeps nobody waiting. key: whose value
-        may be why an answer took too long.
+        may be why an answer took too long. may_be_done: whether it had not refused what it was asked before.
         """
         if isinstance(error, MaxConnectionsError):
             return self._busy(op)
@@ -244,7 +250,8 @@ class RedisClient:
         breaker.succeeded()
         self._metrics.redis_errors.labels(op, reason or "error").inc()
         self._tell_seldom(op, reason or "error", error)
-        return StorageUnavailable(f"Redis refused ({reason or 'error'}); the server's log has what it said")
+        text = f"Redis refused ({reason or 'error'}); the server's log has what it said"
+        return StorageUnavailable(text, may_be_done=may_be_done)
 
     def _tell_seldom(self, op: str, reason: str, error: Exception) -> None:
         """What Redis says is for the operator: it may name keys, scripts and addresses."""

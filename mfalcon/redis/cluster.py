@@ -66,11 +66,11 @@ class Cluster:
         return [node.name for node in self._client.get_primaries()]
 
     async def on(self, name: str, commands: Sequence[Command]) -> list[Any]:
-        """Send commands to a master, whatever the slots of their keys; raises what redis-py raises, as `exchange`."""
+        """Send commands to a master, whatever the slots of their keys, as `exchange` does."""
         node = self._nodes.get_node(node_name=name)
         if node is None:
             raise ClusterDownError("this master has left the cluster")
-        return _raised(await self._send(node, commands, is_asking=False))
+        return await self._send(node, commands, is_asking=False)
 
     def pings(self) -> dict[str, Callable[[], Awaitable[Any]]]:
         """What pings each master that is known, by its name."""
@@ -96,7 +96,7 @@ class Cluster:
         """Send the commands of one slot to its master, and read their replies. A command is sent again only where a
         master says that it did nothing because another one has the slot.
 
-        Raises what redis-py raises; the first error reply of a command.
+        Raises what redis-py raises; what a master replies to refuse a command is its reply here.
         """
         await self.know()
         try:
@@ -118,7 +118,7 @@ class Cluster:
                 replies[at] = reply
         if any(isinstance(reply, ClusterDownError) for reply in replies):
             self._doubt()
-        return _raised(replies)
+        return replies
 
     async def close(self, patience_s: float) -> None:
         """Close every connection. patience_s: for a look at the layout that is under way: a cancel in the middle of
@@ -203,14 +203,6 @@ class Cluster:
             with contextlib.suppress(RedisError, OSError):
                 return await _execute(node, "CLUSTER SLOTS")
         return None
-
-
-def _raised(replies: list[Any]) -> list[Any]:
-    """The replies, if none is an error."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
 
 
 async def _execute(node: ClusterNode, *command: str) -> Any:

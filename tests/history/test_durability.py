@@ -10,7 +10,7 @@ from loadtest.faults.redis_server import HOST, RedisCluster, RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.durability import Durability, is_reached, wait_command
-from mfalcon.history.history import Retention
+from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_header import HEADER_BYTES
 from mfalcon.history.redis_log import LogOptions, RedisLog
 from mfalcon.metrics.states import StateMetrics
@@ -43,14 +43,18 @@ def with_replica(master: RedisServer, own_redis: OwnRedis) -> RedisServer:
     return replica
 
 
+async def in_step(master: RedisServer, replica: RedisServer) -> None:
+    for _ in range(200):
+        if "state=online" in master.text("INFO", "replication") and "link_status:up" in replica.text("INFO"):
+            return
+        await asyncio.sleep(0.05)
+
+
 async def test_a_replica_has_what_is_acknowledged(own_redis: OwnRedis, make_log: MakeLog) -> None:
     master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
     replica = with_replica(master, own_redis)
     log, events = make_log(master.url, "replica"), random_events(20)
-    for _ in range(100):  # until they are connected
-        if "connected_slaves:1" in master.text("INFO", "replication") and "link_status:up" in replica.text("INFO"):
-            break
-        await asyncio.sleep(0.05)
+    await in_step(master, replica)
     assert (await log.append("ann", Append(events[:10], append_id="a"), None)).history_len == 10
     assert replica.command("STRLEN", Keys("t").log((await log.read("ann", 2)).history.user)) == HEADER_BYTES + 10 * 24
     replica.freeze()
@@ -63,6 +67,21 @@ async def test_a_replica_has_what_is_acknowledged(own_redis: OwnRedis, make_log:
     told = await log.append("ann", Append(events[10:], 10, append_id="b"), None)
     assert told.was_written and told.history_len == 20
     assert replica.command("STRLEN", Keys("t").log((await log.read("ann", 2)).history.user)) == HEADER_BYTES + 20 * 24
+
+
+async def test_an_append_whose_wait_is_refused_may_be_written(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    """The master becomes a replica while the append waits for one: Redis does not wait on, but what it ran is done."""
+    master, other = own_redis(), own_redis()
+    log = make_log(master.url, "replica", 10.0)
+    append = asyncio.create_task(log.append("ann", Append(random_events(5)), None))
+    for _ in range(500):
+        if master.command("EXISTS", Keys("t").log(no_history("ann").user)):
+            break
+        await asyncio.sleep(0.01)
+    master.command("REPLICAOF", HOST, other.port)
+    with pytest.raises(StorageUnavailable, match=r"Redis refused.*it may have been written") as refused:
+        await append
+    assert refused.value.may_be_done
 
 
 async def test_reads_do_not_wait_for_those_that_wait(own_redis: OwnRedis, make_log: MakeLog) -> None:
