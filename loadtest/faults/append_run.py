@@ -88,7 +88,7 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
     if faults.fails_over and not may_lose:
         judged = [o for o in judged if not (_only_tells(o) and _during(o, faults.times))]
     wrong += await asyncio.to_thread(violations, judged, may_lose)
-    if recorder.lost_events and not faults.fails_over:
+    if recorder.lost_events and not may_lose:
         wrong.append(f"writers were told of {recorder.lost_events} lost events, where none can be lost")
     operations = Counter(f"{o.kind} {o.outcome}" for o in recorder.operations)
     return AppendReport(

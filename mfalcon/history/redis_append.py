@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 from cachetools import TTLCache
@@ -43,18 +44,25 @@ _TURN_S = 0.25
 """How long a turn lasts at most: its writer may be dead."""
 
 
+class Keep(Protocol):
+    """Has a history be our copy."""
+
+    def __call__(self, known: Known, *, is_durable: bool) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Copies:
     """What this process knows of logs, and how it learns more.
 
     known: our copy of a user's history, or no history. taken: what a reply of READ proves to whom knew some history;
-    the log is read again, within some seconds, where it proves nothing. keep: has a history be our copy. lost: how many
-    events of a user (by hash) were acknowledged and are gone, as far as nobody was told. most_bytes: of a log.
+    the log is read again, within some seconds, where it proves nothing. keep: has a history be our copy, and is told
+    whether it is as durable as was asked. lost: how many events of a user (by hash) were acknowledged and are gone, as
+    far as nobody was told. most_bytes: of a log.
     """
 
     known: Callable[[str], Known]
     taken: Callable[[Known, Reply, float, float], Awaitable[Known]]
-    keep: Callable[[Known], None]
+    keep: Keep
     lost: Callable[[bytes], int]
     most_bytes: int
 
@@ -217,7 +225,7 @@ class RedisAppends:
     def _written(self, plan: _Plan, header: Header, is_durable: bool) -> None:
         if plan.after.base != plan.known.history.base:
             self._metrics.log_trims.inc()
-        self._copies.keep(Known(plan.after, header))
+        self._copies.keep(Known(plan.after, header), is_durable=is_durable)
         if not is_durable:
             for waiting, _ in (*plan.written, *plan.again):
                 waiting.fail(self._not_durable())

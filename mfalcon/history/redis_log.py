@@ -272,7 +272,7 @@ class RedisLog:
             if not is_late:
                 self._compare(deleted)
                 self._uncopy(user)
-                self._rollbacks.saw(deleted)
+                self._rollbacks.saw(deleted, is_acknowledged=True)
             return deleted
         if len(content) != (header.length - first) * EVENT_DTYPE.itemsize:
             raise Unfit("truncated")
@@ -314,11 +314,15 @@ class RedisLog:
         nothing = nothing_known(user_id)
         return self._copies.get(nothing.history.user, nothing)
 
-    def _keep(self, known: Known) -> None:
+    def _keep(self, known: Known, *, is_durable: bool = False) -> None:
+        """is_durable: whether it is known to be as durable as what is acknowledged, with all its events: a replica of
+        Redis has what was written before, too. What is read is taken for acknowledged, but where a replica must have
+        it: then a failover loses only what is not.
+        """
         self._uncopy(known.history.user)
         with contextlib.suppress(ValueError):  # larger than all of the cache
             self._copies[known.history.user] = known
-        self._rollbacks.saw(known)
+        self._rollbacks.saw(known, is_acknowledged=is_durable or self._options.durability != "replica")
 
     def _compare(self, now: Known) -> None:
         """With what is remembered of the user's log."""

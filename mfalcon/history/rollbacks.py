@@ -26,11 +26,14 @@ _USERS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """The latest that was known of a log. at: when that was heard, in seconds of time.monotonic()."""
+    """The latest that was known of a log. acknowledged: how many of its events are, as far as this replica knows. at:
+    when that was heard, in seconds of time.monotonic().
+    """
 
     generation: bytes
     clock: int
     length: int
+    acknowledged: int
     at: float
 
 
@@ -42,13 +45,17 @@ class Rollbacks:
         self._seen: LRUCache[bytes, _Seen] = LRUCache(most_users)
         self._lost: LRUCache[bytes, int] = LRUCache(most_users)
 
-    def saw(self, known: Known) -> None:
-        """A log as it is, verified or written."""
-        history = known.history
+    def saw(self, known: Known, *, is_acknowledged: bool) -> None:
+        """A log as it is, verified or written. is_acknowledged: with its last event; else that may come or not."""
+        history, acknowledged = known.history, 0
         seen = self._seen.pop(history.user, None)
-        if seen is not None and seen.length and seen.generation != history.generation:  # begun where one had vanished
+        if seen is not None and seen.generation == history.generation:
+            acknowledged = min(seen.acknowledged, len(history))
+        elif seen is not None and seen.length:  # begun where one had vanished
             self._note(history, seen, seen.length)
-        self._seen[history.user] = _Seen(history.generation, known.header.clock, len(history), time.monotonic())
+        if is_acknowledged:
+            acknowledged = len(history)
+        self._remember(known, acknowledged)
 
     def is_late(self, user: bytes, asked_at: float) -> bool:
         """Whether something was heard of a user after a question left (time.monotonic() seconds): its answer may then
@@ -70,14 +77,22 @@ class Rollbacks:
             lost = num_lost(copy, now)
         else:
             lost = max(0, seen.length - len(now))
+        if header.generation == seen.generation:
+            self._remember(known, min(seen.acknowledged, len(now)))
         if is_back or lost:
             self._note(now, seen, lost)
 
+    def _remember(self, known: Known, acknowledged: int) -> None:
+        now = known.history
+        self._seen[now.user] = _Seen(now.generation, known.header.clock, len(now), acknowledged, time.monotonic())
+
     def _note(self, now: History, seen: _Seen, lost: int) -> None:
+        """What Redis loses is what was written last, so first what is not acknowledged."""
         self._metrics.log_rollbacks.inc()
-        self._lost[now.user] = self._lost.get(now.user, 0) + lost
-        name = user_tag(now.user_id)
-        _log.warning("the event log of user %s went back: of %d events %d are gone", name, seen.length, lost)
+        acknowledged = max(0, lost - (seen.length - seen.acknowledged))
+        self._lost[now.user] = self._lost.get(now.user, 0) + acknowledged
+        text = "the event log of user %s went back: of %d events %d are gone, of which %d were acknowledged"
+        _log.warning(text, user_tag(now.user_id), seen.length, lost, acknowledged)
 
     def told(self, user: bytes) -> int:
         """How many of a user's events were acknowledged as far as this replica knows, and are no longer in his log.
@@ -87,7 +102,7 @@ class Rollbacks:
 
     def forget(self, user: bytes) -> None:
         """A user who was deleted."""
-        self._seen[user] = _Seen(b"", 0, 0, time.monotonic())
+        self._seen[user] = _Seen(b"", 0, 0, 0, time.monotonic())
         self._lost.pop(user, None)
 
     def forget_all(self) -> None:

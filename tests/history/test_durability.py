@@ -84,6 +84,27 @@ async def test_an_append_whose_wait_is_refused_may_be_written(own_redis: OwnRedi
     assert refused.value.may_be_done
 
 
+async def test_only_what_was_acknowledged_is_told_as_lost(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    """The log goes back by what no replica had, as in a failover, and then by what one had."""
+    master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
+    replica = with_replica(master, own_redis)
+    await in_step(master, replica)
+    log, events, key = make_log(master.url, "replica", 2.0), random_events(30), Keys("t").log(no_history("ann").user)
+    await log.append("ann", Append(events[:10]), None)
+    ten = master.command("GET", key)
+    assert isinstance(ten, bytes)
+    replica.freeze()
+    with pytest.raises(StorageUnavailable, match="not yet in a replica of Redis"):
+        await log.append("ann", Append(events[10:13]), None)
+    assert len((await log.read("ann", 2)).history) == 13
+    master.command("SET", key, ten)
+    assert len((await log.read("ann", 2)).history) == 10
+    replica.thaw()
+    assert (await log.append("ann", Append(events[13:20]), None)).lost_events == 0
+    master.command("SET", key, ten)
+    assert (await log.append("ann", Append(events[20:]), None)).lost_events == 7
+
+
 async def test_reads_do_not_wait_for_those_that_wait(own_redis: OwnRedis, make_log: MakeLog) -> None:
     """No replica at all: forty users' appends wait for one, on more connections than reads have."""
     log = make_log(own_redis().url, "replica", 2.0)
