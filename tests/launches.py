@@ -28,6 +28,7 @@ _SIZES = {
     "PAGE",
     "NUM_HEADS",
 }
+_SIZES |= {"OFFSET", "SPAN", "BLOCK", "ITEMS"}
 _SIZES |= {"ROWS", "STEPS", "BLOCK_N", "BLOCK_K", "ACC", "FAST", "UPCAST", "num_warps", "num_stages"}
 """Constants of a kernel that are sizes or numbers, or follow from the types: any other is a choice."""
 

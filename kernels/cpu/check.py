@@ -9,6 +9,7 @@ from kernels.cpu.build_library import POLICIES
 from kernels.cpu.library import FusedUnavailable, Kernel, available
 from kernels.cpu.linear import FusedLinear
 from kernels.cpu.sample_readout import ODD, readout_deviation
+from kernels.cpu.shared_table import differs
 from kernels.cpu.stack import FusedStack
 from kernels.sample_stack import sample
 
@@ -61,6 +62,8 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
                 raise FusedUnavailable(
                     f"fused kernel {policy}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
                 )
+    if differs(kernel):
+        raise FusedUnavailable(f"fused kernel {policy}: finds other rows of a shared table in its self-check")
     if kernel.dtype == torch.float32:
         worst = linear_deviation(kernel)
         if not worst <= SELF_CHECK_BOUND["float32"]:

@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 6
+_ABI = 7
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -75,6 +75,15 @@ class CTargets(ctypes.Structure):
     )
 
 
+class CSharedTable(ctypes.Structure):
+    """MfSharedTable."""
+
+    _fields_ = (
+        ("memory", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("span", "block", "dim", "element_bytes", "offset", "mixes")),
+    )
+
+
 class CGeometry(ctypes.Structure):
     """MfGeometry."""
 
@@ -112,6 +121,7 @@ class Kernel:
         self.readout_new = _function(library, "mf_readout_new", result, pointer, pointer)
         self.readout_free = _function(library, "mf_readout_free", None, pointer)
         self.readout = _function(library, "mf_readout", result, pointer, pointer, number)
+        self.shared_rows = _function(library, "mf_shared_rows", result, pointer, pointer, number, pointer)
         geometry = CGeometry()
         _function(library, "mf_geometry", None, pointer)(ctypes.byref(geometry))
         if geometry.abi != _ABI or geometry.element_bytes != self.dtype.itemsize:

@@ -23,9 +23,11 @@ from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
 from kernels.gpu.page_copy import page_copy
 from kernels.gpu.prefix_attention import prefix_attention_parts
+from kernels.gpu.shared_table import shared_rows
 from kernels.gpu.target_attention import target_attention_parts
 from kernels.gpu.target_bias import target_bias
 from kernels.paged import Batch, BatchSizes, PagedKV, unpacked
+from kernels.shared_table import HASHES, Hash, SharedTable
 
 ARCHITECTURES = (80, 89, 90)
 _NUM_HEADS, _PAGE_TOKENS, _NUM_PAGES, _NUM_ROWS = 4, 128, 64, 333
@@ -164,6 +166,8 @@ def _small_cases(architecture: int) -> Iterator[Case]:
         return Case(f"{architecture} {op} {_name(dtype)} {detail}".rstrip(), architecture, call)
 
     bfloat16 = torch.bfloat16
+    for dtype, hash_name in product((bfloat16, torch.float16, torch.float32), HASHES):
+        yield small("shared_rows", dtype, hash_name, partial(_shared_rows, dtype, hash_name))
     for dtype in (bfloat16, torch.float16, torch.float32):
         yield small("target_bias", dtype, "", partial(_target_bias, dtype))
         yield small("layer_norm", dtype, "512", partial(_layer_norm, dtype, 512))
@@ -271,6 +275,11 @@ def _affine(dtype: torch.dtype, dim: int, affine: bool) -> tuple[Tensor | None, 
 def _page_copy() -> None:
     source, target = (_empty(torch.uint8, _NUM_PAGES, 1024) for _ in range(2))
     page_copy(source, target, _empty(torch.int32, _NUM_PAGES, 2), slice(0, 640))
+
+
+def _shared_rows(dtype: torch.dtype, hash_name: Hash) -> None:
+    table = SharedTable(hash_name, 2_500_000, 128, 32)
+    shared_rows(_empty(dtype, table.num_numbers), table, _empty(torch.int64, _NUM_ROWS))
 
 
 def _empty(dtype: torch.dtype, *shape: int) -> Tensor:

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 6
+#define MFALCON_ABI 7
 
 extern "C" {
 
@@ -121,5 +121,15 @@ struct MfTargets {
 std::int32_t mf_readout_new(const MfReadout* config, void** readout);
 void mf_readout_free(void* readout);
 std::int32_t mf_readout(const void* readout, const MfTargets* targets, std::int64_t threads);
+
+// A table whose rows share one array of numbers of element_bytes each: blocks of `block` of them at hashed places from 0
+// to span - 1. mixes: the hash is robe-mix, not robe-v0. offset: added to each key, modulo 2^64.
+struct MfSharedTable {
+  const void* memory;
+  std::int64_t span, block, dim, element_bytes, offset, mixes;
+};
+
+// The rows of keys [num_keys] -> out [num_keys, dim], numbers of element_bytes.
+std::int32_t mf_shared_rows(const MfSharedTable* table, const std::int64_t* keys, std::int64_t num_keys, void* out);
 
 }

@@ -7,6 +7,7 @@
 #include "pack.h"
 #include "readout.h"
 #include "score.h"
+#include "shared_table.h"
 
 namespace mfalcon {
 
@@ -133,6 +134,10 @@ void mf_readout_free(void* readout) { delete static_cast<mfalcon::Readout<mfalco
 
 std::int32_t mf_readout(const void* readout, const MfTargets* targets, std::int64_t threads) {
   return mfalcon::readout_apply<mfalcon::Policy>(readout, *targets, threads);
+}
+
+std::int32_t mf_shared_rows(const MfSharedTable* table, const std::int64_t* keys, std::int64_t num_keys, void* out) {
+  return mfalcon::guarded([&] { mfalcon::shared_rows(*table, keys, num_keys, static_cast<char*>(out)); });
 }
 
 }
