@@ -151,7 +151,7 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     """A seeded request on the checkpoint's own items; half of the events share their time with the one before."""
     rng = np.random.default_rng(seed)
     config = checkpoint.model.config
-    known = checkpoint.items.item_id if len(checkpoint.items.item_id) else np.arange(1, 10)
+    known = _known(checkpoint)
     history = np.zeros(length, dtype=EVENT_DTYPE)
     history["item_id"] = rng.choice(known, length)
     history["actions"] = 1 << rng.integers(0, len(config.actions), length)
@@ -171,6 +171,11 @@ def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
     for item in np.unique(candidates):
         item_counts[candidates == item] = np.sort(rng.integers(0, _MOST_COUNTED, 3))[::-1]
     return Case(history, candidates, context, now + _MINUTE_MS, dense, item_counts)
+
+
+def _known(checkpoint: Checkpoint) -> Ids:
+    """Ids of the checkpoint's items; any where it names none."""
+    return checkpoint.items.item_id if len(checkpoint.items.item_id) else np.arange(1, 10)
 
 
 def per_candidate_error(subject: Subject, case: Case) -> float:
@@ -243,7 +248,7 @@ def freshness_error(subject: Subject, case: Case) -> float:
     checkpoint, n, worst = subject.checkpoint, len(case.history), 0.0
     edited = case.history.copy()
     if n:
-        edited["item_id"][n // 2] = checkpoint.items.item_id[0] if n % 2 else checkpoint.items.item_id[-1]
+        edited["item_id"][n // 2] = _known(checkpoint)[0 if n % 2 else -1]
         edited["actions"][n // 2] ^= 1
     longer = random_case(checkpoint, checkpoint.model.config.max_history + 3, 7).history
     warm = _runner(subject)
@@ -370,12 +375,12 @@ def _device(model: Ranker) -> torch.device:
 def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]:
     items, device = subject.checkpoint.items, _device(subject.served.model)
     events = event_tokens(case.history, items, device)
-    rows = torch.from_numpy(subject.served.model.target_rows(items, case.candidates)).to(device)
+    keys = torch.from_numpy(subject.served.model.target_rows(items, case.candidates)).to(device)
     request, counts = _request(subject.checkpoint, case, "user"), _counted(subject.checkpoint, case).numbers
     provider = FeatureProvider(subject.served.model.config, items)
-    features = provider.features(Asked(request, rows.cpu().numpy(), case.history, counts))
+    features = provider.features(Asked(request, items.rows(case.candidates), case.history, counts))
     dense = None if features is None else torch.from_numpy(features).to(device)
-    return subject.served, events, Targets(rows, case.context, dense)
+    return subject.served, events, Targets(keys, case.context, dense)
 
 
 def _score(served: Served, events: EventTokens, targets: Targets, case: Case) -> Tensor:

@@ -1,6 +1,8 @@
 """Small random checkpoints and histories for the tests of the core: every option on, weights large enough to matter."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from mfalcon.models.config import (
     CountersConfig,
     DenseFeature,
     DinConfig,
+    EmbeddingConfig,
     LayerConfig,
     LumConfig,
     RankerConfig,
@@ -52,6 +55,7 @@ def small_config(
     window_chunk: int = 8,
     num_layers: int = 2,
     with_counters: bool = False,
+    embedding: EmbeddingConfig | None = None,
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
@@ -104,10 +108,16 @@ def small_config(
         blend={"like": 1.0, "rating": 0.05},
         head_dim=9,
         num_items=NUM_ITEMS + 1,
+        embedding=embedding,
         max_history=max_history,
         window_chunk=window_chunk if layer is not None else 1,
         dropout=0.1,
     )
+
+
+def small_embedding(kind: Literal["robe-v0", "robe-mix"] = "robe-mix") -> EmbeddingConfig:
+    """200 numbers for every item and every decade, in blocks that do not fill a vector."""
+    return EmbeddingConfig(kind=kind, memory_mb=800e-6, block=5, features=("decade",), num_ids=NUM_ITEMS)
 
 
 def small_counters() -> CountersConfig:
@@ -142,6 +152,7 @@ def small_checkpoint(
         parameter.normal_(std=0.4)
     model.items.load_items(items)
     model.cast(dtype)
+    items = replace(items, is_open=config.shared is not None)
     return Checkpoint(model, items, f"fingerprint-{architecture}-{seed}")
 
 
@@ -196,14 +207,15 @@ def cold_scores(
     seen = np.concatenate([history, request.recent_events])
     window = seen[WindowRule(config.max_history, config.window_chunk).start(len(seen)) :]
     codes = context_codes(config.context_features, request.context, request.request_time_ms)
-    rows = torch.from_numpy(checkpoint.items.rows(request.candidates))
+    rows = checkpoint.items.rows(request.candidates)
+    keys = torch.from_numpy(checkpoint.items.keys(request.candidates))
     with torch.inference_mode():
         dense = None
         if item_counts is not None:
-            asked = Asked(request, rows.numpy(), history, {LikeRule.of(config): item_counts})
+            asked = Asked(request, rows, history, {LikeRule.of(config): item_counts})
             features = FeatureProvider(config, checkpoint.items).features(asked)
             assert features is not None
             dense = torch.from_numpy(features)
-        served, targets = any_reference(checkpoint.model), Targets(rows, torch.from_numpy(codes), dense)
+        served, targets = any_reference(checkpoint.model), Targets(keys, torch.from_numpy(codes), dense)
         state = user_state(served, tokens(checkpoint, window), targets.context)
         return score(served, state, targets, request.request_time_ms, max(1, len(rows))).T.double()

@@ -35,7 +35,7 @@ from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import architectures, prefix_rankers
 from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter
-from tests.small import small_checkpoint, small_config, task_model
+from tests.small import small_checkpoint, small_config, small_embedding, task_model
 
 DTYPES = tuple(BOUNDS)
 
@@ -60,6 +60,15 @@ def test_all_laws_hold(architecture: str, dtype: torch.dtype) -> None:
 def test_all_laws_hold_with_counters(dtype: torch.dtype) -> None:
     config = small_config(max_history=40, window_chunk=7, with_counters=True)
     results = list(laws.check(small_checkpoint(dtype=dtype, config=config)))
+    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
+    for result in results:
+        assert result.holds, result
+
+
+@pytest.mark.parametrize("architecture", ["dfgr", "din"])
+def test_all_laws_hold_in_an_open_vocabulary(architecture: str) -> None:
+    config = small_config(architecture, max_history=20, window_chunk=7, embedding=small_embedding())
+    results = list(laws.check(small_checkpoint(architecture, torch.float32, config=config)))
     assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
     for result in results:
         assert result.holds, result

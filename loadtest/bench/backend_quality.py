@@ -131,7 +131,7 @@ def _ranking(loaded: Checkpoint, served: ServedModel, dataset: Dataset, user: in
     window = history[WindowRule(config.max_history, config.window_chunk).start(len(history)) :]
     now = int(history["time_ms"][-1]) + 60_000
     codes = torch.from_numpy(context_codes(config.context_features, {}, now))
-    rows = torch.from_numpy(loaded.items.rows(loaded.items.item_id))
+    rows = torch.from_numpy(loaded.items.keys(loaded.items.item_id))
     state = prefill(served, event_tokens(window, loaded.items, cpu))
     scores: Floats = score(served, state, Targets(rows, codes), now, _MICROBATCH).double().numpy().T
     return scores

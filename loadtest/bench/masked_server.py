@@ -92,7 +92,7 @@ class MaskedRanking(ranking_pb2_grpc.RankingServicer):
         config, history = self._model.config, self._histories[request.user_id]
         now = request.request_time_ms or time.time_ns() // 1_000_000
         events = event_tokens(history[self._window.start(len(history)) :], self._items, torch.device("cpu"))
-        rows = torch.from_numpy(self._items.rows(np.asarray(request.candidates, dtype=np.int64)))
+        rows = torch.from_numpy(self._items.keys(np.asarray(request.candidates, dtype=np.int64)))
         codes = torch.from_numpy(context_codes(config.context_features, request.context, now))
         return dense_forward(self._model, events, Targets(rows, codes), now).double()
 

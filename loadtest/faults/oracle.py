@@ -80,7 +80,7 @@ def _life_errors(checkpoint: Checkpoint, answers: Sequence[Answer]) -> dict[Answ
             state = prefill(served, event_tokens(seen[start:], items, cpu))
             for answer in same:
                 codes = torch.from_numpy(context_codes(config.context_features, {}, answer.request_time_ms))
-                targets = Targets(torch.from_numpy(items.rows(answer.candidates)), codes)
+                targets = Targets(torch.from_numpy(items.keys(answer.candidates)), codes)
                 cold = score(served, state, targets, answer.request_time_ms, _MICROBATCH).float().numpy().T
                 errors[answer] = _gap(cold, answer.task_scores)
     return errors

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, choose
+from mfalcon.backends.lookup import settle_items
 from mfalcon.backends.parts import InParts
 from mfalcon.models.base import EventRanker, EventSide, EventTokens, Reader, Targets
 
@@ -71,7 +72,7 @@ def serve_events(model: EventRanker, backend: str = AUTO) -> ServedEvents:
     """
     if backend == REFERENCE:
         return ServedEvents(model, PlainReader(model), REFERENCE)
-    model.items.settle()
+    settle_items(model)
     if model.device.type != "cpu":
         return ServedEvents(model, model.reader(), SPLIT)
     if backend in (SPLIT, *ON_DEVICE):

@@ -10,6 +10,7 @@ from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBack
 from mfalcon.backends.choice import AUTO, FUSED, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
 from mfalcon.backends.events import ServedEvents, serve_events
 from mfalcon.backends.fused import FusedBackend
+from mfalcon.backends.lookup import settle_items
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVPool, KVState, Layout, PlainLayout
 from mfalcon.models.base import EventRanker, PrefixRanker, Ranker, prefix_ranker
@@ -136,7 +137,7 @@ def serve(
         choice = choose(backend, shape.device, shape.dtype)
     except BackendUnavailable as error:
         raise ConfigError(str(error)) from error
-    model.items.settle()
+    settle_items(model, choice)
     stack = (_on_device if choice.name in ON_DEVICE else _backend)(choice, model, kv_dtype)
     if predecessor is not None and predecessor.can_share(stack.layout, budget):
         return replace(predecessor, model=model, stack=stack, unavailable=choice.unavailable, kernel=_float32(choice))

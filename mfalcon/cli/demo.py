@@ -107,7 +107,7 @@ def _compare(loaded: Checkpoint, history: Events, context: dict[str, int], now: 
     config = model.config
     window = history[WindowRule(config.max_history, config.window_chunk).start(len(history)) :]
     codes = torch.from_numpy(context_codes(config.context_features, context, now))
-    rows = torch.from_numpy(items.rows(items.item_id))
+    rows = torch.from_numpy(items.keys(items.item_id))
     served = serve(model)
     with torch.inference_mode():
         events = event_tokens(window, items, torch.device("cpu"))

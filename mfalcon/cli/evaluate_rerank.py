@@ -231,7 +231,8 @@ def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, 
         known = {name: int(column[user]) for name, column in dataset.user_context.items() if column[user] >= 0}
         codes = context_codes(config.context_features, known, now)
         with torch.inference_mode():
-            targets = Targets(torch.from_numpy(candidates), torch.from_numpy(codes))
+            keys = items.keys(items.item_id)[candidates - 1]
+            targets = Targets(torch.from_numpy(keys), torch.from_numpy(codes))
             events = event_tokens(dataset.events[seen], items, torch.device("cpu"))
             state = user_state(served, events, targets.context)
             by_task = score(served, state, targets, now, _MICROBATCH).to(torch.float64).numpy().T

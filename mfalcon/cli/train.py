@@ -30,7 +30,7 @@ from mfalcon.cli.datasets import (
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
-from mfalcon.models.config import CountersConfig, RankerConfig, Task
+from mfalcon.models.config import CountersConfig, EmbeddingKind, RankerConfig, Task
 from mfalcon.models.registry import architectures
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
@@ -38,7 +38,7 @@ from mfalcon.train.dataset import Dataset, counted_items
 from mfalcon.train.recipes import TrainConfig, model_config, train_config
 from mfalcon.train.run import PROGRESS
 from mfalcon.train.sequences import Visibility
-from mfalcon.train.settings import TrainFile, problem, read_train_file
+from mfalcon.train.settings import EmbeddingSettings, TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
 from mfalcon.train.trainer import Progress as Step
 from mfalcon.train.trainer import train as fit
@@ -65,7 +65,9 @@ def train(
             + ", ".join(TrainConfig.model_fields)
             + "), array of tables tasks ("
             + ", ".join(Task.model_fields)
-            + ") in place of the data's own, and table blend (task = weight; all binary "
+            + ") in place of the data's own, table embedding ("
+            + ", ".join(EmbeddingSettings.model_fields)
+            + "), and table blend (task = weight; all binary "
             "tasks alike if not given). Flags win over the file.",
             rich_help_panel="Training",
         ),
@@ -128,6 +130,33 @@ def train(
             rich_help_panel="Model",
         ),
     ] = False,
+    embedding: Annotated[
+        EmbeddingKind | None,
+        typer.Option(
+            help="Where the vectors of items are: each in a row of its own, or all hashed into one array: "
+            "docs/tables.md.",
+            show_default="table",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    memory_mb: Annotated[
+        float | None,
+        typer.Option(help="Of the array of robe-v0 and robe-mix.", show_default=False, rich_help_panel="Model"),
+    ] = None,
+    block: Annotated[
+        int | None,
+        typer.Option(
+            help="Numbers of a vector that lie side by side there.", min=1, show_default="32", rich_help_panel="Model"
+        ),
+    ] = None,
+    list_items: Annotated[
+        bool | None,
+        typer.Option(
+            help="Whether the checkpoint names its items: titles, side features and counts. A table must.",
+            show_default="list-items",
+            rich_help_panel="Model",
+        ),
+    ] = None,
     threads: Annotated[
         int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
     ] = 0,
@@ -144,6 +173,15 @@ def train(
     training = _with_flags(train_config(model), file.training, flags)
     dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
     _check_blend(config, dataset)
+    vectors = {"kind": embedding, "memory_mb": memory_mb, "block": block, "list_items": list_items}
+    given = {name: value for name, value in vectors.items() if value is not None}
+    settings = file.embedding.model_copy(update=given)
+    if not settings.list_items:
+        if settings.kind == "table":
+            raise ConfigError(
+                "--no-list-items: a table has a row for each item of a list; --embedding robe-mix has not"
+            )
+        dataset = dataset.unlisted()
     try:
         ranker = model_config(
             dataset,
@@ -155,6 +193,7 @@ def train(
             window_chunk=window_chunk,
             dropout=dropout,
             counters=counters_of(dataset, training) if counters else None,
+            embedding=settings.config(),
         )
     except ValidationError as error:
         raise ConfigError(

@@ -34,9 +34,10 @@ class Progress:
     against, pinned as long as this lives; of a model without one, what its candidates share. reused_tokens, source:
     what there was of it. history, recent: events that are still to be encoded, first those of the acknowledged
     history. keep: what to keep the state of the history under, if it may be: the history, where this window begins,
-    and where the history's own begins. rows: item rows of the candidates. dense: what the model reads of each behind
-    the layers, None if nothing; features_s: the seconds that took. scores: of the first `num_scored` of them, [num,
-    num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that state.
+    and where the history's own begins. rows: what the model reads of the candidates (`ItemTable.keys`). dense: what it
+    reads of each behind the layers, None if nothing; features_s: the seconds that took. scores: of the first
+    `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that
+    state.
     """
 
     owner: object

@@ -26,7 +26,7 @@ from mfalcon.history.history import History
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes, event_tokens
-from mfalcon.models.items import UNKNOWN_ROW, ItemTable
+from mfalcon.models.items import ItemTable
 from mfalcon.types import NO_SCORE, CacheSource, Events, Floats, Ids, RankRequest, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
 
@@ -196,14 +196,15 @@ class Runner:
         if job.progress is not None and job.progress.owner is self:
             return job.progress
         began = time.monotonic()
-        rows, recent, log = (
+        keys, recent, log = (
             self._model.target_rows(self._items, job.request.candidates),
             job.request.recent_events,
             job.fetched_history.history,
         )
         featuring = time.monotonic()
         dense = None
-        if len(rows):
+        if len(keys):
+            rows = self._items.rows(keys) if self._items.is_open else keys
             dense = self._provider.features(Asked(job.request, rows, log.events, job.counted.numbers))
         features_s = time.monotonic() - featuring
         log_len = len(log)
@@ -213,14 +214,14 @@ class Runner:
             events = event_tokens(_window(log, recent, start), self._items, self._device)
             side = read(self._served, events, self._codes(job.request))
             seconds = time.monotonic() - began - features_s
-            job.progress = Progress(self, side, source, none, none, None, rows, dense, seconds, features_s=features_s)
+            job.progress = Progress(self, side, source, none, none, None, keys, dense, seconds, features_s=features_s)
             return job.progress
         assert self._cache is not None
         state = self._served.empty_state()
         if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
             left = _window(log, recent, start)
             seconds = time.monotonic() - began - features_s
-            job.progress = Progress(self, state, source, none, left, None, rows, dense, seconds, features_s=features_s)
+            job.progress = Progress(self, state, source, none, left, None, keys, dense, seconds, features_s=features_s)
             return job.progress
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
         if found is not None:
@@ -229,7 +230,7 @@ class Runner:
         missing = log.since(stop) if stop < log_len else none
         keep = None if job.request.recompute else (log, start, self._window.start(log_len, log.base))
         seconds = time.monotonic() - began - features_s
-        job.progress = Progress(self, state, source, missing, recent, keep, rows, dense, seconds, features_s=features_s)
+        job.progress = Progress(self, state, source, missing, recent, keep, keys, dense, seconds, features_s=features_s)
         return job.progress
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
@@ -346,7 +347,7 @@ class Runner:
             history_len=len(fetched_history.history),
             history_version=fetched_history.history.version,
             stale=fetched_history.stale,
-            unknown=np.flatnonzero(work.rows[: work.num_scored] == UNKNOWN_ROW).astype(np.uint32),
+            unknown=np.flatnonzero(self._items.unknown(work.rows[: work.num_scored])).astype(np.uint32),
             failed=np.flatnonzero(~is_finite).astype(np.uint32),
             counters_version=0 if like is None else job.counted.versions.get(like, 0),
             counters_stale=like is not None and (like in job.counted.stale or like not in job.counted.numbers),

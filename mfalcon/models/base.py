@@ -33,7 +33,9 @@ MISSING = -1
 
 @dataclass(frozen=True, slots=True)
 class EventTokens:
-    """Events as the model reads them, before embedding. Every tensor is [..., num_events]."""
+    """Events as the model reads them, before embedding. Every tensor is [..., num_events]. rows: of the items, or their
+    ids in an open vocabulary (`ItemTable.keys`).
+    """
 
     rows: Tensor
     actions: Tensor
@@ -72,7 +74,7 @@ class Ranker(nn.Module, ABC):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         self.config = config
-        self.items = ItemEmbedding(config.num_items, config.dim, config.side_features)
+        self.items = ItemEmbedding(config.num_items, config.dim, config.side_features, config.shared)
         self.actions = ActionEmbedding(len(config.actions), config.dim, config.value_center, config.value_scale)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -112,8 +114,8 @@ class Ranker(nn.Module, ABC):
         return self.config.num_items
 
     def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
-        """Rows of what a request asks for by its id, [num_targets]."""
-        return items.rows(ids)
+        """Rows of what a request asks for by its id, [num_targets] (`ItemTable.keys`)."""
+        return items.keys(ids)
 
     def parameters_in_logits(self) -> list[nn.Parameter]:
         """Weights that are logits themselves, and must travel further than others while they are learned."""
@@ -184,7 +186,8 @@ class TaskRanker(PrefixRanker):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
         self.context = ContextEmbedding(config.context_features, config.dim)
-        self.heads = TaskHeads(config.tasks, config.dim, config.head_dim, config.num_items, config.dropout)
+        num_rows = config.num_items if config.shared is None else None
+        self.heads = TaskHeads(config.tasks, config.dim, config.head_dim, num_rows, config.dropout)
         self.dense = DenseEmbedding(len(config.dense_inputs), config.dense_dim, config.dim)
 
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
@@ -256,7 +259,7 @@ def prefix_ranker(model: Ranker) -> PrefixRanker:
 def event_tokens(events: Events, items: ItemTable, device: torch.device) -> EventTokens:
     """Events [num_events] of one user as tensors."""
     columns = (
-        items.rows(np.ascontiguousarray(events["item_id"])),
+        items.keys(np.ascontiguousarray(events["item_id"])),
         events["actions"].astype(np.int64),
         events["value"].astype(np.float64),
         np.ascontiguousarray(events["time_ms"]),

@@ -89,6 +89,44 @@ class LumConfig(Frozen):
     """The side feature whose values are the categories; None for any item alone."""
 
 
+EmbeddingKind = Literal["table", "robe-v0", "robe-mix"]
+_BYTES_PER_MB, _NUMBER_BYTES, _MOST_NUMBERS = 1_000_000, 4, (1 << 31) - 1
+
+
+class EmbeddingConfig(Frozen):
+    """Where the vectors of item ids are: each in a row of its own, or all in one array of any size (ROBE, arXiv
+    2108.02191), which gives every 64-bit id a vector.
+    """
+
+    kind: EmbeddingKind = "table"
+    """`robe-v0` hashes as published, and gives ids the vectors of others; `robe-mix` hashes each block by itself."""
+    memory_mb: float | None = Field(default=None, gt=0)
+    """Of the array, 10^6 bytes in float32."""
+    block: int = Field(default=32, gt=0, le=65_536)
+    """Numbers of a vector that lie side by side; at most the vector's width."""
+    features: tuple[Name, ...] = Field(default=(), max_length=256)
+    """Side features, of the kind "category", whose values have their vectors in the array too."""
+    num_ids: int | None = Field(default=None, ge=0, le=1 << 62)
+    """Different ids in what the model was trained on, for who asks what a table would take."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "table":
+            if self.memory_mb is not None or self.features:
+                raise ValueError("embedding: memory_mb and features are of robe-v0 and robe-mix, kind is table")
+        elif self.memory_mb is None:
+            raise ValueError(f"embedding: {self.kind} needs memory_mb")
+        elif not self.block <= self.num_numbers <= _MOST_NUMBERS:
+            least, most = (_NUMBER_BYTES * numbers / _BYTES_PER_MB for numbers in (self.block, _MOST_NUMBERS))
+            raise ValueError(f"embedding: memory_mb is {self.memory_mb:g}, must be from {least:g} to {most:.0f}")
+        return self
+
+    @property
+    def num_numbers(self) -> int:
+        """Of the array; 0 of a table."""
+        return int(round((self.memory_mb or 0) * _BYTES_PER_MB) / _NUMBER_BYTES)
+
+
 class SideFeature(Frozen):
     """An item side feature: one value of a vocabulary ("category") or any subset of it ("tags")."""
 
@@ -213,6 +251,8 @@ class RankerConfig(Frozen):
     head_dim: Width
     num_items: int = Field(gt=0, le=1 << 31)
     """Rows of the item table, the reserved row 0 included."""
+    embedding: EmbeddingConfig | None = None
+    """None for a table, as in checkpoints of before there was another kind."""
     max_history: int = Field(gt=0, le=1 << 20)
     """Most events in a window."""
     window_chunk: Positive
@@ -238,6 +278,9 @@ class RankerConfig(Frozen):
         if self.window_chunk > self.max_history:
             raise ValueError(f"window_chunk {self.window_chunk} is larger than max_history {self.max_history}")
         self._check_kind()
+        categories = {feature.name for feature in self.side_features if feature.kind == "category"}
+        if self.embedding is not None and not set(self.embedding.features) <= categories:
+            raise ValueError(f"embedding: features {list(self.embedding.features)} must be of {sorted(categories)}")
         if self.counters is not None:
             self._check_counters(self.counters)
         if self.lum is not None:
@@ -252,6 +295,8 @@ class RankerConfig(Frozen):
             raise ValueError(f"lum: category {lum.category!r} is none of the side features {side}")
         if self.din is not None:
             raise ValueError("lum: must have layer, and not din")
+        if self.shared is not None:
+            raise ValueError(f"lum: embedding is {self.shared.kind}, must be a table, whose rows can be counted")
         if self.context_features or self.dense_inputs:
             raise ValueError("lum: must have no context features, dense features or counters")
 
@@ -274,6 +319,11 @@ class RankerConfig(Frozen):
             raise ValueError(f"got {'neither' if self.layer is None else 'both'}, must have either layer or din")
         if self.din is not None and self.window_chunk != 1:
             raise ValueError(f"window_chunk: got {self.window_chunk}, must be 1 for a model that reads the last events")
+
+    @property
+    def shared(self) -> EmbeddingConfig | None:
+        """Of an open vocabulary, in which every id has a vector and no item is unknown; else None."""
+        return self.embedding if self.embedding is not None and self.embedding.kind != "table" else None
 
     @property
     def dim(self) -> int:

@@ -1,5 +1,6 @@
 """From ids to vectors: items with their side features, actions, and request context."""
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfalcon.models.config import ContextFeature, SideFeature
-from mfalcon.models.items import ItemTable
+from mfalcon.models.config import ContextFeature, EmbeddingConfig, SideFeature
+from mfalcon.models.items import UNKNOWN_ROW, ItemTable
+from mfalcon.models.shared_embedding import Lookup, SharedEmbedding
 from mfalcon.types import Floats, Ids
 
 _INIT_STD = 0.05
@@ -23,41 +25,64 @@ far off, so that none of those changes.
 
 
 class ItemEmbedding(nn.Module):
-    """Item row -> vector: its id plus its side features. Row 0, the unknown item, has no side features."""
+    """Key of an item -> vector: its id plus its side features. A key is a row of the item table, of which row 0, the
+    unknown item, has no side features; in an open vocabulary it is the id, and items beyond the table have none.
+    """
 
-    def __init__(self, num_rows: int, dim: int, side_features: Sequence[SideFeature]) -> None:
+    def __init__(
+        self, num_rows: int, dim: int, side_features: Sequence[SideFeature], shared: EmbeddingConfig | None = None
+    ) -> None:
         super().__init__()
         self._features = tuple(side_features)
-        self.id = nn.Embedding(num_rows, dim)
-        nn.init.normal_(self.id.weight, std=_INIT_STD)
+        self.id: nn.Embedding | SharedEmbedding
+        if shared is None:
+            self.id = nn.Embedding(num_rows, dim)
+            nn.init.normal_(self.id.weight, std=_INIT_STD)
+        else:
+            self.id = SharedEmbedding(shared, dim, _INIT_STD)
+            self.register_buffer("item_id", torch.zeros(num_rows - 1, dtype=torch.int64), persistent=False)
+        self._offsets = {name: offset_of(name) for name in (shared.features if shared is not None else ())}
         self.side = nn.ModuleDict()
         for feature in self._features:
             size = len(feature.vocabulary)
             if feature.kind == "category":
-                table = nn.Embedding(size + 1, dim)
-                nn.init.normal_(table.weight, std=_INIT_STD)
-                self.side[_key(feature)] = table
+                if feature.name not in self._offsets:
+                    table = nn.Embedding(size + 1, dim)
+                    nn.init.normal_(table.weight, std=_INIT_STD)
+                    self.side[_key(feature)] = table
                 self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, dtype=torch.int64), persistent=False)
             else:
                 self.side[_key(feature)] = nn.Linear(size, dim, bias=False)
                 self.register_buffer(f"rows_{feature.name}", torch.zeros(num_rows, size), persistent=False)
         self._settled: Tensor | None = None
 
-    def settle(self) -> None:
+    def settle(self, lookup: Lookup | None = None) -> None:
         """Add up every row once, for weights that no longer change: a vector is one lookup from now on. Not where all
-        take more than 64 MiB.
+        take more than 64 MiB, nor in an open vocabulary, whose vectors `lookup` finds if it is given.
         """
         weight = self.id.weight
         self._settled = None
+        if isinstance(self.id, SharedEmbedding):
+            if lookup is not None:
+                self.id.served_by(lookup)
+            return
         if self._features and weight.numel() * weight.itemsize <= _MOST_SETTLED_BYTES:
             with torch.no_grad():
                 parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
                 self._settled = torch.cat([self(rows) for rows in parts])
 
     def vectors(self, rows: Ids) -> Floats:
-        """Item rows [n] -> [n, dim] in host memory."""
+        """Rows of the item table [n] -> [n, dim] in host memory; zeros of the unknown item of an open vocabulary, which
+        has no id.
+        """
         with torch.no_grad():
-            found: Floats = self(torch.from_numpy(rows).to(self.id.weight.device)).float().cpu().numpy()
+            keys = torch.from_numpy(rows).to(self.id.weight.device)
+            if isinstance(self.id, SharedEmbedding):
+                ids = functional.pad(self.get_buffer("item_id"), (1, 0))
+                vectors = self(ids[keys]) * (keys != UNKNOWN_ROW).unsqueeze(-1)
+            else:
+                vectors = self(keys)
+            found: Floats = vectors.float().cpu().numpy()
         return found
 
     def train(self, mode: bool = True) -> "ItemEmbedding":
@@ -67,6 +92,8 @@ class ItemEmbedding(nn.Module):
 
     def load_items(self, items: ItemTable) -> None:
         """Fill in the side features of every row from the checkpoint's item table."""
+        if isinstance(self.id, SharedEmbedding):
+            self.get_buffer("item_id").copy_(torch.from_numpy(items.item_id))
         for feature in self._features:
             column = np.asarray(items.side[feature.name])
             rows = self.get_buffer(f"rows_{feature.name}")
@@ -78,18 +105,41 @@ class ItemEmbedding(nn.Module):
                     shares = tags / tags.sum(1, keepdim=True).clamp(min=1)
                     rows[1 + first : 1 + first + len(tags)] = shares.to(rows.dtype)
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, keys: Tensor) -> Tensor:
         """int64 [...] -> [..., dim]."""
         if self._settled is not None:
-            return functional.embedding(rows, self._settled)
-        x: Tensor = self.id(rows)
-        for vector in self.side_vectors(rows):
+            return functional.embedding(keys, self._settled)
+        x: Tensor = self.id(keys)
+        for vector in self.side_vectors(keys):
             x = x + vector
         return x
 
-    def side_vectors(self, rows: Tensor) -> list[Tensor]:
+    def side_vectors(self, keys: Tensor) -> list[Tensor]:
         """Of each side feature: int64 [...] -> [..., dim]."""
-        return [self.side[_key(f)](self.get_buffer(f"rows_{f.name}")[rows]) for f in self._features]
+        if not self._features:
+            return []
+        rows = self._rows(keys)
+        return [self._side_vector(f, self.get_buffer(f"rows_{f.name}")[rows]) for f in self._features]
+
+    def _side_vector(self, feature: SideFeature, values: Tensor) -> Tensor:
+        offset = self._offsets.get(feature.name)
+        vector: Tensor = self.side[_key(feature)](values) if offset is None else self.id(values, offset)
+        return vector
+
+    def _rows(self, keys: Tensor) -> Tensor:
+        """Where items stand in the item table, 0 for those that it lacks."""
+        if not isinstance(self.id, SharedEmbedding):
+            return keys
+        ids = self.get_buffer("item_id")
+        if not len(ids):
+            return torch.zeros_like(keys)
+        index = torch.searchsorted(ids, keys.contiguous()).clamp(max=len(ids) - 1)
+        return torch.where(ids[index] == keys, index + 1, UNKNOWN_ROW)
+
+
+def offset_of(name: str) -> int:
+    """Where the values of a side feature begin among the 64-bit keys of the array that they share with the items."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _key(feature: SideFeature) -> str:

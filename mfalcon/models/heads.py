@@ -10,34 +10,45 @@ from mfalcon.types import TaskInfo
 
 
 class TaskHeads(nn.Module):
-    """A small MLP for all tasks, plus a bias per item and task. Never below float32: a bfloat16 score has 8 bits."""
+    """A small MLP for all tasks, plus a bias per item and task where items are counted (num_rows): those of an open
+    vocabulary are not. Never below float32: a bfloat16 score has 8 bits.
+    """
 
-    def __init__(self, tasks: Sequence[Task], dim: int, hidden: int, num_rows: int, dropout: float) -> None:
+    def __init__(self, tasks: Sequence[Task], dim: int, hidden: int, num_rows: int | None, dropout: float) -> None:
         super().__init__()
         self._tasks = tuple(tasks)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.SiLU(), nn.Dropout(dropout), nn.Linear(hidden, len(tasks))
         )
-        self.item_bias = nn.Embedding(num_rows, len(tasks))
-        nn.init.zeros_(self.item_bias.weight)
+        self.item_bias: nn.Embedding | None = None
+        if num_rows is not None:
+            self.item_bias = nn.Embedding(num_rows, len(tasks))
+            nn.init.zeros_(self.item_bias.weight)
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
         """[..., dim], item rows [...] -> raw outputs [..., num_tasks]: logits (binary), value - center (regression)."""
-        out: Tensor = self.mlp(self.widened(hidden)) + self.item_bias(rows)
-        return out
+        out: Tensor = self.mlp(self.widened(hidden))
+        return out if self.item_bias is None else out + self.item_bias(rows)
 
     def widened(self, hidden: Tensor) -> Tensor:
         """In the dtype of the heads."""
-        return hidden.to(self.item_bias.weight.dtype)
+        return hidden.to(self.last.weight.dtype)
+
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives raw outputs."""
+        layer = self.mlp[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
 
     def rescale(self, task: int, scale: float, shift: float) -> None:
         """Make a task's raw output scale * raw + shift from now on."""
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
+        last = self.last
         with torch.no_grad():
             last.weight[task] *= scale
             last.bias[task] = scale * last.bias[task] + shift
-            self.item_bias.weight[:, task] *= scale
+            if self.item_bias is not None:
+                self.item_bias.weight[:, task] *= scale
 
     def scores(self, raw: Tensor) -> Tensor:
         """See `task_scores`."""

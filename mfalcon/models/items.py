@@ -20,6 +20,7 @@ class ItemTable:
     titles: [num_items] str ("" where there is none).
     side: feature name -> int64 [num_items] (category: 0 = missing, else 1 + index in the vocabulary) or
         uint8 [num_items, len(vocabulary)] (tags).
+    is_open: whether the model knows every item by its id alone. The table may then lack items, or have none.
     num_events: [num_items] int64, how often each was acted on in what the model was trained on; None where that was not
         counted, as in checkpoints of before there was this column.
     """
@@ -28,6 +29,7 @@ class ItemTable:
     titles: tuple[str, ...]
     side: Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]
     num_events: Ids | None = None
+    is_open: bool = False
 
     def __post_init__(self) -> None:
         num_items = len(self.item_id)
@@ -74,6 +76,14 @@ class ItemTable:
             return np.zeros(len(item_ids), dtype=np.int64)
         index = np.minimum(np.searchsorted(self.item_id, item_ids), len(self.item_id) - 1)
         return np.where(self.item_id[index] == item_ids, index + 1, UNKNOWN_ROW)
+
+    def keys(self, item_ids: Ids) -> Ids:
+        """[n] raw ids -> [n] what the model reads of each item: its row, or in an open vocabulary its id."""
+        return item_ids if self.is_open else self.rows(item_ids)
+
+    def unknown(self, keys: Ids) -> NDArray[np.bool_]:
+        """Which keys are those of items that the model does not know: bool [n]."""
+        return np.zeros(len(keys), dtype=np.bool_) if self.is_open else keys == UNKNOWN_ROW
 
     def title(self, item_id: int) -> str:
         """The item's title, "" where there is none or the item is unknown."""

@@ -136,7 +136,7 @@ def read_items(path: Path, config: RankerConfig) -> ItemTable:
             raise ValueError("title_end: must ascend, up to the length of title_utf8")
         titles = tuple(text[start:end].decode() for start, end in zip([0, *ends][:-1], ends, strict=True))
         side = {name.removeprefix("side."): column for name, column in arrays.items() if name.startswith("side.")}
-        items = ItemTable(arrays["item_id"], titles, side, arrays.get(NUM_EVENTS))
+        items = ItemTable(arrays["item_id"], titles, side, arrays.get(NUM_EVENTS), config.shared is not None)
         items.check(config.side_features)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not an item table of this checkpoint ({error})") from error

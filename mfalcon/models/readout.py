@@ -45,18 +45,19 @@ class Readout:
 
     def __init__(self, model: TaskRanker, kernel: Kernel | None = None) -> None:
         """kernel: of float32, for a model on the CPU; torch's operators compute where it is None."""
-        tasks, bias = model.config.tasks, model.heads.item_bias.weight
+        tasks, bias, weight = model.config.tasks, model.heads.item_bias, model.heads.last.weight.detach()
         tables = [table.weight.detach() for table in model.context.embeddings]
         sizes = [len(table) for table in tables]
         self._context = torch.cat(tables) if tables else None
-        self._first_rows = torch.tensor([1 + sum(sizes[:index]) for index in range(len(sizes))], device=bias.device)
+        self._first_rows = torch.tensor([1 + sum(sizes[:index]) for index in range(len(sizes))], device=weight.device)
         self._dense = model.dense
         self._norm, self._first, *_, self._last = model.heads.mlp
-        self._item_bias = bias.detach()
-        self._is_binary = torch.tensor([task.kind == "binary" for task in tasks], device=bias.device)
-        self._centers = torch.tensor([task.center for task in tasks], dtype=bias.dtype, device=bias.device)
+        self._has_bias = bias is not None
+        self._item_bias = weight.new_zeros(1, len(tasks)) if bias is None else bias.weight.detach()
+        self._is_binary = torch.tensor([task.kind == "binary" for task in tasks], device=weight.device)
+        self._centers = torch.tensor([task.center for task in tasks], dtype=weight.dtype, device=weight.device)
         self._all_binary = all(task.kind == "binary" for task in tasks)
-        compiled = kernel is not None and kernel.dtype == bias.dtype == torch.float32 and bias.device.type == "cpu"
+        compiled = kernel is not None and kernel.dtype == weight.dtype == torch.float32 and weight.device.type == "cpu"
         self._fused = FusedReadout(kernel, self._weights()) if kernel is not None and compiled else None
 
     def scores(self, hidden: Tensor, targets: Targets) -> Tensor:
@@ -64,9 +65,10 @@ class Readout:
         (regression). targets.context: codes of all targets, [num_features], or of each, [num_targets, num_features];
         targets.dense: of each, if the model reads any.
         """
+        rows = targets.rows if self._has_bias else torch.zeros_like(targets.rows)
         if self._fused is not None:
             dense = None if targets.dense is None else targets.dense.float()
-            return self._fused(hidden.float(), targets.rows, targets.context, dense)
+            return self._fused(hidden.float(), rows, targets.context, dense)
         if self._context is not None:
             codes = (targets.context + self._first_rows).view(-1, len(self._first_rows))
             hidden = hidden + functional.embedding_bag(codes, self._context, mode="sum")
@@ -75,7 +77,7 @@ class Readout:
             x = x + self._dense(targets.dense)
         x = self._norm(x)
         x = functional.silu(self._first(x), inplace=True)
-        raw: Tensor = self._last(x).add_(functional.embedding(targets.rows, self._item_bias))
+        raw: Tensor = self._last(x).add_(functional.embedding(rows, self._item_bias))
         if self._all_binary:
             return raw.sigmoid_()
         return torch.where(self._is_binary, raw.sigmoid(), raw + self._centers)

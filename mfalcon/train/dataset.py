@@ -51,6 +51,10 @@ class Dataset:
             events["actions"] |= given << np.uint32(actions.index(action))
         return replace(self, events=events, actions=tuple(actions))
 
+    def unlisted(self) -> "Dataset":
+        """The same events, of whose items nothing is known but their ids: no titles, no side features."""
+        return replace(self, items=ItemTable(np.empty(0, dtype=np.int64), (), {}), side_features=())
+
     def of_user(self, index: int) -> Ids:
         """Positions in `events` of one user's events, in order."""
         return np.flatnonzero(self.user == index)

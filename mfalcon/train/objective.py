@@ -60,7 +60,7 @@ class TaskObjective:
 
     def loss(self, model: Ranker, batch: Batch) -> Tensor:
         """See `Objective`."""
-        raw = forward(model, self._hide(batch))[batch.target_valid]
+        raw = forward(model, self._hide(batch, is_open=model.config.shared is not None))[batch.target_valid]
         truth = self._columns.labels[batch.target_index[batch.target_valid]]
         tasks = enumerate(model.config.tasks)
         return torch.stack([task.loss_weight * _task_loss(task, raw[:, i], truth[:, i]) for i, task in tasks]).sum()
@@ -76,22 +76,29 @@ class TaskObjective:
         index, raw = raw_outputs(model, self._columns, chosen)
         calibrate(model, raw, self._columns.labels[index])
 
-    def _hide(self, batch: Batch) -> Batch:
-        """Hide some items, context codes and dense features, as if they were unknown and missing."""
+    def _hide(self, batch: Batch, *, is_open: bool) -> Batch:
+        """Hide some items, context codes and dense features, as if they were unknown and missing. is_open: to a model
+        that knows every id, an unknown item is one of an id that it never meets again.
+        """
         config, dense = self._config, batch.targets.dense
         if dense is not None:
             dense = dense.masked_fill(torch.rand((*dense.shape[:-1], 1)) < config.dense_dropout, 0.0)
         targets = Targets(
-            _masked(batch.targets.rows, config.item_dropout, UNKNOWN_ROW),
-            _masked(batch.targets.context, config.context_dropout, MISSING),
+            _masked(batch.targets.rows, config.item_dropout, _unknown(batch.targets.rows, is_open=is_open)),
+            _masked(batch.targets.context, config.context_dropout, torch.tensor(MISSING)),
             dense,
         )
-        events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, UNKNOWN_ROW))
+        unknown = _unknown(batch.events.rows, is_open=is_open)
+        events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, unknown))
         return replace(batch, events=events, targets=targets)
 
 
-def _masked(codes: Tensor, share: float, hidden: int) -> Tensor:
-    return codes.masked_fill(torch.rand(codes.shape) < share, hidden)
+def _unknown(keys: Tensor, *, is_open: bool) -> Tensor:
+    return torch.randint_like(keys, -(1 << 62), 1 << 62) if is_open else torch.full_like(keys, UNKNOWN_ROW)
+
+
+def _masked(codes: Tensor, share: float, hidden: Tensor) -> Tensor:
+    return torch.where(torch.rand(codes.shape) < share, hidden, codes)
 
 
 def _task_loss(task: Task, raw: Tensor, truth: Tensor) -> Tensor:

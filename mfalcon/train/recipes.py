@@ -11,6 +11,7 @@ from mfalcon.models.config import (
     CountersConfig,
     DenseFeature,
     DinConfig,
+    EmbeddingConfig,
     Frozen,
     LayerConfig,
     LumConfig,
@@ -76,11 +77,12 @@ def model_config(
     window_chunk: int | None = None,
     dropout: float = 0.3,
     counters: CountersConfig | None = None,
+    embedding: EmbeddingConfig | None = None,
 ) -> RankerConfig:
     """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipes: width 64, 2 layers of 2
     heads and 100 events, moved by 50 (165k parameters), or for `din` width 32 and 30 events.
 
-    counters: that it reads too, of `mfalcon.train.counters.counters_config`.
+    counters: that it reads too, of `mfalcon.train.counters.counters_config`. embedding: None for a table.
 
     Raises ConfigError if the heads do not share `dim` evenly, or for layers, heads or a chunk of a model that has none.
     """
@@ -89,7 +91,8 @@ def model_config(
         for what, given in (("layers", num_layers), ("heads", num_heads), ("window_chunk", window_chunk)):
             if given is not None:
                 raise ConfigError(f"{what}: got {given}, must not be given for {name}, which reads the last events")
-        return _din_config(dataset, name, dim or 32, max_history or 30, dropout, counters)
+        config = _din_config(dataset, name, dim or 32, max_history or 30, dropout, counters)
+        return _embedded(config, dataset, embedding)
     dim, num_layers, num_heads = dim or 64, num_layers or 2, 2 if num_heads is None else num_heads
     max_history, window_chunk = max_history or 100, window_chunk or 50
     if num_heads < 1 or dim % num_heads:
@@ -104,7 +107,16 @@ def model_config(
         bias=RelativeBiasConfig(num_positions=max_history * kind.tokens_per_event + 1),
         dropout=dropout,
     )
-    return _ranker_config(dataset, name, layer, num_layers, None, dim, max_history, window_chunk, dropout, counters)
+    config = _ranker_config(dataset, name, layer, num_layers, None, dim, max_history, window_chunk, dropout, counters)
+    return _embedded(config, dataset, embedding)
+
+
+def _embedded(config: RankerConfig, dataset: Dataset, embedding: EmbeddingConfig | None) -> RankerConfig:
+    """With the vectors of items where they are to be."""
+    if embedding is None or embedding.kind == "table":
+        return config
+    counted = embedding.model_copy(update={"num_ids": len(np.unique(dataset.events["item_id"]))})
+    return RankerConfig.model_validate(config.model_dump() | {"embedding": counted.model_dump()})
 
 
 def _din_config(

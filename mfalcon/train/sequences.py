@@ -6,7 +6,7 @@ millisecond as the target; "order" shows every earlier event of the log.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -107,7 +107,8 @@ class Columns:
     def __init__(self, dataset: Dataset, config: RankerConfig, visibility: Visibility) -> None:
         events = dataset.events
         self._pad = len(events)
-        rows = dataset.items.rows(np.ascontiguousarray(events["item_id"]))
+        items = replace(dataset.items, is_open=config.shared is not None)
+        rows = items.keys(np.ascontiguousarray(events["item_id"]))
         self.rows = _padded(rows)
         self.actions = _padded(events["actions"].astype(np.int64))
         self.values = _padded(events["value"].astype(np.float64))

@@ -8,6 +8,10 @@ name = "click"
 kind = "binary"
 any_action = ["click"]
 
+[embedding]             # where the vectors of items are; fields of EmbeddingSettings below
+kind = "robe-mix"
+memory_mb = 10.0
+
 [blend]                 # weight of each task in the one score that ranks; not given: every binary task alike
 click = 1.0
 """
@@ -20,8 +24,24 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen, Task
+from mfalcon.models.config import EmbeddingConfig, EmbeddingKind, Frozen, Task
 from mfalcon.train.recipes import TrainConfig
+
+
+class EmbeddingSettings(Frozen):
+    """Where the vectors of items are to be: see `EmbeddingConfig`."""
+
+    kind: EmbeddingKind = "table"
+    memory_mb: float | None = None
+    block: int = EmbeddingConfig.model_fields["block"].default
+    features: tuple[str, ...] = ()
+    list_items: bool = True
+    """Whether the checkpoint names its items: for titles, side features and counts, which take memory by the item. A
+    table must."""
+
+    def config(self) -> EmbeddingConfig:
+        """Raises ValidationError."""
+        return EmbeddingConfig.model_validate(self.model_dump(exclude={"list_items"}))
 
 
 class TrainFile(Frozen):
@@ -30,9 +50,10 @@ class TrainFile(Frozen):
     training: TrainConfig = TrainConfig()
     blend: Annotated[dict[str, float], Field(min_length=1)] | None = None
     tasks: tuple[Task, ...] = ()
+    embedding: EmbeddingSettings = EmbeddingSettings()
 
 
-_TABLES: Mapping[str, type[Frozen]] = {"training": TrainConfig, "tasks": Task}
+_TABLES: Mapping[str, type[Frozen]] = {"training": TrainConfig, "tasks": Task, "embedding": EmbeddingSettings}
 
 
 def read_train_file(path: Path) -> TrainFile:

@@ -136,6 +136,8 @@ def test_chaos_refuses_a_server_of_another_checkpoint(trained: Path, tmp_path: P
         (("rank", "--user", "ann", "--candidates", "1", "--target", "127.0.0.1:1"), "UNAVAILABLE"),
         (("verify", "nowhere"), "manifest.json: no such file"),
         (("train", "--data", "nowhere.csv"), "nowhere.csv"),
+        (("train", "--data", "synthetic", "--embedding", "robe-mix"), "robe-mix needs memory_mb"),
+        (("train", "--data", "synthetic", "--no-list-items"), "--no-list-items: a table has a row for each item"),
         (("train", "--data", "synthetic", "--model", "bert"), "bert"),
         (("train", "--data", "synthetic", "--window-chunk", "300"), "window_chunk"),
         (

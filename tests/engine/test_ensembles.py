@@ -357,7 +357,7 @@ def without_score(seed: int, *rows: int) -> Checkpoint:
     checkpoint = small_checkpoint("dfgr", torch.float32, 0)
     with torch.no_grad():
         next(reversed(list(task_model(checkpoint).heads.mlp.parameters()))).add_(seed)  # the last bias
-        task_model(checkpoint).heads.item_bias.weight[list(rows)] = float("nan")
+        task_model(checkpoint).heads.get_parameter("item_bias.weight")[list(rows)] = float("nan")
     return replace(checkpoint, fingerprint=f"poisoned-{seed}-{rows}")
 
 

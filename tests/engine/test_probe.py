@@ -50,7 +50,7 @@ def test_enormous_weights_are_refused_and_keep_no_page(architecture: str, dtype:
 def test_the_task_whose_scores_are_not_finite_is_named() -> None:
     """Its bias fits the weights' dtype, the sum with what the value's center is does not fit an answer's."""
     model = task_model(small_checkpoint(dtype=torch.float64))
-    model.heads.item_bias.weight[:, 1] = 1e39
+    model.heads.get_parameter("item_bias.weight")[:, 1] = 1e39
     with pytest.raises(CheckpointError, match="small: scores of task 'rating' are not finite on backend reference"):
         probe(reference(model))
 
@@ -69,7 +69,7 @@ def test_what_only_extreme_values_reach_is_refused(architecture: str) -> None:
 def test_a_blend_that_no_answer_can_hold_is_refused() -> None:
     """Every score fits float32, their weighted sum does not."""
     model = task_model(small_checkpoint(dtype=torch.float32))
-    model.heads.item_bias.weight[:, 1] = 1e34
+    model.heads.get_parameter("item_bias.weight")[:, 1] = 1e34
     model.config = model.config.model_copy(update={"blend": {"rating": 1e6}})
     with pytest.raises(CheckpointError, match="small: the blend of finite scores is not finite"):
         probe(serve(model))

@@ -206,7 +206,7 @@ def test_a_score_that_is_no_number_is_the_failure_of_its_candidate_alone() -> No
     request = rank_request("ann", [bad, *good, bad], top_k=5)
     with torch.inference_mode():
         right = runner.rank(rank_job(no_events(), request))
-        task_model(checkpoint).heads.item_bias.weight[1] = float("nan")
+        task_model(checkpoint).heads.get_parameter("item_bias.weight")[1] = float("nan")
         result = runner.rank(rank_job(no_events(), request))
     assert result.failed.tolist() == [0, 4]
     assert not len(right.failed)
@@ -220,7 +220,7 @@ def test_a_score_that_is_no_number_is_the_failure_of_its_candidate_alone() -> No
 def test_a_model_that_gives_no_candidate_a_number_is_an_error_that_names_them() -> None:
     checkpoint = small_checkpoint()
     runner, _ = runner_of(checkpoint)
-    task_model(checkpoint).heads.item_bias.weight[1] = float("nan")
+    task_model(checkpoint).heads.get_parameter("item_bias.weight")[1] = float("nan")
     bad = int(ITEMS[0])
     with (
         torch.inference_mode(),

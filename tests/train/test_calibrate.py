@@ -40,7 +40,7 @@ def test_a_model_too_sure_of_itself_is_mended_and_orders_as_before() -> None:
 def test_labels_that_oppose_the_score_leave_the_model_alone() -> None:
     model = task_model(small_checkpoint(dtype=torch.float32))
     raw = torch.randn(200, 2)
-    before = model.heads.item_bias.weight.clone()
+    before = model.heads.get_parameter("item_bias.weight").clone()
     calibrate(model, raw, (raw < 0).float())
     calibrate(model, raw, torch.ones(200, 2))
-    assert torch.equal(model.heads.item_bias.weight, before)
+    assert torch.equal(model.heads.get_parameter("item_bias.weight"), before)

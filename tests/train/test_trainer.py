@@ -11,7 +11,7 @@ import torch
 import mfalcon.train.trainer
 from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.config import EmbeddingConfig, RankerConfig
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import architectures, rankers
 from mfalcon.train.counters import counters_config
@@ -67,6 +67,26 @@ def test_it_learns(tmp_path: Path, architecture: str) -> None:
     steps = [p for p in seen if p.validation is None]
     assert [p.step for p in steps[: steps[0].steps_per_epoch]] == list(range(1, steps[0].steps_per_epoch + 1))
     assert all(p.targets_per_second > 0 for p in steps)
+
+
+def test_it_learns_in_an_open_vocabulary_that_lists_no_item(tmp_path: Path) -> None:
+    embedding = EmbeddingConfig(kind="robe-mix", memory_mb=0.001, block=8)  # 250 numbers for 50 vectors of 16
+    unlisted = DATASET.unlisted()
+    config = RankerConfig.model_validate(
+        small().model_dump() | {"num_items": 1, "side_features": (), "embedding": embedding.model_dump()}
+    )
+    seen: list[Progress] = []
+    once = TRAIN.model_copy(update={"epochs": 5, "learning_rate": 5e-3, "patience": 5})
+    model = train(unlisted, config, once, tmp_path, seen.append)
+    assert losses(seen)[-1] < losses(seen)[0] - 0.02
+    assert evaluate(model, unlisted, split(DATASET, "A") == VALIDATION, "strict")[0].auc > 0.55
+
+
+def test_a_recipe_counts_the_ids_of_its_data() -> None:
+    embedding = EmbeddingConfig(kind="robe-v0", memory_mb=0.001, block=8)
+    config = model_config(DATASET, "dfgr", embedding=embedding)
+    assert config.shared == embedding.model_copy(update={"num_ids": len(np.unique(DATASET.events["item_id"]))})
+    assert model_config(DATASET, "dfgr", embedding=EmbeddingConfig()).embedding is None
 
 
 def with_hint(noise: float = 0.3) -> Dataset:
