@@ -25,6 +25,7 @@ from mfalcon.models.base import PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import COUNTERS
 from mfalcon.models.din import Din
+from mfalcon.models.table_size import TableSize, table_size
 from mfalcon.types import EVENT_DTYPE
 
 _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
@@ -94,7 +95,7 @@ class BackendHere:
 class Inspection:
     """Everything that `mfalcon inspect` knows.
 
-    num_item_events: of all items in training; None where nobody counted. num_layers to
+    num_item_events: of all items in training; None where nobody counted. table: of an open vocabulary. num_layers to
     tokens_per_event: of a model that encodes a history. plain_flops: of one that does not, what one forward for one
     candidate costs with nothing shared.
     """
@@ -106,6 +107,7 @@ class Inspection:
     num_parameters: int
     num_items: int
     num_item_events: int | None
+    table: TableSize | None
     dim: int
     max_history: int
     window_chunk: int
@@ -130,10 +132,16 @@ def inspect(
     log_max_events: Annotated[
         int, typer.Option(min=1, help="Events of a user that a log keeps for certain: the server's setting.")
     ] = _LOG_DEFAULTS.log_max_events,
+    ids: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Price vectors of an open vocabulary for so many ids.", show_default="those of its training"
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Show a checkpoint's model and how much memory its users take."""
-    found = measure(checkpoint.load(path), log_max_events)
+    found = measure(checkpoint.load(path), log_max_events, ids)
     if json_output:
         totals = [dataclasses.asdict(row) | {"total_bytes": row.total_bytes} for row in found.populations]
         print_json(dataclasses.asdict(found) | {"populations": totals})
@@ -155,7 +163,9 @@ def inspect(
         )
 
 
-def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_events) -> Inspection:
+def measure(
+    loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_events, num_ids: int | None = None
+) -> Inspection:
     """Count it all from the shapes. ConfigError if a server that keeps so many events would not serve the model."""
     model, config = loaded.model, loaded.model.config
     prefix = model if isinstance(model, PrefixRanker) else None
@@ -175,6 +185,7 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         num_items=len(loaded.items.item_id),
         num_item_events=None if loaded.items.num_events is None else int(loaded.items.num_events.sum()),
+        table=_table_size(loaded, num_ids),
         dim=config.dim,
         max_history=config.max_history,
         window_chunk=config.window_chunk,
@@ -193,6 +204,19 @@ def measure(loaded: Checkpoint, log_max_events: int = _LOG_DEFAULTS.log_max_even
         log=log,
         populations=tuple(_population(users, state, log) for users in _NUM_USERS for state in (states or (None,))),
     )
+
+
+def _table_size(loaded: Checkpoint, num_ids: int | None) -> TableSize | None:
+    """Of an open vocabulary, by default for the ids that it was trained on. Raises ConfigError."""
+    shared = loaded.model.config.shared
+    if shared is None:
+        if num_ids is not None:
+            raise ConfigError(
+                f"--ids: has no effect on a table, which has a row for each of {len(loaded.items.item_id)}"
+            )
+        return None
+    known = shared.num_ids if shared.num_ids is not None else len(loaded.items.item_id)
+    return table_size(shared, loaded.model.config.dim, known if num_ids is None else num_ids)
 
 
 def _backend_here(model: Ranker, dtype: torch.dtype) -> BackendHere:
@@ -272,6 +296,7 @@ def _model_table(found: Inspection) -> Table:
             if found.num_item_events is None
             else f"{found.num_item_events:,} in training",
         ),
+        *_table(found.table),
         *_kind(found),
         *(
             [("counters", f"{', '.join(found.counters)}; of the newest {found.counters_max_events:,} events of a user")]
@@ -285,6 +310,25 @@ def _model_table(found: Inspection) -> Table:
     ):
         table.add_row(name, value)
     return table
+
+
+def _table(size: TableSize | None) -> list[tuple[str, str]]:
+    """Rows of an open vocabulary."""
+    if size is None:
+        return []
+    return [
+        ("vectors of ids", f"of any id, in {_size(size.array_bytes)}: no item is unknown"),
+        (
+            "virtual table",
+            f"{size.num_ids:,} ids x {size.dim} = {size.virtual_parameters:,} parameters, {_size(size.virtual_bytes)}; "
+            f"{size.compression:,.1f} to 1",
+        ),
+        (
+            "of these ids",
+            f"{size.vector_shared:.2%} have the vector of another, {size.block_shared:.2%} a block that begins where "
+            f"another's does; any two texts have one hash with odds of {size.two_hashes_equal:.1e}",
+        ),
+    ]
 
 
 def _kind(found: Inspection) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from mfalcon.kvcache.codec import encode
 from mfalcon.models import checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import Append
-from tests.small import random_events, small_checkpoint, tokens
+from tests.small import random_events, small_checkpoint, small_config, small_embedding, tokens
 
 
 def test_bytes_in_memory_and_on_the_wire_are_those_of_a_state() -> None:
@@ -45,6 +45,28 @@ def test_bytes_in_memory_and_on_the_wire_are_those_of_a_state() -> None:
     page_bytes = size * (2 * wide.memory_bytes_per_token - 8)  # the small model computes in float64
     assert 0 <= state.num_bytes - page_bytes < 2 * loaded.model.config.stack[1] * 64  # blocks are aligned
     assert wide.memory_bytes_of_window == 24 * 2 * wide.memory_bytes_per_token
+
+
+def test_an_open_vocabulary_is_priced_for_so_many_ids() -> None:
+    loaded = small_checkpoint(config=small_config(embedding=small_embedding()))
+    known, asked = inspect.measure(loaded), inspect.measure(loaded, num_ids=10**9)
+    assert known.table is not None and asked.table is not None
+    assert (known.table.num_ids, known.table.array_bytes) == (31, 800)
+    assert asked.table.virtual_parameters == 12 * 10**9
+    assert inspect.measure(small_checkpoint()).table is None
+    with pytest.raises(ConfigError, match="--ids: has no effect on a table"):
+        inspect.measure(small_checkpoint(), num_ids=5)
+
+
+def test_a_person_reads_what_an_open_vocabulary_takes(tmp_path: Path) -> None:
+    loaded = small_checkpoint(config=small_config(embedding=small_embedding()))
+    checkpoint.save(tmp_path / "one", loaded.model, loaded.items)
+    app = typer.Typer()
+    app.command()(inspect.inspect)
+    done = CliRunner().invoke(app, [str(tmp_path / "one"), "--ids", "1000000"], env={"COLUMNS": "200"})
+    told = " ".join(done.output.split())
+    assert "1,000,000 ids x 12 = 12,000,000 parameters, 45.8 MiB; 60,000.0 to 1" in told
+    assert "% have the vector of another" in told
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
