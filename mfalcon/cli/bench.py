@@ -26,6 +26,7 @@ from mfalcon.cli.bench_counting import bench_counting
 from mfalcon.cli.bench_damaged import bench_damaged
 from mfalcon.cli.bench_dlrm import bench_dlrm
 from mfalcon.cli.bench_dlrm_serving import bench_dlrm_serving
+from mfalcon.cli.bench_embeddings import bench_embeddings
 from mfalcon.cli.bench_everything import bench_everything
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
@@ -69,6 +70,7 @@ app.command("log")(bench_log)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)
+app.command("embeddings")(bench_embeddings)
 app.command("dlrm")(bench_dlrm)
 app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
