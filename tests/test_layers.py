@@ -17,6 +17,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon",
         "mfalcon.types",
         "mfalcon.errors",
+        "mfalcon.item_ids",
         "mfalcon.clock",
         "mfalcon.window",
         "mfalcon.load",

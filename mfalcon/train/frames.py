@@ -5,8 +5,13 @@ Needs polars (the extra mfalcon[data]). Row 1 is the first row of data.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
+
+import numpy as np
 
 from mfalcon.errors import DataError
+from mfalcon.item_ids import MAX_ITEM_ID_BYTES
+from mfalcon.item_ids import item_ids as hashed_item_ids
 from mfalcon.types import Ids
 
 try:
@@ -75,8 +80,15 @@ def numbers(path: Path, series: pl.Series) -> pl.Series:
     return cells.set(~cells.is_finite().fill_null(value=True), None)
 
 
-def item_ids(path: Path, series: pl.Series) -> Ids:
-    """A column of item ids as int64 [n], kept as they are; anything else is refused, never renumbered."""
+ItemIdKind = Literal["integer", "text"]
+
+
+def item_ids(path: Path, series: pl.Series, kind: ItemIdKind = "integer") -> Ids:
+    """A column of item ids as int64 [n]. Integers are kept as they are; anything else is refused, never renumbered.
+    Text is hashed to 64 bits (`mfalcon.item_ids`), and two texts of one number are refused.
+    """
+    if kind == "text":
+        return _hashed(path, series)
     if not (series.dtype.is_numeric() or series.dtype == pl.String):
         raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be integers")
     ids = series.cast(pl.Int64, strict=False)
@@ -84,5 +96,18 @@ def item_ids(path: Path, series: pl.Series) -> Ids:
     if series.dtype.is_float():
         exact = (ids.cast(pl.Float64) == series) & (series.abs() <= 2**53)
         bad = ~exact.fill_null(value=False)
-    refuse(path, series, bad, "a 64-bit integer: requests name items by this id, so give each item a stable number")
+    refuse(path, series, bad, "a 64-bit integer: requests name items by this id (item_ids=text takes any text)")
     return ids.to_numpy().copy()
+
+
+def _hashed(path: Path, series: pl.Series) -> Ids:
+    cells = text(path, series, "an item id (text or integer)")
+    refuse(path, series, cells.str.len_bytes() > MAX_ITEM_ID_BYTES, f"at most {MAX_ITEM_ID_BYTES} bytes")
+    texts = cells.unique().sort()
+    ids = hashed_item_ids(texts)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        one, other = (texts[int(order[same[0] + step])] for step in (0, 1))
+        raise DataError(f"{path}: column {series.name!r}: {one!r} and {other!r} have one hash; rename one of them")
+    return cells.replace_strict(texts, ids, return_dtype=pl.Int64).to_numpy().copy()

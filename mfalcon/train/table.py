@@ -15,7 +15,7 @@ from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
 from mfalcon.models.items import ItemTable
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.frames import item_ids, numbers, read_frame, refuse, text
+from mfalcon.train.frames import ItemIdKind, item_ids, numbers, read_frame, refuse, text
 from mfalcon.train.sequences import labels
 from mfalcon.train.settings import equal_blend
 from mfalcon.train.table_items import ItemColumns, config_name, names_of, read_items
@@ -34,7 +34,8 @@ FIRST_DATE, LAST_DATE = 19_000_101, 21_001_231
 class ColumnMapping(Frozen):
     """Which columns of the event file are what.
 
-    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". time_unit: "auto" reads
+    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". item_ids: "text" hashes
+    those of events and items to 64 bits. time_unit: "auto" reads
     date columns and ISO-8601 text as such (UTC where no zone is named), and tells s, ms and us apart by the size of the
     numbers.
     """
@@ -46,6 +47,7 @@ class ColumnMapping(Frozen):
     value: str | None = None
     features: tuple[str, ...] = ()
     time_unit: TimeUnit = "auto"
+    item_ids: ItemIdKind = "integer"
 
     @field_validator("features", mode="before")
     @classmethod
@@ -85,7 +87,7 @@ def read_table(
     user_ids, user = _users(events, frame[columns.user])
     actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
     rows = np.empty(len(frame), dtype=EVENT_DTYPE)
-    rows["item_id"] = item_ids(events, frame[columns.item])
+    rows["item_id"] = item_ids(events, frame[columns.item], columns.item_ids)
     rows["actions"] = bits
     rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
     rows["time_ms"] = _times(events, frame[columns.time], columns.time_unit)
@@ -98,7 +100,7 @@ def read_table(
     table = ItemTable(item_id=with_events, titles=("",) * len(with_events), side={})
     side_features: tuple[SideFeature, ...] = ()
     if items is not None:
-        table, side_features = read_items(items, item_columns or ItemColumns(), with_events)
+        table, side_features = read_items(items, item_columns or ItemColumns(), with_events, columns.item_ids)
     hour_differs = len(np.unique(rows["time_ms"] // 3_600_000 % 24)) > 1
     dataset = Dataset(
         name=name or events.name.split(".")[0],

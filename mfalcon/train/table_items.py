@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from mfalcon.errors import DataError
 from mfalcon.models.config import Frozen, SideFeature
 from mfalcon.models.items import ItemTable
-from mfalcon.train.frames import item_ids, read_frame
+from mfalcon.train.frames import ItemIdKind, item_ids, read_frame
 from mfalcon.types import Ids
 
 MAX_CATEGORIES = 10_000
@@ -47,7 +47,9 @@ def names_of(value: object) -> object:
     return tuple(name.strip() for name in value.split("+")) if isinstance(value, str) else value
 
 
-def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, tuple[SideFeature, ...]]:
+def read_items(
+    path: Path, columns: ItemColumns, also: Ids, kind: ItemIdKind = "integer"
+) -> tuple[ItemTable, tuple[SideFeature, ...]]:
     """The items of the file and those of `also` (sorted), which have no title and no side features if not in the file.
 
     Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these
@@ -56,7 +58,7 @@ def read_items(path: Path, columns: ItemColumns, also: Ids) -> tuple[ItemTable, 
     frame = read_frame(
         path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "item_columns"
     )
-    row_item = item_ids(path, frame[columns.item])
+    row_item = item_ids(path, frame[columns.item], kind)
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):
         raise DataError(

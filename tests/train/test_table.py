@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from mfalcon.errors import DataError
+from mfalcon.item_ids import item_id
 from mfalcon.models.config import SideFeature, Task
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.movielens import INTER
@@ -193,6 +194,30 @@ def test_bad_cell_is_named(tmp_path: Path, old: str, new: str, message: str) -> 
     path = write(tmp_path / "e.csv", VALUES.replace(old, new))
     with pytest.raises(DataError, match=message):
         read_table(path, columns=RATED)
+
+
+def test_ids_that_are_text_are_hashed_and_numbers_among_them_are_not(tmp_path: Path) -> None:
+    events = write(tmp_path / "e.csv", VALUES.replace(",20,", ",sku-20,"))
+    items = write(tmp_path / "i.csv", "item_id,title\nsku-20,Twenty\n10,Ten\n007,Bond\n")
+    columns = ColumnMapping(value="value", item_ids="text")
+    dataset = read_table(events, columns=columns, items=items)
+    assert set(dataset.events["item_id"].tolist()) == {10, 30, item_id("sku-20")}
+    assert [dataset.items.title(item_id(text)) for text in ("sku-20", "10", "30", "007")] == [
+        "Twenty",
+        "Ten",
+        "",
+        "Bond",
+    ]
+    assert item_id("007") != 7
+    with pytest.raises(DataError, match=r"column 'item_id', row 2: got None, must be an item id"):
+        read_table(write(tmp_path / "f.csv", VALUES.replace(",10,", ",,")), columns=columns)
+
+
+def test_two_texts_of_one_hash_are_refused(tmp_path: Path) -> None:
+    taken = item_id("sku-20")  # a number that is written plainly is itself, so it can be the hash of another id
+    path = write(tmp_path / "e.csv", VALUES.replace(",20,", ",sku-20,").replace(",10,", f",{taken},"))
+    with pytest.raises(DataError, match=rf"'{taken}' and 'sku-20' have one hash; rename one of them"):
+        read_table(path, columns=ColumnMapping(value="value", item_ids="text"))
 
 
 def test_bad_cells_of_parquet(tmp_path: Path) -> None:
