@@ -36,6 +36,11 @@ NO_SCORE = float(np.finfo(np.float32).min)
 """The score of a candidate for which a model gives no finite number: the lowest of all, and a number in JSON too."""
 
 
+def no_ids() -> Ids:
+    """None of the items."""
+    return np.empty(0, dtype=np.int64)
+
+
 def no_positions() -> Positions:
     """None of the candidates."""
     return np.empty(0, dtype=np.uint32)
@@ -239,6 +244,18 @@ class DenseFeatures:
 
 
 @dataclass(frozen=True, slots=True)
+class Retrieve:
+    """A wish to rank what a large user model proposes, instead of candidates of the caller.
+
+    model: by name. conditions: by name. num_items: how many candidates there are to be at most.
+    """
+
+    model: str
+    conditions: tuple[str, ...]
+    num_items: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankRequest:
     """One request to rank candidates for a user, already validated.
 
@@ -251,6 +268,7 @@ class RankRequest:
     rerank: how the top is to differ from the order of the scores, None if it is not.
     dense: features of the candidates; absent ones are missing to the model.
     recompute: encode the history anew; no KV state that is kept is used or changed.
+    retrieve: what proposes the candidates, which are empty then; None where they are given.
     """
 
     user_id: str
@@ -263,6 +281,7 @@ class RankRequest:
     rerank: Rerank | None = None
     dense: DenseFeatures = field(default_factory=DenseFeatures)
     recompute: bool = False
+    retrieve: Retrieve | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +328,7 @@ class RankResult:
     counters_stale: acknowledged events may be missing from the item counters.
     history_version: [16] the chained hash of the acknowledged history, see `Append.expected_version`; empty where it is
         not known.
+    candidates: [num_candidates] those that were retrieved, which all else is aligned with; empty where they were given.
     """
 
     scores: Floats
@@ -328,6 +348,7 @@ class RankResult:
     counters_version: int = 0
     counters_stale: bool = False
     history_version: bytes = b""
+    candidates: Ids = field(default_factory=no_ids)
 
     @property
     def num_scored(self) -> int:
@@ -415,6 +436,7 @@ class ModelInfo:
     read.
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     counters: of the user and the item, which the server counts and the model reads.
+    conditions: that it is asked for Interests; none of a model that ranks items.
     """
 
     name: str
@@ -434,3 +456,4 @@ class ModelInfo:
     reads_last_events: bool = False
     """With each request the last `max_history` of them: the model has no KV states."""
     counters: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()

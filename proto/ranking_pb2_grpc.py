@@ -54,6 +54,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.GetHistoryRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.GetHistoryResponse.FromString,
                 _registered_method=True)
+        self.Interests = channel.unary_unary(
+                '/mfalcon.v1.Ranking/Interests',
+                request_serializer=proto_dot_ranking__pb2.InterestsRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.InterestsResponse.FromString,
+                _registered_method=True)
         self.Prefill = channel.unary_unary(
                 '/mfalcon.v1.Ranking/Prefill',
                 request_serializer=proto_dot_ranking__pb2.PrefillRequest.SerializeToString,
@@ -115,6 +120,14 @@ class RankingServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Interests(self, request, context):
+        """A user's interests: of each condition a vector, and the items nearest to it. Of a model that has conditions
+        (GetModelResponse.conditions), which Rank is not asked of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Prefill(self, request, context):
         """Encodes the user's history now, so that the next Rank need not (while retrieval still runs, say).
         """
@@ -166,6 +179,11 @@ def add_RankingServicer_to_server(servicer, server):
                     servicer.GetHistory,
                     request_deserializer=proto_dot_ranking__pb2.GetHistoryRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.GetHistoryResponse.SerializeToString,
+            ),
+            'Interests': grpc.unary_unary_rpc_method_handler(
+                    servicer.Interests,
+                    request_deserializer=proto_dot_ranking__pb2.InterestsRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.InterestsResponse.SerializeToString,
             ),
             'Prefill': grpc.unary_unary_rpc_method_handler(
                     servicer.Prefill,
@@ -296,6 +314,33 @@ class Ranking:
             '/mfalcon.v1.Ranking/GetHistory',
             proto_dot_ranking__pb2.GetHistoryRequest.SerializeToString,
             proto_dot_ranking__pb2.GetHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Interests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/Interests',
+            proto_dot_ranking__pb2.InterestsRequest.SerializeToString,
+            proto_dot_ranking__pb2.InterestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

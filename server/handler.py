@@ -9,12 +9,14 @@ from typing import Final, Protocol
 
 from mfalcon.clock import now_ms
 from mfalcon.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, ShuttingDown, TooFewMembers
+from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.load import Load
 from mfalcon.types import (
     Append,
     Appended,
     AppendOutcome,
     CacheInfo,
+    Events,
     HistoryPage,
     HistoryRequest,
     Items,
@@ -61,6 +63,10 @@ class RankingEngine(Protocol):
         """
         ...
 
+    async def interests(self, request: InterestsRequest, deadline: float | None, model: str) -> Interests:
+        """A user's interests by a model of this name, which has conditions; errors as of `rank`."""
+        ...
+
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """Write to the log. HistoryMismatch, or InvalidInput when older than the log."""
         ...
@@ -77,8 +83,15 @@ class RankingEngine(Protocol):
         """Items of a model of this name, with their titles."""
         ...
 
-    async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
-        """Encode the user's history now, by a model of this name."""
+    async def prefill(
+        self,
+        user_id: str,
+        deadline: float | None,
+        model: str,
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
+        """Encode the user's history now, by a model of this name, and compute interests ahead that it has."""
         ...
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
@@ -182,12 +195,17 @@ class Handler:
         if info.ensemble is not None and not info.tasks:  # nobody knows yet what is legal
             raise TooFewMembers(f"no member of {info.name} has been reached yet; ask another replica")
         self._check_user(request.user_id)
-        arrivals.current().num_candidates = len(request.candidates)
-        limits.check_candidates(request.candidates, self._limits.max_candidates)
-        skew = self._limits.max_clock_skew_ms
-        limits.check_request_time(request.request_time_ms, skew)
-        limits.check_num_events("recent_events", request.recent_events, 0, self._limits.max_recent_events)
-        limits.check_events("recent_events", request.recent_events, len(info.actions), skew)
+        limits.check_ranks(info)
+        if request.retrieve is None:
+            arrivals.current().num_candidates = len(request.candidates)
+            limits.check_candidates(request.candidates, self._limits.max_candidates)
+        else:
+            arrivals.current().num_candidates = request.retrieve.num_items
+            proposes = limits.check_asks(request.retrieve.model, self._engine.models)
+            limits.check_retrieve(request, proposes, self._limits.max_candidates)
+            wish = dataclasses.replace(request.retrieve, model=proposes.name)
+            request = dataclasses.replace(request, retrieve=wish)
+        self._check_moment(request.request_time_ms, request.recent_events, info)
         limits.check_context(request.context, info.context_features)
         if request.rerank is not None:
             limits.check_rerank(request.rerank, info)
@@ -200,6 +218,26 @@ class Handler:
             arrival.result = result = await self._engine.rank(request, deadline, info.name)
             arrival.told = time.perf_counter()
             return result
+
+    async def interests(self, request: InterestsRequest, model: str, time_left: float | None) -> Interests:
+        """A user's interests; no conditions are all of the model's."""
+        arrivals.current().handled = time.perf_counter()
+        info = limits.check_asks(model, self._engine.models)
+        arrivals.current().model = info.name
+        self._check_user(request.user_id)
+        limits.check_conditions(request.conditions, info)
+        request = dataclasses.replace(request, conditions=request.conditions or info.conditions)
+        arrivals.current().num_candidates = len(request.conditions)
+        limits.check_top_items(request.top_items, len(request.conditions))
+        self._check_moment(request.request_time_ms, request.recent_events, info)
+        if request.request_time_ms == 0:
+            request = dataclasses.replace(request, request_time_ms=now_ms())
+        async with self._admitted(time_left) as deadline:
+            arrival = arrivals.current()
+            arrival.asked = time.perf_counter()
+            found = await self._engine.interests(request, deadline, info.name)
+            arrival.told = time.perf_counter()
+            return found
 
     async def append_events(self, user_id: str, append: Append, time_left: float | None) -> Appended:
         """Add the events to the user's history."""
@@ -249,12 +287,27 @@ class Handler:
         async with self._admitted(None):
             return await self._engine.items(dataclasses.replace(request, model=info.name))
 
-    async def prefill(self, user_id: str, model: str, time_left: float | None) -> CacheInfo:
-        """Encode the user's history now, by a model."""
-        info = self._found(model, self._engine.models)
+    async def prefill(
+        self,
+        user_id: str,
+        model: str,
+        time_left: float | None,
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
+        """Encode the user's history now, by a model, and compute interests ahead that it has."""
+        if not conditions:
+            info = self._found(model, self._engine.models)
+        else:
+            info = limits.check_asks(model, self._engine.models)
+            arrivals.current().model = info.name
+            limits.check_conditions(conditions, info)
         self._check_user(user_id)
+        limits.check_request_time(request_time_ms, self._limits.max_clock_skew_ms)
         async with self._admitted(time_left) as deadline:
-            return await self._engine.prefill(user_id, deadline, info.name)
+            if not conditions:
+                return await self._engine.prefill(user_id, deadline, info.name)
+            return await self._engine.prefill(user_id, deadline, info.name, conditions, request_time_ms or now_ms())
 
     async def delete_user(self, user_id: str, time_left: float | None) -> None:
         """Forget the user."""
@@ -275,6 +328,13 @@ class Handler:
     def _most_actions(self) -> int:
         """Of any served model: their events share a history."""
         return max(len(info.actions) for info in self._engine.models)
+
+    def _check_moment(self, request_time_ms: int, recent_events: Events, info: ModelInfo) -> None:
+        """When a request is, and what it brings of the user."""
+        skew = self._limits.max_clock_skew_ms
+        limits.check_request_time(request_time_ms, skew)
+        limits.check_num_events("recent_events", recent_events, 0, self._limits.max_recent_events)
+        limits.check_events("recent_events", recent_events, len(info.actions), skew)
 
     def _check_user(self, user_id: str) -> None:
         limits.check_user_id(user_id, self._limits.max_user_id_bytes)

@@ -26,6 +26,7 @@ from mfalcon.types import (
     HistoryRequest,
     LateEvents,
     ModelInfo,
+    RankRequest,
     Rerank,
     UserAppend,
     first_late,
@@ -39,6 +40,12 @@ MAX_RERANK_DEPTH = 1_000
 """A top is reranked in milliseconds."""
 MAX_LLM_DEPTH = 100
 """A language model orders few candidates in seconds, and makes mistakes with many."""
+MAX_CONDITIONS = 1_024
+"""Of a request for interests."""
+MAX_TOP_ITEMS = 1_000
+"""Nearest items of a condition."""
+MAX_NEAREST = 65_536
+"""Of all conditions of a request together: a megabyte."""
 MAX_DENSE_FEATURES = 256
 """A model reads no more dense features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -82,6 +89,63 @@ def check_model(model: str, served: Sequence[ModelInfo]) -> ModelInfo:
             return info
     names = ", ".join(repr(info.name) for info in served)
     raise UnknownModel(f"model: got {model[:80]!r}, must be {names} or empty")
+
+
+def check_ranks(info: ModelInfo) -> None:
+    """A model that scores items."""
+    if info.conditions:
+        raise InvalidInput("model", info.name, "a model that ranks items: this one has conditions, ask it by Interests")
+
+
+def check_asks(model: str, served: Sequence[ModelInfo]) -> ModelInfo:
+    """The model of a served name that has conditions; the first that has any for no name."""
+    with_conditions = [info for info in served if info.conditions]
+    if not model and with_conditions:
+        return with_conditions[0]
+    info = check_model(model, served)
+    if not info.conditions:
+        limit = "a model that has conditions (mfalcon train --model lum): this one ranks items"
+        raise InvalidInput("model", info.name, limit)
+    return info
+
+
+def check_num_conditions(conditions: Sized, field: str = "conditions") -> None:
+    """At most `MAX_CONDITIONS`."""
+    if len(conditions) > MAX_CONDITIONS:
+        raise InvalidInput(field, len(conditions), f"at most {MAX_CONDITIONS} conditions")
+
+
+def check_conditions(conditions: Sequence[str], info: ModelInfo, field: str = "conditions") -> None:
+    """Names of the model's, in any number up to `MAX_CONDITIONS`."""
+    check_num_conditions(conditions, field)
+    known = set(info.conditions)
+    for at, name in enumerate(conditions):
+        if name not in known:
+            some = ", ".join(map(repr, info.conditions[:3])) + (", ..." if len(known) > 3 else "")
+            raise InvalidInput(f"{field}[{at}]", name[:80], f"one of the model's {len(known)} conditions ({some})")
+
+
+def check_top_items(top_items: int, num_conditions: int) -> None:
+    """At most `MAX_TOP_ITEMS` of each, and `MAX_NEAREST` in all."""
+    most = min(MAX_TOP_ITEMS, MAX_NEAREST // max(1, num_conditions))
+    if not 0 <= top_items <= most:
+        raise InvalidInput("top_items", top_items, f"0 to {most} for {num_conditions} conditions")
+
+
+def check_retrieve(request: RankRequest, info: ModelInfo, max_candidates: int) -> None:
+    """Conditions of the model that is asked, a number of candidates, and nothing that needs to know them."""
+    wish = request.retrieve
+    assert wish is not None
+    if len(request.candidates):
+        raise InvalidInput("candidates", len(request.candidates), "none with retrieve")
+    if request.dense.names:
+        raise InvalidInput("features.names", request.dense.names[0], "absent with retrieve")
+    if not wish.conditions:
+        raise InvalidInput("retrieve.conditions", 0, f"1 to {MAX_CONDITIONS} conditions")
+    check_conditions(wish.conditions, info, "retrieve.conditions")
+    most = min(max_candidates, MAX_TOP_ITEMS, MAX_NEAREST // len(wish.conditions))
+    if not 1 <= wish.num_items <= most:
+        raise InvalidInput("retrieve.k", wish.num_items, f"1 to {most} for {len(wish.conditions)} conditions")
 
 
 def check_candidates(candidates: Sized, max_candidates: int) -> None:

@@ -16,6 +16,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "words": (
         "mfalcon",
         "mfalcon.types",
+        "mfalcon.interests",
         "mfalcon.errors",
         "mfalcon.item_ids",
         "mfalcon.clock",
@@ -160,6 +161,7 @@ FREE_OF_TORCH = (
 )
 
 OPTIONAL = (
+    "faiss",
     "gevent",
     "httpx",
     "jwt",

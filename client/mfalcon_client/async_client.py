@@ -15,7 +15,20 @@ from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Append, Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    Events,
+    Features,
+    HistoryPage,
+    Ids,
+    Interests,
+    Model,
+    Ranking,
+    Rerank,
+    Retrieve,
+)
 
 Answer = TypeVar("Answer")
 
@@ -87,7 +100,7 @@ class AsyncClient:
     async def rank(
         self,
         user_id: str,
-        candidates: Ids,
+        candidates: Ids = (),
         *,
         top_k: int = 0,
         request_time_ms: int = 0,
@@ -98,6 +111,7 @@ class AsyncClient:
         allow_partial: bool = False,
         rerank: Rerank | None = None,
         recompute: bool = False,
+        retrieve: Retrieve | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
@@ -112,8 +126,9 @@ class AsyncClient:
             allow_partial=allow_partial,
             rerank=rerank,
             recompute=recompute,
+            retrieve=retrieve,
         )
-        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
+        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial, retrieve=retrieve)
         return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     async def append_events(
@@ -159,9 +174,34 @@ class AsyncClient:
         call = calls.get_history(user_id, first, limit, expected_version, with_states=with_states)
         return await self._call(call, timeout_s)
 
-    async def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
+    async def interests(
+        self,
+        user_id: str,
+        conditions: Sequence[str] = (),
+        *,
+        top_items: int = 0,
+        request_time_ms: int = 0,
+        recent_events: Events = (),
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Interests:
+        """See `Client.interests`."""
+        options = encoding.interests_options(
+            conditions, top_items=top_items, request_time_ms=request_time_ms, recent_events=recent_events, model=model
+        )
+        return await self._call(calls.interests(user_id, options, conditions, top_items), timeout_s)
+
+    async def prefill(
+        self,
+        user_id: str,
+        *,
+        model: str = "",
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+        timeout_s: float | None = None,
+    ) -> CacheInfo:
         """See `Client.prefill`."""
-        return await self._call(calls.prefill(user_id, model), timeout_s)
+        return await self._call(calls.prefill(user_id, model, conditions, request_time_ms), timeout_s)
 
     async def delete_user(self, user_id: str, *, timeout_s: float | None = None) -> None:
         """See `Client.delete_user`."""

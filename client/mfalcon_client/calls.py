@@ -11,7 +11,17 @@ from mfalcon_client import messages as pb
 from mfalcon_client.append_ids import new_append_id
 from mfalcon_client.errors import ClientError, ServerFailure
 from mfalcon_client.retry import Repeat
-from mfalcon_client.types import Append, Appended, CacheInfo, Events, HistoryPage, Model, Ranking
+from mfalcon_client.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    Events,
+    HistoryPage,
+    Interests,
+    Model,
+    Ranking,
+    Retrieve,
+)
 
 Answer = TypeVar("Answer")
 
@@ -42,13 +52,18 @@ class Call(Generic[Answer]):
             raise ServerFailure("INTERNAL", f"the answer cannot be read: {error}", outcome_unknown=unknown) from error
 
 
-def rank(user_id: str, options: bytes, num_candidates: int, *, allow_partial: bool) -> Call[Ranking]:
-    """options: of `encoding.rank_options`, which these candidates are in."""
+def rank(
+    user_id: str, options: bytes, num_candidates: int, *, allow_partial: bool, retrieve: Retrieve | None = None
+) -> Call[Ranking]:
+    """options: of `encoding.rank_options`, which these candidates, or this wish, are in."""
 
     def read(raw: bytes) -> Ranking:
         ranking = encoding.ranking(raw)
         num = ranking.num_scored
-        if num != num_candidates and not (allow_partial and 1 <= num < num_candidates):
+        if retrieve is not None:
+            if not 1 <= num <= retrieve.k or len(ranking.candidates) != num:
+                raise ValueError(f"{num} scores of {len(ranking.candidates)} retrieved candidates, {retrieve.k} asked")
+        elif num != num_candidates and not (allow_partial and 1 <= num < num_candidates):
             raise ValueError(f"{num} scores of {num_candidates} candidates")
         of_members = (at for member in ranking.members for at in (member.unknown, member.failed))
         if any(len(at) and at.max() >= num for at in (ranking.top, ranking.unknown, ranking.failed, *of_members)):
@@ -56,6 +71,22 @@ def rank(user_id: str, options: bytes, num_candidates: int, *, allow_partial: bo
         return ranking
 
     return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
+
+
+def interests(user_id: str, options: bytes, conditions: Sequence[str], top_items: int) -> Call[Interests]:
+    """options: of `encoding.interests_options`, which these are in."""
+
+    def read(raw: bytes) -> Interests:
+        found = encoding.interests(raw)
+        if conditions and found.conditions != tuple(conditions):
+            raise ValueError(f"interests of {len(found.conditions)} conditions, {len(conditions)} asked")
+        if len(found.nearest) != (len(found.conditions) if top_items else 0):
+            raise ValueError(f"items of {len(found.nearest)} of {len(found.conditions)} conditions")
+        if any(len(each.item_ids) != len(each.scores) for each in found.nearest):
+            raise ValueError("not as many scores as items")
+        return found
+
+    return Call("Interests", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
 def append_events(
@@ -127,9 +158,9 @@ def get_history(
     return Call("GetHistory", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
-def prefill(user_id: str, model: str) -> Call[CacheInfo]:
-    """model: by name, "" for the default one."""
-    request = encoding.user(user_id) + encoding.prefill_options(model)
+def prefill(user_id: str, model: str, conditions: Sequence[str] = (), request_time_ms: int = 0) -> Call[CacheInfo]:
+    """model: by name, "" for the default one, or the first that has conditions if some are given."""
+    request = encoding.user(user_id) + encoding.prefill_options(model, conditions, request_time_ms)
     return Call("Prefill", request, user_id, Repeat.IDEMPOTENT, encoding.cache_info)
 
 

@@ -15,7 +15,20 @@ from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
 from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
-from mfalcon_client.types import Append, Appended, CacheInfo, Events, Features, HistoryPage, Ids, Model, Ranking, Rerank
+from mfalcon_client.types import (
+    Append,
+    Appended,
+    CacheInfo,
+    Events,
+    Features,
+    HistoryPage,
+    Ids,
+    Interests,
+    Model,
+    Ranking,
+    Rerank,
+    Retrieve,
+)
 
 Answer = TypeVar("Answer")
 
@@ -96,7 +109,7 @@ class Client:
     def rank(
         self,
         user_id: str,
-        candidates: Ids,
+        candidates: Ids = (),
         *,
         top_k: int = 0,
         request_time_ms: int = 0,
@@ -107,6 +120,7 @@ class Client:
         allow_partial: bool = False,
         rerank: Rerank | None = None,
         recompute: bool = False,
+        retrieve: Retrieve | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score candidates, [num_candidates] item ids, for a user by a model.
@@ -116,7 +130,8 @@ class Client:
         name. features: the candidates', [num_candidates] numbers by name. model: by name, "" for the default one.
         allow_partial: where the time is too short for all candidates, the scores of the first ones are welcome. rerank:
         a `top` that is not the order of the scores. recompute: encode the history anew, and use and change no KV state;
-        the scores are the same. Raises ClientError.
+        the scores are the same. retrieve: what proposes the candidates, of which none are given then. Raises
+        ClientError.
         """
         options = encoding.rank_options(
             candidates,
@@ -129,8 +144,9 @@ class Client:
             allow_partial=allow_partial,
             rerank=rerank,
             recompute=recompute,
+            retrieve=retrieve,
         )
-        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial)
+        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial, retrieve=retrieve)
         return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
 
     def append_events(
@@ -196,9 +212,41 @@ class Client:
         call = calls.get_history(user_id, first, limit, expected_version, with_states=with_states)
         return self._call(call, timeout_s)
 
-    def prefill(self, user_id: str, *, model: str = "", timeout_s: float | None = None) -> CacheInfo:
-        """Encode a user's history now, so that the next rank need not. Raises ClientError."""
-        return self._call(calls.prefill(user_id, model), timeout_s)
+    def interests(
+        self,
+        user_id: str,
+        conditions: Sequence[str] = (),
+        *,
+        top_items: int = 0,
+        request_time_ms: int = 0,
+        recent_events: Events = (),
+        model: str = "",
+        timeout_s: float | None = None,
+    ) -> Interests:
+        """A user's interests under conditions (`Model.conditions`), all of the model's without any; see `Interests`.
+
+        top_items: how many of the nearest items to tell of each. model: one that has conditions, "" for the first of
+        those. The rest is as in `rank`. Raises ClientError.
+        """
+        options = encoding.interests_options(
+            conditions, top_items=top_items, request_time_ms=request_time_ms, recent_events=recent_events, model=model
+        )
+        return self._call(calls.interests(user_id, options, conditions, top_items), timeout_s)
+
+    def prefill(
+        self,
+        user_id: str,
+        *,
+        model: str = "",
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+        timeout_s: float | None = None,
+    ) -> CacheInfo:
+        """Encode a user's history now, so that the next rank need not. conditions: of a model that has any; these
+        interests are computed too, as of that time, and used for a call of the same history within a minute. Raises
+        ClientError.
+        """
+        return self._call(calls.prefill(user_id, model, conditions, request_time_ms), timeout_s)
 
     def delete_user(self, user_id: str, *, timeout_s: float | None = None) -> None:
         """Delete a user: history and every KV state. One who is not known is deleted too. Raises ClientError."""

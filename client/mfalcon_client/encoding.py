@@ -26,12 +26,15 @@ from mfalcon_client.types import (
     Features,
     HistoryPage,
     Ids,
+    Interests,
     KeptState,
     Member,
     MemberResult,
     Model,
+    Nearest,
     Ranking,
     Rerank,
+    Retrieve,
     Task,
     Timings,
 )
@@ -75,6 +78,7 @@ def rank_options(
     allow_partial: bool = False,
     rerank: Rerank | None = None,
     recompute: bool = False,
+    retrieve: Retrieve | None = None,
 ) -> bytes:
     """A serialized RankRequest but for its user."""
     try:
@@ -86,10 +90,11 @@ def rank_options(
             allow_partial=allow_partial,
             recompute=recompute,
             rerank=None if rerank is None else pb.Rerank(**dataclasses.asdict(rerank)),
+            retrieve=None if retrieve is None else pb.Retrieve(**dataclasses.asdict(retrieve)),
         ).SerializeToString()
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(
-            "INVALID_ARGUMENT", f"top_k, request_time_ms, context, model or rerank: {error}"
+            "INVALID_ARGUMENT", f"top_k, request_time_ms, context, model, rerank or retrieve: {error}"
         ) from error
     ids = _candidates(candidates)
     return b"".join(
@@ -101,6 +106,21 @@ def rank_options(
             _features(features, len(candidates)),
         )
     )
+
+
+def interests_options(
+    conditions: Sequence[str], *, top_items: int, request_time_ms: int, recent_events: Events, model: str
+) -> bytes:
+    """A serialized InterestsRequest but for its user."""
+    try:
+        rest = pb.InterestsRequest(
+            conditions=conditions, top_items=top_items, request_time_ms=request_time_ms, model=model
+        ).SerializeToString()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument(
+            "INVALID_ARGUMENT", f"conditions, top_items, request_time_ms or model: {error}"
+        ) from error
+    return rest + _events("recent_events", recent_events, pb.InterestsRequest.RECENT_EVENTS_FIELD_NUMBER)
 
 
 def append_options(
@@ -149,12 +169,14 @@ def model_name(model: str) -> bytes:
         raise InvalidArgument("INVALID_ARGUMENT", f"model: {error}") from error
 
 
-def prefill_options(model: str) -> bytes:
+def prefill_options(model: str, conditions: Sequence[str] = (), request_time_ms: int = 0) -> bytes:
     """A serialized PrefillRequest but for its user."""
     try:
-        return pb.PrefillRequest(model=model).SerializeToString()
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument("INVALID_ARGUMENT", f"model: {error}") from error
+        return pb.PrefillRequest(
+            model=model, conditions=conditions, request_time_ms=request_time_ms
+        ).SerializeToString()
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidArgument("INVALID_ARGUMENT", f"model, conditions or request_time_ms: {error}") from error
 
 
 def ranking(raw: bytes) -> Ranking:
@@ -179,6 +201,27 @@ def ranking(raw: bytes) -> Ranking:
         counters_version=reply.counters_version,
         counters_stale=reply.counters_stale,
         history_version=reply.history_version,
+        candidates=np.asarray(reply.candidates, dtype=np.int64),
+    )
+
+
+def interests(raw: bytes) -> Interests:
+    """Of a serialized InterestsResponse."""
+    reply = pb.InterestsResponse.FromString(raw)
+    return Interests(
+        conditions=tuple(reply.conditions),
+        vectors=np.asarray(reply.vectors, dtype=np.float32).reshape(len(reply.conditions), reply.dim),
+        nearest=tuple(
+            Nearest(np.asarray(each.item_ids, dtype=np.int64), np.asarray(each.scores, dtype=np.float32))
+            for each in reply.nearest
+        ),
+        model_version=reply.model_version,
+        cache=_cache(reply.cache),
+        timings=_timings(reply.timings),
+        history_len=reply.history_len,
+        history_version=reply.history_version,
+        stale=reply.stale,
+        computed_ahead=reply.computed_ahead,
     )
 
 
@@ -429,6 +472,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         counts_items=reply.counts_items,
         reads_last_events=reply.reads_last_events,
         counters=tuple(reply.counters),
+        conditions=tuple(reply.conditions),
     )
 
 

@@ -5,7 +5,7 @@ again, or whatever bears `x-rank-retry: elsewhere`: nothing was done.
 
 | call | after a refusal | after UNAVAILABLE, CANCELLED by a server that ends |
 |---|---|---|
-| rank, prefill, get_history, get_model, list_models, delete_user | yes | yes |
+| rank, interests, prefill, get_history, get_model, list_models, delete_user | yes | yes |
 | append_events | yes | yes, where servers keep append ids: it is written once at most. Also after INTERNAL, UNKNOWN |
 | append_events to older servers | yes | with `expected_len` only |
 

@@ -1,7 +1,7 @@
 """What goes into a call and what comes out of it: numpy arrays in frozen dataclasses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -134,6 +134,7 @@ class Ranking:
     has no score for some candidate: the scores are right, and not those of all members.
     counters_version: of the counters of items that the model read, 0 if it reads none.
     counters_stale: acknowledged events may be missing from them.
+    candidates: int64 [num_scored], those that were retrieved, which all else is aligned with; empty without `retrieve`.
     """
 
     scores: NDArray[np.float32]
@@ -153,11 +154,51 @@ class Ranking:
     counters_version: int = 0
     counters_stale: bool = False
     history_version: bytes = b""
+    candidates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def num_scored(self) -> int:
         """How many of the candidates have a score."""
         return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieve:
+    """What proposes the candidates of a rank: of each condition the nearest items in turn, each item once.
+
+    conditions: names of `Model.conditions`. k: most candidates. model: one that has conditions, "" for the first of
+    those.
+    """
+
+    conditions: Sequence[str]
+    k: int
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Items of a condition's category, the nearest first. item_ids: int64; scores: float32, larger is nearer."""
+
+    item_ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Interests:
+    """A user's interests. vectors: float32 [num_conditions, dim], of length 1. nearest: of each condition, none where
+    no items were asked. computed_ahead: by a prefill, of exactly this history. The rest is as in `Ranking`.
+    """
+
+    conditions: tuple[str, ...]
+    vectors: NDArray[np.float32]
+    nearest: tuple[Nearest, ...]
+    model_version: str
+    cache: CacheInfo
+    timings: Timings
+    history_len: int
+    history_version: bytes
+    stale: bool
+    computed_ahead: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +311,8 @@ class Model:
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     reads_last_events: it has no KV state, so there is nothing to prefill.
     of an older release. ensemble: None for one model. counts_items: its checkpoint says how often each item was acted
-    on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts.
+    on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts. conditions: what it may
+    be asked by `interests`; none of a model that ranks items.
     """
 
     name: str
@@ -289,3 +331,4 @@ class Model:
     counts_items: bool = False
     reads_last_events: bool = False
     counters: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ MESSAGES = (
     ("Rank", pb.RankRequest(user_id="eve", candidates=range(50), top_k=2, recent_events=[_EVENT], context={"hour": 3})),
     ("AppendEvents", pb.AppendEventsRequest(user_id="eve", events=[_EVENT] * 3, append_id="a", late_events="clamp")),
     ("GetHistory", pb.GetHistoryRequest(user_id="eve", first=1, limit=9, with_states=True)),
+    ("Interests", pb.InterestsRequest(user_id="eve", conditions=["like"], top_items=3, recent_events=[_EVENT])),
     ("Prefill", pb.PrefillRequest(user_id="eve", model="m")),
     ("DeleteUser", pb.DeleteUserRequest(user_id="eve")),
     ("GetModel", pb.GetModelRequest(model="m")),

@@ -44,6 +44,10 @@ COMMANDS = {
     "log": ("mfalcon.cli.log", "Look at, check, copy, fill and move an event log in a file."),
     "token": ("mfalcon.cli.token", "Make tokens, and the tables of a server's tokens_file."),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
+    "interests": (
+        "mfalcon.cli.interests",
+        "Show a user's interests on a running server of a large user model, and the items nearest to them.",
+    ),
     "history": (
         "mfalcon.cli.history",
         "Show a user's events on a running server, the history's version, and where KV states of the user lie.",

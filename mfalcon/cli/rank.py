@@ -16,7 +16,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import load_items
 from mfalcon.types import Ids
-from mfalcon_client import Ranking, Rerank
+from mfalcon_client import Ranking, Rerank, Retrieve
 
 _console = Console(highlight=False)
 
@@ -34,6 +34,11 @@ def rank(
         Path | None, typer.Option("--checkpoint", metavar="DIR", help="The served checkpoint: titles, and 'all' items.")
     ] = None,
     top: Annotated[int, typer.Option(help="How many to print.", min=1)] = 10,
+    retrieve: Annotated[
+        str | None,
+        typer.Option(help="Instead of candidates: conditions, comma-separated, of a served large user model."),
+    ] = None,
+    k: Annotated[int, typer.Option(help="Of --retrieve: most candidates.", min=1)] = 200,
     context: Annotated[list[str] | None, typer.Option(help="A context feature, name=code; repeatable.")] = None,
     feature: Annotated[
         list[str] | None,
@@ -71,7 +76,7 @@ def rank(
 ) -> None:
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
-    ids = _candidates(candidates, items)
+    ids = _candidates(candidates, items) if retrieve is None else np.empty(0, dtype=np.int64)
     with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key), token_file) as client:
         result = client.rank(
             user,
@@ -83,7 +88,10 @@ def rank(
             allow_partial=allow_partial,
             recompute=recompute,
             rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
+            retrieve=None if retrieve is None else Retrieve(retrieve.split(","), k),
         )
+    if retrieve is not None:
+        ids = result.candidates
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
         return

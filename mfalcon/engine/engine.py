@@ -1,4 +1,4 @@
-"""The engine: five verbs over the users' histories, the models in the catalog and the device that computes them.
+"""The engine: six verbs over the users' histories, the models in the catalog and the device that computes them.
 
 Every accepted request gets exactly one answer: a result, an error of its own, a deadline or a shutdown.
 """
@@ -16,6 +16,7 @@ from mfalcon.engine.ensemble import EnsembleOptions
 from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
+from mfalcon.engine.interests import InterestStage
 from mfalcon.engine.jobs import Jobs
 from mfalcon.engine.listing import NO_ITEMS, listed
 from mfalcon.engine.pipeline import Pipeline
@@ -25,6 +26,7 @@ from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
+from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
@@ -74,6 +76,7 @@ class Engine:
         self._jobs = Jobs(device, metrics, histories.options.late_events)
         self.ensembles = Ensembles(ensembles, catalog, self._jobs, metrics)
         self._reranking = Reranking(metrics, llm)
+        self._interests = InterestStage(catalog, self._jobs, histories.tombstones)
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere, self._evicted)
@@ -129,6 +132,10 @@ class Engine:
         Raises UnknownModel, Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events
         older than the log; StorageUnavailable when the log cannot be asked; for an ensemble TooFewMembers.
         """
+        if request.retrieve is not None:
+            return await self._interests.rank_retrieved(
+                request, deadline, lambda retrieved: self.rank(retrieved, deadline, model)
+            )
         if self._capture is None:
             return await self._pipeline.rank(request, deadline, model)
         seen = self._capture.begin(user_hash(request.user_id))
@@ -136,6 +143,13 @@ class Engine:
         if seen is not None:
             self._capture.offer(seen, self._info(model), request, result)
         return result
+
+    async def interests(self, request: InterestsRequest, deadline: float | None, model: str = "") -> Interests:
+        """A user's interests under conditions, and the items nearest to them. Raises as `rank` does, and InvalidInput
+        for a model that ranks items, and for what is no condition of it.
+        """
+        with within("interests"):
+            return await self._interests.answer(request, deadline, model)
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None = None) -> Appended:
         """Acknowledge events: when this returns they are in the log.
@@ -178,11 +192,20 @@ class Engine:
         ranker = self.catalog.get(request.model if ensemble is None else ensemble.locals[0])
         return await asyncio.to_thread(listed, ranker.checkpoint.items, request)
 
-    async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
-        """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. Raises as `rank`
-        does.
+    async def prefill(
+        self,
+        user_id: str,
+        deadline: float | None,
+        model: str = "",
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
+        """Encode the user's history by a model, or by every member of an ensemble, ahead of a request. conditions: of
+        a model that has any; the interests are computed ahead too, as of that time. Raises as `rank` does.
         """
         with within("prefill"):
+            if conditions:
+                return await self._interests.prepare(user_id, tuple(conditions), request_time_ms, deadline, model)
             if (ensemble := self.ensembles.get(model)) is not None:
                 return await ensemble.prefill(user_id, deadline)
             return await self._jobs.prefill(self.catalog.get(model), user_id, deadline)
@@ -213,6 +236,7 @@ class Engine:
         """Accept nothing more, answer what is queued with ShuttingDown, and wait for the step in progress."""
         self.device.close(ShuttingDown("the server shut down before this request was reached"))
         await self._reloader.close()
+        await self._interests.close()
         await self.ensembles.close()
         await asyncio.to_thread(self.device.join)
         await self._reranking.close()
@@ -231,6 +255,7 @@ class Engine:
         histories.tombstones.add(generation)
         try:
             deleted = self.device.delete(user)
+            self._interests.delete(user)
             await histories.forget(user, generation)
             if histories.redis is not None:
                 await histories.redis.delete(Deletion(user, generation))
@@ -253,6 +278,7 @@ class Engine:
                 self._capture.delete_soon(deletion.user)
             else:
                 self._catching_up = asyncio.create_task(self._delete_missed(self._capture))
+        self._interests.delete(None if deletion is None else deletion.user)
         with contextlib.suppress(ShuttingDown):
             self.device.delete(None if deletion is None else deletion.user)
         self.metrics.states.deleted.labels("replica" if deletion else "gap").inc()
@@ -271,6 +297,7 @@ class Engine:
         """The log on this machine has deleted a user to keep its bounds."""
         if self._capture is not None:
             self._capture.delete_soon(deletion.user)
+        self._interests.delete(deletion.user)
         with contextlib.suppress(ShuttingDown):
             self.device.delete(deletion.user)
         self.metrics.states.deleted.labels("bounds").inc()

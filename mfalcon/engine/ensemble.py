@@ -122,6 +122,11 @@ class Ensemble:
     def check(self, at: int | None = None, new: ModelInfo | None = None) -> None:
         """Raise ConfigError unless all members that are known can be merged. at, new: what one would be."""
         infos = [new if index == at else member.info for index, member in enumerate(self._members)]
+        for member, info in zip(self._members, infos, strict=True):
+            if info is not None and info.conditions:
+                raise ConfigError(
+                    f"ensemble {self.name}: {named(member)} has conditions, must be a model that ranks items"
+                )
         contracts = {
             named(member): Contract.of(info)
             for member, info in zip(self._members, infos, strict=True)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve_any
 from mfalcon.counters.sets import Counted
 from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
+from mfalcon.engine.nearest import NearestItems
 from mfalcon.engine.probe import probe
 from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
@@ -28,8 +29,10 @@ from mfalcon.metrics.model_states import ModelAnswers, ModelStates
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.base import PrefixRanker
 from mfalcon.models.checkpoint import Checkpoint
+from mfalcon.models.conditions import Condition, conditions
 from mfalcon.models.config import COUNTERS
 from mfalcon.models.heads import probability_that_ranks, task_infos
+from mfalcon.models.lum import LUM
 from mfalcon.rerank.likeness import Centred, Likeness, Vectors
 from mfalcon.types import CacheInfo, ContextFeatureInfo, Ids, ModelInfo
 from mfalcon.window import WindowRule
@@ -248,6 +251,19 @@ class LoadedRanker:
             vectors = vectors(np.arange(model.config.num_items)).__getitem__
         return Likeness(self.checkpoint.items, Centred(vectors, model.config.num_items))
 
+    @cached_property
+    def conditions(self) -> Mapping[str, tuple[int, Condition]]:
+        """Row and meaning of each that it is asked, by name; none of a model that ranks items."""
+        of_model = conditions(self.checkpoint.model.config)
+        return {condition.name: (row, condition) for row, condition in enumerate(of_model)}
+
+    @cached_property
+    def nearest(self) -> NearestItems:
+        """The items, of a model that is asked conditions. Made as `likeness` is."""
+        model = self.checkpoint.model
+        assert isinstance(model, LUM)
+        return NearestItems(model, self.checkpoint.items)
+
     def note(self, user_id: str) -> None:
         """A user was seen."""
         self._recent[user_id] = None
@@ -267,7 +283,7 @@ class LoadedRanker:
             if served.batched or self._device.device.type == "cuda":
                 served.stack.prepare(served.pool, self.options.microbatch or DEVICE_MICROBATCH)
         if self._device.device.type == "cuda":
-            _ = self.likeness
+            _ = self.likeness if self.checkpoint.model.ranks_items else self.nearest
         self.measured = measured = self.measured or self._measure()
         _log.info(
             "model %s: %d threads, microbatch %d, %s, %d MiB of pages for KV states",
@@ -364,4 +380,5 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: Served) 
         task_infos=task_infos(ranker.tasks, ranker.blend),
         counts_items=checkpoint.items.num_events is not None,
         counters=COUNTERS if ranker.counters is not None else (),
+        conditions=tuple(condition.name for condition in conditions(ranker)),
     )

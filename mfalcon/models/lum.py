@@ -5,6 +5,7 @@ on one prefix, and whose answers are features and candidates for others. Here th
 tokens), so a group is M-FALCON with conditions for candidates: each sees the prefix and itself.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -76,8 +77,10 @@ class LUM(PrefixRanker):
         return self.condition.num_embeddings
 
     def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
-        """See `Ranker.target_rows`: conditions are asked by their rows."""
-        return ids
+        """See `Ranker.target_rows`: conditions are asked by their rows. Past the last one there is the last one: such a
+        row was another checkpoint's, and who asked sees by the version that it was answered by this one.
+        """
+        return np.clip(ids, 0, self.num_target_rows - 1)
 
     def prefix_tokens(self, events: EventTokens) -> Tensor:
         """See `PrefixRanker.prefix_tokens`."""

@@ -22,6 +22,7 @@ ALL: Final = frozenset(Right)
 
 RIGHT_OF: Final = {
     "rank": Right.RANK,
+    "interests": Right.RANK,
     "prefill": Right.RANK,
     "get_model": Right.RANK,
     "list_models": Right.RANK,

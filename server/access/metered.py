@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.load import Load
 from mfalcon.types import (
     Append,
@@ -46,8 +47,15 @@ class MeteredEngine:
 
     async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
         """See `RankingEngine`."""
-        with self._ledger.charged(arrivals.current().caller, len(request.candidates)):
+        wish = request.retrieve
+        num = len(request.candidates) if wish is None else wish.num_items + len(wish.conditions)
+        with self._ledger.charged(arrivals.current().caller, num):
             return await self._engine.rank(request, deadline, model)
+
+    async def interests(self, request: InterestsRequest, deadline: float | None, model: str) -> Interests:
+        """See `RankingEngine`: a condition costs what a candidate does."""
+        with self._ledger.charged(arrivals.current().caller, len(request.conditions)):
+            return await self._engine.interests(request, deadline, model)
 
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """See `RankingEngine`."""
@@ -69,10 +77,17 @@ class MeteredEngine:
         with self._ledger.charged(arrivals.current().caller):
             return await self._engine.items(request)
 
-    async def prefill(self, user_id: str, deadline: float | None, model: str) -> CacheInfo:
+    async def prefill(
+        self,
+        user_id: str,
+        deadline: float | None,
+        model: str,
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
         """See `RankingEngine`."""
-        with self._ledger.charged(arrivals.current().caller):
-            return await self._engine.prefill(user_id, deadline, model)
+        with self._ledger.charged(arrivals.current().caller, len(conditions)):
+            return await self._engine.prefill(user_id, deadline, model, conditions, request_time_ms)
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:
         """See `RankingEngine`."""

@@ -1,10 +1,11 @@
 """How much of the server a caller may use, and the account of what he did.
 
-The rule of charging, for every request that asks the engine (Rank, AppendEvents, GetHistory, Prefill, DeleteUser):
+The rule of charging, for every request that asks the engine (Rank, Interests, AppendEvents, GetHistory, Prefill,
+DeleteUser):
 
 - It is charged once, in the engine's process, after it was decoded and checked and right before the engine is asked: a
-  request, and the candidates of a rank. What was refused before that (no valid credential, no right, bad input, a
-  server that drains) was no work for the engine, and costs nothing.
+  request, and the candidates of a rank or the conditions of interests. What was refused before that (no valid
+  credential, no right, bad input, a server that drains) was no work for the engine, and costs nothing.
 - One that any limit refuses is charged to none of them.
 - One that the engine could not take (overload, not ready, shutting down, too few members: nothing was done, and the
   caller will come again) is given back whole. All else stays charged: an answer, bad input that only the engine could

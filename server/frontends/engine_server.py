@@ -156,6 +156,9 @@ class EngineServer:
                 result = await engine.rank(question.request(), question.deadline, question.model)
                 answer = wire.Ranked.of(call, result)
                 answer.notes = wire.notes_of(current())
+            case wire.AskInterests():
+                found = await engine.interests(question.request(), question.deadline, question.model)
+                answer = wire.Interested.of(call, found)
             case wire.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
                 answer = wire.Written(call, told)
@@ -165,8 +168,9 @@ class EngineServer:
                 answer = wire.Page.of(call, await engine.get_history(request, deadline))
             case wire.GetItems():
                 answer = wire.Listed.of(call, await engine.items(question.request()))
-            case wire.Prefill(_, user_id, deadline, model):
-                answer = wire.Prefilled(call, await engine.prefill(user_id, deadline, model))
+            case wire.Prefill(_, user_id, deadline, model, conditions, time_ms):
+                cache = await engine.prefill(user_id, deadline, model, conditions, time_ms)
+                answer = wire.Prefilled(call, cache)
             case wire.DeleteUser(_, user_id, deadline):
                 await engine.delete_user(user_id, deadline)
                 answer = wire.Deleted(call)

@@ -8,6 +8,7 @@ from typing import TypeVar
 import zmq
 
 from mfalcon.errors import NotReady, Overloaded, ShuttingDown, StorageUnavailable
+from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.load import Load
 from mfalcon.scope import current
 from mfalcon.types import (
@@ -77,6 +78,12 @@ class RemoteEngine:
         question = wire.Rank.of(next(self._calls), request, deadline, model, carried())
         return (await self._ask(question, wire.Ranked)).result()
 
+    async def interests(self, request: InterestsRequest, deadline: float | None, model: str = "") -> Interests:
+        """See `RankingEngine`."""
+        self.load.admit(deadline)
+        question = wire.AskInterests.of(next(self._calls), request, deadline, model, carried())
+        return (await self._ask(question, wire.Interested)).interests()
+
     async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
         """See `RankingEngine`."""
         question = wire.AppendEvents.of(next(self._calls), user_id, append, deadline, carried())
@@ -97,10 +104,18 @@ class RemoteEngine:
         question = wire.GetItems.of(next(self._calls), request, carried())
         return (await self._ask(question, wire.Listed)).items()
 
-    async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
+    async def prefill(
+        self,
+        user_id: str,
+        deadline: float | None,
+        model: str = "",
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        question = wire.Prefill(next(self._calls), user_id, deadline, model, carried())
+        asked = user_id, deadline, model, tuple(conditions), request_time_ms
+        question = wire.Prefill(next(self._calls), *asked, carried())
         return (await self._ask(question, wire.Prefilled)).cache
 
     async def delete_user(self, user_id: str, deadline: float | None) -> None:

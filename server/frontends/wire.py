@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from mfalcon import errors
 from mfalcon.errors import EngineFailure, MFalconError
+from mfalcon.interests import Interests, InterestsRequest, Nearest
 from mfalcon.load import Load
 from mfalcon.scope import Scope
 from mfalcon.types import (
@@ -35,6 +36,7 @@ from mfalcon.types import (
     RankResult,
     Rerank,
     RerankSkipped,
+    Retrieve,
     Timings,
     UserAppend,
 )
@@ -67,6 +69,7 @@ class Rank(Message):
     recompute: bool
     rerank: Rerank | None
     dense: tuple[tuple[str, ...], bytes]
+    retrieve: Retrieve | None
     deadline: float | None
     model: str
     trace: dict[str, str]
@@ -93,6 +96,7 @@ class Rank(Message):
             request.recompute,
             request.rerank,
             (request.dense.names, _flat(request.dense.values, np.float32)),
+            request.retrieve,
             deadline,
             model,
             dict(trace),
@@ -112,7 +116,40 @@ class Rank(Message):
             recompute=self.recompute,
             rerank=self.rerank,
             dense=DenseFeatures(names, np.frombuffer(values, np.float32)),
+            retrieve=self.retrieve,
         )
+
+
+class AskInterests(Message):
+    """See `InterestsRequest`. recent_events: EVENT_DTYPE."""
+
+    user_id: str
+    conditions: tuple[str, ...]
+    top_items: int
+    request_time_ms: int
+    recent_events: bytes
+    deadline: float | None
+    model: str
+    trace: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls,
+        call: int,
+        request: InterestsRequest,
+        deadline: float | None,
+        model: str,
+        trace: Mapping[str, str] = MappingProxyType({}),
+    ) -> "AskInterests":
+        """What asks for interests."""
+        events = _flat(request.recent_events, EVENT_DTYPE)
+        asked = request.user_id, request.conditions, request.top_items, request.request_time_ms, events
+        return cls(call, *asked, deadline, model, dict(trace))
+
+    def request(self) -> InterestsRequest:
+        """The request, checked by the front-end."""
+        events = np.frombuffer(self.recent_events, EVENT_DTYPE)
+        return InterestsRequest(self.user_id, self.conditions, self.top_items, self.request_time_ms, events)
 
 
 class AppendEvents(Message):
@@ -226,6 +263,8 @@ class Prefill(Message):
     user_id: str
     deadline: float | None
     model: str
+    conditions: tuple[str, ...] = ()
+    request_time_ms: int = 0
     trace: dict[str, str] = {}
 
 
@@ -294,6 +333,7 @@ class Ranked(Message):
     counters_version: int
     counters_stale: bool
     history_version: bytes
+    candidates: bytes
     notes: Notes | None = None
 
     @classmethod
@@ -318,6 +358,7 @@ class Ranked(Message):
             result.counters_version,
             result.counters_stale,
             result.history_version,
+            _flat(result.candidates, np.int64),
         )
 
     def result(self) -> RankResult:
@@ -341,6 +382,56 @@ class Ranked(Message):
             counters_version=self.counters_version,
             counters_stale=self.counters_stale,
             history_version=self.history_version,
+            candidates=np.frombuffer(self.candidates, np.int64),
+        )
+
+
+class Interested(Message):
+    """See `Interests`. vectors: float32; nearest: of each condition int64 and float32."""
+
+    conditions: tuple[str, ...]
+    vectors: bytes
+    nearest: tuple[tuple[bytes, bytes], ...]
+    model_version: str
+    cache: CacheInfo
+    timings: Timings
+    history_len: int
+    history_version: bytes
+    stale: bool
+    computed_ahead: bool
+
+    @classmethod
+    def of(cls, call: int, found: Interests) -> "Interested":
+        """What answers with interests."""
+        return cls(
+            call,
+            found.conditions,
+            _flat(found.vectors, np.float32),
+            tuple((_flat(each.item_ids, np.int64), _flat(each.scores, np.float32)) for each in found.nearest),
+            found.model_version,
+            found.cache,
+            found.timings,
+            found.history_len,
+            found.history_version,
+            found.stale,
+            found.computed_ahead,
+        )
+
+    def interests(self) -> Interests:
+        """The interests, as the engine gave them."""
+        return Interests(
+            conditions=self.conditions,
+            vectors=np.frombuffer(self.vectors, np.float32).reshape(len(self.conditions), -1),
+            nearest=tuple(
+                Nearest(np.frombuffer(ids, np.int64), np.frombuffer(scores, np.float32)) for ids, scores in self.nearest
+            ),
+            model_version=self.model_version,
+            cache=self.cache,
+            timings=self.timings,
+            history_len=self.history_len,
+            history_version=self.history_version,
+            stale=self.stale,
+            computed_ahead=self.computed_ahead,
         )
 
 
@@ -483,9 +574,13 @@ SERVING: Final = "serving"
 BEAT_SECONDS: Final = 1.0
 """Time after which either side says that it lives."""
 
-Call: TypeAlias = Rank | AppendEvents | AppendBatch | GetHistory | GetItems | Prefill | DeleteUser | Scrape
+Call: TypeAlias = (
+    Rank | AskInterests | AppendEvents | AppendBatch | GetHistory | GetItems | Prefill | DeleteUser | Scrape
+)
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
-Answer: TypeAlias = Ranked | Written | WrittenEach | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
+Answer: TypeAlias = (
+    Ranked | Interested | Written | WrittenEach | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_question = msgspec.msgpack.Decoder(Question).decode

@@ -17,7 +17,14 @@ from server.access.caller import RIGHT_OF
 from server.arrivals import Arrivals
 from server.balancing import LoadReport
 from server.grpc import codec
-from server.grpc.bounds import Bounds, append_limits, batch_limits, rank_limits
+from server.grpc.bounds import (
+    Bounds,
+    append_limits,
+    batch_limits,
+    interests_limits,
+    prefill_limits,
+    rank_limits,
+)
 from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method
 from server.grpc.failure import append_outcome
@@ -51,6 +58,11 @@ class RankingApi:
         request = codec.rank_request(message, await self._events(message.recent_events))
         return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 
+    async def interests(self, message: ranking_pb2.InterestsRequest, time_left: float | None) -> bytes:
+        """InterestsRequest -> InterestsResponse."""
+        request = codec.interests_request(message, await self._events(message.recent_events))
+        return codec.interests_response(await self._handler.interests(request, message.model, time_left))
+
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
         append = codec.append(message, await self._events(message.events))
@@ -75,9 +87,9 @@ class RankingApi:
 
     async def prefill(self, message: ranking_pb2.PrefillRequest, time_left: float | None) -> bytes:
         """PrefillRequest -> CacheInfo."""
-        return codec.cache_info(
-            await self._handler.prefill(message.user_id, message.model, time_left)
-        ).SerializeToString()
+        ahead = tuple(message.conditions), message.request_time_ms
+        cache = await self._handler.prefill(message.user_id, message.model, time_left, *ahead)
+        return codec.cache_info(cache).SerializeToString()
 
     async def delete_user(self, message: ranking_pb2.DeleteUserRequest, time_left: float | None) -> bytes:
         """DeleteUserRequest -> DeleteUserResponse."""
@@ -176,6 +188,13 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: 
             (
                 method("Rank", ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
                 method(
+                    "Interests",
+                    ranking_pb2.InterestsRequest,
+                    api.interests,
+                    interests_limits(limits),
+                    admit=handler.admit,
+                ),
+                method(
                     "AppendEvents",
                     ranking_pb2.AppendEventsRequest,
                     api.append_events,
@@ -190,7 +209,7 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: 
                     writes=True,
                 ),
                 method("GetHistory", ranking_pb2.GetHistoryRequest, api.get_history),
-                method("Prefill", ranking_pb2.PrefillRequest, api.prefill),
+                method("Prefill", ranking_pb2.PrefillRequest, api.prefill, prefill_limits()),
                 method("DeleteUser", ranking_pb2.DeleteUserRequest, api.delete_user, writes=True),
                 method("GetModel", ranking_pb2.GetModelRequest, api.get_model),
                 method("ListModels", ranking_pb2.ListModelsRequest, api.list_models),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proto import ranking_pb2
 from server.grpc.wire import MessageLimits, Repeated
-from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
+from server.limits import MAX_CONDITIONS, MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
 
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -25,6 +25,17 @@ DENSE = MessageLimits(
     ),
 )
 """Its values are packed into few fields, and as many as there is room for in a message."""
+
+
+RETRIEVE = MessageLimits(
+    ranking_pb2.Retrieve.DESCRIPTOR.full_name,
+    Repeated(
+        "retrieve.conditions",
+        ranking_pb2.Retrieve.CONDITIONS_FIELD_NUMBER,
+        MAX_CONDITIONS,
+        f"1 to {MAX_CONDITIONS} conditions",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,7 @@ def rank_limits(limits: Limits) -> MessageLimits:
             f"0 to {limits.max_recent_events} events",
         ),
         Repeated("context", message.CONTEXT_FIELD_NUMBER, MAX_CONTEXT_ENTRIES, f"0 to {MAX_CONTEXT_ENTRIES} entries"),
-        inner={message.FEATURES_FIELD_NUMBER: DENSE},
+        inner={message.FEATURES_FIELD_NUMBER: DENSE, message.RETRIEVE_FIELD_NUMBER: RETRIEVE},
     )
 
 
@@ -107,6 +118,26 @@ def batch_limits(limits: Limits) -> MessageLimits:
         Repeated("appends", number, most, f"1 to {most} appends"),
         inner={number: append_limits(limits)},
     )
+
+
+def interests_limits(limits: Limits) -> MessageLimits:
+    """What an InterestsRequest may hold."""
+    message, most = ranking_pb2.InterestsRequest, limits.max_recent_events
+    return MessageLimits(
+        message.DESCRIPTOR.full_name,
+        _conditions(message.CONDITIONS_FIELD_NUMBER),
+        Repeated("recent_events", message.RECENT_EVENTS_FIELD_NUMBER, most, f"0 to {most} events"),
+    )
+
+
+def prefill_limits() -> MessageLimits:
+    """What a PrefillRequest may hold."""
+    message = ranking_pb2.PrefillRequest
+    return MessageLimits(message.DESCRIPTOR.full_name, _conditions(message.CONDITIONS_FIELD_NUMBER))
+
+
+def _conditions(number: int) -> Repeated:
+    return Repeated("conditions", number, MAX_CONDITIONS, f"at most {MAX_CONDITIONS} conditions")
 
 
 def append_limits(limits: Limits) -> MessageLimits:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.types import (
     EVENT_DTYPE,
     Append,
@@ -26,6 +27,7 @@ from mfalcon.types import (
     RankRequest,
     RankResult,
     Rerank,
+    Retrieve,
     Timings,
     UserAppend,
 )
@@ -58,7 +60,41 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         recompute=message.recompute,
         rerank=rerank(message.rerank) if message.HasField("rerank") else None,
         dense=dense_features(message.features) if message.HasField("features") else DenseFeatures(),
+        retrieve=retrieve(message.retrieve) if message.HasField("retrieve") else None,
     )
+
+
+def retrieve(message: ranking_pb2.Retrieve) -> Retrieve:
+    """The same, not yet checked."""
+    return Retrieve(message.model, tuple(message.conditions), message.k)
+
+
+def interests_request(message: ranking_pb2.InterestsRequest, recent_events: Events) -> InterestsRequest:
+    """The request with its events, not yet checked."""
+    return InterestsRequest(
+        message.user_id, tuple(message.conditions), message.top_items, message.request_time_ms, recent_events
+    )
+
+
+def interests_response(found: Interests) -> bytes:
+    """A serialized InterestsResponse."""
+    rest = ranking_pb2.InterestsResponse(
+        conditions=found.conditions,
+        dim=found.vectors.shape[1],
+        nearest=[
+            ranking_pb2.NearestItems(item_ids=each.item_ids.tolist(), scores=each.scores.tolist())
+            for each in found.nearest
+        ],
+        model_version=found.model_version,
+        cache=cache_info(found.cache),
+        timings=timings(found.timings),
+        history_len=found.history_len,
+        history_version=found.history_version,
+        stale=found.stale,
+        computed_ahead=found.computed_ahead,
+    )
+    vectors = packed_floats(ranking_pb2.InterestsResponse.VECTORS_FIELD_NUMBER, found.vectors)
+    return rest.SerializeToString() + vectors
 
 
 def rerank(message: ranking_pb2.Rerank) -> Rerank:
@@ -101,6 +137,7 @@ def rank_response(result: RankResult) -> bytes:
         partial_merge=result.partial_merge,
         counters_version=result.counters_version,
         counters_stale=result.counters_stale,
+        candidates=result.candidates.tolist(),
     )
     return b"".join(
         (
@@ -291,4 +328,5 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         ensemble=ensemble(model.ensemble) if model.ensemble is not None else None,
         counts_items=model.counts_items,
         reads_last_events=model.reads_last_events,
+        conditions=model.conditions,
     )

@@ -220,6 +220,12 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         result = await while_connected(request, handler.rank(body.request(), body.model, seconds(timeout_ms)))
         return json_response(codec.rank_reply(result))
 
+    @router.post("/interests", response_model=codec.InterestsReply)
+    async def interests(body: bodies.InterestsBody, request: Request, timeout_ms: Timeout = None) -> Response:
+        """The user's interests under conditions, and the items nearest to them."""
+        found = await while_connected(request, handler.interests(body.request(), body.model, seconds(timeout_ms)))
+        return json_response(codec.interests_reply(found))
+
     @router.post("/users/{user_id:any_text}/events", response_model=codec.AppendEventsReply)
     async def append_events(
         body: bodies.AppendEventsBody,
@@ -260,10 +266,17 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         request: Request,
         user_id: Annotated[str, Depends(strict_user_id)],
         model: ModelName = "",
+        condition: Annotated[
+            list[str] | None, Query(description="Compute this interest ahead too, of a model that has conditions.")
+        ] = None,
+        request_time_ms: Annotated[
+            int, Query(ge=-(2**63), le=2**63 - 1, description="The time that the interests are of; 0 is the server's.")
+        ] = 0,
         timeout_ms: Timeout = None,
     ) -> Response:
         """Encode the user's history now, so that the next rank need not."""
-        cache = await while_connected(request, handler.prefill(user_id, model, seconds(timeout_ms)))
+        prefilling = handler.prefill(user_id, model, seconds(timeout_ms), tuple(condition or ()), request_time_ms)
+        cache = await while_connected(request, prefilling)
         return json_response(codec.cache_reply(cache))
 
     @router.delete("/users/{user_id:any_text}", response_model=codec.DeleteUserReply)

@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
+from mfalcon.interests import InterestsRequest
 from mfalcon.types import (
     EVENT_DTYPE,
     Append,
@@ -35,12 +36,14 @@ from mfalcon.types import (
     Ids,
     RankRequest,
     Rerank,
+    Retrieve,
     UserAppend,
     no_events,
+    no_ids,
 )
 from server import limits
 from server.explain import VERSION_PATTERN, refusal, unknown_field
-from server.limits import MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
+from server.limits import MAX_CONDITIONS, MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ELEMENTS_AT_ONCE = 1_000
@@ -148,6 +151,13 @@ def check_names(names: object) -> object:
     return names
 
 
+def check_num_conditions(names: object) -> object:
+    """Their number."""
+    if isinstance(names, list):
+        limits.check_num_conditions(names)
+    return names
+
+
 def check_context(context: object) -> object:
     """Its number of entries."""
     if isinstance(context, dict):
@@ -215,6 +225,20 @@ class DenseBody(Body):
     ] = Field(description="Feature f of candidate c is at c * len(names) + f.")
 
 
+class RetrieveBody(Body):
+    """What proposes the candidates of a request."""
+
+    conditions: Annotated[list[str], BeforeValidator(check_num_conditions)] = Field(
+        description="Some of the model's conditions: the nearest items of each in turn, each item once."
+    )
+    k: Uint32 = Field(description="Most candidates.")
+    model: str = Field(default="", description="A model that has conditions; empty is the first one of those.")
+
+    def wish(self) -> Retrieve:
+        """The same, its values not yet checked against limits."""
+        return Retrieve(self.model, tuple(self.conditions), self.k)
+
+
 class RankBody(RequestBody):
     """Candidates to score for a user."""
 
@@ -235,7 +259,11 @@ class RankBody(RequestBody):
     user_id: str
     candidates: Annotated[
         Ids, list_as_array(Int64, to_ids, lambda ids, most: limits.check_candidates(ids, most.max_candidates))
-    ] = Field(description="Item ids, any order, duplicates allowed.")
+    ] = Field(
+        default_factory=no_ids,
+        description="Item ids, any order, duplicates allowed; none with `retrieve`.",
+        json_schema_extra={"default": []},
+    )
     top_k: Uint32 = Field(default=0, description="How many positions `top` names; 0 for none.")
     request_time_ms: Int64 = Field(default=0, description="The time that the model sees as now; 0 is the server's.")
     recent_events: Annotated[
@@ -268,11 +296,14 @@ class RankBody(RequestBody):
     rerank: Annotated[RerankBody | None, BeforeValidator(only_known(RerankBody))] = Field(
         default=None, description="Another order of `top`; without it that is the order of the scores."
     )
+    retrieve: Annotated[RetrieveBody | None, BeforeValidator(only_known(RetrieveBody))] = Field(
+        default=None, description="Rank what a model with conditions proposes; the answer says which items they were."
+    )
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:
         """Of candidates, names of features, events, context, and texts that hold nothing else."""
-        texts = 2 * most.max_user_id_bytes + MAX_DENSE_FEATURES
+        texts = 2 * most.max_user_id_bytes + MAX_DENSE_FEATURES + 2 * MAX_CONDITIONS
         return most.max_candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
 
     @classmethod
@@ -293,7 +324,46 @@ class RankBody(RequestBody):
             recompute=self.recompute,
             rerank=self.rerank.wish() if self.rerank else None,
             dense=DenseFeatures(tuple(self.features.names), self.features.values) if self.features else DenseFeatures(),
+            retrieve=self.retrieve.wish() if self.retrieve else None,
         )
+
+
+class InterestsBody(RequestBody):
+    """Conditions to ask of a user."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"user_id": "186", "conditions": ["like", "like:Comedy"], "top_items": 10}]}
+    )
+
+    user_id: str
+    conditions: Annotated[list[str], BeforeValidator(check_num_conditions)] = Field(
+        default=[], description="Some of the model's conditions, any order, duplicates allowed; none for all of them."
+    )
+    top_items: Uint32 = Field(default=0, description="How many of the nearest items to tell of each; 0 for none.")
+    request_time_ms: Int64 = Field(default=0, description="The time that the model sees as now; 0 is the server's.")
+    recent_events: Annotated[
+        Events,
+        list_as_array(
+            EventBody,
+            to_events,
+            lambda events, most: limits.check_num_events("recent_events", events, 0, most.max_recent_events),
+        ),
+    ] = Field(
+        default_factory=no_events,
+        description="Events after the stored history that this request alone sees, in time order.",
+        json_schema_extra={"default": []},
+    )
+    model: str = Field(default="", description="A model that has conditions; empty is the first one of those.")
+
+    @classmethod
+    def num_signs(cls, most: Limits) -> int:
+        """Of events and conditions, and texts that hold nothing else."""
+        return SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONDITIONS + 2 * most.max_user_id_bytes
+
+    def request(self) -> InterestsRequest:
+        """The request, its values not yet checked against limits."""
+        asked = self.user_id, tuple(self.conditions), self.top_items
+        return InterestsRequest(*asked, self.request_time_ms, self.recent_events)
 
 
 class AppendEventsBody(RequestBody):

@@ -11,6 +11,7 @@ import orjson
 from pydantic import ConfigDict, Field
 
 from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, Overloaded
+from mfalcon.interests import Interests
 from mfalcon.types import (
     Appended,
     AppendOutcome,
@@ -133,6 +134,7 @@ class RankReply(Body):
                     "partial_merge": False,
                     "counters_version": 0,
                     "counters_stale": False,
+                    "candidates": [],
                 }
             ]
         }
@@ -168,6 +170,32 @@ class RankReply(Body):
     )
     counters_version: Uint64 = Field(description="Of the counters of items that the model read; 0 if it reads none.")
     counters_stale: bool = Field(description="Acknowledged events may be missing from the counters of items.")
+    candidates: list[Int64] = Field(description="Where you said `retrieve`: the items that all else is aligned with.")
+
+
+class NearestReply(Body):
+    """Items of a condition's category, the nearest first."""
+
+    item_ids: list[Int64]
+    scores: list[float] = Field(description="Logits among the items of the category: larger is nearer.")
+
+
+class InterestsReply(Body):
+    """A user's interests, aligned with the conditions."""
+
+    conditions: list[str] = Field(description="Those that you asked, or all of the model's.")
+    dim: Uint32
+    vectors: list[float] = Field(
+        description="Row-major, of length 1: coordinate i of the interest of condition c is at c * dim + i."
+    )
+    nearest: list[NearestReply] = Field(description="Of each condition, if you gave top_items.")
+    model_version: str
+    cache: CacheReply
+    timings: TimingsReply = Field(description="The search for items is in total_us alone.")
+    history_len: Uint64 = Field(description="Events acknowledged for this user.")
+    history_version: Version = Field(description="Of the history at that length.")
+    stale: bool = Field(description="The event log could not be asked; newer events may exist.")
+    computed_ahead: bool = Field(description="They were computed by a prefill, of exactly this history.")
 
 
 class AppendEventsReply(Body):
@@ -267,6 +295,7 @@ class ModelReply(Body):
         description="Its checkpoint says how often each item was acted on, which rerank.tail_weight needs."
     )
     reads_last_events: bool = Field(description="It has no KV state, and reads the last events with each request.")
+    conditions: list[str] = Field(description="What /v1/interests may ask it; none of a model that ranks items.")
 
 
 class ModelsReply(Body):
@@ -320,6 +349,26 @@ def rank_reply(result: RankResult) -> bytes:
             "partial_merge": result.partial_merge,
             "counters_version": result.counters_version,
             "counters_stale": result.counters_stale,
+            "candidates": result.candidates,
+        }
+    )
+
+
+def interests_reply(found: Interests) -> bytes:
+    """An InterestsReply as JSON."""
+    return dump(
+        {
+            "conditions": found.conditions,
+            "dim": found.vectors.shape[1],
+            "vectors": found.vectors.ravel(),
+            "nearest": found.nearest,
+            "model_version": found.model_version,
+            "cache": cache_fields(found.cache),
+            "timings": found.timings,
+            "history_len": found.history_len,
+            "history_version": found.history_version.hex(),
+            "stale": found.stale,
+            "computed_ahead": found.computed_ahead,
         }
     )
 

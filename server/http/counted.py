@@ -13,7 +13,17 @@ from server.peer_names import tell_client_names
 from server.request_ids import REQUEST_ID
 
 VERBS: Final = frozenset(
-    {"rank", "append_events", "append_batch", "get_history", "prefill", "delete_user", "get_model", "list_models"}
+    {
+        "rank",
+        "interests",
+        "append_events",
+        "append_batch",
+        "get_history",
+        "prefill",
+        "delete_user",
+        "get_model",
+        "list_models",
+    }
 )
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""
 FAILED: Final = "500"

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mfalcon.errors import InvalidInput
-from server.http.bodies import RankBody, RequestBody, parse
+from server.http.bodies import InterestsBody, RankBody, RequestBody, parse
 from server.limits import Limits
 
 CLIENT_CLOSED_REQUEST = 499
@@ -23,7 +23,7 @@ class BodyReader:
     """Reads bodies, the large ones in one thread: the event loop never waits behind several for the interpreter."""
 
     def __init__(self, limits: Limits, admit: Callable[[Request], None] = lambda _: None) -> None:
-        """admit: refuses a rank before it is parsed."""
+        """admit: refuses a rank, or interests, before it is parsed."""
         self._limits = limits
         self._admit = admit
         self._thread = ThreadPoolExecutor(1, "mfalcon-json")
@@ -41,7 +41,7 @@ class BodyReader:
         encoding = request.headers.get("content-encoding", PLAIN)
         if encoding.strip().lower() != PLAIN:
             raise InvalidInput("content-encoding", encoding[:80], f"{PLAIN}: bodies are not decompressed")
-        if issubclass(kind, RankBody):
+        if issubclass(kind, RankBody | InterestsBody):
             self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:
             return parse(kind, raw, self._limits)

@@ -37,6 +37,7 @@ DONE = Appended(5, version=VERSION)
 CALLS: dict[str, tuple[Any, ...]] = {
     # method: its arguments
     "rank": ("ann", [1, 2]),
+    "interests": ("ann",),
     "prefill": ("ann",),
     "get_history": ("ann",),
     "delete_user": ("ann",),

@@ -578,7 +578,7 @@ CASES: Sequence[Case] = (
         b'{"user_id": "ann", "candidates": [1], "rerank": {"method": "dpp", "strength": 0.5, "tail_weight": "1"}}',
         "rerank.tail_weight: got '1', must be a valid number",
     ),
-    rank_json("no candidates at all", b'{"user_id": "ann"}', "candidates: got None, must be given"),
+    rank_json("no candidates at all", b'{"user_id": "ann"}', "candidates: got 0, must be 1 to 16384 candidates"),
     rank_json("an unknown field", good_rank_json(b"top_k", b"topk"), "topk: got 0, must be absent"),
     rank_json("user_id as a number", good_rank_json(b'"ann"', b"7"), "user_id: got 7, must be a valid string"),
     *(

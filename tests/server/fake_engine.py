@@ -12,6 +12,7 @@ from mfalcon.errors import HistoryMismatch
 from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
+from mfalcon.interests import Interests, InterestsRequest, Nearest
 from mfalcon.load import Load
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
@@ -109,6 +110,7 @@ class FakeEngine:
         self.histories: dict[str, Events] = {}
         self.recent = RecentAppends()
         self.requests: list[RankRequest] = []
+        self.prefilled: list[tuple[tuple[str, ...], int]] = []
         self.deadlines: list[float | None] = []
         self.asked_of: list[str] = []
         self.traces: list[int] = []
@@ -216,7 +218,40 @@ class FakeEngine:
         titles = tuple(TITLE.format(item) if 1 <= item <= NUM_KNOWN_ITEMS else "" for item in item_ids.tolist())
         return Items(item_ids, titles, NUM_KNOWN_ITEMS)
 
-    async def prefill(self, user_id: str, deadline: float | None, model: str = "") -> CacheInfo:
+    async def interests(self, request: InterestsRequest, deadline: float | None, model: str = "") -> Interests:
+        await self._pass_gate()
+        self.asked_of.append(model)
+        self.deadlines.append(deadline)
+        history = no_history(request.user_id).extended(self._history(request.user_id))
+        num, top = len(request.conditions), request.top_items
+        nearest = tuple(
+            Nearest(np.arange(1, 1 + top, dtype=np.int64), -np.arange(top, dtype=np.float32))
+            for _ in request.conditions
+            if top
+        )
+        return Interests(
+            conditions=request.conditions,
+            vectors=np.arange(4 * num, dtype=np.float32).reshape(num, 4) + len(request.recent_events),
+            nearest=nearest,
+            model_version="lum-1",
+            cache=CacheInfo(CacheSource.HOST, len(history), 0),
+            timings=Timings(1, 2, 3, 4, 10),
+            history_len=len(history),
+            history_version=history.version,
+            stale=request.request_time_ms == 1_000_000_000_001,
+            computed_ahead=top == 0,
+        )
+
+    async def prefill(
+        self,
+        user_id: str,
+        deadline: float | None,
+        model: str = "",
+        conditions: Sequence[str] = (),
+        request_time_ms: int = 0,
+    ) -> CacheInfo:
+        if conditions:
+            self.prefilled.append((tuple(conditions), request_time_ms))
         await self._pass_gate()
         self.asked_of.append(model)
         return CacheInfo(CacheSource.NONE, 0, len(self._history(user_id)))
