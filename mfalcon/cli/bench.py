@@ -33,6 +33,7 @@ from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_hostile import bench_hostile
 from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_log import bench_log
+from mfalcon.cli.bench_lum import bench_lum, bench_lum_features
 from mfalcon.cli.bench_merge import bench_merge
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
 from mfalcon.cli.bench_reload import bench_reload
@@ -64,6 +65,8 @@ app.command("serve")(bench_serve)
 app.command("saturation")(bench_saturation)
 app.command("backend-quality")(bench_backend_quality)
 app.command("storm")(bench_storm)
+app.command("lum")(bench_lum)
+app.command("lum-features")(bench_lum_features)
 app.command("damaged")(bench_damaged)
 app.command("hostile")(bench_hostile)
 app.command("log")(bench_log)

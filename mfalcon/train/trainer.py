@@ -55,18 +55,21 @@ def train(
     progress_dir: Path,
     report: Callable[[Progress], None],
     notify: Callable[[str], None] = lambda _: None,
+    learn: NDArray[np.bool_] | None = None,
 ) -> Ranker:
     """Train a model and return it with the weights of its best epoch.
 
     progress_dir: where the state after each epoch is kept; a run of the same data set, model and training config
     continues from it, and another is refused with a ConfigError.
     notify: is told in one line what a user should know: a run that goes on, too few events to judge by.
+    learn: bool [num_events], which of the training events are learnt from; all of them if it is not given.
     """
     torch.manual_seed(config.seed)
     model = build(model_config)
     model.items.load_items(dataset.items)
     parts = split(dataset, config.split)
-    items = windows_of(model, dataset, parts == TRAIN, config.visibility)
+    chosen = parts == TRAIN if learn is None else (parts == TRAIN) & learn
+    items = windows_of(model, dataset, chosen, config.visibility)
     columns = Columns(dataset, model_config, config.visibility)
     _check_trainable(columns, model_config, parts)
     num_validation = int(np.count_nonzero(parts == VALIDATION))
@@ -75,7 +78,7 @@ def train(
     objective = objective_of(model, dataset, columns, config)
     per_epoch = -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
-    identity = run_identity(dataset, model_config, config)
+    identity = run_identity(dataset, model_config, config, learn)
     if done := run.resume(progress_dir, identity):
         notify(f"going on after epoch {done}")
     while run.epoch < config.epochs and run.epoch - run.best_epoch <= config.patience:
@@ -94,7 +97,9 @@ def train(
     return model.eval()
 
 
-def run_identity(dataset: Dataset, model_config: RankerConfig, config: TrainConfig) -> str:
+def run_identity(
+    dataset: Dataset, model_config: RankerConfig, config: TrainConfig, learn: NDArray[np.bool_] | None = None
+) -> str:
     """Names a run: one of the same data, model and training config has the same, a hex digest. What is None is not
     there, so that a field which comes later, and which a run has not, leaves its name as it was.
     """
@@ -104,6 +109,7 @@ def run_identity(dataset: Dataset, model_config: RankerConfig, config: TrainConf
     columns: list[NDArray[np.generic]] = [dataset.events, dataset.user, dataset.items.item_id]
     columns += [side[name] for name in sorted(side)] + [context[name] for name in sorted(context)]
     columns += [dataset.dense[name] for name in sorted(dataset.dense)]
+    columns += [learn] if learn is not None else []
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
