@@ -418,6 +418,13 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
         le=MAX_TIMEOUT_MS,
         description="Longest time for one request, in ms; callers may ask for less.",
     )
+    max_refusals_per_s: float = Field(
+        default=500.0,
+        ge=1,
+        le=10**6,
+        description="Answers a second that name a fault of the caller, over each transport and in each process; more "
+        "wait for their turn, 2 s at most, so that a flood of wrong requests leaves time for right ones.",
+    )
     max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
     max_appends_per_batch: AtLeastOne = Field(default=1_000, description="Most users of one batch of appends.")
     max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -26,11 +27,14 @@ from server.http.console import Pages
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
+from server.refusals import Refusals
 from server.tls import Certificates
 from server.tracing import Tracing
 
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
+SHARE_REFUSED = 4
+"""One in so many of the calls, or of the connections of HTTP, may wait for an answer that names its fault."""
 LAST_BYTES_SECONDS = 0.5
 """Time for answers already given to leave, before open streams (health watches) are cut."""
 
@@ -99,6 +103,10 @@ class Transports:
             max_clock_skew_ms=round(1000 * config.max_clock_skew_s),
         )
         self._handler = Handler(limits, access.gate)
+        refused_by_grpc, refused_by_http = (
+            Refusals(config.max_refusals_per_s, -(-most // SHARE_REFUSED), partial(metrics.requests.paced, name))
+            for name, most in (("grpc", config.grpc_max_calls), ("http", config.http_connections))
+        )
         tracing = None if config.otlp_endpoint is None else Tracing(config.trace_sample)
         self._access_log = access_log(config.access_log_options, metrics.lines)
         by_grpc, by_http = (
@@ -123,6 +131,7 @@ class Transports:
             by_grpc,
             access,
             certificates,
+            refused_by_grpc,
         )
         app = create_app(
             self._handler,
@@ -134,7 +143,7 @@ class Transports:
             metrics.registry if scrape is None else None,
             has_metrics=config.metrics_port is None,
         )
-        counted = CountedApp(app, by_http)
+        counted = CountedApp(app, by_http, refused_by_http)
         self._http = HttpServer(
             counted,
             connection_limits(config),

@@ -9,25 +9,33 @@ import contextlib
 import gzip
 import json
 import random
-import re
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from pathlib import Path
 
 import grpc.aio
 
 from loadtest.faults import raw_http2
-from loadtest.faults.internals import internals
 from loadtest.faults.mutate import mutate
 from loadtest.faults.raw_http2 import DATA, END_HEADERS, END_STREAM, HEADERS, PING, SETTINGS, frame
+from loadtest.faults.tls_attacks import handshakes, slow_handshakes
+from loadtest.faults.victim import (
+    AT_ONCE,
+    CLOSED,
+    PATIENCE_S,
+    SILENT,
+    Attack,
+    Heard,
+    Victim,
+    answer,
+    at_once,
+    note_raw,
+    until_closed,
+)
 from proto import ranking_pb2 as pb
 
 CONTINUATION = 9
-CLOSED, SILENT = "closed", "silent"
-AT_ONCE = 16
-PATIENCE_S = 90.0
-"""Longest wait for the server to end what has no end."""
 RANK = "/mfalcon.v1.Ranking/Rank"
 _EVENT = pb.Event(item_id=7, actions=1, value=3.0, time_ms=4)
 MESSAGES = (
@@ -51,58 +59,13 @@ BODIES = (
     ),
 )
 _HOST = b"host: a\r\ncontent-type: application/json\r\n"
-_ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]+\r\n)*?content-length: (\d+)\r\n(?:[^\r\n]+\r\n)*\r\n")
-
-
-@dataclass(slots=True)
-class Heard:
-    """codes: how often each answer. leaks: what was said that must not be, at most some of it."""
-
-    codes: Counter[str] = field(default_factory=Counter)
-    leaks: list[str] = field(default_factory=list)
-
-    def add(self, code: str, text: str = "", given: bytes = b"") -> None:
-        """One answer."""
-        self.codes[code] += 1
-        if len(self.leaks) < 9 and (said := internals(text, given)):
-            self.leaks.append(f"{code}: {said!r} in {text[:200]!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """Where a server listens, and how often an attack is made. tls: whether it speaks that."""
-
-    grpc: str
-    http: str
-    count: int
-    tls: bool = False
-
-    async def open(self, address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to one of the addresses."""
-        host, _, port = address.rpartition(":")
-        return await asyncio.open_connection(host, int(port))
-
-
-Attack = Callable[[Victim, Heard], Awaitable[None]]
-
-
-async def at_once(work: Callable[[int], Awaitable[None]], count: int, most: int = AT_ONCE) -> None:
-    """Do work for each number, so many of them at a time."""
-    numbers = iter(range(count))
-
-    async def one_after_the_other() -> None:
-        for number in numbers:
-            await work(number)
-
-    await asyncio.gather(*(one_after_the_other() for _ in range(min(most, count))))
 
 
 async def malformed_protobufs(victim: Victim, heard: Heard) -> None:
     """Mutated messages of every method."""
     rng = random.Random(17)
     corpus = {name: [b"", b"\0", message.SerializeToString() or b"\x0a\0"] for name, message in MESSAGES}
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(victim.grpc, options=options) as channel:
+    async with victim.channel() as channel:
         calls: dict[str, grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]] = {
             name: channel.unary_unary(f"/mfalcon.v1.Ranking/{name}") for name in corpus
         }
@@ -140,17 +103,12 @@ async def malformed_bodies(victim: Victim, heard: Heard) -> None:
 
 
 async def slow_connections(victim: Victim, heard: Heard) -> None:
-    """Heads, bodies, gRPC prefaces, gRPC messages and, where there is TLS, handshakes that come a byte a second."""
+    """Heads and bodies that come a byte a second, gRPC prefaces and messages that never end."""
     starts = (
         (victim.http, b"GET /v1/model HTTP/1.1\r\nhost: a\r\nx: "),
         (victim.http, b"POST /v1/rank HTTP/1.1\r\n" + _HOST + b"content-length: 100000\r\n\r\n"),
         (victim.grpc, raw_http2.PREFACE[:9]),
         (victim.grpc, raw_http2.PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, raw_http2.call(RANK))),
-        *(
-            ((victim.grpc, b"\x16\x03\x01\x02\x00\x01"), (victim.http, b"\x16\x03\x01\x02\x00\x01"))
-            if victim.tls
-            else ()
-        ),
     )
 
     async def trickle(number: int) -> None:
@@ -186,7 +144,7 @@ async def compressed_bombs(victim: Victim, heard: Heard) -> None:
             heard.add(*await answer(reader), bomb)
             writer.close()
             return
-        async with raw_http2.connected(victim.grpc) as connection:
+        async with victim.open_http2() as connection:
             headers = raw_http2.call(RANK, grpc_encoding="gzip")
             parts = [bomb[at : at + 16_000] for at in range(0, len(bomb), 16_000)]
             parts[0] = b"\1" + len(bomb).to_bytes(4, "big") + parts[0]
@@ -203,7 +161,7 @@ async def large_heads(victim: Victim, heard: Heard) -> None:
     async def send(number: int) -> None:
         if number % 3 == 2:
             block = raw_http2.call(RANK) + b"".join(raw_http2.header(f"x-{at}", "v" * 120) for at in range(8_000))
-            async with raw_http2.connected(victim.grpc) as connection:
+            async with victim.open_http2() as connection:
                 parts = [block[at : at + 16_000] for at in range(0, len(block), 16_000)]
                 frames = [frame(HEADERS, 0, 1, parts[0]), *(frame(CONTINUATION, 0, 1, part) for part in parts[1:-1])]
                 await connection.send(b"".join(frames) + frame(CONTINUATION, END_HEADERS, 1, parts[-1]))
@@ -227,7 +185,7 @@ async def unread_answers(victim: Victim, heard: Heard) -> None:
 
     async def ask(number: int) -> None:
         if number % 2:
-            async with raw_http2.connected(victim.grpc, reads=False) as connection:
+            async with victim.open_http2(reads=False) as connection:
                 await connection.begin(RANK, message)
                 await asyncio.sleep(5)
                 heard.add(CLOSED if connection.closed.is_set() else "left unread")
@@ -248,7 +206,7 @@ async def floods(victim: Victim, heard: Heard) -> None:
     kinds = ("reset", "settings", "ping", "continuation", "streams")
 
     async def flood(number: int) -> None:
-        async with raw_http2.connected(victim.grpc) as connection:
+        async with victim.open_http2() as connection:
             with contextlib.suppress(ConnectionError):
                 match kinds[number % len(kinds)]:
                     case "reset":
@@ -362,7 +320,7 @@ async def watches(victim: Victim, heard: Heard) -> None:
         if number % 2:
             method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
         begun = b""
-        async with raw_http2.connected(victim.grpc) as connection:
+        async with victim.open_http2() as connection:
             for at in range(500):
                 message = b"\x3a\0" if number % 2 else b""
                 body = b"\0" + len(message).to_bytes(4, "big") + message
@@ -375,35 +333,6 @@ async def watches(victim: Victim, heard: Heard) -> None:
             heard.codes["answered"] += connection.heard[HEADERS]
 
     await at_once(watch, victim.count, 8)
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[str, str]:
-    """Status and body of the next answer over HTTP, or that there is none."""
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            head = await reader.readuntil(b"\r\n\r\n")
-            found = _ANSWER.match(head)
-            if found is None:
-                return head[9:12].decode(errors="replace"), head.decode("latin-1")
-            return found[1].decode(), (await reader.readexactly(int(found[2]))).decode("utf-8", "replace")
-    except TimeoutError:
-        return SILENT, ""
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return CLOSED, ""
-
-
-async def until_closed(reader: asyncio.StreamReader) -> bytes:
-    """All that comes."""
-    try:
-        return await reader.read()
-    except ConnectionError:
-        return b""
-
-
-def note_raw(heard: Heard, written: bytes) -> None:
-    """What a connection was told before it was closed."""
-    found = _ANSWER.match(written)
-    heard.add(found[1].decode() if found else CLOSED, written.decode("latin-1") if found else "")
 
 
 async def heard_of(connection: raw_http2.Connection, heard: Heard) -> None:
@@ -436,13 +365,19 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "health watches and reflection": (watches, 40),
 }
 """Each with how often it is made."""
+TLS_ATTACKS: dict[str, tuple[Attack, int]] = {
+    "slow handshakes": (slow_handshakes, 500),
+    "handshakes": (handshakes, 10_000),
+}
+"""Of a server that speaks TLS."""
 
 
-def main(name: str, grpc_address: str, http_address: str, count: str) -> None:
+def main(name: str, grpc_address: str, http_address: str, count: str, certificate: str | None = None) -> None:
     """Make an attack, and tell what was heard as JSON on standard output."""
     heard = Heard()
-    attack, _ = ATTACKS[name]
-    asyncio.run(_run(attack, Victim(grpc_address, http_address, int(count)), heard))
+    attack, _ = (ATTACKS | TLS_ATTACKS)[name]
+    victim = Victim(grpc_address, http_address, int(count), None if certificate is None else Path(certificate))
+    asyncio.run(_run(attack, victim, heard))
     print(json.dumps({"codes": heard.codes, "leaks": heard.leaks}))
 
 

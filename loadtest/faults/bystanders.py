@@ -38,7 +38,12 @@ _RECONNECT_MS = 200
 def connected(server: ServerProcess) -> Iterator[RankingStub]:
     """A connection of one's own, which comes back soon after the server does."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS)]
-    with grpc.insecure_channel(server.grpc, options=options) as channel:
+    certificate = server.certificate
+    with (
+        grpc.insecure_channel(server.grpc, options)
+        if certificate is None
+        else grpc.secure_channel(server.grpc, grpc.ssl_channel_credentials(certificate.read_bytes()), options)
+    ) as channel:
         grpc.channel_ready_future(channel).result(PATIENCE_S)
         yield RankingStub(channel)
 

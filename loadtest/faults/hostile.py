@@ -6,25 +6,23 @@ are of good clients of one process, who ask at one pace all the while.
 
 import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-import grpc.aio
-import httpx
-import numpy as np
 import torch
 
-from loadtest.faults.attacks import ATTACKS
+from loadtest.bench.everything import certificate_in
+from loadtest.faults.attacks import ATTACKS, TLS_ATTACKS
 from loadtest.faults.bystanders import connected
+from loadtest.faults.good_clients import GoodClients, Tally
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
 from loadtest.faults.server_process import ServerProcess
 from loadtest.faults.server_scene import saved_checkpoint, tell
@@ -36,12 +34,13 @@ from loadtest.report.table import Part, Table
 from mfalcon.errors import EngineFailure
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import Floats
-from proto.ranking_pb2_grpc import RankingStub
 
 NOTES = (
     "good clients: one over gRPC and one over HTTP, each with a rank every `period`, timed from when it was due; every "
     "score is compared with that of a cold forward",
     "added: p99 of good clients under the attack less that of the stretch without one just before it",
+    "neighbour: that p99 while the same attack is made on another server of this machine, which takes its share of the "
+    "cores as the attacked one does; what is added to that is the attacked server's own",
     "answers: of the attack, by code; closed: the server hung up; silent: it kept a connection for 90 s without a "
     "word; left, kept, left unread: the attacker asked for no answer",
     "leaks: answers that name a class, a module, a path of the server, or that an attack must not get",
@@ -66,7 +65,9 @@ _QUICK = ("--http-header-timeout-s", "5", "--http-body-timeout-s", "5", "--reque
 @dataclass(frozen=True, slots=True)
 class HostileOptions:
     """share: of the full number of each attack. frontends: of each server that is measured. quiet_s: of a stretch
-    without an attack. period_s: between two ranks of a good client. only: attacks that have this in their name.
+    without an attack. period_s: between two ranks of a good client. only: attacks that have this in their name. tls:
+    whether all of it is encrypted, and the handshake is attacked too. neighbour: whether each attack is first made on
+    another server.
     """
 
     share: float = 1.0
@@ -74,11 +75,21 @@ class HostileOptions:
     quiet_s: float = 10.0
     period_s: float = 0.02
     only: str = ""
+    tls: bool = False
+    neighbour: bool = True
+
+    @property
+    def attacks(self) -> Mapping[str, int]:
+        """Their names, and how often each is made in full."""
+        every = ATTACKS | (TLS_ATTACKS if self.tls else {})
+        return {name: count for name, (_, count) in every.items() if self.only in name}
 
 
 @dataclass(frozen=True, slots=True)
 class HostileRow:
-    """One attack on one server. See NOTES. wrong, failed: answers to good clients."""
+    """One attack on one server. See NOTES. wrong, failed: answers to good clients. neighbour_p99_ms: NaN where none
+    was attacked.
+    """
 
     frontends: int
     attack: str
@@ -91,6 +102,7 @@ class HostileRow:
     wrong: int
     failed: dict[str, int]
     quiet_p99_ms: float
+    neighbour_p99_ms: float
     p99_ms: float
     memory_before_mib: float
     memory_most_mib: float
@@ -109,20 +121,6 @@ class HostileResult:
     notes: tuple[str, ...]
     rows: tuple[HostileRow, ...]
     bars: tuple[Bar, ...]
-
-
-@dataclass(slots=True)
-class Tally:
-    """What good clients were answered in a stretch."""
-
-    seconds: list[float] = field(default_factory=list)
-    wrong: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def p99_ms(self) -> float:
-        """NaN if nothing was answered."""
-        return float(np.percentile(self.seconds, 99) * 1e3) if self.seconds else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,74 +148,28 @@ def usage(pid: int) -> Usage:
     return Usage(memory / 2**20, descriptors)
 
 
-class GoodClients:
-    """They ask until they are stopped; `tally` is where answers are counted from now on."""
-
-    def __init__(self, server: ServerProcess, people: Sequence[Person], right: Sequence[Floats], period_s: float):
-        self.tally = Tally()
-        self._server, self._people, self._right, self._period_s = server, people, right, period_s
-
-    @asynccontextmanager
-    async def asking(self) -> AsyncIterator[None]:
-        """While this is entered."""
-        options = [("grpc.use_local_subchannel_pool", 1)]
-        async with (
-            grpc.aio.insecure_channel(self._server.grpc, options=options) as channel,
-            httpx.AsyncClient(base_url=f"http://{self._server.http}", timeout=30, trust_env=False) as http,
-        ):
-            tasks = [
-                asyncio.create_task(self._keep_asking(lambda at: self._over_grpc(RankingStub(channel), at))),
-                asyncio.create_task(self._keep_asking(lambda at: self._over_http(http, at))),
-            ]
-            try:
-                yield
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.wait(tasks)
-
-    async def _keep_asking(self, ask: Callable[[int], Awaitable[Floats]]) -> None:
-        loop, number = asyncio.get_running_loop(), 0
-        due = loop.time()
-        while True:
-            await asyncio.sleep(due - loop.time())
-            tally, at = self.tally, number % len(self._people)
-            try:
-                scores = await ask(at)
-            except grpc.aio.AioRpcError as error:
-                tally.failed[error.code().name] += 1
-            except httpx.HTTPError as error:
-                tally.failed[type(error).__name__] += 1
-            else:
-                tally.seconds.append(loop.time() - due)
-                if scores.shape != self._right[at].shape or not np.abs(scores - self._right[at]).max() <= BOUND:
-                    tally.wrong += 1
-            number += 1
-            due = max(due + self._period_s, loop.time() - 1)
-
-    async def _over_grpc(self, stub: RankingStub, at: int) -> Floats:
-        request = self._people[at].request(at)
-        message = rank_message(request.user_id, request.candidates, request_time_ms=request.request_time_ms)
-        return rank_result(await stub.Rank(message, timeout=30)).task_scores
-
-    async def _over_http(self, http: httpx.AsyncClient, at: int) -> Floats:
-        request = self._people[at].request(at)
-        body = {"user_id": request.user_id, "candidates": request.candidates.tolist()}
-        answer = await http.post("/v1/rank", json=body | {"request_time_ms": request.request_time_ms})
-        answer.raise_for_status()
-        return np.array(answer.json()["task_scores"], dtype=np.float32).reshape(self._right[at].shape)
-
-
 def run(options: HostileOptions, progress: Callable[[str], None]) -> HostileResult:
     """Attack a server for each number of front-ends. Raises EngineFailure if one does not start, or ends."""
     torch.set_num_threads(1)
     machine, rows = this_machine(), list[HostileRow]()
     with tempfile.TemporaryDirectory(prefix="mfalcon-") as scratch:
         path, served = saved_checkpoint(Path(scratch))
+        certificate: Path | None = None
+        flags: tuple[str, ...] = (*_FLAGS, *_QUICK)
+        if options.tls:
+            certificate, key = certificate_in(Path(scratch))
+            flags += ("--tls-cert-file", str(certificate), "--tls-key-file", str(key))
         for frontends in options.frontends:
-            flags = (*_FLAGS, *_QUICK, "--frontends", str(frontends))
-            with ServerProcess(path, Path(scratch), flags) as server:
-                rows += asyncio.run(_attack_all(options, server, served, frontends, progress))
+            with ExitStack() as stack:
+                server, *others = (
+                    stack.enter_context(
+                        ServerProcess(
+                            path, Path(scratch), (*flags, "--frontends", str(frontends)), certificate=certificate
+                        )
+                    )
+                    for _ in range(2 if options.neighbour else 1)
+                )
+                rows += asyncio.run(_attack_all(options, server, others, served, frontends, progress))
                 if server.exit_code is not None:
                     raise EngineFailure(f"the server ended with {server.exit_code}: {server.written[-500:]}")
     return HostileResult("hostile", machine, commit(), NOTES, tuple(rows), bars(rows))
@@ -226,6 +178,7 @@ def run(options: HostileOptions, progress: Callable[[str], None]) -> HostileResu
 async def _attack_all(
     options: HostileOptions,
     server: ServerProcess,
+    others: Sequence[ServerProcess],
     served: Checkpoint,
     frontends: int,
     progress: Callable[[str], None],
@@ -238,11 +191,10 @@ async def _attack_all(
     good = GoodClients(server, people, _right_scores(server, served, people), options.period_s)
     rows = []
     async with good.asking():
-        for name, (_, count) in ATTACKS.items():
-            if options.only not in name:
-                continue
+        for name, whole in options.attacks.items():
             progress(f"{frontends} front-ends: {name}")
-            rows.append(await _attack(options, server, good, frontends, name, max(1, round(count * options.share))))
+            count = max(1, round(whole * options.share))
+            rows.append(await _attack(options, server, others, good, frontends, name, count))
     return rows
 
 
@@ -265,17 +217,26 @@ def _right_scores(server: ServerProcess, served: Checkpoint, people: Sequence[Pe
 
 
 async def _attack(
-    options: HostileOptions, server: ServerProcess, good: GoodClients, frontends: int, name: str, count: int
+    options: HostileOptions,
+    server: ServerProcess,
+    others: Sequence[ServerProcess],
+    good: GoodClients,
+    frontends: int,
+    name: str,
+    count: int,
 ) -> HostileRow:
+    beside = float("nan")
+    for other in others:
+        tally = good.tally = Tally()
+        process = await _attacking(other, name, count)
+        await process.communicate()
+        beside = tally.p99_ms
     quiet = good.tally = Tally()
     await asyncio.sleep(options.quiet_s)
     before = usage(server.pid)
     under = good.tally = Tally()
     began, most = time.monotonic(), before.memory_mib
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "loadtest.faults.attacks", name, server.grpc, server.http, str(count)),
-        stdout=subprocess.PIPE,
-    )
+    process = await _attacking(server, name, count)
     told = asyncio.create_task(process.communicate())
     while not told.done():
         await asyncio.wait((told,), timeout=0.2)
@@ -299,6 +260,7 @@ async def _attack(
         under.wrong,
         dict(under.failed),
         quiet.p99_ms,
+        beside,
         under.p99_ms,
         before.memory_mib,
         most,
@@ -306,6 +268,13 @@ async def _attack(
         before.descriptors,
         after.descriptors,
     )
+
+
+async def _attacking(server: ServerProcess, name: str, count: int) -> asyncio.subprocess.Process:
+    command = [sys.executable, "-m", "loadtest.faults.attacks", name, server.grpc, server.http, str(count)]
+    if server.certificate is not None:
+        command.append(str(server.certificate))
+    return await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
 
 
 async def _settled(pid: int, descriptors: int) -> Usage:
@@ -334,9 +303,15 @@ def bars(rows: Sequence[HostileRow]) -> tuple[Bar, ...]:
         _most("wrong scores of good clients", *worst(lambda row: row.wrong), 0),
         _most("failed requests of good clients", *worst(lambda row: sum(row.failed.values())), 0),
         _most("p99 added to good clients, ms", *worst(lambda row: row.p99_ms - row.quiet_p99_ms), ADDED_MS),
+        _most("p99 added to that beside an attacked neighbour, ms", *worst(added_by_server), ADDED_MS),
         Bar.most("memory grown from after the first attack to after the last, MiB", grown, GROWTH_MIB),
         _most("descriptors left open", *worst(lambda row: row.descriptors_after - row.descriptors_before), 0),
     )
+
+
+def added_by_server(row: HostileRow) -> float:
+    """To the p99 of good clients, in ms, where it is known what the machine adds; else to that without an attack."""
+    return row.p99_ms - (row.quiet_p99_ms if math.isnan(row.neighbour_p99_ms) else row.neighbour_p99_ms)
 
 
 def _most(name: str, value: float, by: str, limit: float) -> Bar:
@@ -348,14 +323,14 @@ def page(result: HostileResult) -> Iterator[Part]:
     yield headline(result.machine, result.commit)
     for frontends in dict.fromkeys(row.frontends for row in result.rows):
         columns = (
-            *("attack", "count", "s", "answers", "p99 ms before", "p99 ms", "wrong", "failed"),
+            *("attack", "count", "s", "answers", "p99 ms before", "neighbour", "p99 ms", "wrong", "failed"),
             *("MiB before", "most", "after", "descriptors", "after"),
         )
         rows = [
             (
                 *(row.attack, f"{row.count:,}", as_number(row.seconds)),
                 ", ".join(f"{code} {count:,}" for code, count in sorted(row.codes.items())),
-                *(as_number(row.quiet_p99_ms), as_number(row.p99_ms), str(row.wrong)),
+                *(as_number(row.quiet_p99_ms), as_number(row.neighbour_p99_ms), as_number(row.p99_ms), str(row.wrong)),
                 ", ".join(f"{code} {count}" for code, count in row.failed.items()) or "0",
                 *(as_number(row.memory_before_mib), as_number(row.memory_most_mib), as_number(row.memory_after_mib)),
                 *(str(row.descriptors_before), str(row.descriptors_after)),

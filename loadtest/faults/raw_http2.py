@@ -3,8 +3,9 @@
 import asyncio
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TypeAlias
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
@@ -12,6 +13,7 @@ END_STREAM, ACK, END_HEADERS = 1, 1, 4
 REFUSED_STREAM, CANCEL = 7, 8
 NO_WINDOW = b"\0\4" + bytes(4)
 """The setting of an initial window of 0 bytes."""
+Streams: TypeAlias = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 STATUS = re.compile(rb"grpc-status.(\d+)", re.DOTALL)
 
 
@@ -106,10 +108,14 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(address: str, *, reads: bool = True) -> AsyncIterator[Connection]:
-    """A connection after the preface and the settings. reads: whether it has room for any message of an answer."""
+async def connected(
+    address: str, *, reads: bool = True, opened: Callable[[], Awaitable[Streams]] | None = None
+) -> AsyncIterator[Connection]:
+    """A connection after the preface and the settings. reads: whether it has room for any message of an answer. opened:
+    gives the streams, in clear to the address if it is not given.
+    """
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await (asyncio.open_connection(host, int(port)) if opened is None else opened())
     writer.write(PREFACE + frame(SETTINGS, 0, 0, b"" if reads else NO_WINDOW) + frame(SETTINGS, ACK, 0))
     connection = Connection(reader, writer)
     listening = asyncio.create_task(connection.listen())

@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -27,11 +28,19 @@ class ServerProcess:
     """`mfalcon serve` from entry to exit. directory: for what it writes to standard error.
 
     broken: a fault of `broken_server`. shell: a command line in front that ends in `exec "$@"` with its redirections.
+    certificate: the one that its flags name, which its clients trust.
     """
 
     def __init__(
-        self, checkpoint: Path, directory: Path, flags: Sequence[str] = (), broken: str | None = None, shell: str = ""
+        self,
+        checkpoint: Path,
+        directory: Path,
+        flags: Sequence[str] = (),
+        broken: str | None = None,
+        shell: str = "",
+        certificate: Path | None = None,
     ) -> None:
+        self.certificate = certificate
         self.grpc, self._http_port = f"{HOST}:{free_port()}", free_port()
         self.http = f"{HOST}:{self._http_port}"
         self._log = directory / f"server-{self._http_port}.log"
@@ -74,7 +83,7 @@ class ServerProcess:
 
     def asked(self, path: str) -> str:
         """The status of an answer over HTTP, or that there is none."""
-        connection = http.client.HTTPConnection(HOST, self._http_port, timeout=_ASK_S)
+        connection = self._connection(_ASK_S)
         try:
             connection.request("GET", path)
             return str(connection.getresponse().status)
@@ -87,13 +96,19 @@ class ServerProcess:
 
     def metric(self, name: str, label: str) -> float:
         """The sum of a metric over all that has a label: both as they are written, the name with its brace."""
-        connection = http.client.HTTPConnection(HOST, self._http_port, timeout=START_S)
+        connection = self._connection(START_S)
         try:
             connection.request("GET", "/metrics")
             lines = connection.getresponse().read().decode().splitlines()
         finally:
             connection.close()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and label in line)
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self.certificate is None:
+            return http.client.HTTPConnection(HOST, self._http_port, timeout=timeout_s)
+        tls = ssl.create_default_context(cafile=self.certificate)
+        return http.client.HTTPSConnection(HOST, self._http_port, timeout=timeout_s, context=tls)
 
     @property
     def pid(self) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from loadtest.faults.attacks import ATTACKS
+from loadtest.faults.attacks import ATTACKS, TLS_ATTACKS
 from loadtest.faults.hostile import HostileOptions, page, run
 from loadtest.report.table import as_markdown
 from mfalcon.cli.bench_output import progress, result_file, show
@@ -23,16 +23,24 @@ def bench_hostile(
     quiet_seconds: Annotated[float, typer.Option(min=0.5, help="Before each attack.")] = _DEFAULTS.quiet_s,
     period_ms: Annotated[float, typer.Option(min=1, help="Between two ranks of a good client.")] = _DEFAULTS.period_s
     * 1e3,
-    only: Annotated[str, typer.Option(help=f"Only attacks with this in their name: {', '.join(ATTACKS)}.")] = "",
+    only: Annotated[
+        str, typer.Option(help=f"Only attacks with this in their name: {', '.join(ATTACKS | TLS_ATTACKS)}.")
+    ] = "",
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypt all of it, and attack handshakes too.")] = False,
+    neighbour: Annotated[
+        bool, typer.Option(help="Attack another server first: what sharing the machine costs good clients.")
+    ] = True,
     write: Annotated[
         Path | None, typer.Option(help="Also write the page here, as Markdown.", callback=result_file)
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Attack a server in every way while good clients rank over both transports; exit code 1 if a bar is missed."""
-    if not any(only in name for name in ATTACKS):
-        raise ConfigError(f"--only: got {only!r}, must be in one of: {', '.join(ATTACKS)}")
-    options = HostileOptions(share, tuple(frontends or _DEFAULTS.frontends), quiet_seconds, period_ms / 1e3, only)
+    options = HostileOptions(
+        share, tuple(frontends or _DEFAULTS.frontends), quiet_seconds, period_ms / 1e3, only, tls, neighbour
+    )
+    if not options.attacks:
+        raise ConfigError(f"--only: got {only!r}, must be in one of: {', '.join(ATTACKS | TLS_ATTACKS)}")
     result = run(options, progress)
     if write is not None:
         write.write_text(as_markdown(page(result)) + "\n", encoding="utf-8")

@@ -114,6 +114,16 @@ AFFINITY_MISMATCH = CounterDefinition(
     tells="They are answered, but a balancer that hashes `x-rank-key` sends them to any replica, where the state is "
     "not. Nothing to mind without a balancer.",
 )
+REFUSALS_PACED = CounterDefinition(
+    name="mfalcon_refusals_paced",
+    help="Answers that name a fault of the caller and had to wait, since there were more than max_refusals_per_s.",
+    section=REQUESTS_SECTION,
+    labels=("transport",),
+    values={"transport": ("grpc", "http")},
+    frontends=True,
+    tells="Somebody sends wrong requests by the thousand: the codes of `mfalcon_requests` say what is wrong with them, "
+    "the access log who it is.",
+)
 RERANKS = CounterDefinition(
     name="mfalcon_reranks",
     help="Ranks whose top was to be reranked: done, or why it is in the order of the scores (rerank_skipped).",

@@ -14,6 +14,7 @@ class RequestMetrics:
         self._requests = catalog.REQUESTS.made(registry)
         self._seconds = catalog.REQUEST_SECONDS.made(registry)
         self._mismatches = catalog.AFFINITY_MISMATCH.made(registry)
+        self._paced = catalog.REFUSALS_PACED.made(registry)
         # To look a child up by its labels costs more than to count in it.
         self._counters: dict[tuple[str, str, str, str], Counter] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
@@ -29,6 +30,10 @@ class RequestMetrics:
     def mismatched(self, transport: str, key: str) -> None:
         """A request went by another key than its user's: "wrong", or "none"."""
         self._mismatches.labels(transport, key).inc()
+
+    def paced(self, transport: str) -> None:
+        """An answer that names the caller's fault has to wait for its turn."""
+        self._paced.labels(transport).inc()
 
     def took(
         self, model: str, verb: str, transport: str, seconds: float, exemplar: dict[str, str] | None = None

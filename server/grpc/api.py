@@ -35,6 +35,7 @@ from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
+from server.refusals import Refusals
 from server.tls import Certificates
 
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
@@ -125,20 +126,22 @@ class GrpcServer:
         arrivals: Arrivals,
         access: Access,
         certificates: Certificates | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
+        """refusals: where answers that name the caller's fault wait for their turn."""
         self._certificates = certificates
         self._server = grpc.aio.server(
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
         waiting = Waiting(limits.request_timeout_ms / 1000, -(-bounds.max_calls // _SHARE_WITHOUT_MESSAGE))
-        self._health = Health(bounds.max_watches, waiting)
+        self._health = Health(bounds.max_watches, waiting, refusals)
         services = [
-            CountedService(SERVICE, ranking_service(handler, limits, waiting, access), arrivals),
+            CountedService(SERVICE, ranking_service(handler, limits, waiting, access, refusals), arrivals),
             self._health.service,
         ]
         if bounds.has_reflection:
             names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            services.append(reflection_of(names, waiting, guard_of(access, None)))
+            services.append(reflection_of(names, waiting, guard_of(access, None), refusals))
         self._server.add_generic_rpc_handlers(services)
 
     async def start(self, host: str, port: int) -> int:
@@ -162,8 +165,10 @@ class GrpcServer:
         await self._server.stop(grace)
 
 
-def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: Access) -> grpc.GenericRpcHandler:
-    """mfalcon.v1.Ranking. waiting: where messages are waited for."""
+def ranking_service(
+    handler: Handler, limits: Limits, waiting: Waiting, access: Access, refusals: Refusals | None = None
+) -> grpc.GenericRpcHandler:
+    """mfalcon.v1.Ranking. waiting: where messages are waited for. refusals: see `GrpcServer`."""
     api, report = RankingApi(handler), LoadReport(lambda: handler.load)
 
     def method(
@@ -178,7 +183,15 @@ def ranking_service(handler: Handler, limits: Limits, waiting: Waiting, access: 
         guard = guard_of(access, RIGHT_OF[verb_of(name)], is_metered=True)
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
         served = raw_method(
-            message_type, answer, limits, waiting, admit=admit, load=report.trailers, guard=guard, writes=writes
+            message_type,
+            answer,
+            limits,
+            waiting,
+            admit=admit,
+            load=report.trailers,
+            guard=guard,
+            refusals=refusals,
+            writes=writes,
         )
         return name, served
 

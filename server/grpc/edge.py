@@ -37,6 +37,7 @@ from server.grpc.guard import Guard, open_to_all
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.outcome import NOTHING_WRITTEN, OUTCOME, outcome_of
+from server.refusals import GRPC_FAULTS, Refusals
 from server.request_ids import REQUEST_ID
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,13 @@ async def statuses(
     context: Context,
     status: Mapping[type[MFalconError], grpc.StatusCode] = STATUS,
     load: Callable[[], Trailers] | None = None,
+    refusals: Refusals | None = None,
     *,
     writes: bool = False,
 ) -> AsyncIterator[None]:
-    """Turn what is raised into the call's status. name: the message's, for the log. load, writes: see `raw_method`."""
+    """Turn what is raised into the call's status. name: the message's, for the log. load, refusals, writes: see
+    `raw_method`.
+    """
     metadata: Trailers = ()
     outcome = NOTHING_WRITTEN
     try:
@@ -105,6 +109,8 @@ async def statuses(
             code, text = grpc.StatusCode.INTERNAL, "the server failed on this request; its log has the cause"
     if writes:
         metadata = (*metadata, (OUTCOME, outcome))
+    if refusals is not None and code.name in GRPC_FAULTS:
+        await refusals.turn()
     await context.abort(code, text, (*metadata, *trailers(load)))
 
 
@@ -159,19 +165,20 @@ def raw_method(
     admit: Callable[[float | None], None] = lambda _: None,
     load: Callable[[], Trailers] | None = None,
     guard: Guard = open_to_all,
+    refusals: Refusals | None = None,
     *,
     writes: bool = False,
 ) -> "grpc.RpcMethodHandler[bytes, bytes]":
     """Wrap a method of one message and one answer. waiting: where the message is waited for. admit: refuses a call by
     the seconds that its caller grants; its message is not read then, a fifth of what that costs. load: a report that
-    goes with every answer, see `server/balancing.py`. guard: refuses who may not call, before all else. writes: whether
-    a failure says if it may have been done.
+    goes with every answer, see `server/balancing.py`. guard: refuses who may not call, before all else. refusals: where
+    what names the caller's fault waits for its turn. writes: whether a failure says if it may have been done.
 
     To grpc.aio it is a method that takes a stream: so the wait for its first message is ours, with all that can fail.
     """
 
     async def method(_: object, context: Context) -> bytes:
-        async with statuses(message_type.DESCRIPTOR.full_name, context, status, load, writes=writes):
+        async with statuses(message_type.DESCRIPTOR.full_name, context, status, load, refusals, writes=writes):
             guard(context)
             admit(context.time_remaining())
             message = await message_of(context, message_type, limits, waiting)

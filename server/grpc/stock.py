@@ -20,6 +20,7 @@ from server.grpc.edge import message_of, parsed, statuses
 from server.grpc.guard import Guard, open_to_all
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
+from server.refusals import Refusals
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Bytes come in, messages go out."""
@@ -30,9 +31,10 @@ REFLECTION = MessageLimits("grpc.reflection.v1alpha.ServerReflectionRequest", ma
 
 
 class Health:
-    """grpc.health.v1. waiting: where a request is waited for."""
+    """grpc.health.v1. waiting: where a request is waited for. refusals: see `GrpcServer`."""
 
-    def __init__(self, max_watches: int, waiting: Waiting) -> None:
+    def __init__(self, max_watches: int, waiting: Waiting, refusals: Refusals | None = None) -> None:
+        self._refusals = refusals
         self._status: dict[str, int] = {}
         """By name of the service."""
         self._has_left = False
@@ -68,7 +70,7 @@ class Health:
         self._has_left = True
 
     async def _check(self, _: object, context: Context) -> health_pb2.HealthCheckResponse:
-        async with statuses(HEALTH.name, context):
+        async with statuses(HEALTH.name, context, refusals=self._refusals):
             request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._waiting)
             if request.service not in self._status:
                 await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
@@ -76,7 +78,7 @@ class Health:
         raise AssertionError("statuses let an error pass")
 
     async def _watch(self, _: object, context: Context) -> None:
-        async with statuses(HEALTH.name, context):
+        async with statuses(HEALTH.name, context, refusals=self._refusals):
             request = await message_of(context, health_pb2.HealthCheckRequest, HEALTH, self._waiting)
             if self._num_watches >= self._max_watches:
                 raise Overloaded(f"health watches: got {self._num_watches + 1}, must be at most {self._max_watches}")
@@ -98,9 +100,11 @@ class Health:
             await changed.wait()
 
 
-def reflection_of(services: Sequence[str], waiting: Waiting, guard: Guard = open_to_all) -> grpc.GenericRpcHandler:
+def reflection_of(
+    services: Sequence[str], waiting: Waiting, guard: Guard = open_to_all, refusals: Refusals | None = None
+) -> grpc.GenericRpcHandler:
     """Reflection on these services, for a server to add. waiting: where questions are waited for. guard: refuses who
-    may not ask.
+    may not ask. refusals: see `GrpcServer`.
     """
     stock = reflection.aio.ReflectionServicer(services)
 
@@ -109,7 +113,7 @@ def reflection_of(services: Sequence[str], waiting: Waiting, guard: Guard = open
             while (raw := await waiting.message(context)) is not None:
                 yield parsed(raw, reflection_pb2.ServerReflectionRequest, REFLECTION)
 
-        async with statuses(REFLECTION.name, context):
+        async with statuses(REFLECTION.name, context, refusals=refusals):
             guard(context)
             answers = cast(AsyncIterable[Message], stock.ServerReflectionInfo(questions(), context))
             async for answer in answers:

@@ -26,6 +26,8 @@ CODE: Mapping[int, str] = {
 }
 REFUSED: Final = "refused"
 """In the state of a request: what its client was answered over the application's head."""
+PIPELINE_REST_S: Final = 0.01
+"""Who sends requests ahead of the answers waits so long before each: one connection cannot fill the event loop."""
 NAMED: Final = "request_id"
 """In the state of a request: its name, once an application has heard of it."""
 
@@ -88,6 +90,7 @@ class Connection(H11Protocol):
         self._is_tls = False
         self._awaited = Awaited.NOTHING
         self._timer: asyncio.TimerHandle | None = None
+        self._rest: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """It waits for a request from now on."""
@@ -101,6 +104,8 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It waits for nobody any more."""
         self._await(Awaited.NOTHING)
+        if self._rest is not None:
+            self._rest.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -109,8 +114,23 @@ class Connection(H11Protocol):
         self._watch()
 
     def on_response_complete(self) -> None:
-        """Not before the client has read it."""
+        """Not before the client has read it; and if the next request is here already, not at once."""
+        if self.conn.has_next_request and not self.transport.is_closing():
+            self._rest = self.loop.call_later(PIPELINE_REST_S, self._go_on)
         super().on_response_complete()
+        if self._rest is not None:
+            self.flow.pause_reading()
+        self._watch()
+
+    def handle_events(self) -> None:
+        """What was received, unless it has to wait."""
+        if self._rest is None:
+            super().handle_events()
+
+    def _go_on(self) -> None:
+        self._rest = None
+        self.flow.resume_reading()
+        self.handle_events()
         self._watch()
 
     def pause_writing(self) -> None:

@@ -10,6 +10,7 @@ from server.arrivals import Arrivals
 from server.http.connection import NAMED, REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
 from server.peer_names import tell_client_names
+from server.refusals import HTTP_FAULTS, Refusals
 from server.request_ids import REQUEST_ID
 
 VERBS: Final = frozenset(
@@ -37,9 +38,11 @@ class CountedApp:
     before that is 499, whatever is then answered to nobody.
     """
 
-    def __init__(self, app: ASGIApp, arrivals: Arrivals) -> None:
+    def __init__(self, app: ASGIApp, arrivals: Arrivals, refusals: Refusals | None = None) -> None:
+        """refusals: where answers that name the caller's fault wait for their turn."""
         self._app = app
         self._arrivals = arrivals
+        self._refusals = refusals
 
     def refused(self, status: int) -> None:
         """Count a request that is none, or never came whole: no application has heard of it."""
@@ -81,6 +84,8 @@ class CountedApp:
 
         async def sent(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if self._refusals is not None and message["status"] in HTTP_FAULTS:
+                    await self._refusals.turn()
                 lengths = [value for name, value in message["headers"] if name == b"content-length"]
                 arrival.bytes_out = int(lengths[0]) if lengths else 0
                 end(str(message["status"]))

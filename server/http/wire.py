@@ -36,6 +36,11 @@ class Wire(h11.Connection):
         """Whether nothing of the next request has arrived."""
         return self.their_state is h11.IDLE and not self._received and not self.trailing_data[0]
 
+    @property
+    def has_next_request(self) -> bool:
+        """Whether some of it came before the answer to the present one was complete."""
+        return self.their_state is h11.DONE and bool(self._received or self.trailing_data[0])
+
     def receive_data(self, data: bytes) -> None:
         """Keep what was received until it is asked for, unless it is little."""
         if not self._received and len(data) <= BYTES_AT_ONCE:

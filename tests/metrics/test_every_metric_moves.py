@@ -50,6 +50,7 @@ ELSEWHERE = {
     # what counts it: the file that makes it happen, and what it says there
     "mfalcon_access_log_lines": ("tests/server/test_access_log.py", "mfalcon_access_log_lines_total"),
     "mfalcon_spans": ("tests/server/test_spans.py", "mfalcon_spans_total"),
+    "mfalcon_refusals_paced": ("tests/server/test_refusals.py", "mfalcon_refusals_paced_total"),
     "mfalcon_partial": ("tests/engine/test_partial.py", "mfalcon_partial_total"),
     "mfalcon_capture_dropped": ("tests/capture/test_capture.py", "mfalcon_capture_dropped_total"),
     "mfalcon_fetches_without_room": ("tests/kvcache/test_fetch.py", "fetches_without_room_total"),

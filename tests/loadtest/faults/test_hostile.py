@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from loadtest.faults.attacks import ATTACKS, Heard, Victim
+from loadtest.faults.attacks import ATTACKS
 from loadtest.faults.hostile import GRPC_CODES, HTTP_CODES, OTHER_ENDS, HostileOptions, HostileRow, bars, page, run
 from loadtest.faults.internals import internals
+from loadtest.faults.victim import Heard, Victim
 from loadtest.report.table import as_markdown
 from tests.server.harness import serving
 
@@ -29,6 +30,7 @@ ROW = HostileRow(
     wrong=0,
     failed={},
     quiet_p99_ms=5.0,
+    neighbour_p99_ms=5.5,
     p99_ms=6.0,
     memory_before_mib=300.0,
     memory_most_mib=310.0,
@@ -58,7 +60,8 @@ def test_bars_hold_or_not() -> None:
         {"leaks": ["a path"]},
         {"wrong": 1},
         {"failed": {"UNAVAILABLE": 1}},
-        {"p99_ms": 15.1},
+        {"p99_ms": 15.2},
+        {"neighbour_p99_ms": -5.0},
         {"memory_after_mib": 400.0},
         {"descriptors_after": 21},
     ):
