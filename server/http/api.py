@@ -45,6 +45,7 @@ from server.http import bodies, codec
 from server.http.console import Pages, console_routes, open_paths, page_routes
 from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
+from server.http.openapi import describe_security
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
 from server.limits import MAX_TIMEOUT_MS, Limits
 from server.logs import SELDOM
@@ -151,6 +152,7 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
     if access.is_on:
         app.add_middleware(Guard, access=access, on_error=on_error, open_paths=open_paths(pages))
+        describe_security(app, open_paths(pages))
     app.add_middleware(LastAnswer, handler=handler)
     app.add_middleware(LoadHeader, report=LoadReport(lambda: handler.load))
     return app

@@ -179,3 +179,31 @@ async def test_a_file_that_hangs_holds_up_nobody(tmp_path: Path) -> None:
         await asyncio.sleep(0.05)
         assert await by_http(running, RANK, bearer("t")) == ("OK", "")
     os.close(os.open(path, os.O_RDWR))
+
+
+async def test_openapi_names_what_proves_a_caller_and_the_right_that_a_path_needs(guarded: Running) -> None:
+    answer = await guarded.http.get("/openapi.json", headers={"authorization": bearer(token("rank"))})
+    schema = answer.json()
+    assert {name: each["type"] for name, each in schema["components"]["securitySchemes"].items()} == {
+        "bearer": "http",
+        "certificate": "mutualTLS",
+    }
+    paths = schema["paths"]
+    for path, method, right in (
+        ("/v1/rank", "post", "rank"),
+        ("/v1/users/{user_id}/events", "post", "append"),
+        ("/v1/users/{user_id}/history", "get", "read"),
+        ("/v1/users/{user_id}", "delete", "delete"),
+        ("/metrics", "get", "metrics"),
+    ):
+        assert paths[path][method]["security"] == [{"bearer": [right]}, {"certificate": [right]}], path
+    operations = {path: operation for path, each in paths.items() for operation in each.values()}
+    assert all("security" in operation for operation in operations.values())
+    assert {path for path, operation in operations.items() if not operation["security"]} >= {"/livez", "/readyz"}
+    assert operations["/v1/model"]["security"]
+
+
+async def test_an_open_server_describes_no_security() -> None:
+    async with serving() as running:
+        schema = (await running.http.get("/openapi.json")).json()
+    assert "securitySchemes" not in schema["components"]
