@@ -123,8 +123,8 @@ class Front(Protocol):
         """Whether new requests are welcome."""
         ...
 
-    async def scrape(self) -> bytes:
-        """What /metrics shows, in Prometheus' text format."""
+    async def scrape(self, *, open_metrics: bool = False) -> bytes:
+        """What /metrics shows."""
         ...
 
     async def listen(self) -> Addresses:
@@ -211,7 +211,6 @@ class Service:
             self._access,
             self._certificates,
             certificate_required=self._config.requires_client_certs,
-            registry=None if self._config.frontends else self._registry,
         )
         try:
             metrics = await self._metrics.start(self._config.metrics_host, self._config.metrics_port)

@@ -2,14 +2,14 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import ConfigError
+from mfalcon.metrics.exposition import Scrape, text_of
 from mfalcon.metrics.line_metrics import LineMetrics
 from mfalcon.metrics.requests import RequestMetrics
 from mfalcon.metrics.stages import StageMetrics
@@ -82,10 +82,10 @@ class Transports:
         config: ServerConfig,
         metrics: CallMetrics,
         access: Access,
-        scrape: Callable[[], Awaitable[bytes]] | None = None,
+        scrape: Scrape | None = None,
         certificates: Certificates | None = None,
     ) -> None:
-        """access: who may call. scrape: what /metrics shows, in Prometheus' text format; what is in the registry if not
+        """access: who may call. scrape: what /metrics shows; what is in the registry if not
         given. certificates: what TLS is spoken with, if any.
         """
 
@@ -140,7 +140,6 @@ class Transports:
             self.scrape,
             access,
             Pages(config.console, config.console_users, config.api_docs),
-            metrics.registry if scrape is None else None,
             has_metrics=config.metrics_port is None,
         )
         counted = CountedApp(app, by_http, refused_by_http)
@@ -166,12 +165,12 @@ class Transports:
         """Whether new requests are welcome."""
         return self._handler.ready
 
-    async def scrape(self) -> bytes:
-        """What /metrics shows, in Prometheus' text format."""
+    async def scrape(self, *, open_metrics: bool = False) -> bytes:
+        """What /metrics shows."""
         if self._scrape is not None:
-            return await self._scrape()
+            return await self._scrape(open_metrics=open_metrics)
         # Beside the event loop: twenty models take 60 ms of it, in which nobody would be served.
-        return await asyncio.to_thread(generate_latest, self._registry)
+        return await asyncio.to_thread(text_of, self._registry, open_metrics=open_metrics)
 
     @property
     def running(self) -> bool:

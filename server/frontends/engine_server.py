@@ -33,14 +33,14 @@ class EngineServer:
         met: Callable[[str], None] = lambda name: None,
         serving: Callable[[str], None] = lambda name: None,
         frozen: Callable[[str], None] = lambda name: None,
-        scrape: Callable[[], bytes] = lambda: b"",
+        scrape: Callable[[bool], bytes] = lambda open_metrics: b"",
         most_waiting: int = MOST_WAITING,
         patience_s: float = 0.0,
     ) -> None:
         """endpoint: where it listens for `RemoteEngine`s. met, serving: are called with the name of each that has come,
         and of each that answers requests; frozen: of each that was not heard for `patience_s`, once; never if that is
-        0. scrape: shows the metrics, in a thread. most_waiting: messages that wait for one that does not read; what is
-        more is dropped.
+        0. scrape: shows the metrics, as OpenMetrics if told so, in a thread. most_waiting: messages that wait for one
+        that does not read; what is more is dropped.
         """
         self._met, self._serving, self._frozen, self._scrape = met, serving, frozen, scrape
         self._patience = math.ceil(patience_s / STATUS_SECONDS)
@@ -147,7 +147,7 @@ class EngineServer:
     async def _ask(self, question: wire.Call) -> wire.Answer:
         engine, call = self._engine, question.call
         if isinstance(question, wire.Scrape):
-            return wire.Scraped(call, await asyncio.to_thread(self._scrape))
+            return wire.Scraped(call, await asyncio.to_thread(self._scrape, question.open_metrics))
         if engine is None:
             raise NotReady(f"the server is still {self._phase}; ask another one")
         answer: wire.Answer

@@ -8,10 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest, values
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, values
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
 
+from mfalcon.metrics.exposition import text_of
 from mfalcon.metrics.process import ThreadCollector
 
 
@@ -30,9 +32,9 @@ class FleetMetrics(Collector):
         self._files = MultiProcessCollector(None, directory)
         self._pids = pids
 
-    def text(self) -> bytes:
-        """In Prometheus' text format."""
-        return generate_latest(self)
+    def text(self, *, open_metrics: bool = False) -> bytes:
+        """Of either format. What front-ends count has no exemplars."""
+        return text_of(self, open_metrics=open_metrics)
 
     def collect(self) -> Iterator[Metric]:
         """Each family once, with the samples of all."""
@@ -40,7 +42,7 @@ class FleetMetrics(Collector):
         for family in self._all():
             known = families.setdefault(family.name, family)
             if known is not family:
-                known.samples = [*known.samples, *family.samples]
+                known.samples = _summed([*known.samples, *family.samples])
         yield from families.values()
 
     def _all(self) -> Iterator[Metric]:
@@ -50,6 +52,16 @@ class FleetMetrics(Collector):
             asked = partial(int, pid)
             for collector in (ProcessCollector(pid=asked, registry=None), ThreadCollector(asked)):
                 yield from _labelled(collector.collect(), str(number))
+
+
+def _summed(samples: Iterable[Sample]) -> list[Sample]:
+    """Each series once: what several processes have counted of it is one number."""
+    series: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+    for sample in samples:
+        key = sample.name, frozenset(sample.labels.items())
+        known = series.get(key)
+        series[key] = sample if known is None else known._replace(value=known.value + sample.value)
+    return list(series.values())
 
 
 def _labelled(families: Iterable[Metric], number: str) -> Iterator[Metric]:

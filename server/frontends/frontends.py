@@ -81,9 +81,9 @@ class Frontends:
         """Whether new requests are welcome."""
         return not self._stopping.is_set() and self._server is not None and self._server.ready
 
-    async def scrape(self) -> bytes:
-        """What /metrics shows, in Prometheus' text format."""
-        return b"" if self._fleet is None else await asyncio.to_thread(self._fleet.text)
+    async def scrape(self, *, open_metrics: bool = False) -> bytes:
+        """What /metrics shows."""
+        return b"" if self._fleet is None else await asyncio.to_thread(self._fleet.text, open_metrics=open_metrics)
 
     @property
     def pids(self) -> dict[int, int]:
@@ -100,13 +100,13 @@ class Frontends:
             settings = config.model_dump(mode="json", exclude=OF_THE_ENGINE, exclude_none=True)
             settings |= {"http_port": http_port, "grpc_port": grpc_port}
             orders = Orders(0, 0, directory, settings, OURS.key)
-            self._fleet = FleetMetrics(self._registry, directory, lambda: self.pids)
+            fleet = self._fleet = FleetMetrics(self._registry, directory, lambda: self.pids)
             self._server = EngineServer(
                 orders.endpoint,
                 lambda name: self._listening[_number(name)].set(),
                 lambda name: self._serving[_number(name)].set(),
                 self._kill,
-                self._fleet.text,
+                lambda open_metrics: fleet.text(open_metrics=open_metrics),
                 patience_s=config.frontend_stall_s,
             )
             self._keeping = [asyncio.create_task(self._keep(number, orders)) for number in range(config.frontends)]

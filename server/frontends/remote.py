@@ -122,11 +122,11 @@ class RemoteEngine:
         """See `RankingEngine`."""
         await self._ask(wire.DeleteUser(next(self._calls), user_id, deadline, carried()), wire.Deleted)
 
-    async def scrape(self) -> bytes:
-        """The metrics of all processes of the server, in Prometheus' text format."""
+    async def scrape(self, *, open_metrics: bool = False) -> bytes:
+        """The metrics of all processes of the server."""
         try:
             async with asyncio.timeout(SCRAPE_SECONDS):
-                return (await self._ask(wire.Scrape(next(self._calls)), wire.Scraped)).text
+                return (await self._ask(wire.Scrape(next(self._calls), open_metrics), wire.Scraped)).text
         except TimeoutError as error:
             raise NotReady("the engine's process does not answer") from error
 

@@ -283,6 +283,8 @@ class Cancel(Message):
 class Scrape(Message):
     """Show the metrics of all processes."""
 
+    open_metrics: bool = False
+
 
 class Hello(Message):
     """A front-end has come and listens, and wants to know the status; it is about no call."""
@@ -529,7 +531,7 @@ class Deleted(Message):
 
 
 class Scraped(Message):
-    """The metrics, in Prometheus' text format."""
+    """The metrics, in the format that was asked for."""
 
     text: bytes
 

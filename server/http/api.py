@@ -4,16 +4,13 @@ import asyncio
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Annotated, Any, Final, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
-from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.registry import Collector
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
@@ -34,6 +31,7 @@ from mfalcon.errors import (
     Unauthenticated,
     UnknownModel,
 )
+from mfalcon.metrics.exposition import Scrape, content_type, wants_open_metrics
 from mfalcon.types import HistoryRequest
 from server import arrivals
 from server.access.access import Access
@@ -114,15 +112,14 @@ def create_app(
     handler: Handler,
     limits: Limits,
     max_body_bytes: int,
-    scrape: Callable[[], Awaitable[bytes]],
+    scrape: Scrape,
     access: Access,
     pages: Pages = Pages(),  # noqa: B008 (it is frozen)
-    registry: Collector | None = None,
     *,
     has_metrics: bool = True,
 ) -> FastAPI:
-    """The whole application. scrape: gives the metrics in Prometheus' text format. pages: for people. registry: see
-    `metrics_routes`. has_metrics: whether /metrics is here, and not on a port of its own.
+    """The whole application. scrape: shows the metrics. pages: for people. has_metrics: whether /metrics is here, and
+    not on a port of its own.
     """
     app = FastAPI(
         title="mfalcon",
@@ -144,7 +141,7 @@ def create_app(
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits, access))
     if has_metrics:
-        app.include_router(metrics_routes(scrape, registry))
+        app.include_router(metrics_routes(scrape))
     if pages.console:
         app.include_router(console_routes(handler, limits, pages, scrape))
     if pages.console or pages.api_docs:
@@ -189,19 +186,17 @@ def probe_routes(state: State) -> APIRouter:
     return router
 
 
-def metrics_routes(scrape: Callable[[], Awaitable[bytes]], registry: Collector | None = None) -> APIRouter:
-    """What Prometheus scrapes. registry: what is in it is told as OpenMetrics to those who ask for that."""
+def metrics_routes(scrape: Scrape) -> APIRouter:
+    """What Prometheus scrapes."""
     router = APIRouter(tags=["probes"])
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics(request: Request) -> Response:
         """Counters, gauges and histograms in Prometheus' text format, or OpenMetrics, which has exemplars."""
         must(request, Right.METRICS)
-        if registry is not None and openmetrics.CONTENT_TYPE_LATEST.partition(";")[0] in request.headers.get(
-            "accept", ""
-        ):
-            return Response(openmetrics.generate_latest(registry), media_type=openmetrics.CONTENT_TYPE_LATEST)
-        return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
+        open_metrics = wants_open_metrics(request.headers.get("accept", ""))
+        text = await scrape(open_metrics=open_metrics)
+        return Response(text, media_type=content_type(open_metrics=open_metrics))
 
     return router
 

@@ -1,14 +1,13 @@
 """/metrics and the probes on a port of their own, in the engine's process."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 from fastapi import FastAPI
-from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mfalcon.errors import MFalconError
+from mfalcon.metrics.exposition import Scrape
 from server.access.access import Access
 from server.addresses import authority, listen
 from server.http.api import NO_TELEMETRY, State, json_response, metrics_routes, on_error, on_failure, probe_routes
@@ -50,16 +49,15 @@ class MetricsServer:
     def __init__(
         self,
         state: State,
-        scrape: Callable[[], Awaitable[bytes]],
+        scrape: Scrape,
         limits: ConnectionLimits,
         access: Access,
         certificates: Certificates | None,
         *,
         certificate_required: bool = False,
-        registry: Collector | None = None,
     ) -> None:
-        """scrape: gives the metrics in Prometheus' text format. access: who may have them. certificate_required: they
-        need a client's certificate. registry: see `metrics_routes`.
+        """scrape: shows the metrics. access: who may have them. certificate_required: they need a client's
+        certificate.
         """
         app = FastAPI(
             openapi_url=None,
@@ -67,7 +65,7 @@ class MetricsServer:
             exception_handlers={MFalconError: on_error, Exception: on_failure},
         )
         app.include_router(probe_routes(state))
-        app.include_router(metrics_routes(scrape, registry))
+        app.include_router(metrics_routes(scrape))
         if access.is_on:
             app.add_middleware(Guard, access=access, on_error=on_error)
         self._http = HttpServer(

@@ -190,7 +190,7 @@ class Wire(asyncio.Transport):
 
 @cache
 def _http() -> tuple[CountedApp, uvicorn.Config]:
-    async def no_metrics() -> bytes:
+    async def no_metrics(*, open_metrics: bool = False) -> bytes:
         return b""
 
     app = CountedApp(create_app(_handler(), LIMITS, MAX_BYTES, no_metrics, Access(AccessSettings())), _arrivals())

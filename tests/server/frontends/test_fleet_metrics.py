@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.metrics.process import count_process
@@ -34,6 +35,7 @@ def count(directory: Path, number: int, requests: int) -> None:
 def test_counters_are_sums_that_outlive_whoever_counted(tmp_path: Path) -> None:
     registry = CollectorRegistry()
     Counter("reloads", "Reloads.", registry=registry).inc(7)
+    Counter("requests", "Requests.", ["code"], registry=registry).labels("OK").inc(10)
     Histogram("stage_seconds", "Stages.", ["stage"], buckets=(1.0,), registry=registry).labels("score").observe(2)
     count_process(registry)
     fleet = FleetMetrics(registry, str(tmp_path), lambda: {0: 1})
@@ -44,8 +46,13 @@ def test_counters_are_sums_that_outlive_whoever_counted(tmp_path: Path) -> None:
     families = list(text_string_to_metric_families(text))
     assert len({family.name for family in families}) == len(families)
     samples = {(one.name, *sorted(one.labels.values())): one.value for family in families for one in family.samples}
-    assert samples["requests_total", "OK"] == 12
+    assert samples["requests_total", "OK"] == 22  # those of the engine's process too, in one series
     assert samples["stage_seconds_count", "reply"] == samples["stage_seconds_bucket", "1.0", "reply"] == 3
     assert (samples["stage_seconds_count", "score"], samples["reloads_total",]) == (1, 7)
     for name in ("process_resident_memory_bytes", "process_threads"):
         assert samples[name,] > 0 and samples[name, "0"] > 0
+    strict = open_metrics.text_string_to_metric_families(fleet.text(open_metrics=True).decode())
+    found = {(one.name, *sorted(one.labels.values())): one.value for family in strict for one in family.samples}
+    assert {key: found[key] for key in samples if key[0].startswith(("requests", "stage"))} == {
+        key: value for key, value in samples.items() if key[0].startswith(("requests", "stage"))
+    }

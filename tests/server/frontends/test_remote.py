@@ -67,7 +67,7 @@ async def connected(endpoint: str, name: str) -> AsyncIterator[RemoteEngine]:
 @pytest.fixture
 async def joined(tmp_path: Path) -> AsyncIterator[Joined]:
     endpoint, engine = f"ipc://{tmp_path}/engine", FakeEngine()
-    server = EngineServer(endpoint, scrape=lambda: b"all")
+    server = EngineServer(endpoint, scrape=lambda open_metrics: b"open" if open_metrics else b"all")
     async with connected(endpoint, "0.1") as remote:
         server.serve(engine)
         await until(lambda: remote.ready)
@@ -102,7 +102,7 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     assert (await remote.prefill("ann", None, "fake")).encoded_tokens == 2
     await remote.delete_user("ann", None)
     assert not engine.histories
-    assert await remote.scrape() == b"all"
+    assert await remote.scrape() == b"all" and await remote.scrape(open_metrics=True) == b"open"
 
 
 async def test_one_that_is_not_heard_is_told_of_once_and_not_for_our_own_standstill(tmp_path: Path) -> None:
