@@ -336,6 +336,7 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert calls == {
         ("post", "/v1/rank"),
         ("post", "/v1/users/{user_id}/events"),
+        ("post", "/v1/events"),
         ("get", "/v1/users/{user_id}/history"),
         ("post", "/v1/users/{user_id}/prefill"),
         ("delete", "/v1/users/{user_id}"),
