@@ -41,6 +41,10 @@ def versioned(seed: int, num_layers: int = 2) -> Checkpoint:
     return dataclasses.replace(made, fingerprint=f"{seed:064d}"[::-1])
 
 
+sampled = pytest.mark.parametrize(
+    "here", ["cpu", pytest.param("triton", marks=[needs_interpreter, pytest.mark.thorough])], indirect=True
+)
+"""What the other tests show of Triton's interpreter too, at a quarter of a minute each."""
 FIRST, SECOND, LARGER = versioned(1), versioned(7), versioned(9, num_layers=3)
 ITEMS = FIRST.items.item_id[:9].tolist()
 
@@ -150,6 +154,7 @@ async def test_states_of_both_versions_live_beside_each_other(here: CacheSource)
             assert (await encode(engine, 1)).source is here and await rank(engine, 1) is here
 
 
+@sampled
 async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_coldest(here: CacheSource) -> None:
     async with running(here) as engine:
         await fill(engine, range(KEPT + 4), LONG)
@@ -185,6 +190,7 @@ async def test_after_a_reload_on_a_full_pool_nothing_of_the_old_version_answers_
         )
 
 
+@sampled
 async def test_the_user_seen_last_is_warm_however_many_there_are(here: CacheSource) -> None:
     async with running(here) as engine:
         await fill(engine, range(3 * KEPT))
@@ -209,9 +215,7 @@ async def test_a_refused_version_leaves_the_pool_as_it_was(here: CacheSource, mo
         assert await rank(engine, 100 + KEPT - 1) is here
 
 
-@pytest.mark.parametrize(
-    "here", ["cpu", pytest.param("triton", marks=[needs_interpreter, pytest.mark.thorough])], indirect=True
-)
+@sampled
 async def test_no_request_fails_while_versions_follow_each_other_on_a_full_pool(here: CacheSource) -> None:
     async with running(here, warm_s=0.1) as engine:
         users = range(3 * KEPT)

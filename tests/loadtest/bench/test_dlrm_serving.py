@@ -94,7 +94,7 @@ def test_a_search_on_both_models_is_one_page() -> None:
     assert all(one.p99_ms is not None for one in result.rows)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # test_saturation ends the same loop in the same way
 def test_ctrl_c_ends_the_whole_bench() -> None:
     said: list[str] = []
 

@@ -54,7 +54,7 @@ def test_the_baseline_gives_the_scores_of_the_model(masked: RankingStub, loaded:
     assert masked.Rank(message).history_len == 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough  # test_dlrm_serving has a search, and this file what the baseline answers
 def test_a_search_on_both_servers_is_one_page(tmp_path: Path, loaded: Checkpoint) -> None:
     checkpoint.save(tmp_path / "small", loaded.model, loaded.items)
     impossible = SaturationOptions(
