@@ -50,6 +50,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "engine": ("mfalcon.engine",),
     "replay": ("mfalcon.replay",),
     "laws": ("mfalcon.laws",),
+    "ingest": ("mfalcon.ingest",),
     "train": ("mfalcon.train",),
     "proto": ("proto",),
     "client": ("mfalcon_client",),
@@ -122,6 +123,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "algorithm",
         "engine",
     ),
+    "ingest": ("words", "client"),
     "train": ("words", "attention", "config", "features", "models", "rerank", "merging"),
     "proto": (),
     "client": (),
@@ -156,6 +158,7 @@ FREE_OF_TORCH = (
     "capture",
     "rerank",
     "merging",
+    "ingest",
     "client",
     "server",
 )

@@ -31,6 +31,7 @@ from mfalcon.cli.bench_everything import bench_everything
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_hostile import bench_hostile
+from mfalcon.cli.bench_ingest import bench_ingest
 from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_lum import bench_lum, bench_lum_features
@@ -79,6 +80,7 @@ app.command("dlrm-serving")(bench_dlrm_serving)
 app.command("merge")(bench_merge)
 app.command("capture")(bench_capture)
 app.command("counting")(bench_counting)
+app.command("ingest")(bench_ingest)
 app.command("late-events")(bench_late_events)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)

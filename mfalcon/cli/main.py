@@ -41,6 +41,10 @@ COMMANDS = {
         "mfalcon.cli.load",
         "Append the histories of a data set to a running server; run again, it goes on where it stopped.",
     ),
+    "ingest": (
+        "mfalcon.cli.ingest",
+        "Send events to a running server, many users a call; with --progress each is written once, whatever crashes.",
+    ),
     "log": ("mfalcon.cli.log", "Look at, check, copy, fill and move an event log in a file."),
     "token": ("mfalcon.cli.token", "Make tokens, and the tables of a server's tokens_file."),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from mfalcon.errors import EngineFailure, MFalconError
 from mfalcon.types import Append, Appended, AppendOutcome, UserAppend
@@ -23,14 +24,15 @@ async def append_each(
     outcomes: list[AppendOutcome] = []
     for start in range(0, len(appends), AT_ONCE):
         part = appends[start : start + AT_ONCE]
-        told = await asyncio.gather(*(_outcome(append(each.user_id, each.append, deadline)) for each in part))
+        told = await asyncio.gather(*(_outcome(partial(append, each.user_id, each.append, deadline)) for each in part))
         outcomes += told
     return outcomes
 
 
-async def _outcome(appending: Awaitable[Appended]) -> AppendOutcome:
+async def _outcome(append: Callable[[], Awaitable[Appended]]) -> AppendOutcome:
+    """Of an append that begins only now: who has left before has asked for nothing."""
     try:
-        return await appending
+        return await append()
     except MFalconError as error:
         return error
     except Exception:  # noqa: BLE001 (the step's edge: the others have their own outcomes)
