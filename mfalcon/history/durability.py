@@ -1,4 +1,4 @@
-"""What an acknowledged append to the log in Redis survives, and how Redis is made to say that it does.
+"""What an acknowledged append to the log in Redis, or a deletion, survives, and how Redis is made to say that it does.
 
 `memory` is as much as Redis keeps by itself. `fsync`: the append-only file with it is on the master's disk. `replica`:
 a replica has it. Redis is asked behind the script on the same connection, and answers once that is so for everything
@@ -39,3 +39,8 @@ def is_reached(durability: Durability, reply: Reply) -> bool:
             return bool(reply[0] >= 1)
         case "replica":
             return bool(reply >= 1)
+
+
+def place_of(durability: Durability) -> str:
+    """Where that has what is acknowledged, in words."""
+    return "on the disk of Redis" if durability == "fsync" else "in a replica of Redis"

@@ -18,7 +18,7 @@ from cachetools import TTLCache
 from mfalcon.errors import DamagedLog, HistoryMismatch, InvalidInput, MFalconError, StorageUnavailable
 from mfalcon.history.append_ids import MAX_IDS, TTL_S, Record, id_hash
 from mfalcon.history.appending import appended
-from mfalcon.history.durability import Durability, is_reached, wait_command
+from mfalcon.history.durability import Durability, is_reached, place_of, wait_command
 from mfalcon.history.history import History, Retention
 from mfalcon.history.joining import Waiting
 from mfalcon.history.redis_header import AS_KNOWN, HEADER_BYTES, NO_HEADER, Header, Headers
@@ -238,8 +238,8 @@ class RedisAppends:
 
     def _not_durable(self) -> StorageUnavailable:
         self._metrics.log_not_durable.inc()
-        what = "on the disk of Redis" if self._durability == "fsync" else "in a replica of Redis"
-        return StorageUnavailable(f"the events are written, but not yet {what}; {_MAY_BE_DONE}", may_be_done=True)
+        text = f"the events are written, but not yet {place_of(self._durability)}; {_MAY_BE_DONE}"
+        return StorageUnavailable(text, may_be_done=True)
 
     def _yield_for(self, user_id: str, seconds: float) -> float:
         """Who has just written comes last among those who write the same user: so nobody's luck lasts."""

@@ -22,7 +22,7 @@ from cachetools import LRUCache
 from mfalcon.errors import DamagedLog, DeadlineExceeded, StorageUnavailable
 from mfalcon.history.append_ids import MAX_IDS
 from mfalcon.history.chain import CHAIN_BLOCK
-from mfalcon.history.durability import Durability
+from mfalcon.history.durability import Durability, is_reached, place_of, wait_command
 from mfalcon.history.history import History, Reading, Retention, no_history
 from mfalcon.history.joining import Joining
 from mfalcon.history.redis_append import NOTHING_DONE, Copies, RedisAppends
@@ -43,7 +43,7 @@ from mfalcon.history.redis_scripts import DELETE, EXPIRE, GUARD, QUARANTINE, REA
 from mfalcon.history.rollbacks import Rollbacks
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.pseudonym import user_tag
-from mfalcon.redis.client import RedisClient, Reply
+from mfalcon.redis.client import DURABLE_DELETE, LOG_DELETE, RedisClient, Reply
 from mfalcon.redis.command import Command
 from mfalcon.redis.keys import Keys
 from mfalcon.types import EVENT_DTYPE, Append, Appended
@@ -67,7 +67,7 @@ class LogOptions:
     Redis that cannot be asked. on_damage: of a user whose log is damaged: refuse what is asked of him until somebody
     restores or deletes the log, or move it away, where it stays for quarantine_s, and begin an empty one. secret,
     former_secrets, must_be_signed: see `Headers`. max_ids: appends of a user that are remembered by their ids.
-    max_age_s: see `LogSweep`, 0 for no sweep. durability: of what is acknowledged.
+    max_age_s: see `LogSweep`, 0 for no sweep. durability: of what is acknowledged, deletions too.
     """
 
     cache_bytes: int = 256 << 20
@@ -138,7 +138,7 @@ class RedisLog:
         """Erase the user's log, whatever its key holds; returns the generation that ended, empty if none is known.
 
         A deletion that is repeated within an hour is given the generation that the first one ended, so that it can
-        finish what the first began.
+        finish what the first began. It is as durable as an append is, or raises StorageUnavailable.
         """
         user = no_history(user_id)
         keys = (self._keys.log(user.user), self._keys.appends(user.user), *self._keys.damaged(user.user))
@@ -341,12 +341,19 @@ class RedisLog:
         return min(longest, left)
 
     async def _write_deletion(self, known: History, command: Command, deadline: float | None) -> Reply:
-        key = self._keys.log(known.user)
+        """What the script says, once its tombstone is as durable as an append must be: it writes one each time."""
+        key, seconds = self._keys.log(known.user), self._write_timeout(deadline)
+        wait = wait_command(self._options.durability, seconds)
+        commands, op = ((command,), LOG_DELETE) if wait is None else ((command, wait), DURABLE_DELETE)
         try:
-            (reply,) = await self._client.call("log_delete", key, [command], self._write_timeout(deadline))
+            reply, *waited = await self._client.call(op, key, commands, seconds)
         except StorageUnavailable as error:
             outcome = _MAY_BE_DELETED if error.may_be_done else NOTHING_DONE
             raise StorageUnavailable(f"{error}; {outcome}", may_be_done=error.may_be_done) from error
+        if waited and reply[0] and not is_reached(self._options.durability, waited[0]):
+            self._metrics.log_not_durable.inc()
+            place = place_of(self._options.durability)
+            raise StorageUnavailable(f"the log is erased, but not yet {place}; ask again", may_be_done=True)
         return reply
 
 

@@ -536,7 +536,7 @@ LOG_CONFLICTS = CounterDefinition(
 )
 LOG_NOT_DURABLE = CounterDefinition(
     name="mfalcon_log_not_durable",
-    help="Appends that were written, but not as durably as asked in time.",
+    help="Appends and deletions that were written, but not as durably as asked in time.",
     section=LOG_SECTION,
     needs="--append-durability",
     tells="A replica of Redis lags or is away, or its disk is slow.",

@@ -51,6 +51,8 @@ ERRORS: tuple[type[Exception], ...] = (RedisError, RedisClusterException, OSErro
 BULK = frozenset({"chunks_read", "chunk_write"})
 """Calls that move states."""
 LOG_APPEND, DURABLE_APPEND = "log_append", "log_append_durable"
+LOG_DELETE, DURABLE_DELETE = "log_delete", "log_delete_durable"
+_DURABLE = frozenset({DURABLE_APPEND, DURABLE_DELETE})
 _WAITING = 128
 """Most calls to a node at once that wait there for its disk or its replica, on connections of their own: nobody's read
 waits for them.
@@ -209,7 +211,7 @@ class RedisClient:
         values, and what waits for a disk or a replica, have connections of their own: however slow they are, the log
         gets through.
         """
-        kind = "bulk" if op in BULK else "waiting" if op == DURABLE_APPEND else "log"
+        kind = "bulk" if op in BULK else "waiting" if op in _DURABLE else "log"
         if (node, kind) not in self._slots:
             bulk = max(1, self.settings.max_connections // 2)
             most = {"bulk": bulk, "waiting": _WAITING, "log": max(1, self.settings.max_connections - bulk)}

@@ -84,6 +84,24 @@ async def test_an_append_whose_wait_is_refused_may_be_written(own_redis: OwnRedi
     assert refused.value.may_be_done
 
 
+async def test_a_deletion_is_as_durable_as_an_append(own_redis: OwnRedis, make_log: MakeLog) -> None:
+    master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
+    replica = with_replica(master, own_redis)
+    await in_step(master, replica)
+    log, key = make_log(master.url, "replica", 2.0), Keys("t").log(no_history("ann").user)
+    await log.append("ann", Append(random_events(10)), None)
+    generation = (await log.read("ann", 2)).history.generation
+    replica.freeze()
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="erased, but not yet in a replica of Redis; ask again") as late:
+            await log.delete("ann", None)
+        assert late.value.may_be_done
+    replica.thaw()
+    assert await log.delete("ann", None) == generation
+    assert replica.command("GET", key) == master.command("GET", key)
+    assert not len((await log.read("ann", 2)).history)
+
+
 async def test_only_what_was_acknowledged_is_told_as_lost(own_redis: OwnRedis, make_log: MakeLog) -> None:
     """The log goes back by what no replica had, as in a failover, and then by what one had."""
     master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
