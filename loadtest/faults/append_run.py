@@ -69,8 +69,7 @@ async def run(kind: Home, options: RunOptions) -> AppendReport:
     try:
         with home(kind, seed=options.seed) as faults:
             async with replicas(faults, options) as logs:
-                async with keeps_append_ids(logs[0]) as with_ids:
-                    pass
+                with_ids = await keeps_append_ids(logs[0])
                 asked = replace(options.writers, with_ids=with_ids, seed=options.seed)
                 began = time.monotonic()
                 unread = await _write(logs, recorder, asked, faults, options)
