@@ -1,7 +1,7 @@
 """Item ids that are text, as the 64-bit numbers that a model knows: a number that is written plainly is that number,
 anything else its hash.
 
-Of n texts two have one number with odds of n * (n - 1) / 2**65: 1.4e-8 of a million, 0.001 of 195 million.
+Of n texts two have one number with odds of n * (n - 1) / 2**65: 2.7e-8 of a million, 0.001 of 195 million.
 """
 
 import hashlib

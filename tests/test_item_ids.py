@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mfalcon_client
 from mfalcon.item_ids import item_id, item_ids
 
 
@@ -20,6 +21,12 @@ def test_a_number_is_itself(number: int) -> None:
 def test_what_only_looks_like_a_number_is_hashed(text: str) -> None:
     expected = hashlib.blake2b(text.encode(), digest_size=8).digest()
     assert item_id(text).to_bytes(8, "little", signed=True) == expected
+
+
+@given(st.text(max_size=30) | st.integers(-(2**64), 2**64).map(str))
+def test_the_client_says_the_same(text: str) -> None:
+    assert mfalcon_client.item_id(text) == item_id(text)
+    assert mfalcon_client.item_ids([text, text]).tolist() == item_ids([text, text]).tolist()
 
 
 def test_the_hash_stays_what_it_is() -> None:

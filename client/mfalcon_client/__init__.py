@@ -16,6 +16,7 @@ from mfalcon_client.errors import (
     Unavailable,
     VersionConflict,
 )
+from mfalcon_client.item_ids import item_id, item_ids
 from mfalcon_client.retry import Retry
 from mfalcon_client.token_file import TokenFile
 from mfalcon_client.types import (
@@ -84,5 +85,7 @@ __all__ = [
     "TokenFile",
     "Unavailable",
     "VersionConflict",
+    "item_id",
+    "item_ids",
     "rank_key",
 ]

@@ -8,7 +8,8 @@ import typer
 from loadtest.bench import embedding_quality, embeddings
 from loadtest.bench.embedding_quality import EmbeddingQualityOptions
 from loadtest.bench.embeddings import EmbeddingOptions
-from mfalcon.cli.bench_output import progress, show
+from loadtest.report.table import as_markdown
+from mfalcon.cli.bench_output import progress, result_file, show
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.output import JsonOption
 
@@ -29,13 +30,20 @@ def bench_embeddings(
     runs: Annotated[
         Path, typer.Option(help="Of --quality: where checkpoints are kept; those that are there are not trained again.")
     ] = Path("build/embedding-quality"),
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Of --quality: also write the page here, as Markdown.", callback=result_file),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Measure a virtual table of billions of parameters on some megabytes; or how well such tables rank."""
     if quality:
         options = EmbeddingQualityOptions(seeds=seeds, processes=processes)
         dataset = open_dataset("ml-100k", "", None, "", None)
-        show(embedding_quality.run(dataset, options, runs, progress), embedding_quality.page, json_output)
+        found = embedding_quality.run(dataset, options, runs, progress)
+        if write is not None:
+            write.write_text(as_markdown(embedding_quality.page(found)) + "\n", encoding="utf-8")
+        show(found, embedding_quality.page, json_output)
         return
     speed = EmbeddingOptions(ids=ids, dim=dim, memory_mb=memory_mb, block=block, rounds=rounds)
     show(embeddings.run(speed, progress), embeddings.page, json_output)
