@@ -145,7 +145,8 @@ def small_checkpoint(
     architecture: str = "dfgr", dtype: torch.dtype = torch.float64, seed: int = 0, config: RankerConfig | None = None
 ) -> Checkpoint:
     """A loaded checkpoint with random weights, as `load` would return it."""
-    config, items = config or small_config(architecture), small_items(seed)
+    config = config or small_config(architecture)
+    items = small_items(seed) if config.num_items > 1 else ItemTable(np.empty(0, dtype=np.int64), (), {})
     torch.manual_seed(seed)
     model = build(config).eval().requires_grad_(False)
     for parameter in model.parameters():

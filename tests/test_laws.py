@@ -29,6 +29,7 @@ from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
 from mfalcon.masked_attention import BatchPrefixAttention
+from mfalcon.models.config import RankerConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
 from mfalcon.models.registry import architecture as registered
@@ -68,6 +69,17 @@ def test_all_laws_hold_with_counters(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("architecture", ["dfgr", "din"])
 def test_all_laws_hold_in_an_open_vocabulary(architecture: str) -> None:
     config = small_config(architecture, max_history=20, window_chunk=7, embedding=small_embedding())
+    holds_all_laws(config)
+
+
+def test_all_laws_hold_where_no_item_is_listed() -> None:
+    embedding = small_embedding("robe-v0").model_copy(update={"features": ()})
+    config = small_config(max_history=20, window_chunk=7, embedding=embedding)
+    holds_all_laws(config.model_copy(update={"num_items": 1, "side_features": ()}))
+
+
+def holds_all_laws(config: RankerConfig) -> None:
+    architecture = config.architecture
     results = list(laws.check(small_checkpoint(architecture, torch.float32, config=config)))
     assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
     for result in results:

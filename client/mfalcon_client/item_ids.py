@@ -7,8 +7,7 @@ import hashlib
 from collections.abc import Iterable
 
 import numpy as np
-
-from mfalcon_client.types import Ids
+from numpy.typing import NDArray
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 
@@ -25,6 +24,6 @@ def item_id(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
-def item_ids(texts: Iterable[str]) -> Ids:
+def item_ids(texts: Iterable[str]) -> NDArray[np.int64]:
     """Of each, int64 [n]: candidates, say, whose texts the caller keeps."""
     return np.fromiter((item_id(text) for text in texts), dtype=np.int64)

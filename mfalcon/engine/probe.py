@@ -76,7 +76,7 @@ def _usual(config: RankerConfig, num_target_rows: int) -> _Question:
     num_events = min(_EVENTS, config.max_history)
     rng = np.random.default_rng(0)
     return _Question(
-        rng.integers(0, config.num_items, num_events),
+        rng.integers(0, config.num_keys, num_events),
         rng.integers(0, 1 << min(len(config.actions), 16), num_events),
         np.full(num_events, config.value_center),
         _TIME_MS + _STEP_MS * np.arange(num_events),
@@ -92,7 +92,7 @@ def _extreme(config: RankerConfig, num_target_rows: int) -> _Question:
     num_events = min(_EVENTS, config.max_history)
     ends = np.arange(num_events) % 2
     return _Question(
-        ends * (config.num_items - 1),
+        ends * (config.num_keys - 1),
         ends * ((1 << len(config.actions)) - 1),
         np.where(ends == 0, LARGEST_VALUE, -LARGEST_VALUE),
         np.linspace(1, MAX_TIME_MS, num_events).astype(np.int64),

@@ -110,8 +110,8 @@ class Ranker(nn.Module, ABC):
 
     @property
     def num_target_rows(self) -> int:
-        """Rows that a target may have, from 0 on."""
-        return self.config.num_items
+        """Rows that a target may have, from 0 on (`RankerConfig.num_keys`)."""
+        return self.config.num_keys
 
     def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
         """Rows of what a request asks for by its id, [num_targets] (`ItemTable.keys`)."""

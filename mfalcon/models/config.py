@@ -326,6 +326,13 @@ class RankerConfig(Frozen):
         return self.embedding if self.embedding is not None and self.embedding.kind != "table" else None
 
     @property
+    def num_keys(self) -> int:
+        """What the model reads of an item is from 0 to below this: its row, or in an open vocabulary its id, which may
+        also be any other of 64 bits.
+        """
+        return self.num_items if self.shared is None else 1 << 62
+
+    @property
     def dim(self) -> int:
         """Width of an item's vector."""
         return self.layer.dim if self.layer is not None else self.network.dim
