@@ -61,6 +61,10 @@ class Dataset:
 
 
 def counted_items(dataset: Dataset, part: NDArray[np.bool_]) -> ItemTable:
-    """The items, with how often each was acted on in a part of the events, bool [num_events]."""
+    """The items, with how often each was acted on in a part of the events, bool [num_events]; without, if there are
+    none.
+    """
+    if not len(dataset.items.item_id):
+        return dataset.items
     rows = dataset.items.rows(np.ascontiguousarray(dataset.events["item_id"][part]))
     return replace(dataset.items, num_events=np.bincount(rows, minlength=dataset.items.num_rows)[1:])

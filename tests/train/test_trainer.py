@@ -15,7 +15,7 @@ from mfalcon.models.config import EmbeddingConfig, RankerConfig
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import architectures, rankers
 from mfalcon.train.counters import counters_config
-from mfalcon.train.dataset import Dataset
+from mfalcon.train.dataset import Dataset, counted_items
 from mfalcon.train.evaluate import Report, evaluate
 from mfalcon.train.recipes import TrainConfig, model_config, train_config
 from mfalcon.train.run import PROGRESS
@@ -79,6 +79,7 @@ def test_it_learns_in_an_open_vocabulary_that_lists_no_item(tmp_path: Path) -> N
     once = TRAIN.model_copy(update={"epochs": 5, "learning_rate": 5e-3, "patience": 5})
     model = train(unlisted, config, once, tmp_path, seen.append)
     assert losses(seen)[-1] < losses(seen)[0] - 0.02
+    assert counted_items(unlisted, split(DATASET, "A") == TRAIN_PART).num_events is None
     assert evaluate(model, unlisted, split(DATASET, "A") == VALIDATION, "strict")[0].auc > 0.55
 
 
