@@ -211,6 +211,7 @@ class Service:
             self._access,
             self._certificates,
             certificate_required=self._config.requires_client_certs,
+            own_host=self._config.metrics_host if self._config.answers_anybody else None,
         )
         try:
             metrics = await self._metrics.start(self._config.metrics_host, self._config.metrics_port)

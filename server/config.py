@@ -619,6 +619,11 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
         by_token = self.tokens_file is not None or self.jwks_file is not None
         return by_token or self.requires_client_certs
 
+    @property
+    def answers_anybody(self) -> bool:
+        """Whether whoever reaches a port in clear is served, though nobody said that he may."""
+        return not (self.insecure or self.asks_who_calls or self.has_tls)
+
     @model_validator(mode="after")
     def _who_is_not_asked_for_is_on_this_machine(self) -> Self:
         if self.insecure or self.asks_who_calls:

@@ -141,6 +141,7 @@ class Transports:
             access,
             Pages(config.console, config.console_users, config.api_docs),
             has_metrics=config.metrics_port is None,
+            own_host=config.http_host if config.answers_anybody else None,
         )
         counted = CountedApp(app, by_http, refused_by_http)
         self._http = HttpServer(

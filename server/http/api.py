@@ -40,6 +40,7 @@ from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
 from server.http import bodies, codec
+from server.http.browsers import Browsers
 from server.http.console import Pages, console_routes, open_paths, page_routes
 from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
@@ -117,9 +118,10 @@ def create_app(
     pages: Pages = Pages(),  # noqa: B008 (it is frozen)
     *,
     has_metrics: bool = True,
+    own_host: str | None = None,
 ) -> FastAPI:
     """The whole application. scrape: shows the metrics. pages: for people. has_metrics: whether /metrics is here, and
-    not on a port of its own.
+    not on a port of its own. own_host: see `Browsers`.
     """
     app = FastAPI(
         title="mfalcon",
@@ -150,6 +152,7 @@ def create_app(
     if access.is_on:
         app.add_middleware(Guard, access=access, on_error=on_error, open_paths=open_paths(pages))
         describe_security(app, open_paths(pages))
+    app.add_middleware(Browsers, on_error=on_error, own_host=own_host)
     app.add_middleware(LastAnswer, handler=handler)
     app.add_middleware(LoadHeader, report=LoadReport(lambda: handler.load))
     return app

@@ -11,6 +11,7 @@ from mfalcon.metrics.exposition import Scrape
 from server.access.access import Access
 from server.addresses import authority, listen
 from server.http.api import NO_TELEMETRY, State, json_response, metrics_routes, on_error, on_failure, probe_routes
+from server.http.browsers import Browsers
 from server.http.codec import error_reply
 from server.http.connection import ConnectionLimits
 from server.http.guard import Guard
@@ -55,9 +56,10 @@ class MetricsServer:
         certificates: Certificates | None,
         *,
         certificate_required: bool = False,
+        own_host: str | None = None,
     ) -> None:
         """scrape: shows the metrics. access: who may have them. certificate_required: they need a client's
-        certificate.
+        certificate. own_host: see `Browsers`.
         """
         app = FastAPI(
             openapi_url=None,
@@ -68,6 +70,7 @@ class MetricsServer:
         app.include_router(metrics_routes(scrape))
         if access.is_on:
             app.add_middleware(Guard, access=access, on_error=on_error)
+        app.add_middleware(Browsers, on_error=on_error, own_host=own_host)
         self._http = HttpServer(
             Known(app, required=certificate_required),
             limits,
