@@ -579,6 +579,15 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
         return self
 
     @model_validator(mode="after")
+    def _a_collector_knows_nobody(self) -> Self:
+        if self.otlp_endpoint is not None and "@" in self.otlp_endpoint:
+            raise ValueError(
+                "otlp_endpoint: got an address with a user, must be http://HOST:PORT without one: gRPC sends none, and "
+                "the log names the address; OTEL_EXPORTER_OTLP_HEADERS of the environment is sent"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _replicas_read_one_log(self) -> Self:
         if self.log_place == "redis":
             return self

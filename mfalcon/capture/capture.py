@@ -20,7 +20,7 @@ import numpy as np
 
 from mfalcon import scope
 from mfalcon.capture import frames
-from mfalcon.capture.files import FileLimits, Files
+from mfalcon.capture.files import FileLimits, Files, make_private
 from mfalcon.capture.keys import Keys
 from mfalcon.capture.record import Answered, Asked, CapturedRank, Counts, Numbers, encode
 from mfalcon.capture.seen import Seen
@@ -91,8 +91,8 @@ class Capture:
         self._options = options
         self._metrics = metrics
         try:
+            make_private(options.directory)
             self._lock = DirectoryLock(options.directory, "capture_dir")
-            os.chmod(options.directory, 0o700)
             self._keys = Keys(options.directory)
             self._files = Files(options.directory, options.limits)
         except OSError as error:

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from mfalcon.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 SUFFIX: Final = ".mfcap"
+_OURS: Final = frozenset({"keys", "lock"})
+_INSTEAD: Final = "name a directory in it, which the server makes"
 _AGE_SHARE: Final = 10
 """A file is written for at most this part of the longest age, so nothing is kept for much longer than that."""
 
@@ -22,6 +25,22 @@ _AGE_SHARE: Final = 10
 def capture_files(directory: Path) -> list[Path]:
     """Those of a directory, the oldest first."""
     return sorted(path for path in directory.glob(f"capture-*{SUFFIX}") if _number(path) is not None)
+
+
+def make_private(directory: Path) -> None:
+    """Let nobody else into a directory of captures, if it is there. Raises ConfigError for one that holds other things
+    too, or is another user's, and OSError.
+    """
+    if not directory.is_dir() or not (mode := stat.S_IMODE(directory.stat().st_mode)) & 0o077:
+        return
+    others = [name for name in os.listdir(directory) if name not in _OURS and not name.endswith(SUFFIX)]
+    what = f"capture_dir: {directory} has mode {mode:o}"
+    if others:
+        raise ConfigError(f"{what} and holds other files ({others[0]!r}), must be of captures alone: {_INSTEAD}")
+    try:
+        os.chmod(directory, 0o700)
+    except PermissionError as error:
+        raise ConfigError(f"{what} and is another user's, must be this user's: {_INSTEAD}") from error
 
 
 def _number(path: Path) -> int | None:

@@ -193,6 +193,30 @@ async def test_nobody_else_may_read_or_write_there(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "c").stat().st_mode) == 0o700
 
 
+def test_a_directory_of_others_is_not_taken_from_them(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    (shared / "theirs").touch()
+    with pytest.raises(ConfigError, match=r"capture_dir: .*shared has mode 1777 and holds other files \('theirs'\)"):
+        Capture(options(shared), CaptureMetrics(Registry()))
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o1777 and os.listdir(shared) == ["theirs"]
+    Capture(options(shared / "ours"), CaptureMetrics(Registry()))
+    assert stat.S_IMODE((shared / "ours").stat().st_mode) == 0o700
+
+
+def test_a_directory_of_another_user_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o2777)  # as Kubernetes mounts one
+    monkeypatch.setattr(os, "chmod", refuses)
+    with pytest.raises(ConfigError, match="must be this user's: name a directory in it, which the server makes"):
+        Capture(options(volume), CaptureMetrics(Registry()))
+
+
 def test_a_directory_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"capture_dir: .*file cannot be used"):

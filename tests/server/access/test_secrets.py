@@ -156,6 +156,8 @@ BAD_WORDS = {
     "a mistyped flag": [f"--redis-pasword={PASSWORD}"],
     "a flag that there is not": ["--token", PASSWORD],
     "a user in the address of a language model": ["--llm-url", f"http://{USER}:{PASSWORD}@h/v1", "--llm-model", "m"],
+    "a user in the address of a collector": ["--otlp-endpoint", f"http://{USER}:{PASSWORD}@h:4317"],
+    "the same without a scheme": ["--otlp-endpoint", f"{USER}:{PASSWORD}@h:4317"],
     "twice": ["--redis-url", f"redis://:{PASSWORD}@h", "--redis-url", f"redis://:{PASSWORD}@g"],
 }
 
