@@ -14,7 +14,7 @@ from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenO
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
 from mfalcon.models.items import ItemTable
-from mfalcon.models.manifest import load_items
+from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
 from mfalcon_client import Ranking, Rerank, Retrieve
 
@@ -39,7 +39,10 @@ def rank(
         typer.Option(help="Instead of candidates: conditions, comma-separated, of a served large user model."),
     ] = None,
     k: Annotated[int, typer.Option(help="Of --retrieve: most candidates.", min=1)] = 200,
-    context: Annotated[list[str] | None, typer.Option(help="A context feature, name=code; repeatable.")] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option(help="A context feature, name=code, as GET /v1/model numbers its values from 0; repeatable."),
+    ] = None,
     feature: Annotated[
         list[str] | None,
         typer.Option(help="A number of each candidate, name=number,number,… in their order; repeatable."),
@@ -92,6 +95,8 @@ def rank(
         )
     if retrieve is not None:
         ids = result.candidates
+    if path is not None and (warning := another_checkpoint(result, read_manifest(path).fingerprint)):
+        typer.echo(f"{path}: {warning}", err=True)
     if json_output:
         print_json({"user": user} | as_json(result, ids, items))
         return
@@ -107,6 +112,14 @@ def rank(
     if result.members:
         _console.print(members_table(result))
     _console.print(cost_line(result))
+
+
+def another_checkpoint(result: Ranking, fingerprint: str) -> str:
+    """A warning where a checkpoint whose titles are shown did not make the answer, nor a part of it; else ""."""
+    versions = [result.model_version, *(member.version for member in result.members)]
+    if any(version and fingerprint.startswith(version) for version in versions):
+        return ""
+    return f"version {fingerprint[:12]}, but version {result.model_version} answered: items and titles may be others"
 
 
 def members_table(result: Ranking) -> Table:

@@ -143,7 +143,7 @@ def show(report: Report, console: Console) -> None:
         ("checkpoint against the other", report.moved),
     ):
         if comparison is not None and comparison.all.num:
-            console.print(_table(title, comparison))
+            console.print(*_tables(title, comparison))
     console.print(_latencies(report))
     for why, num in report.failed.items():
         console.print(f"{num:,} without an answer or a comparison: {why}")
@@ -159,28 +159,30 @@ def show(report: Report, console: Console) -> None:
             console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _table(title: str, comparison: Comparison) -> Table:
-    table = Table(title=title)
-    table.add_column("requests")
+def _tables(title: str, comparison: Comparison) -> Iterator[Table]:
+    """All requests, by length of history and by tier; then each task of them. 80 columns hold every figure."""
+    parts = [("all", comparison.all)]
+    parts += [(f"history {name}", part) for name, part in comparison.by_length.items()]
+    parts += [(f"tier {name}", part) for name, part in sorted(comparison.by_tier.items())]
+    table = Table("requests", title=title)
+    tasks = Table("requests", "task", title=f"{title}, by task")
     for name in ("number", "equal", "top 1 changed", "top 10 overlap"):
         table.add_column(name, justify="right")
-    for task in comparison.tasks:
-        table.add_column(f"{task}: Spearman (p1)", justify="right")
-        table.add_column("mean / max error", justify="right")
-    rows = [("all", comparison.all)]
-    rows += [(f"history {name}", part) for name, part in comparison.by_length.items()]
-    rows += [(f"tier {name}", part) for name, part in sorted(comparison.by_tier.items())]
-    for name, part in rows:
-        cells = [f"{part.num:,}", f"{part.num_equal:,}", f"{part.num_top_changed / part.num:.1%}"]
-        cells.append(f"{part.overlap / part.num:.3f}")
-        tasks = part.told(comparison.tasks)["tasks"]
-        assert isinstance(tasks, dict)
-        for numbers in tasks.values():
-            mean, low = numbers["spearman_mean"], numbers["spearman_p1"]
-            cells.append("-" if mean is None else f"{mean:.4f} ({low:.4f})")
-            cells.append(f"{numbers['mean_abs_error']:.2g} / {numbers['max_abs_error']:.2g}")
-        table.add_row(name, *cells)
-    return table
+    for name in ("Spearman", "p1", "mean error", "max error"):
+        tasks.add_column(name, justify="right")
+    for name, part in parts:
+        changed = f"{part.num_top_changed / part.num:.1%}"
+        table.add_row(name, f"{part.num:,}", f"{part.num_equal:,}", changed, f"{part.overlap / part.num:.3f}")
+        told = part.told(comparison.tasks)["tasks"]
+        assert isinstance(told, dict)
+        for task, numbers in told.items():
+            ranks = (
+                "-" if rank is None else f"{rank:.4f}" for rank in (numbers["spearman_mean"], numbers["spearman_p1"])
+            )
+            errors = (f"{error:.2g}" for error in (numbers["mean_abs_error"], numbers["max_abs_error"]))
+            tasks.add_row(name, task, *ranks, *errors)
+    yield table
+    yield tasks
 
 
 def _latencies(report: Report) -> Table:

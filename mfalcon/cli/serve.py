@@ -53,4 +53,4 @@ def read_settings(words: list[str]) -> ServerConfig:
         flags = vars(source.root_parser.parse_args(words))
         return load_config(flags.pop("config"), source(parsed_args=flags)())
     except SettingsError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(str(error).removeprefix("error parsing CLI: ")) from error

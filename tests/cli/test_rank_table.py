@@ -1,14 +1,15 @@
 """What `mfalcon rank` prints: titles as they are, unknown items marked, everything in the JSON."""
 
+import dataclasses
 import json
 
 import numpy as np
 import orjson
 from rich.console import Console
 
-from mfalcon.cli.rank import as_json, top_table
+from mfalcon.cli.rank import another_checkpoint, as_json, top_table
 from mfalcon.models.items import ItemTable
-from mfalcon_client import CacheInfo, CacheSource, Ranking, Timings
+from mfalcon_client import CacheInfo, CacheSource, MemberResult, Ranking, Timings
 
 ITEMS = ItemTable(np.array([1, 2]), ("Film [/b]", "Film [rec]"), {})
 IDS = np.array([1, 2, 9])
@@ -35,6 +36,16 @@ def test_titles_are_text_and_unknown_items_are_marked() -> None:
     assert any("Film [rec]" in row for row in rows)
     assert any("Film [/b]" in row for row in rows)
     assert any("(unknown item)" in row and " 9 " in row for row in rows)
+
+
+def test_titles_of_another_checkpoint_are_told() -> None:
+    served = "5f0c" * 3
+    answer = dataclasses.replace(RESULT, model_version=served)
+    assert another_checkpoint(answer, "5f0c" * 16) == ""
+    assert served in another_checkpoint(answer, "ab" * 32) and "abababababab" in another_checkpoint(answer, "ab" * 32)
+    none = np.empty(0, dtype=np.int64)
+    member = MemberResult("m", "", 1.0, "ab" * 6, True, answer.cache, answer.timings, none, none, "", 1)
+    assert another_checkpoint(dataclasses.replace(answer, members=(member,)), "ab" * 32) == ""
 
 
 def test_json_holds_all_of_the_answer() -> None:

@@ -63,3 +63,8 @@ def test_a_hangup_ends_no_server_that_cannot_obey_it_yet() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_flag_without_its_value_is_told_once() -> None:
+    with pytest.raises(ConfigError, match=r"^argument --checkpoint: expected one argument"):
+        read_settings(["--checkpoint"])

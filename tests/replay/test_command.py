@@ -57,7 +57,8 @@ def test_a_table_says_what_moved(directory: Path) -> None:
         "of the same version and kernel 2",
         "captured against checkpoint",
         "checkpoint against the other",
-        "like: Spearman",
+        "captured against checkpoint, by task",
+        "Spearman",
         "history 1-31",
         "history 32-127",
         "computing a request",
@@ -69,6 +70,7 @@ def test_a_table_says_what_moved(directory: Path) -> None:
 def test_a_narrow_terminal_cuts_no_request_that_moved(directory: Path) -> None:
     named = (str(directory / "checkpoint-0"), "--capture", str(directory / "capture"))
     said = run(*named, "--against", str(directory / "checkpoint-1"), "--worst", "2", columns=40)
+    assert "…" not in run(*named, columns=80)
     lines = said.partition("requests that moved most\n")[2].splitlines()
     assert len(lines) == 2 and {f"history_len {length}" in said for length in (20, 40)} == {True}
     for line in lines:
