@@ -337,6 +337,7 @@ async def test_openapi_is_complete(running: Running) -> None:
         ("post", "/v1/rank"),
         ("post", "/v1/users/{user_id}/events"),
         ("post", "/v1/events"),
+        ("post", "/v1/interests"),
         ("get", "/v1/users/{user_id}/history"),
         ("post", "/v1/users/{user_id}/prefill"),
         ("delete", "/v1/users/{user_id}"),
