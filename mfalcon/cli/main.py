@@ -25,6 +25,10 @@ COMMANDS = {
         "mfalcon.cli.train",
         "Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes.",
     ),
+    "plan": (
+        "mfalcon.cli.plan",
+        "Train a grid of short runs, fit a law of quality and one of latency, and say what to train for a budget.",
+    ),
     "evaluate": (
         "mfalcon.cli.evaluate",
         "Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.",

@@ -51,6 +51,11 @@ class TrainConfig(Frozen):
     """Epochs without a better validation AUC before stopping early."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     split: Literal["A", "B"] = "A"
+    steps_per_epoch: Positive | None = None
+    """Steps of an epoch, in as many or as few passes over the windows as that takes; one pass if not given. Runs on
+    histories and shares of different sizes are alike in what they learn from with it."""
+    users_share: float | None = Field(default=None, gt=0, le=1)
+    """Share of the training users who are learned from, drawn without the seed; all if not given."""
     visibility: Literal["strict", "order"] = "order"
     """What targets see of events at their own time: nothing, or all before them in order. Learning from the longer
     histories ranks better under either (docs/LOG.md)."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mfalcon.train.dataset import Dataset
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, 3
 
 Split = Literal["A", "B"]
 
@@ -44,3 +44,13 @@ def split_b(dataset: Dataset) -> NDArray[np.int8]:
 def split(dataset: Dataset, kind: Split) -> NDArray[np.int8]:
     """[num_events] part of each event under split A or B."""
     return split_a(dataset) if kind == "A" else split_b(dataset)
+
+
+def thinned(parts: NDArray[np.int8], dataset: Dataset, share: float) -> NDArray[np.int8]:
+    """The parts where only a share of the users who train still do, at least one; the events of the rest are UNUSED.
+
+    Who that is depends on the data set alone, and the users of a smaller share are among those of a larger.
+    """
+    users = np.random.default_rng(0).permutation(np.unique(dataset.user[parts == TRAIN]))
+    kept = users[: max(1, round(share * len(users)))]
+    return np.where((parts == TRAIN) & ~np.isin(dataset.user, kept), np.int8(UNUSED), parts)

@@ -8,8 +8,9 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from mfalcon.train.objective import Objective, Validation, objective_of
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import Run
 from mfalcon.train.sequences import Columns, Window, grouped, windows_of
-from mfalcon.train.splits import TRAIN, VALIDATION, split
+from mfalcon.train.splits import TRAIN, VALIDATION, split, thinned
 
 FEW_VALIDATION_EVENTS = 50
 """Below this an AUC is mostly chance: its standard error is above 0.08."""
@@ -68,6 +69,8 @@ def train(
     model = build(model_config)
     model.items.load_items(dataset.items)
     parts = split(dataset, config.split)
+    if config.users_share is not None:
+        parts = thinned(parts, dataset, config.users_share)
     chosen = parts == TRAIN if learn is None else (parts == TRAIN) & learn
     items = windows_of(model, dataset, chosen, config.visibility)
     columns = Columns(dataset, model_config, config.visibility)
@@ -76,7 +79,7 @@ def train(
     if num_validation < FEW_VALIDATION_EVENTS:
         notify(f"warning: only {num_validation} validation events: the figures of validation mean little")
     objective = objective_of(model, dataset, columns, config)
-    per_epoch = -(-len(items) // config.batch_size)
+    per_epoch = config.steps_per_epoch or -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
     identity = run_identity(dataset, model_config, config, learn)
     if done := run.resume(progress_dir, identity):
@@ -139,7 +142,7 @@ def _epoch(
     torch.manual_seed(seed)
     run.model.train()
     began, seen, total = time.perf_counter(), 0, 0.0
-    for step, group in enumerate(grouped(items, run.config.batch_size, np.random.default_rng(seed))):
+    for step, group in enumerate(islice(_passes(items, run.config.batch_size, seed), per_epoch)):
         batch = columns.batch(group)
         run.set_learning_rate(run.epoch * per_epoch + step)
         value = objective.loss(run.model, batch)
@@ -152,3 +155,10 @@ def _epoch(
         total += value.item()
         rate = seen / (time.perf_counter() - began)
         report(Progress(run.epoch, step + 1, per_epoch, total / (step + 1), rate, None, run.best_epoch))
+
+
+def _passes(items: list[Window], batch_size: int, seed: int) -> Iterator[list[Window]]:
+    """Batches of one pass over the windows after the other, each in an order of its own."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield from grouped(items, batch_size, rng)
