@@ -82,6 +82,26 @@ class UserAppend:
     append: Append
 
 
+ItemsPolicy: TypeAlias = Literal["exact", "bounded", "frozen"]
+"""What becomes of KV states that hold an item row that has changed since. exact: what follows the first such event is
+not used. bounded: it is used for a while after it was encoded. frozen: it is used; the rows of a history are those of
+the time when its events were encoded.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsUpdated:
+    """What became of a delta of item rows: it is served. items_version, number: of the table that it made. num_rows:
+    that the delta named. num_items: in that table.
+    """
+
+    model: str
+    items_version: str
+    number: int
+    num_rows: int
+    num_items: int
+
+
 @dataclass(frozen=True, slots=True)
 class Appended:
     """What became of an `Append`: its events are acknowledged.
@@ -291,7 +311,7 @@ class MemberResult:
     address: of the replica that was asked, "" for this one. arrived: whether the scores are merged from its own too.
     unknown, failed: positions of candidates, as in `RankResult`, that this member does not know or has no score for.
     error: why it did not arrive, behind a word for it: late, overloaded, away, disagrees, outdated or failed. took_us:
-    until it arrived, or was given up.
+    until it arrived, or was given up. items_version: see `RankResult`.
     """
 
     model: str
@@ -305,6 +325,7 @@ class MemberResult:
     failed: tuple[int, ...] = ()
     error: str = ""
     took_us: int = 0
+    items_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +349,7 @@ class RankResult:
     counters_stale: acknowledged events may be missing from the item counters.
     history_version: [16] the chained hash of the acknowledged history, see `Append.expected_version`; empty where it is
         not known.
+    items_version: of the item table that the scores are of, "" of the checkpoint's own and of an ensemble.
     candidates: [num_candidates] those that were retrieved, which all else is aligned with; empty where they were given.
     """
 
@@ -348,6 +370,7 @@ class RankResult:
     counters_version: int = 0
     counters_stale: bool = False
     history_version: bytes = b""
+    items_version: str = ""
     candidates: Ids = field(default_factory=no_ids)
 
     @property
@@ -436,6 +459,7 @@ class ModelInfo:
     read.
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     counters: of the user and the item, which the server counts and the model reads.
+    items_version: of its item table, "" as long as that is the checkpoint's.
     conditions: that it is asked for Interests; none of a model that ranks items.
     """
 
@@ -456,4 +480,5 @@ class ModelInfo:
     reads_last_events: bool = False
     """With each request the last `max_history` of them: the model has no KV states."""
     counters: tuple[str, ...] = ()
+    items_version: str = ""
     conditions: tuple[str, ...] = ()

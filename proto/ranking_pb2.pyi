@@ -7,6 +7,55 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class UpdateItemsRequest(_message.Message):
+    __slots__ = ("model", "model_version", "number", "replaces", "item_ids", "vectors", "biases", "side", "last")
+    class SideEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: SideValues
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[SideValues, _Mapping]] = ...) -> None: ...
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REPLACES_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    BIASES_FIELD_NUMBER: _ClassVar[int]
+    SIDE_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    model_version: str
+    number: int
+    replaces: bool
+    item_ids: _containers.RepeatedScalarFieldContainer[int]
+    vectors: _containers.RepeatedScalarFieldContainer[float]
+    biases: _containers.RepeatedScalarFieldContainer[float]
+    side: _containers.MessageMap[str, SideValues]
+    last: bool
+    def __init__(self, model: _Optional[str] = ..., model_version: _Optional[str] = ..., number: _Optional[int] = ..., replaces: _Optional[bool] = ..., item_ids: _Optional[_Iterable[int]] = ..., vectors: _Optional[_Iterable[float]] = ..., biases: _Optional[_Iterable[float]] = ..., side: _Optional[_Mapping[str, SideValues]] = ..., last: _Optional[bool] = ...) -> None: ...
+
+class SideValues(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, values: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class UpdateItemsResponse(_message.Message):
+    __slots__ = ("model", "items_version", "number", "num_rows", "num_items")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    items_version: str
+    number: int
+    num_rows: int
+    num_items: int
+    def __init__(self, model: _Optional[str] = ..., items_version: _Optional[str] = ..., number: _Optional[int] = ..., num_rows: _Optional[int] = ..., num_items: _Optional[int] = ...) -> None: ...
+
 class ReloadRequest(_message.Message):
     __slots__ = ("model", "checkpoint")
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -195,7 +244,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "history_version", "members", "partial_merge", "candidates")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "items_version", "history_version", "members", "partial_merge", "candidates")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +260,7 @@ class RankResponse(_message.Message):
     RERANK_SKIPPED_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_VERSION_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_STALE_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
     HISTORY_VERSION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_MERGE_FIELD_NUMBER: _ClassVar[int]
@@ -230,14 +280,15 @@ class RankResponse(_message.Message):
     rerank_skipped: str
     counters_version: int
     counters_stale: bool
+    items_version: str
     history_version: bytes
     members: _containers.RepeatedCompositeFieldContainer[MemberResult]
     partial_merge: bool
     candidates: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., items_version: _Optional[str] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MemberResult(_message.Message):
-    __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us")
+    __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us", "items_version")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +300,7 @@ class MemberResult(_message.Message):
     FAILED_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     TOOK_US_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
     model: str
     address: str
     weight: float
@@ -260,7 +312,8 @@ class MemberResult(_message.Message):
     failed: _containers.RepeatedScalarFieldContainer[int]
     error: str
     took_us: int
-    def __init__(self, model: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[float] = ..., version: _Optional[str] = ..., arrived: _Optional[bool] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., unknown: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., took_us: _Optional[int] = ...) -> None: ...
+    items_version: str
+    def __init__(self, model: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[float] = ..., version: _Optional[str] = ..., arrived: _Optional[bool] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., unknown: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[int]] = ..., error: _Optional[str] = ..., took_us: _Optional[int] = ..., items_version: _Optional[str] = ...) -> None: ...
 
 class AppendEventsRequest(_message.Message):
     __slots__ = ("user_id", "events", "expected_len", "expected_version", "append_id", "late_events")
@@ -437,7 +490,7 @@ class ContextFeature(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_values: _Optional[int] = ..., values: _Optional[_Iterable[str]] = ..., derived: _Optional[bool] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "conditions")
+    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "items_version", "conditions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -454,6 +507,7 @@ class GetModelResponse(_message.Message):
     TASK_INFOS_FIELD_NUMBER: _ClassVar[int]
     READS_LAST_EVENTS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
@@ -471,8 +525,9 @@ class GetModelResponse(_message.Message):
     task_infos: _containers.RepeatedCompositeFieldContainer[TaskInfo]
     reads_last_events: bool
     counts_items: bool
+    items_version: str
     conditions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., items_version: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TaskInfo(_message.Message):
     __slots__ = ("name", "kind", "weight")

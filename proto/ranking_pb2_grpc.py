@@ -475,6 +475,11 @@ class AdminStub:
                 request_serializer=proto_dot_ranking__pb2.ReloadRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.ReloadResponse.FromString,
                 _registered_method=True)
+        self.UpdateItems = channel.stream_unary(
+                '/mfalcon.v1.Admin/UpdateItems',
+                request_serializer=proto_dot_ranking__pb2.UpdateItemsRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.UpdateItemsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -490,6 +495,17 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateItems(self, request_iterator, context):
+        """Changes or adds rows of a model's item table while it serves. The messages of one call are one delta: all of it is
+        served from one step of the device to the next, or nothing, also where the call breaks off. INVALID_ARGUMENT for rows
+        that the model cannot have; FAILED_PRECONDITION for rows of another checkpoint, and a number that does not follow;
+        RESOURCE_EXHAUSTED where there is no memory for it, or too many deltas wait. The table is kept in memory: a server that
+        restarts serves the checkpoint's rows and the deltas of its items_dir.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -497,6 +513,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Reload,
                     request_deserializer=proto_dot_ranking__pb2.ReloadRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.ReloadResponse.SerializeToString,
+            ),
+            'UpdateItems': grpc.stream_unary_rpc_method_handler(
+                    servicer.UpdateItems,
+                    request_deserializer=proto_dot_ranking__pb2.UpdateItemsRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.UpdateItemsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +548,33 @@ class Admin:
             '/mfalcon.v1.Admin/Reload',
             proto_dot_ranking__pb2.ReloadRequest.SerializeToString,
             proto_dot_ranking__pb2.ReloadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateItems(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/mfalcon.v1.Admin/UpdateItems',
+            proto_dot_ranking__pb2.UpdateItemsRequest.SerializeToString,
+            proto_dot_ranking__pb2.UpdateItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,10 @@ from mfalcon.errors import ConfigError, EngineFailure
 from mfalcon.history.budget import LogBudget, budget_of_directory
 from mfalcon.history.file_log import FileLogOptions
 from mfalcon.history.redis_log import LogOptions
+from mfalcon.items.delta import Delta
+from mfalcon.items.live import LiveOptions
 from mfalcon.kvcache.chunk import PayloadDtype
+from mfalcon.kvcache.item_rows import RowPolicy
 from mfalcon.memory import available_bytes, budget_of_states
 from mfalcon.merging.merge import Calibration
 from mfalcon.metrics.certificates import CertificateMetrics
@@ -38,7 +41,7 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.url import redacted
 from mfalcon.rerank.language_model import LanguageModelOptions
-from mfalcon.types import ModelInfo
+from mfalcon.types import ItemsUpdated, ModelInfo
 from server import arrivals, banner
 from server.access.access import Access
 from server.access.metered import MeteredEngine
@@ -49,6 +52,7 @@ from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.http.metrics import MAX_CONNECTIONS, MetricsServer
+from server.item_folder import ItemFolder, folder_of
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
@@ -77,6 +81,10 @@ HEARTBEAT_SECONDS = 0.25
 
 class ServedEngine(RankingEngine, Protocol):
     """An engine whose life is the server's."""
+
+    async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
+        """Serve a model with other item rows; see `mfalcon.engine.engine.Engine`."""
+        ...
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         """Serve another checkpoint under a name; whatever it raises leaves the old one serving."""
@@ -186,6 +194,8 @@ class Service:
         self._admin: AdminServer | None = None
         self._metrics: MetricsServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
+        self._folders: dict[str, ItemFolder] = {}
+        self._item_metrics = metrics.items
         self._loop_lag = metrics.loop_lag
         self._registry = metrics.registry
         self._tasks: set[asyncio.Task[None]] = set()
@@ -229,6 +239,7 @@ class Service:
         if not self._config.ready_without_redis:
             self._front.wait_for_redis()
             await engine.reach_redis()
+        await self._start_folders(engine)
         await self._start_reloads(engine)
         await self._front.serve(MeteredEngine(engine, self._ledger) if self._access.is_on else engine)
 
@@ -250,6 +261,18 @@ class Service:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _start_folders(self, engine: ServedEngine) -> None:
+        """Deltas of items that are there are served from the first request on."""
+        names = [info.name for info in engine.models]
+        for name, model in zip(names, self._config.served, strict=False):
+            if model.items_dir is not None:
+                folder = folder_of(
+                    model.items_dir, name, lambda: engine.models, engine.update_items, self._item_metrics.refused
+                )
+                self._folders[name] = folder
+                await folder.look()
+                self._tasks.add(asyncio.create_task(folder.watch(self._config.items_watch_seconds)))
+
     async def _start_reloads(self, engine: ServedEngine) -> None:
         config = self._config
         names = [info.name for info in engine.models]
@@ -258,11 +281,13 @@ class Service:
         async def exchange(model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
             info = await engine.reload(model, load)
             settle()
+            if (folder := self._folders.get(model)) is not None:  # deltas of the new checkpoint may be there already
+                self._begin(folder.look())
             return info
 
         self._reloads = reloads = Reloads(directories, self._marks, loader(config), exchange, lambda: engine.models)
         if config.admin_port is not None:
-            self._admin = AdminServer(reloads, self._access, self._certificates)
+            self._admin = AdminServer(reloads, self._access, self._certificates, engine.update_items)
             address = await self._admin.start(config.admin_host, config.admin_port)
             logger.info("admin: grpc %s", address)
         if config.watch_seconds:
@@ -396,6 +421,7 @@ def model_options(config: ServerConfig, device: torch.device) -> list[RankerOpti
         kv_budget_bytes=state_bytes(config),
         device_budget_bytes=config.device_budget_mb << 20 or free_bytes(device),
         write_behind_bytes=config.write_behind_mb << 20,
+        live=LiveOptions(RowPolicy(config.items_policy, config.items_keep_seconds), config.items_most_new),
         max_candidates=config.max_candidates,
     )
     return [dataclasses.replace(shared(options, model.share or 1.0), name=model.name) for model in config.served]

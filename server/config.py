@@ -24,6 +24,7 @@ from server.logs import LogFormat
 from server.settings.access import AccessSettings
 from server.settings.capture import CaptureSettings
 from server.settings.console import ConsoleSettings
+from server.settings.items import ItemSettings
 from server.settings.observability import ObservabilitySettings
 from server.settings.tls import File, TlsSettings, is_loopback
 
@@ -48,6 +49,8 @@ class ModelConfig(BaseModel):
     checkpoint: Path
     share: float | None = Field(default=None, gt=0, le=1)
     """Of the memory budgets; an equal part of what the others leave if not given."""
+    items_dir: Path | None = None
+    """Of deltas of its item rows."""
 
 
 MOST_MEMBERS = 16
@@ -131,7 +134,9 @@ class EnsembleConfig(BaseModel):
         return self
 
 
-class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, ObservabilitySettings, TlsSettings, BaseSettings):
+class ServerConfig(
+    AccessSettings, CaptureSettings, ConsoleSettings, ItemSettings, ObservabilitySettings, TlsSettings, BaseSettings
+):
     """The settings of `mfalcon serve`. Immutable; a name that is none of these is an error."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
@@ -191,7 +196,9 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
 
     admin_host: str = Field(default="127.0.0.1", min_length=1, description="Address that Admin (gRPC) listens on.")
     admin_port: Port | None = Field(
-        default=None, description="Port of Admin, which reloads models; 0 takes any free one. Off if not given."
+        default=None,
+        description="Port of Admin, which reloads models and takes deltas of items; 0 takes any free one. Off if not "
+        "given.",
     )
     watch_seconds: float = Field(
         default=0.0,
@@ -516,6 +523,8 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
             raise ValueError(f"checkpoint, models: got {given}, must be a checkpoint or [[models]] in the TOML file")
         if self.models and self.model_name is not None:
             raise ValueError("model_name: got a name, must not be given beside [[models]], which have their own")
+        if self.models and self.items_dir is not None:
+            raise ValueError("items_dir: got a directory, must not be given beside [[models]], which have their own")
         shares = round(sum(model.share or 0 for model in self.models), 9)
         if shares > 1 or (shares == 1 and any(model.share is None for model in self.models)):
             raise ValueError(f"models: got shares of {shares:g} in all, must leave every model a part of 1")
@@ -525,7 +534,7 @@ class ServerConfig(AccessSettings, CaptureSettings, ConsoleSettings, Observabili
     def served(self) -> tuple[ModelConfig, ...]:
         """Every model with its share of the memory budgets, the default one first."""
         if self.checkpoint is not None:
-            return (ModelConfig(name=self.model_name, checkpoint=self.checkpoint, share=1.0),)
+            return (ModelConfig(name=self.model_name, checkpoint=self.checkpoint, share=1.0, items_dir=self.items_dir),)
         left = 1 - sum(model.share or 0 for model in self.models)
         rest = left / max(1, sum(model.share is None for model in self.models))
         return tuple(model.model_copy(update={"share": model.share or rest}) for model in self.models)

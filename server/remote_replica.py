@@ -94,6 +94,7 @@ class RemoteReplica:
             unknown=ranking.unknown.astype(np.uint32),
             stale=ranking.stale,
             failed=ranking.failed.astype(np.uint32),
+            items_version=ranking.items_version,
         )
 
     async def prefill(self, user_id: str, timeout_s: float) -> CacheInfo:

@@ -201,6 +201,7 @@ def ranking(raw: bytes) -> Ranking:
         counters_version=reply.counters_version,
         counters_stale=reply.counters_stale,
         history_version=reply.history_version,
+        items_version=reply.items_version,
         candidates=np.asarray(reply.candidates, dtype=np.int64),
     )
 
@@ -429,6 +430,7 @@ def _member(member: pb.MemberResult) -> MemberResult:
         failed=np.asarray(member.failed, dtype=np.int64),
         error=member.error,
         took_us=member.took_us,
+        items_version=member.items_version,
     )
 
 
@@ -472,6 +474,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         counts_items=reply.counts_items,
         reads_last_events=reply.reads_last_events,
         counters=tuple(reply.counters),
+        items_version=reply.items_version,
         conditions=tuple(reply.conditions),
     )
 

@@ -102,7 +102,8 @@ class MemberResult:
     address: of the replica that was asked, "" for the one that answers. arrived: its scores are in the merge; version,
     cache, timings, unknown and failed are empty otherwise. unknown, failed: int64, positions of candidates that it does
     not know or has no score for; they are merged from the others. error: why it did not arrive, behind a word for it:
-    late, overloaded, away, disagrees, outdated or failed. took_us: until it arrived, or was given up.
+    late, overloaded, away, disagrees, outdated or failed. took_us: until it arrived, or was given up. items_version: as
+    of a `Ranking`.
     """
 
     model: str
@@ -116,6 +117,7 @@ class MemberResult:
     failed: NDArray[np.int64]
     error: str
     took_us: int
+    items_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,8 @@ class Ranking:
     has no score for some candidate: the scores are right, and not those of all members.
     counters_version: of the counters of items that the model read, 0 if it reads none.
     counters_stale: acknowledged events may be missing from them.
+    items_version: of the item table that the scores are of: the number of the last delta in it, and a hash of all of
+    them; "" of the checkpoint's own rows, and of an ensemble.
     candidates: int64 [num_scored], those that were retrieved, which all else is aligned with; empty without `retrieve`.
     """
 
@@ -154,6 +158,7 @@ class Ranking:
     counters_version: int = 0
     counters_stale: bool = False
     history_version: bytes = b""
+    items_version: str = ""
     candidates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
@@ -312,7 +317,8 @@ class Model:
     reads_last_events: it has no KV state, so there is nothing to prefill.
     of an older release. ensemble: None for one model. counts_items: its checkpoint says how often each item was acted
     on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts. conditions: what it may
-    be asked by `interests`; none of a model that ranks items.
+    be asked by `interests`; none of a model that ranks items. items_version: of its item
+    table, as answers name it.
     """
 
     name: str
@@ -331,4 +337,5 @@ class Model:
     counts_items: bool = False
     reads_last_events: bool = False
     counters: tuple[str, ...] = ()
+    items_version: str = ""
     conditions: tuple[str, ...] = ()

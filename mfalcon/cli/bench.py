@@ -32,6 +32,7 @@ from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
 from mfalcon.cli.bench_hostile import bench_hostile
 from mfalcon.cli.bench_ingest import bench_ingest
+from mfalcon.cli.bench_items import bench_items
 from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_lum import bench_lum, bench_lum_features
@@ -71,6 +72,7 @@ app.command("lum-features")(bench_lum_features)
 app.command("damaged")(bench_damaged)
 app.command("hostile")(bench_hostile)
 app.command("log")(bench_log)
+app.command("items")(bench_items)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)

@@ -41,6 +41,10 @@ COMMANDS = {
         "mfalcon.cli.reload",
         "Serve another checkpoint without a restart; a bad one leaves the old one serving.",
     ),
+    "update-items": (
+        "mfalcon.cli.update_items",
+        "Change or add item rows of a model while it serves, at a server or in a directory that servers watch.",
+    ),
     "load": (
         "mfalcon.cli.load",
         "Append the histories of a data set to a running server; run again, it goes on where it stopped.",
@@ -112,7 +116,9 @@ def load_command(name: str) -> Any:
             command.cls = OnceCommand
         holder.add_typer(module.app, name=name)
     else:
-        holder.command(name, cls=OnceCommand, **getattr(module, "PASSED_ON", {}))(getattr(module, name))
+        holder.command(name, cls=OnceCommand, **getattr(module, "PASSED_ON", {}))(
+            getattr(module, name.replace("-", "_"))
+        )
     return get_group(holder).commands[name]
 
 

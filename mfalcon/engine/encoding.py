@@ -2,12 +2,12 @@
 all of it is queued, and what is to be known of it is asked for later.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from mfalcon.algorithm import append_all
-from mfalcon.backends.select import ServedModel
+from mfalcon.backends.select import Served, ServedModel
 from mfalcon.engine.clock import Clock
 from mfalcon.engine.progress import Progress
 from mfalcon.engine.slices import fitting
@@ -17,7 +17,6 @@ from mfalcon.kvcache.cost import EncodeCost
 from mfalcon.kvcache.finite import finiteness
 from mfalcon.kvcache.state import KVState
 from mfalcon.models.base import event_tokens
-from mfalcon.models.items import ItemTable
 from mfalcon.types import Events, no_events
 
 
@@ -40,11 +39,7 @@ class Encoded:
 class Encoder:
     """Of one model, on its device. slice_events: a slice is a multiple of so many."""
 
-    def __init__(
-        self, served: ServedModel, items: ItemTable, cache: KVCache, cost: EncodeCost, clock: Clock, slice_events: int
-    ) -> None:
-        self._served = served
-        self._items = items
+    def __init__(self, served: ServedModel, cache: KVCache, cost: EncodeCost, clock: Clock, slice_events: int) -> None:
         self._cache = cache
         self._cost = cost
         self._clock = clock
@@ -100,8 +95,7 @@ class Encoder:
         if not growing:
             return
         began = self._clock.now()
-        deltas = [event_tokens(chunk, self._items, self._device) for _, chunk in growing]
-        longer = append_all(self._served, [work.kv for work, _ in growing], deltas)
+        longer = self._longer(growing)
         ended = self._clock.now()
         sizes = [(work.kv.num_tokens, state.num_tokens) for (work, _), state in zip(growing, longer, strict=True)]
         finite = finiteness(longer, [before for before, _ in sizes])
@@ -120,25 +114,44 @@ class Encoder:
 
         encoded.steps.append(settle)
 
+    def _longer(self, growing: Sequence[tuple[Progress, Events]]) -> list[KVState]:
+        """The states with these events behind them; those who read one version of the items are computed together."""
+        longer: dict[int, KVState] = {}
+        for served, indices in alike([work for work, _ in growing]):
+            assert isinstance(served, ServedModel)
+            parts = [growing[index] for index in indices]
+            deltas = [event_tokens(chunk, work.items.items, self._device) for work, chunk in parts]
+            longer |= zip(indices, append_all(served, [work.kv for work, _ in parts], deltas), strict=True)
+        return [longer[index] for index in range(len(growing))]
+
     def _keep(self, work: Progress, state: KVState, keep: tuple[History, int, int]) -> float:
         """Keep the state of a history that has been encoded to its end."""
         if not work.is_spoilt:
             history, start, own_start = keep
-            self._cache.put(history, start, state, own_start)
+            self._cache.put(history, start, state, own_start, work.tags, work.made_at)
         return 0.0
+
+
+def alike(works: Sequence[Progress]) -> Iterator[tuple[Served, list[int]]]:
+    """Positions of those that read one version of the items, and the model with these: nearly always all of them."""
+    groups: dict[int, list[int]] = {}
+    for index, work in enumerate(works):
+        groups.setdefault(id(work.items), []).append(index)
+    return ((works[indices[0]].items.served, indices) for indices in groups.values())
 
 
 def _leaders(works: Sequence[Progress]) -> dict[int, int]:
     """Of those that wait for the same history as one before them: whom they follow."""
     if len(works) < 2:
         return {}
-    first: dict[tuple[bytes, int, int], int] = {}
+    first: dict[tuple[bytes, int, int, int, bytes], int] = {}
     leaders = {}
     for index, work in enumerate(works):
         if work.keep is None or not len(work.history):
             continue
         log, start, _ = work.keep
-        leader = first.setdefault((log.link(len(log)), start, len(work.history)), index)
+        place = log.link(len(log)), start, len(work.history), id(work.items), work.tags
+        leader = first.setdefault(place, index)
         if leader != index:
             leaders[index] = leader
     return leaders

@@ -17,6 +17,7 @@ from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.interests import InterestStage
+from mfalcon.engine.item_updates import ItemUpdates
 from mfalcon.engine.jobs import Jobs
 from mfalcon.engine.listing import NO_ITEMS, listed
 from mfalcon.engine.pipeline import Pipeline
@@ -27,6 +28,7 @@ from mfalcon.errors import ShuttingDown, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.interests import Interests, InterestsRequest
+from mfalcon.items.delta import Delta
 from mfalcon.load import Load
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models.checkpoint import Checkpoint
@@ -41,6 +43,7 @@ from mfalcon.types import (
     HistoryRequest,
     Items,
     ItemsRequest,
+    ItemsUpdated,
     ModelInfo,
     RankRequest,
     RankResult,
@@ -78,6 +81,7 @@ class Engine:
         self._reranking = Reranking(metrics, llm)
         self._interests = InterestStage(catalog, self._jobs, histories.tombstones)
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
+        self._item_updates = ItemUpdates(catalog, device, metrics.items)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere, self._evicted)
         for ranker in catalog:
@@ -226,6 +230,10 @@ class Engine:
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         """Serve another checkpoint under the name of a model, without losing a request; see `Reloader.reload`."""
         return await self._reloader.reload(model, load)
+
+    async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
+        """Serve a model with other item rows from the next step on; see `ItemUpdates.update`."""
+        return await self._item_updates.update(model, delta)
 
     async def hand_over(self, seconds: float, most_bytes: int) -> None:
         """See `engine/handover.py`. Requests go on meanwhile."""

@@ -82,6 +82,7 @@ def told(outcome: Outcome[RankResult], num_scored: int) -> MemberResult:
         unknown=_below(result.unknown, num_scored),
         failed=_below(result.failed, num_scored),
         took_us=took_us,
+        items_version=result.items_version,
     )
 
 

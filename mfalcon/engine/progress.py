@@ -7,6 +7,8 @@ import numpy as np
 
 from mfalcon.algorithm import UserState
 from mfalcon.history.history import History
+from mfalcon.items.version import ItemVersion
+from mfalcon.kvcache.item_rows import NO_TAGS
 from mfalcon.kvcache.state import KVState
 from mfalcon.types import CacheInfo, CacheSource, Events, Floats, Ids
 
@@ -37,10 +39,12 @@ class Progress:
     and where the history's own begins. rows: what the model reads of the candidates (`ItemTable.keys`). dense: what it
     reads of each behind the layers, None if nothing; features_s: the seconds that took. scores: of the first
     `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that
-    state.
+    state. items: the version of the item table that all of it is computed with. tags, made_at: of the item rows of what
+    is kept, see `StateKey`.
     """
 
     owner: object
+    items: ItemVersion
     state: UserState
     source: CacheSource
     history: Events
@@ -49,6 +53,8 @@ class Progress:
     rows: Ids
     dense: Floats | None
     state_s: float
+    tags: bytes = NO_TAGS
+    made_at: float = 0.0
     reused_tokens: int = 0
     encode_s: float = 0.0
     score_s: float = 0.0
@@ -102,6 +108,7 @@ class Progress:
         self.hold(leader.kv)
         self.is_spoilt = leader.is_spoilt
         self.history = leader.history
+        self.tags, self.made_at = leader.tags, leader.made_at
         self.source, self.reused_tokens = source, leader.kv.num_tokens
 
     def release(self) -> None:

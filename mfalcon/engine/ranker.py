@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +21,7 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
+from mfalcon.items.live import LiveItems, LiveOptions
 from mfalcon.kvcache.cache import KVCache, RemoteTier
 from mfalcon.kvcache.fetch import Fetched, Fetcher, LogReader
 from mfalcon.kvcache.offload_queue import Offer
@@ -50,7 +51,7 @@ class RankerOptions:
 
     microbatch: targets per forward, None to measure the best size at start. kv_budget_bytes: of the states in host
     memory; device_budget_bytes: of those on a GPU, 0 for most of what is free there. write_behind_bytes: of states that
-    wait to be written to Redis.
+    wait to be written to Redis. live: of item rows that change while the model serves.
     """
 
     name: str | None = None
@@ -60,6 +61,7 @@ class RankerOptions:
     kv_budget_bytes: int = 1 << 30
     device_budget_bytes: int = 0
     write_behind_bytes: int = 256 << 20
+    live: LiveOptions = field(default_factory=LiveOptions)
     max_candidates: int = 16_384
 
 
@@ -129,6 +131,7 @@ class LoadedRanker:
         self._recent: OrderedDict[str, None] = OrderedDict() if predecessor is None else predecessor._recent
         self._answered = ModelAnswers(metrics, self.name)
         self._states: ModelStates | None = None
+        self.live = LiveItems(served, checkpoint.items, checkpoint.fingerprint, options.live)
         self._cache: KVCache | None = None
         self.remote = None
         longest_wait_s = redis.options.client.timeout_s if redis is not None else 0.0
@@ -163,6 +166,8 @@ class LoadedRanker:
         fingerprint = f"{self.checkpoint.fingerprint}:{served.model.dtype}"
         if options.kv_dtype != "auto":
             fingerprint += f":{options.kv_dtype}"
+        if options.live.policy.name == "frozen":
+            fingerprint += ":frozen"  # its states say nothing of the rows that they were made of
         if histories.redis is not None:
             self.remote = histories.redis.attach(served.model, fingerprint, waiting, histories.tombstones)
         return KVCache(
@@ -172,6 +177,7 @@ class LoadedRanker:
             histories.tombstones,
             host_pool=served.host,
             remote=self.remote if served.model.prefix_stable else None,
+            rows=self.live,
         )
 
     def successor(self, checkpoint: Checkpoint) -> "LoadedRanker":
@@ -296,7 +302,7 @@ class LoadedRanker:
             num_bytes >> 20,
         )
         items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates
-        return Runner(served, items, self._cache, measured.microbatch, version, self.predictor, small)
+        return Runner(served, items, self._cache, measured.microbatch, version, self.predictor, small, self.live)
 
     def _measure(self) -> "Measured":
         served, workers, microbatch, small = self.served, self._device.workers, self.options.microbatch, 0
@@ -344,7 +350,7 @@ class LoadedRanker:
             if history is None or not key.is_ancestor(cache.fingerprint, history, key.start):
                 continue
             if key.start == self.window_start(history) and (entry := cache.host.at(key)):
-                yield Offer(history.until(key.stop), key.start, entry.state)
+                yield Offer(history.until(key.stop), key.start, entry.state, tags=key.tags)
 
     async def close(self) -> None:
         """End what fetches, copies and writes, and let go of every state. After the model's last job on the device."""

@@ -45,13 +45,14 @@ async def _states(ranker: LoadedRanker, history: History, deadline: float | None
     if ranker.states is None:
         return []
     cache, start = ranker.states, ranker.window_start(history)
-    kept = []
+    tags, kept = cache.rows.tags(history, start), list[KeptState]()
     for tier, key, num_tokens, num_bytes in cache.sizes(history.user):
         fits = key.start == start and key.is_ancestor(cache.fingerprint, history, start)
+        fits = fits and cache.rows.policy.reach(key.tags, key.made_at, tags, key.stop - start) == key.stop - start
         kept.append(KeptState(ranker.name, tier, key.start, key.stop - key.start, num_tokens, num_bytes, fits))
     if cache.remote is not None and len(history) > start:
         stored = cache.remote.states
-        num_events, num_bytes = await stored.stored(history, start, _patience(deadline))
+        num_events, num_bytes = await stored.stored(history, start, _patience(deadline), tags)
         if num_events:
             num_tokens = num_events * stored.layout.tokens_per_event
             kept.append(KeptState(ranker.name, CacheSource.REDIS, start, num_events, num_tokens, num_bytes, fits=True))

@@ -13,10 +13,11 @@ from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
 from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.histories import Histories
+from mfalcon.engine.item_updates import swap
 from mfalcon.engine.job import prefill_job
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.engine.runner import Runner
-from mfalcon.engine.workers import take_cores
+from mfalcon.engine.workers import on_one_core
 from mfalcon.errors import MFalconError, Overloaded, ShuttingDown
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.states import StateMetrics
@@ -40,12 +41,6 @@ class ReloadOptions:
 
     warm_users: int = 1_000
     warm_s: float = 10.0
-
-
-def _on_one_core(work: Callable[[], T]) -> T:
-    """The other cores are the device thread's, which goes on."""
-    take_cores(1)
-    return work()
 
 
 class Reloader:
@@ -114,16 +109,18 @@ class Reloader:
     async def _exchange(self, name: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         began = time.monotonic()
         old = self._catalog.get(name)
-        new = await beside(lambda: _on_one_core(lambda: old.successor(load())))
+        new = await beside(lambda: on_one_core(lambda: old.successor(load())))
         try:
             self._ensembles.check(new.info)
             new.start()
-            await beside(lambda: _on_one_core(new.prove))
+            await beside(lambda: on_one_core(new.prove))
+            await self._keep_items(old, new)
             runner = await self._on_device(new.warm)
             await self._on_device(lambda: self._device.serve(self._device.runners | {name + _STAGED: runner}))
             num_warmed = await self._warm(new, name + _STAGED, old.recent_users)
-            async with self._swapping:  # one after the other: each is checked against what the others have become
+            async with self._swapping, old.live.lock:  # each is checked against what the others have become
                 self._ensembles.check(new.info)
+                await self._keep_items(old, new)
                 await self._on_device(lambda: self._swap(name, runner))
                 self._catalog.replace(new)
                 self._metrics.serves(new.info, instead_of=old.info)
@@ -165,6 +162,14 @@ class Reloader:
                 continue
             num_warmed += 1
         return num_warmed
+
+    async def _keep_items(self, old: LoadedRanker, new: LoadedRanker) -> None:
+        """What deltas have made of the item table holds for the same checkpoint, once more if more of them have come.
+        To another one they mean nothing.
+        """
+        if old.checkpoint.fingerprint == new.checkpoint.fingerprint and old.live.current.name != new.live.current.name:
+            version = await beside(lambda: on_one_core(lambda: new.live.adopted(old.live)))
+            await swap(self._device, new, version)
 
     async def _on_device(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.call(work))

@@ -16,14 +16,17 @@ from mfalcon.backends.events import ServedEvents
 from mfalcon.backends.select import Served
 from mfalcon.best_first import best_first
 from mfalcon.engine.clock import clock_of
-from mfalcon.engine.encoding import Encoded, Encoder
+from mfalcon.engine.encoding import Encoded, Encoder, alike
 from mfalcon.engine.job import Forecast, RankJob
 from mfalcon.engine.progress import Progress, Slice
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
-from mfalcon.features.provider import Asked, FeatureProvider
+from mfalcon.features.counters import LikeRule
+from mfalcon.features.provider import Asked
 from mfalcon.history.history import History
+from mfalcon.items.live import LiveItems
 from mfalcon.kvcache.cache import KVCache
+from mfalcon.kvcache.item_rows import joined
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.items import ItemTable
@@ -60,11 +63,14 @@ class Runner:
         version: str,
         predictor: Predictor | None = None,
         small_candidates: int = 0,
+        live: LiveItems | None = None,
     ) -> None:
-        """On the thread that will compute, whose cores it counts. cache: of a model with KV states, else None."""
+        """On the thread that will compute, whose cores it counts. cache: of a model with KV states, else None. live:
+        the same items, where they may change.
+        """
+        self._live = live or LiveItems(served, items)
         self._served = served
         self._model = model = served.model
-        self._items = items
         self._cache = cache
         self._window = WindowRule(model.config.max_history, model.config.window_chunk)
         self._microbatch = microbatch
@@ -81,8 +87,8 @@ class Runner:
             self._per_event = served.model.tokens_per_event
             slice_tokens = _BATCHED_TOKENS if self.batched else _SLICE_TOKENS * self._cores
             slice_events, clock = max(1, slice_tokens // self._per_event), clock_of(self._device)
-            self._encoder = Encoder(served, items, cache, self._predictor.encode, clock, slice_events)
-        self._provider = FeatureProvider(model.config, items)
+            self._encoder = Encoder(served, cache, self._predictor.encode, clock, slice_events)
+        self._like = LikeRule.of(model.config) if model.config.counters is not None else None
         self._tasks = model.output_names
         self._blend = np.array(model.blend, dtype=np.float64)
 
@@ -172,7 +178,8 @@ class Runner:
             is_longer = len(work.history) > 0 and work.kv.num_tokens > work.reused_tokens
             if work.keep is not None and is_longer and not work.is_spoilt:
                 history, start, _ = work.keep
-                self._cache.put_part(history, start, len(history) - len(work.history), work.kv)
+                stop = len(history) - len(work.history)
+                self._cache.put_part(history, start, stop, work.kv, work.tags, work.made_at)
         work.release()
 
     def delete(self, user: bytes | None) -> None:
@@ -196,41 +203,49 @@ class Runner:
         if job.progress is not None and job.progress.owner is self:
             return job.progress
         began = time.monotonic()
-        keys, recent, log = (
-            self._model.target_rows(self._items, job.request.candidates),
-            job.request.recent_events,
-            job.fetched_history.history,
-        )
+        items, recent, log = self._live.current, job.request.recent_events, job.fetched_history.history
+        keys = self._model.target_rows(items.items, job.request.candidates)
         featuring = time.monotonic()
         dense = None
         if len(keys):
-            rows = self._items.rows(keys) if self._items.is_open else keys
-            dense = self._provider.features(Asked(job.request, rows, log.events, job.counted.numbers))
+            rows = items.items.rows(keys) if items.items.is_open else keys
+            dense = items.provider.features(Asked(job.request, rows, log.events, job.counted.numbers))
         features_s = time.monotonic() - featuring
         log_len = len(log)
         start = self._window.start(log_len + len(recent), log.base)
         source, none = CacheSource.NONE, no_events()
         if isinstance(self._served, ServedEvents):
-            events = event_tokens(_window(log, recent, start), self._items, self._device)
-            side = read(self._served, events, self._codes(job.request))
+            assert isinstance(items.served, ServedEvents)
+            events = event_tokens(_window(log, recent, start), items.items, self._device)
+            side = read(items.served, events, self._codes(job.request))
             seconds = time.monotonic() - began - features_s
-            job.progress = Progress(self, side, source, none, none, None, keys, dense, seconds, features_s=features_s)
+            job.progress = Progress(
+                *(self, items, side, source, none, none, None, keys, dense, seconds), features_s=features_s
+            )
             return job.progress
         assert self._cache is not None
         state = self._served.empty_state()
         if not self._model.prefix_stable or (start > 0 and start >= log_len):  # nothing of the history to keep
             left = _window(log, recent, start)
             seconds = time.monotonic() - began - features_s
-            job.progress = Progress(self, state, source, none, left, None, keys, dense, seconds, features_s=features_s)
+            job.progress = Progress(
+                *(self, items, state, source, none, left, None, keys, dense, seconds), features_s=features_s
+            )
             return job.progress
-        found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched)
+        tags, made_at = items.tags(log, start), began
+        found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched, tags)
         if found is not None:
             state, source = found.state, found.source
+            now_tags, tags = tags, joined(found.tags, found.stop - start, tags)
+            made_at = began if tags == now_tags else found.made_at  # as good as if it were made now
         stop = found.stop if found else start
         missing = log.since(stop) if stop < log_len else none
         keep = None if job.request.recompute else (log, start, self._window.start(log_len, log.base))
         seconds = time.monotonic() - began - features_s
-        job.progress = Progress(self, state, source, missing, recent, keep, keys, dense, seconds, features_s=features_s)
+        job.progress = Progress(
+            *(self, items, state, source, missing, recent, keep, keys, dense, seconds, tags, made_at),
+            features_s=features_s,
+        )
         return job.progress
 
     def _num_candidates(self, work: Progress, seconds: float, *, is_first: bool) -> int:
@@ -258,12 +273,13 @@ class Runner:
         microbatch = self._microbatch
         if not self.batched and self._encoder is not None:  # a core takes a microbatch; else all share each one
             microbatch = min(microbatch, -(-size // torch.get_num_threads()))
-        out = score_all(self._served, requests, microbatch).to("cpu", torch.float64).numpy()
-        first = 0
-        for work, request in zip(scored, requests, strict=True):
-            stop = first + len(request.targets.rows)
-            work.scores.append(out[first:stop])
-            work.num_scored, first = work.num_scored + stop - first, stop
+        for served, indices in alike(scored):
+            first, parts = 0, [requests[index] for index in indices]
+            out = score_all(served, parts, microbatch).to("cpu", torch.float64).numpy()
+            for work, request in zip([scored[index] for index in indices], parts, strict=True):
+                stop = first + len(request.targets.rows)
+                work.scores.append(out[first:stop])
+                work.num_scored, first = work.num_scored + stop - first, stop
 
     def _answer(self, job: RankJob, work: Progress, now: float) -> Answer | None:
         """The answer to a job, None if it goes on."""
@@ -327,7 +343,7 @@ class Runner:
             if not is_finite.any():
                 return EngineFailure(f"the model {what}")
             scores[~is_finite] = task_scores[:, ~is_finite] = NO_SCORE
-        now, like = time.monotonic(), self._provider.like
+        now, like = time.monotonic(), self._like
         timings = Timings(
             queue_us=max(0, _us(now - job.queued - work.state_s - work.features_s - work.encode_s - work.score_s)),
             state_us=_us(fetched_history.seconds + work.state_s),
@@ -342,12 +358,13 @@ class Runner:
             task_scores=task_scores,
             top=best_first(scores, job.request.top_k),
             model_version=self._version,
+            items_version=work.items.name,
             cache=work.cache,
             timings=timings,
             history_len=len(fetched_history.history),
             history_version=fetched_history.history.version,
             stale=fetched_history.stale,
-            unknown=np.flatnonzero(self._items.unknown(work.rows[: work.num_scored])).astype(np.uint32),
+            unknown=np.flatnonzero(work.items.items.unknown(work.rows[: work.num_scored])).astype(np.uint32),
             failed=np.flatnonzero(~is_finite).astype(np.uint32),
             counters_version=0 if like is None else job.counted.versions.get(like, 0),
             counters_stale=like is not None and (like in job.counted.stale or like not in job.counted.numbers),

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def take_cores(num_cores: int) -> None:
@@ -21,6 +22,12 @@ def take_cores(num_cores: int) -> None:
     """
     torch.get_num_threads()
     torch.set_num_threads(num_cores)
+
+
+def on_one_core(work: Callable[[], R]) -> R:
+    """Do work beside the device thread, whose cores the others are."""
+    take_cores(1)
+    return work()
 
 
 class WorkerPool:

@@ -10,7 +10,7 @@ from mfalcon.features.counters import LikeRule, count_for_request
 from mfalcon.features.standard import standardised
 from mfalcon.features.tags import ItemTags
 from mfalcon.models.config import CountersConfig, DenseFeature, RankerConfig
-from mfalcon.models.items import ItemTable
+from mfalcon.models.items import KnownItems
 from mfalcon.types import Events, Floats, Ids, RankRequest
 
 
@@ -50,7 +50,7 @@ class GivenFeatures:
 class StreamingCounters:
     """Those that the server counts. Of an item whose counters were not read all three are their means."""
 
-    def __init__(self, config: CountersConfig, like: LikeRule, items: ItemTable) -> None:
+    def __init__(self, config: CountersConfig, like: LikeRule, items: KnownItems) -> None:
         self._config = config
         self._like = like
         self._items = items
@@ -75,7 +75,7 @@ class StreamingCounters:
 class FeatureProvider:
     """All that a model reads of each candidate behind the layers, in its order."""
 
-    def __init__(self, config: RankerConfig, items: ItemTable) -> None:
+    def __init__(self, config: RankerConfig, items: KnownItems) -> None:
         self.like = LikeRule.of(config) if config.counters is not None else None
         self._sources: list[FeatureSource] = []
         if config.dense_features:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mfalcon.models.items import ItemTable
+from mfalcon.models.items import KnownItems
 from mfalcon.types import Ids
 
 
 class ItemTags:
     """Tags of every item row, row by row; the reserved row has none. A category of an item is a tag too."""
 
-    def __init__(self, items: ItemTable, names: Sequence[str]) -> None:
+    def __init__(self, items: KnownItems, names: Sequence[str]) -> None:
         """names: of side features, all of whose values are different tags."""
         owners, tags, first = list[Ids](), list[Ids](), 0
         for name in names:

@@ -8,13 +8,15 @@ Without a GPU the host's pool is where states are computed. What Redis holds is 
 device (`fetch.py`) and comes in as `fetched`. The history decides what a state found anywhere is worth.
 """
 
+import time
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mfalcon.errors import Overloaded
 from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.copy import Copier, copier_of
+from mfalcon.kvcache.item_rows import NO_TAGS, FixedRows, ItemRows
 from mfalcon.kvcache.offload import Offload
 from mfalcon.kvcache.offload_queue import Offer
 from mfalcon.kvcache.remote import RedisStates
@@ -29,11 +31,13 @@ _WAITING_SHARE = 2
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A state of the window's first `stop - start` events; `source` names its tier."""
+    """A state of the window's first `stop - start` events; `source` names its tier. tags, made_at: see `StateKey`."""
 
     state: KVState
     stop: int
     source: CacheSource
+    tags: bytes = NO_TAGS
+    made_at: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,13 @@ class KVCache:
         host_pool: KVPool | None = None,
         copier: Copier | None = None,
         remote: RemoteTier | None = None,
+        rows: ItemRows | None = None,
     ) -> None:
         """pool: what states are computed in. budget_bytes: of the host's tier. host_pool: pages in host memory where
-        `pool` is a device's. copier: between the two, the device's own if not given.
+        `pool` is a device's. copier: between the two, the device's own if not given. rows: of items, where they may
+        change.
         """
+        self.rows = rows or FixedRows()
         self.fingerprint = fingerprint
         self.remote = remote
         self.host = LruTier(budget_bytes)
@@ -98,8 +105,10 @@ class KVCache:
         """Bytes held in this process."""
         return sum(tier.num_bytes for _, tier in self._tiers())
 
-    def lookup(self, history: History, start: int, fetched: Entry | None = None) -> Found | None:
+    def lookup(self, history: History, start: int, fetched: Entry | None = None, tags: bytes = NO_TAGS) -> Found | None:
         """The longest state of a prefix of history[start:], verified by the chained hash; None on a miss.
+
+        tags: of the item rows that the asker has of history[start:]; the policy decides which others he takes.
 
         Of a state that is no ancestor of the history, because an event was inserted say, what it begins with alike
         counts, in whole blocks of the chained hash; the next `put` of its window replaces it. fetched: a state
@@ -111,24 +120,25 @@ class KVCache:
         for source, tier in self._tiers():
             key = tier.peek(history.user, start)
             if key is not None:
-                found.append((key.shared(self.fingerprint, history, start), source, tier))
+                found.append((self._usable(key, history, start, tags), source, tier))
         if fetched is not None:
-            found.append((fetched.key.shared(self.fingerprint, history, start), CacheSource.REDIS, None))
+            found.append((self._usable(fetched.key, history, start, tags), CacheSource.REDIS, None))
         found.sort(key=lambda one: -one[0])  # of equally long ones the fastest tier's stays in front
         for stop, source, place in found:
             entry = fetched if place is None else place.get(history.user, start)
-            if stop == start or entry is None or entry.key.shared(self.fingerprint, history, start) < stop:
+            if stop == start or entry is None or self._usable(entry.key, history, start, tags) < stop:
                 continue  # nothing of it, or evicted since, or replaced
-            state = self._here(history, entry.until(self.fingerprint, history, stop), source)
+            part = entry.until(self.fingerprint, history, stop)
+            state = self._here(history, part, source)
             if state is not None:
-                return Found(state, stop, source)
+                return Found(state, stop, source, part.key.tags, part.key.made_at)
         return None
 
     def peek(self, history: History, start: int) -> int:
         """Events of history[start:] that a state here covers, in any thread: a guess that `lookup` may not find."""
-        keys = [tier.peek(history.user, start) for _, tier in self._tiers()]
-        stops = [key.shared(self.fingerprint, history, start) for key in keys if key is not None]
-        return max(stops, default=start) - start
+        keys = [key for _, tier in self._tiers() if (key := tier.peek(history.user, start)) is not None]
+        tags = self.rows.tags(history, start) if keys else NO_TAGS
+        return max((self._usable(key, history, start, tags) for key in keys), default=start) - start
 
     def sizes(self, user: bytes) -> list[tuple[CacheSource, StateKey, int, int]]:
         """The user's states in each tier of this process, with their tokens and bytes; any thread may ask, and none is
@@ -140,8 +150,18 @@ class KVCache:
         """Whether any tier in this process has a state of the user, good or not; any thread may ask."""
         return any(tier.holds(user) for _, tier in self._tiers())
 
-    def put(self, history: History, start: int, state: KVState, own_start: int | None = None) -> None:
+    def put(
+        self,
+        history: History,
+        start: int,
+        state: KVState,
+        own_start: int | None = None,
+        tags: bytes = NO_TAGS,
+        made_at: float = 0.0,
+    ) -> None:
         """Keep the state of history[start:], unless the user was deleted since the history was read.
+
+        tags, made_at: of the item rows that it was made with, see `StateKey`.
 
         own_start: where the history's own window begins, if not at `start`: a state of the window that it would have
         with more events is kept beside its own, and does not go to Redis. States of windows that begin before the
@@ -153,16 +173,19 @@ class KVCache:
             tier.delete_before(history.user, own_start)
         if history.generation in self._tombstones:
             return
-        tiers[0][1].put(Entry(self.key(history, start, len(history)), state))
+        tiers[0][1].put(Entry(state_key(self.fingerprint, history, start, len(history), tags, made_at), state))
         if self.offload is not None:
-            self.offload.offer(Offer(history, start, state, self._copier.mark(), start == own_start))
+            is_own = start == own_start
+            self.offload.offer(Offer(history, start, state, self._copier.mark(), is_own, tags, made_at))
         elif self._below is not None and start == own_start:
-            self._below.offer(Offer(history, start, state))
+            self._below.offer(Offer(history, start, state, tags=tags))
 
-    def put_part(self, history: History, start: int, stop: int, state: KVState) -> None:
+    def put_part(
+        self, history: History, start: int, stop: int, state: KVState, tags: bytes = NO_TAGS, made_at: float = 0.0
+    ) -> None:
         """Keep the state of history[start:stop] here, as `put` does, unless there is one that covers more of it."""
         if history.generation not in self._tombstones and self.peek(history, start) < stop - start:
-            self._tiers()[0][1].put(Entry(self.key(history, start, stop), state))
+            self._tiers()[0][1].put(Entry(state_key(self.fingerprint, history, start, stop, tags, made_at), state))
 
     def delete(self, user: bytes | None) -> None:
         """Delete the states of a user, or everybody's, from every tier in this process."""
@@ -171,9 +194,9 @@ class KVCache:
         for _, tier in self._tiers():
             tier.delete(user)
 
-    def key(self, history: History, start: int, stop: int) -> StateKey:
-        """The key of the state of history[start:stop]."""
-        return state_key(self.fingerprint, history, start, stop)
+    def key(self, history: History, start: int, stop: int, tags: bytes = NO_TAGS) -> StateKey:
+        """The key of the state of history[start:stop], made now of item rows with these tags."""
+        return state_key(self.fingerprint, history, start, stop, tags, time.monotonic())
 
     def idle(self) -> None:
         """Return when nothing is on its way between the tiers of this process."""
@@ -191,6 +214,13 @@ class KVCache:
         if self.offload is not None:
             self.offload.close()
             self._copier.close()
+
+    def _usable(self, key: StateKey, history: History, start: int, tags: bytes) -> int:
+        """Where what a state is good for ends, of history[start:] encoded with item rows of these tags."""
+        stop = key.shared(self.fingerprint, history, start)
+        if key.tags == tags or stop == start:
+            return stop
+        return start + self.rows.policy.reach(key.tags, key.made_at, tags, stop - start)
 
     def _tiers(self) -> tuple[tuple[CacheSource, LruTier], ...]:
         """The fastest first."""

@@ -289,16 +289,19 @@ class Fetcher(LogReader):
         if values:  # an answer
             self._predictor.coverage.observe((stop - start) / num_events)
         if entry is not None:
-            remote.writes.stored(history, start, stop)
+            remote.writes.stored(history, start, stop, entry.key.tags)
             if stop == len(history):
-                remote.writes.offer(Offer(history, start, entry.state))  # nothing to write: its chunks live on
+                remote.writes.offer(
+                    Offer(history, start, entry.state, tags=entry.key.tags)
+                )  # nothing to write: its chunks live on
         return entry
 
     def _decode(self, states: RedisStates, values: Sequence[Reply], history: History, start: int) -> Entry | None:
         """A state from the good chunks, in a worker thread. Raises Overloaded."""
         began = time.monotonic()
         try:
-            run = states.verify(values, history, start)
+            tags = self._cache.rows.tags(history, start)
+            run = states.verify(values, history, start, tags)
             if not run.payloads:
                 return None
             state = states.state(run, self._cache.host_pool)
@@ -309,7 +312,7 @@ class Fetcher(LogReader):
             return None
         num_bytes = sum(payload.nbytes for payload, _ in run.payloads)
         self._predictor.decode.observe(num_bytes, time.monotonic() - began)
-        return Entry(self._cache.key(history, start, run.stop), state)
+        return Entry(self._cache.key(history, start, run.stop, tags), state)
 
     def _undecoded(self, error: Exception) -> None:
         """Count chunks that were good and still became no state, and log the first of each cause."""

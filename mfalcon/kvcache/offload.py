@@ -10,6 +10,7 @@ import threading
 from mfalcon.errors import Overloaded
 from mfalcon.history.tombstones import Tombstones
 from mfalcon.kvcache.copy import Copier
+from mfalcon.kvcache.item_rows import num_alike
 from mfalcon.kvcache.offload_queue import Offer, OffloadQueue
 from mfalcon.kvcache.state import KVPool
 from mfalcon.kvcache.tier import Entry, LruTier, state_key
@@ -119,12 +120,14 @@ class Offload:
 
     def _copy(self, offer: Offer) -> None:
         history, start = offer.history, offer.start
-        key = state_key(self._fingerprint, history, start, len(history))
+        key = state_key(self._fingerprint, history, start, len(history), offer.tags, offer.made_at)
         there = self._host.get(history.user, start)
         if history.generation in self._tombstones or (there is not None and there.key == key):
             return
         older = None
         alike = start if there is None else there.key.shared(self._fingerprint, history, start)
+        if there is not None:
+            alike = min(alike, start + num_alike(there.key.tags, key.tags, there.key.stop - start))
         if there is not None and alike > start:
             older = there.until(self._fingerprint, history, alike).state
         assert offer.mark is not None
@@ -138,4 +141,4 @@ class Offload:
                 return
         self.num_copied += 1
         if self._below is not None and offer.is_own:
-            self._below.offer(Offer(history, start, state))
+            self._below.offer(Offer(history, start, state, tags=offer.tags))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mfalcon.history.history import History
 from mfalcon.kvcache.copy import Mark
+from mfalcon.kvcache.item_rows import NO_TAGS
 from mfalcon.kvcache.state import KVState
 
 
@@ -18,7 +19,8 @@ from mfalcon.kvcache.state import KVState
 class Offer:
     """The state of history[start:]. mark: the moment from which on it stands in its device's memory, None if it does.
 
-    is_own: whether that window is the history's own, and not one that recent events move to.
+    is_own: whether that window is the history's own, and not one that recent events move to. tags, made_at: of the item
+    rows that it was made with, see `StateKey`.
     """
 
     history: History
@@ -26,6 +28,8 @@ class Offer:
     state: KVState
     mark: Mark | None = None
     is_own: bool = True
+    tags: bytes = NO_TAGS
+    made_at: float = 0.0
 
     @property
     def place(self) -> tuple[bytes, int]:

@@ -20,6 +20,7 @@ from mfalcon.kvcache.chunk import (
     unpack_header,
 )
 from mfalcon.kvcache.codec import decode, encode
+from mfalcon.kvcache.item_rows import NO_TAGS, link_of
 from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, Reply
@@ -124,9 +125,10 @@ class RedisStates:
         values = await self._client.call("chunks_read", self._keys.log(user), commands, timeout_s)
         return [value or None for value in values]
 
-    async def stored(self, history: History, start: int, timeout_s: float) -> tuple[int, int]:
-        """Events of history[start:] that the first chunks say they hold, and the bytes of these chunks. Only heads
-        travel, so their payloads are not proved; no chunk lives longer for it. Raises StorageUnavailable.
+    async def stored(self, history: History, start: int, timeout_s: float, tags: bytes = NO_TAGS) -> tuple[int, int]:
+        """Events of history[start:], encoded with item rows of these tags, that the first chunks say they hold, and the
+        bytes of these chunks. Only heads travel, so their payloads are not proved; no chunk lives longer for it. Raises
+        StorageUnavailable.
         """
         names = [self.chunk_key(history.user, i) for i in range(self.num_chunks(len(history) - start))]
         commands: list[Command] = []
@@ -137,7 +139,7 @@ class RedisStates:
         for head, size in zip(replies[::2], replies[1::2], strict=True):
             try:
                 header = unpack_header(head, size, self.layout, history.user, keyed=self._secret is not None)
-                _check(header, history, start, stop)
+                _check(header, history, start, stop, tags)
             except ChunkRejected:
                 break
             stop, num_bytes = header.stop, num_bytes + size
@@ -145,8 +147,8 @@ class RedisStates:
                 break
         return stop - start, num_bytes
 
-    def verify(self, values: Sequence[Reply], history: History, start: int) -> Run:
-        """The run of good chunks for history[start:]. Any thread may call it."""
+    def verify(self, values: Sequence[Reply], history: History, start: int, tags: bytes = NO_TAGS) -> Run:
+        """The run of good chunks for history[start:], made with item rows of these tags. Any thread may call it."""
         payloads: list[tuple[memoryview, int]] = []
         stop = start
         for value in values:
@@ -154,7 +156,7 @@ class RedisStates:
                 break
             try:
                 header, payload = unpack(value, self.layout, history.user, self._secret)
-                _check(header, history, start, stop)
+                _check(header, history, start, stop, tags)
                 if not is_finite(payload, self.layout):
                     raise ChunkRejected("finite")
             except ChunkRejected as error:
@@ -172,13 +174,13 @@ class RedisStates:
         """A run as a state on pages of a pool. Any thread may call it. Raises Overloaded."""
         return decode(run.payloads, pool, self.layout.dtype)
 
-    def pack(self, history: History, start: int, number: int, state: KVState) -> bytes:
-        """A chunk of the state of history[start:]. Any thread may call it."""
+    def pack(self, history: History, start: int, number: int, state: KVState, tags: bytes = NO_TAGS) -> bytes:
+        """A chunk of the state of history[start:], made with item rows of these tags. Any thread may call it."""
         size, per_event = self.layout.events_per_chunk, self.layout.tokens_per_event
         first = start + number * size
         stop = min(first + size, len(history))
         payload = encode(state, (first - start) * per_event, (stop - start) * per_event, self.layout.dtype)
-        header = ChunkHeader(self.layout, history.user, history.link(stop), start, first, stop)
+        header = ChunkHeader(self.layout, history.user, link_of(history, start, stop, tags), start, first, stop)
         return pack(header, payload, self._secret)
 
     async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:
@@ -217,9 +219,9 @@ class RedisStates:
         await self._client.call("states_delete", log, [("UNLINK", index, *names)], timeout_s)
 
 
-def _check(header: ChunkHeader, history: History, start: int, first: int) -> None:
-    """Raise ChunkRejected unless the chunk is the next one of history[start:]."""
+def _check(header: ChunkHeader, history: History, start: int, first: int, tags: bytes) -> None:
+    """Raise ChunkRejected unless the chunk is the next one of history[start:], made with item rows of these tags."""
     if header.start != start or header.first != first or header.stop > len(history):
         raise ChunkRejected("history")
-    if header.link != history.link(header.stop):
+    if header.link != link_of(history, start, header.stop, tags):
         raise ChunkRejected("history")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mfalcon.history.chain import CHAIN_BLOCK, LINK_BYTES, num_equal
 from mfalcon.history.history import History
+from mfalcon.kvcache.item_rows import NO_TAGS, first
 from mfalcon.kvcache.state import KVState
 
 
@@ -16,7 +17,8 @@ class StateKey:
     """What a KV state was made from: the events [start, stop) of a history that hashes to `link` at `stop`.
 
     fingerprint names the checkpoint and the dtype; the hash covers the user and every event before `stop`. base, links:
-    of that history, by which another one is seen to begin like it; they make no two keys different.
+    of that history, by which another one is seen to begin like it; they make no two keys different. tags: of the item
+    rows that it was made with, see `kvcache/item_rows.py`. made_at: a time.monotonic() since when it holds these.
     """
 
     fingerprint: str
@@ -24,12 +26,16 @@ class StateKey:
     start: int
     stop: int
     link: bytes
+    tags: bytes = NO_TAGS
+    made_at: float = field(default=0.0, compare=False, repr=False)
     base: int = field(default=0, compare=False, repr=False)
     links: bytes = field(default=b"", compare=False, repr=False)
 
     def is_ancestor(self, fingerprint: str, history: History, start: int) -> bool:
         """Whether a state with this key is one of a prefix of history[start:]."""
-        return start <= self.stop <= len(history) and self == state_key(fingerprint, history, start, self.stop)
+        return start <= self.stop <= len(history) and self == state_key(
+            fingerprint, history, start, self.stop, self.tags
+        )
 
     def shared(self, fingerprint: str, history: History, start: int) -> int:
         """Where what the state was made from and history[start:] surely part: at `stop` if it is an ancestor, else at a
@@ -45,9 +51,13 @@ class StateKey:
         return max(start, min(alike, self.stop // CHAIN_BLOCK * CHAIN_BLOCK))
 
 
-def state_key(fingerprint: str, history: History, start: int, stop: int) -> StateKey:
-    """The key of the state of history[start:stop]."""
-    return StateKey(fingerprint, history.user, start, stop, history.link(stop), history.base, history.links)
+def state_key(
+    fingerprint: str, history: History, start: int, stop: int, tags: bytes = NO_TAGS, made_at: float = 0.0
+) -> StateKey:
+    """The key of the state of history[start:stop]. tags: of the item rows of history[start:]."""
+    made_of = first(tags, stop - start) if tags else NO_TAGS
+    link, base, links = history.link(stop), history.base, history.links
+    return StateKey(fingerprint, history.user, start, stop, link, made_of, made_at, base, links)
 
 
 def _link_at(num_events: int) -> int:
@@ -67,7 +77,8 @@ class Entry:
             return self
         start = self.key.start
         num_tokens = self.state.num_tokens * (stop - start) // (self.key.stop - start)
-        return Entry(state_key(fingerprint, history, start, stop), self.state.first(num_tokens))
+        key = state_key(fingerprint, history, start, stop, self.key.tags, self.key.made_at)
+        return Entry(key, self.state.first(num_tokens))
 
 
 class LruTier:

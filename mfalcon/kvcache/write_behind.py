@@ -17,6 +17,7 @@ from mfalcon.errors import StorageUnavailable
 from mfalcon.history.chain import num_equal
 from mfalcon.history.history import History
 from mfalcon.history.tombstones import Tombstones
+from mfalcon.kvcache.item_rows import NO_TAGS, link_of
 from mfalcon.kvcache.offload_queue import Offer, OffloadQueue
 from mfalcon.kvcache.remote import RedisStates
 from mfalcon.metrics.states import StateMetrics
@@ -107,10 +108,11 @@ class WriteBehind:
             with contextlib.suppress(RuntimeError):  # the loop is closed: so are we
                 self._loop.call_soon_threadsafe(self._enqueue, offer)
 
-    def stored(self, history: History, start: int, stop: int) -> None:
-        """Note that Redis holds history[start:stop]; its chunks shall live on."""
-        chunks = self._whole_chunks(history, start, stop)
-        self._stored[history.user] = _Stored(history.generation, start, stop, history.link(stop), chunks)
+    def stored(self, history: History, start: int, stop: int, tags: bytes = NO_TAGS) -> None:
+        """Note that Redis holds history[start:stop], made with item rows of these tags; its chunks shall live on."""
+        chunks = self._whole_chunks(history, start, stop, tags)
+        link = link_of(history, start, stop, tags)
+        self._stored[history.user] = _Stored(history.generation, start, stop, link, chunks)
 
     def drop(self, user: bytes) -> None:
         """Drop what waits for a user."""
@@ -204,7 +206,7 @@ class WriteBehind:
         if not states.available(history.user):
             return "unavailable"
         size, loop = states.layout.events_per_chunk, asyncio.get_running_loop()
-        num_chunks, first_dirty = states.num_chunks(len(history) - start), self._first_dirty(history, start)
+        num_chunks, first_dirty = states.num_chunks(len(history) - start), self._first_dirty(offer)
         try:
             if asks:
                 first_dirty = await states.touch(history.user, first_dirty, self._timeout_s)
@@ -212,12 +214,14 @@ class WriteBehind:
                 if history.generation in self._tombstones:
                     return "deleted"
                 stop = min(start + (number + 1) * size, len(history))
-                chunk = await loop.run_in_executor(self._workers, states.pack, history, start, number, offer.state)
+                chunk = await loop.run_in_executor(
+                    self._workers, states.pack, history, start, number, offer.state, offer.tags
+                )
                 if not await states.write(history, number, chunk, self._timeout_s):
                     self._stored.pop(history.user, None)
                     return "deleted"
                 self.num_bytes += len(chunk)
-                self.stored(history, start, stop)
+                self.stored(history, start, stop, offer.tags)
             if not asks and await states.touch(history.user, first_dirty, self._timeout_s) < first_dirty:
                 self._stored.pop(history.user, None)  # evicted: the next write brings all of it
         except StorageUnavailable as error:
@@ -225,17 +229,20 @@ class WriteBehind:
             return "unavailable" if error.may_be_done else "refused"
         return None
 
-    def _first_dirty(self, history: History, start: int) -> int:
-        """The first chunk of history[start:] that Redis should not hold already."""
+    def _first_dirty(self, offer: Offer) -> int:
+        """The first chunk of a state that Redis should not hold already."""
+        history, start, tags = offer.history, offer.start, offer.tags
         stored, size = self._stored.get(history.user), self._states.layout.events_per_chunk
         if stored is None or stored.generation != history.generation or stored.start != start:
             return 0
-        if stored.stop <= len(history) and stored.link == history.link(stored.stop):
+        if stored.stop <= len(history) and stored.link == link_of(history, start, stored.stop, tags):
             is_all = stored.stop == len(history)
             return self._states.num_chunks(stored.stop - start) if is_all else (stored.stop - start) // size
-        return num_equal(stored.chunks, self._whole_chunks(history, start, len(history)))  # an event was inserted, say
+        return num_equal(
+            stored.chunks, self._whole_chunks(history, start, len(history), tags)
+        )  # an event was inserted, say
 
-    def _whole_chunks(self, history: History, start: int, stop: int) -> bytes:
+    def _whole_chunks(self, history: History, start: int, stop: int, tags: bytes) -> bytes:
         """The links at the ends of the whole chunks of history[start:stop]."""
         size = self._states.layout.events_per_chunk
-        return b"".join(history.link(at) for at in range(start + size, stop + 1, size))
+        return b"".join(link_of(history, start, at, tags) for at in range(start + size, stop + 1, size))

@@ -289,6 +289,36 @@ RELOADS = CounterDefinition(
     tells="After `failed` the old one serves on; the log has the reason.",
 )
 
+ITEM_DELTAS = CounterDefinition(
+    name="mfalcon_item_deltas",
+    help="Deltas of item rows: applied, or why not.",
+    section=MODELS_SECTION,
+    labels=("model", "result"),
+    values={"result": ("applied", "malformed", "foreign", "no_room")},
+    tells="`malformed`: rows that the model cannot have, or a torn file. `foreign`: of another checkpoint, or out of "
+    "turn. After any of these the last table serves on; the log has the reason.",
+)
+ITEM_ROWS = CounterDefinition(
+    name="mfalcon_item_rows",
+    help="Item rows that deltas have changed or added.",
+    section=MODELS_SECTION,
+    labels=("model",),
+)
+ITEM_DELTA_NUMBER = GaugeDefinition(
+    name="mfalcon_item_delta_number",
+    help="Number of the last delta of item rows.",
+    section=MODELS_SECTION,
+    labels=("model",),
+    tells="Where replicas differ for long, one of them does not follow.",
+)
+ITEM_DELTA_SECONDS = HistogramDefinition(
+    name="mfalcon_item_delta_seconds",
+    help="Time from the arrival of a whole delta of item rows until it is served.",
+    section=MODELS_SECTION,
+    labels=("model",),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
 # --- KV states, wherever they are.
 
 STATE_LOOKUPS = CounterDefinition(

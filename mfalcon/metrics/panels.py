@@ -418,6 +418,39 @@ MODELS = Row(
             tells="In an hour.",
         ),
         Panel(
+            title="Item rows changed",
+            unit="rowsps",
+            queries=(Query("sum by (model) (rate(mfalcon_item_rows_total{@model}[@rate]))", "{{model}}"),),
+            tells="By deltas that are served.",
+        ),
+        Panel(
+            title="Deltas of items",
+            unit="short",
+            queries=(
+                Query(
+                    "sum by (model, result) (increase(mfalcon_item_deltas_total{@model}[1h]))", "{{model}} {{result}}"
+                ),
+                Query(
+                    "max by (model) (mfalcon_item_delta_number{@model}) - min by (model) "
+                    "(mfalcon_item_delta_number{@model})",
+                    "{{model}}: replicas apart",
+                ),
+            ),
+            tells="In an hour. What is refused leaves the last table serving. Apart: the numbers of the last delta of "
+            "the replica that is furthest, and of the one that is last.",
+        ),
+        Panel(
+            title="Time of a delta until it is served",
+            unit="s",
+            queries=(
+                Query(
+                    "histogram_quantile(0.99, sum by (model, le) "
+                    "(rate(mfalcon_item_delta_seconds_bucket{@model}[@rate])))",
+                    "{{model}} p99",
+                ),
+            ),
+        ),
+        Panel(
             title="Candidates without a finite score",
             unit="short",
             queries=(Query("sum by (model) (rate(mfalcon_failed_candidates_total{@model}[@rate]))", "{{model}}"),),

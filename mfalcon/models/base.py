@@ -23,7 +23,7 @@ from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
 from mfalcon.models.heads import TaskHeads, blend_weights, task_scores
-from mfalcon.models.items import ItemTable
+from mfalcon.models.items import KnownItems
 from mfalcon.models.layer import HSTULayer, Stack
 from mfalcon.types import Events, Ids
 
@@ -113,7 +113,7 @@ class Ranker(nn.Module, ABC):
         """Rows that a target may have, from 0 on (`RankerConfig.num_keys`)."""
         return self.config.num_keys
 
-    def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
+    def target_rows(self, items: KnownItems, ids: Ids) -> Ids:
         """Rows of what a request asks for by its id, [num_targets] (`ItemTable.keys`)."""
         return items.keys(ids)
 
@@ -256,7 +256,7 @@ def prefix_ranker(model: Ranker) -> PrefixRanker:
     return model
 
 
-def event_tokens(events: Events, items: ItemTable, device: torch.device) -> EventTokens:
+def event_tokens(events: Events, items: KnownItems, device: torch.device) -> EventTokens:
     """Events [num_events] of one user as tensors."""
     columns = (
         items.keys(np.ascontiguousarray(events["item_id"])),

@@ -71,6 +71,21 @@ class ItemEmbedding(nn.Module):
                 parts = torch.arange(len(weight), device=weight.device).split(_ROWS_AT_ONCE)
                 self._settled = torch.cat([self(rows) for rows in parts])
 
+    def settle_again(self, rows: Tensor) -> None:
+        """Add up some rows [n] once more, which have changed. Nobody may look anything up meanwhile."""
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            with torch.no_grad():
+                settled[rows] = self(rows)
+            self._settled = settled
+
+    def settle_as(self, other: "ItemEmbedding", num_rows: int) -> None:
+        """Have the first rows settled as they are there, to the bit: a sum made anew, of other rows beside it, may be
+        rounded otherwise.
+        """
+        if self._settled is not None and other._settled is not None:
+            self._settled[:num_rows] = other._settled[:num_rows]
+
     def vectors(self, rows: Ids) -> Floats:
         """Rows of the item table [n] -> [n, dim] in host memory; zeros of the unknown item of an open vocabulary, which
         has no id.

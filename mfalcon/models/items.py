@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,37 @@ from mfalcon.models.config import SideFeature
 from mfalcon.types import Ids
 
 UNKNOWN_ROW = 0
+
+
+class KnownItems(Protocol):
+    """What of an item table is asked for while a model serves."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the embedding table, the reserved row included."""
+        ...
+
+    @property
+    def side(self) -> Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]:
+        """See `ItemTable`."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """See `ItemTable`."""
+        ...
+
+    def rows(self, item_ids: Ids) -> Ids:
+        """[n] raw ids -> [n] rows; unknown ids get row 0."""
+        ...
+
+    def keys(self, item_ids: Ids) -> Ids:
+        """See `ItemTable.keys`."""
+        ...
+
+    def unknown(self, keys: Ids) -> NDArray[np.bool_]:
+        """See `ItemTable.unknown`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.base import EventTokens, PrefixRanker, Targets
 from mfalcon.models.conditions import category_feature, conditions
 from mfalcon.models.config import RankerConfig
-from mfalcon.models.items import ItemTable
+from mfalcon.models.items import KnownItems
 from mfalcon.types import Ids
 
 _INIT_STD = 0.05
@@ -76,7 +76,7 @@ class LUM(PrefixRanker):
         """See `Ranker.num_target_rows`: conditions."""
         return self.condition.num_embeddings
 
-    def target_rows(self, items: ItemTable, ids: Ids) -> Ids:
+    def target_rows(self, items: KnownItems, ids: Ids) -> Ids:
         """See `Ranker.target_rows`: conditions are asked by their rows. Past the last one there is the last one: such a
         row was another checkpoint's, and who asked sees by the version that it was answered by this one.
         """

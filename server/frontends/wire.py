@@ -335,6 +335,7 @@ class Ranked(Message):
     counters_version: int
     counters_stale: bool
     history_version: bytes
+    items_version: str
     candidates: bytes
     notes: Notes | None = None
 
@@ -360,6 +361,7 @@ class Ranked(Message):
             result.counters_version,
             result.counters_stale,
             result.history_version,
+            result.items_version,
             _flat(result.candidates, np.int64),
         )
 
@@ -384,6 +386,7 @@ class Ranked(Message):
             counters_version=self.counters_version,
             counters_stale=self.counters_stale,
             history_version=self.history_version,
+            items_version=self.items_version,
             candidates=np.frombuffer(self.candidates, np.int64),
         )
 

@@ -137,6 +137,7 @@ def rank_response(result: RankResult) -> bytes:
         partial_merge=result.partial_merge,
         counters_version=result.counters_version,
         counters_stale=result.counters_stale,
+        items_version=result.items_version,
         candidates=result.candidates.tolist(),
     )
     return b"".join(
@@ -285,6 +286,7 @@ def member_result(member: MemberResult) -> ranking_pb2.MemberResult:
         failed=member.failed,
         error=member.error,
         took_us=member.took_us,
+        items_version=member.items_version,
     )
 
 
@@ -328,5 +330,6 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         ensemble=ensemble(model.ensemble) if model.ensemble is not None else None,
         counts_items=model.counts_items,
         reads_last_events=model.reads_last_events,
+        items_version=model.items_version,
         conditions=model.conditions,
     )

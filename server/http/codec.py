@@ -98,6 +98,7 @@ class MemberReply(Body):
         description="Why it did not arrive, behind a word: late, overloaded, away, disagrees, outdated or failed."
     )
     took_us: Uint64
+    items_version: str = Field(description="As of a whole answer.")
 
 
 class RankReply(Body):
@@ -134,6 +135,7 @@ class RankReply(Body):
                     "partial_merge": False,
                     "counters_version": 0,
                     "counters_stale": False,
+                    "items_version": "",
                     "candidates": [],
                 }
             ]
@@ -170,6 +172,10 @@ class RankReply(Body):
     )
     counters_version: Uint64 = Field(description="Of the counters of items that the model read; 0 if it reads none.")
     counters_stale: bool = Field(description="Acknowledged events may be missing from the counters of items.")
+    items_version: str = Field(
+        description="Of the item table that the scores are of: the number of the last delta in it, and a hash of all "
+        "of them. Empty of the checkpoint's own rows, and of an ensemble."
+    )
     candidates: list[Int64] = Field(description="Where you said `retrieve`: the items that all else is aligned with.")
 
 
@@ -295,6 +301,7 @@ class ModelReply(Body):
         description="Its checkpoint says how often each item was acted on, which rerank.tail_weight needs."
     )
     reads_last_events: bool = Field(description="It has no KV state, and reads the last events with each request.")
+    items_version: str = Field(description="Of its item table, as answers name it.")
     conditions: list[str] = Field(description="What /v1/interests may ask it; none of a model that ranks items.")
 
 
@@ -349,6 +356,7 @@ def rank_reply(result: RankResult) -> bytes:
             "partial_merge": result.partial_merge,
             "counters_version": result.counters_version,
             "counters_stale": result.counters_stale,
+            "items_version": result.items_version,
             "candidates": result.candidates,
         }
     )

@@ -163,7 +163,7 @@ async def test_only_the_chunks_that_changed_are_written_to_redis() -> None:
         def node(self, user: bytes) -> str:
             return "a"
 
-        def pack(self, history: History, start: int, number: int, state: KVState) -> bytes:
+        def pack(self, history: History, start: int, number: int, state: KVState, tags: bytes = b"") -> bytes:
             return b"x"
 
         async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:

@@ -41,7 +41,7 @@ class TwoNodes(RedisStates):
     def node(self, user: bytes) -> str:
         return self.names[user][0]
 
-    def pack(self, history: History, start: int, number: int, state: KVState) -> bytes:
+    def pack(self, history: History, start: int, number: int, state: KVState, tags: bytes = b"") -> bytes:
         return b"x"
 
     async def write(self, history: History, number: int, chunk: bytes, timeout_s: float) -> bool:

@@ -8,11 +8,12 @@ import numpy as np
 from opentelemetry import trace
 
 from mfalcon.engine.append_batch import append_each
-from mfalcon.errors import HistoryMismatch
+from mfalcon.errors import HistoryMismatch, InvalidInput
 from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
 from mfalcon.interests import Interests, InterestsRequest, Nearest
+from mfalcon.items.delta import Delta
 from mfalcon.load import Load
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import (
@@ -30,6 +31,7 @@ from mfalcon.types import (
     Ids,
     Items,
     ItemsRequest,
+    ItemsUpdated,
     KeptState,
     MemberInfo,
     MemberResult,
@@ -164,6 +166,9 @@ class FakeEngine:
             counters_version=2**40 + len(history),
             counters_stale=request.allow_partial,
         )
+
+    async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
+        raise InvalidInput("item_id", delta.item_id[0], "that of an item")
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         load()

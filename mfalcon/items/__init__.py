@@ -1,0 +1,1 @@
+"""Item rows that change while a model serves: deltas, and the versions of a table that they make."""
