@@ -175,6 +175,7 @@ FREE_OF_TORCH = (
 )
 
 OPTIONAL = (
+    "confluent_kafka",
     "faiss",
     "gevent",
     "httpx",
@@ -201,6 +202,8 @@ NEEDS_OPTIONAL = (
     "mfalcon.backends.triton",
     "server.access.json_web_tokens",
     "mfalcon.train.boosted_trees",
+    "mfalcon.ingest.kafka",
+    "mfalcon.ingest.topic",
     "mfalcon.train.frames",
     "mfalcon.train.table",
     "mfalcon.train.table_items",

@@ -53,6 +53,10 @@ COMMANDS = {
         "mfalcon.cli.ingest",
         "Send events to a running server, many users a call; with --progress each is written once, whatever crashes.",
     ),
+    "ingest-kafka": (
+        "mfalcon.cli.ingest_kafka",
+        "Send the events of a topic to a running server until SIGTERM or Ctrl-C, each once; several may share it.",
+    ),
     "log": ("mfalcon.cli.log", "Look at, check, copy, fill and move an event log in a file."),
     "token": ("mfalcon.cli.token", "Make tokens, and the tables of a server's tokens_file."),
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
@@ -89,6 +93,7 @@ COMMANDS = {
 
 
 EXTRAS = {
+    "confluent_kafka": "kafka",
     "httpx": "loadtest",
     "locust": "loadtest",
     "matplotlib": "plot",

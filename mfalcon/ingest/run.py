@@ -11,9 +11,9 @@ from pathlib import Path
 from mfalcon.errors import DataError
 from mfalcon.ingest import progress as progress_file
 from mfalcon.ingest.progress import Progress
-from mfalcon.ingest.rejects import Rejects, opened_rejects
+from mfalcon.ingest.rejects import LeftOut, Rejects, opened_rejects
 from mfalcon.ingest.sender import Sender
-from mfalcon.ingest.stream import Line, LineStream, Taken
+from mfalcon.ingest.stream import LineStream, Taken
 from mfalcon.ingest.windows import parts_of, stream_id
 
 LEAVE_OUT = "--rejects FILE leaves such lines out and goes on"
@@ -73,11 +73,10 @@ async def _take(
     window, name = taken.window, done.name
     parts = parts_of(window, stream_id(name), options.late_events, options.most_events)
     refused = await sender.send(parts)
-    left_out: list[tuple[Line, str]] = [(taken.lines[int(each.part.places[0])], each.why) for each in refused]
-    left_out = sorted([*taken.left_out, *left_out], key=lambda each: each[0].number)
+    lines = [*taken.left_out, *((taken.lines[int(each.part.places[0])], each.why) for each in refused)]
+    left_out = [LeftOut(line.number, line.raw, why) for line, why in sorted(lines, key=lambda each: each[0].number)]
     if rejects is None and left_out:
-        line, why = left_out[0]
-        raise DataError(f"{name}:{line.number}: {why}; {LEAVE_OUT}")
+        raise DataError(f"{name}:{left_out[0].place}: {left_out[0].why}; {LEAVE_OUT}")
     return dataclasses.replace(
         done,
         acknowledged=window.end,

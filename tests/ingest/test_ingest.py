@@ -139,8 +139,8 @@ async def test_lines_that_cannot_be_taken_are_left_out_and_told(served: Served[L
     done, _ = await send(served, tmp_path / "events", options)
     assert served.engine.written() == expected
     rejects = [orjson.loads(line) for line in (tmp_path / "rejects").read_bytes().splitlines()]
-    assert [reject["line"] for reject in rejects] == sorted(reject["line"] for reject in rejects)
-    told = {reject["line"]: reject for reject in rejects}
+    assert [reject["place"] for reject in rejects] == sorted(reject["place"] for reject in rejects)
+    told = {reject["place"]: reject for reject in rejects}
     assert told[12]["error"].startswith("line: got") and told[12]["text"].startswith("nonsense")
     assert "time_ms" in told[13]["error"]
     damaged = [reject for reject in rejects if reject["error"].startswith("DATA_LOSS")]
@@ -158,7 +158,7 @@ async def test_rejects_of_a_window_that_was_not_acknowledged_are_told_once(serve
     (tmp_path / "rejects").write_bytes(b"of a window that was on its way\n")
     progress_file.write(tmp_path / "progress", Progress(NAME, sending=size))
     done, _ = await send(served, tmp_path / "events", options)
-    assert [orjson.loads(line)["line"] for line in (tmp_path / "rejects").read_bytes().splitlines()] == [6, 7, 8]
+    assert [orjson.loads(line)["place"] for line in (tmp_path / "rejects").read_bytes().splitlines()] == [6, 7, 8]
     assert done.rejects_bytes == (tmp_path / "rejects").stat().st_size
 
 
