@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import mfalcon.train.trainer
+import mfalcon.train.objective
 from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import EmbeddingConfig, RankerConfig
@@ -237,7 +237,7 @@ def with_aucs(monkeypatch: pytest.MonkeyPatch, aucs: list[float], weights: list[
         value = aucs[len(weights) - 1]
         return Report("like", "strict", 1, value, 1.0, value, value), None, None
 
-    monkeypatch.setattr(mfalcon.train.trainer, "evaluate", say)
+    monkeypatch.setattr(mfalcon.train.objective, "evaluate", say)
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
