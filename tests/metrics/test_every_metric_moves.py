@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
@@ -24,6 +25,7 @@ from mfalcon.errors import DeadlineExceeded, Overloaded, StorageUnavailable
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.file_log import FileLogOptions
 from mfalcon.history.redis_log import LogOptions
+from mfalcon.items.delta import Delta
 from mfalcon.metrics.catalog import METRICS
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.redis.client import RedisSettings
@@ -153,6 +155,9 @@ async def one_server() -> set[str]:
         with pytest.raises(DeadlineExceeded):
             await engine.rank(rank_request("user-0", ITEMS), time.monotonic() - 1)
         await engine.delete_user("user-2")
+        served_now = engine.catalog.get("other").checkpoint
+        vector = np.zeros((1, PLAIN.model.config.dim), np.float32)
+        await engine.update_items("other", Delta(0, served_now.fingerprint, PLAIN.items.item_id[:1], vector))
         await engine.reload("other", lambda: dataclasses.replace(PLAIN, fingerprint="version-of-a-third"))
         await watch.until("mfalcon_loop_lag_seconds", "process_cpu_seconds")
     return watch.moved
