@@ -43,7 +43,7 @@ COMMANDS = {
     ),
     "update-items": (
         "mfalcon.cli.update_items",
-        "Change or add item rows of a model while it serves, at a server or in a directory that servers watch.",
+        "Change or add item rows while a model serves; all of a delta, or nothing.",
     ),
     "load": (
         "mfalcon.cli.load",
@@ -62,7 +62,7 @@ COMMANDS = {
     "rank": ("mfalcon.cli.rank", "Rank candidates for a user on a running server."),
     "interests": (
         "mfalcon.cli.interests",
-        "Show a user's interests on a running server of a large user model, and the items nearest to them.",
+        "Show a user's interests under conditions: the nearest items, and with --json the vectors.",
     ),
     "history": (
         "mfalcon.cli.history",
