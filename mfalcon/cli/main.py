@@ -68,6 +68,10 @@ COMMANDS = {
         "mfalcon.cli.history",
         "Show a user's events on a running server, the history's version, and where KV states of the user lie.",
     ),
+    "delete": (
+        "mfalcon.cli.delete",
+        "Delete users: their histories and whatever was made of them; exit code 1 if one could not be deleted.",
+    ),
     "replay": (
         "mfalcon.cli.replay",
         "Rank, then append, every test event on a fresh server; exit code 1 unless the scores equal the offline ones.",
