@@ -179,7 +179,7 @@ def test_law_4_sees_a_norm_by_the_longest_of_the_batch(monkeypatch: pytest.Monke
 def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     """As the peers do: keyed by user and length, without a hash of the history."""
 
-    def by_length(self: KVCache, history: History, start: int, fetched: Entry | None) -> Found | None:
+    def by_length(self: KVCache, history: History, start: int, fetched: Entry | None, tags: bytes) -> Found | None:
         entry = self.host.get(history.user, start)
         if entry is None or entry.key.stop > len(history) or entry.key.start != start:
             return None
@@ -192,10 +192,12 @@ def test_law_5_sees_a_store_that_trusts_length(monkeypatch: pytest.MonkeyPatch, 
 def test_law_5_sees_a_window_that_slid(monkeypatch: pytest.MonkeyPatch) -> None:
     lookup, put = KVCache.lookup, KVCache.put
 
-    def from_anywhere(self: KVCache, history: History, start: int, fetched: Entry | None) -> Found | None:
-        return lookup(self, history, 0, fetched)
+    def from_anywhere(self: KVCache, history: History, start: int, fetched: Entry | None, tags: bytes) -> Found | None:
+        return lookup(self, history, 0, fetched, tags)
 
-    def for_anywhere(self: KVCache, history: History, start: int, state: KVState, own_start: int | None = None) -> None:
+    def for_anywhere(
+        self: KVCache, history: History, start: int, state: KVState, own_start: int, tags: bytes, made_at: float
+    ) -> None:
         put(self, history, 0, state)
 
     monkeypatch.setattr(KVCache, "lookup", from_anywhere)

@@ -249,6 +249,11 @@ class RedisServer:
         assert isinstance(reply, bytes), reply
         return reply.decode()
 
+    @property
+    def epoch(self) -> str:
+        """Of a cluster, the newest that this server has heard of."""
+        return next(line for line in self.text("CLUSTER", "INFO").splitlines() if "cluster_current_epoch" in line)
+
     def flush(self) -> None:
         """Delete every key."""
         self.command("FLUSHALL")
@@ -411,7 +416,12 @@ class RedisCluster:
         return next(server for server in self.servers if [server.port] == ports)
 
     def move_slot(self, slot: int, to: RedisServer) -> None:
-        """Move a slot and its keys: who still asks the old master is answered MOVED. All three must be running."""
+        """Move a slot and its keys: who still asks the old master is answered MOVED. All three must be running.
+
+        They must agree on the epoch first: whoever takes a slot calls itself newer than all that it has heard of, and
+        one that had taken another slot just before would win this one back, and delete its keys.
+        """
+        wait_for(lambda: len({server.epoch for server in self.servers}) == 1, "masters that agree on their epoch")
         source = self.owner(slot)
         if source is to:
             return

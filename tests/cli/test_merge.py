@@ -27,7 +27,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two rankers of the data set that `--data synthetic` is; the second bears a name that TOML must escape."""
     dataset = synthetic(num_users=300, num_items=500, events_per_user=60, seed=0)
     made = []
-    for seed, name in enumerate(("one", 'the "other"')):
+    for seed, name in enumerate(("one", 'the "other"'), 2):
         torch.manual_seed(seed)
         model = build(model_config(dataset, "dfgr", dim=8, num_layers=1, max_history=20, window_chunk=10)).eval()
         model.items.load_items(dataset.items)

@@ -194,10 +194,10 @@ async def test_overload_refuses_and_recovers(gate: Gate) -> None:
 async def test_a_failing_request_fails_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     right = KVCache.lookup
 
-    def fail_for_bob(self: KVCache, history: History, start: int, fetched: Entry | None = None) -> Found | None:
+    def fail_for_bob(self: KVCache, history: History, start: int, fetched: Entry | None, tags: bytes) -> Found | None:
         if history.user_id == "bob":
             raise RuntimeError("CUDA error: an illegal memory access")
-        return right(self, history, start, fetched)
+        return right(self, history, start, fetched, tags)
 
     monkeypatch.setattr(KVCache, "lookup", fail_for_bob)
     works = [engine.rank(request("bob" if i % 3 == 1 else f"user-{i}"), None) for i in range(9)]

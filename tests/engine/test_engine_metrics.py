@@ -59,10 +59,10 @@ class Gate:
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     gate, right = Gate(), KVCache.lookup
 
-    def lookup(self: KVCache, history: History, start: int, fetched: Entry | None = None) -> Found | None:
+    def lookup(self: KVCache, history: History, start: int, fetched: Entry | None, tags: bytes) -> Found | None:
         gate.reached.set()
         assert gate.open.wait(SECONDS)
-        return right(self, history, start, fetched)
+        return right(self, history, start, fetched, tags)
 
     monkeypatch.setattr(KVCache, "lookup", lookup)
     yield gate

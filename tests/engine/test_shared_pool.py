@@ -175,6 +175,7 @@ async def test_on_a_full_pool_the_next_version_takes_a_quarter_of_it_from_the_co
             assert [(await encode(engine, number)).source for number in warmed] == [here] * len(warmed)
 
 
+@sampled
 async def test_after_a_reload_on_a_full_pool_nothing_of_the_old_version_answers_or_stays(here: CacheSource) -> None:
     """The users seen last are warm; the others' old states serve nobody."""
     async with running(here, warm_users=2) as engine:

@@ -57,6 +57,9 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "tls_cert_file": "/c",
         "tls_key_file": "/k",
         "tls_client_ca_file": "/a",
+        "items_dir": "/i",
+        "items_policy": "bounded",
+        "items_keep_s": 2.5,
     }
     config = load_config(None, {**FLAGS, "microbatch": 64, "kv_budget_mb": 0, **optional})
     values = config.model_dump(mode="json") | optional

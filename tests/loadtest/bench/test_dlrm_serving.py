@@ -79,7 +79,7 @@ def test_hostile_options() -> None:
         assert CliRunner().invoke(bench.app, ["dlrm-serving", *arguments]).exit_code == 2
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_search_on_both_models_is_one_page() -> None:
     """Any rate holds until the search has made its runs; nothing is wrong, and the DLRM keeps nothing."""
     result = run(replace(TINY, p99_ms=1e-3, seconds=1), lambda _: None)
