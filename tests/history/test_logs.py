@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mfalcon.errors import HistoryMismatch, InvalidInput, Overloaded
-from mfalcon.history import file_keeper
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.chain import user_hash
+from mfalcon.history.file_upkeep import FileUpkeep, Look
 from mfalcon.history.history import History, no_history
 from mfalcon.history.idle import IdleHistories
 from mfalcon.history.local_log import LocalLog
@@ -358,17 +358,31 @@ async def test_a_file_keeps_its_bytes(tmp_path: Path) -> None:
 
 
 async def test_a_full_file_deletes_as_many_users_as_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Users who would fill it almost three times over: it stays near its bound."""
-    monkeypatch.setattr(file_keeper, "PERIOD_S", 0.05)
+    """Users who would fill it almost three times over, one a second: it stays near its bound, and the oldest go."""
+    seconds, looks, look = 1_000_000_000, 0, FileUpkeep.look
+
+    def counted(upkeep: FileUpkeep, *, move: bool, sync: bool, used_before: int, most: int) -> Look:
+        nonlocal looks
+        found = look(upkeep, move=move, sync=sync, used_before=used_before, most=most)
+        looks += 1
+        return found
+
+    monkeypatch.setattr(FileUpkeep, "look", counted)
+    monkeypatch.setattr("mfalcon.history.file_keeper.PERIOD_S", 0.005)
+    for module in ("file_log", "file_keeper"):
+        monkeypatch.setattr(f"mfalcon.history.{module}.seconds_now", lambda: seconds)
     budget = LogBudget(max_bytes=1 << 20, when_full="evict")
     async with opened("file", tmp_path, budget) as one:
         for number in range(1_000):
+            seconds += 1
             await one.log.append(f"user-{number}", Append(random_events(100, number)), None)
-            if number % 50 == 0:  # as fast as it is looked at, however busy the machine
-                size = one.sample("bytes")
-                await until(lambda size=size, number=number: number < 50 or one.sample("bytes") != size)
+            if number % 50 == 0:  # when one more has begun, all that the first one found has been done
+                until_looks = looks + 2
+                await until(lambda until_looks=until_looks: looks >= until_looks)
         assert one.sample("bytes") < 1.5 * budget.max_bytes
-        assert len(one.log) + len(one.evicted) == 1_000
+        await until(lambda: len(one.log) + len(one.evicted) == 1_000)  # those on their way are told a moment later
+        evicted = {deletion.user for deletion in one.evicted}
+        assert evicted == {user_hash(f"user-{number}") for number in range(len(evicted))}
         assert len((await one.log.read("user-999", 5)).history) == 100
 
 
@@ -380,7 +394,7 @@ async def test_a_refused_append_makes_no_user(kind: str, tmp_path: Path) -> None
         assert len(one.log) == 0
 
 
-async def until(holds: Any, seconds: float = 10.0) -> None:
+async def until(holds: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
