@@ -100,7 +100,7 @@ rehearse-gpu: .venv/.installed-test ## both without a device: every cell reached
 	$(BIN)/python -m loadtest.bench.gpu_all --out build/gpu-rehearsal --rehearse --seconds 3600
 	$(BIN)/python -m loadtest.bench.gpu_checks --out build/gpu-checks-rehearsal --rehearse --seconds 3600
 
-# For a machine that has torch, triton and numpy, but no package index: 8 MB, and 10 for what goes through gRPC.
+# For a machine that has torch, triton and numpy, but no package index: 8 MB, and 15 for what goes through gRPC.
 WHEELS := build/wheels
 gpu-wheels: .venv/bin/python ## fetch what such a machine is brought
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \

@@ -25,6 +25,8 @@ from loadtest.bench.gpu_record import AGAIN, BEGUN, CELL, LOST, REHEARSED, STEP,
 from loadtest.bench.gpu_wheels import missing, unpack
 
 ROOT = Path(__file__).parents[2]
+IMPORTED = (str(ROOT), str(ROOT / "client"))
+"""Folders of this checkout that a process imports from, where nothing is installed."""
 START_S = 6.0
 """Until a process on a device computes: torch, its libraries, the device. Assumed, for predictions."""
 _LAST_LINES = 6
@@ -166,7 +168,7 @@ def prepared(out: Path, wheels: Path | None, needs: Sequence[str]) -> tuple[Path
         print(f"{unpack(wheels, site)} wheels are unpacked into {site}", flush=True)
     before = os.environ.get("PYTHONPATH")
     more = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *([str(site)] if wheels else []), *([before] if before else [])]),
+        "PYTHONPATH": os.pathsep.join([*IMPORTED, *([str(site)] if wheels else []), *([before] if before else [])]),
         "PYTHONUNBUFFERED": "1",
         "TRITON_DISABLE_LINE_INFO": "1",  # a binary's name in the cache depends on it
     }

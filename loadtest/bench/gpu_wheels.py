@@ -22,7 +22,7 @@ TESTING = (
 """What the tests, laws and engine of `gpu_checks` import beside that."""
 SERVING = (
     *("grpc", "grpc_health.v1.health", "grpc_reflection.v1alpha.reflection", "google.protobuf", "fastapi", "uvicorn"),
-    *("msgspec", "zmq", "pydantic_settings"),
+    *("msgspec", "zmq", "pydantic_settings", "cryptography.hazmat.primitives.ciphers.aead"),
 )
 """What a server imports beside `TESTING`."""
 _PRESENT = ("torch", "triton", "numpy")

@@ -13,7 +13,9 @@ import triton.language as tl
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kernels.gpu.shared_table import shared_rows
 from kernels.gpu.tile import silu
+from kernels.shared_table import HASHES, Hash, SharedTable, lookup
 from loadtest.bench.gpu_worlds import BOUNDS, DLRM_V3, NVIDIA, Scenario, World
 from mfalcon.backends.base import StackBackend
 from mfalcon.backends.triton import TritonBackend
@@ -22,9 +24,9 @@ from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.copy import CudaCopier
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.laws import check
-from mfalcon.models.config import LayerConfig
+from mfalcon.models.config import LayerConfig, RankerConfig
 from mfalcon.models.layer import Stack
-from tests.small import small_checkpoint
+from tests.small import small_checkpoint, small_config, small_embedding
 
 CUDA = torch.device("cuda")
 LAYERS, DIM, HEADS, HEAD_DIM, NORM = 2, 48, 3, 16, 64  # of tests/golden
@@ -43,6 +45,27 @@ def test_laws(architecture: str, dtype: torch.dtype, kv_dtype: str) -> None:
     checkpoint.model.cast(dtype)
     broken = [law for law in check(checkpoint, backend="triton", kv_dtype=kv_dtype) if not law.holds]
     assert not broken
+
+
+@pytest.mark.parametrize(
+    "config", [small_config("lum"), small_config(embedding=small_embedding())], ids=["lum", "robe"]
+)
+def test_laws_of_conditions_and_shared_tables(config: RankerConfig) -> None:
+    checkpoint = small_checkpoint(config.architecture, torch.float32, config=config)
+    checkpoint.model.to(CUDA)
+    checkpoint.model.cast(torch.bfloat16)
+    assert not [law for law in check(checkpoint, backend="triton") if not law.holds]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", HASHES)
+def test_rows_of_a_shared_table_equal_their_definition(name: Hash, dtype: torch.dtype) -> None:
+    """Of 10 MB, for any key of 64 bits."""
+    table = SharedTable(name, 2_500_000, 128, 32)
+    memory = torch.randn(table.num_numbers).to(dtype)
+    keys = torch.randint(-(1 << 63), (1 << 63) - 1, (20_000,))
+    found = shared_rows(memory.to(CUDA), table, keys.to(CUDA), 77)
+    assert torch.equal(found.cpu(), lookup(memory, table, keys, 77))
 
 
 @pytest.mark.parametrize("cuts", [(37,), (1, 37), (20, 21, 37)])

@@ -229,6 +229,19 @@ sys.exit(pytest.main(["-q", "-m", "gpu", "--collect-only", "-p", "no:cacheprovid
     assert sum("::" in line for line in lines) >= 37
 
 
+@needs_triton
+def test_a_server_imports_only_what_is_carried(tmp_path: Path) -> None:
+    carried = listed("gpu_wheels.txt", "gpu_wheels_grpc.txt")
+    site = bare(tmp_path / "site", needed(("torch", "triton", "numpy")) | set(carried))
+    code = f"""
+import sys
+sys.path = [path for path in sys.path if "site-packages" not in path] + [{str(site)!r}, *{gpu_run.IMPORTED!r}]
+import server.app, loadtest.bench.gpu_grpc
+"""
+    ended = python("-I", "-c", code)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 def test_wheels_are_unpacked_and_tried(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried.py", "")
