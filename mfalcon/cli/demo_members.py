@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from mfalcon.cli.merge import toml
-from mfalcon.cli.train import train_checkpoint
+from mfalcon.cli.training import train_checkpoint
 from mfalcon.cores import owned_cores
 from mfalcon.errors import EngineFailure
 from mfalcon.merging.merge import Calibration, Merge

@@ -21,7 +21,7 @@ from mfalcon.cli.datasets import (
     open_dataset,
 )
 from mfalcon.cli.output import JsonOption, print_json
-from mfalcon.cli.train import train_checkpoint
+from mfalcon.cli.training import train_checkpoint
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.history.directory_lock import DirectoryLock
@@ -211,7 +211,7 @@ def _print(
 def _train(dataset: Dataset, chosen: Option, steps: int, seed: int, out: Path, threads: int) -> None:
     """Train what was chosen as the runs were trained, and say what came of the prediction."""
     training = chosen.shape.training(steps, seed)
-    train_checkpoint(dataset, chosen.shape.model(dataset), training, out, threads)
+    train_checkpoint(dataset, chosen.shape.model(dataset), training, out, threads, overwrite=True)
     model = checkpoint.load(out, torch.float32, "cpu").model
     auc = evaluate(model, dataset, split(dataset, training.split) == VALIDATION, "strict")[0].auc
     _notes.print(f"validation AUC {auc:.4f}; predicted {interval(chosen.auc)}")

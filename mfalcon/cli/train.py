@@ -1,23 +1,12 @@
 """`mfalcon train`: from events to a checkpoint."""
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import torch
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from mfalcon.cli.datasets import (
     ColumnsOption,
@@ -27,25 +16,24 @@ from mfalcon.cli.datasets import (
     LikeOption,
     open_dataset,
 )
-from mfalcon.cores import owned_cores
+from mfalcon.cli.training import train_checkpoint
 from mfalcon.errors import ConfigError
-from mfalcon.models import checkpoint
-from mfalcon.models.config import CountersConfig, EmbeddingKind, RankerConfig, Task
+from mfalcon.models.config import CountersConfig, EmbeddingKind, Task
 from mfalcon.models.registry import architectures
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
-from mfalcon.train.dataset import Dataset, counted_items
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.description import learn_lines, read_lines
+from mfalcon.train.place import check_place, count_parameters
+from mfalcon.train.proposal import proposal
 from mfalcon.train.recipes import TrainConfig, model_config, train_config
-from mfalcon.train.run import PROGRESS
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.settings import EmbeddingSettings, TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
-from mfalcon.train.trainer import Progress as Step
-from mfalcon.train.trainer import train as fit
 
 DEFAULTS = TrainConfig()
 
-_console = Console(highlight=False)
+Tasks = Literal["auto", "propose"]
 
 
 def train(
@@ -72,6 +60,16 @@ def train(
             rich_help_panel="Training",
         ),
     ] = None,
+    tasks: Annotated[
+        Tasks | None,
+        typer.Option(
+            help="Where --config names no tasks: learn those that the data suggest (auto), or print them as such a "
+            "file and end (propose). Of events with several actions one of the two must be said.",
+            show_default=False,
+            rich_help_panel="Training",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the checkpoint that --out is.")] = False,
     dim: Annotated[
         int | None,
         typer.Option(
@@ -161,8 +159,14 @@ def train(
         int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
     ] = 0,
 ) -> None:
-    """Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes."""
+    """Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes.
+
+    It first says what it read, what it will learn and how it ranks by that, then shows the time left. Nothing is
+    written but --out, and beside it the state of the run until it ends.
+    """
     file = read_train_file(config) if config else TrainFile()
+    if tasks is not None and file.tasks:
+        raise ConfigError(f"--tasks: has no effect, {config} names the tasks")
     flags = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -173,6 +177,16 @@ def train(
     training = _with_flags(train_config(model), file.training, flags)
     dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
     _check_blend(config, dataset)
+    if tasks == "propose" or (tasks is None and not file.tasks and _must_choose(dataset, like_at_least)):
+        _say(read_lines(dataset), Console(stderr=True, highlight=False))
+        typer.echo(proposal(dataset))
+        if tasks == "propose":
+            return
+        raise ConfigError(
+            f"{data}: has several actions, and nothing says what to learn of them: put what is proposed above into a "
+            "file, change what is wrong, and give it with --config (> FILE writes it), or take it as it is with "
+            "--tasks auto"
+        )
     vectors = {"kind": embedding, "memory_mb": memory_mb, "block": block, "list_items": list_items}
     given = {name: value for name, value in vectors.items() if value is not None}
     settings = file.embedding.model_copy(update=given)
@@ -200,7 +214,23 @@ def train(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
         ) from error
     target = out or Path("checkpoints") / f"{dataset.name}-{model}"
-    train_checkpoint(dataset, ranker_config=ranker, config=training, out=target, threads=threads)
+    num_parameters = count_parameters(ranker)
+    check_place(target, num_parameters, overwrite=overwrite)
+    parts = splits.split(dataset, training.split)
+    console = Console(highlight=False)
+    _say(read_lines(dataset), console)
+    _say(learn_lines(dataset, ranker, training, parts, num_parameters), console)
+    train_checkpoint(dataset, ranker_config=ranker, config=training, out=target, threads=threads, overwrite=overwrite)
+
+
+def _must_choose(dataset: Dataset, like_at_least: float | None) -> bool:
+    """Whether it is a user's file of several actions, of which nobody said what to learn."""
+    return dataset.reading is not None and len(dataset.actions) > 1 and like_at_least is None
+
+
+def _say(lines: Iterable[str], console: Console) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def counters_of(dataset: Dataset, training: TrainConfig) -> CountersConfig:
@@ -227,67 +257,3 @@ def _check_blend(file: Path | None, dataset: Dataset) -> None:
     unknown = sorted(set(dataset.blend) - set(tasks))
     if unknown:
         raise ConfigError(f"{file}: blend.{unknown[0]}: no such task; the tasks are {', '.join(tasks)}")
-
-
-def train_checkpoint(
-    dataset: Dataset, ranker_config: RankerConfig, config: TrainConfig, out: Path, threads: int = 0
-) -> None:
-    """Train with a progress bar and save; a run that was interrupted goes on where its last epoch ended."""
-    checkpoint.check_replaceable(out)
-    torch.set_num_threads(threads or owned_cores())
-    unfinished = out.parent / f".{out.name}.progress"
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=_console,
-    )
-    try:
-        with bar:
-            task = bar.add_task("training", total=None, figures="")
-            model = fit(
-                dataset,
-                ranker_config,
-                config,
-                unfinished,
-                report=lambda step: _show(bar, task, config, step),
-                notify=lambda line: bar.console.print(line, soft_wrap=True),
-            )
-    except KeyboardInterrupt:
-        kept = (unfinished / PROGRESS).is_file()
-        _console.print(
-            f"interrupted; the finished epochs are kept in {unfinished}: the same command goes on from there"
-            if kept
-            else "interrupted before the first epoch was finished; nothing is kept",
-            soft_wrap=True,
-        )
-        raise typer.Exit(130) from None
-    items = counted_items(dataset, splits.split(dataset, config.split) == splits.TRAIN)
-    fingerprint = checkpoint.save(out, model, items)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    _console.print(
-        f"{out}: {ranker_config.name} {fingerprint[:12]}, {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
-
-
-def _show(bar: Progress, task: TaskID, config: TrainConfig, step: Step) -> None:
-    done = step.epoch * step.steps_per_epoch + step.step
-    total = config.epochs * step.steps_per_epoch
-    if step.validation is None:
-        figures = f"loss {step.loss:.3f}  {step.targets_per_second:,.0f} targets/s"
-        bar.update(
-            task, description=f"epoch {step.epoch + 1}/{config.epochs}", completed=done, total=total, figures=figures
-        )
-    else:
-        best = " (best)" if step.best_epoch == step.epoch else ""
-        figures = f"validation {step.validation.figures}"
-        bar.console.print(f"epoch {step.epoch + 1:>2}: {figures}{best}")
-        if step.epoch + 1 < config.epochs and step.epoch + 1 - step.best_epoch > config.patience:
-            bar.console.print(
-                f"no better {step.judged_by} than epoch {step.best_epoch + 1}'s for {step.epoch - step.best_epoch} "
-                f"epochs (patience {config.patience}): training ends, epoch {step.best_epoch + 1} is kept",
-                soft_wrap=True,
-            )

@@ -41,6 +41,7 @@ from mfalcon.models.manifest import (
     verified,
 )
 from mfalcon.models.registry import architectures, build, check_kind
+from mfalcon.models.writing import writing
 
 _STORED = "F32"
 _LARGEST_WEIGHT = 1e15
@@ -70,27 +71,34 @@ class Checkpoint:
 def save(directory: Path, model: Ranker, items: ItemTable) -> str:
     """Write a checkpoint in float32; replaces one that is there, whole or not at all. Returns its fingerprint.
 
-    Raises CheckpointError if something else is there.
+    Raises CheckpointError if something else is there, or it cannot be written.
     """
     check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        (scratch / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n")
-        weights = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items()}
-        save_tensors(weights, scratch / WEIGHTS)
-        save_arrays(_pack_items(items), scratch / ITEMS)
-        files = {name: sha256_of(scratch / name) for name in (CONFIG, WEIGHTS, ITEMS)}
-        manifest = Manifest(format=FORMAT, files=files, fingerprint=fingerprint_of(files))
-        (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
-        # The temporary directory and safetensors' files are for their owner alone; a server may be another user.
-        os.chmod(scratch, 0o755)
-        for path in scratch.iterdir():
-            os.chmod(path, 0o644)
-        _swap(scratch, directory)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(directory, "nothing was written or replaced there"):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            manifest = _fill(scratch, model, items)
+            _swap(scratch, directory)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
     return manifest.fingerprint
+
+
+def _fill(directory: Path, model: Ranker, items: ItemTable) -> Manifest:
+    """Write the four files."""
+    (directory / CONFIG).write_text(model.config.model_dump_json(indent=2) + "\n")
+    weights = {name: tensor.float().contiguous() for name, tensor in model.state_dict().items()}
+    save_tensors(weights, directory / WEIGHTS)
+    save_arrays(_pack_items(items), directory / ITEMS)
+    files = {name: sha256_of(directory / name) for name in (CONFIG, WEIGHTS, ITEMS)}
+    manifest = Manifest(format=FORMAT, files=files, fingerprint=fingerprint_of(files))
+    (directory / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    # The temporary directory and safetensors' files are for their owner alone; a server may be another user.
+    os.chmod(directory, 0o755)
+    for path in directory.iterdir():
+        os.chmod(path, 0o644)
+    return manifest
 
 
 def check_replaceable(directory: Path) -> None:

@@ -13,6 +13,17 @@ from mfalcon.types import Events, Floats, Ids
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a file of events was that its data set no longer tells.
+
+    time_unit: what its times were read as. num_late: rows that stood behind a later event of their user.
+    """
+
+    time_unit: str
+    num_late: int
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Events of many users in global time order (ties: user, then item; stable).
 
@@ -25,6 +36,7 @@ class Dataset:
     user_context: feature name -> [num_users] int64 code, -1 where unknown.
     dense: feature name -> [num_events] float32 number that the event's item had when it was shown, NaN where unknown.
     tasks, blend: the default heads for this data.
+    reading: of a file; None of what was made or came in another form.
     """
 
     name: str
@@ -39,6 +51,7 @@ class Dataset:
     tasks: tuple[Task, ...]
     blend: Mapping[str, float]
     dense: Mapping[str, Floats] = field(default_factory=dict)
+    reading: Reading | None = None
 
     def with_actions(self, actions: Sequence[str]) -> "Dataset":
         """The same events, whose bits are those of a model's actions. Raises DataError for one that the model lacks."""

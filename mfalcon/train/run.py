@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
+from mfalcon.models.writing import writing
 from mfalcon.train.recipes import TrainConfig
 
 PROGRESS = "progress.safetensors"
@@ -55,18 +57,25 @@ class Run:
         return top * (1 + math.cos(math.pi * (step - warm) / max(1.0, self.steps - warm))) / 2
 
     def save(self, directory: Path, identity: str) -> None:
-        """Write everything, in place of what was written before."""
+        """Write everything, in place of what was written before. Raises CheckpointError if it cannot: that stays."""
         tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"average.{name}": t for name, t in self.average.state_dict().items()}
         tensors |= {f"best.{name}": t for name, t in self.best.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": t for name, t in moments.items()}
-        directory.mkdir(parents=True, exist_ok=True)
         best = {"best_epoch": self.best_epoch, "best_auc": self.best_quality}  # whatever quality is
         counters = {"identity": identity, "epoch": self.epoch, **best}
+        kept = f"the {self.epoch - 1} epochs before are kept there" if self.epoch > 1 else "nothing is kept"
         scratch = directory / "progress.partial"
-        save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, metadata={"progress": json.dumps(counters)})
-        scratch.replace(directory / PROGRESS)
+        with writing(directory, f"training ends, and {kept}: the same command goes on"):
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                save_file({k: t.contiguous() for k, t in tensors.items()}, scratch, {"progress": json.dumps(counters)})
+                scratch.replace(directory / PROGRESS)
+            finally:
+                scratch.unlink(missing_ok=True)
+                if not (directory / PROGRESS).exists():
+                    shutil.rmtree(directory, ignore_errors=True)
 
     def resume(self, directory: Path, identity: str) -> int:
         """Go on from the last saved epoch, if there is one; how many epochs are done.

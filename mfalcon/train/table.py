@@ -11,10 +11,11 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import field_validator
 
+from mfalcon.clock import is_plausible
 from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
 from mfalcon.models.items import ItemTable
-from mfalcon.train.dataset import Dataset
+from mfalcon.train.dataset import Dataset, Reading
 from mfalcon.train.frames import ItemIdKind, item_ids, numbers, read_frame, refuse, text
 from mfalcon.train.sequences import labels
 from mfalcon.train.settings import equal_blend
@@ -73,10 +74,11 @@ def read_table(
     time agree. Items without events are known to the model all the same. The request hour is a context feature if the
     hours of the events differ.
 
-    Tasks, where none are given: with a value column "like" (value at least `like_at_least`, else the median) and
-    "value" (the value itself, weighted down by its variance); else one task for each action but the most frequent one,
-    which is taken for the mere exposure (impression, view). Blend, where none is given: every binary task alike. Not
-    `to_learn`: no tasks, and so nothing that these would need.
+    Tasks, where none are given: of several actions, one for each but the most frequent, which is taken for the mere
+    exposure (impression, view); else, with a value column, "like" (value at least `like_at_least`, else the median).
+    With a value column also "value" (the value itself, weighted down by its variance). `like_at_least` asks for "like"
+    whatever the actions are. Blend, where none is given: every binary task alike. Not `to_learn`: no tasks, and so
+    nothing that these would need.
 
     Raises DataError naming file, column and first bad row (row 1 is the first row of data).
     """
@@ -90,12 +92,15 @@ def read_table(
     rows["item_id"] = item_ids(events, frame[columns.item], columns.item_ids)
     rows["actions"] = bits
     rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
-    rows["time_ms"] = _times(events, frame[columns.time], columns.time_unit)
+    rows["time_ms"], time_unit = _times(events, frame[columns.time], columns.time_unit)
+    reading = Reading(time_unit, _num_late(user, rows["time_ms"]))
     order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
     rows, user = rows[order], user[order]
     dense = _dense(events, frame.select(columns.features))
     if not tasks and to_learn:
-        tasks = _value_tasks(rows["value"], like_at_least) if columns.value else _action_tasks(events, actions, rows)
+        by_action = like_at_least is None and (len(actions) > 1 or columns.value is None)
+        tasks = _action_tasks(events, actions, rows) if by_action else [_like_task(rows["value"], like_at_least)]
+        tasks += [_value_task(rows["value"])] if columns.value else []
     with_events = np.unique(rows["item_id"])
     table = ItemTable(item_id=with_events, titles=("",) * len(with_events), side={})
     side_features: tuple[SideFeature, ...] = ()
@@ -115,6 +120,7 @@ def read_table(
         tasks=tuple(tasks),
         blend=dict(blend) if blend else equal_blend(tasks),
         dense={name: column[order] for name, column in dense.items()},
+        reading=reading,
     )
     if dataset.tasks:
         _check_tasks(events, dataset, has_value=columns.value is not None)
@@ -174,14 +180,24 @@ def _is_empty(series: pl.Series) -> pl.Series:
     return series.is_null() | (series == "") if series.dtype == pl.String else series.is_null()
 
 
-def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:
-    """[n] milliseconds since 1970, cut down to the millisecond; at least 1, as the server takes them."""
+def _num_late(user: Ids, times: Ids) -> int:
+    """Rows that stand behind a later event of their user."""
+    frame = pl.DataFrame({"user": user, "time": times})
+    return int(frame.select((pl.col("time") < pl.col("time").cum_max().over("user")).sum()).item())
+
+
+def _times(path: Path, series: pl.Series, unit: TimeUnit) -> tuple[Ids, str]:
+    """[n] milliseconds since 1970, cut down to the millisecond; at least 1, as the server takes them. And what the
+    column was read as.
+    """
+    read_as = "dates"
     limit = "a time from 1970 to 9999, at least 1 ms"
     if series.dtype in (pl.Datetime, pl.Date):
         moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
         time_ms = moments.dt.epoch("ms")
     elif series.dtype == pl.String and (unit == "iso8601" or (unit == "auto" and not _starts_with_number(series))):
         limit += ", in ISO-8601 such as 2026-11-22T19:05:00Z"
+        read_as = "ISO-8601"
         time_ms = pl.Series([_milliseconds(cell) for cell in series.to_list()], dtype=pl.Int64)
     elif unit == "iso8601":
         raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be ISO-8601 text as time_unit says")
@@ -190,11 +206,17 @@ def _times(path: Path, series: pl.Series, unit: TimeUnit) -> Ids:
         refuse(path, series, cells.is_null(), limit)
         unit = _unit(path, series.name, cells.to_numpy()) if unit == "auto" else unit
         limit += f", in {unit}"
+        read_as = unit
         ticks = {"s": (cells * 1000).round(), "ms": cells.floor(), "us": (cells / 1000).floor()}[unit]
         time_ms = ticks.cast(pl.Int64, strict=False)
     in_range = (time_ms >= 1) & (time_ms <= MAX_TIME_MS)
     refuse(path, series, ~in_range.fill_null(value=False), limit)
-    return time_ms.to_numpy().copy()
+    out = time_ms.to_numpy().copy()
+    advice = (
+        f"a time of our days: read as {read_as} this is January 1970, while the number of ms would be one in seconds"
+    )
+    refuse(path, series, pl.Series(~is_plausible(out, 0)), f"{advice} (time_unit=s)")
+    return out, read_as
 
 
 def _starts_with_number(series: pl.Series) -> bool:
@@ -226,32 +248,31 @@ def _unit(path: Path, column: str, times: NDArray[np.float64]) -> TimeUnit:
     return units[1]
 
 
-def _value_tasks(values: NDArray[np.float32], like_at_least: float | None) -> list[Task]:
-    """Tasks "like" and "value". The least value is never the threshold, even where it is the median: all would be 1."""
+def _like_task(values: NDArray[np.float32], like_at_least: float | None) -> Task:
+    """The least value is never the threshold, even where it is the median: all would be 1."""
     distinct = np.unique(values)
     threshold = float(np.median(values))
     if threshold <= distinct[0] and len(distinct) > 1:
         threshold = float(distinct[1])
+    return Task(name="like", kind="binary", value_at_least=threshold if like_at_least is None else like_at_least)
+
+
+def _value_task(values: NDArray[np.float32]) -> Task:
     weight = 0.1 / max(float(np.var(values, dtype=np.float64)), 1e-6)
     center = round(float(np.mean(values, dtype=np.float64)), 3)
-    return [
-        Task(name="like", kind="binary", value_at_least=threshold if like_at_least is None else like_at_least),
-        Task(name="value", kind="regression", loss_weight=weight, center=center),
-    ]
+    return Task(name="value", kind="regression", loss_weight=weight, center=center)
 
 
 def _action_tasks(path: Path, actions: Sequence[str], rows: Events) -> list[Task]:
-    """One binary task for each action but the most frequent."""
+    """One binary task for each action but the most frequent, the next most frequent first."""
     if len(actions) == 1:
         raise DataError(
             f"{path}: every event is {actions[0]!r}, so there is nothing to tell apart; name a value column (a rating, "
             "seconds watched), or an action column with at least two actions (impression and click, say)"
         )
     num_events = [int(np.count_nonzero(rows["actions"] == 1 << bit)) for bit in range(len(actions))]
-    exposure = actions[int(np.argmax(num_events))]
-    return [
-        Task(name=config_name(action), kind="binary", any_action=(action,)) for action in actions if action != exposure
-    ]
+    by_number = sorted(range(len(actions)), key=lambda bit: -num_events[bit])
+    return [Task(name=config_name(actions[bit]), kind="binary", any_action=(actions[bit],)) for bit in by_number[1:]]
 
 
 def _check_tasks(path: Path, dataset: Dataset, *, has_value: bool) -> None:

@@ -95,9 +95,17 @@ def train(
         run.save(progress_dir, identity)
         at = run.epoch - 1, per_epoch, per_epoch, math.nan, math.nan
         report(Progress(*at, validation, run.best_epoch, objective.judged_by))
+    notify(_ending(run, objective.judged_by))
     model.load_state_dict(run.best)
     objective.finish(model, parts == VALIDATION)
     return model.eval()
+
+
+def _ending(run: Run, judged_by: str) -> str:
+    """Which epoch is kept, and why training ended."""
+    patience = run.config.patience
+    why = "all epochs are done" if run.epoch >= run.config.epochs else f"no better one in {patience} epochs (patience)"
+    return f"kept: epoch {run.best_epoch + 1} of {run.epoch}, validation {judged_by} {run.best_quality:.4f}; {why}"
 
 
 def run_identity(

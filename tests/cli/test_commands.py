@@ -12,7 +12,7 @@ import typer
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.main import main
 from mfalcon.cli.process import serving
-from mfalcon.cli.train import train_checkpoint
+from mfalcon.cli.training import train_checkpoint
 from mfalcon.models import checkpoint
 from mfalcon.models.config import Task
 from mfalcon.train.recipes import TrainConfig, model_config
@@ -292,7 +292,7 @@ def test_an_interruption_says_what_is_kept(
             (directory / PROGRESS).touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mfalcon.cli.train.fit", interrupted)
+    monkeypatch.setattr("mfalcon.cli.training.fit", interrupted)
     dataset = open_dataset("synthetic", "", None, "", None)
     with pytest.raises(typer.Exit) as end:
         train_checkpoint(dataset, model_config(dataset, "dfgr"), TrainConfig(), tmp_path / "out", threads=1)

@@ -1,5 +1,6 @@
 """Training: it learns, an interruption changes nothing to the bit, and the best epoch is what is kept."""
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,8 @@ def test_a_run_that_goes_on_says_so(tmp_path: Path) -> None:
         train(DATASET, small(), TRAIN, tmp_path, interrupt, told.append)
     assert told == []
     train(DATASET, small(), TRAIN, tmp_path, silent, told.append)
-    assert told == ["going on after epoch 1"]
+    assert told[0] == "going on after epoch 1"
+    assert re.fullmatch(r"kept: epoch \d of 3, validation AUC 0\.\d{4}; all epochs are done", told[1])
 
 
 def corrected(what: str) -> Dataset:
@@ -221,7 +223,9 @@ def test_few_validation_events_are_warned_of(tmp_path: Path, num_events: int, is
     told: list[str] = []
     part = replace(DATASET, events=DATASET.events[:num_events], user=DATASET.user[:num_events])
     train(part, small(dataset=part), TRAIN.model_copy(update={"epochs": 1}), tmp_path, silent, told.append)
-    assert [line.startswith("warning: only 30 validation events") for line in told] == [True] * is_few
+    *warnings, kept = told
+    assert [line.startswith("warning: only 30 validation events") for line in warnings] == [True] * is_few
+    assert kept.startswith("kept: epoch 1 of 1")
 
 
 def test_heads_share_the_width() -> None:

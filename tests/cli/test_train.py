@@ -1,0 +1,52 @@
+"""`mfalcon train` on a user's own file, in this process: what it asks, what it says and what it refuses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mfalcon.cli.main import main
+from mfalcon.models.manifest import read_config
+
+COLUMNS = "action=what,value=dwell"
+SMALL = ("--dim", "8", "--max-history", "10", "--window-chunk", "5", "--epochs", "2", "--threads", "1")
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    path = tmp_path / "e.csv"
+    rows = [f"u{n % 7},{n % 11},{1790000000 + n},{('view', 'click', 'view', 'buy')[n % 4]},{n % 5}" for n in range(200)]
+    path.write_text("user_id,item_id,timestamp,what,dwell\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["mfalcon", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
+
+
+def test_from_a_proposal_to_a_checkpoint(
+    events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, file = tmp_path / "out", tmp_path / "t.toml"
+    asked = ("train", "--data", events, "--columns", COLUMNS, "--out", out, *SMALL)
+    assert run(monkeypatch, *asked) == 1
+    told = capsys.readouterr()
+    assert "read: 200 events of 7 users on 11 items" in told.err
+    assert "error: " in told.err and "--tasks auto" in told.err
+    assert not out.exists()
+    file.write_text(told.out)
+    assert run(monkeypatch, *asked, "--tasks", "propose") == 0
+    assert capsys.readouterr().out == told.out
+    assert run(monkeypatch, *asked, "--config", file, "--tasks", "auto") == 1
+    assert "--tasks: has no effect" in capsys.readouterr().err
+    assert run(monkeypatch, *asked, "--config", file) == 0
+    told = capsys.readouterr()
+    assert "ranks by: 1 x buy + 1 x click" in told.out
+    assert "kept: epoch " in told.out and "all epochs are done" in told.out
+    assert [task.name for task in read_config(out / "config.json").tasks] == ["buy", "click", "value"]
+    assert run(monkeypatch, *asked, "--tasks", "auto") == 1
+    assert f"error: {out}: there is a checkpoint already; --overwrite" in capsys.readouterr().err
+    assert run(monkeypatch, *asked, "--tasks", "auto", "--overwrite") == 0
