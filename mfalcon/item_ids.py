@@ -12,6 +12,8 @@ import numpy as np
 from mfalcon.types import Ids
 
 MAX_ITEM_ID_BYTES = 256
+CONTROL_CHARACTER = "[\\x00-\\x1f\\x7f-\\x9f]"
+ITEM_ID_LIMIT = f"1 to {MAX_ITEM_ID_BYTES} bytes of UTF-8 without control characters"
 _LOW, _HIGH = -(2**63), 2**63 - 1
 
 

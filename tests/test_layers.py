@@ -38,7 +38,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "kv": ("mfalcon.kvcache.state", "mfalcon.kvcache.block_pool"),
     "kvcache": ("mfalcon.kvcache",),
     "attention": ("mfalcon.attention", "mfalcon.masked_attention"),
-    "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest"),
+    "config": ("mfalcon.models.config", "mfalcon.models.items", "mfalcon.models.manifest", "mfalcon.models.texts"),
     "features": ("mfalcon.features",),
     "counters": ("mfalcon.counters",),
     "capture": ("mfalcon.capture",),

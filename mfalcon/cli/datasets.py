@@ -29,7 +29,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         help="Your columns: user=…,item=…,time=…; optionally, after further commas, action=…, value=…, features=a+b, "
-        "time_unit=auto|s|ms|us|iso8601.",
+        "time_unit=auto|s|ms|us|iso8601, item_ids=auto|integer|text.",
         rich_help_panel="Data",
     ),
 ]

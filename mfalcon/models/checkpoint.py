@@ -29,6 +29,8 @@ from mfalcon.models.manifest import (
     ITEMS,
     MANIFEST,
     NUM_EVENTS,
+    TEXT_END,
+    TEXT_UTF8,
     WEIGHTS,
     Manifest,
     check_memory,
@@ -194,4 +196,6 @@ def _pack_items(items: ItemTable) -> dict[str, np.ndarray]:
     }
     if items.num_events is not None:
         arrays[NUM_EVENTS] = np.ascontiguousarray(items.num_events)
+    if items.texts is not None:
+        arrays |= {TEXT_UTF8: np.ascontiguousarray(items.texts.utf8), TEXT_END: np.ascontiguousarray(items.texts.end)}
     return arrays | {f"side.{name}": np.ascontiguousarray(column) for name, column in items.side.items()}

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfalcon.models.config import SideFeature
+from mfalcon.models.texts import Texts
 from mfalcon.types import Ids
 
 UNKNOWN_ROW = 0
@@ -55,6 +56,7 @@ class ItemTable:
     is_open: whether the model knows every item by its id alone. The table may then lack items, or have none.
     num_events: [num_items] int64, how often each was acted on in what the model was trained on; None where that was not
         counted, as in checkpoints of before there was this column.
+    texts: of each item, the text that `mfalcon.item_ids.item_id` makes its raw id of; None where ids are integers.
     """
 
     item_id: Ids
@@ -62,6 +64,7 @@ class ItemTable:
     side: Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]
     num_events: Ids | None = None
     is_open: bool = False
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
         num_items = len(self.item_id)
@@ -81,6 +84,8 @@ class ItemTable:
                 raise ValueError(f"num_events: got {counts.dtype} {counts.shape}, must be int64 ({num_items},)")
             if num_items and counts.min() < 0:
                 raise ValueError(f"num_events: got {counts.min()}, must be at least 0")
+        if self.texts is not None and len(self.texts) != num_items:
+            raise ValueError(f"texts: got {len(self.texts)}, there are {num_items} items")
 
     def check(self, features: Sequence[SideFeature]) -> None:
         """Raise ValueError unless the side columns are just what these features call for."""
@@ -121,3 +126,12 @@ class ItemTable:
         """The item's title, "" where there is none or the item is unknown."""
         row = int(self.rows(np.array([item_id], dtype=np.int64))[0])
         return self.titles[row - 1] if row else ""
+
+    def texts_of(self, item_ids: Ids) -> tuple[str, ...]:
+        """[n] raw ids -> the texts that they stand for, "" of those that the table does not know; none at all where
+        ids are integers.
+        """
+        texts = self.texts
+        if texts is None:
+            return ()
+        return tuple(texts.at(row - 1) if row else "" for row in self.rows(item_ids).tolist())

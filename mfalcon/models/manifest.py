@@ -16,11 +16,13 @@ from mfalcon.errors import CheckpointError
 from mfalcon.memory import available_bytes
 from mfalcon.models.config import Frozen, RankerConfig
 from mfalcon.models.items import ItemTable
+from mfalcon.models.texts import Texts
 
 FORMAT: Final = 1
 CONFIG, WEIGHTS, ITEMS, MANIFEST = "config.json", "model.safetensors", "items.safetensors", "manifest.json"
 NUM_EVENTS: Final = "num_events"
-"""The one array of an item table that a checkpoint may lack. An older program passes over it."""
+TEXT_UTF8, TEXT_END = "text_utf8", "text_end"
+"""Arrays of an item table that a checkpoint may lack, the last two together. An older program passes over them."""
 MOST_MANIFEST_BYTES: Final = 1 << 20
 _MOST_BYTES: Final = {MANIFEST: MOST_MANIFEST_BYTES, CONFIG: 64 << 20}
 """Of the files that are parsed as text."""
@@ -136,7 +138,9 @@ def read_items(path: Path, config: RankerConfig) -> ItemTable:
             raise ValueError("title_end: must ascend, up to the length of title_utf8")
         titles = tuple(text[start:end].decode() for start, end in zip([0, *ends][:-1], ends, strict=True))
         side = {name.removeprefix("side."): column for name, column in arrays.items() if name.startswith("side.")}
-        items = ItemTable(arrays["item_id"], titles, side, arrays.get(NUM_EVENTS), config.shared is not None)
+        texts = Texts(arrays[TEXT_UTF8], arrays[TEXT_END]) if TEXT_UTF8 in arrays else None
+        counts, is_open = arrays.get(NUM_EVENTS), config.shared is not None
+        items = ItemTable(arrays["item_id"], titles, side, counts, is_open, texts)
         items.check(config.side_features)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not an item table of this checkpoint ({error})") from error

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, SideFeature, Task
 from mfalcon.models.items import ItemTable
+from mfalcon.models.texts import Texts
 from mfalcon.types import Events, Floats, Ids
 
 
@@ -66,7 +67,8 @@ class Dataset:
 
     def unlisted(self) -> "Dataset":
         """The same events, of whose items nothing is known but their ids: no titles, no side features."""
-        return replace(self, items=ItemTable(np.empty(0, dtype=np.int64), (), {}), side_features=())
+        texts = None if self.items.texts is None else Texts.of(())
+        return replace(self, items=ItemTable(np.empty(0, dtype=np.int64), (), {}, texts=texts), side_features=())
 
     def of_user(self, index: int) -> Ids:
         """Positions in `events` of one user's events, in order."""

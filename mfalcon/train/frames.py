@@ -3,15 +3,17 @@
 Needs polars (the extra mfalcon[data]). Row 1 is the first row of data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from mfalcon.errors import DataError
-from mfalcon.item_ids import MAX_ITEM_ID_BYTES
+from mfalcon.item_ids import CONTROL_CHARACTER, ITEM_ID_LIMIT, MAX_ITEM_ID_BYTES
 from mfalcon.item_ids import item_ids as hashed_item_ids
+from mfalcon.models.texts import Texts
 from mfalcon.types import Ids
 
 try:
@@ -80,29 +82,69 @@ def numbers(path: Path, series: pl.Series) -> pl.Series:
     return cells.set(~cells.is_finite().fill_null(value=True), None)
 
 
-ItemIdKind = Literal["integer", "text"]
+ItemIdKind = Literal["auto", "integer", "text"]
 
 
-def item_ids(path: Path, series: pl.Series, kind: ItemIdKind = "integer") -> Ids:
-    """A column of item ids as int64 [n]. Integers are kept as they are; anything else is refused, never renumbered.
-    Text is hashed to 64 bits (`mfalcon.item_ids`), and two texts of one number are refused.
+@dataclass(frozen=True, slots=True)
+class ItemIds:
+    """A column of item ids. ids: int64 [n]. texts: of each id its text, where ids are text; None where they are
+    integers.
     """
-    if kind == "text":
+
+    ids: Ids
+    texts: Mapping[int, str] | None = None
+
+
+def item_ids(path: Path, series: pl.Series, kind: ItemIdKind = "auto") -> ItemIds:
+    """A column of item ids. Integers are kept as they are. Text is hashed to 64 bits (`mfalcon.item_ids`), and two
+    texts of one number are refused. "auto": a column of text is text, unless each cell is a number as a program
+    writes it ("7", not "007"). Integers of more than 64 bits and other numbers are refused.
+    """
+    if kind == "text" or (kind == "auto" and not _are_integers(series)):
         return _hashed(path, series)
     if not (series.dtype.is_numeric() or series.dtype == pl.String):
-        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be integers")
+        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be text or integers")
     ids = series.cast(pl.Int64, strict=False)
     bad = ids.is_null()
     if series.dtype.is_float():
         exact = (ids.cast(pl.Float64) == series) & (series.abs() <= 2**53)
         bad = ~exact.fill_null(value=False)
     refuse(path, series, bad, "a 64-bit integer: requests name items by this id (item_ids=text takes any text)")
-    return ids.to_numpy().copy()
+    return ItemIds(ids.to_numpy().copy())
 
 
-def _hashed(path: Path, series: pl.Series) -> Ids:
-    cells = text(path, series, "an item id (text or integer)")
-    refuse(path, series, cells.str.len_bytes() > MAX_ITEM_ID_BYTES, f"at most {MAX_ITEM_ID_BYTES} bytes")
+def texts_of(path: Path, item_id: Ids, *columns: ItemIds) -> Texts | None:
+    """The text of every item that these columns name, None where all columns are integers. Raises DataError where two
+    columns have two texts of one number.
+    """
+    if all(column.texts is None for column in columns):
+        return None
+    texts: dict[int, str] = {}
+    for column in columns:
+        own = column.texts if column.texts is not None else {item: str(item) for item in column.ids.tolist()}
+        for item, name in own.items():
+            if texts.setdefault(item, name) != name:
+                raise DataError(f"{path}: items {texts[item]!r} and {name!r} have one hash; rename one of them")
+    return Texts.of(texts[item] for item in item_id.tolist())
+
+
+def _are_integers(series: pl.Series) -> bool:
+    """Whether a column is of numbers: text is too, if each cell reads as one and none begins with a zero for nothing
+    ("007"). Whether all are integers is for `item_ids` to say.
+    """
+    if series.dtype not in (pl.String, pl.Categorical, pl.Enum):
+        return True
+    cells = series.cast(pl.String).drop_nulls()
+    cells = cells.filter(cells != "")
+    padded = cells.str.contains(r"^[+-]?0\d")
+    return not (padded | cells.cast(pl.Float64, strict=False).is_null()).any()
+
+
+def _hashed(path: Path, series: pl.Series) -> ItemIds:
+    limit = "an item id (text or integer)"
+    cells = text(path, series, limit)
+    too_long = cells.str.len_bytes() > MAX_ITEM_ID_BYTES
+    refuse(path, series, too_long | cells.str.contains(CONTROL_CHARACTER), f"{limit}: {ITEM_ID_LIMIT}")
     texts = cells.unique().sort()
     ids = hashed_item_ids(texts)
     order = np.argsort(ids, kind="stable")
@@ -110,4 +152,5 @@ def _hashed(path: Path, series: pl.Series) -> Ids:
     if len(same):
         one, other = (texts[int(order[same[0] + step])] for step in (0, 1))
         raise DataError(f"{path}: column {series.name!r}: {one!r} and {other!r} have one hash; rename one of them")
-    return cells.replace_strict(texts, ids, return_dtype=pl.Int64).to_numpy().copy()
+    column = cells.replace_strict(texts, ids, return_dtype=pl.Int64).to_numpy().copy()
+    return ItemIds(column, dict(zip(ids.tolist(), texts.to_list(), strict=True)))

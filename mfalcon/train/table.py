@@ -16,7 +16,7 @@ from mfalcon.errors import DataError
 from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
 from mfalcon.models.items import ItemTable
 from mfalcon.train.dataset import Dataset, Reading
-from mfalcon.train.frames import ItemIdKind, item_ids, numbers, read_frame, refuse, text
+from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, numbers, read_frame, refuse, text, texts_of
 from mfalcon.train.sequences import labels
 from mfalcon.train.settings import equal_blend
 from mfalcon.train.table_items import ItemColumns, config_name, names_of, read_items
@@ -35,10 +35,9 @@ FIRST_DATE, LAST_DATE = 19_000_101, 21_001_231
 class ColumnMapping(Frozen):
     """Which columns of the event file are what.
 
-    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". item_ids: "text" hashes
-    those of events and items to 64 bits. time_unit: "auto" reads
-    date columns and ISO-8601 text as such (UTC where no zone is named), and tells s, ms and us apart by the size of the
-    numbers.
+    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". item_ids: see
+    `mfalcon.train.frames.item_ids`. time_unit: "auto" reads date columns and ISO-8601 text as such (UTC where no zone
+    is named), and tells s, ms and us apart by the size of the numbers.
     """
 
     user: str = "user_id"
@@ -48,7 +47,7 @@ class ColumnMapping(Frozen):
     value: str | None = None
     features: tuple[str, ...] = ()
     time_unit: TimeUnit = "auto"
-    item_ids: ItemIdKind = "integer"
+    item_ids: ItemIdKind = "auto"
 
     @field_validator("features", mode="before")
     @classmethod
@@ -70,9 +69,9 @@ def read_table(
 ) -> Dataset:
     """Events, one a row, and optionally items, one a row, as a data set.
 
-    Item ids are int64 and kept as they are; user ids are any text. Rows stay separate events even where user, item and
-    time agree. Items without events are known to the model all the same. The request hour is a context feature if the
-    hours of the events differ.
+    Item ids that are integers are kept as they are, and text is hashed; user ids are any text. Rows stay separate
+    events even where user, item and time agree. Items without events are known to the model all the same. The request
+    hour is a context feature if the hours of the events differ.
 
     Tasks, where none are given: of several actions, one for each but the most frequent, which is taken for the mere
     exposure (impression, view); else, with a value column, "like" (value at least `like_at_least`, else the median).
@@ -89,7 +88,8 @@ def read_table(
     user_ids, user = _users(events, frame[columns.user])
     actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
     rows = np.empty(len(frame), dtype=EVENT_DTYPE)
-    rows["item_id"] = item_ids(events, frame[columns.item], columns.item_ids)
+    named = item_ids(events, frame[columns.item], columns.item_ids)
+    rows["item_id"] = named.ids
     rows["actions"] = bits
     rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
     rows["time_ms"], time_unit = _times(events, frame[columns.time], columns.time_unit)
@@ -101,8 +101,9 @@ def read_table(
         by_action = like_at_least is None and (len(actions) > 1 or columns.value is None)
         tasks = _action_tasks(events, actions, rows) if by_action else [_like_task(rows["value"], like_at_least)]
         tasks += [_value_task(rows["value"])] if columns.value else []
-    with_events = np.unique(rows["item_id"])
-    table = ItemTable(item_id=with_events, titles=("",) * len(with_events), side={})
+    with_events = ItemIds(np.unique(rows["item_id"]), named.texts)
+    titles = ("",) * len(with_events.ids)
+    table = ItemTable(with_events.ids, titles, side={}, texts=texts_of(events, with_events.ids, with_events))
     side_features: tuple[SideFeature, ...] = ()
     if items is not None:
         table, side_features = read_items(items, item_columns or ItemColumns(), with_events, columns.item_ids)

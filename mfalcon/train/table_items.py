@@ -13,8 +13,7 @@ from pydantic import Field, field_validator
 from mfalcon.errors import DataError
 from mfalcon.models.config import Frozen, SideFeature
 from mfalcon.models.items import ItemTable
-from mfalcon.train.frames import ItemIdKind, item_ids, read_frame
-from mfalcon.types import Ids
+from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, read_frame, texts_of
 
 MAX_CATEGORIES = 10_000
 MAX_TAGS = 1_000
@@ -48,9 +47,9 @@ def names_of(value: object) -> object:
 
 
 def read_items(
-    path: Path, columns: ItemColumns, also: Ids, kind: ItemIdKind = "integer"
+    path: Path, columns: ItemColumns, also: ItemIds, kind: ItemIdKind = "auto"
 ) -> tuple[ItemTable, tuple[SideFeature, ...]]:
-    """The items of the file and those of `also` (sorted), which have no title and no side features if not in the file.
+    """The items of the file and those of `also`, which have no title and no side features if not in the file.
 
     Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these
     are few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
@@ -58,14 +57,15 @@ def read_items(
     frame = read_frame(
         path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "item_columns"
     )
-    row_item = item_ids(path, frame[columns.item], kind)
+    column = item_ids(path, frame[columns.item], kind)
+    row_item = column.ids
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):
         raise DataError(
             f"{path}: column {columns.item!r}: item {unique[count > 1][0]} has {count[count > 1][0]} rows, must have "
             f"one ({np.count_nonzero(count > 1)} such items)"
         )
-    item_id = np.union1d(row_item, also)
+    item_id = np.union1d(row_item, also.ids)
     at = np.searchsorted(item_id, row_item)
     title = columns.title or ("title" if "title" in frame.columns else None)
     titles = [""] * len(item_id)
@@ -75,19 +75,20 @@ def read_items(
     rest = [name for name in frame.columns if name not in (columns.item, title)]
     side: dict[str, Column] = {}
     features = []
-    for column in rest if columns.side is None else columns.side:
-        name = config_name(column)
+    for header in rest if columns.side is None else columns.side:
+        name = config_name(header)
         if name in side:
             raise DataError(
                 f"{path}: two columns would both be side feature {name!r}; rename one or choose with `side`"
             )
-        read = _side(path, frame[column], name, columns.tag_separator)
+        read = _side(path, frame[header], name, columns.tag_separator)
         if read is not None:
             feature, value = read
             side[name] = np.zeros((len(item_id), *value.shape[1:]), dtype=value.dtype)
             side[name][at] = value
             features.append(feature)
-    return ItemTable(item_id=item_id, titles=tuple(titles), side=side), tuple(features)
+    texts = texts_of(path, item_id, also, column)
+    return ItemTable(item_id=item_id, titles=tuple(titles), side=side, texts=texts), tuple(features)
 
 
 def config_name(text: str) -> str:

@@ -26,6 +26,7 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import CONFIG, ITEMS, MANIFEST, WEIGHTS, load_items
 from mfalcon.models.registry import architectures, build
+from mfalcon.models.texts import Texts
 from tests.small import small_checkpoint, small_config, small_items, task_model
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +171,22 @@ def test_the_fingerprint_changes_with_any_file(tmp_path: Path, change: str) -> N
         model.config = model.config.model_copy(update={"blend": {"like": 0.5}})
     assert save(tmp_path / "small", model, items) != before
     load(tmp_path / "small")
+
+
+def test_texts_of_ids_are_kept(tmp_path: Path) -> None:
+    model, items = untrained(), small_items()
+    names = [f"sku-{item}" for item in items.item_id]
+    save(tmp_path / "text", model, replace(items, texts=Texts.of(names)))
+    assert load(tmp_path / "text").items.texts_of(items.item_id) == tuple(names)
+    arrays = load_arrays(tmp_path / "text" / ITEMS)
+    for bad in ({"text_end": arrays["text_end"][:-1]}, {"text_end": arrays["text_end"] + 1}):
+        save_arrays(arrays | bad, tmp_path / "text" / ITEMS)
+        sign(tmp_path / "text")
+        assert "not an item table of this checkpoint (texts: " in refusal(tmp_path / "text", ITEMS)
+    del arrays["text_end"]
+    save_arrays(arrays, tmp_path / "text" / ITEMS)
+    sign(tmp_path / "text")
+    assert "not an item table of this checkpoint ('text_end')" in refusal(tmp_path / "text", ITEMS)
 
 
 @pytest.mark.parametrize("name", FILES)

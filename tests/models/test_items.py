@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
+from mfalcon.models.texts import Texts
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -52,3 +53,24 @@ def test_columns_have_a_row_per_item() -> None:
         ItemTable(ids, ("a", "b"), {})
     with pytest.raises(ValueError, match="side feature year: got 4 rows, there are 3 items"):
         ItemTable(ids, ("a", "b", "c"), {"year": np.zeros(4, dtype=np.int64)})
+
+
+def test_texts_of_known_items() -> None:
+    named = ItemTable(np.array([1, 5, 9]), ("",) * 3, {}, texts=Texts.of(["é", "b\U0001f600", "c"]))
+    assert named.texts_of(np.array([9, 2, 5, 1, 9])) == ("c", "", "b\U0001f600", "é", "c")
+    assert table([1, 5]).texts_of(np.array([1])) == ()
+    with pytest.raises(ValueError, match="texts: got 2, there are 3 items"):
+        ItemTable(np.array([1, 5, 9]), ("",) * 3, {}, texts=Texts.of(["a", "b"]))
+
+
+def test_texts_that_do_not_fit_together() -> None:
+    for end in ([2, 1], [-1, 3], [1, 2], [1, 4]):
+        with pytest.raises(ValueError, match="their ends must ascend"):
+            Texts(np.frombuffer(b"abc", dtype=np.uint8), np.array(end))
+    with pytest.raises(ValueError, match="must be uint8 and int64"):
+        Texts(np.zeros(1, dtype=np.uint8), np.array([1.0]))
+    with pytest.raises(ValueError, match="one ends within a character"):
+        Texts(np.frombuffer("aé".encode(), dtype=np.uint8), np.array([2, 3]))
+    with pytest.raises(UnicodeDecodeError):
+        Texts(np.frombuffer(b"a\xff", dtype=np.uint8), np.array([1, 2]))
+    assert len(Texts.of([])) == 0

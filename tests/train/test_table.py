@@ -170,7 +170,6 @@ def test_time_columns_of_parquet(tmp_path: Path, moment: date, expected: int) ->
     [
         ("ann,10,", ",10,", r"e\.csv: column 'user_id', row 2: got None, must be a user id .* \(1 such rows of 4\)"),
         ("bob", "b" * 257, r"column 'user_id', row 1: .* at most 256 bytes"),
-        (",20,", ",B07X,", r"column 'item_id', row 3: got 'B07X', must be a 64-bit integer.*\(2 such rows of 4\)"),
         (",10,", ",10.5,", r"column 'item_id', row 2: got '10.5'"),
         (",30,", ",9223372036854775808,", r"column 'item_id', row 1: got '9223372036854775808'"),
         (",2000,", ",,", r"column 'timestamp', row 2: got None, must be a time from 1970 to 9999"),
@@ -199,7 +198,7 @@ def test_bad_cell_is_named(tmp_path: Path, old: str, new: str, message: str) -> 
 def test_ids_that_are_text_are_hashed_and_numbers_among_them_are_not(tmp_path: Path) -> None:
     events = write(tmp_path / "e.csv", VALUES.replace(",20,", ",sku-20,"))
     items = write(tmp_path / "i.csv", "item_id,title\nsku-20,Twenty\n10,Ten\n007,Bond\n")
-    columns = ColumnMapping(value="value", item_ids="text")
+    columns = ColumnMapping(value="value")
     dataset = read_table(events, columns=columns, items=items)
     assert set(dataset.events["item_id"].tolist()) == {10, 30, item_id("sku-20")}
     assert [dataset.items.title(item_id(text)) for text in ("sku-20", "10", "30", "007")] == [
@@ -209,8 +208,32 @@ def test_ids_that_are_text_are_hashed_and_numbers_among_them_are_not(tmp_path: P
         "Bond",
     ]
     assert item_id("007") != 7
+    known = dataset.items.texts_of(np.array([item_id("sku-20"), 30, 5, item_id("007"), 10]))
+    assert known == ("sku-20", "30", "", "007", "10")
     with pytest.raises(DataError, match=r"column 'item_id', row 2: got None, must be an item id"):
-        read_table(write(tmp_path / "f.csv", VALUES.replace(",10,", ",,")), columns=columns)
+        read_table(write(tmp_path / "f.csv", VALUES.replace(",20,", ",b,").replace(",10,", ",,")), columns=columns)
+
+
+def test_ids_are_integers_where_each_is_written_as_one(tmp_path: Path) -> None:
+    rated = ColumnMapping(value="value")
+    assert read_table(write(tmp_path / "e.csv", VALUES), columns=rated).items.texts is None
+    padded = read_table(write(tmp_path / "f.csv", VALUES.replace(",20,", ",020,")), columns=rated).items
+    assert padded.texts is not None
+    assert "020" in padded.texts_of(padded.item_id)
+    path = write(tmp_path / "g.csv", VALUES.replace(",20,", ",B07X,"))
+    with pytest.raises(
+        DataError, match=r"'item_id', row 3: got 'B07X', must be a 64-bit integer.*\(2 such rows of 4\)"
+    ):
+        read_table(path, columns=ColumnMapping(value="value", item_ids="integer"))
+    text = ColumnMapping(value="value", item_ids="text")
+    assert read_table(tmp_path / "e.csv", columns=text).items.texts_of(np.array([10, 11])) == ("10", "")
+
+
+def test_text_that_no_request_can_name_is_refused(tmp_path: Path) -> None:
+    for bad in ("a\0b", "\x7f", "x" * 257, "é" * 129):
+        path = write(tmp_path / "e.csv", VALUES.replace(",20,", f",{bad},"))
+        with pytest.raises(DataError, match=r"must be an item id .* 1 to 256 bytes of UTF-8 without control char"):
+            read_table(path, columns=ColumnMapping(value="value"))
 
 
 def test_two_texts_of_one_hash_are_refused(tmp_path: Path) -> None:
@@ -226,7 +249,7 @@ def test_bad_cells_of_parquet(tmp_path: Path) -> None:
     for column, cells, message in (
         ("item_id", [1.0, 2.5], r"row 2: got 2\.5, must be a 64-bit integer"),
         ("item_id", [1.0, float("nan")], r"row 2: got nan"),
-        ("item_id", [True, False], r"is Boolean, must be integers"),
+        ("item_id", [True, False], r"is Boolean, must be text or integers"),
         ("user_id", [1.5, 2.5], r"is Float64, must be a user id"),
         ("timestamp", [[1], [2]], r"is List\(Int64\), must be numbers"),
         ("timestamp", [None, datetime(2026, 1, 1)], r"row 1: got None, must be a time"),
@@ -377,7 +400,7 @@ def test_lists_are_tags(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("item_id,a\n10,x\n20,y\n10,z\n", r"item 10 has 2 rows, must have one \(1 such items\)"),
-        ("item_id,a\n10,x\nten,y\n", r"column 'item_id', row 2: got 'ten'"),
+        ("item_id,a\n10,x\n1.5,y\n", r"column 'item_id', row 2: got '1.5'"),
         ("item_id,a b,a_b\n10,x,y\n", "two columns would both be side feature 'a_b'"),
         (
             "item_id,text\n" + "".join(f"{i},v{i}\n" for i in range(10_001)),
