@@ -163,6 +163,13 @@ def main() -> None:
     except MFalconError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/red] {_plain(str(error))}")
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[red]error:[/red] {_plain(f'{error.filename}: {error.strerror}')}"
+        )
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name == "mfalcon_client":  # it came into the checkout after the installation
             Console(stderr=True).print("[red]error:[/red] this needs a newer installation: pip install -e .")

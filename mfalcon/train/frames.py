@@ -1,8 +1,10 @@
-"""Reading CSV, TSV and Parquet files column by column, with errors that name file, column and first bad row.
+"""Reading CSV, TSV and Parquet files column by column, with errors that name file, line (or row) and column.
 
-Needs polars (the extra mfalcon[data]). Row 1 is the first row of data.
+Needs polars (the extra mfalcon[data]). Row 1 of Parquet is its first.
 """
 
+import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from mfalcon.errors import DataError
 from mfalcon.item_ids import CONTROL_CHARACTER, ITEM_ID_LIMIT, MAX_ITEM_ID_BYTES
 from mfalcon.item_ids import item_ids as hashed_item_ids
 from mfalcon.models.texts import Texts
+from mfalcon.train.text_file import CSV, TSV, TextKind, check_header, fault_of, line_of, shown
 from mfalcon.types import Ids
 
 try:
@@ -22,37 +25,91 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("reading your own tables needs polars: pip install 'mfalcon[data]'") from error
 
 
-def read_frame(path: Path, needed: Sequence[str], setting: str) -> pl.DataFrame:
-    """The whole file, with at least one row and the needed columns. Every column of a CSV or TSV file is text.
+_PARQUET = (".parquet", ".pq")
+_PARQUET_END = b"PAR1"
+_MOST_NAMES = 30
+"""Columns that a message lists."""
 
-    Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), or .parquet.
+
+def read_frame(path: Path, needed: Sequence[str], setting: str, *, only: bool = False) -> pl.DataFrame:
+    """The rows of a file, at least one, with the needed columns, or with those `only`. Every column of a CSV or TSV
+    file is text.
+
+    Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), .parquet, or a folder of Parquet
+    files, of which each has these columns. Columns that are not needed are not read.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
-    kind = suffixes[-1] if suffixes else ""
+    kind = text_kind(path)
     try:
-        if kind in (".parquet", ".pq"):
-            frame = pl.read_parquet(path)
-        elif kind == ".csv":
-            frame = pl.read_csv(path, infer_schema=False)
-        elif kind in (".tsv", ".tab"):
-            frame = pl.read_csv(path, infer_schema=False, separator="\t", quote_char=None)
+        if kind is not None:
+            check_header(path, kind)
+            frame = pl.scan_csv(path, infer_schema=False, separator=kind.separator, quote_char=kind.quote)
         else:
-            raise DataError(f"{path}: cannot tell what it is from its name; must end in .csv, .tsv or .parquet")
+            frame = pl.scan_parquet(_parquet_files(path))
+        names = frame.collect_schema().names()
+        _check_columns(path, names, needed, setting)
+        rows = (frame.select(list(dict.fromkeys(needed))) if only else frame).collect(engine="streaming")
     except pl.exceptions.NoDataError as error:
         raise DataError(f"{path}: is empty") from error
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read as {kind[1:]}: {error}") from error
+        raise DataError(f"{path}: cannot be read{_why(path, kind, error)}") from error
     except pl.exceptions.PanicException as error:  # no Exception: a damaged page of a file is enough
-        raise DataError(f"{path}: cannot be read as {kind[1:]}: it is damaged") from error
-    for column in needed:
-        if column not in frame.columns:
-            raise DataError(
-                f"{path}: has no column {column!r}, its columns are {', '.join(frame.columns)}; "
-                f"`{setting}` says which is what"
-            )
-    if len(frame) == 0:
+        raise DataError(f"{path}: cannot be read as parquet: it is damaged; write or copy it again") from error
+    if len(rows) == 0:
         raise DataError(f"{path}: has no rows")
-    return frame
+    return rows
+
+
+def text_kind(path: Path) -> TextKind | None:
+    """By its name: None of Parquet. Raises DataError."""
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffix = suffixes[-1] if suffixes else ""
+    if suffix in _PARQUET or path.is_dir():
+        return None
+    if suffix == ".csv":
+        return CSV
+    if suffix in (".tsv", ".tab"):
+        return TSV
+    raise DataError(
+        f"{path}: cannot tell what it is from its name; must end in .csv, .tsv (or these and .gz) or .parquet, or be a "
+        "folder of Parquet files"
+    )
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    """The file, or those of a folder, in order of their names. Raises DataError for one that is torn, and OSError."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _PARQUET) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path}: has no Parquet files (.parquet)")
+    for file in files:
+        with file.open("rb") as opened:
+            opened.seek(-min(len(_PARQUET_END), file.stat().st_size), os.SEEK_END)
+            if opened.read() != _PARQUET_END:
+                raise DataError(
+                    f"{file}: cannot be read as parquet: it does not end as such a file does (PAR1), so it is cut off "
+                    "or something else; write or copy it again"
+                )
+    return files
+
+
+def _check_columns(path: Path, names: Sequence[str], needed: Sequence[str], setting: str) -> None:
+    for column in needed:
+        if column not in names:
+            near = difflib.get_close_matches(column, names, 1)
+            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+            raise DataError(
+                f"{path}: has no column {column!r}, its columns are "
+                f"{', '.join(name[:64] for name in names[:_MOST_NAMES])}{more}; {setting} says which is what"
+                + (f" ({near[0]!r}, perhaps)" if near else "")
+            )
+
+
+def _why(path: Path, kind: TextKind | None, error: Exception) -> str:
+    """What is wrong with a file, in one line and with its place if that is found."""
+    if isinstance(error, OSError) and error.errno:
+        return f": {error.strerror}"
+    fault = fault_of(path, kind) if kind is not None else None
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f" as {'parquet' if kind is None else 'text'}: {fault or first_line[:200]}"
 
 
 def refuse(path: Path, series: pl.Series, bad: pl.Series, limit: str) -> None:
@@ -60,9 +117,16 @@ def refuse(path: Path, series: pl.Series, bad: pl.Series, limit: str) -> None:
     if bad.any():
         row = int(bad.arg_true()[0])
         raise DataError(
-            f"{path}: column {series.name!r}, row {row + 1}: got {series[row]!r}, must be {limit} "
-            f"({int(bad.sum())} such rows of {len(series)})"
+            f"{path}: {place(path, row)}, column {series.name!r}: got {shown(series[row])}, must be {limit} "
+            f"({int(bad.sum()):,} such rows of {len(series):,})"
         )
+
+
+def place(path: Path, row: int) -> str:
+    """Where a row is, 0 being the first of data: its line, or of Parquet its number from 1."""
+    kind = text_kind(path)
+    line = None if kind is None else line_of(path, kind, row)
+    return f"row {row + 1}" if line is None else f"line {line}"
 
 
 def text(path: Path, series: pl.Series, limit: str) -> pl.Series:

@@ -16,6 +16,8 @@ memory_mb = 10.0
 click = 1.0
 """
 
+import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +28,7 @@ from pydantic import Field, ValidationError
 from mfalcon.errors import ConfigError
 from mfalcon.models.config import EmbeddingConfig, EmbeddingKind, Frozen, Task
 from mfalcon.train.recipes import TrainConfig
+from mfalcon.train.text_file import shown
 
 
 class EmbeddingSettings(Frozen):
@@ -57,15 +60,48 @@ _TABLES: Mapping[str, type[Frozen]] = {"training": TrainConfig, "tasks": Task, "
 
 
 def read_train_file(path: Path) -> TrainFile:
-    """Raises ConfigError naming file and key."""
+    """Raises ConfigError naming file, line and key."""
     try:
-        return TrainFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        text = path.read_bytes().decode()
+        return TrainFile.model_validate(tomllib.loads(text))
     except ValidationError as error:
         loc = error.errors()[0]["loc"]
         kind = _TABLES.get(str(loc[0]), TrainFile) if len(loc) > 1 else TrainFile
-        raise ConfigError(f"{path}: {problem(error, kind)}") from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+        raise ConfigError(f"{path}: {_line_of_key(text, loc)}{problem(error, kind)}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}{_quoted_line(text, str(error))}") from error
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        raise ConfigError(
+            f"{path}: cannot be read as TOML: line {before.count(10) + 1}: byte {error.object[error.start]:#04x} is "
+            "not UTF-8; save the file as UTF-8"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error.strerror}") from error
+
+
+def _quoted_line(text: str, error: str) -> str:
+    """The line that a syntax error names."""
+    found, lines = re.search(r"at line (\d+)", error), text.splitlines()
+    if not lines:
+        return ""
+    number = min(int(found[1]), len(lines)) if found else len(lines)
+    return f": {shown(lines[number - 1])}" if found else f", line {number}: {shown(lines[-1])}"
+
+
+def _line_of_key(text: str, loc: Sequence[int | str]) -> str:
+    """`line N: ` of the first place that has the names of a key in order, of a list the entry that it counts."""
+    lines, at = text.splitlines(), 0
+    table = rf"\s*\[+\s*{re.escape(str(loc[0]))}\b"
+    tables = [number for number, line in enumerate(lines) if re.match(table, line)]
+    entry = next((part for part in loc if isinstance(part, int)), 0)
+    if entry < len(tables):
+        at = tables[entry]
+    elif len(loc) > 1:
+        return ""
+    key = rf"\s*[\[\"']*{re.escape(str(loc[-1]))}\b"
+    here = next((number for number in range(at, len(lines)) if re.match(key, lines[number])), at)
+    return f"line {here + 1}: "
 
 
 def problem(error: ValidationError, kind: type[Frozen]) -> str:
@@ -73,8 +109,11 @@ def problem(error: ValidationError, kind: type[Frozen]) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown name; known names are {', '.join(kind.model_fields)}"
-    return ": ".join(part for part in (where, first["msg"].removeprefix("Value error, ")) if part)
+        near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, 1)
+        perhaps = f" ({near[0]}, perhaps)" if near else ""
+        return f"{where}: unknown name{perhaps}; known names are {', '.join(kind.model_fields)}"
+    got = f" (got {shown(first['input'])})" if isinstance(first["input"], int | float | str) else ""
+    return ": ".join(part for part in (where, first["msg"].removeprefix("Value error, ") + got) if part)
 
 
 def equal_blend(tasks: Sequence[Task]) -> dict[str, float]:

@@ -79,12 +79,12 @@ def read_table(
     whatever the actions are. Blend, where none is given: every binary task alike. Not `to_learn`: no tasks, and so
     nothing that these would need.
 
-    Raises DataError naming file, column and first bad row (row 1 is the first row of data).
+    Raises DataError naming file, column and the first bad line (of Parquet the row, the first being 1).
     """
     if like_at_least is not None and columns.value is None:
         raise DataError(f"{events}: like_at_least {like_at_least:g} needs a value column")
     wanted = (columns.user, columns.item, columns.time, columns.action, columns.value, *columns.features)
-    frame = read_frame(events, [column for column in wanted if column], "columns")
+    frame = read_frame(events, [column for column in wanted if column], "--columns", only=True)
     user_ids, user = _users(events, frame[columns.user])
     actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
     rows = np.empty(len(frame), dtype=EVENT_DTYPE)
@@ -213,10 +213,9 @@ def _times(path: Path, series: pl.Series, unit: TimeUnit) -> tuple[Ids, str]:
     in_range = (time_ms >= 1) & (time_ms <= MAX_TIME_MS)
     refuse(path, series, ~in_range.fill_null(value=False), limit)
     out = time_ms.to_numpy().copy()
-    advice = (
-        f"a time of our days: read as {read_as} this is January 1970, while the number of ms would be one in seconds"
-    )
-    refuse(path, series, pl.Series(~is_plausible(out, 0)), f"{advice} (time_unit=s)")
+    rather = {"ms": "time_unit=s", "us": "time_unit=ms"}.get(read_as, "another unit")
+    advice = f"a time of our days: read as {read_as} this is January 1970 ({rather}, perhaps)"
+    refuse(path, series, pl.Series(~is_plausible(out, 0)), advice)
     return out, read_as
 
 

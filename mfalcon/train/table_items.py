@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from mfalcon.errors import DataError
 from mfalcon.models.config import Frozen, SideFeature
 from mfalcon.models.items import ItemTable
-from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, read_frame, texts_of
+from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, place, read_frame, texts_of
 
 MAX_CATEGORIES = 10_000
 MAX_TAGS = 1_000
@@ -55,15 +55,17 @@ def read_items(
     are few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
     """
     frame = read_frame(
-        path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "item_columns"
+        path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "--item-columns"
     )
     column = item_ids(path, frame[columns.item], kind)
     row_item = column.ids
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):
+        twice = unique[count > 1]
+        first, other = (place(path, int(row)) for row in np.flatnonzero(row_item == twice[0])[:2])
         raise DataError(
-            f"{path}: column {columns.item!r}: item {unique[count > 1][0]} has {count[count > 1][0]} rows, must have "
-            f"one ({np.count_nonzero(count > 1)} such items)"
+            f"{path}: {other}, column {columns.item!r}: item {twice[0]} is in {first} already, must have one row "
+            f"({len(twice):,} such items)"
         )
     item_id = np.union1d(row_item, also.ids)
     at = np.searchsorted(item_id, row_item)

@@ -85,9 +85,10 @@ def test_no_duplicates_where_every_row_differs_in_something(dataset: Dataset) ->
 
 @pytest.mark.parametrize("unit", ["ms", "us"])
 def test_seconds_that_are_taken_for_less_are_refused(tmp_path: Path, unit: str) -> None:
+    rather = {"ms": "time_unit=s", "us": "time_unit=ms"}[unit]
     stamp = "1790000000" + "000" * (unit == "us")
     path = tmp_path / "e.csv"
     path.write_text(f"user_id,item_id,timestamp,dwell\na,1,{stamp},1\na,2,{stamp},2\n")
     columns = ColumnMapping.model_validate({"value": "dwell", "time_unit": unit})
-    with pytest.raises(DataError, match=r"e\.csv: column 'timestamp', .* got '1790000000.* January 1970"):
+    with pytest.raises(DataError, match=rf"e\.csv: line 2, column 'timestamp': got '1790.*January 1970 .{rather}"):
         read_table(path, columns=columns)

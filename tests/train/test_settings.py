@@ -48,15 +48,24 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     [
         (
             "[training]\nbatchsize = 2",
-            r"t\.toml: training\.batchsize: unknown name; known names are epochs",
+            r"t\.toml: line 2: training\.batchsize: unknown name \(batch_size, perhaps\); known names are epochs",
         ),
-        ("[training]\nbatch_size = 0", r"t\.toml: training\.batch_size: Input should be greater than 0"),
-        ("[train]\nepochs = 1", r"t\.toml: train: unknown name; known names are training, blend, tasks"),
-        ("[blend]\nclick = nan", r"t\.toml: blend\.click: "),
-        ("[blend]", r"t\.toml: blend: "),
-        ("[[tasks]]\nname = 'x'\nkind = 'binary'", r"t\.toml: tasks\.0: task x: a binary task needs exactly one"),
-        ("[[tasks]]\nnam = 'x'", r"t\.toml: tasks\.0\.name: Field required"),
-        ("epochs", r"t\.toml: cannot be read as TOML"),
+        (
+            "[training]\nbatch_size = 0",
+            r"t\.toml: line 2: training\.batch_size: Input should be greater than 0 \(got 0\)",
+        ),
+        (
+            "[train]\nepochs = 1",
+            r"t\.toml: line 1: train: unknown name \(training, perhaps\); known names are training, blend, tasks",
+        ),
+        ("[blend]\nclick = nan", r"t\.toml: line 2: blend\.click: "),
+        ("[blend]", r"t\.toml: line 1: blend: "),
+        (
+            "[[tasks]]\nname = 'x'\nkind = 'binary'",
+            r"t\.toml: line 1: tasks\.0: task x: a binary task needs exactly one",
+        ),
+        ("[[tasks]]\nnam = 'x'", r"t\.toml: line 1: tasks\.0\.name: Field required"),
+        ("epochs", r"t\.toml: cannot be read as TOML: .*, line 1: 'epochs'"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path: Path, content: str, message: str) -> None:
