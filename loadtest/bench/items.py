@@ -6,12 +6,16 @@ are held against a cold forward with the table that they name, which is made aga
 
 import asyncio
 import itertools
+import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import grpc
 import numpy as np
@@ -26,11 +30,11 @@ from mfalcon.items.delta_file import write_delta
 from mfalcon.items.messages import messages
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import EVENT_DTYPE, Ids, ItemsPolicy
-from proto import ranking_pb2 as pb
 from proto.ranking_pb2_grpc import RankingStub
 
 NOTES = (
-    "clients and the sender of deltas run on the same machine and share its cores with the server",
+    "clients, and the sender of deltas as a process of its own of low priority, run on the same machine and share its "
+    "cores with the server",
     "others: rows of items that stand in no history, half of the candidates among them; anywhere: of any item",
     "checked: answers held against a cold forward with the table of the version that they name; not with frozen, whose "
     "histories have the rows of their encoding",
@@ -41,10 +45,15 @@ P99_RATIO = 1.10
 NEW_ITEMS_S = 2.0
 
 Where = Literal["others", "anywhere"]
+Orders: TypeAlias = "SimpleQueue[float | None]"
+"""Seconds to send for, None for the end."""
+Reports: TypeAlias = "SimpleQueue[tuple[float, list[float]]]"
+"""Seconds that it took, and those of each delta."""
 _CALL_TIMEOUT_S = 30.0
 _POOL = 24
 """Different deltas, which take turns."""
 _STD = 0.2
+_NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +138,10 @@ def stream(
     options: ItemsOptions, where: Where, policy: ItemsPolicy, target: str, admin: str, checkpoint: Checkpoint
 ) -> StreamResult:
     """Measure a running server of this checkpoint, whose policy that is. The checkpoint is changed on the way."""
-    seen, deltas = _Seen(), _deltas(options, where, checkpoint)
-    asyncio.run(_run(options, target, admin, deltas, seen))
+    made_of = checkpoint.model.config.dim, checkpoint.fingerprint[:12]
+    seen, deltas = _Seen(), _deltas(options, where, *made_of)
+    with _sender(options, where, *made_of, admin) as (orders, reports):
+        asyncio.run(_run(options, target, orders, reports, seen))
     errors = {} if policy == "frozen" else _errors(checkpoint, deltas, seen.answers)
     turns = tuple(_row(seen, turn) for turn in range(2 * options.num_turns))
     ratios = [_ratio(turns, name) for name in ("p50_ms", "p99_ms")]
@@ -197,9 +208,8 @@ def result_of(
     return ItemsResult("items", this_machine(), commit(), NOTES, tuple(streams), num_new, tuple(seconds), bars)
 
 
-async def _run(options: ItemsOptions, target: str, admin: str, deltas: Sequence[Delta], seen: _Seen) -> None:
-    raw = [[part.SerializeToString() for part in messages("", delta)] for delta in deltas]
-    async with grpc.aio.insecure_channel(target) as channel, grpc.aio.insecure_channel(admin) as admin_channel:
+async def _run(options: ItemsOptions, target: str, orders: Orders, reports: Reports, seen: _Seen) -> None:
+    async with grpc.aio.insecure_channel(target) as channel:
         stub, stop = RankingStub(channel), asyncio.Event()
         lives = await _users(stub, options)
         clients = [
@@ -207,11 +217,13 @@ async def _run(options: ItemsOptions, target: str, admin: str, deltas: Sequence[
             for number in range(options.num_clients)
         ]
         await asyncio.sleep(2.0)
-        sender = _Sender(admin_channel, options, itertools.cycle(raw), seen)
         for turn in range(2 * options.num_turns):
             seen.turn, ends = turn, time.monotonic() + options.seconds / options.num_turns
             if turn % 2:
-                await sender.until(ends)
+                orders.put(ends - time.monotonic())
+                took, delta_s = await asyncio.to_thread(reports.get)
+                seen.patched_s += took
+                seen.delta_s += delta_s
             else:
                 await asyncio.sleep(max(0.0, ends - time.monotonic()))
         seen.turn = -1
@@ -219,29 +231,49 @@ async def _run(options: ItemsOptions, target: str, admin: str, deltas: Sequence[
         await asyncio.gather(*clients)
 
 
-class _Sender:
-    def __init__(
-        self, channel: grpc.aio.Channel, options: ItemsOptions, raw: "itertools.cycle[list[bytes]]", seen: _Seen
-    ) -> None:
-        self._call: grpc.aio.StreamUnaryMultiCallable[bytes, pb.UpdateItemsResponse] = channel.stream_unary(
-            "/mfalcon.v1.Admin/UpdateItems",
-            request_serializer=None,
-            response_deserializer=pb.UpdateItemsResponse.FromString,
-        )
-        self._raw, self._seen = raw, seen
-        self._pause = options.rows_per_delta / options.rows_per_second
+@contextmanager
+def _sender(
+    options: ItemsOptions, where: Where, dim: int, version: str, admin: str
+) -> Iterator[tuple[Orders, Reports]]:
+    """A process that sends deltas for as many seconds as it is told, and then says how long that took, and each."""
+    context = get_context("spawn")
+    orders, reports = context.SimpleQueue(), context.SimpleQueue()
+    process = context.Process(target=_send, args=(options, where, dim, version, admin, orders, reports))
+    process.start()
+    try:
+        reports.get()
+        yield orders, reports
+        orders.put(None)
+    finally:
+        process.join(_CALL_TIMEOUT_S)
+        process.kill()
 
-    async def until(self, ends: float) -> None:
-        """Deltas at the asked rate; one that is late is not waited for, the next ones catch up."""
-        began = due = time.monotonic()
-        while (now := time.monotonic()) < ends:
-            if now < due:
-                await asyncio.sleep(due - now)
-            sent = time.monotonic()
-            await self._call(iter(next(self._raw)), timeout=_CALL_TIMEOUT_S)
-            self._seen.delta_s.append(time.monotonic() - sent)
-            due += self._pause
-        self._seen.patched_s += time.monotonic() - began
+
+def _send(
+    options: ItemsOptions, where: Where, dim: int, version: str, admin: str, orders: Orders, reports: Reports
+) -> None:
+    """It stands for another machine, and leaves the cores of this one to the server and its clients."""
+    os.nice(_NICE)
+    raw = [
+        [part.SerializeToString() for part in messages("", delta)] for delta in _deltas(options, where, dim, version)
+    ]
+    turns = itertools.cycle(raw)
+    with grpc.insecure_channel(admin) as channel:
+        call: grpc.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(
+            "/mfalcon.v1.Admin/UpdateItems", request_serializer=None, response_deserializer=None
+        )
+        reports.put((0.0, []))
+        while (seconds := orders.get()) is not None:
+            began, took = time.monotonic(), list[float]()
+            due = began
+            while (now := time.monotonic()) < began + seconds:
+                if now < due:  # one that is late is not waited for, the next ones catch up
+                    time.sleep(due - now)
+                sent = time.monotonic()
+                call(iter(next(turns)), timeout=_CALL_TIMEOUT_S)
+                took.append(time.monotonic() - sent)
+                due += options.rows_per_delta / options.rows_per_second
+            reports.put((time.monotonic() - began, took))
 
 
 async def _users(stub: RankingStub, options: ItemsOptions) -> dict[str, Life]:
@@ -289,10 +321,9 @@ async def _client(
             seen.answers.append((reply.items_version, answer))
 
 
-def _deltas(options: ItemsOptions, where: Where, checkpoint: Checkpoint) -> list[Delta]:
-    rng, dim = np.random.default_rng(options.seed + 1), checkpoint.model.config.dim
+def _deltas(options: ItemsOptions, where: Where, dim: int, version: str) -> list[Delta]:
+    rng = np.random.default_rng(options.seed + 1)
     first = options.num_known + 1 if where == "others" else 1
-    version = checkpoint.fingerprint[:12]
     deltas = []
     for _ in range(_POOL):
         ids = rng.choice(np.arange(first, options.num_items + 1), options.rows_per_delta, replace=False)

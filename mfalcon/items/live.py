@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import numpy as np
 import torch
 
 from mfalcon.backends.select import Served
@@ -160,13 +161,12 @@ class LiveItems:
 
     def _catch_up(self, buffer: RowBuffer, now: ItemVersion) -> None:
         """Make what is in a buffer the current version."""
-        missing = [patch for patch in self._patches if patch.delta.number > buffer.number]
         current = next((one for one in self._buffers if one.number == now.number and one is not buffer), None)
-        if missing and missing[0].before == buffer.number:
-            for patch in missing:
-                buffer.apply(patch)
-        elif current is not None:
-            buffer.copy_from(current, now.items.num_rows)
+        if current is not None:
+            missing = [patch for patch in self._patches if patch.delta.number > buffer.number]
+            is_known = missing and missing[0].before == buffer.number and not any(one.delta.replaces for one in missing)
+            rows = np.concatenate([patch.rows for patch in missing]) if is_known else None
+            buffer.copy_from(current, now.items.num_rows, rows)
         oldest = min(one.number for one in self._buffers)
         self._patches = [patch for patch in self._patches if patch.delta.number > oldest]
 

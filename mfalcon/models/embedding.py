@@ -79,12 +79,12 @@ class ItemEmbedding(nn.Module):
                 settled[rows] = self(rows)
             self._settled = settled
 
-    def settle_as(self, other: "ItemEmbedding", num_rows: int) -> None:
-        """Have the first rows settled as they are there, to the bit: a sum made anew, of other rows beside it, may be
+    def settle_as(self, other: "ItemEmbedding", rows: Tensor | slice) -> None:
+        """Have some rows settled as they are there, to the bit: a sum made anew, of other rows beside it, may be
         rounded otherwise.
         """
         if self._settled is not None and other._settled is not None:
-            self._settled[:num_rows] = other._settled[:num_rows]
+            self._settled[rows] = other._settled[rows]
 
     def vectors(self, rows: Ids) -> Floats:
         """Rows of the item table [n] -> [n, dim] in host memory; zeros of the unknown item of an open vocabulary, which
