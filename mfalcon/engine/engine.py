@@ -194,7 +194,7 @@ class Engine:
         if ensemble is not None and not ensemble.locals:
             return listed(NO_ITEMS, request)
         ranker = self.catalog.get(request.model if ensemble is None else ensemble.locals[0])
-        return await asyncio.to_thread(listed, ranker.checkpoint.items, request)
+        return await asyncio.to_thread(lambda: listed(ranker.listed_items, request))
 
     async def prefill(
         self,

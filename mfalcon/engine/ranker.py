@@ -21,6 +21,8 @@ from mfalcon.engine.runner import Runner
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
+from mfalcon.items.excerpt import Excerpt, excerpt, mean_vector
+from mfalcon.items.known import GrownItems
 from mfalcon.items.live import LiveItems, LiveOptions
 from mfalcon.kvcache.cache import KVCache, RemoteTier
 from mfalcon.kvcache.fetch import Fetched, Fetcher, LogReader
@@ -33,9 +35,10 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.conditions import Condition, conditions
 from mfalcon.models.config import COUNTERS
 from mfalcon.models.heads import probability_that_ranks, task_infos
+from mfalcon.models.items import ItemTable
 from mfalcon.models.lum import LUM
 from mfalcon.rerank.likeness import Centred, Likeness, Vectors
-from mfalcon.types import CacheInfo, ContextFeatureInfo, Ids, ModelInfo
+from mfalcon.types import CacheInfo, ContextFeatureInfo, Floats, Ids, ModelInfo
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -72,6 +75,14 @@ class Measured:
     microbatch: int
     small_candidates: int
     predictor: Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """items: a table with some items in it at least. likeness: of its rows."""
+
+    items: ItemTable
+    likeness: Likeness
 
 
 class LoadedRanker:
@@ -132,6 +143,8 @@ class LoadedRanker:
         self._answered = ModelAnswers(metrics, self.name)
         self._states: ModelStates | None = None
         self.live = LiveItems(served, checkpoint.items, checkpoint.fingerprint, options.live)
+        self._mean: tuple[str, Floats] = "", np.empty(0, dtype=np.float32)
+        """Of the vectors of a version of the item table, by its name."""
         self._cache: KVCache | None = None
         self.remote = None
         longest_wait_s = redis.options.client.timeout_s if redis is not None else 0.0
@@ -256,6 +269,28 @@ class LoadedRanker:
         if self._device.device.type == "cuda":
             vectors = vectors(np.arange(model.config.num_items)).__getitem__
         return Likeness(self.checkpoint.items, Centred(vectors, model.config.num_items))
+
+    def described(self, item_ids: Ids) -> Described:
+        """What is known of these items now, for one thread beside the device's. Raises what the device does."""
+        version = self.live.current
+        if not version.number:
+            return Described(self.checkpoint.items, self.likeness)
+
+        def look() -> tuple[Excerpt, Floats]:
+            name, mean = self._mean
+            return excerpt(version, self.checkpoint.items, item_ids), mean if name == version.name else mean_vector(
+                version
+            )
+
+        found, mean = self._device.call(look).result() if self._device.device.type == "cuda" else look()
+        self._mean = version.name, mean
+        return Described(found.items, Likeness(found.items, (found.vectors - mean).__getitem__))
+
+    @property
+    def listed_items(self) -> ItemTable:
+        """All items that it knows now, with their titles, in any thread."""
+        items = self.live.current.items
+        return items.table if isinstance(items, GrownItems) and len(items.added) else self.checkpoint.items
 
     @cached_property
     def conditions(self) -> Mapping[str, tuple[int, Condition]]:

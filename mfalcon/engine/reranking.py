@@ -129,13 +129,15 @@ class Reranking:
         order = best_first(result.scores, max(request.top_k, depth))
         if depth < 2:
             return order[: request.top_k]
-        began, config, items = time.monotonic(), ranker.checkpoint.model.config, ranker.checkpoint.items
+        began, config = time.monotonic(), ranker.checkpoint.model.config
         reading = await ranker.fetcher.read(request.user_id, None if left == math.inf else began + left)
-        catalogue = Catalogue(items, config.side_features, config.actions)
+        best = request.candidates[order[:depth]]
 
         def describe() -> tuple[list[Item], list[Item]]:
-            history = catalogue.history(np.concatenate([reading.history.events, request.recent_events]))
-            return history, catalogue.candidates(items.rows(request.candidates[order[:depth]]))
+            events = np.concatenate([reading.history.events, request.recent_events])
+            items = ranker.described(np.concatenate([events["item_id"], best])).items
+            catalogue = Catalogue(items, config.side_features, config.actions)
+            return catalogue.history(events), catalogue.candidates(items.rows(best))
 
         history, candidates = await asyncio.get_running_loop().run_in_executor(self._thread, describe)
         positions = await self._llm.order(history, candidates, left - (time.monotonic() - began))
@@ -144,10 +146,11 @@ class Reranking:
 
 def _reordered(ranker: LoadedRanker, wish: Rerank, request: RankRequest, result: RankResult, due: float) -> Positions:
     """On the thread. Raises TimeoutError when the time is up."""
-    likeness = ranker.likeness.by(wish.method)
+    described = ranker.described(request.candidates)
+    items, likeness = described.items, described.likeness.by(wish.method)
 
     def among(positions: Positions) -> SimilarTo:
-        similar_to = likeness.among(ranker.checkpoint.items.rows(request.candidates[positions]))
+        similar_to = likeness.among(items.rows(request.candidates[positions]))
 
         def in_time(position: int) -> Floats:
             if time.monotonic() >= due:
@@ -157,7 +160,7 @@ def _reordered(ranker: LoadedRanker, wish: Rerank, request: RankRequest, result:
         return in_time
 
     def counts(positions: Positions) -> Ids:
-        return num_events(ranker.checkpoint.items, ranker.checkpoint.items.rows(request.candidates[positions]))
+        return num_events(items, items.rows(request.candidates[positions]))
 
     task = ranker.probability
     probabilities = None if task is None else result.task_scores[result.tasks.index(task)]

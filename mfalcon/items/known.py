@@ -61,3 +61,18 @@ class GrownItems:
         ids = np.concatenate([self.added, item_ids])
         order = np.argsort(ids, kind="stable")
         return GrownItems(self.base, self.side, ids[order], rows[order])
+
+    @property
+    def table(self) -> ItemTable:
+        """All items, without side features. New ones have no title, and nobody has acted on them in training."""
+        base = self.base
+        item_id = np.sort(np.concatenate([base.item_id, self.added]))
+        return titled(base, item_id, {})
+
+
+def titled(base: ItemTable, item_id: Ids, side: Mapping[str, NDArray[np.int64] | NDArray[np.uint8]]) -> ItemTable:
+    """A table of these items, ascending, with the titles and counts that a checkpoint has of them."""
+    rows = base.rows(item_id)
+    titles = tuple(base.titles[row - 1] if row else "" for row in rows.tolist())
+    counts = None if base.num_events is None else np.append(base.num_events, 0)[rows - 1]  # row 0 finds the last one
+    return ItemTable(item_id, titles, side, counts)

@@ -21,7 +21,7 @@ from mfalcon.items.live import LiveOptions
 from mfalcon.kvcache.item_rows import RowPolicy
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.redis.client import RedisSettings
-from mfalcon.types import Append, CacheSource, ItemsPolicy, RankResult
+from mfalcon.types import Append, CacheSource, ItemsPolicy, ItemsRequest, RankResult, Rerank
 from tests.engine.replicas import settle, value
 from tests.items.oracle import delta_of, numbered, patched
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
@@ -58,6 +58,25 @@ async def engine() -> AsyncIterator[Engine]:
 def assert_right(result: RankResult, table: Checkpoint, user: str = "ann", num_events: int = 20) -> None:
     truth = cold_scores(table, HISTORY[:num_events], rank_request(user, CANDIDATES)).numpy()
     assert np.abs(result.task_scores - truth).max() <= BOUND
+
+
+async def test_what_reranks_and_lists_reads_the_table_of_now(engine: Engine) -> None:
+    """As a server of a checkpoint with these rows: new items are like others, changed ones like what they became."""
+    deltas = [delta_of(FIRST, np.concatenate([ITEMS[4:], NEW]), 3), delta_of(FIRST, ITEMS[:2], 4)]
+    for delta in deltas:
+        await engine.update_items("main", delta)
+    other = compose(patched(FIRST, deltas), EngineConfig(threads=1, ranker=RankerOptions(name="main", microbatch=16)))
+    plain = rank_request("ann", CANDIDATES, top_k=len(CANDIDATES))
+    stale = compose(FIRST, EngineConfig(threads=1, ranker=RankerOptions(name="main", microbatch=16)))
+    for method in ("mmr", "dpp", "msd"):
+        request = dataclasses.replace(plain, rerank=Rerank(method, 0.9, depth=20))
+        tops = [(await one.rank(request, None)).top.tolist() for one in (engine, other, stale)]
+        assert tops[0] == tops[1] != tops[2]
+    listed = await engine.items(ItemsRequest("", NEW[:1], 1_000, 0))
+    assert listed.num_items == len(ITEMS) + 2
+    assert set(NEW.tolist()) <= set(listed.item_ids.tolist())
+    await other.close()
+    await stale.close()
 
 
 async def test_every_answer_beside_a_stream_of_deltas_is_one_tables(engine: Engine) -> None:
