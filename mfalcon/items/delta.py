@@ -50,7 +50,7 @@ class Delta:
         """The same with its categories as [n], also where they came as [n, 1]."""
         categories = {feature.name for feature in config.side_features if feature.kind == "category"}
         side = {
-            name: column[:, 0] if name in categories and column.shape == (self.num_rows, 1) else column
+            name: column[:, 0] if name in categories and column.ndim == 2 and column.shape[1] == 1 else column
             for name, column in self.side.items()
         }
         return replace(self, side=side)

@@ -9,7 +9,15 @@ from loadtest.faults.mutate import mutate
 from tests.fuzz import loop
 from tests.fuzz.surfaces import CORPUS, NAMES, surface
 
-NUM_MUTATIONS = {"checkpoint": 15, "file_log": 40, "tables": 40, "config": 40, "http_wire": 200, "http_bodies": 250}
+NUM_MUTATIONS = {
+    "checkpoint": 15,
+    "delta_files": 150,
+    "file_log": 40,
+    "tables": 40,
+    "config": 40,
+    "http_wire": 200,
+    "http_bodies": 250,
+}
 """Of those that take a millisecond and more."""
 OF_OTHERS = 400
 

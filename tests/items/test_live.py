@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mfalcon import laws
 from mfalcon.algorithm import append, score, user_state
 from mfalcon.backends.select import PoolBudget, ServedModel, any_reference, serve_any
 from mfalcon.counters.sets import Counted
@@ -202,6 +203,23 @@ def test_counters_read_the_tags_of_new_items() -> None:
             result = replica.runner.rank(one)
         truth = cold_scores(replica.tables[name], events, request, counts).numpy()
         assert np.abs(result.task_scores - truth).max() <= BOUND
+
+
+@pytest.mark.parametrize("architecture", ["dfgr", "din"])
+def test_all_laws_hold_on_a_patched_table(architecture: str) -> None:
+    """What is served after deltas is a model like any other: new rows lie behind the checkpoint's, as new items do."""
+    base = small_checkpoint(architecture, config=small_config(architecture, max_history=40, window_chunk=7))
+    replica, new = Replica(base), ITEMS[-1] + np.array([10**6, 10**7])
+    deltas = [delta_of(base, np.concatenate([ITEMS[5:], new]), 1), delta_of(base, ITEMS[:9], 2)]
+    for delta in deltas:
+        replica.patch(delta)
+    now = replica.live.current
+    table = patched(base, deltas).items
+    assert np.array_equal(now.items.rows(table.item_id), 1 + np.arange(len(table.item_id)))
+    results = list(laws.check(Checkpoint(now.served.model, table, "patched")))
+    assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
+    for result in results:
+        assert result.holds, result
 
 
 BAD: dict[str, tuple[dict[str, object], type[MFalconError], str]] = {
