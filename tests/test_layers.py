@@ -131,7 +131,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "engine",
     ),
     "ingest": ("words", "client"),
-    "train": ("words", "attention", "config", "features", "models", "rerank", "merging"),
+    "train": ("words", "attention", "deltas", "config", "features", "models", "rerank", "merging"),
     "planner": ("words", "config", "models", "engine", "train"),
     "proto": (),
     "client": (),

@@ -1,4 +1,6 @@
-"""`mfalcon bench items`: deltas of item rows beside ranks, each answer held against the table that it names."""
+"""`mfalcon bench items`: deltas of item rows beside ranks, each answer held against the table that it names; or what
+they and the policies of KV states are worth in quality.
+"""
 
 import tempfile
 from collections.abc import Iterator
@@ -8,19 +10,22 @@ from typing import Annotated
 import torch
 import typer
 
+from loadtest.bench import items_quality
 from loadtest.bench.items import ItemsOptions, ItemsResult, StreamResult, Where, new_items, result_of, stream
+from loadtest.bench.items_quality import ItemsQualityOptions
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import Shape
 from loadtest.faults.redis_server import HOST, free_port
 from loadtest.report.result import bar_table
-from loadtest.report.table import Part, Table
-from mfalcon.cli.bench_output import progress, show
+from loadtest.report.table import Part, Table, as_markdown
+from mfalcon.cli.bench_output import progress, result_file, show
+from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.output import JsonOption
 from mfalcon.cli.process import serving
 from mfalcon.models import checkpoint
 from mfalcon.types import ItemsPolicy
 
-_DEFAULTS = ItemsOptions()
+_DEFAULTS, _QUALITY = ItemsOptions(), ItemsQualityOptions()
 _SHAPE = Shape("items", num_layers=2, dim=64, num_heads=2)
 _SERVERS: tuple[tuple[Where, ItemsPolicy], ...] = (("others", "exact"), ("anywhere", "exact"), ("anywhere", "frozen"))
 
@@ -39,9 +44,35 @@ def bench_items(
     per_second: Annotated[float, typer.Option(min=0.1, help="Ranks a second.")] = _DEFAULTS.per_second,
     new: Annotated[int, typer.Option(min=1, help="Items of a delta that brings new ones.")] = 1_000,
     times: Annotated[int, typer.Option(min=1, help="Such deltas.")] = 10,
+    quality: Annotated[
+        bool,
+        typer.Option(
+            "--quality", help="Instead: AUC and hit rates of each policy on MovieLens-100K, while rows learn."
+        ),
+    ] = False,
+    refreshes: Annotated[int, typer.Option(min=1, help="Of --quality: deltas.")] = _QUALITY.refreshes,
+    keep_s: Annotated[
+        float, typer.Option(min=0, help="Of --quality: seconds of the events' time that bounded keeps states for.")
+    ] = _QUALITY.keep_s,
+    seeds: Annotated[int, typer.Option(min=1, help="Of --quality: trainings.")] = _QUALITY.seeds,
+    processes: Annotated[int, typer.Option(min=1, help="Of --quality: what runs side by side.")] = 1,
+    runs: Annotated[
+        Path, typer.Option(help="Of --quality: where checkpoints are kept; those that are there are not trained again.")
+    ] = Path("build/items-quality"),
+    write: Annotated[
+        Path | None,
+        typer.Option(help="Of --quality: also write the page here, as Markdown.", callback=result_file),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Ranks beside a stream of item deltas; exit code 1 if a bar is missed."""
+    if quality:
+        wanted = ItemsQualityOptions(refreshes=refreshes, keep_s=keep_s, seeds=seeds, processes=processes)
+        found = items_quality.run(open_dataset("ml-100k", "", None, "", None), wanted, runs, progress)
+        if write is not None:
+            write.write_text(as_markdown(items_quality.page(found)) + "\n", encoding="utf-8")
+        show(found, items_quality.page, json_output)
+        return
     torch.set_num_threads(1)
     options = ItemsOptions(
         rows, rows_per_delta, seconds, turns, items, min(_DEFAULTS.num_known, items // 2), users, events, m, per_second

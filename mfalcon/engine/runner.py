@@ -232,12 +232,13 @@ class Runner:
                 *(self, items, state, source, none, left, None, keys, dense, seconds), features_s=features_s
             )
             return job.progress
-        tags, made_at = items.tags(log, start), began
+        tags, now = items.tags(log, start), self._live.policy.clock()
+        made_at = now
         found = None if job.is_cold else self._cache.lookup(log, start, job.fetched_history.fetched, tags)
         if found is not None:
             state, source = found.state, found.source
             now_tags, tags = tags, joined(found.tags, found.stop - start, tags)
-            made_at = began if tags == now_tags else found.made_at  # as good as if it were made now
+            made_at = now if tags == now_tags else found.made_at  # as good as if it were made now
         stop = found.stop if found else start
         missing = log.since(stop) if stop < log_len else none
         keep = None if job.request.recompute else (log, start, self._window.start(log_len, log.base))

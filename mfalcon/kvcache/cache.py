@@ -8,7 +8,6 @@ Without a GPU the host's pool is where states are computed. What Redis holds is 
 device (`fetch.py`) and comes in as `fetched`. The history decides what a state found anywhere is worth.
 """
 
-import time
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -196,7 +195,7 @@ class KVCache:
 
     def key(self, history: History, start: int, stop: int, tags: bytes = NO_TAGS) -> StateKey:
         """The key of the state of history[start:stop], made now of item rows with these tags."""
-        return state_key(self.fingerprint, history, start, stop, tags, time.monotonic())
+        return state_key(self.fingerprint, history, start, stop, tags, self.rows.policy.clock())
 
     def idle(self) -> None:
         """Return when nothing is on its way between the tiers of this process."""

@@ -7,7 +7,8 @@ events are a part of its key, in memory and in Redis: whoever has other rows fin
 
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import numpy as np
@@ -24,17 +25,20 @@ NO_TAGS: Final = b""
 
 @dataclass(frozen=True, slots=True)
 class RowPolicy:
-    """keep_s: seconds after which a state is no longer used for its events whose rows have changed; of `bounded`."""
+    """keep_s: seconds after which a state is no longer used for its events whose rows have changed; of `bounded`.
+    clock: that tells how old states are.
+    """
 
     name: ItemsPolicy = "exact"
     keep_s: float = 0.0
+    clock: Callable[[], float] = field(default=time.monotonic, compare=False)
 
     def reach(self, made_of: bytes, made_at: float, now_tags: bytes, num_events: int) -> int:
         """How many of the first events of a state may be used by who has these tags of them.
 
         made_of, made_at: of the state, see `StateKey`.
         """
-        if self.name == "frozen" or (self.name == "bounded" and time.monotonic() - made_at <= self.keep_s):
+        if self.name == "frozen" or (self.name == "bounded" and self.clock() - made_at <= self.keep_s):
             return num_events
         return num_alike(made_of, now_tags, num_events)
 
