@@ -30,11 +30,13 @@ class InterestsRequest:
 @dataclass(frozen=True, slots=True)
 class Nearest:
     """Items of a condition's category, the nearest first. item_ids, scores: [num_items], at most as many as were asked
-    for. Scores are logits among the items of the category: larger is nearer.
+    for. Scores are logits among the items of the category: larger is nearer. texts: of each id, "" where it has none;
+    empty where ids are integers.
     """
 
     item_ids: Ids
     scores: Floats
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

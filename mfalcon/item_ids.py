@@ -5,6 +5,7 @@ Of n texts two have one number with odds of n * (n - 1) / 2**65: 2.7e-8 of a mil
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -26,6 +27,19 @@ def item_id(text: str) -> int:
         if str(number) == text and _LOW <= number <= _HIGH:
             return number
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def checked_item_id(text: str) -> int:
+    """The number of an id. Raises ValueError, with what it must be, for a text that is none."""
+    if not 1 <= len(text) <= MAX_ITEM_ID_BYTES or re.search(CONTROL_CHARACTER, text):
+        raise ValueError(ITEM_ID_LIMIT)
+    try:
+        num_bytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(ITEM_ID_LIMIT) from error
+    if num_bytes > MAX_ITEM_ID_BYTES:
+        raise ValueError(ITEM_ID_LIMIT)
+    return item_id(text)
 
 
 def item_ids(texts: Iterable[str]) -> Ids:

@@ -193,6 +193,7 @@ class HistoryPage:
     history_len, version: of the whole history. base: the position of the oldest event that is kept. next_first: where
     the next page begins; the length of the history after the last one. page_version: of the history that ended there.
     stale: the event log could not be asked, newer events may exist. states: those that were asked for.
+    texts: of each event's item, "" where it has none; empty where ids are integers.
     """
 
     history_len: int
@@ -203,6 +204,7 @@ class HistoryPage:
     page_version: bytes
     stale: bool = False
     states: tuple[KeptState, ...] = ()
+    texts: tuple[str, ...] = ()
 
     @property
     def next_first(self) -> int:
@@ -351,6 +353,7 @@ class RankResult:
         not known.
     items_version: of the item table that the scores are of, "" of the checkpoint's own and of an ensemble.
     candidates: [num_candidates] those that were retrieved, which all else is aligned with; empty where they were given.
+    candidate_texts: of each of these, "" where it has none; empty where ids are integers.
     """
 
     scores: Floats
@@ -372,6 +375,7 @@ class RankResult:
     history_version: bytes = b""
     items_version: str = ""
     candidates: Ids = field(default_factory=no_ids)
+    candidate_texts: tuple[str, ...] = ()
 
     @property
     def num_scored(self) -> int:
@@ -409,13 +413,16 @@ class Items:
     """Items of a model with their titles: those that were asked for, and then those sampled.
 
     item_ids: [num_items]. titles: of each, "" where the model has none. num_items: how many the model knows in all.
+    texts: of each id, "" where it has none; empty where ids are integers.
     """
 
     item_ids: Ids
     titles: tuple[str, ...]
     num_items: int
+    texts: tuple[str, ...] = ()
 
 
+ItemIdKind: TypeAlias = Literal["integer", "text"]
 MergeMethod: TypeAlias = Literal["logit", "probability"]
 MERGE_METHODS: tuple[MergeMethod, ...] = ("logit", "probability")
 TaskKind: TypeAlias = Literal["binary", "regression"]
@@ -461,6 +468,7 @@ class ModelInfo:
     counters: of the user and the item, which the server counts and the model reads.
     items_version: of its item table, "" as long as that is the checkpoint's.
     conditions: that it is asked for Interests; none of a model that ranks items.
+    item_ids: what the ids of its items are.
     """
 
     name: str
@@ -482,3 +490,4 @@ class ModelInfo:
     counters: tuple[str, ...] = ()
     items_version: str = ""
     conditions: tuple[str, ...] = ()
+    item_ids: ItemIdKind = "integer"

@@ -77,19 +77,21 @@ class ReloadResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., old_version: _Optional[str] = ..., version: _Optional[str] = ..., took_ms: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
-    __slots__ = ("item_id", "actions", "value", "time_ms")
+    __slots__ = ("item_id", "actions", "value", "time_ms", "text_id")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     ACTIONS_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     TIME_MS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_ID_FIELD_NUMBER: _ClassVar[int]
     item_id: int
     actions: int
     value: float
     time_ms: int
-    def __init__(self, item_id: _Optional[int] = ..., actions: _Optional[int] = ..., value: _Optional[float] = ..., time_ms: _Optional[int] = ...) -> None: ...
+    text_id: str
+    def __init__(self, item_id: _Optional[int] = ..., actions: _Optional[int] = ..., value: _Optional[float] = ..., time_ms: _Optional[int] = ..., text_id: _Optional[str] = ...) -> None: ...
 
 class RankRequest(_message.Message):
-    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model", "allow_partial", "features", "rerank", "recompute", "retrieve")
+    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model", "allow_partial", "features", "rerank", "recompute", "retrieve", "candidate_ids")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +111,7 @@ class RankRequest(_message.Message):
     RERANK_FIELD_NUMBER: _ClassVar[int]
     RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
     RETRIEVE_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     candidates: _containers.RepeatedScalarFieldContainer[int]
     top_k: int
@@ -121,7 +124,8 @@ class RankRequest(_message.Message):
     rerank: Rerank
     recompute: bool
     retrieve: Retrieve
-    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ..., allow_partial: _Optional[bool] = ..., features: _Optional[_Union[DenseFeatures, _Mapping]] = ..., rerank: _Optional[_Union[Rerank, _Mapping]] = ..., recompute: _Optional[bool] = ..., retrieve: _Optional[_Union[Retrieve, _Mapping]] = ...) -> None: ...
+    candidate_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ..., allow_partial: _Optional[bool] = ..., features: _Optional[_Union[DenseFeatures, _Mapping]] = ..., rerank: _Optional[_Union[Rerank, _Mapping]] = ..., recompute: _Optional[bool] = ..., retrieve: _Optional[_Union[Retrieve, _Mapping]] = ..., candidate_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Retrieve(_message.Message):
     __slots__ = ("conditions", "k", "model")
@@ -150,12 +154,14 @@ class InterestsRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., request_time_ms: _Optional[int] = ..., top_items: _Optional[int] = ..., model: _Optional[str] = ...) -> None: ...
 
 class NearestItems(_message.Message):
-    __slots__ = ("item_ids", "scores")
+    __slots__ = ("item_ids", "scores", "text_ids")
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
+    TEXT_IDS_FIELD_NUMBER: _ClassVar[int]
     item_ids: _containers.RepeatedScalarFieldContainer[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, item_ids: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ...) -> None: ...
+    text_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, item_ids: _Optional[_Iterable[int]] = ..., scores: _Optional[_Iterable[float]] = ..., text_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InterestsResponse(_message.Message):
     __slots__ = ("conditions", "vectors", "dim", "nearest", "model_version", "cache", "timings", "history_len", "history_version", "stale", "computed_ahead")
@@ -244,7 +250,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "items_version", "history_version", "members", "partial_merge", "candidates")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "items_version", "history_version", "members", "partial_merge", "candidates", "candidate_ids")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +271,7 @@ class RankResponse(_message.Message):
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_MERGE_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: _containers.RepeatedScalarFieldContainer[float]
@@ -285,7 +292,8 @@ class RankResponse(_message.Message):
     members: _containers.RepeatedCompositeFieldContainer[MemberResult]
     partial_merge: bool
     candidates: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., items_version: _Optional[str] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ...) -> None: ...
+    candidate_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., items_version: _Optional[str] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ..., candidate_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class MemberResult(_message.Message):
     __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us", "items_version")
@@ -490,7 +498,7 @@ class ContextFeature(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_values: _Optional[int] = ..., values: _Optional[_Iterable[str]] = ..., derived: _Optional[bool] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "items_version", "conditions")
+    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "items_version", "conditions", "item_ids")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -509,6 +517,7 @@ class GetModelResponse(_message.Message):
     COUNTS_ITEMS_FIELD_NUMBER: _ClassVar[int]
     ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     tasks: _containers.RepeatedScalarFieldContainer[str]
@@ -527,7 +536,8 @@ class GetModelResponse(_message.Message):
     counts_items: bool
     items_version: str
     conditions: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., items_version: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ...) -> None: ...
+    item_ids: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., items_version: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ..., item_ids: _Optional[str] = ...) -> None: ...
 
 class TaskInfo(_message.Message):
     __slots__ = ("name", "kind", "weight")

@@ -22,6 +22,8 @@ def refusal(error: ErrorDetails, path: tuple[int | str, ...]) -> InvalidInput:
         case "model_type" | "model_attributes_type":
             undeclared = isinstance(error["input"], bytes)
             must = f"a JSON object{' with content-type: application/json' if undeclared else ''}"
+        case "value_error":
+            must = str(error["ctx"]["error"])
         case "string_pattern_mismatch":
             pattern = error["ctx"]["pattern"]
             must = _PATTERNS.get(pattern, f"text that matches {pattern}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from mfalcon_client import messages as pb
 from mfalcon_client.errors import ERRORS, ClientError, InvalidArgument, Overloaded, VersionConflict
+from mfalcon_client.item_ids import checked_item_id
 from mfalcon_client.types import (
     EVENT_DTYPE,
     Appended,
@@ -203,6 +204,7 @@ def ranking(raw: bytes) -> Ranking:
         history_version=reply.history_version,
         items_version=reply.items_version,
         candidates=np.asarray(reply.candidates, dtype=np.int64),
+        candidate_texts=tuple(reply.candidate_ids),
     )
 
 
@@ -213,7 +215,11 @@ def interests(raw: bytes) -> Interests:
         conditions=tuple(reply.conditions),
         vectors=np.asarray(reply.vectors, dtype=np.float32).reshape(len(reply.conditions), reply.dim),
         nearest=tuple(
-            Nearest(np.asarray(each.item_ids, dtype=np.int64), np.asarray(each.scores, dtype=np.float32))
+            Nearest(
+                np.asarray(each.item_ids, dtype=np.int64),
+                np.asarray(each.scores, dtype=np.float32),
+                tuple(each.text_ids),
+            )
             for each in reply.nearest
         ),
         model_version=reply.model_version,
@@ -270,6 +276,7 @@ def history_page(raw: bytes) -> HistoryPage:
     """Of a serialized GetHistoryResponse."""
     reply = pb.GetHistoryResponse.FromString(raw)
     rows = [(event.item_id, event.actions, event.value, event.time_ms) for event in reply.events]
+    texts = tuple(event.text_id for event in reply.events)
     return HistoryPage(
         events=np.array(rows, dtype=EVENT_DTYPE),
         first=reply.first,
@@ -280,6 +287,7 @@ def history_page(raw: bytes) -> HistoryPage:
         page_version=reply.page_version,
         stale=reply.stale,
         states=tuple(map(_kept_state, reply.states)),
+        texts=texts if any(texts) else (),
     )
 
 
@@ -304,6 +312,8 @@ def nothing(_: bytes) -> None:
 
 def _candidates(candidates: Ids) -> bytes:
     try:
+        if not isinstance(candidates, np.ndarray) and str in set(map(type, candidates)):
+            return _numbers(candidates).tobytes()
         array = np.asarray(candidates)
     except (ValueError, OverflowError, TypeError) as error:
         raise InvalidArgument("INVALID_ARGUMENT", f"candidates: {error}") from error
@@ -312,11 +322,29 @@ def _candidates(candidates: Ids) -> bytes:
         raise _wrong("candidates", f"{array.ndim} dimensions", "one-dimensional")
     if not array.size:
         return b""
+    if array.dtype.kind == "U":
+        return _numbers(candidates).tobytes()
     if array.dtype.kind not in "iu":
-        raise _wrong("candidates", f"dtype {array.dtype}", "integers of 64 bits with a sign")
+        raise _wrong("candidates", f"dtype {array.dtype}", "integers of 64 bits with a sign, or texts")
     if array.dtype.kind == "u" and array.max() > _MAX_INT64:
         raise _wrong("candidates", str(array.max()), f"at most {_MAX_INT64}")
     return array.astype("<i8").tobytes()
+
+
+def _numbers(texts: Ids) -> NDArray[np.int64]:
+    """Of ids of which some are text."""
+    numbers = np.empty(len(texts), dtype="<i8")
+    for at, text in enumerate(texts):
+        try:
+            numbers[at] = _item_number(text)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidArgument("INVALID_ARGUMENT", f"candidates[{at}]: {error}") from error
+    return numbers
+
+
+def _item_number(item_id: object) -> int:
+    """Of an id, a number or text. Raises ValueError and TypeError."""
+    return checked_item_id(item_id) if isinstance(item_id, str) else index(item_id)  # type: ignore[arg-type]
 
 
 def _features(features: Features, num_candidates: int) -> bytes:
@@ -369,7 +397,7 @@ def _event_array(name: str, events: Events) -> NDArray[np.void]:
     if not isinstance(events, Sized):
         raise _wrong(name, type(events).__name__, "an array or a sequence of events")
     try:
-        rows = [(index(e.item_id), index(e.actions), float(e.value), index(e.time_ms)) for e in events]
+        rows = [(_item_number(e.item_id), index(e.actions), float(e.value), index(e.time_ms)) for e in events]
         with np.errstate(over="ignore"):  # infinity is for the server to refuse
             return np.array(rows, dtype=EVENT_DTYPE)
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
@@ -476,6 +504,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         counters=tuple(reply.counters),
         items_version=reply.items_version,
         conditions=tuple(reply.conditions),
+        item_ids=reply.item_ids or "integer",
     )
 
 

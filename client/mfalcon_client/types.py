@@ -13,9 +13,11 @@ EVENT_DTYPE = np.dtype([("item_id", "<i8"), ("actions", "<u4"), ("value", "<f4")
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One user action on one item. actions: bit i is the model's action i. time_ms: milliseconds since 1970 (UTC)."""
+    """One user action on one item. item_id: a number of 64 bits, or text. actions: bit i is the model's action i.
+    time_ms: milliseconds since 1970 (UTC).
+    """
 
-    item_id: int
+    item_id: int | str
     time_ms: int
     actions: int = 0
     value: float = 0.0
@@ -24,8 +26,11 @@ class Event:
 Events = NDArray[np.void] | Sequence[Event]
 """[num_events] in time order: an array of `EVENT_DTYPE`, or `Event`s."""
 
-Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | Sequence[int]
-"""[num_candidates] raw item ids: any array of integers that fit into 64 bits with a sign, int64 at best; or numbers."""
+Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | NDArray[np.str_] | Sequence[int] | Sequence[str]
+"""[num_candidates] raw item ids: any array of integers that fit into 64 bits with a sign, int64 at best; or numbers, or
+texts. A text costs a hash (`item_id`), some two thirds of a microsecond: who ranks the same items again keeps the
+numbers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +144,7 @@ class Ranking:
     items_version: of the item table that the scores are of: the number of the last delta in it, and a hash of all of
     them; "" of the checkpoint's own rows, and of an ensemble.
     candidates: int64 [num_scored], those that were retrieved, which all else is aligned with; empty without `retrieve`.
+    candidate_texts: of each of these, "" where it has none; empty where ids are integers.
     """
 
     scores: NDArray[np.float32]
@@ -160,6 +166,7 @@ class Ranking:
     history_version: bytes = b""
     items_version: str = ""
     candidates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    candidate_texts: tuple[str, ...] = ()
 
     @property
     def num_scored(self) -> int:
@@ -182,10 +189,13 @@ class Retrieve:
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """Items of a condition's category, the nearest first. item_ids: int64; scores: float32, larger is nearer."""
+    """Items of a condition's category, the nearest first. item_ids: int64; scores: float32, larger is nearer. texts: of
+    each id, "" where it has none; empty where ids are integers.
+    """
 
     item_ids: NDArray[np.int64]
     scores: NDArray[np.float32]
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +258,8 @@ class HistoryPage:
 
     next_first: where the next page begins, `history_len` if there is none. history_len, version: of the whole history;
     the version is what the next page expects. base: the position of the oldest event that is kept. page_version: of the
-    history when it ended at `next_first`. stale: newer events may exist. states: if they were asked for.
+    history when it ended at `next_first`. stale: newer events may exist. states: if they were asked for. texts: of each
+    event's item, "" where no served model knows one; empty where their ids are integers.
     """
 
     events: NDArray[np.void]
@@ -260,6 +271,7 @@ class HistoryPage:
     page_version: bytes
     stale: bool
     states: tuple[KeptState, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +330,7 @@ class Model:
     of an older release. ensemble: None for one model. counts_items: its checkpoint says how often each item was acted
     on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts. conditions: what it may
     be asked by `interests`; none of a model that ranks items. items_version: of its item
-    table, as answers name it.
+    table, as answers name it. item_ids: what the ids of its items are, "integer" or "text".
     """
 
     name: str
@@ -339,3 +351,4 @@ class Model:
     counters: tuple[str, ...] = ()
     items_version: str = ""
     conditions: tuple[str, ...] = ()
+    item_ids: str = "integer"

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
+from mfalcon.cli.item_names import item_names
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.models.items import ItemTable
@@ -73,12 +74,14 @@ def read(client: Client, user: str, first: int | None, last: int, *, with_states
 def _pages(client: Client, user: str, first: int, told: HistoryPage) -> HistoryPage:
     """All events from a position on, with the rest of what was told of the history."""
     begin, parts = min(max(first, told.base), told.history_len), [told.events[:0]]
+    texts = list[str]()
     at = begin
     while at < told.history_len:
         page = client.get_history(user, at, expected_version=told.version)
         parts.append(page.events)
+        texts += page.texts or [""] * len(page.events)
         at = page.next_first
-    return dataclasses.replace(told, events=np.concatenate(parts), first=begin, next_first=at)
+    return dataclasses.replace(told, events=np.concatenate(parts), first=begin, next_first=at, texts=tuple(texts))
 
 
 def events_table(page: HistoryPage, actions: tuple[str, ...], items: ItemTable | None) -> Table:
@@ -86,11 +89,13 @@ def events_table(page: HistoryPage, actions: tuple[str, ...], items: ItemTable |
     table = Table()
     for name in ("#", "time", "item", "actions", "value", *(["title"] if items else [])):
         table.add_column(name, justify="right" if name in ("#", "item", "value") else "left", overflow="fold")
+    names = item_names(page.events["item_id"], page.texts)
     for position, (item, bits, value, time_ms) in enumerate(page.events.tolist(), page.first):
+        called = Text(str(names[position - page.first]))
         time = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")
         done = Text(", ".join(_names(bits, actions)))
         title = [Text(items.title(item))] if items else []
-        table.add_row(str(position), time.removesuffix("+00:00"), str(item), done, f"{value:g}", *title)
+        table.add_row(str(position), time.removesuffix("+00:00"), called, done, f"{value:g}", *title)
     return table
 
 
@@ -116,9 +121,10 @@ def in_words(user: str, page: HistoryPage) -> str:
 
 def as_json(user: str, page: HistoryPage, actions: tuple[str, ...]) -> dict[str, object]:
     """All of it."""
+    names = item_names(page.events["item_id"], page.texts)
     events = [
-        {"position": position, "item_id": item, "actions": _names(bits, actions), "value": value, "time_ms": time_ms}
-        for position, (item, bits, value, time_ms) in enumerate(page.events.tolist(), page.first)
+        {"position": page.first + at, "item_id": name, "actions": _names(bits, actions), "value": value, "time_ms": ms}
+        for at, (name, (_, bits, value, ms)) in enumerate(zip(names, page.events.tolist(), strict=True))
     ]
     return {
         "user": user,

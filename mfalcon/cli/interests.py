@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
+from mfalcon.cli.item_names import item_names
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.models.items import ItemTable
@@ -64,9 +65,11 @@ def interests_table(found: Interests, items: ItemTable | None) -> Table:
         if each is None or not len(each.item_ids):
             table.add_row(Text(condition), "", "", "")
             continue
-        for place, (item, score) in enumerate(zip(each.item_ids.tolist(), each.scores.tolist(), strict=True)):
+        names = map(str, item_names(each.item_ids, each.texts))
+        told = zip(each.item_ids.tolist(), names, each.scores.tolist(), strict=True)
+        for place, (item, name, score) in enumerate(told):
             title = items.title(item) if items else ""
-            table.add_row(Text("" if place else condition), str(item), f"{score:.3f}", Text(title))
+            table.add_row(Text("" if place else condition), Text(name), f"{score:.3f}", Text(title))
     return table
 
 
@@ -74,8 +77,10 @@ def as_json(found: Interests, items: ItemTable | None) -> dict[str, object]:
     """Everything that the server said."""
     nearest = [
         [
-            {"item_id": item, "title": items.title(item) if items else "", "score": score}
-            for item, score in zip(each.item_ids.tolist(), each.scores.tolist(), strict=True)
+            {"item_id": name, "title": items.title(item) if items else "", "score": score}
+            for item, name, score in zip(
+                each.item_ids.tolist(), item_names(each.item_ids, each.texts), each.scores.tolist(), strict=True
+            )
         ]
         for each in found.nearest
     ]

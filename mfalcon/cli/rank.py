@@ -1,6 +1,7 @@
 """`mfalcon rank`: ask a running server, and print what it answers in words."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
+from mfalcon.cli.item_names import item_names
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import ConfigError
+from mfalcon.item_ids import checked_item_id
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
@@ -95,12 +98,13 @@ def rank(
         )
     if retrieve is not None:
         ids = result.candidates
+    names = item_names(ids, _texts(candidates, items) if retrieve is None else result.candidate_texts)
     if path is not None and (warning := another_checkpoint(result, read_manifest(path).fingerprint)):
         typer.echo(f"{path}: {warning}", err=True)
     if json_output:
-        print_json({"user": user} | as_json(result, ids, items))
+        print_json({"user": user} | as_json(result, ids, items, names))
         return
-    _console.print(top_table(result, ids, items))
+    _console.print(top_table(result, ids, items, names))
     if result.num_scored < len(ids):
         _console.print(f"scored the first {result.num_scored} of {len(ids)} candidates: there was no time for more")
     if len(result.failed):
@@ -142,8 +146,8 @@ def _rerank(method: str, strength: float | None, depth: int, tail_weight: float)
     return Rerank(method, strength, depth, tail_weight)
 
 
-def top_table(result: Ranking, ids: Ids, items: ItemTable | None) -> Table:
-    """The best candidates with titles and scores."""
+def top_table(result: Ranking, ids: Ids, items: ItemTable | None, names: Sequence[int | str] = ()) -> Table:
+    """The best candidates with titles and scores. names: what candidates are called, by their number if not given."""
     table = Table()
     for name in ("#", "item", "score", *result.tasks):
         table.add_column(Text(name), justify="right")
@@ -153,7 +157,7 @@ def top_table(result: Ranking, ids: Ids, items: ItemTable | None) -> Table:
         item = int(ids[position])
         scores = (f"{value:.4f}" for value in (result.scores[position], *result.task_scores[:, position]))
         title = "(unknown item)" if position in unknown else items.title(item) if items else ""
-        table.add_row(str(place), str(item), *scores, Text(title))
+        table.add_row(str(place), Text(str(names[position] if names else item)), *scores, Text(title))
     return table
 
 
@@ -174,11 +178,18 @@ def _candidates(text: str, items: ItemTable | None) -> Ids:
             raise ConfigError("--candidates all needs --checkpoint, whose items they are")
         return items.item_id
     try:
-        return np.array([int(part) for part in text.split(",")], dtype=np.int64)
-    except (ValueError, OverflowError) as error:
+        return np.array([checked_item_id(part) for part in text.split(",")], dtype=np.int64)
+    except ValueError as error:
         raise ConfigError(
-            f"--candidates: got {text!r}, must be item ids (64-bit integers) separated by commas"
+            f"--candidates: got {text[:200]!r}, must be item ids separated by commas, {error} each"
         ) from error
+
+
+def _texts(text: str, items: ItemTable | None) -> Sequence[str]:
+    """Of the candidates of `_candidates`, as they were given."""
+    if text == "all":
+        return items.texts_of(items.item_id) if items is not None else ()
+    return text.split(",")
 
 
 def _context(pairs: list[str]) -> dict[str, int]:
@@ -196,12 +207,12 @@ def _features(pairs: list[str]) -> dict[str, list[float]]:
         raise ConfigError(f"--feature: got {pairs}, each must be name=number,number,…") from error
 
 
-def as_json(result: Ranking, ids: Ids, items: ItemTable | None) -> dict[str, object]:
-    """The best candidates and everything else that the server said of the request."""
+def as_json(result: Ranking, ids: Ids, items: ItemTable | None, names: Sequence[int | str] = ()) -> dict[str, object]:
+    """The best candidates and everything else that the server said of the request. names: as of `top_table`."""
     unknown = set(result.unknown.tolist())
     top = [
         {
-            "item_id": int(ids[position]),
+            "item_id": names[position] if names else int(ids[position]),
             "title": items.title(int(ids[position])) if items else "",
             "score": float(result.scores[position]),
             "tasks": dict(zip(result.tasks, result.task_scores[:, position].tolist(), strict=True)),

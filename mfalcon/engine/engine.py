@@ -184,7 +184,7 @@ class Engine:
         DeadlineExceeded.
         """
         with within("get_history"):
-            return await read_page(self.histories, self.catalog if request.with_states else (), request, deadline)
+            return await read_page(self.histories, self.catalog, request, deadline)
 
     async def items(self, request: ItemsRequest) -> Items:
         """Items of a model, or of an ensemble's first member here, with their titles; of one with no member here there

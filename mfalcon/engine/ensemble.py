@@ -316,6 +316,7 @@ class Ensemble:
             backend=f"merge of {len(members)} models",
             task_infos=known[0].task_infos if known else (),
             ensemble=EnsembleInfo(options.merge, round(1e3 * options.budget_s), options.min_members, members),
+            item_ids="text" if any(info.item_ids == "text" for info in known) else "integer",
         )
 
 

@@ -92,11 +92,13 @@ class InterestStage:
         with within("retrieve"):
             found = await self.answer(asked, deadline, wish.model)
         candidates = interleaved(found.nearest, wish.num_items)
+        texts = self._found(wish.model).checkpoint.items.texts_of(candidates)
         if not len(candidates):
             raise InvalidInput("retrieve.conditions", ", ".join(wish.conditions)[:80], "conditions that have items")
         result = await rank(replace(request, candidates=candidates, retrieve=None))
         timings = replace(result.timings, total_us=_us(time.monotonic() - began))
-        return replace(result, candidates=candidates[: result.num_scored], timings=timings)
+        num = result.num_scored
+        return replace(result, candidates=candidates[:num], candidate_texts=texts[:num], timings=timings)
 
     def delete(self, user: bytes | None) -> None:
         """Forget what was computed ahead of a user, by hash, or of everybody."""

@@ -14,7 +14,8 @@ def listed(table: ItemTable, request: ItemsRequest) -> Items:
     """What was asked for of a table, and then a sample of it: no item twice in that, and none that it does not have."""
     item_ids = np.concatenate([request.item_ids, table.item_id[_sample(table, request)]])
     rows = table.rows(item_ids)
-    return Items(item_ids, tuple(table.titles[row - 1] if row else "" for row in rows.tolist()), len(table.item_id))
+    titles = tuple(table.titles[row - 1] if row else "" for row in rows.tolist())
+    return Items(item_ids, titles, len(table.item_id), table.texts_of(item_ids))
 
 
 def _sample(table: ItemTable, request: ItemsRequest) -> Ids:

@@ -36,7 +36,7 @@ class NearestItems:
 
     def __init__(self, model: LUM, items: ItemTable) -> None:
         """On a thread that may ask the device of the model."""
-        self._item_ids, self.num_items = items.item_id, len(items.item_id)
+        self._items, self.num_items = items, len(items.item_id)
         self._search: Search | None = None
         if self.num_items <= MOST_EXACT:
             self._search = ExactSearch(*keys_of(model), members_of(model))
@@ -55,11 +55,11 @@ class NearestItems:
         assert self._search is not None
         with torch.inference_mode():
             found = self._search.best(torch.from_numpy(vectors), categories, num)
-        return tuple(Nearest(self._ids(rows), scores.numpy()) for rows, scores in found)
+        return tuple(self._told(rows, scores) for rows, scores in found)
 
-    def _ids(self, rows: Tensor) -> Ids:
-        ids: Ids = self._item_ids[rows.numpy() - 1]
-        return ids
+    def _told(self, rows: Tensor, scores: Tensor) -> Nearest:
+        item_ids: Ids = self._items.item_id[rows.numpy() - 1]
+        return Nearest(item_ids, scores.numpy(), self._items.texts_of(item_ids))
 
 
 class ExactSearch:

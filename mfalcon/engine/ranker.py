@@ -422,4 +422,5 @@ def _model_info(checkpoint: Checkpoint, options: RankerOptions, served: Served) 
         counts_items=checkpoint.items.num_events is not None,
         counters=COUNTERS if ranker.counters is not None else (),
         conditions=tuple(condition.name for condition in conditions(ranker)),
+        item_ids="integer" if checkpoint.items.texts is None else "text",
     )

@@ -1,13 +1,16 @@
 """Reading a history back: a page of the event log, and which KV states of it lie in which tier."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.errors import DeadlineExceeded, HistoryMismatch
 from mfalcon.history.history import History
-from mfalcon.types import CacheSource, HistoryPage, HistoryRequest, KeptState
+from mfalcon.models.items import ItemTable
+from mfalcon.types import CacheSource, HistoryPage, HistoryRequest, Ids, KeptState
 
 _LONGEST_WAIT_S = 1.0
 """For Redis. Nobody who is ranked for waits for a page, so it may take longer than the read of a rank."""
@@ -16,7 +19,8 @@ _LONGEST_WAIT_S = 1.0
 async def read_page(
     histories: Histories, rankers: Iterable[LoadedRanker], request: HistoryRequest, deadline: float | None
 ) -> HistoryPage:
-    """A page of a user's history as it is now. deadline: time.monotonic() seconds.
+    """A page of a user's history as it is now. rankers: who know the texts of items. deadline: time.monotonic()
+    seconds.
 
     Raises HistoryMismatch where the history is not the expected one, StorageUnavailable where the log cannot be read,
     and DeadlineExceeded.
@@ -27,17 +31,26 @@ async def read_page(
         raise HistoryMismatch.while_reading(request.expected_version, len(history), history.version)
     first = min(max(request.first, history.base), len(history))
     stop = min(first + request.limit, len(history))
-    states = [state for ranker in rankers for state in await _states(ranker, history, deadline)]
+    asked = tuple(rankers) if request.with_states else ()
+    states = [state for ranker in asked for state in await _states(ranker, history, deadline)]
+    events = history.since(first)[: stop - first]
     return HistoryPage(
         history_len=len(history),
         version=history.version,
         base=history.base,
         first=first,
-        events=history.since(first)[: stop - first],
+        events=events,
         page_version=history.link(stop),
         stale=reading.stale,
         states=tuple(states),
+        texts=_texts_of([ranker.checkpoint.items for ranker in rankers], np.ascontiguousarray(events["item_id"])),
     )
+
+
+def _texts_of(tables: Sequence[ItemTable], item_ids: Ids) -> tuple[str, ...]:
+    """Of each item, of the first table that knows it; none at all where no table has texts."""
+    found = [texts for table in tables if (texts := table.texts_of(item_ids)) or table.texts is not None]
+    return tuple(next(filter(None, texts), "") for texts in zip(*found, strict=True))
 
 
 async def _states(ranker: LoadedRanker, history: History, deadline: float | None) -> list[KeptState]:

@@ -8,6 +8,7 @@ import numpy as np
 import orjson
 
 from mfalcon.errors import InvalidInput
+from mfalcon.item_ids import checked_item_id
 from mfalcon.types import MAX_TIME_MS
 
 FIELDS: Final = ("user_id", "item_id", "time_ms", "actions", "value")
@@ -50,7 +51,7 @@ class LineReader:
         for name in fields.keys() - FIELDS - self.ignored:
             limit = f"one of {', '.join(FIELDS)}, or named by --ignore"
             raise InvalidInput("field", name, limit)
-        row = Row(_user(fields), _integer(fields, "item_id"), actions, _number(value), _integer(fields, "time_ms"))
+        row = Row(_user(fields), _item(fields), actions, _number(value), _integer(fields, "time_ms"))
         if not -(2**63) <= row.item_id < 2**63:
             raise InvalidInput("item_id", row.item_id, "an integer of 64 bits with a sign")
         if not 1 <= row.time_ms <= MAX_TIME_MS:
@@ -80,10 +81,21 @@ def _user(fields: Mapping[str, Any]) -> str:
     return user_id
 
 
-def _integer(fields: Mapping[str, Any], name: str) -> int:
+def _item(fields: Mapping[str, Any]) -> int:
+    """The item's number, which text stands for too."""
+    item_id = fields.get("item_id")
+    if not isinstance(item_id, str):
+        return _integer(fields, "item_id", "an integer, or text")
+    try:
+        return checked_item_id(item_id)
+    except ValueError as error:
+        raise InvalidInput("item_id", item_id, str(error)) from error
+
+
+def _integer(fields: Mapping[str, Any], name: str, limit: str = "an integer") -> int:
     value = fields.get(name)
     if type(value) is not int:
-        raise InvalidInput(name, value, "an integer")
+        raise InvalidInput(name, value, limit)
     return value
 
 

@@ -337,6 +337,7 @@ class Ranked(Message):
     history_version: bytes
     items_version: str
     candidates: bytes
+    candidate_texts: tuple[str, ...] = ()
     notes: Notes | None = None
 
     @classmethod
@@ -363,6 +364,7 @@ class Ranked(Message):
             result.history_version,
             result.items_version,
             _flat(result.candidates, np.int64),
+            result.candidate_texts,
         )
 
     def result(self) -> RankResult:
@@ -388,15 +390,16 @@ class Ranked(Message):
             history_version=self.history_version,
             items_version=self.items_version,
             candidates=np.frombuffer(self.candidates, np.int64),
+            candidate_texts=self.candidate_texts,
         )
 
 
 class Interested(Message):
-    """See `Interests`. vectors: float32; nearest: of each condition int64 and float32."""
+    """See `Interests`. vectors: float32; nearest: of each condition int64, float32, and texts."""
 
     conditions: tuple[str, ...]
     vectors: bytes
-    nearest: tuple[tuple[bytes, bytes], ...]
+    nearest: tuple[tuple[bytes, bytes, tuple[str, ...]], ...]
     model_version: str
     cache: CacheInfo
     timings: Timings
@@ -412,7 +415,9 @@ class Interested(Message):
             call,
             found.conditions,
             _flat(found.vectors, np.float32),
-            tuple((_flat(each.item_ids, np.int64), _flat(each.scores, np.float32)) for each in found.nearest),
+            tuple(
+                (_flat(each.item_ids, np.int64), _flat(each.scores, np.float32), each.texts) for each in found.nearest
+            ),
             found.model_version,
             found.cache,
             found.timings,
@@ -428,7 +433,8 @@ class Interested(Message):
             conditions=self.conditions,
             vectors=np.frombuffer(self.vectors, np.float32).reshape(len(self.conditions), -1),
             nearest=tuple(
-                Nearest(np.frombuffer(ids, np.int64), np.frombuffer(scores, np.float32)) for ids, scores in self.nearest
+                Nearest(np.frombuffer(ids, np.int64), np.frombuffer(scores, np.float32), texts)
+                for ids, scores, texts in self.nearest
             ),
             model_version=self.model_version,
             cache=self.cache,
@@ -476,6 +482,7 @@ class Page(Message):
     page_version: bytes
     stale: bool
     states: tuple[KeptState, ...]
+    texts: tuple[str, ...]
 
     @classmethod
     def of(cls, call: int, page: HistoryPage) -> "Page":
@@ -490,6 +497,7 @@ class Page(Message):
             page.page_version,
             page.stale,
             page.states,
+            page.texts,
         )
 
     def page(self) -> HistoryPage:
@@ -503,6 +511,7 @@ class Page(Message):
             self.page_version,
             self.stale,
             self.states,
+            self.texts,
         )
 
 
@@ -512,15 +521,16 @@ class Listed(Message):
     item_ids: bytes
     titles: tuple[str, ...]
     num_items: int
+    texts: tuple[str, ...]
 
     @classmethod
     def of(cls, call: int, items: Items) -> "Listed":
         """What answers with items."""
-        return cls(call, _flat(items.item_ids, np.int64), items.titles, items.num_items)
+        return cls(call, _flat(items.item_ids, np.int64), items.titles, items.num_items, items.texts)
 
     def items(self) -> Items:
         """The items, as the engine gave them."""
-        return Items(np.frombuffer(self.item_ids, np.int64), self.titles, self.num_items)
+        return Items(np.frombuffer(self.item_ids, np.int64), self.titles, self.num_items, self.texts)
 
 
 class Prefilled(Message):

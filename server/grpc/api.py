@@ -36,11 +36,14 @@ from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
 from server.refusals import Refusals
+from server.text_ids import TextIds
 from server.tls import Certificates
 
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name
 MAX_EVENTS_ON_LOOP: Final = 1_024
 """More are converted in a thread beside: a microsecond each is too long for everybody else."""
+MAX_TEXTS_ON_LOOP: Final = 4_096
+"""The same of ids that are text, which take as much only where they were never seen."""
 _SHARE_WITHOUT_MESSAGE: Final = 4
 """One in so many of the calls at once may wait for its message."""
 
@@ -48,37 +51,41 @@ _SHARE_WITHOUT_MESSAGE: Final = 4
 class RankingApi:
     """The methods: message in, serialized message out; `time_left` is what the caller grants, in seconds."""
 
-    def __init__(self, handler: Handler) -> None:
+    def __init__(self, handler: Handler, text_ids: TextIds) -> None:
         self._handler = handler
+        self._text_ids = text_ids
         self._converter = ThreadPoolExecutor(1, thread_name_prefix="mfalcon-grpc")
         # A thread that is started when there is no memory left may never come up, and whoever starts it waits for it.
         self._converter.submit(int).result()
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
-        request = codec.rank_request(message, await self._events(message.recent_events))
+        events = await self._events(message.recent_events, "recent_events")
+        if len(message.candidate_ids) <= MAX_TEXTS_ON_LOOP:
+            request = codec.rank_request(message, events, self._text_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            request = await loop.run_in_executor(self._converter, codec.rank_request, message, events, self._text_ids)
         return codec.rank_response(await self._handler.rank(request, message.model, time_left))
 
     async def interests(self, message: ranking_pb2.InterestsRequest, time_left: float | None) -> bytes:
         """InterestsRequest -> InterestsResponse."""
-        request = codec.interests_request(message, await self._events(message.recent_events))
+        request = codec.interests_request(message, await self._events(message.recent_events, "recent_events"))
         return codec.interests_response(await self._handler.interests(request, message.model, time_left))
 
     async def append_events(self, message: ranking_pb2.AppendEventsRequest, time_left: float | None) -> bytes:
         """AppendEventsRequest -> AppendEventsResponse."""
-        append = codec.append(message, await self._events(message.events))
+        append = codec.append(message, await self._events(message.events, "events"))
         told = await self._handler.append_events(message.user_id, append, time_left)
         return codec.append_response(told).SerializeToString()
 
     async def append_batch(self, message: ranking_pb2.AppendBatchRequest, time_left: float | None) -> bytes:
         """AppendBatchRequest -> AppendBatchResponse."""
-        if not message.appends:
-            appends = []
-        elif sum(len(each.events) for each in message.appends) <= MAX_EVENTS_ON_LOOP:
-            appends = codec.user_appends(message)
+        if sum(len(each.events) for each in message.appends) <= MAX_EVENTS_ON_LOOP:
+            appends = codec.user_appends(message, self._text_ids)
         else:
             loop = asyncio.get_running_loop()
-            appends = await loop.run_in_executor(self._converter, codec.user_appends, message)
+            appends = await loop.run_in_executor(self._converter, codec.user_appends, message, self._text_ids)
         outcomes = await self._handler.append_batch(appends, time_left)
         return ranking_pb2.AppendBatchResponse(outcomes=map(append_outcome, outcomes)).SerializeToString()
 
@@ -106,13 +113,14 @@ class RankingApi:
         models = map(codec.model_response, self._handler.models())
         return ranking_pb2.ListModelsResponse(models=models).SerializeToString()
 
-    async def _events(self, messages: Collection[ranking_pb2.Event]) -> Events:
+    async def _events(self, messages: Collection[ranking_pb2.Event], field: str) -> Events:
         """The array of these events, of many in a thread: it gives the interpreter back to the loop after 5 ms. One
-        thread, because each that wants the interpreter makes the loop wait once more.
+        thread, because each that wants the interpreter makes the loop wait once more. Raises InvalidInput.
         """
         if len(messages) <= MAX_EVENTS_ON_LOOP:
-            return codec.events(messages)
-        return await asyncio.get_running_loop().run_in_executor(self._converter, codec.events, messages)
+            return codec.events(messages, field, self._text_ids)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._converter, codec.events, messages, field, self._text_ids)
 
 
 class GrpcServer:
@@ -169,7 +177,7 @@ def ranking_service(
     handler: Handler, limits: Limits, waiting: Waiting, access: Access, refusals: Refusals | None = None
 ) -> grpc.GenericRpcHandler:
     """mfalcon.v1.Ranking. waiting: where messages are waited for. refusals: see `GrpcServer`."""
-    api, report = RankingApi(handler), LoadReport(lambda: handler.load)
+    api, report = RankingApi(handler, TextIds()), LoadReport(lambda: handler.load)
 
     def method(
         name: str,

@@ -99,6 +99,12 @@ def rank_limits(limits: Limits) -> MessageLimits:
             is_fixed64=True,
         ),
         Repeated(
+            "candidate_ids",
+            message.CANDIDATE_IDS_FIELD_NUMBER,
+            limits.max_candidates,
+            f"1 to {limits.max_candidates} candidates",
+        ),
+        Repeated(
             "recent_events",
             message.RECENT_EVENTS_FIELD_NUMBER,
             limits.max_recent_events,

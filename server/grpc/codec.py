@@ -5,10 +5,11 @@ message is the concatenation of its fields in any order, so they are written her
 (6 us), behind the rest that protobuf writes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 
+from mfalcon.errors import InvalidInput
 from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.types import (
     EVENT_DTYPE,
@@ -21,6 +22,7 @@ from mfalcon.types import (
     Floats,
     HistoryPage,
     HistoryRequest,
+    Ids,
     KeptState,
     MemberResult,
     ModelInfo,
@@ -34,6 +36,7 @@ from mfalcon.types import (
 from proto import ranking_pb2
 from server.grpc.wire import FIXED32, FIXED64, LENGTH_DELIMITED
 from server.limits import check_num_names
+from server.text_ids import TextIds
 
 _WIRE_EVENT = np.dtype(
     [("tag", "u1"), ("len", "u1")]
@@ -47,11 +50,11 @@ _EVENT_TAGS = {
 }
 
 
-def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> RankRequest:
-    """The request with its events, not yet checked."""
+def rank_request(message: ranking_pb2.RankRequest, recent_events: Events, text_ids: TextIds) -> RankRequest:
+    """The request with its events, of which only the texts of ids are checked. Raises InvalidInput."""
     return RankRequest(
         user_id=message.user_id,
-        candidates=np.asarray(message.candidates, dtype=np.int64),
+        candidates=candidates(message, text_ids),
         top_k=message.top_k,
         request_time_ms=message.request_time_ms,
         recent_events=recent_events,
@@ -62,6 +65,15 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events) -> Ran
         dense=dense_features(message.features) if message.HasField("features") else DenseFeatures(),
         retrieve=retrieve(message.retrieve) if message.HasField("retrieve") else None,
     )
+
+
+def candidates(message: ranking_pb2.RankRequest, text_ids: TextIds) -> Ids:
+    """Those of a request, by number or by text. Raises InvalidInput."""
+    if not message.candidate_ids:
+        return np.asarray(message.candidates, dtype=np.int64)
+    if message.candidates:
+        raise InvalidInput("candidate_ids", len(message.candidate_ids), "absent where candidates are given")
+    return text_ids.all(message.candidate_ids, "candidate_ids")
 
 
 def retrieve(message: ranking_pb2.Retrieve) -> Retrieve:
@@ -82,7 +94,7 @@ def interests_response(found: Interests) -> bytes:
         conditions=found.conditions,
         dim=found.vectors.shape[1],
         nearest=[
-            ranking_pb2.NearestItems(item_ids=each.item_ids.tolist(), scores=each.scores.tolist())
+            ranking_pb2.NearestItems(item_ids=each.item_ids.tolist(), scores=each.scores.tolist(), text_ids=each.texts)
             for each in found.nearest
         ],
         model_version=found.model_version,
@@ -113,9 +125,16 @@ def dense_features(message: ranking_pb2.DenseFeatures) -> DenseFeatures:
     return DenseFeatures(tuple(message.names), values)
 
 
-def events(messages: Iterable[ranking_pb2.Event]) -> Events:
-    """[num_events] of EVENT_DTYPE, not yet checked."""
-    return np.array([(m.item_id, m.actions, m.value, m.time_ms) for m in messages], dtype=EVENT_DTYPE)
+def events(messages: Collection[ranking_pb2.Event], field: str, text_ids: TextIds) -> Events:
+    """[num_events] of EVENT_DTYPE, of which only the texts of ids are checked. Raises InvalidInput."""
+    found = np.array([(m.item_id, m.actions, m.value, m.time_ms) for m in messages], dtype=EVENT_DTYPE)
+    for at, text in enumerate([m.text_id for m in messages]):
+        if text:
+            try:
+                found["item_id"][at] = text_ids.one(text)
+            except ValueError as error:
+                raise InvalidInput(f"{field}[{at}].text_id", text, str(error)) from error
+    return found
 
 
 def rank_response(result: RankResult) -> bytes:
@@ -139,6 +158,7 @@ def rank_response(result: RankResult) -> bytes:
         counters_stale=result.counters_stale,
         items_version=result.items_version,
         candidates=result.candidates.tolist(),
+        candidate_ids=result.candidate_texts,
     )
     return b"".join(
         (
@@ -160,14 +180,15 @@ def append(message: ranking_pb2.AppendEventsRequest, events: Events) -> Append:
     )
 
 
-def user_appends(message: ranking_pb2.AppendBatchRequest) -> list[UserAppend]:
-    """The appends of a batch, not yet checked."""
-    every = events(event for each in message.appends for event in each.events)
-    ends = np.cumsum([len(each.events) for each in message.appends], dtype=np.int64)
-    return [
-        UserAppend(each.user_id, append(each, own))
-        for each, own in zip(message.appends, np.split(every, ends[:-1]), strict=True)
-    ]
+def user_appends(message: ranking_pb2.AppendBatchRequest, text_ids: TextIds) -> list[UserAppend | InvalidInput]:
+    """The appends of a batch, of which only the texts of ids are checked; what is wrong with one is its own outcome."""
+    appends: list[UserAppend | InvalidInput] = []
+    for each in message.appends:
+        try:
+            appends.append(UserAppend(each.user_id, append(each, events(each.events, "events", text_ids))))
+        except InvalidInput as error:
+            appends.append(error)
+    return appends
 
 
 def append_response(told: Appended) -> ranking_pb2.AppendEventsResponse:
@@ -206,6 +227,11 @@ def history_response(page: HistoryPage) -> bytes:
         stale=page.stale,
         states=map(kept_state, page.states),
     )
+    if page.texts:
+        for values, text in zip(page.events.tolist(), page.texts, strict=True):
+            item, actions, value, time_ms = values
+            rest.events.add(item_id=item, actions=actions, value=value, time_ms=time_ms, text_id=text)
+        return rest.SerializeToString()
     return rest.SerializeToString() + packed_events(ranking_pb2.GetHistoryResponse.EVENTS_FIELD_NUMBER, page.events)
 
 
@@ -332,4 +358,5 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         reads_last_events=model.reads_last_events,
         items_version=model.items_version,
         conditions=model.conditions,
+        item_ids=model.item_ids,
     )

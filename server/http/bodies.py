@@ -1,12 +1,14 @@
 """JSON bodies of requests: their fields, and how one is read at a cost that the limits bound, not its sender.
 
-Field names are those of proto/ranking.proto; 64-bit integers are JSON numbers. Counts come before values: what holds
+Field names are those of proto/ranking.proto; 64-bit integers are JSON numbers. An item id may be text, and a number as
+text is that number: who reads JSON in doubles writes one beyond 2**53 so. Counts come before values: what holds
 more signs than any legal request is not parsed, a list that is too long is not looked at, and only the first thing that
 is wrong is described. Lists are checked by pydantic some elements at a time, since nothing else runs during a call of
 it, and become arrays.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -22,6 +24,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
 )
 from pydantic_core import core_schema
 
@@ -44,12 +47,15 @@ from mfalcon.types import (
 from server import limits
 from server.explain import VERSION_PATTERN, refusal, unknown_field
 from server.limits import MAX_CONDITIONS, MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
+from server.text_ids import TextIds
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ELEMENTS_AT_ONCE = 1_000
 COMMA, OPENING_SIGNS = b",", b":[{"
 """A field, a list or an object costs ten times what another number of a list does."""
 SIGNS_OF_AN_EVENT = 9
+SIGNS_OF_A_CANDIDATE = 3
+"""A comma, and two that its text may hold ("urn:isbn:0451450523")."""
 DENSE_PER_CANDIDATE = 16
 """Numbers of a candidate, where there are as many candidates as may be. Who has more asks over gRPC."""
 SLACK = 1.25
@@ -65,6 +71,29 @@ Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 BodyT = TypeVar("BodyT", bound="RequestBody")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a body is read by."""
+
+    limits: Limits
+    text_ids: TextIds = field(default_factory=TextIds)
+
+
+def item_number(item_id: object, info: ValidationInfo[Reading | None]) -> object:
+    """The number of an id that is text; anything else as it is. Raises ValueError, with what it must be."""
+    if isinstance(item_id, str) and info.context is not None:
+        return info.context.text_ids.one(item_id)
+    return item_id
+
+
+ItemId = Annotated[
+    Int64,
+    BeforeValidator(item_number),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {"type": "string"}]}),
+]
+"""A number of 64 bits, or text."""
+
+
 class Body(BaseModel):
     """No "7" or true for an integer, no NaN, no field that we do not know."""
 
@@ -74,7 +103,7 @@ class Body(BaseModel):
 class EventBody(Body):
     """One user action on one item."""
 
-    item_id: Int64
+    item_id: ItemId
     actions: Uint32 = Field(default=0, description="Bitmask over the model's actions: bit i is actions[i].")
     value: Float32 = Field(default=0.0, description="A rating, a dwell time: whatever the model was trained on.")
     time_ms: Int64 = Field(description="Milliseconds since 1970-01-01T00:00:00Z.")
@@ -90,26 +119,29 @@ def list_as_array(
     of the body that it is in.
     """
 
-    def checked(value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Limits | None]) -> object:
-        field = info.field_name
-        assert field is not None
+    def checked(value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Reading | None]) -> object:
+        name = info.field_name
+        assert name is not None
         if not isinstance(value, list):
             return check(value)  # which refuses it
         if info.context is not None:
-            check_num(value, info.context)
+            check_num(value, info.context.limits)
         parts = []
         for start in range(0, len(value), ELEMENTS_AT_ONCE):
             part = value[start : start + ELEMENTS_AT_ONCE]
+            if element is ItemId and info.context is not None and set(map(type, part)) == {str}:
+                parts.append(info.context.text_ids.all(part, ".".join((*within, name)), start))
+                continue
             if element is EventBody:
                 for number, fields in enumerate(part, start):
-                    refuse_unknown(fields, EventBody.model_fields, (field, number))
+                    refuse_unknown(fields, EventBody.model_fields, (name, number))
             try:
                 parts.append(convert(check(part)))
             except ValidationError as error:
                 details = error.errors(include_url=False)[0]
                 at, *path = details["loc"]
                 assert isinstance(at, int)
-                raise refusal(details, (*within, field, start + at, *path)) from error
+                raise refusal(details, (*within, name, start + at, *path)) from error
         return np.concatenate(parts) if parts else convert([])
 
     return GetPydanticSchema(
@@ -165,10 +197,10 @@ def check_context(context: object) -> object:
     return context
 
 
-def only_known(kind: type[Body]) -> Callable[[object, ValidationInfo[Limits | None]], object]:
+def only_known(kind: type[Body]) -> Callable[[object, ValidationInfo[Reading | None]], object]:
     """A check of an object within a body before pydantic's own."""
 
-    def check(fields: object, info: ValidationInfo[Limits | None]) -> object:
+    def check(fields: object, info: ValidationInfo[Reading | None]) -> object:
         assert info.field_name is not None
         refuse_unknown(fields, kind.model_fields, (info.field_name,))
         return fields
@@ -258,10 +290,10 @@ class RankBody(RequestBody):
 
     user_id: str
     candidates: Annotated[
-        Ids, list_as_array(Int64, to_ids, lambda ids, most: limits.check_candidates(ids, most.max_candidates))
+        Ids, list_as_array(ItemId, to_ids, lambda ids, most: limits.check_candidates(ids, most.max_candidates))
     ] = Field(
         default_factory=no_ids,
-        description="Item ids, any order, duplicates allowed; none with `retrieve`.",
+        description="Item ids, numbers or text, any order, duplicates allowed; none with `retrieve`.",
         json_schema_extra={"default": []},
     )
     top_k: Uint32 = Field(default=0, description="How many positions `top` names; 0 for none.")
@@ -304,7 +336,8 @@ class RankBody(RequestBody):
     def num_signs(cls, most: Limits) -> int:
         """Of candidates, names of features, events, context, and texts that hold nothing else."""
         texts = 2 * most.max_user_id_bytes + MAX_DENSE_FEATURES + 2 * MAX_CONDITIONS
-        return most.max_candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
+        candidates = SIGNS_OF_A_CANDIDATE * most.max_candidates
+        return candidates + SIGNS_OF_AN_EVENT * most.max_recent_events + 2 * MAX_CONTEXT_ENTRIES + texts
 
     @classmethod
     def num_commas(cls, most: Limits) -> int:
@@ -418,7 +451,7 @@ class UserAppendBody(AppendEventsBody):
 
 
 def each_append(
-    appends: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Limits | None]
+    appends: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Reading | None]
 ) -> Sequence[UserAppend | InvalidInput]:
     """The appends of a batch, each read by itself: what is wrong with one is told of it alone. Their numbers, and those
     of their events, are checked first.
@@ -426,9 +459,9 @@ def each_append(
     if not isinstance(appends, list) or info.context is None:
         check(appends)  # which refuses it
         return []
-    limits.check_num_appends(appends, info.context)
+    limits.check_num_appends(appends, info.context.limits)
     events = [part["events"] for part in appends if isinstance(part, dict) and isinstance(part.get("events"), list)]
-    limits.check_num_batched(sum(map(len, events)), info.context)
+    limits.check_num_batched(sum(map(len, events)), info.context.limits)
     read: list[UserAppend | InvalidInput] = []
     for part in appends:
         try:
@@ -473,8 +506,9 @@ class AppendBatchBody(RequestBody):
         return AppendEventsBody.num_signs(most) + 2 * SIGNS_OF_AN_EVENT * most.max_appends_per_batch
 
 
-def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:
+def parse(kind: type[BodyT], raw: bytes, reading: Reading) -> BodyT:
     """A body of a kind, its counts checked. InvalidInput says what is wrong first."""
+    most = reading.limits
     max_signs, max_commas = int(SLACK * kind.num_signs(most)), int(SLACK * kind.num_commas(most))
     if len(raw) > max_signs:
         num_commas, num_opening = raw.count(COMMA), sum(map(raw.count, OPENING_SIGNS))
@@ -492,7 +526,7 @@ def parse(kind: type[BodyT], raw: bytes, most: Limits) -> BodyT:
         raise InvalidInput("body", why, f"JSON (character {error.pos})") from error
     refuse_unknown(fields, kind.model_fields)
     try:
-        return kind.model_validate(fields, context=most)
+        return kind.model_validate(fields, context=reading)
     except ValidationError as error:
         details = error.errors(include_url=False)[0]
         raise refusal(details, tuple(details["loc"])) from error

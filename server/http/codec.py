@@ -17,6 +17,7 @@ from mfalcon.types import (
     AppendOutcome,
     CacheInfo,
     HistoryPage,
+    Ids,
     MemberResult,
     ModelInfo,
     RankResult,
@@ -29,7 +30,7 @@ from server.outcome import Outcome, outcome_of
 class EventReply(Body):
     """One user action on one item."""
 
-    item_id: Int64
+    item_id: Int64 | str = Field(description="Text where a served model has one for it.")
     actions: Uint32
     value: float
     time_ms: Int64
@@ -176,13 +177,15 @@ class RankReply(Body):
         description="Of the item table that the scores are of: the number of the last delta in it, and a hash of all "
         "of them. Empty of the checkpoint's own rows, and of an ensemble."
     )
-    candidates: list[Int64] = Field(description="Where you said `retrieve`: the items that all else is aligned with.")
+    candidates: list[Int64 | str] = Field(
+        description="Where you said `retrieve`: the items that all else is aligned with."
+    )
 
 
 class NearestReply(Body):
     """Items of a condition's category, the nearest first."""
 
-    item_ids: list[Int64]
+    item_ids: list[Int64 | str]
     scores: list[float] = Field(description="Logits among the items of the category: larger is nearer.")
 
 
@@ -303,6 +306,7 @@ class ModelReply(Body):
     reads_last_events: bool = Field(description="It has no KV state, and reads the last events with each request.")
     items_version: str = Field(description="Of its item table, as answers name it.")
     conditions: list[str] = Field(description="What /v1/interests may ask it; none of a model that ranks items.")
+    item_ids: Literal["integer", "text"] = Field(description="What the ids of its items are; requests may name either.")
 
 
 class ModelsReply(Body):
@@ -357,7 +361,7 @@ def rank_reply(result: RankResult) -> bytes:
             "counters_version": result.counters_version,
             "counters_stale": result.counters_stale,
             "items_version": result.items_version,
-            "candidates": result.candidates,
+            "candidates": told_ids(result.candidates, result.candidate_texts),
         }
     )
 
@@ -369,7 +373,9 @@ def interests_reply(found: Interests) -> bytes:
             "conditions": found.conditions,
             "dim": found.vectors.shape[1],
             "vectors": found.vectors.ravel(),
-            "nearest": found.nearest,
+            "nearest": [
+                {"item_ids": told_ids(each.item_ids, each.texts), "scores": each.scores} for each in found.nearest
+            ],
             "model_version": found.model_version,
             "cache": cache_fields(found.cache),
             "timings": found.timings,
@@ -411,6 +417,11 @@ def _outcome_fields(outcome: AppendOutcome, code_of: Callable[[MFalconError], st
     return {"failure": fields}
 
 
+def told_ids(item_ids: Ids, texts: Sequence[str]) -> Ids | list[int | str]:
+    """The items, by their text where they have one."""
+    return [text or item for item, text in zip(item_ids.tolist(), texts, strict=True)] if texts else item_ids
+
+
 def cache_reply(cache: CacheInfo) -> bytes:
     """A CacheReply as JSON."""
     return dump(cache_fields(cache))
@@ -434,9 +445,12 @@ def member_fields(member: MemberResult) -> dict[str, object]:
 def history_reply(page: HistoryPage) -> bytes:
     """A HistoryReply as JSON."""
     names = page.events.dtype.names or ()
+    events = [dict(zip(names, values, strict=True)) for values in page.events.tolist()]
+    for event, text in zip(events, page.texts, strict=False):
+        event["item_id"] = text or event["item_id"]
     return dump(
         {
-            "events": [dict(zip(names, values, strict=True)) for values in page.events.tolist()],
+            "events": events,
             "first": page.first,
             "next_first": page.next_first,
             "history_len": page.history_len,

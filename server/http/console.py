@@ -21,7 +21,7 @@ from server.console.assets import HEADERS, Asset, read_assets
 from server.console.live import Live
 from server.handler import Handler
 from server.http import codec
-from server.http.bodies import Int64, RequestBody, Uint32, list_as_array, to_ids
+from server.http.bodies import ItemId, RequestBody, Uint32, list_as_array, to_ids
 from server.http.guard import may, must
 from server.http.reading import BodyReader, json_route
 from server.limits import Limits
@@ -45,7 +45,7 @@ class ItemsBody(RequestBody):
 
     model: str = ""
     item_ids: Annotated[
-        Ids, list_as_array(Int64, to_ids, lambda ids, most: limits.check_num_items(ids, most.max_candidates))
+        Ids, list_as_array(ItemId, to_ids, lambda ids, most: limits.check_num_items(ids, most.max_candidates))
     ] = Field(default_factory=lambda: to_ids([]))
     sample: Annotated[int, Field(ge=0, le=MOST_SAMPLED)] = 0
     seed: Uint32 = 0
@@ -129,7 +129,8 @@ def may_call(endpoint: str, request: Request) -> None:
 
 def items_fields(items: Items) -> dict[str, object]:
     """Rows [id, title]."""
-    rows = zip(map(str, items.item_ids.tolist()), items.titles, strict=True)
+    names = map(str, codec.told_ids(items.item_ids, items.texts))
+    rows = zip(names, items.titles, strict=True)
     return {"num_items": items.num_items, "items": list(rows)}
 
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mfalcon.errors import InvalidInput
-from server.http.bodies import InterestsBody, RankBody, RequestBody, parse
+from server.http.bodies import InterestsBody, RankBody, Reading, RequestBody, parse
 from server.limits import Limits
 
 CLIENT_CLOSED_REQUEST = 499
@@ -24,7 +24,7 @@ class BodyReader:
 
     def __init__(self, limits: Limits, admit: Callable[[Request], None] = lambda _: None) -> None:
         """admit: refuses a rank, or interests, before it is parsed."""
-        self._limits = limits
+        self._reading = Reading(limits)
         self._admit = admit
         self._thread = ThreadPoolExecutor(1, "mfalcon-json")
         # Started now: one that is started when there is no memory left may never come up.
@@ -44,8 +44,8 @@ class BodyReader:
         if issubclass(kind, RankBody | InterestsBody):
             self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:
-            return parse(kind, raw, self._limits)
-        return await asyncio.get_running_loop().run_in_executor(self._thread, parse, kind, raw, self._limits)
+            return parse(kind, raw, self._reading)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, parse, kind, raw, self._reading)
 
 
 class JsonRequest(Request):

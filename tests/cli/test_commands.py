@@ -132,7 +132,7 @@ def test_chaos_refuses_a_server_of_another_checkpoint(trained: Path, tmp_path: P
         (("serve", "--config", "a", "--config", "b"), "--config: it is given 2 times, must be once"),
         (("serve", "--models", "[{"), "models"),
         (("rank", "--user", "ann"), "--checkpoint"),
-        (("rank", "--user", "ann", "--candidates", "one"), "one"),
+        (("rank", "--user", "ann", "--candidates", "one,"), "'one,', must be item ids separated by commas"),
         (("rank", "--user", "ann", "--candidates", "1", "--target", "127.0.0.1:1"), "UNAVAILABLE"),
         (("verify", "nowhere"), "manifest.json: no such file"),
         (("train", "--data", "nowhere.csv"), "nowhere.csv"),

@@ -39,6 +39,17 @@ async def test_what_cannot_be_sent_whole_is_not_sent(make: MakeClient, method: s
     assert not script.asked
 
 
+@pytest.mark.parametrize("text", ["", "x" * 257, "a\0", "\ud800"])
+async def test_a_text_that_is_no_id_is_not_sent(make: MakeClient, text: str) -> None:
+    with scripted(says(RANKED)) as script:
+        async with make(script.address, timeout_s=PATIENT_S) as client:
+            with pytest.raises(InvalidArgument, match=r"candidates\[1\]: "):
+                await client.rank("ann", ["a", text])
+            with pytest.raises(InvalidArgument, match="events: "):
+                await client.append_events("ann", [Event(text, 2)])
+    assert not script.asked
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -4,6 +4,7 @@ import pytest
 
 from mfalcon.errors import InvalidInput
 from mfalcon.ingest.lines import LineReader, Row
+from mfalcon.item_ids import item_id
 
 READER = LineReader({"view": 0, "like": 2}, frozenset({"session"}))
 
@@ -16,6 +17,8 @@ READER = LineReader({"view": 0, "like": 2}, frozenset({"session"}))
         (b'{"user_id":"a","item_id":1,"time_ms":7,"actions":"like"}', Row("a", 1, 4, 0.0, 7)),
         (b'{"user_id":"a","item_id":1,"time_ms":7,"actions":["like","view"],"session":{}}', Row("a", 1, 5, 0.0, 7)),
         (b'{"user_id":"a","item_id":1,"time_ms":7,"actions":[]}', Row("a", 1, 0, 0.0, 7)),
+        (b'{"user_id":"a","item_id":"sku-1","time_ms":7}', Row("a", item_id("sku-1"), 0, 0.0, 7)),
+        (b'{"user_id":"a","item_id":"-7","time_ms":7}', Row("a", -7, 0, 0.0, 7)),
     ],
 )
 def test_fields_are_those_of_the_wire(line: bytes, row: Row) -> None:
@@ -32,7 +35,10 @@ def test_fields_are_those_of_the_wire(line: bytes, row: Row) -> None:
         (b'{"item_id":1,"time_ms":7}', "user_id: got None"),
         (b'{"user_id":"","item_id":1,"time_ms":7}', "user_id: got ''"),
         (b'{"user_id":true,"item_id":1,"time_ms":7}', "user_id: got True"),
-        (b'{"user_id":"a","item_id":"1","time_ms":7}', "item_id: got '1', must be an integer"),
+        (b'{"user_id":"a","item_id":1.5,"time_ms":7}', "item_id: got 1.5, must be an integer, or text"),
+        (b'{"user_id":"a","item_id":"","time_ms":7}', "item_id: got '', must be 1 to 256 bytes of UTF-8"),
+        (b'{"user_id":"a","item_id":"%s","time_ms":7}' % (b"x" * 257), "item_id: got 'xxxx"),
+        (b'{"user_id":"a","item_id":"a\\u0000","time_ms":7}', "item_id: got 'a\\x00'"),
         (b'{"user_id":"a","item_id":9223372036854775808,"time_ms":7}', "item_id: got 9223372036854775808"),
         (b'{"user_id":"a","item_id":1,"time_ms":7.5}', "time_ms: got 7.5"),
         (b'{"user_id":"a","item_id":1,"time_ms":0}', "time_ms: got 0"),

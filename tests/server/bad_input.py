@@ -584,7 +584,8 @@ CASES: Sequence[Case] = (
     *(
         rank_json(f"candidate {value.decode()}", good_rank_json(b"[1, 2]", b"[1, %s]" % value), says)
         for value, says in (
-            (b'"7"', "candidates[1]: got '7', must be a valid integer"),
+            (b'""', "candidates[1]: got '', must be 1 to 256 bytes of UTF-8 without control characters"),
+            (b'"a\\u0000"', "candidates[1]: got 'a\\x00', must be 1 to 256 bytes of UTF-8 without control characters"),
             (b"true", "candidates[1]: got True, must be a valid integer"),
             (b"1.0", "candidates[1]: got 1.0, must be a valid integer"),
             (b"null", "candidates[1]: got None, must be a valid integer"),

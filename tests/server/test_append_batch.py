@@ -66,7 +66,7 @@ async def test_each_append_has_its_own_outcome(running: Running) -> None:
 async def test_what_cannot_be_read_is_one_appends_own_fault(running: Running) -> None:
     """JSON alone can hold it; a message of protobuf that holds it is no message."""
     bad: list[Any] = [
-        append("bob", EVENT | {"item_id": "7"}),
+        append("bob", EVENT | {"item_id": "x" * 257}),
         append("cyd", EVENT, nonsense=1),
         7,
         append("dan") | {"events": 3},

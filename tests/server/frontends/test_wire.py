@@ -77,6 +77,8 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         partial_merge=True,
         counters_version=2**50,
         counters_stale=True,
+        candidates=np.arange(num_candidates),
+        candidate_texts=("é",) * num_candidates,
     )
     message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
     assert isinstance(message, wire.Ranked)
@@ -98,7 +100,9 @@ def test_a_wish_for_a_page(version: bytes | None) -> None:
 @pytest.mark.parametrize("events", [no_events(), EVENTS])
 def test_a_page(events: "np.typing.NDArray[np.void]") -> None:
     state = KeptState("m", CacheSource.REDIS, 2**40, 5, 10, 2**50, fits=True)
-    page = HistoryPage(2**41, bytes(range(16)), 32, 2**40, events, bytes(16), stale=True, states=(state,))
+    page = HistoryPage(
+        2**41, bytes(range(16)), 32, 2**40, events, bytes(16), stale=True, states=(state,), texts=("é", "")
+    )
     message = wire.decode_answer(wire.encode(wire.Page.of(1, page)))
     assert isinstance(message, wire.Page)
     arrived = message.page()

@@ -12,7 +12,8 @@ import pytest
 from fastapi import Request
 
 from mfalcon.errors import InvalidInput
-from server.http.bodies import AppendEventsBody, RankBody, parse
+from mfalcon.item_ids import item_ids
+from server.http.bodies import AppendEventsBody, RankBody, Reading, parse
 from server.http.reading import BodyReader
 from server.limits import Limits
 from tests.server.harness import Running
@@ -83,7 +84,7 @@ def memory_within(num_bytes: int) -> Iterator[None]:
 async def test_a_hostile_body_is_refused_for_what_its_bytes_cost(running: Running, shown: str) -> None:
     path, body, says = LARGE[shown]
     with memory_within(20 * len(body) + 4 * MIB), pytest.raises(InvalidInput):
-        parse(AppendEventsBody if path.endswith("events") else RankBody, body, LIMITS)
+        parse(AppendEventsBody if path.endswith("events") else RankBody, body, Reading(LIMITS))
     answer = await running.http.post(path, content=body, headers=JSON)
     assert answer.status_code == 422
     assert says in answer.json()["error"]["message"]
@@ -115,10 +116,21 @@ async def test_the_largest_legal_bodies_are_answered(running: Running) -> None:
 @pytest.mark.parametrize("at", [0, 999, 1_000, 1_001, 2_345])
 def test_the_first_wrong_element_is_named(at: int) -> None:
     ids: list[object] = [*range(3_000)]
-    ids[at] = "7"
+    ids[at] = True
     ids[-1] = None
-    with pytest.raises(InvalidInput, match=rf"^candidates\[{at}\]: got '7', must be a valid integer$"):
-        parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": ids}), LIMITS)
+    with pytest.raises(InvalidInput, match=rf"^candidates\[{at}\]: got True, must be a valid integer$"):
+        parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": ids}), Reading(LIMITS))
+    ids[at] = "a\0"
+    with pytest.raises(InvalidInput, match=rf"^candidates\[{at}\]: got 'a\\x00', must be 1 to 256 bytes of UTF-8"):
+        parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": ids}), Reading(LIMITS))
+    names = [f"sku-{number}" for number in range(3_000)]
+    names[at] = ""
+    with pytest.raises(InvalidInput, match=rf"^candidates\[{at}\]: got '', must be 1 to 256 bytes of UTF-8"):
+        parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": names}), Reading(LIMITS))
+    ids = [*range(3_000)]
+    ids[-1] = None
+    with pytest.raises(InvalidInput, match=r"^candidates\[2999\]: got None, must be a valid integer$"):
+        parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": ids}), Reading(LIMITS))
 
     events: list[dict[str, object]] = [{"item_id": 1, "time_ms": 1} for _ in range(3_000)]
     for wrong, says in (
@@ -128,8 +140,20 @@ def test_the_first_wrong_element_is_named(at: int) -> None:
     ):
         events[at] = dict(wrong)
         with pytest.raises(InvalidInput) as refused:
-            parse(AppendEventsBody, orjson.dumps({"events": events}), LIMITS)
+            parse(AppendEventsBody, orjson.dumps({"events": events}), Reading(LIMITS))
         assert str(refused.value) == f"events[{at}].{says}"
+
+
+def test_ids_may_be_text_and_numbers_beyond_doubles_are_exact() -> None:
+    ids = [7, "sku-1", "9007199254740993", 9007199254740993, "-9223372036854775808", "007"]
+    for candidates in (ids, ids * 500, ["urn:isbn:0451450523"] * 16_384):
+        body = parse(RankBody, orjson.dumps({"user_id": "ann", "candidates": candidates}), Reading(LIMITS))
+        assert body.candidates.tolist() == item_ids(map(str, candidates)).tolist()
+    events = [{"item_id": item, "time_ms": 1} for item in ids]
+    read = parse(AppendEventsBody, orjson.dumps({"events": events}), Reading(LIMITS))
+    assert read.events["item_id"].tolist() == item_ids(map(str, ids)).tolist()
+    with pytest.raises(InvalidInput, match=r"^events\[1\]\.item_id: got '', must be 1 to 256 bytes of UTF-8"):
+        parse(AppendEventsBody, orjson.dumps({"events": [events[0], {"item_id": "", "time_ms": 1}]}), Reading(LIMITS))
 
 
 @pytest.mark.parametrize("depth", [1, 512, 1_000, 1_024, 2_000])
@@ -137,7 +161,7 @@ def test_the_first_wrong_element_is_named(at: int) -> None:
 def test_depth_is_never_taken_for_a_lack_of_memory(opened: bytes, depth: int) -> None:
     for kind in (RankBody, AppendEventsBody):
         with pytest.raises(InvalidInput, match=r"^body: got '(unexpected end of data|depth limit exceeded)'"):
-            parse(kind, opened * depth, LIMITS)
+            parse(kind, opened * depth, Reading(LIMITS))
 
 
 class Watched(Limits):
@@ -185,5 +209,5 @@ def test_unknown_fields_are_not_described_one_by_one(body: dict[str, dict[str, o
     field, known = next(iter(body.items()), ("", {}))
     raw = {"user_id": "ann", "candidates": [1]} | ({field: known | unknown} if field else unknown)
     with pytest.raises(InvalidInput, match=r"k\d+: got \d+, must be absent") as refused:
-        parse(RankBody, orjson.dumps(raw), LIMITS)
+        parse(RankBody, orjson.dumps(raw), Reading(LIMITS))
     assert refused.value.__cause__ is None  # what pydantic has found is the cause of what it describes
