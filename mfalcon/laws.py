@@ -19,7 +19,7 @@ from torch import Tensor
 from mfalcon.algorithm import append, prefill, score, user_state
 from mfalcon.backends.choice import ON_DEVICE
 from mfalcon.backends.fused import FusedBackend
-from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve, serve_any
+from mfalcon.backends.select import PoolBudget, Served, ServedModel, serve, serve_any, workspace_of
 from mfalcon.counters.increments import counted, numbers
 from mfalcon.counters.sets import Counted
 from mfalcon.engine.compose import EngineConfig, compose
@@ -301,10 +301,10 @@ def engine_error(subject: Subject, cases: list[Case]) -> float:
 
 async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> float:
     checkpoint, backend = subject.checkpoint, subject.served.name
-    threads = torch.get_num_threads()
-    options = RankerOptions(
-        microbatch=64, backend=backend, kv_dtype=subject.kv_dtype, device_budget_bytes=_DEVICE_BYTES
-    )
+    threads, device_bytes = torch.get_num_threads(), _DEVICE_BYTES
+    if isinstance(subject.served, ServedModel):
+        device_bytes += workspace_of(subject.served.stack)
+    options = RankerOptions(microbatch=64, backend=backend, kv_dtype=subject.kv_dtype, device_budget_bytes=device_bytes)
     engine = compose(checkpoint, EngineConfig(threads, ranker=options))
 
     async def one(index: int, late: bool) -> float:
@@ -423,7 +423,7 @@ def _replica(subject: Subject) -> Iterator[_Replica]:
     if served.stack.name in ON_DEVICE:  # with a pool in host memory beside the device's
         size = served.pool.num_bytes
         longest = served.model.config.max_history * served.model.tokens_per_event
-        budget = PoolBudget(size, 1, longest, size)
+        budget = PoolBudget(size, 1, longest, size + workspace_of(served.stack))
         served = serve(checkpoint.model, served.stack.name, budget, subject.kv_dtype)
     else:
         served = replace(served, pool=KVPool(served.pool.layout))

@@ -15,6 +15,7 @@ from kernels import reference
 from kernels.bias import RelativeBias
 from mfalcon import laws
 from mfalcon.attention import AttentionForm
+from mfalcon.backends import select
 from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve, serve_any
 from mfalcon.counters.sets import Counted, CounterSets
@@ -348,6 +349,17 @@ def test_triton_holds_laws_1_3_and_7(architecture: str) -> None:
     with torch.inference_mode():
         assert laws.masked_error(subject, case) <= 1e-12
         assert laws.append_error(subject, case) <= 1e-12
+        assert laws.tier_error(subject, laws.random_case(checkpoint, 7, seed=1)) <= 1e-12
+
+
+@needs_interpreter
+def test_law_7_leaves_room_for_graphs_and_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device they come off the budget of its pages, and may be many times those of a small model."""
+    for module in (select, laws):
+        monkeypatch.setattr(module, "workspace_of", lambda _: 1 << 30)
+    checkpoint = small_checkpoint()
+    subject = laws.Subject(checkpoint, serve(checkpoint.model, TRITON), "auto")
+    with torch.inference_mode():
         assert laws.tier_error(subject, laws.random_case(checkpoint, 7, seed=1)) <= 1e-12
 
 

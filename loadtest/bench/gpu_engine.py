@@ -21,6 +21,7 @@ from loadtest.bench.gpu_engine_sizes import NUM_ITEMS, REAL, REHEARSAL, Sizes
 from loadtest.bench.gpu_record import CELL, Record, Turns
 from loadtest.bench.gpu_run import START_S, asked, backend_of
 from loadtest.bench.random_checkpoint import random_checkpoint
+from mfalcon.backends.select import serve, workspace_of
 from mfalcon.cores import owned_cores
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.engine import Engine
@@ -58,13 +59,13 @@ def measure(sizes: Sizes, backend: str, record: Record, time_is_up: Callable[[],
         path = Path(folder) / "random"
         checkpoints.save(path, made.model, made.items)
         loaded = checkpoints.load(path, getattr(torch, sizes.dtype), sizes.device)
-        page = loaded.prefix_model.kv_shape().bytes_per_token() * 1024
-        windows = -(-sizes.max_history // 1024) + 1
+        window = loaded.prefix_model.kv_shape().bytes_per_token() * 1024 * (-(-sizes.max_history // 1024) + 1)
+        beside = workspace_of(serve(loaded.model, backend).stack)
         cells: tuple[tuple[str, int, Callable[[Engine, Sizes], Awaitable[EngineCell]]], ...] = (
-            ("cached", 8 * windows * page, _cached),
-            ("16 new events", 8 * windows * page, _appended),
-            ("from the host", 0 if sizes.device == "cpu" else 3 * windows * page, _promoted),
-            ("at once", 8 * windows * page, _at_once),
+            ("cached", 8 * window, _cached),
+            ("16 new events", 8 * window, _appended),
+            ("from the host", 0 if sizes.device == "cpu" else 3 * window, _promoted),
+            ("at once", 8 * window, _at_once),
         )
         turns = Turns(record)
         for name, device_bytes, cell in cells:
@@ -72,7 +73,9 @@ def measure(sizes: Sizes, backend: str, record: Record, time_is_up: Callable[[],
                 return
             if not turns.begin(name):
                 continue
-            options = RankerOptions(backend=backend, device_budget_bytes=device_bytes, kv_budget_bytes=1 << 30)
+            options = RankerOptions(
+                backend=backend, device_budget_bytes=device_bytes and device_bytes + beside, kv_budget_bytes=1 << 30
+            )
             record.add(CELL, _tried(name, sizes, partial(_in_engine, loaded, sizes, options, cell)))
         if sizes is REHEARSAL:
             record.predict(START_S + _ENGINE_S * len(cells))

@@ -214,6 +214,11 @@ def _float32(choice: Choice) -> Kernel | None:
         return None
 
 
+def workspace_of(stack: StackBackend) -> int:
+    """Bytes of a device's memory for graphs and activations, beside weights and pages; 0 where they are the host's."""
+    return stack.workspace_bytes(DEVICE_MICROBATCH) if stack.layout.shape.device.type == "cuda" else 0
+
+
 def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
@@ -231,9 +236,8 @@ def _pools(model: PrefixRanker, stack: StackBackend, budget: PoolBudget | None) 
         return KVPool(layout, _OFFLINE_WINDOWS * longest), None
     assert isinstance(layout, PlainLayout)
     of_host = replace(layout, shape=replace(layout.shape, device=torch.device("cpu")))
-    on_cuda = layout.shape.device.type == "cuda"  # elsewhere activations are not the device's
-    workspace = stack.workspace_bytes(DEVICE_MICROBATCH) if on_cuda else 0
-    return budget.device_pool(layout, workspace), budget.pool(of_host, pinned=on_cuda)
+    on_cuda = layout.shape.device.type == "cuda"
+    return budget.device_pool(layout, workspace_of(stack)), budget.pool(of_host, pinned=on_cuda)
 
 
 def _allocated(setting: str, layout: Layout, num_pages: int, reserved: int, pinned: bool) -> KVPool:
