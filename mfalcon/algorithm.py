@@ -54,17 +54,17 @@ def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[
     return longer
 
 
-def read(served: ServedEvents, events: EventTokens, context: Tensor) -> EventSide:
-    """What a user's last events [num_events], as many as the window holds at most, and the context of a request, codes
-    [num_features], are to all its candidates.
+def read(served: ServedEvents, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
+    """What a user's last events [num_events], as many as the window holds at most, and of a request the context, codes
+    [num_features], and the time are to all its candidates.
     """
     with cores_for(events.rows.numel() * served.model.config.dim):
-        return served.reader.read(events, context)
+        return served.reader.read(events, context, time_ms)
 
 
-def user_state(served: Served, events: EventTokens, context: Tensor) -> UserState:
-    """What candidates are scored against, made of a window of events alone, by a model of either kind."""
-    return read(served, events, context) if isinstance(served, ServedEvents) else prefill(served, events)
+def user_state(served: Served, events: EventTokens, context: Tensor, time_ms: int) -> UserState:
+    """What candidates are scored against at a time, made of a window of events alone, by a model of either kind."""
+    return read(served, events, context, time_ms) if isinstance(served, ServedEvents) else prefill(served, events)
 
 
 def score(served: Served, state: UserState, targets: Targets, time_ms: int, microbatch: int) -> Tensor:

@@ -133,18 +133,13 @@ def check(checkpoint: Checkpoint, seed: int = 0, backend: str = "auto", kv_dtype
     with torch.inference_mode():
         for law, statement, error in laws:
             if law in _OF_STATES and not model.prefix_stable:
-                yield LawResult(law, statement, 0.0, bound, _why_not(model))
+                yield LawResult(law, statement, 0.0, bound, model.why_no_states)
                 continue
             of_law = _EXACT if law == 7 and _is_exact(subject) else bound
             yield LawResult(law, statement, max(error(subject, case) for case in cases), of_law)
     yield LawResult(
         6, "every request is answered once, rightly or with an explicit error", engine_error(subject, cases), bound
     )
-
-
-def _why_not(model: Ranker) -> str:
-    """Why laws of KV states say nothing of a model."""
-    return "no state outlives its request" if model.encodes_prefix else "the model has no KV state"
 
 
 def random_case(checkpoint: Checkpoint, length: int, seed: int) -> Case:
@@ -198,7 +193,7 @@ def masked_error(subject: Subject, case: Case) -> float:
 def candidate_set_error(subject: Subject, case: Case) -> float:
     """Law 2: other microbatches, another order, duplicated and removed candidates."""
     served, events, targets = _inputs(subject, case)
-    state = user_state(served, events, case.context)
+    state = user_state(served, events, case.context, case.time_ms)
     generator = torch.Generator().manual_seed(len(case.history))
     m = len(targets.rows)
     base = score(served, state, targets, case.time_ms, m)
@@ -384,7 +379,8 @@ def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]
 
 
 def _score(served: Served, events: EventTokens, targets: Targets, case: Case) -> Tensor:
-    return score(served, user_state(served, events, case.context), targets, case.time_ms, 32)
+    state = user_state(served, events, case.context, case.time_ms)
+    return score(served, state, targets, case.time_ms, 32)
 
 
 def _part(events: EventTokens, start: int, stop: int) -> EventTokens:

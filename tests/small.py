@@ -20,6 +20,7 @@ from mfalcon.models.config import (
     CountersConfig,
     DenseFeature,
     DinConfig,
+    DlrmConfig,
     EmbeddingConfig,
     LayerConfig,
     LumConfig,
@@ -59,7 +60,7 @@ def small_config(
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
-    layer, network = None, None
+    layer, network, around = None, None, None
     if issubclass(kind, PrefixRanker):
         num_positions = max_history * kind.tokens_per_event - 3  # so that the last one is shared
         layer = LayerConfig(
@@ -71,6 +72,8 @@ def small_config(
             bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=64),
             dropout=0.2,
         )
+    elif kind.has_layers:
+        layer, around = small_dlrm(max_history)
     else:
         network = DinConfig(
             dim=12,
@@ -90,6 +93,7 @@ def small_config(
         layer=layer,
         din=network,
         lum=None if kind.ranks_items else LumConfig(task="like", category="genres"),
+        dlrm=around,
         actions=ACTIONS,
         value_center=3.3,
         value_scale=1.7,
@@ -98,7 +102,7 @@ def small_config(
             SideFeature(name="decade", kind="category", vocabulary=DECADES),
         ),
         context_features=CONTEXT_FEATURES if kind.ranks_items else (),
-        dense_features=DENSE_FEATURES if kind.ranks_items else (),
+        dense_features=DENSE_FEATURES if kind.ranks_items and around is None else (),
         dense_dim=5,
         counters=small_counters() if with_counters else None,
         tasks=(
@@ -110,9 +114,37 @@ def small_config(
         num_items=NUM_ITEMS + 1,
         embedding=embedding,
         max_history=max_history,
-        window_chunk=window_chunk if layer is not None else 1,
+        window_chunk=window_chunk if kind.encodes_prefix else 1,
         dropout=0.1,
     )
+
+
+def small_dlrm(max_history: int) -> tuple[LayerConfig, DlrmConfig]:
+    """Layers of DLRM-v3, whose width is not that of its tables, and what is around them; the tables' ends are met."""
+    layer = LayerConfig(
+        dim=10,
+        num_heads=2,
+        qk_dim=4,
+        v_dim=7,
+        attention_norm=max_history / 4,
+        activation="u",
+        output="concat",
+        output_bias=False,
+    )
+    around = DlrmConfig(
+        table_dim=12,
+        hidden_dim=9,
+        action_dim=3,
+        item_dim=11,
+        num_positions=max_history - 3,
+        num_ages=40,
+        last_age=30,
+        postprocessor="timestamp",
+        periods=((3600, 24), (86_400, 7)),
+        min_history=(0, 9),
+        counted_candidates=4,
+    )
+    return layer, around
 
 
 def small_embedding(kind: Literal["robe-v0", "robe-mix"] = "robe-mix") -> EmbeddingConfig:
@@ -218,5 +250,5 @@ def cold_scores(
             assert features is not None
             dense = torch.from_numpy(features)
         served, targets = any_reference(checkpoint.model), Targets(keys, torch.from_numpy(codes), dense)
-        state = user_state(served, tokens(checkpoint, window), targets.context)
+        state = user_state(served, tokens(checkpoint, window), targets.context, request.request_time_ms)
         return score(served, state, targets, request.request_time_ms, max(1, len(rows))).T.double()

@@ -34,6 +34,7 @@ class ServedEvents:
 class _PlainUser:
     events: EventTokens
     context: Tensor
+    time_ms: int
 
     @property
     def num_events(self) -> int:
@@ -46,9 +47,9 @@ class PlainReader:
     def __init__(self, model: EventRanker) -> None:
         self._model = model
 
-    def read(self, events: EventTokens, context: Tensor) -> EventSide:
+    def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
         """See `Reader`."""
-        return _PlainUser(events, context)
+        return _PlainUser(events, context, time_ms)
 
     def raw(self, side: EventSide, targets: Targets, microbatch: int) -> Tensor:
         """See `Reader`."""
@@ -60,7 +61,8 @@ class PlainReader:
             dense = None if part.dense is None else part.dense.unsqueeze(0)
             one = Targets(part.rows.unsqueeze(0), side.context.expand(1, 1, -1), dense)
             visible = torch.full_like(one.rows, side.num_events)
-            out.append(self._model.outputs(events, valid, one, visible, torch.zeros_like(visible))[0])
+            times = torch.full_like(visible, side.time_ms)
+            out.append(self._model.outputs(events, valid, one, visible, times)[0])
         return torch.cat(out)
 
 
@@ -78,7 +80,7 @@ def serve_events(model: EventRanker, backend: str = AUTO) -> ServedEvents:
     if backend in (SPLIT, *ON_DEVICE):
         return ServedEvents(model, InParts(model.reader()), SPLIT)
     choice = choose(backend, model.device, model.dtype)
-    kernel = choice.kernel if model.dtype == torch.float32 else None
+    kernel = choice.kernel if model.dtype == torch.float32 and model.multiplies_fused else None
     return ServedEvents(
         model, InParts(model.reader(kernel)), SPLIT if kernel is None else choice.name, choice.unavailable
     )

@@ -31,9 +31,9 @@ class InParts:
         self._reader = reader
         self._threads = ThreadPoolExecutor(owned_cores(), "mfalcon-part")
 
-    def read(self, events: EventTokens, context: Tensor) -> EventSide:
+    def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
         """See `Reader`."""
-        return self._reader.read(events, context)
+        return self._reader.read(events, context, time_ms)
 
     def raw(self, side: EventSide, targets: Targets, microbatch: int) -> Tensor:
         """See `Reader`."""

@@ -234,7 +234,7 @@ def _pools(loaded: Checkpoint, dataset: Dataset, part: np.ndarray) -> dict[str, 
             keys = items.keys(items.item_id)[candidates - 1]
             targets = Targets(torch.from_numpy(keys), torch.from_numpy(codes))
             events = event_tokens(dataset.events[seen], items, torch.device("cpu"))
-            state = user_state(served, events, targets.context)
+            state = user_state(served, events, targets.context, now)
             by_task = score(served, state, targets, now, _MICROBATCH).to(torch.float64).numpy().T
         scores = (blend @ by_task).astype(np.float32)
         probabilities = None if probability is None else by_task[names.index(probability)].astype(np.float32)

@@ -21,7 +21,7 @@ from mfalcon.history.chain import CHAIN_BLOCK
 from mfalcon.kvcache.chunk import HEADER_BYTES, PayloadDtype
 from mfalcon.kvcache.state import KVShape
 from mfalcon.models import checkpoint
-from mfalcon.models.base import PrefixRanker, Ranker
+from mfalcon.models.base import EventRanker, PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import COUNTERS
 from mfalcon.models.din import Din
@@ -115,6 +115,7 @@ class Inspection:
     counters: tuple[str, ...]
     counters_max_events: int
     prefix_stable: bool
+    why_no_states: str
     num_layers: int | None
     num_heads: int | None
     qk_dim: int | None
@@ -193,6 +194,7 @@ def measure(
         counters=COUNTERS if config.counters is not None else (),
         counters_max_events=config.counters.max_events if config.counters is not None else 0,
         prefix_stable=model.prefix_stable,
+        why_no_states="" if model.prefix_stable else model.why_no_states,
         num_layers=shape.num_layers if shape is not None else None,
         num_heads=shape.num_heads if shape is not None else None,
         qk_dim=shape.qk_dim if shape is not None else None,
@@ -221,7 +223,8 @@ def _table_size(loaded: Checkpoint, num_ids: int | None) -> TableSize | None:
 
 def _backend_here(model: Ranker, dtype: torch.dtype) -> BackendHere:
     choice = choose(AUTO, torch.device("cpu"), dtype)
-    if not model.encodes_prefix and (choice.kernel is None or dtype != torch.float32):
+    fused = choice.kernel is not None and dtype == torch.float32
+    if isinstance(model, EventRanker) and not (fused and model.multiplies_fused):
         return BackendHere(str(dtype).removeprefix("torch."), SPLIT, choice.unavailable)
     return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.unavailable)
 
@@ -338,8 +341,8 @@ def _kind(found: Inspection) -> list[tuple[str, str]]:
         return [
             ("dim", f"{found.dim}"),
             ("window", f"the last {found.max_history:,} events, read with each request"),
-            ("states", "none: the model has no KV state, nothing is kept of a user but the log"),
-            ("FLOPs of a candidate", f"{found.plain_flops:,} with nothing shared"),
+            ("states", f"none: {found.why_no_states}, nothing is kept of a user but the log"),
+            *([("FLOPs of a candidate", f"{found.plain_flops:,} with nothing shared")] if found.plain_flops else []),
         ]
     return [
         ("layers, heads", f"{found.num_layers}, {found.num_heads}"),

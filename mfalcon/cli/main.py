@@ -33,6 +33,7 @@ COMMANDS = {
         "mfalcon.cli.evaluate",
         "Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.",
     ),
+    "import": ("mfalcon.cli.import_model", "Make a checkpoint of another trainer's."),
     "merge": ("mfalcon.cli.merge", "Merge several rankers into one: weights, calibration and the TOML to serve them."),
     "inspect": ("mfalcon.cli.inspect", "Show a checkpoint's model and how much memory its users take."),
     "verify": ("mfalcon.cli.verify", "Measure laws 1 to 7 on a checkpoint; exit code 1 if one is broken."),

@@ -19,7 +19,7 @@ from mfalcon.cli.datasets import (
 from mfalcon.cli.training import train_checkpoint
 from mfalcon.errors import ConfigError
 from mfalcon.models.config import CountersConfig, EmbeddingKind, Task
-from mfalcon.models.registry import architectures
+from mfalcon.models.registry import trained_here
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset
@@ -40,7 +40,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Checkpoint directory; checkpoints/<data>-<model> if not given.")
     ] = None,
-    model: Annotated[str, typer.Option(help=f"Architecture: {', '.join(architectures())}.")] = "dfgr",
+    model: Annotated[str, typer.Option(help=f"Architecture: {', '.join(trained_here())}.")] = "dfgr",
     data: DataOption = "ml-100k",
     columns: ColumnsOption = "",
     items: ItemsOption = None,

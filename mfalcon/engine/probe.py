@@ -126,7 +126,7 @@ def _computed(served: Served, asked: _Question) -> tuple[bool, Tensor]:
     dense = _to(asked.dense, device) if config.dense_inputs else None
     targets = Targets(_to(asked.candidates, device), _to(asked.context, device), dense)
     if isinstance(served, ServedEvents):
-        side = read(served, events, targets.context)
+        side = read(served, events, targets.context, asked.time_ms)
         return True, score(served, side, targets, asked.time_ms, _TARGETS).to("cpu", torch.float64)
     first = max(0, len(asked.rows) - _NEW_EVENTS)
     state = prefill(served, _part(events, slice(0, first)))

@@ -217,7 +217,7 @@ class Runner:
         if isinstance(self._served, ServedEvents):
             assert isinstance(items.served, ServedEvents)
             events = event_tokens(_window(log, recent, start), items.items, self._device)
-            side = read(items.served, events, self._codes(job.request))
+            side = read(items.served, events, self._codes(job.request), job.request.request_time_ms)
             seconds = time.monotonic() - began - features_s
             job.progress = Progress(
                 *(self, items, side, source, none, none, None, keys, dense, seconds), features_s=features_s

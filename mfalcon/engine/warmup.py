@@ -125,7 +125,7 @@ def measure_scoring(
 def _zero_state(served: Served, num_events: int) -> UserState:
     """What candidates are scored against, of so many events of zeros."""
     zeros = torch.zeros(num_events, dtype=torch.int64, device=served.model.device)
-    return user_state(served, EventTokens(*(zeros,) * 4), _zero_targets(served, 0).context)
+    return user_state(served, EventTokens(*(zeros,) * 4), _zero_targets(served, 0).context, 0)
 
 
 def _zero_targets(served: Served, num_candidates: int) -> Targets:

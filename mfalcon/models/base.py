@@ -70,12 +70,17 @@ class Ranker(nn.Module, ABC):
     """True when a token's K/V depend on itself and earlier tokens alone, so that states may outlive their request."""
     ranks_items = True
     """Whether its targets are items and its outputs their scores."""
+    has_layers: bool
+    """Whether it is a stack of layers, which its configuration then says."""
+    is_trained_here = True
+    """Whether `mfalcon train` has a recipe for it; one that has none comes from elsewhere."""
+    why_no_states = "no state outlives its request"
+    """Said of a model that is not prefix-stable."""
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__()
         self.config = config
         self.items = ItemEmbedding(config.num_items, config.dim, config.side_features, config.shared)
-        self.actions = ActionEmbedding(len(config.actions), config.dim, config.value_center, config.value_scale)
         self.dropout = nn.Dropout(config.dropout)
 
     @abstractmethod
@@ -138,11 +143,13 @@ class PrefixRanker(Ranker):
     """
 
     encodes_prefix = True
+    has_layers = True
     tokens_per_event: int
     """Prefix tokens that one event becomes."""
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
+        self.actions = action_embedding(config)
         self.stack = Stack(*config.stack)
 
     @abstractmethod
@@ -223,9 +230,9 @@ class EventSide(Protocol):
 class Reader(Protocol):
     """An `EventRanker` whose weights no longer change, as it serves."""
 
-    def read(self, events: EventTokens, context: Tensor) -> EventSide:
-        """The last events [num_events, at most the window] of a user, and the codes of a request's context
-        [num_features].
+    def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
+        """The last events [num_events, at most the window] of a user, and of a request the codes of its context
+        [num_features] and its time.
         """
         ...
 
@@ -239,12 +246,21 @@ class EventRanker(Ranker):
 
     encodes_prefix = False
     prefix_stable = False
+    has_layers = False
+    why_no_states = "the model has no KV state"
+    multiplies_fused = True
+    """Whether its reader takes the products of the fused kernel."""
 
     @abstractmethod
     def reader(self, kernel: Kernel | None = None) -> Reader:
         """What serves, of the weights as they are now. kernel: for products of fixed weights, of float32 on the CPU;
         torch's own where it is None.
         """
+
+
+def action_embedding(config: RankerConfig) -> ActionEmbedding:
+    """What the user did, as wide as an item."""
+    return ActionEmbedding(len(config.actions), config.dim, config.value_center, config.value_scale)
 
 
 def prefix_ranker(model: Ranker) -> PrefixRanker:

@@ -93,6 +93,41 @@ EmbeddingKind = Literal["table", "robe-v0", "robe-mix"]
 _BYTES_PER_MB, _NUMBER_BYTES, _MOST_NUMBERS = 1_000_000, 4, (1 << 31) - 1
 
 
+class DlrmConfig(Frozen):
+    """What is around the layers of Meta's DLRM-v3 (generative-recommenders, `DlrmHSTU`)."""
+
+    table_dim: Width
+    """Of items and of the user's features."""
+    hidden_dim: Width
+    """Of the encoders of content and actions."""
+    action_dim: Width
+    """Of each action; those of an event lie side by side."""
+    item_dim: Width
+    """Of the hidden layer of the item's own encoder."""
+    num_positions: int = Field(gt=0, le=1 << 22)
+    """Counted from the end of the history; older events share the last one."""
+    num_ages: int = Field(gt=0, le=1 << 22)
+    """Buckets of the square root of the minutes before the request."""
+    last_age: int = Field(ge=0, le=1 << 22)
+    """Shared by all that is older. The trainer's kernels take num_ages - 1, its plain code the width less 1."""
+    postprocessor: Literal["timestamp", "layer_norm", "l2"]
+    """A hidden target is normed with the periods of the request's time, normed, or made of length 1."""
+    periods: tuple[tuple[Annotated[int, Field(gt=0, le=10**9)], Annotated[int, Field(gt=0, le=10**6)]], ...] = ()
+    """Seconds of a unit, and units of a period: an hour of 24, a day of 7."""
+    min_history: tuple[Annotated[int, Field(ge=0, le=1 << 30)], ...] = ()
+    """The length below which each context feature is left out."""
+    counted_candidates: int = Field(ge=0, le=1 << 20)
+    """Candidates that the trainer's lengths count. A constant: no candidate may move the scores of others."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.last_age >= self.num_ages:
+            raise ValueError(f"dlrm: last_age is {self.last_age}, must be below num_ages, {self.num_ages}")
+        if bool(self.periods) != (self.postprocessor == "timestamp"):
+            raise ValueError("dlrm: the postprocessor timestamp must have periods, and no other may")
+        return self
+
+
 class EmbeddingConfig(Frozen):
     """Where the vectors of item ids are: each in a row of its own, or all in one array of any size (ROBE, arXiv
     2108.02191), which gives every 64-bit id a vector.
@@ -225,7 +260,7 @@ class RankerConfig(Frozen):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
-    """A name of the registry: hstu, dfgr, din, lum."""
+    """A name of the registry: hstu, dfgr, din, lum, dlrm_v3."""
     num_layers: int | None = Field(default=None, gt=0, le=256)
     layer: LayerConfig | None = None
     """Both of a model that encodes a history, and of no other."""
@@ -233,6 +268,8 @@ class RankerConfig(Frozen):
     """Of a model that reads the last events with each request; its window moves by one event."""
     lum: LumConfig | None = None
     """Of a model that is asked conditions instead of items. It reads no context and no dense features."""
+    dlrm: DlrmConfig | None = None
+    """Of a model that encodes the history anew for each request; its window moves by one event."""
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
     value_center: Number = 0.0
@@ -285,6 +322,8 @@ class RankerConfig(Frozen):
             self._check_counters(self.counters)
         if self.lum is not None:
             self._check_lum(self.lum)
+        if self.dlrm is not None:
+            self._check_dlrm(self.dlrm)
         return self
 
     def _check_lum(self, lum: LumConfig) -> None:
@@ -299,6 +338,12 @@ class RankerConfig(Frozen):
             raise ValueError(f"lum: embedding is {self.shared.kind}, must be a table, whose rows can be counted")
         if self.context_features or self.dense_inputs:
             raise ValueError("lum: must have no context features, dense features or counters")
+
+    def _check_dlrm(self, dlrm: DlrmConfig) -> None:
+        if len(dlrm.min_history) != (num := len(self.context_features)):
+            raise ValueError(f"dlrm: min_history has {len(dlrm.min_history)} numbers, must have one of {num} features")
+        if self.layer is None or self.layer.bias is not None or self.lum is not None or self.dense_inputs:
+            raise ValueError("dlrm: must have layer without bias, no lum, no dense features and no counters")
 
     def _check_counters(self, counters: CountersConfig) -> None:
         binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]
@@ -317,7 +362,7 @@ class RankerConfig(Frozen):
             raise ValueError("num_layers and layer must be given together")
         if (self.layer is None) == (self.din is None):
             raise ValueError(f"got {'neither' if self.layer is None else 'both'}, must have either layer or din")
-        if self.din is not None and self.window_chunk != 1:
+        if (self.din is not None or self.dlrm is not None) and self.window_chunk != 1:
             raise ValueError(f"window_chunk: got {self.window_chunk}, must be 1 for a model that reads the last events")
 
     @property
@@ -335,7 +380,8 @@ class RankerConfig(Frozen):
     @property
     def dim(self) -> int:
         """Width of an item's vector."""
-        return self.layer.dim if self.layer is not None else self.network.dim
+        parts = self.dlrm or self.layer or self.network
+        return parts.table_dim if isinstance(parts, DlrmConfig) else parts.dim
 
     @property
     def stack(self) -> tuple[LayerConfig, int]:

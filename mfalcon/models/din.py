@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.cpu.library import Kernel
-from mfalcon.models.base import EventRanker, EventSide, EventTokens, Reader, Targets
+from mfalcon.models.base import EventRanker, EventSide, EventTokens, Reader, Targets, action_embedding
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.din_fused import DinFused
 from mfalcon.models.din_network import DinNetwork
@@ -28,6 +28,7 @@ class Din(EventRanker):
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
+        self.actions = action_embedding(config)
         network = config.network
         self.context = nn.ModuleList(
             nn.Embedding(feature.num_values + 1, network.context_dim) for feature in config.context_features
@@ -129,8 +130,8 @@ class DinReader:
         self._model = model
         self._split = DinSplit(model.network) if kernel is None else DinFused(model.network, kernel)
 
-    def read(self, events: EventTokens, context: Tensor) -> EventSide:
-        """See `Reader`."""
+    def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
+        """See `Reader`; no time is read."""
         model = self._model
         return self._split.user_side(model.user_vector(context), model.event_vectors(events))
 

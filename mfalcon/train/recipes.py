@@ -18,7 +18,7 @@ from mfalcon.models.config import (
     RankerConfig,
     RelativeBiasConfig,
 )
-from mfalcon.models.registry import architecture
+from mfalcon.models.registry import architecture, trained_here
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats
 
@@ -89,9 +89,12 @@ def model_config(
 
     counters: that it reads too, of `mfalcon.train.counters.counters_config`. embedding: None for a table.
 
-    Raises ConfigError if the heads do not share `dim` evenly, or for layers, heads or a chunk of a model that has none.
+    Raises ConfigError if the heads do not share `dim` evenly, for layers, heads or a chunk of a model that has none,
+    and for a model that is trained elsewhere.
     """
     kind = architecture(name)
+    if not kind.is_trained_here:
+        raise ConfigError(f"model: got {name!r}, must be one of {', '.join(trained_here())}: it is trained elsewhere")
     if not issubclass(kind, PrefixRanker):
         for what, given in (("layers", num_layers), ("heads", num_heads), ("window_chunk", window_chunk)):
             if given is not None:

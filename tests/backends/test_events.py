@@ -40,7 +40,7 @@ def test_any_form_scores_as_it_is_defined(dtype: torch.dtype, microbatch: int) -
     targets = Targets(rows, context, torch.randn(len(rows), len(config.dense_features), dtype=dtype))
     events = event_tokens(random_events(min(9, config.max_history)), loaded.items, torch.device("cpu"))
     found, expected = (
-        each.reader.raw(each.reader.read(events, context), targets, microbatch).double() for each in (served, plain)
+        each.reader.raw(each.reader.read(events, context, 0), targets, microbatch).double() for each in (served, plain)
     )
     assert float((found - expected).abs().max()) <= BOUND[dtype] * float(expected.abs().max())
 

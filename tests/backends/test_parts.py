@@ -34,9 +34,9 @@ class Watched:
         self.seen: list[tuple[int, int, bool]] = []
         self._together = threading.Barrier(num_parts, timeout=10)
 
-    def read(self, events: EventTokens, context: Tensor) -> EventSide:
+    def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
         """See `Reader`."""
-        return PLAIN.reader.read(events, context)
+        return PLAIN.reader.read(events, context, time_ms)
 
     def raw(self, side: EventSide, targets: Targets, microbatch: int) -> Tensor:
         """See `Reader`: passes only when all parts are here."""
@@ -79,7 +79,7 @@ def asked(num: int) -> tuple[EventTokens, Targets]:
 def raw(reader: Reader, num: int) -> Tensor:
     torch.manual_seed(num)
     events, targets = asked(num)
-    return reader.raw(reader.read(events, targets.context), targets, 16)
+    return reader.raw(reader.read(events, targets.context, 0), targets, 16)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 5])

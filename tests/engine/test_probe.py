@@ -58,7 +58,7 @@ def test_the_task_whose_scores_are_not_finite_is_named() -> None:
 @pytest.mark.parametrize("architecture", prefix_rankers())
 def test_what_only_extreme_values_reach_is_refused(architecture: str) -> None:
     """A usual history scores well; the first dwell time of a day would poison its user."""
-    model = small_checkpoint(architecture, torch.float16).model
+    model = small_checkpoint(architecture, torch.float16).prefix_model
     model.actions.value_weight.fill_(30.0)
     with pytest.raises(CheckpointError, match="not finite on backend reference for the largest values of events"):
         probe(reference(model))

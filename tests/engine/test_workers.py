@@ -75,9 +75,9 @@ class MadeUpCores(WorkerPool):
             work(item)
         self._share = self._two
 
-    def read(self, events: EventTokens, context: torch.Tensor) -> EventSide:
+    def read(self, events: EventTokens, context: torch.Tensor, time_ms: int) -> EventSide:
         """See `Reader`."""
-        return PlainReader(event_ranker()).read(events, context)
+        return PlainReader(event_ranker()).read(events, context, time_ms)
 
     def raw(self, side: EventSide, targets: Targets, microbatch: int) -> torch.Tensor:
         """See `Reader`: time passes, in proportion to the candidates."""

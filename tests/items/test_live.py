@@ -181,7 +181,7 @@ def test_policies() -> None:
         config = CHECKPOINT.model.config
         context = torch.from_numpy(context_codes(config.context_features, request.context, request.request_time_ms))
         with torch.inference_mode():
-            state = user_state(old, tokens(CHECKPOINT, events[:15]), context)
+            state = user_state(old, tokens(CHECKPOINT, events[:15]), context, request.request_time_ms)
             assert isinstance(state, KVState)
             state = append(new, state, tokens(now, events[15:]))
             targets = Targets(torch.from_numpy(now.items.rows(request.candidates)), context)

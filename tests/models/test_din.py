@@ -27,7 +27,7 @@ def test_everything_is_made_where_the_weights_are() -> None:
     targets = Targets(rows, rows[:2], torch.zeros(9, 2, device=device))
     for backend in ("auto", "reference"):
         served = serve_events(model, backend)
-        side = served.reader.read(EventTokens(rows, rows, rows.double(), rows), targets.context)
+        side = served.reader.read(EventTokens(rows, rows, rows.double(), rows), targets.context, 0)
         scores = model.scores(served.reader.raw(side, targets, 4))
         assert (scores.device, scores.shape) == (device, (9, 2))
 
@@ -38,7 +38,7 @@ def test_a_rescaled_task_is_scaled_and_the_others_are_not() -> None:
 
     def raw() -> torch.Tensor:
         reader = model.reader()
-        return reader.raw(reader.read(events, targets.context), targets, 5)
+        return reader.raw(reader.read(events, targets.context, 0), targets, 5)
 
     before = raw()
     model.rescale(0, 3.0, -0.5)
@@ -55,7 +55,7 @@ def test_features_and_values_are_read_to_16_deviations_and_no_farther() -> None:
         reader, row = model.reader(), torch.ones(1, dtype=torch.int64)
         events = EventTokens(row, row, torch.tensor([value], dtype=torch.float64), row)
         targets = Targets(row, reads, torch.full((1, 2), feature, dtype=torch.float64))
-        return reader.raw(reader.read(events, reads), targets, 1)
+        return reader.raw(reader.read(events, reads, 0), targets, 1)
 
     most = raw(center + 16 * scale, 16.0)
     assert torch.equal(raw(center + 1e6 * scale, 1e4), most)

@@ -93,7 +93,7 @@ def test_a_model_without_context_runs_in_every_dtype(architecture: str, dtype: t
     config = small_config(architecture).model_copy(update={"context_features": ()})
     checkpoint = small_checkpoint(architecture, dtype, config=config)
     served, targets = any_reference(checkpoint.model), Targets(some_rows(5), torch.empty(0, dtype=torch.int64))
-    state = user_state(served, tokens(checkpoint, random_events(9)), targets.context)
+    state = user_state(served, tokens(checkpoint, random_events(9)), targets.context, NOW_MS)
     assert torch.isfinite(score(served, state, targets, NOW_MS, 4)).all()
 
 
@@ -106,8 +106,9 @@ def test_an_integer_beyond_the_dtype_is_read_right(dtype: torch.dtype) -> None:
     events["actions"] = 2**31
     shifted = replace(tokens(checkpoint, events), actions=torch.full((3,), 2**31))
     assert torch.equal(tokens(checkpoint, events).actions, shifted.actions)
-    action = checkpoint.model.actions(shifted.actions[:1], torch.tensor([3.3], dtype=torch.float64))[0]
-    assert torch.allclose(action, checkpoint.model.actions.weight[31], rtol=0, atol=1e-6)
+    model = checkpoint.prefix_model
+    action = model.actions(shifted.actions[:1], torch.tensor([3.3], dtype=torch.float64))[0]
+    assert torch.allclose(action, model.actions.weight[31], rtol=0, atol=1e-6)
 
 
 def test_load_items_reads_every_row() -> None:

@@ -14,7 +14,7 @@ from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import EmbeddingConfig, RankerConfig
 from mfalcon.models.registry import architecture as registered
-from mfalcon.models.registry import architectures, rankers
+from mfalcon.models.registry import rankers, trained_here
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset, counted_items
 from mfalcon.train.evaluate import Report, evaluate
@@ -55,7 +55,7 @@ def losses(seen: list[Progress]) -> list[float]:
     return [p.loss for p in seen if p.validation is None and p.step == p.steps_per_epoch]
 
 
-@pytest.mark.parametrize("architecture", rankers())
+@pytest.mark.parametrize("architecture", [name for name in rankers() if name in trained_here()])
 def test_it_learns(tmp_path: Path, architecture: str) -> None:
     seen: list[Progress] = []
     config = TRAIN.model_copy(update={"epochs": 5, "learning_rate": 5e-3, "patience": 5})
@@ -100,7 +100,7 @@ def with_hint(noise: float = 0.3) -> Dataset:
     return replace(DATASET, dense={"hint": hint})
 
 
-@pytest.mark.parametrize("architecture", rankers())
+@pytest.mark.parametrize("architecture", [name for name in rankers() if name in trained_here()])
 def test_it_learns_from_dense_features_and_does_without_them(tmp_path: Path, architecture: str) -> None:
     hinted = with_hint()
     config = small(architecture, hinted)
@@ -153,7 +153,7 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize("architecture", architectures())
+@pytest.mark.parametrize("architecture", trained_here())
 @pytest.mark.parametrize("after", [1, 15, 20])
 def test_interrupted_and_resumed_is_uninterrupted(tmp_path: Path, architecture: str, after: int) -> None:
     """Stopped within the first epoch, within a later one and again, each time without a word."""

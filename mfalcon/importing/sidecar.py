@@ -1,0 +1,63 @@
+"""What a trainer's files do not say: a TOML file beside them, of the user."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from mfalcon.errors import ConfigError
+from mfalcon.models.config import Frozen, Name, Positive, Task
+
+_MOST_BYTES = 1 << 20
+
+
+class UserFeature(Frozen):
+    """A contextual feature of the trainer, in its order there: a request gives it by this name in its `context`."""
+
+    name: Name
+    table: str = Field(min_length=1, max_length=128)
+    min_history: int = Field(ge=0, le=1 << 30)
+    """Of `contextual_feature_to_min_uih_length`; 0 where it is not there."""
+
+
+class Sidecar(Frozen):
+    """`mfalcon import dlrm-v3 --config`. All that has no default must be said: nothing is guessed."""
+
+    name: str = Field(min_length=1, max_length=128)
+    num_heads: Positive
+    attention_norm: float = Field(gt=0)
+    """What divides attention, a constant. The trainer divides by the longest sequence of a batch: features of the user,
+    events and candidates.
+    """
+    counted_candidates: int = Field(ge=0)
+    """Candidates of a training sample: the trainer counts them where it holds a length against min_history."""
+    last_age: int = Field(ge=0)
+    """The bucket of time that all older events share: 2048 with the trainer's Triton kernels, one less than the width
+    with its PyTorch ones.
+    """
+    max_history: Positive
+    item_table: str = Field(min_length=1, max_length=128)
+    actions: tuple[str, ...] = Field(min_length=1, max_length=32)
+    """Names of the trainer's `action_weights`, in their order."""
+    user_features: tuple[UserFeature, ...] = ()
+    tasks: tuple[Task, ...] = Field(min_length=1)
+    """In the order of `multitask_configs`: binary tasks first."""
+    blend: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]]
+    postprocessor: Literal["l2"] | None = None
+    """Only of a model that has none with weights (`enable_postprocessor = False`)."""
+    prefix: str = Field(default="", max_length=128)
+    """What stands before every name in the trainer's files, where the model was wrapped: `module.`."""
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Raises ConfigError naming the file, the key and what is wrong with it."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes, must have at most {_MOST_BYTES}")
+        return Sidecar.model_validate(tomllib.loads(path.read_text()))
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()[:8]]
+        raise ConfigError(f"{path}: {'; '.join(problems)}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from error
