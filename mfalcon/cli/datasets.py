@@ -24,6 +24,15 @@ DataOption = Annotated[
         rich_help_panel="Data",
     ),
 ]
+NamedDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="ml-100k, synthetic, or a file of your own events: CSV, TSV or Parquet, one event a row.",
+        show_default="ml-100k or synthetic, if the checkpoint's name begins so",
+        rich_help_panel="Data",
+    ),
+]
 ColumnsOption = Annotated[
     str,
     typer.Option(
@@ -103,6 +112,24 @@ def open_dataset(
         blend=blend,
         to_learn=to_learn,
     )
+
+
+def data_of(data: str | None, checkpoint_name: str) -> str:
+    """What --data names, or what the checkpoint was trained on, if its name begins with that of a data set which is
+    here. Raises ConfigError: nothing is fetched that nobody named.
+    """
+    if data is not None:
+        return data
+    if checkpoint_name.startswith("synthetic-"):
+        return "synthetic"
+    if checkpoint_name.startswith("ml-100k-"):
+        if all((ML_100K / name).is_file() for name in movielens.SHA256):
+            return "ml-100k"
+        raise ConfigError(
+            f"--data: {checkpoint_name} was trained on MovieLens-100K, which is not in {ML_100K}: --data ml-100k "
+            "fetches it there"
+        )
+    raise ConfigError(f"--data: name the events, with --columns as {checkpoint_name} was trained")
 
 
 def _built_in(data: str) -> Dataset:

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -14,15 +15,18 @@ from rich.table import Table
 from mfalcon.cli.bench_output import PlotOption
 from mfalcon.cli.datasets import (
     ColumnsOption,
-    DataOption,
     ItemColumnsOption,
     ItemsOption,
     LikeOption,
+    NamedDataOption,
+    data_of,
     open_dataset,
 )
 from mfalcon.cli.evaluate_rerank import evaluate_rerank, plot_rerank, rerank_table
+from mfalcon.cli.evaluate_tasks import evaluate_ranker
 from mfalcon.cli.members import load_members, member_weights, merge_method
 from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.cli.report_table import report_table
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
 from mfalcon.models import checkpoint
@@ -30,7 +34,7 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.lum import LUM
 from mfalcon.rerank.order import METHODS
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.evaluate import RegressionReport, Report, evaluate_baselines, evaluate_tasks
+from mfalcon.train.evaluate import RegressionReport, Report
 from mfalcon.train.interests import evaluate_interests, evaluate_popularity
 from mfalcon.train.merging import (
     Correlation,
@@ -42,7 +46,7 @@ from mfalcon.train.merging import (
 )
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
-from mfalcon.train.vocabulary import fit_to, missing_features
+from mfalcon.train.vocabulary import check_labels, fit_to, missing_features
 from mfalcon.types import MergeMethod
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
@@ -52,7 +56,7 @@ def evaluate(
     paths: Annotated[
         list[Path], typer.Argument(metavar="CHECKPOINT...", help="Checkpoint directory; several with --merge.")
     ],
-    data: DataOption = "ml-100k",
+    data: NamedDataOption = None,
     columns: ColumnsOption = "",
     items: ItemsOption = None,
     item_columns: ItemColumnsOption = "",
@@ -74,21 +78,31 @@ def evaluate(
         str | None,
         typer.Option(help="Of several: their mean by logit or probability, beside each. docs/merging.md explains."),
     ] = None,
+    trees: Annotated[
+        bool,
+        typer.Option(help="Grow boosted trees as a baseline too, where scikit-learn is installed."),
+    ] = True,
     weights: Annotated[str, typer.Option(help="Of --merge: comma-separated, one for each; equal if not given.")] = "",
     json_output: JsonOption = False,
 ) -> None:
-    """Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.
+    """Quality of every task on the test events beside baselines, by slices, with intervals: AUC and more, or RMSE.
+
+    The baselines are fitted on the training events of the split: how often an item was acted on, its mean label, a
+    logistic regression on user and item, and boosted trees on counters and features (pip install 'mfalcon\\[quality]').
+    The model is scored with the events of the target's own time hidden (strict), and by order. Slices are by length of
+    history, new users, and head, tail and new items; intervals are over draws of the users. It takes about as long as
+    an epoch of training, and writes nothing but --plot. --merge and --rerank tell of several models as one, and of
+    diverse tops.
 
     A large user model is judged by how often the next liked item is among the 10 and the 50 nearest, beside popularity.
-    The model is scored twice: with the events of the target's own time hidden (strict), and by order. The baselines,
-    the item's mean label and a logistic regression on user and item, are fitted on the training events of the split.
     """
     torch.set_num_threads(owned_cores())
     if merge is not None:
         if rerank is not None:
             raise ConfigError("--merge: must be given without --rerank")
         members = load_members(paths)
-        read = open_dataset(data, columns, items, item_columns, like_at_least)
+        first = next(iter(members.values())).model.config
+        read = open_dataset(data_of(data, first.name), columns, items, item_columns, like_at_least, to_learn=False)
         _evaluate_merge(members, read, part, merge_method(merge), member_weights(weights, len(members)), json_output)
         return
     if weights:
@@ -96,35 +110,48 @@ def evaluate(
     if len(paths) > 1:
         raise ConfigError(f"CHECKPOINT: got {len(paths)}, must be one without --merge")
     loaded = checkpoint.load(paths[0])
-    dataset = fit_to(open_dataset(data, columns, items, item_columns, like_at_least), loaded)
-    parts = split(dataset, part)
-    chosen = parts == TEST
-    if (plot is not None or strength is not None) and rerank is None:
-        raise ConfigError("--plot, --strength: only with --rerank")
+    config = loaded.model.config
+    read = open_dataset(data_of(data, config.name), columns, items, item_columns, like_at_least, to_learn=False)
+    dataset = fit_to(read, loaded)
+    check_labels(dataset, loaded)
+    if strength is not None and rerank is None:
+        raise ConfigError("--strength: only with --rerank")
     if rerank is not None:
-        _check_rerank(loaded, rerank)
-        rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, chosen, rerank, depth, strength)
-        title = f"{loaded.model.config.name}, split {part}, {rerank}"
-        if plot is not None:
-            plot_rerank(title, rows, plot)
-        if json_output:
-            print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
-        else:
-            Console(highlight=False).print(rerank_table(title, rows))
+        _evaluate_rerank(loaded, dataset, part, rerank, depth, strength, plot, json_output)
         return
     if isinstance(loaded.model, LUM):
+        if plot is not None:
+            raise ConfigError(f"--plot: {config.name} is a large user model, of which there is no plot")
         _evaluate_interests(loaded.model, loaded.fingerprint, dataset, part, json_output)
         return
     if missing := missing_features(dataset, loaded):
         typer.echo(f"features that --columns does not name count as their means: {', '.join(missing)}", err=True)
-    reports = [r for visibility in _VISIBILITIES for r in evaluate_tasks(loaded.model, dataset, chosen, visibility)]
-    reports += evaluate_baselines(loaded.model.config.tasks, dataset, chosen, parts == TRAIN)
+    has_trees = trees and find_spec("sklearn") is not None
+    if trees and not has_trees:
+        typer.echo("without boosted trees, which need scikit-learn: pip install 'mfalcon[quality]'", err=True)
+    evaluate_ranker(loaded, dataset, part, trees=has_trees, plot=plot, json_output=json_output)
+
+
+def _evaluate_rerank(
+    loaded: Checkpoint,
+    dataset: Dataset,
+    part: Split,
+    rerank: str,
+    depth: int,
+    strength: float | None,
+    plot: Path | None,
+    json_output: bool,
+) -> None:
+    _check_rerank(loaded, rerank)
+    parts = split(dataset, part)
+    rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, parts == TEST, rerank, depth, strength)
+    title = f"{loaded.model.config.name}, split {part}, {rerank}"
+    if plot is not None:
+        plot_rerank(title, rows, plot)
     if json_output:
-        print_json(
-            {"checkpoint": loaded.fingerprint, "split": part, "reports": [dataclasses.asdict(r) for r in reports]}
-        )
-        return
-    Console(highlight=False).print(report_table(f"{loaded.model.config.name}, split {part}", reports))
+        print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
+    else:
+        Console(highlight=False).print(rerank_table(title, rows))
 
 
 def _check_rerank(loaded: Checkpoint, method: str) -> None:
@@ -182,22 +209,3 @@ def _evaluate_merge(
     console.print(report_table(f"{len(members)} members, split {part}, mean {method}", reports))
     for c in alike:
         console.print(f"{c.task}: correlation of {c.first} and {c.second} {c.r:.3f}", soft_wrap=True, markup=False)
-
-
-def report_table(title: str, reports: Sequence[Report | RegressionReport]) -> Table:
-    """Reports as rows, task by task; what is no metric of a task's kind stays empty. 80 columns hold every figure."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
-    words = ("task", "scorer", "visibility")
-    for name in (*words, "rows", "AUC", "NE", "GAUC", "NDCG@10", "RMSE", "MAE"):
-        is_word = name in words
-        justify: Literal["left", "right"] = "left" if is_word else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_word, overflow="fold" if is_word else "ellipsis")
-    order = list(dict.fromkeys(r.task for r in reports))
-    for r in sorted(reports, key=lambda r: order.index(r.task)):
-        match r:
-            case Report():
-                figures = [f"{value:.4f}" for value in (r.auc, r.ne, r.gauc, r.ndcg_at_10)] + ["", ""]
-            case RegressionReport():
-                figures = ["", "", "", "", f"{r.rmse:.4f}", f"{r.mae:.4f}"]
-        table.add_row(r.task, r.scorer, r.visibility or "", f"{r.num_rows:,}", *figures)
-    return table

@@ -31,7 +31,7 @@ COMMANDS = {
     ),
     "evaluate": (
         "mfalcon.cli.evaluate",
-        "Quality of every task on the test events, beside two baselines: AUC, NE, GAUC and NDCG@10, or RMSE and MAE.",
+        "Quality of every task on the test events beside baselines, by slices, with intervals: AUC and more, or RMSE.",
     ),
     "import": ("mfalcon.cli.import_model", "Make a checkpoint of another trainer's."),
     "merge": ("mfalcon.cli.merge", "Merge several rankers into one: weights, calibration and the TOML to serve them."),
@@ -140,6 +140,7 @@ app = typer.Typer(
     name="mfalcon",
     cls=LazyGroup,
     help="An online ranking inference server for generative rankers.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

@@ -17,8 +17,8 @@ from mfalcon.cli.datasets import (
     LikeOption,
     open_dataset,
 )
-from mfalcon.cli.evaluate import report_table
 from mfalcon.cli.members import load_members, merge_method
+from mfalcon.cli.report_table import report_table
 from mfalcon.cores import owned_cores
 from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.train.merging import Fitted, check_members, evaluate_merges, fit_merge, merge_of, score_members

@@ -1,4 +1,4 @@
-"""Two models that any ranker must beat: the item's mean label, and a logistic regression on user + item. numpy only.
+"""What any ranker must beat: popularity, the item's mean label, a logistic regression on user + item. numpy only.
 
 The default `smoothing` and `l2` have the best normalised entropy on the validation rows of ML-100K, split A, fitted on
 its training rows alone.
@@ -27,6 +27,12 @@ def item_mean(item: Ids, label: Reals, fit: Mask, *, smoothing: float = 5.0) -> 
     count = np.bincount(item[fit], minlength=num_items)
     mean: Reals = (total + smoothing * base_rate) / (count + smoothing)
     return mean[item]
+
+
+def popularity(item: Ids, fit: Mask) -> Reals:
+    """[n] how many of the `fit` rows have the row's item: a rank, no chance. item: [n] rows of the item table."""
+    count: Reals = np.bincount(item[fit], minlength=int(item.max()) + 1).astype(np.float64)
+    return count[item]
 
 
 def logistic_user_item(user: Ids, item: Ids, label: Reals, fit: Mask, *, l2: float = 3.0) -> Reals:

@@ -51,7 +51,10 @@ def known_of(dataset: Dataset) -> Reals:
             codes = np.concatenate([[0], dataset.items.side[feature.name]])  # the reserved row has none
             columns.append(codes[row] - 1)
     known = [np.where(column < 0, np.nan, column) for column in columns]
-    return np.stack([*known, *dataset.dense.values()], axis=1).astype(np.float64)
+    numbers = [*known, *dataset.dense.values()]
+    if not numbers:
+        return np.empty((len(row), 0))
+    return np.stack(numbers, axis=1).astype(np.float64)
 
 
 def _log_loss(truth: Reals, chance: Reals) -> float:

@@ -17,11 +17,13 @@ from mfalcon.types import Events, Floats, Ids
 class Reading:
     """What a file of events was that its data set no longer tells.
 
-    time_unit: what its times were read as. num_late: rows that stood behind a later event of their user.
+    time_unit: what its times were read as. num_late: rows that stood behind a later event of their user. has_value:
+    whether a column was named for values.
     """
 
     time_unit: str
     num_late: int
+    has_value: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ class Dataset:
     def with_actions(self, actions: Sequence[str]) -> "Dataset":
         """The same events, whose bits are those of a model's actions. Raises DataError for one that the model lacks."""
         if unknown := sorted(set(self.actions) - set(actions)):
-            raise DataError(f"{self.name}: actions {unknown} are not among the model's {list(actions)}")
+            raise DataError(
+                f"{self.name}: actions {unknown} are not among the model's {list(actions)} (--columns action=... names "
+                "the column that has them)"
+            )
         events = self.events.copy()
         events["actions"] = 0
         for bit, action in enumerate(self.actions):

@@ -11,7 +11,6 @@ from torch import Tensor
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.models.config import RankerConfig, Task
-from mfalcon.train.baselines import item_mean, logistic_user_item
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.metrics import auc, gauc, ndcg_at, normalized_entropy
 from mfalcon.train.sequences import Columns, Visibility, Window, forward, grouped, labels, windows_of
@@ -111,28 +110,9 @@ def evaluate_scores(
 ) -> list[Report | RegressionReport]:
     """Metrics of every task, whoever scored. users: [n]; truth, scores: [n, num_tasks]."""
     return [
-        _report(scorer, task, visibility, users, truth[:, which], scores[:, which]) for which, task in enumerate(tasks)
+        report_of(scorer, task, visibility, users, truth[:, which], scores[:, which])
+        for which, task in enumerate(tasks)
     ]
-
-
-def evaluate_baselines(
-    tasks: Sequence[Task], dataset: Dataset, is_target: NDArray[np.bool_], fit: NDArray[np.bool_]
-) -> list[Report | RegressionReport]:
-    """The same metrics of the baselines, fitted on the `fit` events: the logistic one is for binary tasks alone.
-
-    Items that the model does not know are one item to them.
-    """
-    item, truth = dataset.items.rows(np.ascontiguousarray(dataset.events["item_id"])), labels(dataset, tasks)
-    reports = []
-    for which, task in enumerate(tasks):
-        label = truth[:, which].astype(np.float64)
-        predicted = {"item mean": item_mean(item, label, fit)}
-        if task.kind == "binary":
-            predicted["logistic"] = logistic_user_item(dataset.user, item, label, fit)
-        for scorer, values in predicted.items():
-            rows = dataset.user[is_target], label[is_target], values[is_target]
-            reports.append(_report(scorer, task, None, *rows))
-    return reports
 
 
 def binary_task(config: RankerConfig) -> int:
@@ -152,9 +132,10 @@ def report(
     return _binary_report(MODEL, tasks[which], visibility, dataset.user[index], truth, scores[:, which])
 
 
-def _report(
+def report_of(
     scorer: str, task: Task | TaskInfo, visibility: Visibility | None, users: Ids, truth: Reals, predicted: Reals
 ) -> Report | RegressionReport:
+    """Metrics of one task, whoever predicted. users, truth, predicted: [n]."""
     if task.kind == "binary":
         return _binary_report(scorer, task, visibility, users, truth, predicted)
     error = predicted.astype(np.float64) - truth

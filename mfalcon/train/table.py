@@ -93,7 +93,7 @@ def read_table(
     rows["actions"] = bits
     rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
     rows["time_ms"], time_unit = _times(events, frame[columns.time], columns.time_unit)
-    reading = Reading(time_unit, _num_late(user, rows["time_ms"]))
+    reading = Reading(time_unit, _num_late(user, rows["time_ms"]), columns.value is not None)
     order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
     rows, user = rows[order], user[order]
     dense = _dense(events, frame.select(columns.features))

@@ -36,3 +36,10 @@ def fit_to(dataset: Dataset, loaded: Checkpoint) -> Dataset:
 def missing_features(dataset: Dataset, loaded: Checkpoint) -> list[str]:
     """The dense features that the checkpoint reads and the data set has not: each counts as its mean."""
     return [feature.name for feature in loaded.model.config.dense_features if feature.name not in dataset.dense]
+
+
+def check_labels(dataset: Dataset, loaded: Checkpoint) -> None:
+    """Raises DataError for a task of values where no column was named for them: all would be 0."""
+    of_value = [task.name for task in loaded.model.config.tasks if not task.any_action]
+    if of_value and dataset.reading is not None and not dataset.reading.has_value:
+        raise DataError(f"{dataset.name}: task {of_value[0]} is of the value, and --columns names none (value=...)")

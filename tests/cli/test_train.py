@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mfalcon.cli.main import main
+from mfalcon.cli.main import COMMANDS, main
 from mfalcon.models.manifest import read_config
 
 COLUMNS = "action=what,value=dwell"
@@ -50,3 +50,9 @@ def test_from_a_proposal_to_a_checkpoint(
     assert run(monkeypatch, *asked, "--tasks", "auto") == 1
     assert f"error: {out}: there is a checkpoint already; --overwrite" in capsys.readouterr().err
     assert run(monkeypatch, *asked, "--tasks", "auto", "--overwrite") == 0
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_takes_h(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(monkeypatch, name, "-h") == 0
+    assert "usage: " in capsys.readouterr().out.lower()

@@ -42,7 +42,7 @@ def test_what_was_read(dataset: Dataset) -> None:
     assert "view 5 (71.4%), " in lines
     assert "value: 0 to 7, 1 in the middle" in lines
     assert "duplicates: 1 rows" in lines
-    assert dataset.reading == Reading("s", 3)
+    assert dataset.reading == Reading("s", 3, has_value=True)
     assert "late rows: 3 stand" in lines
     assert "warning: 1 events are later than now" in lines
 

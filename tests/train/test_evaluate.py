@@ -10,12 +10,11 @@ from sklearn.metrics import roc_auc_score
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import Ranker
 from mfalcon.models.registry import build
-from mfalcon.train.baselines import item_mean, logistic_user_item
-from mfalcon.train.evaluate import RegressionReport, Report, evaluate, evaluate_baselines, evaluate_tasks, report
+from mfalcon.train.evaluate import RegressionReport, evaluate, evaluate_tasks, report
 from mfalcon.train.metrics import gauc, ndcg_at
 from mfalcon.train.recipes import model_config
 from mfalcon.train.sequences import Columns, Visibility, forward, windows
-from mfalcon.train.splits import TEST, TRAIN, split
+from mfalcon.train.splits import TEST, split
 from mfalcon.train.synthetic import synthetic
 
 DATASET = synthetic(40, 50, 25, seed=2)
@@ -78,21 +77,3 @@ def test_every_task_is_reported(model: Ranker) -> None:
     error = scores[:, 1].astype(np.float64) - DATASET.events["value"][positions]
     assert math.isclose(rating.rmse, math.sqrt((error**2).mean()))
     assert math.isclose(rating.mae, np.abs(error).mean())
-
-
-def test_the_baselines_are_fitted_on_training_events_alone(model: Ranker) -> None:
-    fit = split(DATASET, "A") == TRAIN
-    found = evaluate_baselines(model.config.tasks, DATASET, IS_TEST, fit)
-    assert [(r.task, r.scorer, r.visibility) for r in found] == [
-        ("like", "item mean", None),
-        ("like", "logistic", None),
-        ("rating", "item mean", None),
-    ]
-    item = DATASET.items.rows(np.ascontiguousarray(DATASET.events["item_id"]))
-    truth = (DATASET.events["value"] >= 4).astype(np.float64)
-    for which, predicted in enumerate(
-        (item_mean(item, truth, fit), logistic_user_item(DATASET.user, item, truth, fit))
-    ):
-        r = found[which]
-        assert isinstance(r, Report)
-        assert math.isclose(r.auc, roc_auc_score(truth[IS_TEST], predicted[IS_TEST]))
