@@ -372,8 +372,9 @@ def _inputs(subject: Subject, case: Case) -> tuple[Served, EventTokens, Targets]
     events = event_tokens(case.history, items, device)
     keys = torch.from_numpy(subject.served.model.target_rows(items, case.candidates)).to(device)
     request, counts = _request(subject.checkpoint, case, "user"), _counted(subject.checkpoint, case).numbers
-    provider = FeatureProvider(subject.served.model.config, items)
-    features = provider.features(Asked(request, items.rows(case.candidates), case.history, counts))
+    model = subject.served.model
+    provider, graph = FeatureProvider(model.config, items), None if model.graph is None else model.graph.rows()
+    features = provider.features(Asked(request, items.rows(case.candidates), case.history, counts, graph))
     dense = None if features is None else torch.from_numpy(features).to(device)
     return subject.served, events, Targets(keys, case.context, dense)
 

@@ -352,6 +352,8 @@ class RankResult:
     history_version: [16] the chained hash of the acknowledged history, see `Append.expected_version`; empty where it is
         not known.
     items_version: of the item table that the scores are of, "" of the checkpoint's own and of an ensemble.
+    graph_version: of the graph vectors that they are of, "" of the checkpoint's own, of a model that reads none and of
+        an ensemble.
     candidates: [num_candidates] those that were retrieved, which all else is aligned with; empty where they were given.
     candidate_texts: of each of these, "" where it has none; empty where ids are integers.
     """
@@ -376,6 +378,7 @@ class RankResult:
     items_version: str = ""
     candidates: Ids = field(default_factory=no_ids)
     candidate_texts: tuple[str, ...] = ()
+    graph_version: str = ""
 
     @property
     def num_scored(self) -> int:
@@ -466,7 +469,8 @@ class ModelInfo:
     read.
     counts_items: its checkpoint says how often each item was acted on, which `Rerank.tail_weight` needs.
     counters: of the user and the item, which the server counts and the model reads.
-    items_version: of its item table, "" as long as that is the checkpoint's.
+    items_version: of its item table, "" as long as that is the checkpoint's. graph_version: likewise of its graph
+    vectors, and "" of a model that reads none.
     conditions: that it is asked for Interests; none of a model that ranks items.
     item_ids: what the ids of its items are.
     """
@@ -489,5 +493,6 @@ class ModelInfo:
     """With each request the last `max_history` of them: the model has no KV states."""
     counters: tuple[str, ...] = ()
     items_version: str = ""
+    graph_version: str = ""
     conditions: tuple[str, ...] = ()
     item_ids: ItemIdKind = "integer"

@@ -250,7 +250,7 @@ class CacheInfo(_message.Message):
     def __init__(self, source: _Optional[_Union[CacheInfo.Source, str]] = ..., reused_tokens: _Optional[int] = ..., encoded_tokens: _Optional[int] = ...) -> None: ...
 
 class RankResponse(_message.Message):
-    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "items_version", "history_version", "members", "partial_merge", "candidates", "candidate_ids")
+    __slots__ = ("scores", "tasks", "task_scores", "top", "model_version", "cache", "timings", "history_len", "unknown", "stale", "num_scored", "failed", "rerank_skipped", "counters_version", "counters_stale", "items_version", "history_version", "members", "partial_merge", "candidates", "candidate_ids", "graph_version")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
     TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +272,7 @@ class RankResponse(_message.Message):
     PARTIAL_MERGE_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_VERSION_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     tasks: _containers.RepeatedScalarFieldContainer[str]
     task_scores: _containers.RepeatedScalarFieldContainer[float]
@@ -293,7 +294,8 @@ class RankResponse(_message.Message):
     partial_merge: bool
     candidates: _containers.RepeatedScalarFieldContainer[int]
     candidate_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., items_version: _Optional[str] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ..., candidate_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    graph_version: str
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., tasks: _Optional[_Iterable[str]] = ..., task_scores: _Optional[_Iterable[float]] = ..., top: _Optional[_Iterable[int]] = ..., model_version: _Optional[str] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., history_len: _Optional[int] = ..., unknown: _Optional[_Iterable[int]] = ..., stale: _Optional[bool] = ..., num_scored: _Optional[int] = ..., failed: _Optional[_Iterable[int]] = ..., rerank_skipped: _Optional[str] = ..., counters_version: _Optional[int] = ..., counters_stale: _Optional[bool] = ..., items_version: _Optional[str] = ..., history_version: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[MemberResult, _Mapping]]] = ..., partial_merge: _Optional[bool] = ..., candidates: _Optional[_Iterable[int]] = ..., candidate_ids: _Optional[_Iterable[str]] = ..., graph_version: _Optional[str] = ...) -> None: ...
 
 class MemberResult(_message.Message):
     __slots__ = ("model", "address", "weight", "version", "arrived", "cache", "timings", "unknown", "failed", "error", "took_us", "items_version")
@@ -498,7 +500,7 @@ class ContextFeature(_message.Message):
     def __init__(self, name: _Optional[str] = ..., num_values: _Optional[int] = ..., values: _Optional[_Iterable[str]] = ..., derived: _Optional[bool] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "items_version", "conditions", "item_ids")
+    __slots__ = ("name", "version", "tasks", "context_features", "max_history", "max_candidates", "prefix_stable", "actions", "architecture", "backend", "dense_features", "counters", "ensemble", "task_infos", "reads_last_events", "counts_items", "items_version", "conditions", "item_ids", "graph_version")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TASKS_FIELD_NUMBER: _ClassVar[int]
@@ -518,6 +520,7 @@ class GetModelResponse(_message.Message):
     ITEMS_VERSION_FIELD_NUMBER: _ClassVar[int]
     CONDITIONS_FIELD_NUMBER: _ClassVar[int]
     ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_VERSION_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     tasks: _containers.RepeatedScalarFieldContainer[str]
@@ -537,7 +540,8 @@ class GetModelResponse(_message.Message):
     items_version: str
     conditions: _containers.RepeatedScalarFieldContainer[str]
     item_ids: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., items_version: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ..., item_ids: _Optional[str] = ...) -> None: ...
+    graph_version: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., tasks: _Optional[_Iterable[str]] = ..., context_features: _Optional[_Iterable[_Union[ContextFeature, _Mapping]]] = ..., max_history: _Optional[int] = ..., max_candidates: _Optional[int] = ..., prefix_stable: _Optional[bool] = ..., actions: _Optional[_Iterable[str]] = ..., architecture: _Optional[str] = ..., backend: _Optional[str] = ..., dense_features: _Optional[_Iterable[str]] = ..., counters: _Optional[_Iterable[str]] = ..., ensemble: _Optional[_Union[Ensemble, _Mapping]] = ..., task_infos: _Optional[_Iterable[_Union[TaskInfo, _Mapping]]] = ..., reads_last_events: _Optional[bool] = ..., counts_items: _Optional[bool] = ..., items_version: _Optional[str] = ..., conditions: _Optional[_Iterable[str]] = ..., item_ids: _Optional[str] = ..., graph_version: _Optional[str] = ...) -> None: ...
 
 class TaskInfo(_message.Message):
     __slots__ = ("name", "kind", "weight")

@@ -25,6 +25,7 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.engine.reload import ReloadOptions
 from mfalcon.errors import ConfigError, EngineFailure
+from mfalcon.graph.vectors import GraphRefresh
 from mfalcon.history.budget import LogBudget, budget_of_directory
 from mfalcon.history.file_log import FileLogOptions
 from mfalcon.history.redis_log import LogOptions
@@ -52,7 +53,7 @@ from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.handler import RankingEngine
 from server.http.metrics import MAX_CONNECTIONS, MetricsServer
-from server.item_folder import ItemFolder, folder_of
+from server.item_folder import GRAPH, ITEMS, Watched, folder_of
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.pseudonym import name_users, user_tag
 from server.reload import Reloads, mark_of
@@ -84,6 +85,10 @@ class ServedEngine(RankingEngine, Protocol):
 
     async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
         """Serve a model with other item rows; see `mfalcon.engine.engine.Engine`."""
+        ...
+
+    async def refresh_graph(self, model: str, refresh: GraphRefresh) -> None:
+        """Serve a model with other graph vectors; see `mfalcon.engine.engine.Engine`."""
         ...
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
@@ -194,8 +199,8 @@ class Service:
         self._admin: AdminServer | None = None
         self._metrics: MetricsServer | None = None
         self._marks = {model.checkpoint: mark_of(model.checkpoint) for model in config.served}  # before they are loaded
-        self._folders: dict[str, ItemFolder] = {}
-        self._item_metrics = metrics.items
+        self._folders: dict[str, list[Watched]] = {}
+        self._item_metrics, self._graph_metrics = metrics.items, metrics.graph
         self._loop_lag = metrics.loop_lag
         self._registry = metrics.registry
         self._tasks: set[asyncio.Task[None]] = set()
@@ -262,14 +267,17 @@ class Service:
         task.add_done_callback(self._tasks.discard)
 
     async def _start_folders(self, engine: ServedEngine) -> None:
-        """Deltas of items that are there are served from the first request on."""
+        """Deltas of items and graph vectors that are there are served from the first request on."""
         names = [info.name for info in engine.models]
         for name, model in zip(names, self._config.served, strict=False):
-            if model.items_dir is not None:
-                folder = folder_of(
-                    model.items_dir, name, lambda: engine.models, engine.update_items, self._item_metrics.refused
-                )
-                self._folders[name] = folder
+            folders = self._folders[name] = list[Watched]()
+            if (place := model.items_dir) is not None:
+                refused = self._item_metrics.refused
+                folders.append(folder_of(ITEMS, place, name, lambda: engine.models, engine.update_items, refused))
+            if (place := model.graph_dir) is not None:
+                refused = self._graph_metrics.refused
+                folders.append(folder_of(GRAPH, place, name, lambda: engine.models, engine.refresh_graph, refused))
+            for folder in folders:
                 await folder.look()
                 self._tasks.add(asyncio.create_task(folder.watch(self._config.items_watch_seconds)))
 
@@ -281,7 +289,7 @@ class Service:
         async def exchange(model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
             info = await engine.reload(model, load)
             settle()
-            if (folder := self._folders.get(model)) is not None:  # deltas of the new checkpoint may be there already
+            for folder in self._folders.get(model, ()):  # what is for the new checkpoint may be there already
                 self._begin(folder.look())
             return info
 

@@ -51,6 +51,8 @@ class ModelConfig(BaseModel):
     """Of the memory budgets; an equal part of what the others leave if not given."""
     items_dir: Path | None = None
     """Of deltas of its item rows."""
+    graph_dir: Path | None = None
+    """Of its graph vectors."""
 
 
 MOST_MEMBERS = 16
@@ -523,8 +525,9 @@ class ServerConfig(
             raise ValueError(f"checkpoint, models: got {given}, must be a checkpoint or [[models]] in the TOML file")
         if self.models and self.model_name is not None:
             raise ValueError("model_name: got a name, must not be given beside [[models]], which have their own")
-        if self.models and self.items_dir is not None:
-            raise ValueError("items_dir: got a directory, must not be given beside [[models]], which have their own")
+        for name, place in (("items_dir", self.items_dir), ("graph_dir", self.graph_dir)):
+            if self.models and place is not None:
+                raise ValueError(f"{name}: got a directory, must not be given beside [[models]], which have their own")
         shares = round(sum(model.share or 0 for model in self.models), 9)
         if shares > 1 or (shares == 1 and any(model.share is None for model in self.models)):
             raise ValueError(f"models: got shares of {shares:g} in all, must leave every model a part of 1")
@@ -534,7 +537,8 @@ class ServerConfig(
     def served(self) -> tuple[ModelConfig, ...]:
         """Every model with its share of the memory budgets, the default one first."""
         if self.checkpoint is not None:
-            return (ModelConfig(name=self.model_name, checkpoint=self.checkpoint, share=1.0, items_dir=self.items_dir),)
+            own = {"items_dir": self.items_dir, "graph_dir": self.graph_dir}
+            return (ModelConfig(name=self.model_name, checkpoint=self.checkpoint, share=1.0, **own),)
         left = 1 - sum(model.share or 0 for model in self.models)
         rest = left / max(1, sum(model.share is None for model in self.models))
         return tuple(model.model_copy(update={"share": model.share or rest}) for model in self.models)

@@ -95,6 +95,7 @@ class RemoteReplica:
             stale=ranking.stale,
             failed=ranking.failed.astype(np.uint32),
             items_version=ranking.items_version,
+            graph_version=ranking.graph_version,
         )
 
     async def prefill(self, user_id: str, timeout_s: float) -> CacheInfo:

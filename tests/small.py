@@ -22,6 +22,7 @@ from mfalcon.models.config import (
     DinConfig,
     DlrmConfig,
     EmbeddingConfig,
+    GraphConfig,
     LayerConfig,
     LumConfig,
     RankerConfig,
@@ -57,6 +58,7 @@ def small_config(
     num_layers: int = 2,
     with_counters: bool = False,
     embedding: EmbeddingConfig | None = None,
+    with_graph: bool = False,
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
@@ -105,6 +107,7 @@ def small_config(
         dense_features=DENSE_FEATURES if kind.ranks_items and around is None else (),
         dense_dim=5,
         counters=small_counters() if with_counters else None,
+        graph=GraphConfig(dim=4, task="like", max_events=9) if with_graph else None,
         tasks=(
             Task(name="like", kind="binary", value_at_least=4),
             Task(name="rating", kind="regression", center=3.5, loss_weight=0.1),
@@ -244,8 +247,10 @@ def cold_scores(
     keys = torch.from_numpy(checkpoint.items.keys(request.candidates))
     with torch.inference_mode():
         dense = None
-        if item_counts is not None:
-            asked = Asked(request, rows, history, {LikeRule.of(config): item_counts})
+        graph = checkpoint.model.graph
+        if item_counts is not None or graph is not None:
+            counts = {} if item_counts is None else {LikeRule.of(config): item_counts}
+            asked = Asked(request, rows, history, counts, None if graph is None else graph.rows())
             features = FeatureProvider(config, checkpoint.items).features(asked)
             assert features is not None
             dense = torch.from_numpy(features)

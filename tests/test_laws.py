@@ -68,6 +68,11 @@ def test_all_laws_hold_with_counters(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["dfgr", "din"])
+def test_all_laws_hold_with_a_graph(architecture: str) -> None:
+    holds_all_laws(small_config(architecture, max_history=20, window_chunk=7, with_graph=True, with_counters=True))
+
+
+@pytest.mark.parametrize("architecture", ["dfgr", "din"])
 def test_all_laws_hold_in_an_open_vocabulary(architecture: str) -> None:
     config = small_config(architecture, max_history=20, window_chunk=7, embedding=small_embedding())
     holds_all_laws(config)

@@ -203,6 +203,7 @@ def ranking(raw: bytes) -> Ranking:
         counters_stale=reply.counters_stale,
         history_version=reply.history_version,
         items_version=reply.items_version,
+        graph_version=reply.graph_version,
         candidates=np.asarray(reply.candidates, dtype=np.int64),
         candidate_texts=tuple(reply.candidate_ids),
     )
@@ -503,6 +504,7 @@ def _model(reply: pb.GetModelResponse) -> Model:
         reads_last_events=reply.reads_last_events,
         counters=tuple(reply.counters),
         items_version=reply.items_version,
+        graph_version=reply.graph_version,
         conditions=tuple(reply.conditions),
         item_ids=reply.item_ids or "integer",
     )

@@ -143,6 +143,8 @@ class Ranking:
     counters_stale: acknowledged events may be missing from them.
     items_version: of the item table that the scores are of: the number of the last delta in it, and a hash of all of
     them; "" of the checkpoint's own rows, and of an ensemble.
+    graph_version: of the graph vectors that they are of: their number and a hash; "" of the checkpoint's own, of a
+    model that reads none, and of an ensemble.
     candidates: int64 [num_scored], those that were retrieved, which all else is aligned with; empty without `retrieve`.
     candidate_texts: of each of these, "" where it has none; empty where ids are integers.
     """
@@ -165,6 +167,7 @@ class Ranking:
     counters_stale: bool = False
     history_version: bytes = b""
     items_version: str = ""
+    graph_version: str = ""
     candidates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     candidate_texts: tuple[str, ...] = ()
 
@@ -330,7 +333,8 @@ class Model:
     of an older release. ensemble: None for one model. counts_items: its checkpoint says how often each item was acted
     on, which `Rerank.tail_weight` needs. counters: those that it reads and the server counts. conditions: what it may
     be asked by `interests`; none of a model that ranks items. items_version: of its item
-    table, as answers name it. item_ids: what the ids of its items are, "integer" or "text".
+    table, as answers name it; graph_version: likewise of its graph vectors. item_ids: what the ids of its items are,
+    "integer" or "text".
     """
 
     name: str
@@ -350,5 +354,6 @@ class Model:
     reads_last_events: bool = False
     counters: tuple[str, ...] = ()
     items_version: str = ""
+    graph_version: str = ""
     conditions: tuple[str, ...] = ()
     item_ids: str = "integer"

@@ -46,6 +46,10 @@ COMMANDS = {
         "mfalcon.cli.update_items",
         "Change or add item rows while a model serves; all of a delta, or nothing.",
     ),
+    "graph": (
+        "mfalcon.cli.graph",
+        "Make newer graph vectors of a checkpoint by newer events, for servers to read while they serve.",
+    ),
     "load": (
         "mfalcon.cli.load",
         "Append the histories of a data set to a running server; run again, it goes on where it stopped.",

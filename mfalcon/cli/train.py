@@ -26,7 +26,7 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.description import learn_lines, read_lines
 from mfalcon.train.place import check_place, count_parameters
 from mfalcon.train.proposal import proposal
-from mfalcon.train.recipes import TrainConfig, model_config, train_config
+from mfalcon.train.recipes import GraphTraining, TrainConfig, model_config, train_config
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.settings import EmbeddingSettings, TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
@@ -155,6 +155,14 @@ def train(
             rich_help_panel="Model",
         ),
     ] = None,
+    graph: Annotated[
+        bool,
+        typer.Option(
+            "--graph",
+            help="Whether the model reads vectors of a graph of the items too, which is learnt with it: docs/graph.md.",
+            rich_help_panel="Model",
+        ),
+    ] = False,
     threads: Annotated[
         int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
     ] = 0,
@@ -208,6 +216,7 @@ def train(
             dropout=dropout,
             counters=counters_of(dataset, training) if counters else None,
             embedding=settings.config(),
+            graph=training.graph or GraphTraining() if graph else None,
         )
     except ValidationError as error:
         raise ConfigError(

@@ -14,6 +14,7 @@ from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device, Runners
 from mfalcon.engine.ensemble import EnsembleOptions
 from mfalcon.engine.ensembles import Ensembles
+from mfalcon.engine.graph_refreshes import GraphRefreshes
 from mfalcon.engine.handover import hand_over
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.interests import InterestStage
@@ -25,6 +26,7 @@ from mfalcon.engine.reading import read_page
 from mfalcon.engine.reload import Reloader, ReloadOptions
 from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import ShuttingDown, StorageUnavailable
+from mfalcon.graph.vectors import GraphRefresh
 from mfalcon.history.chain import user_hash
 from mfalcon.history.deletions import Deletion
 from mfalcon.interests import Interests, InterestsRequest
@@ -82,6 +84,7 @@ class Engine:
         self._interests = InterestStage(catalog, self._jobs, histories.tombstones)
         self._pipeline = Pipeline(catalog, self.ensembles, self._jobs, self._reranking, metrics)
         self._item_updates = ItemUpdates(catalog, device, metrics.items)
+        self._graph_refreshes = GraphRefreshes(catalog, device, metrics.graph)
         self._reloader = Reloader(catalog, device, histories, metrics.states, reload or ReloadOptions(), self.ensembles)
         histories.listen(self._deleted_elsewhere, self._evicted)
         for ranker in catalog:
@@ -234,6 +237,10 @@ class Engine:
     async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
         """Serve a model with other item rows from the next step on; see `ItemUpdates.update`."""
         return await self._item_updates.update(model, delta)
+
+    async def refresh_graph(self, model: str, refresh: GraphRefresh) -> None:
+        """Serve a model with other graph vectors from the next step on; see `GraphRefreshes.refresh`."""
+        await self._graph_refreshes.refresh(model, refresh)
 
     async def hand_over(self, seconds: float, most_bytes: int) -> None:
         """See `engine/handover.py`. Requests go on meanwhile."""

@@ -40,7 +40,7 @@ class Progress:
     reads of each behind the layers, None if nothing; features_s: the seconds that took. scores: of the first
     `num_scored` of them, [num, num_tasks] each. is_spoilt: some key or value is not finite; nobody else may see that
     state. items: the version of the item table that all of it is computed with. tags, made_at: of the item rows of what
-    is kept, see `StateKey`.
+    is kept, see `StateKey`. graph_version: of the graph vectors that `dense` is of.
     """
 
     owner: object
@@ -55,6 +55,7 @@ class Progress:
     state_s: float
     tags: bytes = NO_TAGS
     made_at: float = 0.0
+    graph_version: str = ""
     reused_tokens: int = 0
     encode_s: float = 0.0
     score_s: float = 0.0

@@ -17,7 +17,7 @@ from mfalcon.engine.device import Device
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.nearest import NearestItems
 from mfalcon.engine.probe import probe
-from mfalcon.engine.runner import Runner
+from mfalcon.engine.runner import Runner, live_graph
 from mfalcon.engine.warmup import measure_encoding, measure_microbatch, measure_scoring, measure_side_by_side
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
@@ -143,6 +143,7 @@ class LoadedRanker:
         self._answered = ModelAnswers(metrics, self.name)
         self._states: ModelStates | None = None
         self.live = LiveItems(served, checkpoint.items, checkpoint.fingerprint, options.live)
+        self.graph = live_graph(model, checkpoint.items, checkpoint.fingerprint)
         self._mean: tuple[str, Floats] = "", np.empty(0, dtype=np.float32)
         """Of the vectors of a version of the item table, by its name."""
         self._cache: KVCache | None = None
@@ -337,7 +338,9 @@ class LoadedRanker:
             num_bytes >> 20,
         )
         items, version, small = self.checkpoint.items, self.info.version, measured.small_candidates
-        return Runner(served, items, self._cache, measured.microbatch, version, self.predictor, small, self.live)
+        return Runner(
+            served, items, self._cache, measured.microbatch, version, self.predictor, small, self.live, self.graph
+        )
 
     def _measure(self) -> "Measured":
         served, workers, microbatch, small = self.served, self._device.workers, self.options.microbatch, 0

@@ -12,6 +12,7 @@ from mfalcon.beside import beside
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
 from mfalcon.engine.ensembles import Ensembles
+from mfalcon.engine.graph_refreshes import swap_graph
 from mfalcon.engine.histories import Histories
 from mfalcon.engine.item_updates import swap
 from mfalcon.engine.job import prefill_job
@@ -164,12 +165,14 @@ class Reloader:
         return num_warmed
 
     async def _keep_items(self, old: LoadedRanker, new: LoadedRanker) -> None:
-        """What deltas have made of the item table holds for the same checkpoint, once more if more of them have come.
-        To another one they mean nothing.
+        """What deltas have made of the item table, and the last graph vectors, hold for the same checkpoint, once more
+        if more of them have come. To another one they mean nothing.
         """
         if old.checkpoint.fingerprint == new.checkpoint.fingerprint and old.live.current.name != new.live.current.name:
             version = await beside(lambda: on_one_core(lambda: new.live.adopted(old.live)))
             await swap(self._device, new, version)
+        if new.graph.current.name != (graph := new.graph.adopted(old.graph)).name:
+            await swap_graph(self._device, new, graph)
 
     async def _on_device(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.call(work))

@@ -23,12 +23,13 @@ from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
 from mfalcon.features.counters import LikeRule
 from mfalcon.features.provider import Asked
+from mfalcon.graph.live import LiveGraph
 from mfalcon.history.history import History
 from mfalcon.items.live import LiveItems
 from mfalcon.kvcache.cache import KVCache
 from mfalcon.kvcache.item_rows import joined
 from mfalcon.kvcache.planner import Predictor
-from mfalcon.models.base import Targets, context_codes, event_tokens
+from mfalcon.models.base import Ranker, Targets, context_codes, event_tokens
 from mfalcon.models.items import ItemTable
 from mfalcon.types import NO_SCORE, CacheSource, Events, Floats, Ids, RankRequest, RankResult, Timings, no_events
 from mfalcon.window import WindowRule
@@ -64,11 +65,13 @@ class Runner:
         predictor: Predictor | None = None,
         small_candidates: int = 0,
         live: LiveItems | None = None,
+        graph: LiveGraph | None = None,
     ) -> None:
-        """On the thread that will compute, whose cores it counts. cache: of a model with KV states, else None. live:
-        the same items, where they may change.
+        """On the thread that will compute, whose cores it counts. cache: of a model with KV states, else None. live,
+        graph: the same items and their graph vectors, where they may change.
         """
         self._live = live or LiveItems(served, items)
+        self._graph = graph or live_graph(served.model, items)
         self._served = served
         self._model = model = served.model
         self._cache = cache
@@ -203,13 +206,14 @@ class Runner:
         if job.progress is not None and job.progress.owner is self:
             return job.progress
         began = time.monotonic()
+        graph = self._graph.current
         items, recent, log = self._live.current, job.request.recent_events, job.fetched_history.history
         keys = self._model.target_rows(items.items, job.request.candidates)
         featuring = time.monotonic()
         dense = None
         if len(keys):
             rows = items.items.rows(keys) if items.items.is_open else keys
-            dense = items.provider.features(Asked(job.request, rows, log.events, job.counted.numbers))
+            dense = items.provider.features(Asked(job.request, rows, log.events, job.counted.numbers, graph.rows))
         features_s = time.monotonic() - featuring
         log_len = len(log)
         start = self._window.start(log_len + len(recent), log.base)
@@ -220,7 +224,9 @@ class Runner:
             side = read(items.served, events, self._codes(job.request), job.request.request_time_ms)
             seconds = time.monotonic() - began - features_s
             job.progress = Progress(
-                *(self, items, side, source, none, none, None, keys, dense, seconds), features_s=features_s
+                *(self, items, side, source, none, none, None, keys, dense, seconds),
+                features_s=features_s,
+                graph_version=graph.name,
             )
             return job.progress
         assert self._cache is not None
@@ -229,7 +235,9 @@ class Runner:
             left = _window(log, recent, start)
             seconds = time.monotonic() - began - features_s
             job.progress = Progress(
-                *(self, items, state, source, none, left, None, keys, dense, seconds), features_s=features_s
+                *(self, items, state, source, none, left, None, keys, dense, seconds),
+                features_s=features_s,
+                graph_version=graph.name,
             )
             return job.progress
         tags, now = items.tags(log, start), self._live.policy.clock()
@@ -246,6 +254,7 @@ class Runner:
         job.progress = Progress(
             *(self, items, state, source, missing, recent, keep, keys, dense, seconds, tags, made_at),
             features_s=features_s,
+            graph_version=graph.name,
         )
         return job.progress
 
@@ -360,6 +369,7 @@ class Runner:
             top=best_first(scores, job.request.top_k),
             model_version=self._version,
             items_version=work.items.name,
+            graph_version=work.graph_version,
             cache=work.cache,
             timings=timings,
             history_len=len(fetched_history.history),
@@ -389,6 +399,12 @@ class Runner:
 
     def _to_device(self, numbers: Ids | Floats) -> torch.Tensor:
         return to_device(numbers, self._device)
+
+
+def live_graph(model: Ranker, items: ItemTable, fingerprint: str = "") -> LiveGraph:
+    """The graph vectors of a model, as its checkpoint has them."""
+    own = None if model.graph is None else model.graph.rows()
+    return LiveGraph(own, items, fingerprint, model.config.name)
 
 
 def _window(log: History, recent: Events, start: int) -> Events:

@@ -1,4 +1,6 @@
-"""Where the numbers behind the layers come from while a model serves: the caller, and the streaming counters."""
+"""Where the numbers behind the layers come from while a model serves: the caller, the streaming counters, and the graph
+of items.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +9,10 @@ from typing import Protocol
 import numpy as np
 
 from mfalcon.features.counters import LikeRule, count_for_request
+from mfalcon.features.graph import graph_features
 from mfalcon.features.standard import standardised
 from mfalcon.features.tags import ItemTags
-from mfalcon.models.config import CountersConfig, DenseFeature, RankerConfig
+from mfalcon.models.config import CountersConfig, DenseFeature, GraphConfig, RankerConfig
 from mfalcon.models.items import KnownItems
 from mfalcon.types import Events, Floats, Ids, RankRequest
 
@@ -19,13 +22,21 @@ class Asked:
     """A request as a source of features sees it.
 
     rows: item rows of the candidates, [n]. history: the acknowledged events that are kept, before the request's own.
-    item_counts: int64 [n, 3] by meaning of a like, see `ItemCounters.read`.
+    item_counts: int64 [n, 3] by meaning of a like, see `ItemCounters.read`. graph: float32 [num_rows, dim], the vectors
+    of items of a model that reads them.
     """
 
     request: RankRequest
     rows: Ids
     history: Events
     item_counts: Mapping[LikeRule, Ids]
+    graph: Floats | None = None
+
+    def newest(self, most: int) -> Events:
+        """The newest events that the user is known by, his own of the request among them."""
+        recent = self.request.recent_events
+        kept = self.history[max(0, len(self.history) + len(recent) - most) :]
+        return np.concatenate([kept, recent])[-most:]
 
 
 class FeatureSource(Protocol):
@@ -58,8 +69,7 @@ class StreamingCounters:
 
     def features(self, asked: Asked) -> Floats:
         """See `FeatureSource.features`."""
-        recent, most = asked.request.recent_events, self._config.max_events
-        history = np.concatenate([asked.history[max(0, len(asked.history) + len(recent) - most) :], recent])[-most:]
+        history = asked.newest(self._config.max_events)
         rows = self._items.rows(np.ascontiguousarray(history["item_id"]))
         of_items = asked.item_counts.get(self._like)
         counts = np.zeros((len(asked.rows), 3), dtype=np.int64) if of_items is None else of_items
@@ -72,6 +82,20 @@ class StreamingCounters:
         return out
 
 
+class GraphSource:
+    """The graph's, by the vectors that are served."""
+
+    def __init__(self, config: GraphConfig, like: LikeRule, items: KnownItems) -> None:
+        self._config, self._like, self._items = config, like, items
+
+    def features(self, asked: Asked) -> Floats:
+        """See `FeatureSource.features`."""
+        assert asked.graph is not None
+        events = asked.newest(self._config.max_events)
+        rows = self._items.rows(np.ascontiguousarray(events["item_id"]))
+        return graph_features(asked.graph, rows, self._like(events), asked.rows)
+
+
 class FeatureProvider:
     """All that a model reads of each candidate behind the layers, in its order."""
 
@@ -82,6 +106,9 @@ class FeatureProvider:
             self._sources.append(GivenFeatures(config.dense_features))
         if config.counters is not None and self.like is not None:
             self._sources.append(StreamingCounters(config.counters, self.like, items))
+        if config.graph is not None:
+            like = LikeRule.of_task(config.graph_task, config.actions)
+            self._sources.append(GraphSource(config.graph, like, items))
 
     def features(self, asked: Asked) -> Floats | None:
         """Standardised: float32 [n, num_inputs], None of a model that reads none."""

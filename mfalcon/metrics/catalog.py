@@ -319,6 +319,30 @@ ITEM_DELTA_SECONDS = HistogramDefinition(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
 )
 
+GRAPH_REFRESHES = CounterDefinition(
+    name="mfalcon_graph_refreshes",
+    help="Files of graph vectors: applied, or why not.",
+    section=MODELS_SECTION,
+    labels=("model", "result"),
+    values={"result": ("applied", "malformed", "foreign")},
+    tells="`malformed`: no vectors that the model can have, or a torn file. `foreign`: of another checkpoint, or no "
+    "newer than those that are served. After any of these the last vectors serve on; the log has the reason.",
+)
+GRAPH_NUMBER = GaugeDefinition(
+    name="mfalcon_graph_number",
+    help="Number of the last refresh of graph vectors.",
+    section=MODELS_SECTION,
+    labels=("model",),
+    tells="Where replicas differ for long, one of them does not follow.",
+)
+GRAPH_SECONDS = HistogramDefinition(
+    name="mfalcon_graph_refresh_seconds",
+    help="Time from reading a file of graph vectors until they are served.",
+    section=MODELS_SECTION,
+    labels=("model",),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+)
+
 # --- KV states, wherever they are.
 
 STATE_LOOKUPS = CounterDefinition(

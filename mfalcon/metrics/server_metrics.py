@@ -10,6 +10,7 @@ from mfalcon.metrics.callers import CallerMetrics
 from mfalcon.metrics.captures import CaptureMetrics
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
+from mfalcon.metrics.graph import GraphMetrics
 from mfalcon.metrics.items import ItemMetrics
 from mfalcon.metrics.line_metrics import LineMetrics
 from mfalcon.metrics.logs import LogMetrics
@@ -36,9 +37,9 @@ class Registry(CollectorRegistry):
 class ServerMetrics:
     """requests: what callers get. callers: what each of them used. stages: where its time goes. lines: of the access
     log. spans: of traces. states: the tiers, Redis and the log there. device: its queue and its steps. logs: an event
-    log on this machine. counters: of items. items: their rows. reranks: those asked for. merges: of ensembles.
-    captures: of requests. frontend_restarts, build: of the server's processes. loop_lag: of the event loop that asks
-    it.
+    log on this machine. counters: of items. items: their rows. graph: their vectors. reranks: those asked for. merges:
+    of ensembles. captures: of requests. frontend_restarts, build: of the server's processes. loop_lag: of the event
+    loop that asks it.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class ServerMetrics:
         self.logs = LogMetrics(self.registry)
         self.counters = CounterMetrics(self.registry)
         self.items = ItemMetrics(self.registry)
+        self.graph = GraphMetrics(self.registry)
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)
         self.captures = CaptureMetrics(self.registry)

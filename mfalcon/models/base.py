@@ -22,6 +22,7 @@ from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
 from mfalcon.models.config import ContextFeature, RankerConfig
 from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
+from mfalcon.models.graph_network import GraphNetwork
 from mfalcon.models.heads import TaskHeads, blend_weights, task_scores
 from mfalcon.models.items import KnownItems
 from mfalcon.models.layer import HSTULayer, Stack
@@ -82,6 +83,9 @@ class Ranker(nn.Module, ABC):
         self.config = config
         self.items = ItemEmbedding(config.num_items, config.dim, config.side_features, config.shared)
         self.dropout = nn.Dropout(config.dropout)
+        self.graph: GraphNetwork | None = None
+        if config.graph is not None:
+            self.graph = GraphNetwork(config.graph, config.num_items, config.dim, config.side_features)
 
     @abstractmethod
     def outputs(self, events: EventTokens, valid: Tensor, targets: Targets, visible: Tensor, times: Tensor) -> Tensor:

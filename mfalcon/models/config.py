@@ -231,6 +231,28 @@ class CountersConfig(Frozen):
         return self
 
 
+class GraphConfig(Frozen):
+    """That a model reads graph vectors of items, behind the dense features and the counters: those of the candidate,
+    and how they meet the ones that its user acted on lately (`mfalcon/features/graph.py`).
+    """
+
+    dim: int = Field(default=32, gt=0, le=1_024)
+    """Width of an item's vector."""
+    task: Name
+    """The binary task whose positive events are likes."""
+    max_events: int = Field(default=30, gt=0, le=1 << 20)
+    """Newest events of a history that are its user's; no more than every window keeps."""
+    joint: bool = True
+    """Whether the graph's network learnt with the ranker. If not its vectors were constants then, and no newer ones can
+    be made of it."""
+
+    @property
+    def features(self) -> tuple[DenseFeature, ...]:
+        """What the model reads of each candidate."""
+        levels = ("graph_item", "graph_like", "graph_dislike")
+        return tuple(DenseFeature(name=f"{level}_{index}") for level in levels for index in range(self.dim))
+
+
 class Task(Frozen):
     """One head: what it learns and how its label follows from an event.
 
@@ -280,6 +302,8 @@ class RankerConfig(Frozen):
     dense_features: tuple[DenseFeature, ...] = Field(default=(), max_length=256)
     counters: CountersConfig | None = None
     """The streaming counters that the model reads too; None for none."""
+    graph: GraphConfig | None = None
+    """The graph vectors that the model reads too; None for none."""
     dense_dim: Width = 64
     """Of the layer between dense features and the hidden target; `din` has none and reads them as they are."""
     tasks: tuple[Task, ...] = Field(min_length=1, max_length=256)
@@ -320,6 +344,8 @@ class RankerConfig(Frozen):
             raise ValueError(f"embedding: features {list(self.embedding.features)} must be of {sorted(categories)}")
         if self.counters is not None:
             self._check_counters(self.counters)
+        if self.graph is not None:
+            self._check_graph(self.graph)
         if self.lum is not None:
             self._check_lum(self.lum)
         if self.dlrm is not None:
@@ -337,7 +363,7 @@ class RankerConfig(Frozen):
         if self.shared is not None:
             raise ValueError(f"lum: embedding is {self.shared.kind}, must be a table, whose rows can be counted")
         if self.context_features or self.dense_inputs:
-            raise ValueError("lum: must have no context features, dense features or counters")
+            raise ValueError("lum: must have no context features, dense features, counters or graph")
 
     def _check_dlrm(self, dlrm: DlrmConfig) -> None:
         if len(dlrm.min_history) != (num := len(self.context_features)):
@@ -352,10 +378,33 @@ class RankerConfig(Frozen):
         if not set(counters.tags) <= set(side) or len(set(counters.tags)) != len(counters.tags):
             raise ValueError(f"counters: tags {list(counters.tags)} must be different ones of {side}")
 
+    def _check_graph(self, graph: GraphConfig) -> None:
+        binary = [task.name for task in self.tasks if task.kind == "binary"]
+        if graph.task not in binary:
+            raise ValueError(f"graph: task {graph.task!r} is none of the binary tasks {binary}")
+        if self.shared is not None:
+            raise ValueError(
+                f"graph: embedding is {self.shared.kind}, must be a table, whose rows are the graph's nodes"
+            )
+        if graph.max_events > (least := self.max_history - self.window_chunk + 1):
+            raise ValueError(
+                f"graph: max_events is {graph.max_events}, must be at most {least}: every window has those"
+            )
+
     @property
     def dense_inputs(self) -> tuple[DenseFeature, ...]:
-        """What the model reads of each candidate behind the layers: the caller's features, then the counters."""
-        return self.dense_features + (self.counters.features if self.counters is not None else ())
+        """What the model reads of each candidate behind the layers: the caller's features, then the counters, then the
+        graph's.
+        """
+        counters = self.counters.features if self.counters is not None else ()
+        return self.dense_features + counters + (self.graph.features if self.graph is not None else ())
+
+    @property
+    def graph_task(self) -> Task:
+        """Whose positive events are likes to the graph."""
+        assert self.graph is not None
+        [task] = [task for task in self.tasks if task.name == self.graph.task]
+        return task
 
     def _check_kind(self) -> None:
         if (self.layer is None) != (self.num_layers is None):

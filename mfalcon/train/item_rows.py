@@ -19,7 +19,7 @@ from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.models.registry import build
 from mfalcon.models.texts import Texts
 from mfalcon.train.dataset import Dataset
-from mfalcon.train.objective import objective_of
+from mfalcon.train.objectives import objective_of
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.sequences import Columns, grouped, windows_of
 
@@ -96,6 +96,7 @@ def widened(checkpoint: Checkpoint, items: ItemTable) -> Ranker:
     rows = torch.from_numpy(np.concatenate([[UNKNOWN_ROW], checkpoint.items.rows(items.item_id)]))
     weights, bias = model.state_dict(), _bias_of(model)
     by_row = [model.items.id.weight, *([] if bias is None else [bias])]
+    by_row += [] if model.graph is None else [model.graph.node.weight, model.graph.vectors]
     names = [name for name, weight in model.named_parameters() if any(weight is one for one in by_row)]
     weights |= {name: weights[name][rows] for name in names}
     wide = build(model.config.model_copy(update={"num_items": items.num_rows}))

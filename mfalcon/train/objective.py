@@ -12,13 +12,12 @@ from torch.nn import functional
 from mfalcon.models.base import MISSING, Ranker, Targets
 from mfalcon.models.config import Task
 from mfalcon.models.items import UNKNOWN_ROW
-from mfalcon.models.lum import LUM
 from mfalcon.train.calibrate import calibrate
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import Report, evaluate, raw_outputs
-from mfalcon.train.interests import InterestObjective, InterestReport
+from mfalcon.train.interests import InterestReport
 from mfalcon.train.recipes import TrainConfig
-from mfalcon.train.sequences import Batch, Columns, forward, windows_of
+from mfalcon.train.sequences import Batch, Columns, outputs, whole, windows_of
 
 Validation: TypeAlias = Report | InterestReport
 Model_contra = TypeVar("Model_contra", bound=Ranker, contravariant=True)
@@ -42,14 +41,6 @@ class Objective(Protocol[Model_contra]):
         ...
 
 
-def objective_of(model: Ranker, dataset: Dataset, columns: Columns, config: TrainConfig) -> Objective[Ranker]:
-    """Of a model that is trained on a data set."""
-    if isinstance(model, LUM):
-        interests: Objective[LUM] = InterestObjective(dataset, columns, config)
-        return interests  # type: ignore[return-value]  # it is asked about models of this kind alone
-    return TaskObjective(dataset, columns, config)
-
-
 class TaskObjective:
     """Log loss and squared error of the tasks; judged by the AUC of the first binary one, and calibrated at the end."""
 
@@ -60,10 +51,8 @@ class TaskObjective:
 
     def loss(self, model: Ranker, batch: Batch) -> Tensor:
         """See `Objective`."""
-        raw = forward(model, self._hide(batch, is_open=model.config.shared is not None))[batch.target_valid]
-        truth = self._columns.labels[batch.target_index[batch.target_valid]]
-        tasks = enumerate(model.config.tasks)
-        return torch.stack([task.loss_weight * _task_loss(task, raw[:, i], truth[:, i]) for i, task in tasks]).sum()
+        hidden = self._hide(batch, is_open=model.config.shared is not None)
+        return task_losses(model, self._columns, whole(model, hidden))
 
     def validate(self, model: Ranker, is_target: NDArray[np.bool_]) -> Report:
         """See `Objective`."""
@@ -91,6 +80,14 @@ class TaskObjective:
         unknown = _unknown(batch.events.rows, is_open=is_open)
         events = replace(batch.events, rows=_masked(batch.events.rows, config.item_dropout, unknown))
         return replace(batch, events=events, targets=targets)
+
+
+def task_losses(model: Ranker, columns: Columns, batch: Batch) -> Tensor:
+    """The sum over tasks by their weights, with gradients."""
+    raw = outputs(model, batch)[batch.target_valid]
+    truth = columns.labels[batch.target_index[batch.target_valid]]
+    tasks = enumerate(model.config.tasks)
+    return torch.stack([task.loss_weight * _task_loss(task, raw[:, i], truth[:, i]) for i, task in tasks]).sum()
 
 
 def _unknown(keys: Tensor, *, is_open: bool) -> Tensor:

@@ -13,6 +13,7 @@ from mfalcon.models.config import (
     DinConfig,
     EmbeddingConfig,
     Frozen,
+    GraphConfig,
     LayerConfig,
     LumConfig,
     RankerConfig,
@@ -26,6 +27,23 @@ Positive = Annotated[int, Field(gt=0)]
 
 _LEAST_SPREAD = 1e-12
 """Of a feature that is not the same for every event."""
+
+
+class GraphTraining(Frozen):
+    """How a graph of items is made and learnt from (`mfalcon/train/graph.py`)."""
+
+    dim: int = Field(default=32, gt=0, le=1_024)
+    """Width of an item's vector."""
+    max_events: int = Field(default=30, gt=0, le=1 << 20)
+    """Newest events of a history that a candidate is held against; fewer where windows keep fewer."""
+    joint: bool = True
+    """End to end, with the ranker; if not the graph is learnt first, alone, and its vectors are constants then."""
+    neighbours: int = Field(default=20, gt=0, le=1_000)
+    """Most of an item."""
+    fan_out: int = Field(default=10, gt=0, le=1_000)
+    """Neighbours that are drawn of each node in each hop of a training step."""
+    most_weight: float = Field(default=1.0, ge=0.01, le=100)
+    """That GradNorm may give the auxiliary task."""
 
 
 class TrainConfig(Frozen):
@@ -56,6 +74,8 @@ class TrainConfig(Frozen):
     histories and shares of different sizes are alike in what they learn from with it."""
     users_share: float | None = Field(default=None, gt=0, le=1)
     """Share of the training users who are learned from, drawn without the seed; all if not given."""
+    graph: GraphTraining | None = None
+    """Of a model that reads a graph; as usual if not given."""
     visibility: Literal["strict", "order"] = "order"
     """What targets see of events at their own time: nothing, or all before them in order. Learning from the longer
     histories ranks better under either (docs/LOG.md)."""
@@ -83,11 +103,13 @@ def model_config(
     dropout: float = 0.3,
     counters: CountersConfig | None = None,
     embedding: EmbeddingConfig | None = None,
+    graph: GraphTraining | None = None,
 ) -> RankerConfig:
     """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipes: width 64, 2 layers of 2
     heads and 100 events, moved by 50 (165k parameters), or for `din` width 32 and 30 events.
 
-    counters: that it reads too, of `mfalcon.train.counters.counters_config`. embedding: None for a table.
+    counters: that it reads too, of `mfalcon.train.counters.counters_config`. embedding: None for a table. graph: of the
+    items, whose vectors it reads too.
 
     Raises ConfigError if the heads do not share `dim` evenly, for layers, heads or a chunk of a model that has none,
     and for a model that is trained elsewhere.
@@ -100,7 +122,7 @@ def model_config(
             if given is not None:
                 raise ConfigError(f"{what}: got {given}, must not be given for {name}, which reads the last events")
         config = _din_config(dataset, name, dim or 32, max_history or 30, dropout, counters)
-        return _embedded(config, dataset, embedding)
+        return with_graph_of(_embedded(config, dataset, embedding), graph)
     dim, num_layers, num_heads = dim or 64, num_layers or 2, 2 if num_heads is None else num_heads
     max_history, window_chunk = max_history or 100, window_chunk or 50
     if num_heads < 1 or dim % num_heads:
@@ -116,7 +138,21 @@ def model_config(
         dropout=dropout,
     )
     config = _ranker_config(dataset, name, layer, num_layers, None, dim, max_history, window_chunk, dropout, counters)
-    return _embedded(config, dataset, embedding)
+    return with_graph_of(_embedded(config, dataset, embedding), graph)
+
+
+def with_graph_of(config: RankerConfig, graph: GraphTraining | None) -> RankerConfig:
+    """With the vectors of a graph too, of whose likes the first binary task is. Raises ValidationError for a model that
+    can have none.
+    """
+    if graph is None:
+        return config
+    binary = [task.name for task in config.tasks if task.kind == "binary"]
+    if not binary:
+        raise ConfigError("--graph: the data set has no binary task, whose positive events are likes")
+    most = config.max_history - config.window_chunk + 1
+    read = GraphConfig(dim=graph.dim, task=binary[0], max_events=min(graph.max_events, most), joint=graph.joint)
+    return RankerConfig.model_validate(config.model_dump() | {"graph": read.model_dump()})
 
 
 def _embedded(config: RankerConfig, dataset: Dataset, embedding: EmbeddingConfig | None) -> RankerConfig:

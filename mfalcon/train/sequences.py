@@ -21,6 +21,7 @@ from mfalcon.models.base import EventTokens, Ranker, Targets, context_codes
 from mfalcon.models.config import RankerConfig, Task
 from mfalcon.train.counters import count_events
 from mfalcon.train.dataset import Dataset
+from mfalcon.train.graph_features import with_graph
 from mfalcon.types import Floats, Ids
 from mfalcon.window import WindowRule
 
@@ -192,6 +193,20 @@ def grouped(items: Sequence[Window], batch_size: int, rng: np.random.Generator |
         yield [items[index] for index in batch]
 
 
-def forward(model: Ranker, batch: Batch) -> Tensor:
-    """Raw task outputs of every target, with gradients: [batch, m, num_tasks]."""
+def whole(model: Ranker, batch: Batch) -> Batch:
+    """With the features of the graph, if the model reads one, by the vectors that it has."""
+    if model.graph is None:
+        return batch
+    of_targets, of_events = (model.graph.vectors[rows] for rows in (batch.targets.rows, batch.events.rows))
+    targets = with_graph(batch.targets, batch.events, batch.visible, of_targets, of_events, model.config)
+    return replace(batch, targets=targets)
+
+
+def outputs(model: Ranker, batch: Batch) -> Tensor:
+    """Raw task outputs of every target of a whole batch, with gradients: [batch, m, num_tasks]."""
     return model.outputs(batch.events, batch.valid, batch.targets, batch.visible, batch.target_times)
+
+
+def forward(model: Ranker, batch: Batch) -> Tensor:
+    """The same of a batch as it was gathered."""
+    return outputs(model, whole(model, batch))

@@ -23,7 +23,8 @@ from mfalcon.models.config import RankerConfig
 from mfalcon.models.registry import build
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import binary_task
-from mfalcon.train.objective import Objective, Validation, objective_of
+from mfalcon.train.objective import Objective, Validation
+from mfalcon.train.objectives import objective_of
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import Run
 from mfalcon.train.sequences import Columns, Window, grouped, windows_of
@@ -78,7 +79,7 @@ def train(
     num_validation = int(np.count_nonzero(parts == VALIDATION))
     if num_validation < FEW_VALIDATION_EVENTS:
         notify(f"warning: only {num_validation} validation events: the figures of validation mean little")
-    objective = objective_of(model, dataset, columns, config)
+    objective = objective_of(model, dataset, columns, config, chosen)
     per_epoch = config.steps_per_epoch or -(-len(items) // config.batch_size)
     run = Run(model, config, config.epochs * per_epoch)
     identity = run_identity(dataset, model_config, config, learn)

@@ -338,6 +338,7 @@ class Ranked(Message):
     items_version: str
     candidates: bytes
     candidate_texts: tuple[str, ...] = ()
+    graph_version: str = ""
     notes: Notes | None = None
 
     @classmethod
@@ -365,6 +366,7 @@ class Ranked(Message):
             result.items_version,
             _flat(result.candidates, np.int64),
             result.candidate_texts,
+            result.graph_version,
         )
 
     def result(self) -> RankResult:
@@ -391,6 +393,7 @@ class Ranked(Message):
             items_version=self.items_version,
             candidates=np.frombuffer(self.candidates, np.int64),
             candidate_texts=self.candidate_texts,
+            graph_version=self.graph_version,
         )
 
 

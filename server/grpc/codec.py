@@ -157,6 +157,7 @@ def rank_response(result: RankResult) -> bytes:
         counters_version=result.counters_version,
         counters_stale=result.counters_stale,
         items_version=result.items_version,
+        graph_version=result.graph_version,
         candidates=result.candidates.tolist(),
         candidate_ids=result.candidate_texts,
     )
@@ -357,6 +358,7 @@ def model_response(model: ModelInfo) -> ranking_pb2.GetModelResponse:
         counts_items=model.counts_items,
         reads_last_events=model.reads_last_events,
         items_version=model.items_version,
+        graph_version=model.graph_version,
         conditions=model.conditions,
         item_ids=model.item_ids,
     )

@@ -137,6 +137,7 @@ class RankReply(Body):
                     "counters_version": 0,
                     "counters_stale": False,
                     "items_version": "",
+                    "graph_version": "",
                     "candidates": [],
                 }
             ]
@@ -176,6 +177,10 @@ class RankReply(Body):
     items_version: str = Field(
         description="Of the item table that the scores are of: the number of the last delta in it, and a hash of all "
         "of them. Empty of the checkpoint's own rows, and of an ensemble."
+    )
+    graph_version: str = Field(
+        description="Of the graph vectors that the scores are of: their number and a hash. Empty of the checkpoint's "
+        "own, of a model that reads none, and of an ensemble."
     )
     candidates: list[Int64 | str] = Field(
         description="Where you said `retrieve`: the items that all else is aligned with."
@@ -305,6 +310,7 @@ class ModelReply(Body):
     )
     reads_last_events: bool = Field(description="It has no KV state, and reads the last events with each request.")
     items_version: str = Field(description="Of its item table, as answers name it.")
+    graph_version: str = Field(description="Of its graph vectors, as answers name them.")
     conditions: list[str] = Field(description="What /v1/interests may ask it; none of a model that ranks items.")
     item_ids: Literal["integer", "text"] = Field(description="What the ids of its items are; requests may name either.")
 
@@ -361,6 +367,7 @@ def rank_reply(result: RankResult) -> bytes:
             "counters_version": result.counters_version,
             "counters_stale": result.counters_stale,
             "items_version": result.items_version,
+            "graph_version": result.graph_version,
             "candidates": told_ids(result.candidates, result.candidate_texts),
         }
     )

@@ -22,7 +22,16 @@ class ItemSettings(BaseModel):
         "own.",
     )
     items_watch_seconds: float = Field(
-        default=0.5, ge=0.01, le=86_400, description="Seconds between looks at a directory of deltas."
+        default=0.5,
+        ge=0.01,
+        le=86_400,
+        description="Seconds between looks at a directory of deltas, or of graph vectors.",
+    )
+    graph_dir: Path | None = Field(
+        default=None,
+        description="Directory of graph vectors of a model that was trained with --graph, which `mfalcon graph` "
+        "writes: the newest are served, before the server is ready and whenever some come. With [[models]] each has "
+        "its own.",
     )
     items_policy: ItemsPolicy = Field(
         default="exact",

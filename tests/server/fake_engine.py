@@ -9,6 +9,7 @@ from opentelemetry import trace
 
 from mfalcon.engine.append_batch import append_each
 from mfalcon.errors import HistoryMismatch, InvalidInput
+from mfalcon.graph.vectors import GraphRefresh
 from mfalcon.history.append_ids import RecentAppends
 from mfalcon.history.appending import appended
 from mfalcon.history.history import check_order, no_history
@@ -169,6 +170,9 @@ class FakeEngine:
 
     async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
         raise InvalidInput("item_id", delta.item_id[0], "that of an item")
+
+    async def refresh_graph(self, model: str, refresh: GraphRefresh) -> None:
+        raise InvalidInput("model", model, "one that was trained with --graph")
 
     async def reload(self, model: str, load: Callable[[], Checkpoint]) -> ModelInfo:
         load()

@@ -58,6 +58,7 @@ def test_every_setting_can_come_from_each_source(toml: Path, monkeypatch: pytest
         "tls_key_file": "/k",
         "tls_client_ca_file": "/a",
         "items_dir": "/i",
+        "graph_dir": "/g",
         "items_policy": "bounded",
         "items_keep_s": 2.5,
     }

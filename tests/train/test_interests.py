@@ -15,7 +15,7 @@ from mfalcon.train.interests import (
     places,
     report_of,
 )
-from mfalcon.train.objective import objective_of
+from mfalcon.train.objectives import objective_of
 from mfalcon.train.recipes import model_config, train_config
 from mfalcon.train.sequences import Batch, Columns, windows_of
 from mfalcon.train.splits import TRAIN, VALIDATION, split
@@ -61,7 +61,8 @@ def test_negatives_are_within_the_condition(monkeypatch: pytest.MonkeyPatch) -> 
     model = untrained()
     columns = Columns(DATASET, CONFIG, "strict")
     batch = some_batch(columns, model)
-    objective = objective_of(model, DATASET, columns, LEARN.model_copy(update={"item_dropout": 0.0}))
+    learn = LEARN.model_copy(update={"item_dropout": 0.0})
+    objective = objective_of(model, DATASET, columns, learn, np.ones(len(DATASET.events), np.bool_))
     members = model.members()
     alone = members[:, 1:].sum(1) == 0  # such items have no category to be drawn, so that nothing may be drawn at all
     rows = torch.where(alone[batch.targets.rows], 0, batch.targets.rows)

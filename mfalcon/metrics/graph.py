@@ -1,0 +1,26 @@
+"""What is counted of graph vectors that are refreshed while a model serves."""
+
+from prometheus_client import CollectorRegistry
+
+from mfalcon.errors import CheckpointError, MFalconError
+from mfalcon.metrics import catalog
+
+
+class GraphMetrics:
+    """Of one server."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        r = registry or CollectorRegistry()
+        self.refreshes = catalog.GRAPH_REFRESHES.made(r)
+        self.number = catalog.GRAPH_NUMBER.made(r)
+        self.seconds = catalog.GRAPH_SECONDS.made(r)
+
+    def applied(self, model: str, number: int, seconds: float) -> None:
+        """Vectors are served."""
+        self.refreshes.labels(model, "applied").inc()
+        self.number.labels(model).set(number)
+        self.seconds.labels(model).observe(seconds)
+
+    def refused(self, model: str, error: MFalconError) -> None:
+        """Vectors are not."""
+        self.refreshes.labels(model, "foreign" if isinstance(error, CheckpointError) else "malformed").inc()
