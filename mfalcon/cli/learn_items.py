@@ -24,7 +24,7 @@ def learn_items(
     since_ms: Annotated[
         int, typer.Option(help="Learn from events at or after this time, Unix ms; those before are their histories.")
     ],
-    data: DataOption = "ml-100k",
+    data: DataOption,
     columns: ColumnsOption = "",
     items: ItemsOption = None,
     item_columns: ItemColumnsOption = "",
