@@ -33,6 +33,10 @@ COMMANDS = {
         "mfalcon.cli.evaluate",
         "Quality of every task on the test events beside baselines, by slices, with intervals: AUC and more, or RMSE.",
     ),
+    "new-model": (
+        "mfalcon.cli.new_model",
+        "Write a package with a ranker of your own: its entry point, a model, and tests of the laws.",
+    ),
     "import": ("mfalcon.cli.import_model", "Make a checkpoint of another trainer's."),
     "merge": ("mfalcon.cli.merge", "Merge several rankers into one: weights, calibration and the TOML to serve them."),
     "inspect": ("mfalcon.cli.inspect", "Show a checkpoint's model and how much memory its users take."),

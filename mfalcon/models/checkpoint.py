@@ -42,7 +42,7 @@ from mfalcon.models.manifest import (
     sha256_of,
     verified,
 )
-from mfalcon.models.registry import architectures, build, check_kind
+from mfalcon.models.registry import GROUP, architectures, build, check_kind
 from mfalcon.models.writing import writing
 
 _STORED = "F32"
@@ -131,7 +131,8 @@ def load(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu
     config = read_config(directory / CONFIG)
     if config.architecture not in architectures():
         raise CheckpointError(
-            f"{directory / CONFIG}: architecture {config.architecture!r} is not one of {', '.join(architectures())}"
+            f"{directory / CONFIG}: architecture {config.architecture!r} is not one of {', '.join(architectures())}; "
+            f"if it is of another package, that must be installed here (entry points {GROUP})"
         )
     try:
         check_kind(config)

@@ -314,6 +314,8 @@ class RankerConfig(Frozen):
     """Rows of the item table, the reserved row 0 included."""
     embedding: EmbeddingConfig | None = None
     """None for a table, as in checkpoints of before there was another kind."""
+    options: dict[Name, str | int | float | bool] = Field(default_factory=dict, max_length=256)
+    """Of an architecture of another package, which alone reads them."""
     max_history: int = Field(gt=0, le=1 << 20)
     """Most events in a window."""
     window_chunk: Positive
