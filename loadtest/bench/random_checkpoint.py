@@ -5,7 +5,7 @@ import torch
 
 from loadtest.bench.shapes import Shape, ranker_config
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import COUNTERS, CountersConfig, DenseFeature, RankerConfig, SideFeature
+from mfalcon.models.config import COUNTERS, CountersConfig, DenseFeature, GraphConfig, RankerConfig, SideFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build
 
@@ -23,11 +23,13 @@ def random_checkpoint(
     value_scale: float | None = None,
     decades: tuple[str, ...] = (),
     with_counters: bool = False,
+    with_graph: bool = False,
 ) -> Checkpoint:
     """A loaded checkpoint of a shape over items 1 to `num_items`, as `mfalcon.models.checkpoint.load` returns one.
 
     value_scale: of events' values, which are not read if that is None. decades: the vocabulary of a side feature of
     that name, which there is not if it is empty. with_counters: that it reads the streaming counters.
+    with_graph: that it reads graph vectors.
     `mfalcon.models.checkpoint.save` writes it for `mfalcon serve`; the fingerprint is then the written one's.
     """
     config = _config(shape, num_items, max_history, value_scale)
@@ -39,6 +41,9 @@ def random_checkpoint(
         features = tuple(DenseFeature(name=name) for name in COUNTERS)
         likes = next(task.name for task in config.tasks if task.kind == "binary")
         config = config.model_copy(update={"counters": CountersConfig(task=likes, like_rate=0.5, features=features)})
+    if with_graph:
+        likes = next(task.name for task in config.tasks if task.kind == "binary")
+        config = config.model_copy(update={"graph": GraphConfig(task=likes)})
     numbers = range(1, num_items + 1)
     items = ItemTable(np.array(numbers), tuple(f"item {number}" for number in numbers), side)
     model = build(config).eval().requires_grad_(False)

@@ -10,9 +10,10 @@ import torch
 
 from mfalcon.algorithm import prefill, score
 from mfalcon.backends.select import reference
+from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.models.base import Targets, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import Events, Floats, Ids, no_events
+from mfalcon.types import Events, Floats, Ids, RankRequest, no_events
 from mfalcon.window import WindowRule
 
 BOUND = 1e-5
@@ -80,10 +81,22 @@ def _life_errors(checkpoint: Checkpoint, answers: Sequence[Answer]) -> dict[Answ
             state = prefill(served, event_tokens(seen[start:], items, cpu))
             for answer in same:
                 codes = torch.from_numpy(context_codes(config.context_features, {}, answer.request_time_ms))
-                targets = Targets(torch.from_numpy(items.keys(answer.candidates)), codes)
+                dense = _graph_features(checkpoint, answer, seen)
+                targets = Targets(torch.from_numpy(items.keys(answer.candidates)), codes, dense)
                 cold = score(served, state, targets, answer.request_time_ms, _MICROBATCH).float().numpy().T
                 errors[answer] = _gap(cold, answer.task_scores)
     return errors
+
+
+def _graph_features(checkpoint: Checkpoint, answer: Answer, seen: Events) -> torch.Tensor | None:
+    """Of a model that reads a graph; nothing else is given behind the layers here."""
+    model, items = checkpoint.model, checkpoint.items
+    if model.graph is None:
+        return None
+    request = RankRequest("", answer.candidates, 0, answer.request_time_ms, no_events(), {})
+    asked = Asked(request, items.rows(answer.candidates), seen, {}, model.graph.rows())
+    features = FeatureProvider(model.config, items).features(asked)
+    return None if features is None else torch.from_numpy(features)
 
 
 def _gap(cold: Floats, got: Floats) -> float:

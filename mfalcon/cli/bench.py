@@ -30,6 +30,7 @@ from mfalcon.cli.bench_embeddings import bench_embeddings
 from mfalcon.cli.bench_everything import bench_everything
 from mfalcon.cli.bench_faults import bench_faults
 from mfalcon.cli.bench_gpu import bench_kernels, score_on_device
+from mfalcon.cli.bench_graph import bench_graph, bench_graph_quality
 from mfalcon.cli.bench_hostile import bench_hostile
 from mfalcon.cli.bench_ingest import bench_ingest
 from mfalcon.cli.bench_items import bench_items
@@ -89,6 +90,8 @@ app.command("state-quality")(bench_state.quality)
 app.command("everything")(bench_everything)
 app.command("faults")(bench_faults)
 app.command("appends")(bench_appends)
+app.command("graph")(bench_graph)
+app.command("graph-quality")(bench_graph_quality)
 app.command("kernels")(bench_kernels)
 app.command("scale")(scale)
 app.command("scale-costs")(scale_costs)

@@ -25,9 +25,13 @@ def graph_features(vectors: Floats, rows: Ids, is_liked: NDArray[np.bool_], cand
     """vectors: float32 [num_rows, dim]. rows, is_liked: [num_events], of the events that count. candidates: item rows
     [n]. Returns float32 [n, 3 * dim].
     """
-    own, events = looked_up(vectors, candidates).astype(np.float64), looked_up(vectors, rows).astype(np.float64)
-    levels = [own] + [own * (events[chosen].sum(0) / max(1, chosen.sum())) for chosen in (is_liked, ~is_liked)]
-    return np.concatenate(levels, axis=1).clip(-LARGEST, LARGEST).astype(np.float32)
+    own, events, dim = looked_up(vectors, candidates), looked_up(vectors, rows), vectors.shape[1]
+    out = np.empty((len(own), 3 * dim), dtype=np.float32)
+    out[:, :dim] = own
+    for level, chosen in enumerate((is_liked, ~is_liked), 1):
+        mean = events[chosen].sum(0, dtype=np.float64) / max(1, np.count_nonzero(chosen))
+        np.multiply(own, mean.astype(np.float32), out=out[:, level * dim : (level + 1) * dim])
+    return np.clip(out, -LARGEST, LARGEST, out=out)
 
 
 def looked_up(vectors: Floats, rows: Ids) -> Floats:
