@@ -2,6 +2,7 @@
 kernels run in its interpreter where there is no CUDA device.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,24 @@ collect_ignore_glob = [] if find_spec("triton") else ["kernels/test_gpu_*.py"]  
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")
+
+
+@pytest.fixture(autouse=True)
+def few_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter a program costs milliseconds, however many rows it has: `norm_gate` takes many, as it does on
+    a GPU for many rows; and sums of places are not watched for an overflow. tests/kernels has all that.
+    """
+    if "kernels.gpu.norms" not in sys.modules or "TRITON_INTERPRET" not in os.environ:
+        return
+    if "tests/kernels/" not in request.node.nodeid:
+        from triton.runtime.interpreter import interpreter_builder  # noqa: PLC0415 (it needs triton)
+
+        from tests.launches import compiled  # noqa: PLC0415 (it needs triton)
+
+        compiled(90)  # kept: as production launches them
+        monkeypatch.setattr("kernels.gpu.norms.FEW_ROWS", 0)
+        options = dataclasses.replace(interpreter_builder.options, sanitize_overflow=False)
+        monkeypatch.setattr(interpreter_builder, "options", options)
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,10 @@
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("kernels", "mfalcon", "server", "loadtest", "mfalcon_client")
@@ -265,8 +265,28 @@ def imports(node: ast.AST) -> Iterator[str]:
                 yield deeper if deeper in MODULES else child.module
 
 
-def parsed(module: str) -> ast.Module:
-    return ast.parse(MODULES[module].read_text(), filename=str(MODULES[module]))
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """imports: full names. inside: functions with what they import. names: all that is called or read."""
+
+    imports: frozenset[str]
+    inside: frozenset[tuple[str, str]]
+    names: frozenset[str]
+
+
+@cache
+def facts(module: str) -> Facts:
+    tree = ast.parse(MODULES[module].read_text(), filename=str(MODULES[module]))
+    inside, names = set[tuple[str, str]](), set[str]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                inside |= {(node.name, imported) for imported in imports(node)}
+            case ast.Name():
+                names.add(node.id)
+            case ast.Attribute():
+                names.add(node.attr)
+    return Facts(frozenset(imports(tree)), frozenset(inside), frozenset(names))
 
 
 def test_the_table_is_one_way() -> None:
@@ -274,39 +294,36 @@ def test_the_table_is_one_way() -> None:
     assert set(TopologicalSorter(MAY_IMPORT).static_order()) == set(ROOMS)
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_every_module_has_a_room_and_keeps_to_it(module: str) -> None:
-    room = room_of(module)
-    assert room is not None, f"{module} is in no room of the table"
-    for imported in imports(parsed(module)):
-        if imported.partition(".")[0] in (*PACKAGES, "proto"):
-            other = room_of(imported)
-            assert other is not None, f"{module} imports {imported}, which is in no room of the table"
-            assert other == room or other in MAY_IMPORT[room], f"{module} ({room}) imports {imported} ({other})"
+def test_every_module_has_a_room_and_keeps_to_it() -> None:
+    for module in MODULES:
+        room = room_of(module)
+        assert room is not None, f"{module} is in no room of the table"
+        for imported in facts(module).imports:
+            if imported.partition(".")[0] in (*PACKAGES, "proto"):
+                other = room_of(imported)
+                assert other is not None, f"{module} imports {imported}, which is in no room of the table"
+                assert other == room or other in MAY_IMPORT[room], f"{module} ({room}) imports {imported} ({other})"
 
 
-@pytest.mark.parametrize("module", sorted(name for name in MODULES if room_of(name) in FREE_OF_TORCH))
-def test_rooms_without_torch(module: str) -> None:
-    assert not [name for name in imports(parsed(module)) if name.partition(".")[0] in ("torch", "kernels")]
+def test_rooms_without_torch() -> None:
+    for module in (name for name in MODULES if room_of(name) in FREE_OF_TORCH):
+        heavy = [name for name in facts(module).imports if name.partition(".")[0] in ("torch", "kernels")]
+        assert not heavy, f"{module} imports {heavy}"
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_inside_functions_delay_optional_packages_only(module: str) -> None:
+def test_imports_inside_functions_delay_optional_packages_only() -> None:
     """And the server: the help of `mfalcon serve` and what it refuses need no torch."""
-    for node in ast.walk(parsed(module)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            for imported in imports(node):
-                delayed = imported.partition(".")[0] in OPTIONAL or any(_inside(imported, m) for m in NEEDS_OPTIONAL)
-                delayed |= (module, imported) == ("mfalcon.cli.serve", "server.app")
-                assert delayed, f"{module}: {node.name} imports {imported} inside"
+    for module in MODULES:
+        for function, imported in facts(module).inside:
+            delayed = imported.partition(".")[0] in OPTIONAL or any(_inside(imported, name) for name in NEEDS_OPTIONAL)
+            delayed |= (module, imported) == ("mfalcon.cli.serve", "server.app")
+            assert delayed, f"{module}: {function} imports {imported} inside"
 
 
-@pytest.mark.parametrize("module", sorted(MODULES))
-def test_only_the_command_line_imports_by_name(module: str) -> None:
+def test_only_the_command_line_imports_by_name() -> None:
     """Its table of subcommands is the one exception: whoever calls one pays for no other."""
-    called = {node.id for node in ast.walk(parsed(module)) if isinstance(node, ast.Name)}
-    called |= {node.attr for node in ast.walk(parsed(module)) if isinstance(node, ast.Attribute)}
-    assert module == "mfalcon.cli.main" or not called & {"import_module", "__import__"}
+    for module in MODULES:
+        assert module == "mfalcon.cli.main" or not facts(module).names & {"import_module", "__import__"}, module
 
 
 def test_what_needs_an_optional_package_says_so_truly() -> None:
@@ -320,7 +337,7 @@ def test_what_needs_an_optional_package_says_so_truly() -> None:
         if module not in MODULES or module in seen:
             return False
         seen.add(module)
-        return any(reaches(name, seen) for name in imports(parsed(module)))
+        return any(reaches(name, seen) for name in facts(module).imports)
 
     for name in NEEDS_OPTIONAL:
         inside = [module for module in MODULES if _inside(module, name)]
@@ -328,6 +345,6 @@ def test_what_needs_an_optional_package_says_so_truly() -> None:
 
 
 def test_the_transports_do_not_see_each_other() -> None:
-    seen = {name: set(imports(parsed(name))) for name in ("server.grpc.api", "server.http.api")}
+    seen = {name: facts(name).imports for name in ("server.grpc.api", "server.http.api")}
     assert "server.http.api" not in seen["server.grpc.api"]
     assert "server.grpc.api" not in seen["server.http.api"]

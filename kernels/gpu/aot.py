@@ -3,7 +3,8 @@
 `python -m kernels.gpu.aot` calls the ops as production does, on tensors without memory and under a driver that only
 names its architecture, catches what Triton is asked to compile, and reads the machine code. A case fails that spills,
 that needs more than the limits of this version of Triton grant it (`kernels.gpu.limits`; `--write` grants what it needs
-now), or whose machine code lacks an instruction that it was written for.
+now), or whose machine code lacks an instruction that it was written for. Where all hold, that is kept for the sources
+that they were compiled from (`kernels.gpu.proof`), and with `--changed` a few are enough until these change.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JitFunctionInfo
 
-from kernels.gpu import configs, limits
+from kernels.gpu import configs, limits, proof
 from kernels.gpu.aot_cases import ARCHITECTURES, Case, cases
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.limits import Figures
@@ -134,6 +135,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile every GPU kernel ahead of time and check what it needs.")
     parser.add_argument("--architecture", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--only", metavar="REGEX", default="", help="cases whose key has a match")
+    parser.add_argument("--changed", action="store_true", help="all of them only if a source changed, else a few")
     parser.add_argument("--processes", type=int, default=2, help="how many compile at a time [%(default)s]")
     parser.add_argument("--write", action="store_true", help="write these cases' limits instead of checking them")
     parser.add_argument("--json", action="store_true", help="print the figures of every case as JSON")
@@ -149,6 +151,9 @@ def main() -> int:
     wanted = [
         case for case in every if case.architecture in arguments.architecture and re.search(arguments.only, case.key)
     ]
+    if arguments.changed and proof.holds(triton.__version__):
+        few = proof.sample([case.key for case in wanted])
+        wanted = [case for case in wanted if case.key in few]
     results, lost = all_compiled(wanted, arguments.processes)
     found = {result.key: result.figures for result in results}
     if arguments.json:
@@ -166,6 +171,8 @@ def main() -> int:
     wrong += [f"{key}: spills {spilled} bytes" for key, spilled in spilling.items() if key not in limits.MAY_SPILL]
     for line in wrong:
         print(line, file=sys.stderr)
+    if not wrong and not left_out:
+        proof.write(triton.__version__)
     print(f"{len(found)} cases, {len(wrong)} failures, triton {triton.__version__}", file=sys.stderr)
     return 1 if wrong else 0
 

@@ -30,7 +30,7 @@ OPTIONS = EngineConfig(
     histories=HistoryOptions(log_max_events=64, log_slack=32, max_counted_items=1_000),
 )
 BOUND = 2e-6
-SECONDS = 20
+SECONDS = 60
 
 
 def expected(logs: Sequence[Events], items: Ids, like: LikeRule = LIKE) -> Ids:

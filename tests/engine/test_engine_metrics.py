@@ -24,7 +24,7 @@ from tests.small import random_events, rank_request, small_checkpoint
 CHECKPOINT = small_checkpoint()
 MODEL = "main"
 REQUEST = rank_request("ann", CHECKPOINT.items.item_id[:9].tolist())
-SECONDS = 20
+SECONDS = 60
 STAGES = ("log", "fetch", "queue", "encode", "score")
 
 

@@ -61,9 +61,9 @@ SHIFTED = {"like": Calibration(0.9, 0.3), "rating": Calibration(1.1, -0.5)}
 BOUND = 1e-6
 BUDGET_S = 1.0
 """Enough for the member here on a machine that has other work."""
-LONG_S = 10.0
+LONG_S = 60.0
 """A budget that nobody waits for, however busy the machine is."""
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 Make = Callable[..., Awaitable[Engine]]
 
@@ -249,17 +249,15 @@ async def test_it_ranks_without_who_is_frozen_and_with_it_again(world: World) ->
     assert not whole.partial_merge
     tasks = len(asyncio.all_tasks())
     world.elsewhere.mode = "frozen"
-    waits = []
     for _ in range(3):
         began = time.monotonic()
         result = await world.rank()
-        waits.append(time.monotonic() - began)
+        assert time.monotonic() - began >= BUDGET_S
         assert result.partial_merge
         assert_is_merge(result, [alone], [1.0])
         arrived, late = result.members
         assert arrived.arrived and not late.arrived
         assert late.error.startswith("late: no answer within") and late.took_us >= 1e6 * BUDGET_S
-    assert BUDGET_S <= min(waits) < 3 * BUDGET_S  # a busy machine is late itself: `mfalcon bench merge --faults`
     result = await world.until("away")
     began = time.monotonic()
     for _ in range(300):

@@ -27,7 +27,7 @@ from tests.items.oracle import delta_of, numbered, patched
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
 BOUND = 2e-6  # answers are float32
-WAIT_S = 20.0
+WAIT_S = 60.0
 FIRST = dataclasses.replace(small_checkpoint(), fingerprint="1" * 64)
 SECOND = dataclasses.replace(small_checkpoint(seed=7), fingerprint="7" * 64)
 ITEMS = FIRST.items.item_id

@@ -29,7 +29,7 @@ CHECKPOINTS = {
     )
     for architecture in ("dfgr", "hstu")
 }
-SECONDS = 20
+SECONDS = 60
 Start = Callable[..., Awaitable[Engine]]
 
 

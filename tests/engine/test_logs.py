@@ -88,7 +88,7 @@ async def test_nothing_is_kept_of_who_was_evicted(kind: str, tmp_path: Path) -> 
         assert alone.any() and not counted(engine).any()
 
 
-async def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end

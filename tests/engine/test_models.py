@@ -24,7 +24,7 @@ from tests.small import random_events, rank_request, small_checkpoint, small_con
 
 MODELS = {"dfgr": small_checkpoint("dfgr"), "hstu": small_checkpoint("hstu")}
 ITEMS = MODELS["dfgr"].items.item_id[:9].tolist()
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def config(redis_url: str | None, max_connections: int = 32) -> EngineConfig:

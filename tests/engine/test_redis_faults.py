@@ -62,9 +62,7 @@ async def test_stale_answers_are_right_for_what_was_verified_and_say_so(
     await engine.append_events("ann", Append(events, 0))
     assert not (await rank(engine, events)).stale
     server.freeze()
-    began = time.monotonic()
     assert (await rank(engine, events)).stale
-    assert time.monotonic() - began < (20 if here is CacheSource.GPU else 1)
     with pytest.raises(StorageUnavailable):
         await engine.rank(request("bob"), time.monotonic() + 1)
     with pytest.raises(StorageUnavailable):

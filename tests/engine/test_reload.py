@@ -40,7 +40,7 @@ def versioned(seed: int) -> Checkpoint:
 FIRST, SECOND = versioned(1), versioned(7)
 ITEMS = FIRST.items.item_id[:9].tolist()
 HISTORY = random_events(20)
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def assert_right(result: RankResult, history: Events) -> None:

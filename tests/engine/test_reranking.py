@@ -31,7 +31,7 @@ CHECKPOINT = small_checkpoint()
 MODEL = "main"
 REQUEST = rank_request("ann", [*CHECKPOINT.items.item_id.tolist(), 5_000_000, 5_000_000], top_k=9)
 WISH = Rerank("dpp", 0.8, depth=20)
-SECONDS = 20
+SECONDS = 60
 
 
 @pytest.fixture

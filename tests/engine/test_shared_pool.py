@@ -33,7 +33,7 @@ KEPT = 8
 HISTORY = random_events(20)
 LONG = random_events(100)
 """More than small pages are for: a state takes a page, and few fill a pool."""
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def versioned(seed: int, num_layers: int = 2) -> Checkpoint:

@@ -399,7 +399,7 @@ async def test_deleted_events_are_gone_from_the_disk(tmp_path: Path, monkeypatch
         await one.log.append("ann", Append(secret), None)
         assert b"SECRET!!" in on_disk(tmp_path)
         await one.log.delete("ann", None)
-        await until(lambda: b"SECRET!!" not in on_disk(tmp_path), 15)
+        await until(lambda: b"SECRET!!" not in on_disk(tmp_path))
         assert len((await one.log.read("user-3", 5)).history) == 40
 
 

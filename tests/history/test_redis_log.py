@@ -290,14 +290,12 @@ async def test_unreachable_refuses_or_serves_the_last_verified(redis_server: Red
     for log in (strict, lenient):
         await read(log)
     redis_server.freeze()
-    began = time.monotonic()
     with pytest.raises(StorageUnavailable, match="no answer within 20 ms"):
         await strict.read("ann", 0.02)
     reading = await lenient.read("ann", 0.02)
     assert reading.stale and reading.history.events.tobytes() == events.tobytes()
     with pytest.raises(StorageUnavailable):
         await lenient.read("bob", 0.02)  # nothing verified of him
-    assert time.monotonic() - began < 1
     with pytest.raises((StorageUnavailable, DeadlineExceeded), match="may have been written all the same"):
         await strict.append("ann", Append(random_events(1, 1, 10**13), 10), time.monotonic() + 0.02)
     redis_server.thaw()

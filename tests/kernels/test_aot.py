@@ -1,6 +1,7 @@
 """Every GPU kernel compiles for every architecture, without spills and within limits; no GPU is needed."""
 
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -12,7 +13,7 @@ pytest.importorskip("triton", reason="no triton for this platform")
 
 import triton
 
-from kernels.gpu import aot, configs, limits
+from kernels.gpu import aot, configs, limits, proof
 from kernels.gpu.aot_cases import ARCHITECTURES, Case, cases
 from kernels.gpu.limits import Figures
 
@@ -101,6 +102,26 @@ def test_a_triton_without_limits_is_refused(
     assert aot.main() == 1
     told = capsys.readouterr().err
     assert told.startswith(f"triton 3.99.0: no limits for its compiler, only for {', '.join(limits.versions())}.")
+
+
+def test_what_was_proven_is_so_until_a_source_or_the_compiler_changes(tmp_path: Path) -> None:
+    version = triton.__version__
+    known = proof.digest(version)
+    assert proof.path_of("3.7.9") == proof.path_of("3.7.1")
+    folder = tmp_path / "kernels"
+    shutil.copytree(ROOT / "kernels", folder, ignore=shutil.ignore_patterns("cpu", "__pycache__", "*.proof"))
+    assert proof.digest(version, folder) == known != proof.digest(f"{version}.post1", folder)
+    for changed in ("gpu/norms.py", "gpu/hopper/launch.py", "paged.py", f"gpu/{limits.path_of(version).name}"):
+        before = (folder / changed).read_text()
+        (folder / changed).write_text(f"{before} ")
+        assert proof.digest(version, folder) != known
+        (folder / changed).write_text(before)
+    assert proof.digest(version, folder) == known
+
+
+def test_the_sample_has_every_architecture() -> None:
+    keys = [case.key for architecture in ARCHITECTURES for case in cases(architecture)]
+    assert {int(key.split()[0]) for key in proof.sample(keys)} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("architecture", [80, 89, 90])

@@ -25,7 +25,7 @@ from mfalcon.kvcache.state import KVPool, KVState
 from mfalcon.kvcache.tier import Entry, LruTier, state_key
 from tests.kvcache.states import EVENTS, LAYOUT, PAGE, history, state_of
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

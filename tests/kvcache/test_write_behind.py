@@ -20,7 +20,7 @@ from mfalcon.redis.keys import Keys
 from tests.kvcache.states import PAGE, history, state_of
 
 CHUNKS = ChunkLayout(b"f" * 16, 1, 1, 1, 4, 4, PayloadDtype.FLOAT32)
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 
 
 class TwoNodes(RedisStates):

@@ -13,7 +13,7 @@ from mfalcon.metrics.states import StateMetrics
 from mfalcon.redis.client import RedisClient, RedisSettings
 from mfalcon.redis.sentinel import Named, newest
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 A, B = ("a", 1), ("b", 2)
 
 

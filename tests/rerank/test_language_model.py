@@ -24,7 +24,7 @@ from tests.rerank.openai_server import (
 
 CANDIDATES: list[Item] = [{"number": number, "title": f"Title {number}"} for number in range(1, 7)]
 HISTORY: list[Item] = [{"title": "Seen", "actions": ["like"]}]
-TIMEOUT_S, SLACK_S = 0.3, 2.0
+TIMEOUT_S, SLACK_S = 0.3, 15.0
 """SLACK_S: of a busy machine of tests; what it is on a quiet one is measured elsewhere."""
 
 
@@ -50,7 +50,7 @@ async def skipped(model: LanguageModel, seconds: float = 60) -> str:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    for _ in range(2_000):
+    for _ in range(6_000):
         if holds():
             return
         await asyncio.sleep(0.01)
@@ -133,7 +133,7 @@ async def test_one_that_fails_is_left_alone_and_tried_again_by_itself(caplog: py
         assert len(server.asked) == NUM_FAILURES
         assert len(caplog.records) == 1 and "status 500" in caplog.text and "s3cret" not in caplog.text
         server.answer = reversed_order
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
                 assert await model.order(HISTORY, CANDIDATES, 60) == [0, 1, 2, 3, 4, 5]
@@ -153,7 +153,7 @@ async def test_a_request_in_a_hurry_says_nothing_of_the_model() -> None:
 
 async def test_one_that_is_frozen_is_left_alone_however_little_time_its_callers_have() -> None:
     async with asked(never, timeout_s=TIMEOUT_S) as (model, server):
-        ends, end = list[str](), time.monotonic() + 20
+        ends, end = list[str](), time.monotonic() + 60
         while "unavailable" not in ends:
             assert time.monotonic() < end
             ends.append(await skipped(model, TIMEOUT_S / 6))
@@ -161,8 +161,10 @@ async def test_one_that_is_frozen_is_left_alone_however_little_time_its_callers_
         await asyncio.sleep(FIRST_PAUSE_S + 0.1)
         num_asked = len(server.asked)
         assert [await skipped(model, TIMEOUT_S / 6) for _ in range(4)] == ["late"] + ["unavailable"] * 3
-        assert len(server.asked) == num_asked + 1  # nobody else waits for what one finds, though he has left
-        server.answer, end = reversed_order, time.monotonic() + 20
+        await until(
+            lambda: len(server.asked) == num_asked + 1
+        )  # nobody else waits for what one finds, though he has left
+        server.answer, end = reversed_order, time.monotonic() + 60
         while True:
             assert time.monotonic() < end
             try:
@@ -180,17 +182,20 @@ async def test_one_that_is_slow_is_asked_on_by_callers_of_little_time() -> None:
         return ordered(got.numbers)
 
     async with asked(slowly, timeout_s=30, concurrency=3) as (model, server):
-        ends = {await skipped(model, 0.05) for _ in range(4 * NUM_FAILURES)}
-        assert ends == {"late"} and len(server.asked) >= 4 * NUM_FAILURES
+        async with asyncio.timeout(60):
+            while len(server.asked) < 4 * NUM_FAILURES:
+                assert await skipped(model, 0.05) == "late"
         assert await model.order(HISTORY, CANDIDATES, 60) == [0, 1, 2, 3, 4, 5]
 
 
 async def test_one_call_at_most_goes_on_without_its_caller_and_ends_with_the_model() -> None:
     async with openai_server(never) as server:
         async with model_of(server.url, timeout_s=30, concurrency=3) as model:
-            assert [await skipped(model, 0.05) for _ in range(4)] == ["late"] * 4
-            await until(lambda: server.num_left == len(server.asked) - 1 == 3)
-        await until(lambda: server.num_left == 4)
+            async with asyncio.timeout(60):
+                while len(server.asked) < 4:
+                    assert await skipped(model, 0.05) == "late"
+            await until(lambda: server.num_left == len(server.asked) - 1)
+        await until(lambda: server.num_left == len(server.asked))
 
 
 async def test_an_answer_that_is_no_order_says_nothing_against_the_service() -> None:

@@ -139,19 +139,21 @@ async def test_deadline_of_the_caller(running: Running) -> None:
     assert code == "DEADLINE_EXCEEDED"
     answer = await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "50"})
     assert answer.status_code == 504
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await running.engine.cancelled.acquire()
         await running.engine.cancelled.acquire()
 
 
 async def test_the_engine_knows_the_deadline(running: Running) -> None:
+    began = time.monotonic()
     await running.stub.Rank(RANK, timeout=3)
     await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "3000"})
     await running.stub.Rank(RANK)
-    by_grpc, by_http, default = (deadline - time.monotonic() for deadline in running.engine.deadlines if deadline)
-    assert 1 < by_grpc < 3
-    assert 1 < by_http < 3
-    assert 8 < default < 10
+    by_grpc, by_http, default = (deadline - began for deadline in running.engine.deadlines if deadline)
+    passed = time.monotonic() - began
+    assert 2 < by_grpc < 3 + passed
+    assert 3 <= by_http < 3 + passed
+    assert 10 <= default < 10 + passed
 
 
 async def test_a_cancelled_call_is_dropped(running: Running) -> None:
@@ -160,7 +162,7 @@ async def test_a_cancelled_call_is_dropped(running: Running) -> None:
     waiting = asyncio.ensure_future(call.wait_for_connection())
     await running.engine.entered.wait()
     call.cancel()
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await running.engine.cancelled.acquire()
     waiting.cancel()
     running.engine.gate.set()
@@ -171,7 +173,7 @@ async def test_a_client_that_leaves_is_dropped(running: Running) -> None:
     running.engine.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
         await running.http.post("/v1/rank", json=RANK_JSON, timeout=0.2)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(60):
         await running.engine.cancelled.acquire()
     running.engine.gate.set()
     assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200

@@ -24,7 +24,7 @@ from server.reload import Reloads, mark_of
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 def save(directory: Path, seed: int) -> str:

@@ -48,4 +48,4 @@ def test_a_fault_that_cannot_be_lifted_ends_the_run() -> None:
     began = time.monotonic()
     with pytest.raises(EngineFailure, match="did not come back"):
         chaos.run(inject)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60

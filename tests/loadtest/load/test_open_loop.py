@@ -175,7 +175,7 @@ async def test_a_search_that_finds_a_rate_tells_it_and_the_one_that_failed() -> 
     async with scripted_server() as server:
         server.script = (refuses_from_the_third_run_on,)
         target = GrpcTarget(server.target)
-        options = replace(OPTIONS, seconds=1.0, search_p99_ms=60_000.0)
+        options = replace(OPTIONS, seconds=0.5, search_p99_ms=60_000.0)
         result = await load(options, target, lambda text: runs.append(text) if "a second" in text else None)
         await target.close()
     assert result.found is not None

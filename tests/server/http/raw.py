@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
-GENEROUS_SECONDS = 20.0
+GENEROUS_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
