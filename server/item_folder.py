@@ -121,7 +121,7 @@ class Folder(Generic[M, T]):
         applied.
         """
         async with self._looking:
-            while (found := await beside(self._next)) is not None:
+            while (found := await beside(self._next, in_background=True)) is not None:
                 if not await self._apply(*found):
                     return
 
@@ -129,7 +129,7 @@ class Folder(Generic[M, T]):
         """Whether there is more to look for now."""
         name = self._info().name
         try:
-            content = await beside(lambda: self._kind.read(path, manifest))
+            content = await beside(lambda: self._kind.read(path, manifest), in_background=True)
         except InvalidInput as error:
             self._refused(name, error)
             self._say_bad(path, marks, error)

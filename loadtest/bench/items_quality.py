@@ -151,8 +151,8 @@ def run(
         deltas, marks = deltas_of(directory / one.name, one, dataset, parts, groups, options.refreshes)
         sizes += [delta.num_rows for delta in deltas[1:]]
         for way in WAYS:
-            of_way = () if way == "none" else (deltas, marks)
-            tasks.append(Task(way, directory / one.name, dataset, parts == TEST, *(of_way or ((), ())), options.keep_s))
+            sent = (deltas, marks) if way != "none" else ((), ())
+            tasks.append(Task(way, directory / one.name, dataset, parts == TEST, *sent, options.keep_s))
     progress(f"{len(tasks)} passes of {len(groups)} ranks each")
     found = _all_served(tasks, options.processes)
     rows = [

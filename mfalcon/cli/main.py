@@ -46,6 +46,10 @@ COMMANDS = {
         "mfalcon.cli.reload",
         "Serve another checkpoint without a restart; a bad one leaves the old one serving.",
     ),
+    "learn-items": (
+        "mfalcon.cli.learn_items",
+        "Learn vectors and biases of items from later events, all other weights as they are; items may be new.",
+    ),
     "update-items": (
         "mfalcon.cli.update_items",
         "Change or add item rows while a model serves; all of a delta, or nothing.",

@@ -11,7 +11,7 @@ from mfalcon.beside import beside
 from mfalcon.engine.catalog import Catalog
 from mfalcon.engine.device import Device
 from mfalcon.engine.ranker import LoadedRanker
-from mfalcon.engine.workers import in_background
+from mfalcon.engine.workers import on_one_core
 from mfalcon.errors import CheckpointError, InvalidInput, Overloaded
 from mfalcon.items.delta import Delta
 from mfalcon.items.live import LiveItems
@@ -75,7 +75,7 @@ class ItemUpdates:
         """Beside the device thread; on a GPU on it, because no other thread asks that device for anything."""
         if self._device.device.type == "cuda":
             return await self._on_device(lambda: live.made(delta, patience_s=0.0))
-        return await beside(lambda: in_background(lambda: live.made(delta)))
+        return await beside(lambda: on_one_core(lambda: live.made(delta)), in_background=True)
 
     async def _on_device(self, work: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self._device.call(work))

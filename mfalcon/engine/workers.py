@@ -4,17 +4,11 @@ A small request cannot fill several cores (a microbatch is a core's work) and pa
 requests are small is measured at start (`warmup.measure_side_by_side`).
 """
 
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import torch
-
-_NICE: Final = 10
-"""Of what is done in the background: a tenth of a core where requests want all."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,13 +28,6 @@ def on_one_core(work: Callable[[], R]) -> R:
     """Do work beside the device thread, whose cores the others are."""
     take_cores(1)
     return work()
-
-
-def in_background(work: Callable[[], R]) -> R:
-    """The same for work that no request waits for, in a thread that ends with it: requests have the cores first."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-    return on_one_core(work)
 
 
 class WorkerPool:
