@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from mfalcon.backends.choice import AUTO, ON_DEVICE, REFERENCE, choose
+from mfalcon.backends.fused import FusedBackend
 from mfalcon.backends.lookup import settle_items
 from mfalcon.backends.parts import InParts
+from mfalcon.backends.request_stack import RequestStack, shape_of
 from mfalcon.models.base import EventRanker, EventSide, EventTokens, Reader, Targets
+from mfalcon.models.dlrm_v3 import DlrmV3
 
 SPLIT: Final = "split"
 """What is the user's is computed once a request, and what is a candidate's in microbatches."""
@@ -67,8 +70,9 @@ class PlainReader:
 
 
 def serve_events(model: EventRanker, backend: str = AUTO) -> ServedEvents:
-    """Make a model ready: split, with the matrix product of the fused kernel where that is of float32, or as it is
-    defined. Backends that only compute stacks leave it split. On a CPU each core takes a part of the candidates.
+    """Make a model ready: split, with the matrix product of the fused kernel where that is of float32, or its whole
+    stack where the model has layers; or as it is defined. Backends that only compute stacks leave it split. On a CPU
+    each core takes a part of the candidates.
 
     Raises BackendUnavailable for a fused kernel that is asked for by name and cannot run here.
     """
@@ -80,7 +84,10 @@ def serve_events(model: EventRanker, backend: str = AUTO) -> ServedEvents:
     if backend in (SPLIT, *ON_DEVICE):
         return ServedEvents(model, InParts(model.reader()), SPLIT)
     choice = choose(backend, model.device, model.dtype)
-    kernel = choice.kernel if model.dtype == torch.float32 and model.multiplies_fused else None
+    if isinstance(model, DlrmV3) and choice.kernel is not None:
+        stack = FusedBackend(choice.kernel, model.stack, shape_of(model))
+        return ServedEvents(model, InParts(RequestStack(model, stack)), choice.name, choice.unavailable)
+    kernel = choice.kernel if model.dtype == torch.float32 and not model.has_layers else None
     return ServedEvents(
         model, InParts(model.reader(kernel)), SPLIT if kernel is None else choice.name, choice.unavailable
     )

@@ -223,8 +223,8 @@ def _table_size(loaded: Checkpoint, num_ids: int | None) -> TableSize | None:
 
 def _backend_here(model: Ranker, dtype: torch.dtype) -> BackendHere:
     choice = choose(AUTO, torch.device("cpu"), dtype)
-    fused = choice.kernel is not None and dtype == torch.float32
-    if isinstance(model, EventRanker) and not (fused and model.multiplies_fused):
+    fused = choice.kernel is not None and (dtype == torch.float32 or model.has_layers)
+    if isinstance(model, EventRanker) and not fused:
         return BackendHere(str(dtype).removeprefix("torch."), SPLIT, choice.unavailable)
     return BackendHere(str(dtype).removeprefix("torch."), choice.name, choice.unavailable)
 

@@ -252,8 +252,6 @@ class EventRanker(Ranker):
     prefix_stable = False
     has_layers = False
     why_no_states = "the model has no KV state"
-    multiplies_fused = True
-    """Whether its reader takes the products of the fused kernel."""
 
     @abstractmethod
     def reader(self, kernel: Kernel | None = None) -> Reader:

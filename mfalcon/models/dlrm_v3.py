@@ -40,7 +40,6 @@ class DlrmV3(EventRanker):
 
     has_layers = True
     is_trained_here = False
-    multiplies_fused = False
     why_no_states = "positions count from the end and ages from the request: K and V are of one request"
 
     def __init__(self, config: RankerConfig) -> None:
@@ -150,7 +149,7 @@ class DlrmV3(EventRanker):
             self.post.float()
 
     def reader(self, kernel: Kernel | None = None) -> Reader:
-        """See `EventRanker.reader`."""
+        """See `EventRanker.reader`. With torch's layers; a stack backend has `RequestStack`."""
         return DlrmReader(self)
 
 

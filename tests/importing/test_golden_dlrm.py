@@ -5,6 +5,7 @@ import tomllib
 import torch
 from torch import Tensor
 
+from mfalcon.backends.events import serve_events
 from mfalcon.importing.dlrm_v3 import Imported, imported
 from mfalcon.importing.sidecar import Sidecar
 from mfalcon.models.base import EventTokens, Targets
@@ -57,6 +58,20 @@ def test_a_candidate_scores_the_same_whoever_is_asked_with_it() -> None:
         for index in range(len(targets.rows)):
             alone = reader.raw(side, targets.part(torch.tensor([index])), 64)
             assert float((alone - together[index]).abs().max()) <= MATES_BOUND
+
+
+def test_what_serves_is_the_definition() -> None:
+    """The layers on the fused kernel, where it runs."""
+    found = model().model
+    served = [serve_events(found, backend) for backend in ("auto", "reference")]
+    for number in range(3):
+        events, targets, now_s, _ = request(number)
+        with torch.inference_mode():
+            scores = [
+                found.scores(one.reader.raw(one.reader.read(events, targets.context, now_s * 1000), targets, 16))
+                for one in served
+            ]
+        assert float((scores[0] - scores[1]).abs().max()) <= BOUND
 
 
 def keys_of(found: DlrmV3, events: EventTokens, context: Tensor, now_s: int) -> Tensor:
