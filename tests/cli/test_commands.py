@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 from mfalcon.cli.datasets import open_dataset
@@ -17,6 +20,7 @@ from mfalcon.models import checkpoint
 from mfalcon.models.config import Task
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.run import PROGRESS
+from tests.small import small_checkpoint
 
 TRAIN = ("--data", "synthetic", "--epochs", "1", "--dim", "16", "--max-history", "40", "--window-chunk", "20")
 
@@ -24,6 +28,35 @@ TRAIN = ("--data", "synthetic", "--epochs", "1", "--dim", "16", "--max-history",
 def mfalcon(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "mfalcon.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | variables, timeout=120)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """As a process ends."""
+
+    returncode: object
+    stdout: str
+    stderr: str
+
+
+Inside = Callable[..., Ended]
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Inside]:
+    """Calls a command in this process, which has imported torch already."""
+
+    def call(*arguments: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["mfalcon", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        said = capsys.readouterr()
+        return Ended(end.value.code or 0, said.out, said.err)
+
+    threads = torch.get_num_threads()
+    yield call
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -55,15 +88,18 @@ def test_evaluate_prints_one_json_object(trained: Path) -> None:
     assert all(0 < report["mae"] <= report["rmse"] for report in reports if report["task"] == "rating")
 
 
-def test_evaluate_prints_every_task_beside_the_baselines(trained: Path) -> None:
-    done = mfalcon("evaluate", str(trained), "--no-trees", COLUMNS="80")
+def test_evaluate_prints_every_task_beside_the_baselines(
+    trained: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = inside("evaluate", str(trained), "--no-trees")
     assert "…" not in done.stdout
     for words in (("like", "model", "strict"), ("rating", "model", "order"), ("like", "logistic")):
         assert any(all(word in line for word in words) for line in done.stdout.splitlines())
 
 
-def test_evaluate_tells_what_a_diverse_top_costs(trained: Path) -> None:
-    done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--json")
+def test_evaluate_tells_what_a_diverse_top_costs(trained: Path, inside: Inside) -> None:
+    done = inside("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     for pool in ("rated", "catalogue"):
@@ -71,28 +107,28 @@ def test_evaluate_tells_what_a_diverse_top_costs(trained: Path) -> None:
         assert strengths == sorted(set(strengths)) and len(strengths) > 10
         assert sum(row["chosen"] for row in rows if row["pool"] == pool) == 1
     assert all(row["gain"] == 0 for row in rows if row["strength"] == 0)
-    done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--strength", "0.1", "--json")
+    done = inside("evaluate", str(trained), "--data", "synthetic", "--rerank", "mmr", "--strength", "0.1", "--json")
     assert done.returncode == 0, done.stderr
     rows = [row for row in json.loads(done.stdout)["rows"] if row["pool"] == "catalogue"]
     assert rows[-1]["tail_weight"] == 1 and rows[-1]["tail"] > rows[0]["tail"]  # training counted the items
 
 
-def test_verify_holds_and_says_so(trained: Path) -> None:
-    done = mfalcon("verify", str(trained), "--dtype", "float32", "--json")
+def test_verify_holds_and_says_so(trained: Path, inside: Inside) -> None:
+    done = inside("verify", str(trained), "--dtype", "float32", "--json")
     assert done.returncode == 0
     content = json.loads(done.stdout)
     assert content["holds"]
     assert {law["law"] for law in content["laws"]} == {1, 2, 3, 4, 5, 6, 7}
 
 
-def test_rank_asks_a_running_server(trained: Path) -> None:
+def test_rank_asks_a_running_server(trained: Path, inside: Inside) -> None:
     with serving(trained) as served:
         target = ("--target", served.grpc)
         table = mfalcon("rank", "--user", "ann", "--checkpoint", str(trained), "--top", "3", *target)
-        as_json = mfalcon("rank", "--user", "ann", "--candidates", "1,2,3", "--json", *target)
-        refused = mfalcon("rank", "--user", "ann", "--candidates", "1", "--context", "mood=1", *target)
-        featured = mfalcon("rank", "--user", "ann", "--candidates", "1,2", "--feature", "price=1,2.5", *target)
-        no_number = mfalcon("rank", "--user", "ann", "--candidates", "1", "--feature", "price=cheap", *target)
+        as_json = inside("rank", "--user", "ann", "--candidates", "1,2,3", "--json", *target)
+        refused = inside("rank", "--user", "ann", "--candidates", "1", "--context", "mood=1", *target)
+        featured = inside("rank", "--user", "ann", "--candidates", "1,2", "--feature", "price=1,2.5", *target)
+        no_number = inside("rank", "--user", "ann", "--candidates", "1", "--feature", "price=cheap", *target)
     assert "features.names[0]: got 'price', must be one of the model's dense features (none" in featured.stderr
     assert "--feature: got ['price=cheap'], each must be name=number,number" in no_number.stderr
     assert table.returncode == 0, table.stderr
@@ -113,11 +149,12 @@ def test_a_second_load_finds_everything_there(trained: Path) -> None:
     assert second.stdout == f"0 events appended, {total} were there\n"
 
 
-def test_chaos_refuses_a_server_of_another_checkpoint(trained: Path, tmp_path: Path) -> None:
+def test_chaos_refuses_a_server_of_another_checkpoint(trained: Path, tmp_path: Path, inside: Inside) -> None:
     other = tmp_path / "other"
-    assert mfalcon("train", *TRAIN, "--seed", "1", "--out", str(other)).returncode == 0
+    another = small_checkpoint()
+    checkpoint.save(other, another.model, another.items)
     with serving(trained) as served:
-        refused = mfalcon("chaos", str(other), "--target", served.grpc, "--minutes", "0.01")
+        refused = inside("chaos", str(other), "--target", served.grpc, "--minutes", "0.01")
     versions = [checkpoint.load(path).fingerprint[:12] for path in (trained, other)]
     assert refused.returncode == 1
     assert f"{served.grpc} serves version {versions[0]}, {other} is {versions[1]}" in refused.stderr

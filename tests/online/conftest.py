@@ -16,9 +16,18 @@ TRAIN_SECONDS = 600
 
 @pytest.fixture(scope="session")
 def trained(ml100k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a dfgr checkpoint, trained with the default recipe."""
-    out = tmp_path_factory.mktemp("trained") / "dfgr"
-    command = [sys.executable, "-m", "mfalcon.cli", "train", "--model", "dfgr", "--out", str(out)]
+    """Directory of a dfgr checkpoint, trained for a sixth of the default recipe."""
+    return train(tmp_path_factory.mktemp("trained") / "dfgr", "--epochs", "2")
+
+
+@pytest.fixture(scope="session")
+def wholly_trained(ml100k: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the default recipe."""
+    return train(tmp_path_factory.mktemp("trained") / "dfgr")
+
+
+def train(out: Path, *options: str) -> Path:
+    command = [sys.executable, "-m", "mfalcon.cli", "train", "--model", "dfgr", "--out", str(out), *options]
     subprocess.run(command, check=True, cwd=ROOT, timeout=TRAIN_SECONDS, stdout=subprocess.DEVNULL)
     return out
 
