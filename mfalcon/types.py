@@ -277,6 +277,11 @@ class Retrieve:
     num_items: int
 
 
+Returns: TypeAlias = Literal["both", "scores", "top"]
+RETURNS: tuple[Returns, ...] = ("both", "scores", "top")
+"""What of an answer is sent: all scores and the top, the scores alone, or the top with its scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankRequest:
     """One request to rank candidates for a user, already validated.
@@ -291,6 +296,9 @@ class RankRequest:
     dense: features of the candidates; absent ones are missing to the model.
     recompute: encode the history anew; no KV state that is kept is used or changed.
     retrieve: what proposes the candidates, which are empty then; None where they are given.
+    returns: what of the answer is sent to the caller; see `mfalcon.returned`.
+    exclude_unknown, exclude_seen: candidates that the model does not know, and items of the user's history and recent
+        events, are not in the top.
     """
 
     user_id: str
@@ -304,6 +312,9 @@ class RankRequest:
     dense: DenseFeatures = field(default_factory=DenseFeatures)
     recompute: bool = False
     retrieve: Retrieve | None = None
+    returns: Returns = "both"
+    exclude_unknown: bool = False
+    exclude_seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +347,8 @@ class RankResult:
 
     scores: [num_scored] blend, aligned with the candidates.
     task_scores: [num_tasks, num_scored].
-    top: [min(top_k, num_scored)] positions, best first, ties by position; as reranked where that was asked.
+    top: [min(top_k, num_scored)] positions, best first, ties by position; as reranked where that was asked. Fewer where
+        the request excludes some.
     history_len: events acknowledged for the user (not the window that the model saw).
     unknown: positions of candidates that the checkpoint does not know (scored by the reserved row).
     stale: the event log could not be asked: the history is the last one verified, and newer events may exist.
@@ -384,6 +396,18 @@ class RankResult:
     def num_scored(self) -> int:
         """How many of the candidates have a score."""
         return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRank:
+    """A request to rank by a model, as one of many in a call. model: by name, "" for the default one."""
+
+    request: RankRequest
+    model: str = ""
+
+
+RankOutcome: TypeAlias = RankResult | MFalconError
+"""What became of one rank of several: what `rank` would have returned, or raised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Event(_message.Message):
     def __init__(self, item_id: _Optional[int] = ..., actions: _Optional[int] = ..., value: _Optional[float] = ..., time_ms: _Optional[int] = ..., text_id: _Optional[str] = ...) -> None: ...
 
 class RankRequest(_message.Message):
-    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model", "allow_partial", "features", "rerank", "recompute", "retrieve", "candidate_ids")
+    __slots__ = ("user_id", "candidates", "top_k", "request_time_ms", "recent_events", "context", "model", "allow_partial", "features", "rerank", "recompute", "retrieve", "candidate_ids", "exclude_unknown", "exclude_seen")
     class ContextEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +112,9 @@ class RankRequest(_message.Message):
     RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
     RETRIEVE_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_IDS_FIELD_NUMBER: _ClassVar[int]
+    RETURN_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     candidates: _containers.RepeatedScalarFieldContainer[int]
     top_k: int
@@ -125,7 +128,29 @@ class RankRequest(_message.Message):
     recompute: bool
     retrieve: Retrieve
     candidate_ids: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ..., allow_partial: _Optional[bool] = ..., features: _Optional[_Union[DenseFeatures, _Mapping]] = ..., rerank: _Optional[_Union[Rerank, _Mapping]] = ..., recompute: _Optional[bool] = ..., retrieve: _Optional[_Union[Retrieve, _Mapping]] = ..., candidate_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+    exclude_unknown: bool
+    exclude_seen: bool
+    def __init__(self, user_id: _Optional[str] = ..., candidates: _Optional[_Iterable[int]] = ..., top_k: _Optional[int] = ..., request_time_ms: _Optional[int] = ..., recent_events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., context: _Optional[_Mapping[str, int]] = ..., model: _Optional[str] = ..., allow_partial: _Optional[bool] = ..., features: _Optional[_Union[DenseFeatures, _Mapping]] = ..., rerank: _Optional[_Union[Rerank, _Mapping]] = ..., recompute: _Optional[bool] = ..., retrieve: _Optional[_Union[Retrieve, _Mapping]] = ..., candidate_ids: _Optional[_Iterable[str]] = ..., exclude_unknown: _Optional[bool] = ..., exclude_seen: _Optional[bool] = ..., **kwargs) -> None: ...
+
+class RankBatchRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[RankRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[RankRequest, _Mapping]]] = ...) -> None: ...
+
+class RankBatchResponse(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[RankOutcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[RankOutcome, _Mapping]]] = ...) -> None: ...
+
+class RankOutcome(_message.Message):
+    __slots__ = ("ranked", "failure")
+    RANKED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    ranked: RankResponse
+    failure: Failure
+    def __init__(self, ranked: _Optional[_Union[RankResponse, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Retrieve(_message.Message):
     __slots__ = ("conditions", "k", "model")

@@ -39,6 +39,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.RankRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.RankResponse.FromString,
                 _registered_method=True)
+        self.RankBatch = channel.unary_unary(
+                '/mfalcon.v1.Ranking/RankBatch',
+                request_serializer=proto_dot_ranking__pb2.RankBatchRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.RankBatchResponse.FromString,
+                _registered_method=True)
         self.AppendEvents = channel.unary_unary(
                 '/mfalcon.v1.Ranking/AppendEvents',
                 request_serializer=proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
@@ -86,6 +91,15 @@ class RankingServicer:
 
     def Rank(self, request, context):
         """Scores the candidates against the user's history. An unknown user has an empty history and is still ranked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RankBatch(self, request, context):
+        """Scores candidates for several users, or several lists for one: each rank by itself, as Rank does it, so what is wrong
+        with one is told of it alone, and each may have an answer or none by the deadline of the call. Each counts as a request
+        against its caller's limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -165,6 +179,11 @@ def add_RankingServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_ranking__pb2.RankRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.RankResponse.SerializeToString,
             ),
+            'RankBatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.RankBatch,
+                    request_deserializer=proto_dot_ranking__pb2.RankBatchRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.RankBatchResponse.SerializeToString,
+            ),
             'AppendEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendEvents,
                     request_deserializer=proto_dot_ranking__pb2.AppendEventsRequest.FromString,
@@ -233,6 +252,33 @@ class Ranking:
             '/mfalcon.v1.Ranking/Rank',
             proto_dot_ranking__pb2.RankRequest.SerializeToString,
             proto_dot_ranking__pb2.RankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankBatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/RankBatch',
+            proto_dot_ranking__pb2.RankBatchRequest.SerializeToString,
+            proto_dot_ranking__pb2.RankBatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,11 +51,11 @@ from server.addresses import Addresses
 from server.config import EnsembleConfig, ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
-from server.handler import RankingEngine
 from server.http.metrics import MAX_CONNECTIONS, MetricsServer
 from server.item_folder import GRAPH, ITEMS, Watched, folder_of
 from server.logs import flush_or_forget, flush_output, log_to_stderr
 from server.pseudonym import name_users, user_tag
+from server.ranking_engine import RankingEngine
 from server.reload import Reloads, mark_of
 from server.remote_replica import RemoteReplica, tls_to
 from server.runtime import new_event_loop, settle

@@ -101,6 +101,13 @@ def carry_on(caller: str) -> None:
     _current.set(Arrival("", caller=caller))
 
 
+def begin_part() -> None:
+    """Answer, in this task, a part of the request that this task was begun for: what is noted of it is its own."""
+    whole = current()
+    _current.set(Arrival("", caller=whole.caller))
+    enter(Scope(whole.request_id))
+
+
 class Ends(Protocol):
     """Who wants to hear of every request that has ended."""
 

@@ -435,6 +435,7 @@ class ServerConfig(
         "wait for their turn, 2 s at most, so that a flood of wrong requests leaves time for right ones.",
     )
     max_candidates: AtLeastOne = Field(default=16_384, description="Most candidates of one request.")
+    max_ranks_per_batch: AtLeastOne = Field(default=256, description="Most ranks of one batch of ranks.")
     max_appends_per_batch: AtLeastOne = Field(default=1_000, description="Most users of one batch of appends.")
     max_events_per_append: AtLeastOne = Field(default=10_000, description="Most events of one append.")
     max_recent_events: int = Field(default=1_024, ge=0, description="Most events that ride with one rank request.")

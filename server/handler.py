@@ -2,13 +2,23 @@
 
 import asyncio
 import dataclasses
+import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from mfalcon.clock import now_ms
-from mfalcon.errors import DeadlineExceeded, InvalidInput, NotReady, Overloaded, ShuttingDown, TooFewMembers
+from mfalcon.errors import (
+    DeadlineExceeded,
+    EngineFailure,
+    InvalidInput,
+    MFalconError,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    TooFewMembers,
+)
 from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.load import Load
 from mfalcon.types import (
@@ -22,6 +32,8 @@ from mfalcon.types import (
     Items,
     ItemsRequest,
     ModelInfo,
+    ModelRank,
+    RankOutcome,
     RankRequest,
     RankResult,
     UserAppend,
@@ -29,74 +41,12 @@ from mfalcon.types import (
 from server import arrivals, limits
 from server.access.gate import Gate
 from server.limits import Limits
+from server.ranking_engine import RankingEngine
+
+_log = logging.getLogger(__name__)
 
 LOADING: Final = "loading"
 WAITING: Final = "waiting for Redis"
-
-
-class RankingEngine(Protocol):
-    """What the handler needs of an engine. A deadline is a reading of `time.monotonic()`.
-
-    Every method may raise the errors that are answers: Overloaded, DeadlineExceeded, ShuttingDown, StorageUnavailable
-    and EngineFailure.
-    Cancelling an await drops the work that has not begun.
-    """
-
-    @property
-    def models(self) -> tuple[ModelInfo, ...]:
-        """Every served model, the default one first."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Warm and not closing."""
-        ...
-
-    @property
-    def load(self) -> Load:
-        """How busy it is."""
-        ...
-
-    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
-        """Score the candidates by a model of this name, all finite. InvalidInput when recent events are older than the
-        log.
-        """
-        ...
-
-    async def interests(self, request: InterestsRequest, deadline: float | None, model: str) -> Interests:
-        """A user's interests by a model of this name, which has conditions; errors as of `rank`."""
-        ...
-
-    async def append_events(self, user_id: str, append: Append, deadline: float | None) -> Appended:
-        """Write to the log. HistoryMismatch, or InvalidInput when older than the log."""
-        ...
-
-    async def append_batch(self, appends: Sequence[UserAppend], deadline: float | None) -> list[AppendOutcome]:
-        """Do appends of different users, each by itself."""
-        ...
-
-    async def get_history(self, request: HistoryRequest, deadline: float | None) -> HistoryPage:
-        """Events of a history. HistoryMismatch when it is not the expected one."""
-        ...
-
-    async def items(self, request: ItemsRequest) -> Items:
-        """Items of a model of this name, with their titles."""
-        ...
-
-    async def prefill(
-        self,
-        user_id: str,
-        deadline: float | None,
-        model: str,
-        conditions: Sequence[str] = (),
-        request_time_ms: int = 0,
-    ) -> CacheInfo:
-        """Encode the user's history now, by a model of this name, and compute interests ahead that it has."""
-        ...
-
-    async def delete_user(self, user_id: str, deadline: float | None) -> None:
-        """Forget the history and every KV state."""
-        ...
 
 
 class Handler:
@@ -205,11 +155,14 @@ class Handler:
             limits.check_retrieve(request, proposes, self._limits.max_candidates)
             wish = dataclasses.replace(request.retrieve, model=proposes.name)
             request = dataclasses.replace(request, retrieve=wish)
+        limits.check_returns(request)
         self._check_moment(request.request_time_ms, request.recent_events, info)
         limits.check_context(request.context, info.context_features)
         if request.rerank is not None:
             limits.check_rerank(request.rerank, info)
         limits.check_dense(request.dense, info.dense_features, len(request.candidates), info.counters)
+        if request.returns == "scores":
+            request = dataclasses.replace(request, top_k=0)
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=now_ms())
         async with self._admitted(time_left) as deadline:
@@ -218,6 +171,31 @@ class Handler:
             arrival.result = result = await self._engine.rank(request, deadline, info.name)
             arrival.told = time.perf_counter()
             return result
+
+    async def rank_batch(self, ranks: Sequence[ModelRank | InvalidInput], time_left: float | None) -> list[RankOutcome]:
+        """Rank for several users, each by itself: what `rank` would return or raise for it. One that could not even be
+        read is its own outcome.
+        """
+        arrivals.current().handled = time.perf_counter()
+        limits.check_num_ranks(ranks, self._limits)
+        readable = [each for each in ranks if isinstance(each, ModelRank)]
+        num_candidates = sum(map(_num_candidates, readable))
+        arrivals.current().num_candidates = num_candidates
+        limits.check_ranked_together(num_candidates, self._limits)
+        return await asyncio.gather(*(self._rank_one(each, time_left) for each in ranks))
+
+    async def _rank_one(self, rank: ModelRank | InvalidInput, time_left: float | None) -> RankOutcome:
+        """Of a batch. It runs in a task of its own."""
+        if isinstance(rank, InvalidInput):
+            return rank
+        arrivals.begin_part()
+        try:
+            return await self.rank(rank.request, rank.model, time_left)
+        except MFalconError as error:
+            return error.with_traceback(None)  # its frames hold the request
+        except Exception:  # noqa: BLE001 (the edge of a rank: what fails one of them fails no other)
+            _log.exception("a rank of a batch failed")
+            return EngineFailure("the server failed on this request; its log has the cause")
 
     async def interests(self, request: InterestsRequest, model: str, time_left: float | None) -> Interests:
         """A user's interests; no conditions are all of the model's."""
@@ -325,6 +303,15 @@ class Handler:
         return append
 
     @property
+    def action_bits(self) -> Mapping[str, int]:
+        """The bit of each action that all models which have it number alike, by name. Raises NotReady."""
+        bits: dict[str, set[int]] = {}
+        for info in self._engine.models:
+            for bit, name in enumerate(info.actions):
+                bits.setdefault(name, set()).add(bit)
+        return {name: found.pop() for name, found in bits.items() if len(found) == 1}
+
+    @property
     def _most_actions(self) -> int:
         """Of any served model: their events share a history."""
         return max(len(info.actions) for info in self._engine.models)
@@ -389,3 +376,8 @@ class Handler:
             self._in_flight.discard(scope)
             if not self._in_flight:
                 self._idle.set()
+
+
+def _num_candidates(rank: ModelRank) -> int:
+    wish = rank.request.retrieve
+    return len(rank.request.candidates) if wish is None else wish.num_items

@@ -18,6 +18,7 @@ from mfalcon.types import (
     MAX_APPEND_ID_BYTES,
     MAX_TIME_MS,
     RERANK_METHODS,
+    RETURNS,
     VERSION_BYTES,
     Append,
     ContextFeatureInfo,
@@ -46,6 +47,8 @@ MAX_TOP_ITEMS = 1_000
 """Nearest items of a condition."""
 MAX_NEAREST = 65_536
 """Of all conditions of a request together: a megabyte."""
+RANKED_TOGETHER = 4
+"""Times the most candidates of a request, what all ranks of a batch may have."""
 MAX_DENSE_FEATURES = 256
 """A model reads no more dense features."""
 CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -63,6 +66,7 @@ class Limits:
     max_user_id_bytes: int
     request_timeout_ms: int
     late_events: LateEvents = "reject"
+    max_ranks_per_batch: int = 256
     max_clock_skew_ms: int = 0
     """How far in the future of this machine's clock a time may lie; 0 for any."""
 
@@ -152,6 +156,14 @@ def check_candidates(candidates: Sized, max_candidates: int) -> None:
     """1 to `max_candidates` of them; any id is legal."""
     if not 1 <= len(candidates) <= max_candidates:
         raise InvalidInput("candidates", len(candidates), f"1 to {max_candidates} candidates")
+
+
+def check_returns(request: RankRequest) -> None:
+    """One of `RETURNS`; a top that is returned alone has something in it."""
+    if request.returns not in RETURNS:
+        raise InvalidInput("return", request.returns, f"{', '.join(RETURNS)} or empty")
+    if request.returns == "top" and not request.top_k:
+        raise InvalidInput("top_k", 0, "at least 1 where the top alone is returned")
 
 
 def check_num_items(item_ids: Sized, max_items: int) -> None:
@@ -263,6 +275,19 @@ def check_batch(appends: Sequence[UserAppend | InvalidInput], most: Limits) -> i
             raise InvalidInput("user_id", each.user_id, "a user that no other append of the batch names")
         seen.add(each.user_id)
     return num_events
+
+
+def check_num_ranks(ranks: Sized, most: Limits) -> None:
+    """1 to `max_ranks_per_batch` of them."""
+    if not 1 <= len(ranks) <= most.max_ranks_per_batch:
+        raise InvalidInput("requests", len(ranks), f"1 to {most.max_ranks_per_batch} ranks")
+
+
+def check_ranked_together(num_candidates: int, most: Limits) -> None:
+    """At most so many candidates in all ranks of a batch."""
+    at_most = RANKED_TOGETHER * most.max_candidates
+    if num_candidates > at_most:
+        raise InvalidInput("candidates", num_candidates, f"at most {at_most} in all ranks of a batch")
 
 
 def check_num_batched(num_events: int, most: Limits) -> None:

@@ -20,13 +20,14 @@ from server.arrivals import Arrivals
 from server.config import ServerConfig
 from server.grpc.api import GrpcServer
 from server.grpc.bounds import Bounds
-from server.handler import Handler, RankingEngine
+from server.handler import Handler
 from server.http.api import create_app
 from server.http.connection import ConnectionLimits
 from server.http.console import Pages
 from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.limits import Limits
+from server.ranking_engine import RankingEngine
 from server.refusals import Refusals
 from server.tls import Certificates
 from server.tracing import Tracing
@@ -94,6 +95,7 @@ class Transports:
         limits = Limits(
             max_candidates=config.max_candidates,
             max_events_per_append=config.max_events_per_append,
+            max_ranks_per_batch=config.max_ranks_per_batch,
             max_appends_per_batch=config.max_appends_per_batch,
             max_recent_events=config.max_recent_events,
             max_events_per_page=config.max_events_per_page,

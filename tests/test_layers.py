@@ -19,6 +19,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.interests",
         "mfalcon.errors",
         "mfalcon.item_ids",
+        "mfalcon.returned",
         "mfalcon.clock",
         "mfalcon.window",
         "mfalcon.load",

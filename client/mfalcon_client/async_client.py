@@ -25,9 +25,11 @@ from mfalcon_client.types import (
     Ids,
     Interests,
     Model,
+    Rank,
     Ranking,
     Rerank,
     Retrieve,
+    Returns,
 )
 
 Answer = TypeVar("Answer")
@@ -112,6 +114,9 @@ class AsyncClient:
         rerank: Rerank | None = None,
         recompute: bool = False,
         retrieve: Retrieve | None = None,
+        returns: Returns = "both",
+        exclude_unknown: bool = False,
+        exclude_seen: bool = False,
         timeout_s: float | None = None,
     ) -> Ranking:
         """See `Client.rank`."""
@@ -127,9 +132,19 @@ class AsyncClient:
             rerank=rerank,
             recompute=recompute,
             retrieve=retrieve,
+            returns=returns,
+            exclude_unknown=exclude_unknown,
+            exclude_seen=exclude_seen,
         )
-        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial, retrieve=retrieve)
+        expected = calls.Expected(len(candidates), allow_partial=allow_partial, retrieve=retrieve, returns=returns)
+        call = calls.rank(user_id, options, expected)
         return await self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
+
+    async def rank_batch(
+        self, ranks: Sequence[Rank], *, timeout_s: float | None = None
+    ) -> tuple[Ranking | ClientError, ...]:
+        """See `Client.rank_batch`."""
+        return await self._call(calls.rank_batch(ranks), timeout_s)
 
     async def append_events(
         self,

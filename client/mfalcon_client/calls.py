@@ -1,7 +1,7 @@
 """What each call is, for both clients: its method, its bytes, whether it may be repeated, how its answer is read."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -19,8 +19,10 @@ from mfalcon_client.types import (
     HistoryPage,
     Interests,
     Model,
+    Rank,
     Ranking,
     Retrieve,
+    Returns,
 )
 
 Answer = TypeVar("Answer")
@@ -52,25 +54,64 @@ class Call(Generic[Answer]):
             raise ServerFailure("INTERNAL", f"the answer cannot be read: {error}", outcome_unknown=unknown) from error
 
 
-def rank(
-    user_id: str, options: bytes, num_candidates: int, *, allow_partial: bool, retrieve: Retrieve | None = None
-) -> Call[Ranking]:
-    """options: of `encoding.rank_options`, which these candidates, or this wish, are in."""
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What an answer to a rank must fit."""
 
-    def read(raw: bytes) -> Ranking:
-        ranking = encoding.ranking(raw)
-        num = ranking.num_scored
-        if retrieve is not None:
-            if not 1 <= num <= retrieve.k or len(ranking.candidates) != num:
-                raise ValueError(f"{num} scores of {len(ranking.candidates)} retrieved candidates, {retrieve.k} asked")
-        elif num != num_candidates and not (allow_partial and 1 <= num < num_candidates):
-            raise ValueError(f"{num} scores of {num_candidates} candidates")
+    num_candidates: int
+    allow_partial: bool
+    retrieve: Retrieve | None
+    returns: Returns
+
+    def check(self, ranking: Ranking) -> Ranking:
+        """The same ranking. Raises ValueError where it is no answer."""
+        num, num_scores = ranking.num_scored, len(ranking.scores)
+        if self.retrieve is not None:
+            if not 1 <= num <= self.retrieve.k or len(ranking.candidates) != num:
+                raise ValueError(
+                    f"{num} scores of {len(ranking.candidates)} retrieved candidates, {self.retrieve.k} asked"
+                )
+        elif num != self.num_candidates and not (self.allow_partial and 1 <= num < self.num_candidates):
+            raise ValueError(f"{num} scores of {self.num_candidates} candidates")
+        # A server of an older release returns all of them.
+        if num_scores != num and not (self.returns == "top" and num_scores == len(ranking.top)):
+            raise ValueError(f"{num_scores} scores of {num} candidates")
         of_members = (at for member in ranking.members for at in (member.unknown, member.failed))
         if any(len(at) and at.max() >= num for at in (ranking.top, ranking.unknown, ranking.failed, *of_members)):
             raise ValueError(f"positions past the {num} scores")
         return ranking
 
+
+def rank(user_id: str, options: bytes, expected: Expected) -> Call[Ranking]:
+    """options: of `encoding.rank_options`."""
+
+    def read(raw: bytes) -> Ranking:
+        return expected.check(encoding.ranking(raw))
+
     return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
+
+
+def rank_batch(ranks: Sequence[Rank]) -> Call[tuple[Ranking | ClientError, ...]]:
+    """Ranks of several users."""
+    requests, expected = [], []
+    for each in ranks:
+        options = {field.name: getattr(each, field.name) for field in fields(each)[1:]}
+        requests.append(encoding.user(each.user_id) + encoding.rank_options(**options))
+        wish = each.retrieve
+        expected.append(
+            Expected(len(each.candidates), allow_partial=each.allow_partial, retrieve=wish, returns=each.returns)
+        )
+
+    def read(raw: bytes) -> tuple[Ranking | ClientError, ...]:
+        outcomes = encoding.rankings(raw)
+        if len(outcomes) != len(requests):
+            raise ValueError(f"{len(outcomes)} outcomes of {len(requests)} ranks")
+        return tuple(
+            each.check(outcome) if isinstance(outcome, Ranking) else outcome
+            for each, outcome in zip(expected, outcomes, strict=True)
+        )
+
+    return Call("RankBatch", encoding.batch(requests), None, Repeat.IDEMPOTENT, read)
 
 
 def interests(user_id: str, options: bytes, conditions: Sequence[str], top_items: int) -> Call[Interests]:

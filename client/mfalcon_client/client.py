@@ -25,9 +25,11 @@ from mfalcon_client.types import (
     Ids,
     Interests,
     Model,
+    Rank,
     Ranking,
     Rerank,
     Retrieve,
+    Returns,
 )
 
 Answer = TypeVar("Answer")
@@ -121,6 +123,9 @@ class Client:
         rerank: Rerank | None = None,
         recompute: bool = False,
         retrieve: Retrieve | None = None,
+        returns: Returns = "both",
+        exclude_unknown: bool = False,
+        exclude_seen: bool = False,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score candidates, [num_candidates] item ids, for a user by a model.
@@ -130,8 +135,10 @@ class Client:
         name. features: the candidates', [num_candidates] numbers by name. model: by name, "" for the default one.
         allow_partial: where the time is too short for all candidates, the scores of the first ones are welcome. rerank:
         a `top` that is not the order of the scores. recompute: encode the history anew, and use and change no KV state;
-        the scores are the same. retrieve: what proposes the candidates, of which none are given then. Raises
-        ClientError.
+        the scores are the same. retrieve: what proposes the candidates, of which none are given then. returns: all
+        scores and the top ("both"), all scores alone, or the top with its scores alone, which for thousands of
+        candidates is a fraction of the bytes. exclude_unknown, exclude_seen: keep candidates that the model does not
+        know, and items of the user's history and recent events, out of `top`; their scores stay. Raises ClientError.
         """
         options = encoding.rank_options(
             candidates,
@@ -145,9 +152,20 @@ class Client:
             rerank=rerank,
             recompute=recompute,
             retrieve=retrieve,
+            returns=returns,
+            exclude_unknown=exclude_unknown,
+            exclude_seen=exclude_seen,
         )
-        call = calls.rank(user_id, options, len(candidates), allow_partial=allow_partial, retrieve=retrieve)
+        expected = calls.Expected(len(candidates), allow_partial=allow_partial, retrieve=retrieve, returns=returns)
+        call = calls.rank(user_id, options, expected)
         return self._call(call, timeout_s, hedge_after_s=self._hedge_after_s)
+
+    def rank_batch(self, ranks: Sequence[Rank], *, timeout_s: float | None = None) -> tuple[Ranking | ClientError, ...]:
+        """Score candidates for several users in one call, each rank by itself. Returns what became of each, in their
+        order: what `rank` would have returned or raised. A server of an older release has no such call
+        (ClientError, UNIMPLEMENTED). Raises any ClientError of the whole call.
+        """
+        return self._call(calls.rank_batch(ranks), timeout_s)
 
     def append_events(
         self,

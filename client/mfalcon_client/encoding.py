@@ -80,10 +80,15 @@ def rank_options(
     rerank: Rerank | None = None,
     recompute: bool = False,
     retrieve: Retrieve | None = None,
+    returns: str = "both",
+    exclude_unknown: bool = False,
+    exclude_seen: bool = False,
 ) -> bytes:
     """A serialized RankRequest but for its user."""
     try:
-        rest = pb.RankRequest(
+        message = pb.RankRequest(
+            exclude_unknown=exclude_unknown,
+            exclude_seen=exclude_seen,
             top_k=top_k,
             request_time_ms=request_time_ms,
             context=dict(context),
@@ -92,10 +97,12 @@ def rank_options(
             recompute=recompute,
             rerank=None if rerank is None else pb.Rerank(**dataclasses.asdict(rerank)),
             retrieve=None if retrieve is None else pb.Retrieve(**dataclasses.asdict(retrieve)),
-        ).SerializeToString()
+        )
+        setattr(message, "return", "" if returns == "both" else returns)  # a keyword
+        rest = message.SerializeToString()
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidArgument(
-            "INVALID_ARGUMENT", f"top_k, request_time_ms, context, model, rerank or retrieve: {error}"
+            "INVALID_ARGUMENT", f"top_k, request_time_ms, context, model, rerank, retrieve or returns: {error}"
         ) from error
     ids = _candidates(candidates)
     return b"".join(
@@ -146,10 +153,10 @@ def append_options(
     return rest + _events("events", events, pb.AppendEventsRequest.EVENTS_FIELD_NUMBER)
 
 
-def batch(appends: Sequence[bytes]) -> bytes:
-    """A serialized AppendBatchRequest of serialized AppendEventsRequests."""
+def batch(parts: Sequence[bytes]) -> bytes:
+    """A serialized AppendBatchRequest or RankBatchRequest of its serialized requests: both have them in field 1."""
     tag = bytes([pb.AppendBatchRequest.APPENDS_FIELD_NUMBER << 3 | _BYTES])
-    return b"".join(part for each in appends for part in (tag, _varint(len(each)), each))
+    return b"".join(part for each in parts for part in (tag, _varint(len(each)), each))
 
 
 def history_options(first: int, limit: int, expected_version: bytes | None, *, with_states: bool) -> bytes:
@@ -182,7 +189,10 @@ def prefill_options(model: str, conditions: Sequence[str] = (), request_time_ms:
 
 def ranking(raw: bytes) -> Ranking:
     """Of a serialized RankResponse."""
-    reply = pb.RankResponse.FromString(raw)
+    return _ranking(pb.RankResponse.FromString(raw))
+
+
+def _ranking(reply: pb.RankResponse) -> Ranking:
     tasks, scores = tuple(reply.tasks), np.asarray(reply.scores, dtype=np.float32)
     return Ranking(
         scores=scores,
@@ -206,6 +216,7 @@ def ranking(raw: bytes) -> Ranking:
         graph_version=reply.graph_version,
         candidates=np.asarray(reply.candidates, dtype=np.int64),
         candidate_texts=tuple(reply.candidate_ids),
+        num_scored=reply.num_scored or len(scores),
     )
 
 
@@ -236,6 +247,12 @@ def interests(raw: bytes) -> Interests:
 def appended(raw: bytes) -> Appended:
     """Of a serialized AppendEventsResponse."""
     return _appended(pb.AppendEventsResponse.FromString(raw))
+
+
+def rankings(raw: bytes) -> list[Ranking | ClientError]:
+    """Of a serialized RankBatchResponse."""
+    replies = pb.RankBatchResponse.FromString(raw).outcomes
+    return [_failed(reply.failure) if reply.HasField("failure") else _ranking(reply.ranked) for reply in replies]
 
 
 def outcomes(raw: bytes) -> tuple[Appended | ClientError, ...]:

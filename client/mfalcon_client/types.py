@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,10 @@ Ids = NDArray[np.signedinteger] | NDArray[np.unsignedinteger] | NDArray[np.str_]
 texts. A text costs a hash (`item_id`), some two thirds of a microsecond: who ranks the same items again keeps the
 numbers.
 """
+
+
+Returns = Literal["both", "scores", "top"]
+"""What of an answer is sent: all scores and the top, the scores alone, or the top with its scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,27 @@ class Rerank:
 
 Features = Mapping[str, NDArray[np.floating] | NDArray[np.integer] | Sequence[float]]
 """Numbers of the candidates by the name that the model has for them, [num_candidates] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Candidates to score for a user, as one of several ranks in a call; see `Client.rank`."""
+
+    user_id: str
+    candidates: Ids = ()
+    top_k: int = 0
+    request_time_ms: int = 0
+    recent_events: Events = ()
+    context: Mapping[str, int] = field(default_factory=dict)
+    features: Features = field(default_factory=dict)
+    model: str = ""
+    allow_partial: bool = False
+    rerank: Rerank | None = None
+    recompute: bool = False
+    retrieve: "Retrieve | None" = None
+    returns: Returns = "both"
+    exclude_unknown: bool = False
+    exclude_seen: bool = False
 
 
 class CacheSource(Enum):
@@ -129,8 +155,9 @@ class MemberResult:
 class Ranking:
     """The scores of the first `num_scored` candidates: of all unless the call allowed fewer. Arrays are read-only.
 
-    scores: float32 [num_scored], aligned with the candidates. task_scores: float32 [num_tasks, num_scored].
-    top: int64 [min(top_k, num_scored)], positions of the best, best first.
+    scores: float32 [num_scored], aligned with the candidates. task_scores: float32 [num_tasks, num_scored]. Where the
+    call wanted the top alone both are of that, in its order, and `unknown` and `failed` name what is among it.
+    top: int64 [min(top_k, num_scored)], positions of the best, best first; fewer where the call excludes some.
     unknown: int64, positions of candidates that the model does not know.
     failed: int64, positions of candidates for which it gives no finite number; their scores are the lowest float32.
     history_len: events of the user that the server has acknowledged. history_version: of these, see `Appended`.
@@ -170,11 +197,7 @@ class Ranking:
     graph_version: str = ""
     candidates: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     candidate_texts: tuple[str, ...] = ()
-
-    @property
-    def num_scored(self) -> int:
-        """How many of the candidates have a score."""
-        return len(self.scores)
+    num_scored: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,6 +323,8 @@ def captured(history: History, offer: _Offer, told: ToldHistories, options: Capt
         rerank=request.rerank,
         dense_names=dense.names,
         dense=dense.values.tobytes(),
+        exclude_unknown=request.exclude_unknown,
+        exclude_seen=request.exclude_seen,
     )
     scores = result.scores.tobytes() if options.scores else b""
     tasks = result.task_scores.tobytes() if options.scores else b""

@@ -234,6 +234,8 @@ def _captured(user: str, raw: CapturedRank, history: WasHistory, info: ModelInfo
         allow_partial=False,
         rerank=asked.rerank,
         dense=DenseFeatures(asked.dense_names, dense),
+        exclude_unknown=asked.exclude_unknown,
+        exclude_seen=asked.exclude_seen,
     )
     item_counts = dict[LikeRule, Ids]()
     for counts in raw.counts:

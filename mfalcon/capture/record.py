@@ -111,6 +111,8 @@ class Asked(Struct, frozen=True, omit_defaults=True, gc=False):
     rerank: Rerank | None = None
     dense_names: tuple[str, ...] = ()
     dense: bytes = b""
+    exclude_unknown: bool = False
+    exclude_seen: bool = False
 
 
 class Answered(Struct, frozen=True, omit_defaults=True, gc=False):

@@ -12,6 +12,7 @@ import time
 
 from mfalcon.capture.seen import Seen
 from mfalcon.engine.catalog import Catalog
+from mfalcon.engine.eligible import among, eligible, with_top
 from mfalcon.engine.ensemble import Ensemble
 from mfalcon.engine.ensembles import Ensembles
 from mfalcon.engine.job import reply_by
@@ -21,7 +22,7 @@ from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import InvalidInput
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.spans import within
-from mfalcon.types import RankRequest, RankResult
+from mfalcon.types import RankRequest, RankResult, no_events
 
 
 class Pipeline:
@@ -42,6 +43,9 @@ class Pipeline:
         """See `Engine.rank`."""
         accepted, ensemble = time.monotonic(), self._ensembles.get(model)
         ranker = self._likeness(ensemble, request) if ensemble is not None else self._catalog.get(model)
+        reading = None
+        if request.exclude_seen and ranker is not None:
+            reading = await ranker.fetcher.read(request.user_id, deadline)
         wish = request.rerank if request.top_k else None
         with within("rank") as span:
             if ensemble is not None:
@@ -51,13 +55,20 @@ class Pipeline:
                 assert ranker is not None
                 due = reply_by(deadline, accepted)
                 reserve_s = 0.0 if wish is None else self._reranking.reserve(wish, due - accepted)
-                result = await self._jobs.rank(ranker, request, deadline, reserve_s=reserve_s, seen=seen)
+                result = await self._jobs.rank(
+                    ranker, request, deadline, reading=reading, reserve_s=reserve_s, seen=seen
+                )
+            positions, whole, asked = None, result, request
+            if request.top_k and (request.exclude_unknown or request.exclude_seen):
+                history = no_events() if reading is None else reading.history.events
+                positions = eligible(request, result, history)
+                asked, result = among(positions, request, result)
             if wish is not None and ranker is not None:
                 name = ranker.name if ensemble is None else ensemble.name
                 with self._metrics.device.answering(name, deadline):
                     due = reply_by(deadline, accepted)
-                    result = await self._reranking.rerank(ranker, wish, request, result, due, name)
-        return result
+                    result = await self._reranking.rerank(ranker, wish, asked, result, due, name)
+        return result if positions is None else with_top(whole, positions, result)
 
     def _likeness(self, ensemble: Ensemble, request: RankRequest) -> LoadedRanker | None:
         """Whose items tell how alike the candidates of an ensemble are: its first member here."""
@@ -65,4 +76,6 @@ class Pipeline:
             return self._catalog.get(ensemble.locals[0])
         if request.rerank is not None:
             raise InvalidInput("rerank", request.rerank.method, "absent: no member of this ensemble is a model here")
+        if request.exclude_seen:
+            raise InvalidInput("exclude_seen", True, "false: no member of this ensemble is a model here")
         return None

@@ -20,11 +20,11 @@ from mfalcon.types import (
 )
 from server import arrivals
 from server.access.quota import Ledger
-from server.handler import RankingEngine
+from server.ranking_engine import RankingEngine
 
 
 class MeteredEngine:
-    """Satisfies `server.handler.RankingEngine`: charges whoever this task answers, then asks the engine."""
+    """Satisfies `server.ranking_engine.RankingEngine`: charges whoever this task answers, then asks the engine."""
 
     def __init__(self, engine: RankingEngine, ledger: Ledger) -> None:
         self._engine = engine

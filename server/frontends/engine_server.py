@@ -15,8 +15,9 @@ from mfalcon.scope import current
 from server.frontends import wire
 from server.frontends.carried import carry_on
 from server.frontends.link import MOST_WAITING, Link
-from server.handler import LOADING, WAITING, RankingEngine
+from server.handler import LOADING, WAITING
 from server.logs import SELDOM
+from server.ranking_engine import RankingEngine
 
 logger = logging.getLogger(__name__)
 

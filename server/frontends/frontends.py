@@ -22,7 +22,8 @@ from server.config import PREFIX, ServerConfig
 from server.frontends.engine_server import EngineServer
 from server.frontends.fleet_metrics import FleetMetrics
 from server.frontends.process import Orders
-from server.handler import LOADING, RankingEngine
+from server.handler import LOADING
+from server.ranking_engine import RankingEngine
 from server.transports import LAST_BYTES_SECONDS
 
 logger = logging.getLogger(__name__)

@@ -39,7 +39,7 @@ T = TypeVar("T", bound=wire.Message)
 
 
 class RemoteEngine:
-    """Satisfies `server.handler.RankingEngine`. Lives on one event loop."""
+    """Satisfies `server.ranking_engine.RankingEngine`. Lives on one event loop."""
 
     def __init__(self, endpoint: str, name: str, heard: Callable[[wire.Status], None]) -> None:
         """endpoint: where an `EngineServer` listens. name: of this front-end, and of no other. heard: is called with

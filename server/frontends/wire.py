@@ -37,6 +37,7 @@ from mfalcon.types import (
     Rerank,
     RerankSkipped,
     Retrieve,
+    Returns,
     Timings,
     UserAppend,
 )
@@ -70,6 +71,9 @@ class Rank(Message):
     rerank: Rerank | None
     dense: tuple[tuple[str, ...], bytes]
     retrieve: Retrieve | None
+    returns: Returns
+    exclude_unknown: bool
+    exclude_seen: bool
     deadline: float | None
     model: str
     trace: dict[str, str]
@@ -97,6 +101,9 @@ class Rank(Message):
             request.rerank,
             (request.dense.names, _flat(request.dense.values, np.float32)),
             request.retrieve,
+            request.returns,
+            request.exclude_unknown,
+            request.exclude_seen,
             deadline,
             model,
             dict(trace),
@@ -117,6 +124,9 @@ class Rank(Message):
             rerank=self.rerank,
             dense=DenseFeatures(names, np.frombuffer(values, np.float32)),
             retrieve=self.retrieve,
+            returns=self.returns,
+            exclude_unknown=self.exclude_unknown,
+            exclude_seen=self.exclude_seen,
         )
 
 

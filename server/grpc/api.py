@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from mfalcon.types import Events
+from mfalcon.types import Events, ModelRank
 from proto import ranking_pb2
 from server.access.access import Access
 from server.access.caller import RIGHT_OF
@@ -23,11 +23,12 @@ from server.grpc.bounds import (
     batch_limits,
     interests_limits,
     prefill_limits,
+    rank_batch_limits,
     rank_limits,
 )
 from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method
-from server.grpc.failure import append_outcome
+from server.grpc.failure import append_outcome, rank_outcome
 from server.grpc.guard import guard_of
 from server.grpc.ports import bind
 from server.grpc.stock import Health, reflection_of
@@ -66,7 +67,19 @@ class RankingApi:
         else:
             loop = asyncio.get_running_loop()
             request = await loop.run_in_executor(self._converter, codec.rank_request, message, events, self._text_ids)
-        return codec.rank_response(await self._handler.rank(request, message.model, time_left))
+        return codec.rank_response(await self._handler.rank(request, message.model, time_left), request.returns)
+
+    async def rank_batch(self, message: ranking_pb2.RankBatchRequest, time_left: float | None) -> bytes:
+        """RankBatchRequest -> RankBatchResponse."""
+        num = sum(len(each.recent_events) + len(each.candidate_ids) for each in message.requests)
+        if num <= MAX_EVENTS_ON_LOOP:
+            ranks = codec.model_ranks(message, self._text_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            ranks = await loop.run_in_executor(self._converter, codec.model_ranks, message, self._text_ids)
+        outcomes = await self._handler.rank_batch(ranks, time_left)
+        returns = [each.request.returns if isinstance(each, ModelRank) else "both" for each in ranks]
+        return b"".join(map(rank_outcome, outcomes, returns))
 
     async def interests(self, message: ranking_pb2.InterestsRequest, time_left: float | None) -> bytes:
         """InterestsRequest -> InterestsResponse."""
@@ -208,6 +221,13 @@ def ranking_service(
         dict(
             (
                 method("Rank", ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
+                method(
+                    "RankBatch",
+                    ranking_pb2.RankBatchRequest,
+                    api.rank_batch,
+                    rank_batch_limits(limits),
+                    admit=handler.admit,
+                ),
                 method(
                     "Interests",
                     ranking_pb2.InterestsRequest,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proto import ranking_pb2
 from server.grpc.wire import MessageLimits, Repeated
-from server.limits import MAX_CONDITIONS, MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, Limits
+from server.limits import MAX_CONDITIONS, MAX_CONTEXT_ENTRIES, MAX_DENSE_FEATURES, RANKED_TOGETHER, Limits
 
 KEEPALIVE_MS = 60_000
 KEEPALIVE_TIMEOUT_MS = 20_000
@@ -86,32 +86,44 @@ class Bounds:
         return options
 
 
-def rank_limits(limits: Limits) -> MessageLimits:
-    """What a RankRequest may hold."""
-    message = ranking_pb2.RankRequest
+def rank_limits(limits: Limits, times: int = 1) -> MessageLimits:
+    """What a RankRequest may hold, or so many times that."""
+    message, most_candidates = ranking_pb2.RankRequest, times * limits.max_candidates
+    most_events, most_entries = times * limits.max_recent_events, times * MAX_CONTEXT_ENTRIES
     return MessageLimits(
         message.DESCRIPTOR.full_name,
         Repeated(
             "candidates",
             message.CANDIDATES_FIELD_NUMBER,
-            limits.max_candidates,
-            f"1 to {limits.max_candidates} candidates",
+            most_candidates,
+            f"1 to {most_candidates} candidates",
             is_fixed64=True,
         ),
         Repeated(
             "candidate_ids",
             message.CANDIDATE_IDS_FIELD_NUMBER,
-            limits.max_candidates,
-            f"1 to {limits.max_candidates} candidates",
+            most_candidates,
+            f"1 to {most_candidates} candidates",
         ),
         Repeated(
             "recent_events",
             message.RECENT_EVENTS_FIELD_NUMBER,
-            limits.max_recent_events,
-            f"0 to {limits.max_recent_events} events",
+            most_events,
+            f"0 to {most_events} events",
         ),
-        Repeated("context", message.CONTEXT_FIELD_NUMBER, MAX_CONTEXT_ENTRIES, f"0 to {MAX_CONTEXT_ENTRIES} entries"),
+        Repeated("context", message.CONTEXT_FIELD_NUMBER, most_entries, f"0 to {most_entries} entries"),
         inner={message.FEATURES_FIELD_NUMBER: DENSE, message.RETRIEVE_FIELD_NUMBER: RETRIEVE},
+    )
+
+
+def rank_batch_limits(limits: Limits) -> MessageLimits:
+    """What a RankBatchRequest may hold; the bounds of a rank are of all its ranks together, four times as large."""
+    message, most = ranking_pb2.RankBatchRequest, limits.max_ranks_per_batch
+    number = message.REQUESTS_FIELD_NUMBER
+    return MessageLimits(
+        message.DESCRIPTOR.full_name,
+        Repeated("requests", number, most, f"1 to {most} ranks"),
+        inner={number: rank_limits(limits, RANKED_TOGETHER)},
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mfalcon.errors import InvalidInput
 from mfalcon.interests import Interests, InterestsRequest
+from mfalcon.returned import Returned
 from mfalcon.types import (
     EVENT_DTYPE,
     Append,
@@ -26,10 +27,12 @@ from mfalcon.types import (
     KeptState,
     MemberResult,
     ModelInfo,
+    ModelRank,
     RankRequest,
     RankResult,
     Rerank,
     Retrieve,
+    Returns,
     Timings,
     UserAppend,
 )
@@ -64,7 +67,22 @@ def rank_request(message: ranking_pb2.RankRequest, recent_events: Events, text_i
         rerank=rerank(message.rerank) if message.HasField("rerank") else None,
         dense=dense_features(message.features) if message.HasField("features") else DenseFeatures(),
         retrieve=retrieve(message.retrieve) if message.HasField("retrieve") else None,
+        returns=getattr(message, "return") or "both",
+        exclude_unknown=message.exclude_unknown,
+        exclude_seen=message.exclude_seen,
     )
+
+
+def model_ranks(message: ranking_pb2.RankBatchRequest, text_ids: TextIds) -> list[ModelRank | InvalidInput]:
+    """The ranks of a batch, of which only the texts of ids are checked; what is wrong with one is its own outcome."""
+    ranks: list[ModelRank | InvalidInput] = []
+    for each in message.requests:
+        try:
+            recent = events(each.recent_events, "recent_events", text_ids)
+            ranks.append(ModelRank(rank_request(each, recent, text_ids), each.model))
+        except InvalidInput as error:
+            ranks.append(error)
+    return ranks
 
 
 def candidates(message: ranking_pb2.RankRequest, text_ids: TextIds) -> Ids:
@@ -137,8 +155,9 @@ def events(messages: Collection[ranking_pb2.Event], field: str, text_ids: TextId
     return found
 
 
-def rank_response(result: RankResult) -> bytes:
+def rank_response(result: RankResult, returns: Returns) -> bytes:
     """A serialized RankResponse."""
+    returned = Returned.of(result, returns)
     rest = ranking_pb2.RankResponse(
         tasks=result.tasks,
         top=result.top.tolist(),
@@ -147,12 +166,12 @@ def rank_response(result: RankResult) -> bytes:
         timings=timings(result.timings),
         history_len=result.history_len,
         history_version=result.history_version,
-        unknown=result.unknown.tolist(),
+        unknown=returned.unknown.tolist(),
         stale=result.stale,
         num_scored=result.num_scored,
-        failed=result.failed.tolist(),
+        failed=returned.failed.tolist(),
         rerank_skipped=result.rerank_skipped,
-        members=map(member_result, result.members),
+        members=map(member_result, returned.members),
         partial_merge=result.partial_merge,
         counters_version=result.counters_version,
         counters_stale=result.counters_stale,
@@ -164,8 +183,8 @@ def rank_response(result: RankResult) -> bytes:
     return b"".join(
         (
             rest.SerializeToString(),
-            packed_floats(ranking_pb2.RankResponse.SCORES_FIELD_NUMBER, result.scores),
-            packed_floats(ranking_pb2.RankResponse.TASK_SCORES_FIELD_NUMBER, result.task_scores),
+            packed_floats(ranking_pb2.RankResponse.SCORES_FIELD_NUMBER, returned.scores),
+            packed_floats(ranking_pb2.RankResponse.TASK_SCORES_FIELD_NUMBER, returned.task_scores),
         )
     )
 
@@ -264,6 +283,11 @@ def packed_floats(field_number: int, values: Floats) -> bytes:
     """The wire form of a `repeated float`: tag, length in bytes, little-endian values in C order."""
     payload = np.asarray(values, dtype="<f4").tobytes()
     return varint(field_number << 3 | LENGTH_DELIMITED) + varint(len(payload)) + payload
+
+
+def embedded(field_number: int, message: bytes) -> bytes:
+    """The wire form of a serialized message in another one."""
+    return varint(field_number << 3 | LENGTH_DELIMITED) + varint(len(message)) + message
 
 
 def varint(value: int) -> bytes:

@@ -5,7 +5,7 @@ import math
 import grpc
 
 from mfalcon.errors import HistoryMismatch, MFalconError, Overloaded
-from mfalcon.types import AppendOutcome
+from mfalcon.types import AppendOutcome, RankOutcome, Returns
 from proto import ranking_pb2
 from server.grpc import codec
 from server.grpc.edge import STATUS
@@ -17,6 +17,15 @@ def append_outcome(outcome: AppendOutcome) -> ranking_pb2.AppendOutcome:
     if isinstance(outcome, MFalconError):
         return ranking_pb2.AppendOutcome(failure=failure(outcome))
     return ranking_pb2.AppendOutcome(appended=codec.append_response(outcome))
+
+
+def rank_outcome(outcome: RankOutcome, returns: Returns) -> bytes:
+    """A RankOutcome as an element of a RankBatchResponse. returns: of its request."""
+    if isinstance(outcome, MFalconError):
+        element = ranking_pb2.RankOutcome(failure=failure(outcome)).SerializeToString()
+    else:
+        element = codec.embedded(ranking_pb2.RankOutcome.RANKED_FIELD_NUMBER, codec.rank_response(outcome, returns))
+    return codec.embedded(ranking_pb2.RankBatchResponse.OUTCOMES_FIELD_NUMBER, element)
 
 
 def failure(error: MFalconError) -> ranking_pb2.Failure:

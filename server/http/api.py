@@ -32,14 +32,15 @@ from mfalcon.errors import (
     UnknownModel,
 )
 from mfalcon.metrics.exposition import Scrape, content_type, wants_open_metrics
-from mfalcon.types import HistoryRequest
+from mfalcon.types import HistoryRequest, ModelRank
 from server import arrivals
 from server.access.access import Access
 from server.access.caller import RIGHT_OF, Right
 from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
-from server.http import bodies, codec
+from server.http import append_bodies as appends
+from server.http import bodies, codec, fields
 from server.http.browsers import Browsers
 from server.http.console import Pages, console_routes, open_paths, page_routes
 from server.http.guard import Guard, must
@@ -210,15 +211,24 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         status: {"model": codec.ErrorReply, "description": code}
         for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
     }
-    reader = BodyReader(limits, lambda request: handler.admit(granted(request)))
+    reader = BodyReader(limits, lambda request: handler.admit(granted(request)), lambda: handler.action_bits)
     route_class = json_route(reader, caller_check(access))
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=route_class, responses=refusals)
 
     @router.post("/rank", response_model=codec.RankReply)
     async def rank(body: bodies.RankBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Score the candidates against the user's history."""
-        result = await while_connected(request, handler.rank(body.request(), body.model, seconds(timeout_ms)))
-        return json_response(codec.rank_reply(result))
+        asked = body.request()
+        result = await while_connected(request, handler.rank(asked, body.model, seconds(timeout_ms)))
+        return json_response(codec.rank_reply(result, asked.returns))
+
+    @router.post("/rank/batch", response_model=codec.RankBatchReply)
+    async def rank_batch(body: bodies.RankBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
+        """Score candidates for several users, each rank by itself: what is wrong with one touches no other."""
+        ranking = handler.rank_batch(body.requests, seconds(timeout_ms))
+        outcomes = await while_connected(request, ranking)
+        returns = [each.request.returns if isinstance(each, ModelRank) else "both" for each in body.requests]
+        return json_response(codec.rank_batch_reply(outcomes, returns, code_of))
 
     @router.post("/interests", response_model=codec.InterestsReply)
     async def interests(body: bodies.InterestsBody, request: Request, timeout_ms: Timeout = None) -> Response:
@@ -228,7 +238,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
 
     @router.post("/users/{user_id:any_text}/events", response_model=codec.AppendEventsReply)
     async def append_events(
-        body: bodies.AppendEventsBody,
+        body: appends.AppendEventsBody,
         request: Request,
         user_id: Annotated[str, Depends(strict_user_id)],
         timeout_ms: Timeout = None,
@@ -238,7 +248,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         return json_response(codec.append_reply(await while_connected(request, appending)))
 
     @router.post("/events", response_model=codec.AppendBatchReply)
-    async def append_batch(body: bodies.AppendBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
+    async def append_batch(body: appends.AppendBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Add events to the histories of many users, each append by itself: what is wrong with one touches no other."""
         appending = handler.append_batch(body.appends, seconds(timeout_ms))
         return json_response(codec.batch_reply(await while_connected(request, appending), code_of))
@@ -250,7 +260,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         first: Annotated[int, Query(ge=0, le=2**64 - 1, description="The position of the page's first event.")] = 0,
         limit: Annotated[int, Query(ge=0, le=2**32 - 1, description="Most events; 0 for as many as may be.")] = 0,
         expected_version: Annotated[
-            bodies.Version | None,
+            fields.Version | None,
             Query(description="Of the history that you know; if it is another, there is no page."),
         ] = None,
         with_states: Annotated[bool, Query(description="Tell which KV states there are, too.")] = False,

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from mfalcon.errors import HistoryMismatch, InvalidInput, MFalconError, Overloaded
 from mfalcon.interests import Interests
+from mfalcon.returned import Returned
 from mfalcon.types import (
     Appended,
     AppendOutcome,
@@ -20,10 +21,12 @@ from mfalcon.types import (
     Ids,
     MemberResult,
     ModelInfo,
+    RankOutcome,
     RankResult,
     RerankSkipped,
+    Returns,
 )
-from server.http.bodies import Body, Int64, Uint32, Uint64, Version
+from server.http.fields import Body, Int64, Uint32, Uint64, Version
 from server.outcome import Outcome, outcome_of
 
 
@@ -103,7 +106,7 @@ class MemberReply(Body):
 
 
 class RankReply(Body):
-    """Scores, aligned with the candidates."""
+    """Scores, aligned with the candidates; with `top` if you said that this is what to return."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -146,7 +149,7 @@ class RankReply(Body):
 
     scores: list[float] = Field(description="The blend of the tasks: the score that ranks.")
     tasks: list[str]
-    task_scores: list[float] = Field(description="Task-major: task t of candidate c is at t * num_scored + c.")
+    task_scores: list[float] = Field(description="Task-major: task t of score s is at t * len(scores) + s.")
     top: list[Uint32] = Field(
         description="Positions in the candidates, best first, ties by position; as reranked if you asked for that."
     )
@@ -234,6 +237,19 @@ class FailureReply(Body):
     retry_after_ms: Uint32 | None = Field(default=None, description="When the same would have been accepted.")
     history_len: Uint64 | None = Field(default=None, description="Of FAILED_PRECONDITION: what the history is.")
     history_version: Version | None = None
+
+
+class RankOutcomeReply(Body):
+    """What became of a rank: one of the two."""
+
+    ranked: RankReply | None = None
+    failure: FailureReply | None = None
+
+
+class RankBatchReply(Body):
+    """What became of each rank, in their order."""
+
+    outcomes: list[RankOutcomeReply]
 
 
 class AppendOutcomeReply(Body):
@@ -344,33 +360,48 @@ class StatusReply(Body):
     status: str
 
 
-def rank_reply(result: RankResult) -> bytes:
+def rank_reply(result: RankResult, returns: Returns) -> bytes:
     """A RankReply as JSON."""
-    return dump(
-        {
-            "scores": result.scores,
-            "tasks": result.tasks,
-            "task_scores": result.task_scores.ravel(),
-            "top": result.top,
-            "model_version": result.model_version,
-            "cache": cache_fields(result.cache),
-            "timings": result.timings,
-            "history_len": result.history_len,
-            "history_version": result.history_version.hex(),
-            "unknown": result.unknown,
-            "stale": result.stale,
-            "num_scored": result.num_scored,
-            "failed": result.failed,
-            "rerank_skipped": result.rerank_skipped,
-            "members": [member_fields(member) for member in result.members],
-            "partial_merge": result.partial_merge,
-            "counters_version": result.counters_version,
-            "counters_stale": result.counters_stale,
-            "items_version": result.items_version,
-            "graph_version": result.graph_version,
-            "candidates": told_ids(result.candidates, result.candidate_texts),
-        }
-    )
+    return dump(rank_fields(result, returns))
+
+
+def rank_fields(result: RankResult, returns: Returns) -> dict[str, object]:
+    """A RankReply."""
+    returned = Returned.of(result, returns)
+    return {
+        "scores": returned.scores,
+        "tasks": result.tasks,
+        "task_scores": returned.task_scores.ravel(),
+        "top": result.top,
+        "model_version": result.model_version,
+        "cache": cache_fields(result.cache),
+        "timings": result.timings,
+        "history_len": result.history_len,
+        "history_version": result.history_version.hex(),
+        "unknown": returned.unknown,
+        "stale": result.stale,
+        "num_scored": result.num_scored,
+        "failed": returned.failed,
+        "rerank_skipped": result.rerank_skipped,
+        "members": [member_fields(member) for member in returned.members],
+        "partial_merge": result.partial_merge,
+        "counters_version": result.counters_version,
+        "counters_stale": result.counters_stale,
+        "items_version": result.items_version,
+        "graph_version": result.graph_version,
+        "candidates": told_ids(result.candidates, result.candidate_texts),
+    }
+
+
+def rank_batch_reply(
+    outcomes: Sequence[RankOutcome], returns: Sequence[Returns], code_of: Callable[[MFalconError], str]
+) -> bytes:
+    """A RankBatchReply as JSON. returns: of each request. code_of: names the status of an error."""
+    told = [
+        {"ranked": rank_fields(outcome, wanted)} if isinstance(outcome, RankResult) else _failure(outcome, code_of)
+        for outcome, wanted in zip(outcomes, returns, strict=True)
+    ]
+    return dump({"outcomes": told})
 
 
 def interests_reply(found: Interests) -> bytes:
@@ -413,8 +444,11 @@ def batch_reply(outcomes: Sequence[AppendOutcome], code_of: Callable[[MFalconErr
 
 def _outcome_fields(outcome: AppendOutcome, code_of: Callable[[MFalconError], str]) -> dict[str, object]:
     """An AppendOutcomeReply."""
-    if isinstance(outcome, Appended):
-        return {"appended": append_fields(outcome)}
+    return {"appended": append_fields(outcome)} if isinstance(outcome, Appended) else _failure(outcome, code_of)
+
+
+def _failure(outcome: MFalconError, code_of: Callable[[MFalconError], str]) -> dict[str, object]:
+    """A FailureReply, as the outcome of a part of a call."""
     fields: dict[str, object] = {"code": code_of(outcome), "message": str(outcome), "outcome": outcome_of(outcome)}
     fields["field"] = outcome.field if isinstance(outcome, InvalidInput) else None
     if isinstance(outcome, Overloaded) and outcome.retry_after_s is not None:

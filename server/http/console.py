@@ -21,7 +21,7 @@ from server.console.assets import HEADERS, Asset, read_assets
 from server.console.live import Live
 from server.handler import Handler
 from server.http import codec
-from server.http.bodies import ItemId, RequestBody, Uint32, list_as_array, to_ids
+from server.http.fields import ItemId, RequestBody, Uint32, list_as_array, to_ids
 from server.http.guard import may, must
 from server.http.reading import BodyReader, json_route
 from server.limits import Limits

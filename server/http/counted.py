@@ -16,6 +16,7 @@ from server.request_ids import REQUEST_ID
 VERBS: Final = frozenset(
     {
         "rank",
+        "rank_batch",
         "interests",
         "append_events",
         "append_batch",

@@ -1,7 +1,7 @@
 """Routes whose JSON bodies are read within limits, and beside the event loop where they are large."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mfalcon.errors import InvalidInput
-from server.http.bodies import InterestsBody, RankBody, Reading, RequestBody, parse
+from server.http.bodies import InterestsBody, RankBatchBody, RankBody
+from server.http.fields import Reading, RequestBody, parse
 from server.limits import Limits
 
 CLIENT_CLOSED_REQUEST = 499
@@ -22,9 +23,14 @@ MAX_BYTES_ON_THE_LOOP = 2**16
 class BodyReader:
     """Reads bodies, the large ones in one thread: the event loop never waits behind several for the interpreter."""
 
-    def __init__(self, limits: Limits, admit: Callable[[Request], None] = lambda _: None) -> None:
-        """admit: refuses a rank, or interests, before it is parsed."""
-        self._reading = Reading(limits)
+    def __init__(
+        self,
+        limits: Limits,
+        admit: Callable[[Request], None] = lambda _: None,
+        actions: Callable[[], Mapping[str, int]] = dict,
+    ) -> None:
+        """admit: refuses a rank, or interests, before it is parsed. actions: see `Reading`."""
+        self._reading = Reading(limits, actions=actions)
         self._admit = admit
         self._thread = ThreadPoolExecutor(1, "mfalcon-json")
         # Started now: one that is started when there is no memory left may never come up.
@@ -41,7 +47,7 @@ class BodyReader:
         encoding = request.headers.get("content-encoding", PLAIN)
         if encoding.strip().lower() != PLAIN:
             raise InvalidInput("content-encoding", encoding[:80], f"{PLAIN}: bodies are not decompressed")
-        if issubclass(kind, RankBody | InterestsBody):
+        if issubclass(kind, RankBody | RankBatchBody | InterestsBody):
             self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:
             return parse(kind, raw, self._reading)

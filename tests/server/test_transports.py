@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from mfalcon.history.history import no_history
 from mfalcon.types import Rerank
 from proto import ranking_pb2
-from server.http import bodies, codec
+from server.http import append_bodies, bodies, codec
 from tests.server.fake_engine import FAILING_ITEM, MEMBERS, MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
@@ -335,6 +335,7 @@ async def test_openapi_is_complete(running: Running) -> None:
     calls = {(verb, path) for path, verbs in schema["paths"].items() for verb in verbs}
     assert calls == {
         ("post", "/v1/rank"),
+        ("post", "/v1/rank/batch"),
         ("post", "/v1/users/{user_id}/events"),
         ("post", "/v1/events"),
         ("post", "/v1/interests"),
@@ -352,7 +353,7 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert rank["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankReply")
     for status in ("404", "409", "413", "422", "429", "500", "503", "504"):
         assert rank["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
-    for model in (bodies.RankBody, bodies.AppendEventsBody, codec.RankReply):
+    for model in (bodies.RankBody, append_bodies.AppendEventsBody, codec.RankReply):
         (example,) = schema["components"]["schemas"][model.__name__]["examples"]
         model.model_validate(example)
     assert (await running.http.get("/docs")).status_code == 200

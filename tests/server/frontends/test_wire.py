@@ -41,6 +41,9 @@ def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", re
         {"gender": 1},
         allow_partial=True,
         recompute=True,
+        returns="top",
+        exclude_unknown=True,
+        exclude_seen=True,
         rerank=rerank,
         dense=DenseFeatures(("price", "age"), np.arange(2 * num_candidates, dtype=np.float32)),
     )

@@ -13,7 +13,9 @@ from fastapi import Request
 
 from mfalcon.errors import InvalidInput
 from mfalcon.item_ids import item_ids
-from server.http.bodies import AppendEventsBody, RankBody, Reading, parse
+from server.http.append_bodies import AppendEventsBody
+from server.http.bodies import RankBody
+from server.http.fields import Reading, parse
 from server.http.reading import BodyReader
 from server.limits import Limits
 from tests.server.harness import Running
