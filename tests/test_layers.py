@@ -20,6 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.errors",
         "mfalcon.item_ids",
         "mfalcon.returned",
+        "mfalcon.text_ids",
         "mfalcon.clock",
         "mfalcon.window",
         "mfalcon.load",

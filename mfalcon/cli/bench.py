@@ -46,6 +46,7 @@ from mfalcon.cli.bench_saturation import bench_saturation
 from mfalcon.cli.bench_scale import scale, scale_check, scale_costs, scale_page
 from mfalcon.cli.bench_serve import bench_serve
 from mfalcon.cli.bench_storm import bench_storm
+from mfalcon.cli.bench_wire import bench_wire
 from mfalcon.cli.output import JsonOption
 from mfalcon.cores import owned_cores
 from mfalcon.errors import ConfigError
@@ -84,6 +85,7 @@ app.command("merge")(bench_merge)
 app.command("capture")(bench_capture)
 app.command("counting")(bench_counting)
 app.command("ingest")(bench_ingest)
+app.command("wire")(bench_wire)
 app.command("late-events")(bench_late_events)
 app.command("state")(bench_state.state)
 app.command("state-quality")(bench_state.quality)

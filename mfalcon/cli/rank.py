@@ -59,6 +59,12 @@ def rank(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Use no KV state and change none: the same scores, without the cache.")
     ] = False,
+    exclude_unknown: Annotated[
+        bool, typer.Option("--exclude-unknown", help="Keep items that the model does not know out of the top.")
+    ] = False,
+    exclude_seen: Annotated[
+        bool, typer.Option("--exclude-seen", help="Keep items of the user's history out of the top.")
+    ] = False,
     rerank: Annotated[
         str | None,
         typer.Option(help="Make the top diverse: mmr, dpp, msd or llm. Scores stay; docs/rerank.md says more."),
@@ -93,12 +99,14 @@ def rank(
             model=model,
             allow_partial=allow_partial,
             recompute=recompute,
+            exclude_unknown=exclude_unknown,
+            exclude_seen=exclude_seen,
             rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
             retrieve=None if retrieve is None else Retrieve(retrieve.split(","), k),
         )
     if retrieve is not None:
         ids = result.candidates
-    names = item_names(ids, _texts(candidates, items) if retrieve is None else result.candidate_texts)
+    names = item_names(ids, _texts(candidates, ids, items) if retrieve is None else result.candidate_texts)
     if path is not None and (warning := another_checkpoint(result, read_manifest(path).fingerprint)):
         typer.echo(f"{path}: {warning}", err=True)
     if json_output:
@@ -185,11 +193,11 @@ def _candidates(text: str, items: ItemTable | None) -> Ids:
         ) from error
 
 
-def _texts(text: str, items: ItemTable | None) -> Sequence[str]:
-    """Of the candidates of `_candidates`, as they were given."""
+def _texts(text: str, ids: Ids, items: ItemTable | None) -> Sequence[str]:
+    """Of the candidates of `_candidates`, "" of numbers."""
     if text == "all":
-        return items.texts_of(items.item_id) if items is not None else ()
-    return text.split(",")
+        return items.texts_of(ids) if items is not None else ()
+    return ["" if part == str(number) else part for part, number in zip(text.split(","), ids.tolist(), strict=True)]
 
 
 def _context(pairs: list[str]) -> dict[str, int]:

@@ -10,6 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from mfalcon.text_ids import TextIds
 from mfalcon.types import Events, ModelRank
 from proto import ranking_pb2
 from server.access.access import Access
@@ -37,7 +38,6 @@ from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
 from server.refusals import Refusals
-from server.text_ids import TextIds
 from server.tls import Certificates
 
 SERVICE: str = ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].full_name

@@ -12,6 +12,7 @@ import numpy as np
 from mfalcon.errors import InvalidInput
 from mfalcon.interests import Interests, InterestsRequest
 from mfalcon.returned import Returned
+from mfalcon.text_ids import TextIds
 from mfalcon.types import (
     EVENT_DTYPE,
     Append,
@@ -39,7 +40,6 @@ from mfalcon.types import (
 from proto import ranking_pb2
 from server.grpc.wire import FIXED32, FIXED64, LENGTH_DELIMITED
 from server.limits import check_num_names
-from server.text_ids import TextIds
 
 _WIRE_EVENT = np.dtype(
     [("tag", "u1"), ("len", "u1")]

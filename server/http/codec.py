@@ -33,7 +33,7 @@ from server.outcome import Outcome, outcome_of
 class EventReply(Body):
     """One user action on one item."""
 
-    item_id: Int64 | str = Field(description="Text where a served model has one for it.")
+    item_id: Int64 | str = Field(description="Text where ids are, of an item that no served model knows its number.")
     actions: Uint32
     value: float
     time_ms: Int64
@@ -458,9 +458,9 @@ def _failure(outcome: MFalconError, code_of: Callable[[MFalconError], str]) -> d
     return {"failure": fields}
 
 
-def told_ids(item_ids: Ids, texts: Sequence[str]) -> Ids | list[int | str]:
-    """The items, by their text where they have one."""
-    return [text or item for item, text in zip(item_ids.tolist(), texts, strict=True)] if texts else item_ids
+def told_ids(item_ids: Ids, texts: Sequence[str]) -> Ids | list[str]:
+    """The items; where ids are text all by text, of one that has none its number, which stands for the same item."""
+    return [text or str(item) for item, text in zip(item_ids.tolist(), texts, strict=True)] if texts else item_ids
 
 
 def cache_reply(cache: CacheInfo) -> bytes:
@@ -488,7 +488,7 @@ def history_reply(page: HistoryPage) -> bytes:
     names = page.events.dtype.names or ()
     events = [dict(zip(names, values, strict=True)) for values in page.events.tolist()]
     for event, text in zip(events, page.texts, strict=False):
-        event["item_id"] = text or event["item_id"]
+        event["item_id"] = text or str(event["item_id"])
     return dump(
         {
             "events": events,

@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
+from mfalcon.text_ids import TextIds
 from mfalcon.types import (
     EVENT_DTYPE,
     Events,
@@ -38,7 +39,6 @@ from mfalcon.types import (
 from server import limits
 from server.explain import VERSION_PATTERN, refusal, unknown_field
 from server.limits import Limits
-from server.text_ids import TextIds
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 ELEMENTS_AT_ONCE = 1_000

@@ -126,6 +126,7 @@ def test_rank_asks_a_running_server(trained: Path, inside: Inside) -> None:
         target = ("--target", served.grpc)
         table = mfalcon("rank", "--user", "ann", "--checkpoint", str(trained), "--top", "3", *target)
         as_json = inside("rank", "--user", "ann", "--candidates", "1,2,3", "--json", *target)
+        named = inside("rank", "--user", "ann", "--candidates", "sku,1,2", "--exclude-unknown", "--json", *target)
         refused = inside("rank", "--user", "ann", "--candidates", "1", "--context", "mood=1", *target)
         featured = inside("rank", "--user", "ann", "--candidates", "1,2", "--feature", "price=1,2.5", *target)
         no_number = inside("rank", "--user", "ann", "--candidates", "1", "--feature", "price=cheap", *target)
@@ -138,6 +139,8 @@ def test_rank_asks_a_running_server(trained: Path, inside: Inside) -> None:
     assert "INVALID_ARGUMENT" in refused.stderr
     assert "mood" in refused.stderr
     assert served.process.returncode == 0
+    assert named.returncode == 0, named.stderr
+    assert {row["item_id"] for row in json.loads(named.stdout)["top"]} == {1, 2}
 
 
 def test_a_second_load_finds_everything_there(trained: Path) -> None:

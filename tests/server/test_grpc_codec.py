@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from mfalcon.errors import InvalidInput
 from mfalcon.item_ids import item_id
+from mfalcon.text_ids import TextIds
 from mfalcon.types import EVENT_DTYPE, CacheSource, HistoryPage, UserAppend, no_events
 from proto import ranking_pb2
 from server.grpc import codec
-from server.text_ids import TextIds
 
 
 @pytest.mark.parametrize("num_values", [1, 31, 32, 63, 77, 5_000, 600_000])

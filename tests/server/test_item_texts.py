@@ -71,7 +71,15 @@ async def test_texts_and_their_numbers_are_the_same_items_everywhere() -> None:
         page = await client.get_history("ann")
         assert page.texts == (NAMES[3], NAMES[0], "", NAMES[3], "7", "", "")
         read = (await served.http.get("/v1/users/ann/history")).json()["events"]
-        assert [event["item_id"] for event in read] == [NAMES[3], NAMES[0], numbers[2], NAMES[3], "7", numbers[5], -5]
+        assert [event["item_id"] for event in read] == [
+            NAMES[3],
+            NAMES[0],
+            str(numbers[2]),
+            NAMES[3],
+            "7",
+            str(numbers[5]),
+            "-5",
+        ]
         # What was read back and is appended again is the same history, also where nobody knows the text.
         await served.http.post("/v1/users/dan/events", json={"events": read})
         np.testing.assert_array_equal((await client.get_history("dan")).events, page.events)

@@ -34,6 +34,14 @@ class Call:
 
 CALLS: Mapping[str, Call] = {
     "rank": Call("rank", "Rank", RANK, "POST", "/v1/rank", {"user_id": "ann", "candidates": [1, 2]}),
+    "batch": Call(
+        "rank",
+        "RankBatch",
+        ranking_pb2.RankBatchRequest(requests=[RANK]),
+        "POST",
+        "/v1/rank/batch",
+        {"requests": [{"user_id": "ann", "candidates": [1, 2]}]},
+    ),
     "prefill": Call("rank", "Prefill", ranking_pb2.PrefillRequest(user_id="ann"), "POST", "/v1/users/ann/prefill"),
     "model": Call("rank", "GetModel", ranking_pb2.GetModelRequest(), "GET", "/v1/model"),
     "models": Call("rank", "ListModels", ranking_pb2.ListModelsRequest(), "GET", "/v1/models"),

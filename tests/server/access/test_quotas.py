@@ -197,6 +197,20 @@ async def test_candidates_are_counted_and_appends_have_none(tmp_path: Path) -> N
         assert await by_http(running, CALLS["append"], known) == ("OK", "")
 
 
+@pytest.mark.parametrize("frontends", [0, 1])
+async def test_each_rank_of_a_batch_is_charged(tmp_path: Path, frontends: int) -> None:
+    path = limited(tmp_path, "requests_per_s = 0.001\nrequest_burst = 3")
+    async with serving(tokens_file=path, frontends=frontends) as running:
+        headers = {"authorization": bearer(token("web"))}
+        ranks = [{"user_id": f"u{number}", "candidates": [1]} for number in range(8)]
+        answer = await running.http.post("/v1/rank/batch", json={"requests": ranks}, headers=headers)
+        outcomes = answer.json()["outcomes"]
+        assert sum("ranked" in outcome for outcome in outcomes) == len(running.engine.requests) == 3
+        failed = [outcome["failure"] for outcome in outcomes if "failure" in outcome]
+        assert {failure["code"] for failure in failed} == {"RESOURCE_EXHAUSTED"}
+        assert all(failure["retry_after_ms"] > 900_000 for failure in failed)
+
+
 async def test_one_at_a_time(tmp_path: Path) -> None:
     async with serving(tokens_file=limited(tmp_path, "max_concurrent = 1")) as running:
         running.engine.gate.clear()

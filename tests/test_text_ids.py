@@ -5,7 +5,7 @@ import pytest
 
 from mfalcon.errors import InvalidInput
 from mfalcon.item_ids import item_id, item_ids
-from server.text_ids import TextIds
+from mfalcon.text_ids import TextIds
 
 
 def test_numbers_are_those_of_the_hash_however_often_asked() -> None:
