@@ -6,7 +6,7 @@ from pathlib import Path
 from loadtest.bench.append import AppendResult
 from loadtest.bench.dlrm_pairs import counted_ratio
 from loadtest.bench.dlrm_ratio import PAPER, RatioResult
-from loadtest.bench.score import ScoreResult
+from loadtest.bench.score import PEER, ScoreResult
 from loadtest.bench.state import StateResult
 from loadtest.load.load_result import LoadResult
 from loadtest.report.machine import Machine
@@ -30,6 +30,35 @@ def plot_score(result: ScoreResult, path: Path) -> None:
         axes.set_xticks([], minor=True)
         axes.axhline(1, color="k", linestyle="--", label="floor")
         axes.set(title=f"{shape}, n={n}", xlabel="candidates", ylabel="floor / median", ylim=(0, 1.1))
+        axes.legend(fontsize="small")
+    figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def plot_latency(result: ScoreResult, path: Path) -> None:
+    """A row of panels for each shape, one for each n: time over m, both logarithmic, of the fastest backend, of as many
+    forwards as there are candidates in it, and of one masked forward, where that was measured. Writes a PNG.
+    """
+    from matplotlib.figure import Figure  # noqa: PLC0415 an optional dependency
+
+    panels, (rows, columns) = _panels(result.cells)
+    figure = Figure(figsize=(5.6 * columns, 4.2 * rows), layout="constrained")
+    for axes, ((shape, n), cells) in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        of_backend = [
+            [cell for cell in cells if cell.backend == one] for one in {cell.backend for cell in cells} - {PEER}
+        ]
+        cached = min(of_backend, key=lambda own: sum(cell.ms for cell in own))
+        lines = {
+            "one forward for each candidate": [(cell.m, cell.instead_ms) for cell in cached if cell.instead_ms],
+            "one masked forward": [(cell.m, cell.ms) for cell in cells if cell.backend == PEER],
+            "mfalcon, history cached": [(cell.m, cell.ms) for cell in cached],
+        }
+        for label, points in lines.items():
+            if points:
+                axes.loglog(*zip(*points, strict=True), "o-", label=label)
+        axes.set_xticks(*_ticks(cell.m for cell in cells))
+        axes.set_xticks([], minor=True)
+        axes.set(title=f"{shape}, n={n}", xlabel="candidates", ylabel="ms")
         axes.legend(fontsize="small")
     figure.suptitle(_caption(result.machine, result.commit, result.dtype), fontsize="small")
     figure.savefig(path, format="png", dpi=120)

@@ -38,7 +38,7 @@ from mfalcon.cli.bench_late_events import bench_late_events
 from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_lum import bench_lum, bench_lum_features
 from mfalcon.cli.bench_merge import bench_merge
-from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, progress, show
+from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, picture_file, progress, show
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_rerank import bench_rerank
@@ -124,11 +124,14 @@ def score(
     quick: QuickOption = False,
     json_output: JsonOption = False,
     plot: PlotOption = None,
+    plot_latency: Annotated[
+        Path | None, typer.Option(help="Also draw milliseconds over candidates.", callback=picture_file)
+    ] = None,
     device: Annotated[str, typer.Option(help=_DEVICE_HELP)] = "cpu",
 ) -> None:
     """Cached scoring on every backend, against the counted floor, one forward per candidate and a dense forward."""
     if device != "cpu":
-        if n or m or backend or microbatch or busy or peer or plot is not None or dtype != "float32":
+        if n or m or backend or microbatch or busy or peer or plot or plot_latency or dtype != "float32":
             raise ConfigError("--device: only --shape, --seconds, --quick and --json go with it")
         score_on_device(device, shape or [], seconds, quick=quick, json_output=json_output)
         return
@@ -150,6 +153,8 @@ def score(
     result = bench_score.run(options, progress)
     if plot is not None:
         plots.plot_score(result, plot)
+    if plot_latency is not None:
+        plots.plot_latency(result, plot_latency)
     show(result, score_page, json_output)
 
 

@@ -155,8 +155,10 @@ def test_tables_say_what_is_scaled_and_what_is_skipped() -> None:
 def test_a_result_is_drawn_and_rendered(command: tuple[str, ...], tmp_path: Path) -> None:
     picture, result = tmp_path / "plot.png", tmp_path / "result.json"
     sizes = ("--n", "33", "--n", "64", "--backend", "reference")
-    result.write_text(invoke(*command, *TINY, *sizes, "--plot", str(picture), "--json").stdout)
-    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    drawn = {"--plot": picture} | ({"--plot-latency": tmp_path / "ms.png"} if command[0] == "score" else {})
+    plots = [word for option, path in drawn.items() for word in (option, str(path))]
+    result.write_text(invoke(*command, *TINY, *sizes, *plots, "--json").stdout)
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in drawn.values())
     shown = invoke("tables", str(result)).stdout
     rows = [line for line in shown.splitlines() if line.startswith("| tiny")]
     assert len(rows) >= len(json.loads(result.read_text())["cells"])
