@@ -25,6 +25,7 @@ RESULT = Ranking(
     unknown=np.array([2], dtype=np.int64),
     failed=np.empty(0, dtype=np.int64),
     stale=False,
+    num_scored=3,
 )
 
 
