@@ -7,7 +7,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetPydanticSchema,
-    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
 )
@@ -20,7 +19,6 @@ from mfalcon.types import (
     UserAppend,
 )
 from server import limits
-from server.explain import refusal
 from server.http.fields import (
     SIGNS_OF_AN_EVENT,
     EventBody,
@@ -28,8 +26,8 @@ from server.http.fields import (
     RequestBody,
     Uint64,
     Version,
+    each_alone,
     list_as_array,
-    refuse_unknown,
     to_events,
 )
 from server.limits import Limits
@@ -89,26 +87,18 @@ class UserAppendBody(AppendEventsBody):
 def each_append(
     appends: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Reading | None]
 ) -> Sequence[UserAppend | InvalidInput]:
-    """The appends of a batch, each read by itself: what is wrong with one is told of it alone. Their numbers, and those
-    of their events, are checked first.
-    """
+    """The appends of a batch (`each_alone`). Their numbers, and those of their events, are checked first."""
     if not isinstance(appends, list) or info.context is None:
         check(appends)  # which refuses it
         return []
     limits.check_num_appends(appends, info.context.limits)
     events = [part["events"] for part in appends if isinstance(part, dict) and isinstance(part.get("events"), list)]
     limits.check_num_batched(sum(map(len, events)), info.context.limits)
-    read: list[UserAppend | InvalidInput] = []
-    for part in appends:
-        try:
-            refuse_unknown(part, UserAppendBody.model_fields)
-            read.append(UserAppendBody.model_validate(part, context=info.context).user_append())
-        except ValidationError as error:
-            details = error.errors(include_url=False)[0]
-            read.append(refusal(details, tuple(details["loc"])))
-        except InvalidInput as error:
-            read.append(error)
-    return read
+
+    def read(part: object) -> UserAppend:
+        return UserAppendBody.model_validate(part, context=info.context).user_append()
+
+    return each_alone(appends, UserAppendBody.model_fields, read)
 
 
 class AppendBatchBody(RequestBody):

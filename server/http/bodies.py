@@ -8,7 +8,6 @@ from pydantic import (
     ConfigDict,
     Field,
     GetPydanticSchema,
-    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
 )
@@ -30,7 +29,6 @@ from mfalcon.types import (
     no_ids,
 )
 from server import limits
-from server.explain import refusal
 from server.http.fields import (
     DENSE_PER_CANDIDATE,
     SIGNS_OF_A_CANDIDATE,
@@ -46,10 +44,10 @@ from server.http.fields import (
     check_context,
     check_names,
     check_num_conditions,
+    each_alone,
     known_fields,
     list_as_array,
     only_known,
-    refuse_unknown,
     to_events,
     to_floats,
     to_ids,
@@ -215,9 +213,7 @@ class RankBody(RequestBody):
 def each_rank(
     ranks: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo[Reading | None]
 ) -> Sequence[ModelRank | InvalidInput]:
-    """The ranks of a batch, each read by itself: what is wrong with one is told of it alone. Their number, and that of
-    their candidates, is checked first.
-    """
+    """The ranks of a batch (`each_alone`). Their number, and that of their candidates, is checked first."""
     if not isinstance(ranks, list) or info.context is None:
         check(ranks)  # which refuses it
         return []
@@ -225,18 +221,12 @@ def each_rank(
     candidates = [part["candidates"] for part in ranks if isinstance(part, dict) and "candidates" in part]
     num_candidates = sum(len(each) for each in candidates if isinstance(each, list))
     limits.check_ranked_together(num_candidates, info.context.limits)
-    read: list[ModelRank | InvalidInput] = []
-    for part in ranks:
-        try:
-            refuse_unknown(part, known_fields(RankBody))
-            body = RankBody.model_validate(part, context=info.context)
-            read.append(ModelRank(body.request(), body.model))
-        except ValidationError as error:
-            details = error.errors(include_url=False)[0]
-            read.append(refusal(details, tuple(details["loc"])))
-        except InvalidInput as error:
-            read.append(error)
-    return read
+
+    def read(part: object) -> ModelRank:
+        body = RankBody.model_validate(part, context=info.context)
+        return ModelRank(body.request(), body.model)
+
+    return each_alone(ranks, known_fields(RankBody), read)
 
 
 class RankBatchBody(RequestBody):

@@ -7,7 +7,7 @@ is wrong is described. Lists are checked by pydantic some elements at a time, si
 it, and become arrays.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -37,7 +37,7 @@ from mfalcon.types import (
     Ids,
 )
 from server import limits
-from server.explain import VERSION_PATTERN, refusal, unknown_field
+from server.explain import VERSION_PATTERN, brief, refusal, unknown_field
 from server.limits import Limits
 
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -62,6 +62,7 @@ Version = Annotated[str, Field(pattern=VERSION_PATTERN)]
 Float32 = Annotated[float, Field(ge=-MAX_FLOAT32, le=MAX_FLOAT32)]
 
 BodyT = TypeVar("BodyT", bound="RequestBody")
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,8 @@ def action_bits(actions: object, info: ValidationInfo[Reading | None]) -> object
         bit = known.get(name) if isinstance(name, str) else None
         if bit is None:
             names = ", ".join(known) or "none that all models number alike: give the bitmask"
-            raise ValueError(f"a bitmask, or a list of names of actions ({names})"[:MAX_SHOWN_NAMES])
+            of_which = f"of which {brief(name)!r} is none ({names})"
+            raise ValueError(f"a bitmask, or a list of names of actions, {of_which}"[:MAX_SHOWN_NAMES])
         bits |= 1 << bit
     return bits
 
@@ -189,6 +191,23 @@ def refuse_unknown(fields: object, known: Collection[str], path: tuple[str | int
     if isinstance(fields, dict) and len(fields) > len(known):
         name = next(name for name in fields if name not in known)
         raise unknown_field((*path, name), fields[name])
+
+
+def each_alone(
+    parts: Iterable[object], known: Collection[str], read: Callable[[object], Part]
+) -> list[Part | InvalidInput]:
+    """The parts of a batch, each read by itself: what is wrong with one is told of it alone. known: fields of each."""
+    outcomes: list[Part | InvalidInput] = []
+    for part in parts:
+        try:
+            refuse_unknown(part, known)
+            outcomes.append(read(part))
+        except ValidationError as error:
+            details = error.errors(include_url=False)[0]
+            outcomes.append(refusal(details, tuple(details["loc"])))
+        except InvalidInput as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def to_ids(values: list[int]) -> Ids:

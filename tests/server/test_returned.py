@@ -73,4 +73,6 @@ async def test_actions_go_by_their_names_over_http(running: Running) -> None:
         body = {"user_id": "ann", "candidates": [1], "recent_events": [{**event, "actions": names}]}
         answer = (await running.http.post("/v1/rank", json=body)).json()["error"]
         assert answer["field"] == "recent_events[0].actions" and len(answer["message"]) < 700
+        wrong = names if isinstance(names, str) else names[-1]
+        assert (str(wrong)[:100]) in answer["message"]
     assert not running.engine.requests
