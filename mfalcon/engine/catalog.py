@@ -1,6 +1,7 @@
 """The models that are served, by name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.errors import ConfigError, UnknownModel
@@ -29,6 +30,18 @@ class Catalog:
         if name not in self._rankers:
             raise UnknownModel(f"model: got {name!r}, must be {' or '.join(map(repr, self._rankers))}")
         return self._rankers[name]
+
+    @asynccontextmanager
+    async def held(self, name: str) -> AsyncIterator[LoadedRanker]:
+        """The model of a name, with the lock of what changes in it while it serves; one that is exchanged while this
+        waits is passed over for the next one, which what waits may still fit. Raises UnknownModel.
+        """
+        while True:
+            ranker = self.get(name)
+            async with ranker.live.lock:
+                if self.get(name) is ranker:
+                    yield ranker
+                    return
 
     def replace(self, ranker: LoadedRanker) -> None:
         """Serve a ranker in the place of the one of its name."""

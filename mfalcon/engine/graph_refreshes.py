@@ -27,24 +27,13 @@ class GraphRefreshes:
         """
         name, began = self._catalog.get(model).name, time.monotonic()
         try:
-            await self._swapped(name, refresh)
+            async with self._catalog.held(name) as ranker:
+                vectors = await beside(lambda: ranker.graph.made(refresh), in_background=True)
+                await swap_graph(self._device, ranker, vectors)
         except (CheckpointError, InvalidInput) as error:
             self._metrics.refused(name, error)
             raise
         self._metrics.applied(name, refresh.number, time.monotonic() - began)
-
-    async def _swapped(self, name: str, refresh: GraphRefresh) -> None:
-        while True:
-            ranker = self._catalog.get(name)
-            async with ranker.live.lock:
-                if self._catalog.get(name) is not ranker:  # exchanged while this waited: it may still fit the next one
-                    continue
-                vectors = await self._made(ranker, refresh)
-                await swap_graph(self._device, ranker, vectors)
-                return
-
-    async def _made(self, ranker: LoadedRanker, refresh: GraphRefresh) -> GraphVectors:
-        return await beside(lambda: ranker.graph.made(refresh))
 
 
 async def swap_graph(device: Device, ranker: LoadedRanker, vectors: GraphVectors) -> None:

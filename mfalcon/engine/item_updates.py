@@ -62,14 +62,10 @@ class ItemUpdates:
         return ItemsUpdated(name, version.name, version.number, delta.num_rows, version.items.num_rows - 1)
 
     async def _swapped(self, name: str, delta: Delta) -> ItemVersion:
-        while True:
-            ranker = self._catalog.get(name)
-            async with ranker.live.lock:
-                if self._catalog.get(name) is not ranker:  # exchanged while this waited: it may still fit the next one
-                    continue
-                version = await self._made(ranker.live, delta)
-                await swap(self._device, ranker, version)
-                return version
+        async with self._catalog.held(name) as ranker:
+            version = await self._made(ranker.live, delta)
+            await swap(self._device, ranker, version)
+            return version
 
     async def _made(self, live: LiveItems, delta: Delta) -> ItemVersion:
         """Beside the device thread; on a GPU on it, because no other thread asks that device for anything."""
