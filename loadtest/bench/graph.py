@@ -15,14 +15,14 @@ import grpc
 import numpy as np
 import torch
 
+from loadtest.faults.known_users import known_users
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
-from loadtest.load.messages import append_message, rank_message, rank_result
+from loadtest.load.messages import rank_message, rank_result
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar
 from mfalcon.graph.vector_file import write_vectors
 from mfalcon.graph.vectors import GraphRefresh
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE
 from proto.ranking_pb2_grpc import RankingStub
 
 _CALL_TIMEOUT_S = 60.0
@@ -141,7 +141,11 @@ async def _run(
     """Seconds until each refresh was named by a rank."""
     async with grpc.aio.insecure_channel(target) as channel:
         stub, stop, took = RankingStub(channel), asyncio.Event(), list[float]()
-        lives = await _users(stub, options)
+        lives = await known_users(
+            stub, options.num_users, options.num_events, options.num_items, options.seed, _CALL_TIMEOUT_S
+        )
+        for user in lives:  # whose histories are encoded from now on
+            await stub.Rank(rank_message(user, np.array([1])), timeout=_CALL_TIMEOUT_S)
         clients = [
             asyncio.create_task(_client(stub, options, lives, number, stop, seen))
             for number in range(options.num_clients)
@@ -173,22 +177,6 @@ async def _named(stub: RankingStub, number: int) -> float:
             return time.monotonic() - began
         await asyncio.sleep(_POLL_S)
     return float("inf")
-
-
-async def _users(stub: RankingStub, options: GraphOptions) -> dict[str, Life]:
-    rng, lives = np.random.default_rng(options.seed), dict[str, Life]()
-    now = time.time_ns() // 1_000_000
-    for number in range(options.num_users):
-        events = np.zeros(options.num_events, dtype=EVENT_DTYPE)
-        events["item_id"] = rng.integers(1, options.num_items + 1, options.num_events)
-        events["actions"], events["value"] = 1, rng.integers(1, 6, options.num_events)
-        events["time_ms"] = now - 10**9 + np.arange(options.num_events) * 1_000
-        user = f"graph-{number}"
-        await stub.AppendEvents(append_message(user, events, 0), timeout=_CALL_TIMEOUT_S)
-        await stub.Rank(rank_message(user, np.array([1]), request_time_ms=now), timeout=_CALL_TIMEOUT_S)
-        life = lives[user] = Life()
-        life.add(events)
-    return lives
 
 
 async def _client(

@@ -7,7 +7,6 @@ are held against a cold forward with the table that they name, which is made aga
 import asyncio
 import itertools
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,15 +20,16 @@ import grpc
 import numpy as np
 import torch
 
+from loadtest.faults.known_users import known_users
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
-from loadtest.load.messages import append_message, rank_message, rank_result
+from loadtest.load.messages import rank_message, rank_result
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar
 from mfalcon.items.delta import Delta
 from mfalcon.items.delta_file import write_delta
 from mfalcon.items.messages import messages
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.types import EVENT_DTYPE, Ids, ItemsPolicy
+from mfalcon.types import Ids, ItemsPolicy
 from proto.ranking_pb2_grpc import RankingStub
 
 NOTES = (
@@ -211,7 +211,9 @@ def result_of(
 async def _run(options: ItemsOptions, target: str, orders: Orders, reports: Reports, seen: _Seen) -> None:
     async with grpc.aio.insecure_channel(target) as channel:
         stub, stop = RankingStub(channel), asyncio.Event()
-        lives = await _users(stub, options)
+        lives = await known_users(
+            stub, options.num_users, options.num_events, options.num_known, options.seed, _CALL_TIMEOUT_S
+        )
         clients = [
             asyncio.create_task(_client(stub, options, lives, number, stop, seen))
             for number in range(options.num_clients)
@@ -274,21 +276,6 @@ def _send(
                 took.append(time.monotonic() - sent)
                 due += options.rows_per_delta / options.rows_per_second
             reports.put((time.monotonic() - began, took))
-
-
-async def _users(stub: RankingStub, options: ItemsOptions) -> dict[str, Life]:
-    rng, lives, life_of = np.random.default_rng(options.seed), dict[str, Life](), secrets.token_hex(4)
-    now = time.time_ns() // 1_000_000
-    for number in range(options.num_users):
-        events = np.zeros(options.num_events, dtype=EVENT_DTYPE)
-        events["item_id"] = rng.integers(1, options.num_known + 1, options.num_events)
-        events["actions"], events["value"] = 1, 3.0
-        events["time_ms"] = now - 10**9 + np.arange(options.num_events) * 1_000
-        user = f"items-{life_of}-{number}"
-        await stub.AppendEvents(append_message(user, events, 0), timeout=_CALL_TIMEOUT_S)
-        life = lives[user] = Life()
-        life.add(events)
-    return lives
 
 
 async def _client(
