@@ -3,9 +3,12 @@
 Nothing here needs more than the standard library.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
+
+_COLUMNS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,8 @@ def as_text(parts: Iterable[Part]) -> str:
 
 
 def as_markdown(parts: Iterable[Part]) -> str:
-    """As GitHub renders it."""
-    return "\n\n".join(part if isinstance(part, str) else _piped(part) for part in parts)
+    """As GitHub renders it, prose in lines of at most 120 columns."""
+    return "\n\n".join(_filled(part) if isinstance(part, str) else _piped(part) for part in parts)
 
 
 def _aligned(table: Table) -> str:
@@ -41,6 +44,21 @@ def _aligned(table: Table) -> str:
 
     return "\n".join(
         [table.title, line(table.columns), line(["-" * width for width in widths]), *map(line, table.rows)]
+    )
+
+
+def _filled(text: str) -> str:
+    return "\n".join(
+        textwrap.fill(
+            line,
+            _COLUMNS,
+            subsequent_indent="  " if line.startswith("- ") else "",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        if len(line) > _COLUMNS and not line.startswith((" ", "|"))
+        else line
+        for line in text.split("\n")
     )
 
 
