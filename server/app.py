@@ -48,7 +48,7 @@ from server.access.access import Access
 from server.access.metered import MeteredEngine
 from server.access.quota import Ledger
 from server.addresses import Addresses
-from server.config import EnsembleConfig, ServerConfig
+from server.config import ServerConfig
 from server.frontends.frontends import Frontends
 from server.grpc.admin import AdminServer
 from server.http.metrics import MAX_CONNECTIONS, MetricsServer
@@ -59,6 +59,7 @@ from server.ranking_engine import RankingEngine
 from server.reload import Reloads, mark_of
 from server.remote_replica import RemoteReplica, tls_to
 from server.runtime import new_event_loop, settle
+from server.settings.models import EnsembleConfig
 from server.tls import Certificates
 from server.tracing import trace_to
 from server.transports import Transports, connection_limits

@@ -35,7 +35,7 @@ from mfalcon_client import Model as ClientModel
 from mfalcon_client import NotFound as ClientNotFound
 from mfalcon_client import Overloaded as ClientOverloaded
 from mfalcon_client import Unavailable as ClientUnavailable
-from server.config import MemberConfig
+from server.settings.models import MemberConfig
 
 T = TypeVar("T")
 

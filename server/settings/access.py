@@ -1,15 +1,12 @@
 """Settings of who may ask."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from server.access.caller import Right
-
-File = Annotated[Path, AfterValidator(Path.absolute)]
-"""Front-ends have another working directory."""
+from server.settings.kinds import File
 
 
 class AccessSettings(BaseModel):

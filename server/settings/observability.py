@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from server.limits import MAX_TIMEOUT_MS
+from server.logs import LogFormat
 
 OFF: Final = "off"
 STDERR: Final = "stderr"
@@ -61,6 +62,21 @@ class ObservabilitySettings(BaseModel):
         description="The part of the requests that is traced, where their callers do not say whether they are; "
         "nothing is without otlp_endpoint.",
     )
+    otlp_endpoint: str | None = Field(
+        default=None, description="Where to send traces (OTLP over gRPC, http://HOST:PORT); needs the extra: trace."
+    )
+    log_format: LogFormat = Field(
+        default="text", description="Form of the log on standard error: lines for people, or a JSON object a line."
+    )
+
+    @model_validator(mode="after")
+    def _a_collector_knows_nobody(self) -> Self:
+        if self.otlp_endpoint is not None and "@" in self.otlp_endpoint:
+            raise ValueError(
+                "otlp_endpoint: got an address with a user, must be http://HOST:PORT without one: gRPC sends none, and "
+                "the log names the address; OTEL_EXPORTER_OTLP_HEADERS of the environment is sent"
+            )
+        return self
 
     @field_validator("access_log")
     @classmethod

@@ -1,13 +1,11 @@
 """Settings of TLS, of the metrics' own port, and of who may listen beyond this machine."""
 
 import ipaddress
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-File = Annotated[Path, AfterValidator(Path.absolute)]
-"""Front-ends have another working directory."""
+from server.settings.kinds import File
 
 
 class TlsSettings(BaseModel):

@@ -9,8 +9,9 @@ from pydantic import ValidationError
 from mfalcon.errors import ConfigError, EngineFailure, InvalidInput, NotReady
 from mfalcon.types import RankRequest
 from server.app import Service
-from server.config import MemberConfig, load_config
+from server.config import load_config
 from server.remote_replica import RemoteReplica, tls_to
+from server.settings.models import MemberConfig
 from tests.certificates import LOCAL, signed
 from tests.server.access.credentials import one_of_each, token
 from tests.server.fake_engine import MODEL, FakeEngine
