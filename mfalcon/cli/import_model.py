@@ -40,9 +40,9 @@ def dlrm_v3(
     sidecar = read_sidecar(config)
     target = out or Path("checkpoints") / sidecar.name
     check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        found = imported(read_caged(path, Path(scratch)), sidecar)
+    beside = next(folder for folder in target.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=beside) as scratch:
+        found = imported(read_caged("dlrm-v3", path, Path(scratch)), sidecar)
     compared = None if requests is None else parity(found, requests)
     fingerprint = save(target, found.model, found.items)
     if json_output:

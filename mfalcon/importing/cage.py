@@ -1,6 +1,8 @@
-"""What a process gives up before it reads a stranger's file: the network, and starting other programs. Linux alone.
+"""What a process gives up before it reads a stranger's file: the network, starting other programs, and more memory than
+the file accounts for. Linux alone.
 
-By a filter of system calls (seccomp), which needs no rights, reaches every thread and cannot be taken off again.
+By a filter of system calls (seccomp) and limits of resources, which need no rights, reach every thread and cannot be
+taken off again.
 """
 
 import contextlib
@@ -9,6 +11,7 @@ import platform
 import resource
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from mfalcon.errors import ConfigError
@@ -23,6 +26,7 @@ _ALLOW, _REFUSE = 0x7FFF0000, 0x00050001
 """The second makes the call fail with EPERM."""
 _FOREIGN_ABI = 0x40000000
 """Numbers of x32 begin here, which are other names of the same calls."""
+_STATUS: Final = Path("/proc/self/status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,10 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("first", ctypes.POINTER(_Instruction)))
 
 
-def enter() -> None:
-    """Give up the network and other programs, for good. Raises ConfigError where that cannot be done."""
+def enter(memory_bytes: int) -> None:
+    """Give up the network, other programs, and memory and files beyond so many bytes, for good. Raises ConfigError
+    where that cannot be done.
+    """
     machine = _MACHINES.get(platform.machine())
     if machine is None or platform.system() != "Linux":
         raise ConfigError(
@@ -59,6 +65,9 @@ def enter() -> None:
             f"{platform.machine()}: must be Linux on {' or '.join(_MACHINES)}"
         )
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (memory_bytes, memory_bytes))
+    limit = _taken() + memory_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     filter_ = _filter(machine)
     program = _Program(len(filter_), filter_)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -66,6 +75,12 @@ def enter() -> None:
     failed = libc.syscall(machine.seccomp, _SET_FILTER, _ALL_THREADS, ctypes.byref(program))
     if failed or _reaches_network():
         raise ConfigError("import: the kernel does not cut the network off (seccomp); a stranger's file is not read")
+
+
+def _taken() -> int:
+    """Bytes of memory that count already, those of torch and its threads."""
+    [line] = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmData:")]
+    return int(line.split()[1]) << 10
 
 
 def _filter(machine: _Machine) -> "ctypes.Array[_Instruction]":

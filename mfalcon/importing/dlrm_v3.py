@@ -44,7 +44,7 @@ _PERIODS: Final = ("_period_units", "_units_per_period")
 _HEAD: Final = {"0.weight": 2, "0.bias": 1, "1.weight": 1, "1.bias": 1, "2.weight": 2, "2.bias": 1}
 _ENCODER: Final = _HEAD | {"3.weight": 1, "3.bias": 1}
 """Parts of a sequence of layers, and the dimensions of each."""
-_NAMED = 12
+_NAMED, _LONGEST_NAME = 12, 120
 _ROW_TAIL_BYTES = 8
 """Scale and offset of a row of 8-bit codes, float32 each, behind its codes."""
 
@@ -53,7 +53,10 @@ class Tensors:
     """A trainer's tensors, and which were asked for."""
 
     def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
+        """Raises CheckpointError if two tensors have one name without the prefix."""
         self._tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        if len(self._tensors) != len(tensors):
+            raise CheckpointError(f"two tensors have one name without the prefix {prefix!r}")
         self._left = set(self._tensors)
         self.missing = list[str]()
 
@@ -181,7 +184,7 @@ def _refuse_unmapped(names: Tensors) -> None:
 
 
 def _first(found: list[str]) -> str:
-    return ", ".join(found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
+    return ", ".join(name[:_LONGEST_NAME] for name in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
 
 
 def _check_actions(bits: tuple[int, ...], sidecar: Sidecar) -> None:

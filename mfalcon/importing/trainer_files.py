@@ -25,6 +25,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: must be a folder with {DENSE} and {SPARSE}/, as the trainer writes it")
     tensors = read_dense(path / DENSE)
+    if (path / SPARSE).is_symlink():
+        raise CheckpointError(f"{path / SPARSE}: must be a folder, and no link")
     if (path / SPARSE).exists():
         tables = read_sparse(path / SPARSE)
         if twice := sorted(tables.keys() & tensors.keys()):
@@ -94,7 +96,7 @@ def _places(path: Path, stored: object) -> dict[tuple[object, object], tuple[str
         if not isinstance(file, str) or Path(file).name != file or file.startswith("."):
             raise CheckpointError(f"{path}: names the file {str(file)[:80]!r}, must be one of its own folder")
         if not _is_count(offset) or not _is_count(length):
-            raise CheckpointError(f"{path}: {file}: offset {offset!r}, length {length!r} are no place in a file")
+            raise CheckpointError(f"{path}: {file}: an offset or a length of a chunk is no place in a file")
         assert isinstance(offset, int) and isinstance(length, int)
         places[index.fields.get("fqn"), index.fields.get("offset")] = file, offset, length
     return places

@@ -6,13 +6,16 @@ class becomes a record of ours.
 
 import io
 import pickle  # noqa: TID251 (an unpickler that knows twenty names and runs none)
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
 import torch
 
 from mfalcon.errors import CheckpointError
+from mfalcon.memory import is_out_of_memory
 
 
 class Record:
@@ -62,11 +65,8 @@ class _Index(pickle.Unpickler):
 
 def read_index(path: Path) -> Record:
     """`.metadata` of a distributed checkpoint. Raises CheckpointError naming what it should not have."""
-    try:
-        with path.open("rb") as file:
-            index = _Index(file).load()
-    except Exception as error:
-        raise CheckpointError(f"{path}: no index of a distributed checkpoint ({_line(error)})") from error
+    with _refusing(path, "no index of a distributed checkpoint"), path.open("rb") as file:
+        index = _Index(file).load()
     if not isinstance(index, Record):
         raise CheckpointError(f"{path}: no index of a distributed checkpoint (it is a {type(index).__name__})")
     return index
@@ -76,10 +76,41 @@ def read_weights(path: Path, source: BinaryIO | None = None) -> object:
     """What `torch.save` wrote: tensors and plain containers alone. source: its bytes, if they are a part of the file.
     Raises CheckpointError naming what else there is.
     """
+    with _refusing(path, "not weights alone, as torch.save writes them"):
+        if source is not None:
+            return _load(path, source)
+        with path.open("rb") as file:
+            return _load(path, file)
+
+
+def _load(path: Path, file: BinaryIO) -> object:
+    _check_archive(path, file)
+    return torch.load(file, map_location="cpu", weights_only=True)  # noqa: TID251 (weights alone)
+
+
+def _check_archive(path: Path, file: BinaryIO) -> None:
+    """Raise CheckpointError for an archive that is larger unpacked, or that has two files of one name."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            infos = archive.infolist()
+        if packed := [info.filename for info in infos if info.compress_type != zipfile.ZIP_STORED]:
+            raise CheckpointError(f"{path}: {packed[0][:80]!r} in it is compressed, which torch.save never does")
+        if len({info.filename for info in infos}) != len(infos):
+            raise CheckpointError(f"{path}: has two files of one name")
+    file.seek(0)
+
+
+@contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Whatever reading a stranger's bytes raises, but the end of memory, says what they are not."""
     try:
-        return torch.load(source or path, map_location="cpu", weights_only=True)  # noqa: TID251 (weights alone)
+        yield
+    except CheckpointError:
+        raise
     except Exception as error:
-        raise CheckpointError(f"{path}: not weights alone, as torch.save writes them ({_line(error)})") from error
+        if is_out_of_memory(error):
+            raise
+        raise CheckpointError(f"{path}: {what} ({_line(error)})") from error
 
 
 def part_of(path: Path, offset: int, length: int) -> io.BytesIO:

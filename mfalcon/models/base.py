@@ -73,6 +73,8 @@ class Ranker(nn.Module, ABC):
     """Whether its targets are items and its outputs their scores."""
     has_layers: bool
     """Whether it is a stack of layers, which its configuration then says."""
+    config_part: str | None = None
+    """Field of its configuration that tells what is around the layers, if it has one; no other model may have it."""
     is_trained_here = True
     """Whether `mfalcon train` has a recipe for it; one that has none comes from elsewhere."""
     why_no_states = "no state outlives its request"

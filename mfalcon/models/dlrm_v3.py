@@ -39,6 +39,7 @@ class DlrmV3(EventRanker):
     """The model around its layers: prefix and candidates as tokens, and what is read off candidates."""
 
     has_layers = True
+    config_part = "dlrm"
     is_trained_here = False
     why_no_states = "positions count from the end and ages from the request: K and V are of one request"
 

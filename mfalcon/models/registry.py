@@ -99,8 +99,10 @@ def check_kind(config: RankerConfig) -> None:
     if kind.has_layers != (config.layer is not None):
         has, must = ("din", "layer") if kind.has_layers else ("layer", "din")
         raise ConfigError(f"architecture {config.architecture!r}: got {has}, must have {must}")
-    if (kind is DlrmV3) != (config.dlrm is not None):
-        raise ConfigError(f"architecture {config.architecture!r}: must have {'' if kind is DlrmV3 else 'no '}dlrm")
+    for part in {one.config_part for one in _OURS.values() if one.config_part is not None}:
+        if (part == kind.config_part) != (getattr(config, part) is not None):
+            must = "" if part == kind.config_part else "no "
+            raise ConfigError(f"architecture {config.architecture!r}: must have {must}{part}")
     if kind.ranks_items != (config.lum is None):
         must = "no lum" if kind.ranks_items else "lum, the conditions that it is asked"
         raise ConfigError(f"architecture {config.architecture!r}: must have {must}")
