@@ -20,7 +20,6 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.errors",
         "mfalcon.item_ids",
         "mfalcon.returned",
-        "mfalcon.text_ids",
         "mfalcon.clock",
         "mfalcon.window",
         "mfalcon.load",
@@ -34,6 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.scope",
         "mfalcon.spans",
     ),
+    "text ids": ("mfalcon.text_ids",),
     "metrics": ("mfalcon.metrics",),
     "history": ("mfalcon.history",),
     "redis": ("mfalcon.redis",),
@@ -78,6 +78,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     # room: the rooms below it that it may import, besides itself
     "kernels": (),
     "words": (),
+    "text ids": ("kernels", "words"),
     "metrics": ("words",),
     "history": ("words", "metrics", "redis"),
     "redis": ("words", "metrics"),
@@ -150,7 +151,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "testing": ("words", "config", "models", "backends", "algorithm", "engine", "laws"),
     "proto": (),
     "client": (),
-    "server": ("words", "metrics", "config", "deltas", "graph", "proto", "client"),
+    "server": ("words", "text ids", "metrics", "config", "deltas", "graph", "proto", "client"),
     "app": (
         "capture",
         "rerank",

@@ -66,6 +66,9 @@ POLICIES = {
 }
 """Fastest first. The portable ones run anywhere: for tests of what this processor lacks, and for other processors."""
 
+TEXT_IDS = Policy("text_ids", "int64", (), frozenset())
+"""No way to compute a stack, but a library beside them: item ids that are text to their numbers."""
+
 
 def library_path(policy: Policy, sanitize: str = "") -> Path:
     """Where the library of the present sources is or would be. sanitize: as for the compiler's -fsanitize."""
@@ -133,11 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if compiler is None:
         print(f"no C++ compiler found (looked for {', '.join(_COMPILERS)}): the server will use the torch kernels")
         return 1 if options.require else 0
-    names = options.policy or [name for name in POLICIES if _is_wanted(name, fit=options.fit)]
+    wanted = [
+        POLICIES[name] for name in options.policy or POLICIES if options.policy or _is_wanted(name, fit=options.fit)
+    ]
+    if not options.policy:
+        wanted.append(TEXT_IDS)
     failed = False
     with ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0)))) as compilers:
         compiling = [
-            (name, compilers.submit(compile_policy, compiler, POLICIES[name], options.sanitize)) for name in names
+            (policy.name, compilers.submit(compile_policy, compiler, policy, options.sanitize)) for policy in wanted
         ]
     for name, compiled in compiling:
         try:

@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
-from mfalcon.text_ids import TextIds
+from mfalcon.text_ids import TextIds, compiled_hash
 from mfalcon.types import Events, ModelRank
 from proto import ranking_pb2
 from server.access.access import Access
@@ -190,7 +190,7 @@ def ranking_service(
     handler: Handler, limits: Limits, waiting: Waiting, access: Access, refusals: Refusals | None = None
 ) -> grpc.GenericRpcHandler:
     """mfalcon.v1.Ranking. waiting: where messages are waited for. refusals: see `GrpcServer`."""
-    api, report = RankingApi(handler, TextIds()), LoadReport(lambda: handler.load)
+    api, report = RankingApi(handler, TextIds(compiled_hash())), LoadReport(lambda: handler.load)
 
     def method(
         name: str,

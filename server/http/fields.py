@@ -29,7 +29,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mfalcon.errors import InvalidInput
-from mfalcon.text_ids import TextIds
+from mfalcon.text_ids import TextIds, compiled_hash
 from mfalcon.types import (
     EVENT_DTYPE,
     Events,
@@ -70,7 +70,7 @@ class Reading:
     """What a body is read by. actions: the bits of actions, by name."""
 
     limits: Limits
-    text_ids: TextIds = field(default_factory=TextIds)
+    text_ids: TextIds = field(default_factory=lambda: TextIds(compiled_hash()))
     actions: Callable[[], Mapping[str, int]] = dict
 
 
