@@ -69,7 +69,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "proto": ("proto",),
     "client": ("mfalcon_client",),
     "server": ("server",),
-    "app": ("server.app",),
+    "app": ("server.app", "server.options", "server.service"),
     "loadtest": ("loadtest",),
     "cli": ("mfalcon.cli",),
 }

@@ -14,8 +14,8 @@ from playwright.async_api import Page, expect
 
 from mfalcon.errors import StorageUnavailable
 from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.browser.conftest import PATIENCE_MS, Open
 from tests.server.access.credentials import one_of_each, table, token, written
 from tests.server.fake_engine import TITLE, FakeEngine

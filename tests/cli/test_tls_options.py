@@ -15,10 +15,10 @@ from mfalcon.cli.rank import rank
 from mfalcon.cli.reload import reload
 from mfalcon.errors import CallFailed, ConfigError
 from server.access.access import Access
-from server.app import Service
 from server.config import load_config
 from server.grpc.admin import AdminServer
 from server.reload import Reloaded
+from server.service import Service
 from server.settings.access import AccessSettings
 from server.tls import Certificates
 from tests.certificates import LOCAL, signed

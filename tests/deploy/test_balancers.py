@@ -21,8 +21,8 @@ from loadtest.balance.balancer import CONFIG, HOW_TO_INSTALL, Balancer, Kind, bi
 from mfalcon import errors
 from mfalcon.rank_key import RANK_KEY, rank_key
 from proto import ranking_pb2, ranking_pb2_grpc
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, Running, serving
 

@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2
 from mfalcon.metrics.server_metrics import ServerMetrics
 from proto import ranking_pb2_grpc
 from server.addresses import Addresses
-from server.app import ServedEngine, Service
 from server.config import load_config
+from server.service import ServedEngine, Service
 from tests.server.fake_engine import FakeEngine
 
 FREE_PORTS = {"checkpoint": "unused", "grpc_port": 0, "http_port": 0}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mfalcon.cgroup import Cgroups
-from server.app import state_bytes
 from server.banner import note_of
 from server.config import load_config
+from server.options import state_bytes
 
 MIB = 1 << 20
 

@@ -20,8 +20,8 @@ from loadtest.faults import raw_http2
 from mfalcon.errors import ConfigError
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from server.transports import LINGER_SECONDS
 from tests.server.fake_engine import KILLER, FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health

@@ -6,8 +6,8 @@ import pytest
 
 from mfalcon.errors import ConfigError
 from mfalcon.rerank.language_model import LanguageModelOptions
-from server.app import language_model_options
 from server.config import load_config
+from server.options import language_model_options
 
 FLAGS = {"checkpoint": "c", "llm_url": "https://h/v1", "llm_model": "gpt"}
 

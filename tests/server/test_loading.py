@@ -16,8 +16,8 @@ from grpc_health.v1 import health_pb2
 from loadtest.faults.redis_server import free_port
 from mfalcon_client import Client, Unavailable
 from proto import ranking_pb2, ranking_pb2_grpc
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, serving
 

@@ -9,9 +9,9 @@ import pytest
 from mfalcon.cgroup import Cgroups
 from mfalcon.history.file_log import FileLogOptions
 from server.addresses import Addresses
-from server.app import file_options, log_budget, redis_options
 from server.banner import of_settings
 from server.config import ServerConfig, load_config
+from server.options import file_options, log_budget, redis_options
 
 
 def config(**flags: object) -> ServerConfig:

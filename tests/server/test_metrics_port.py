@@ -10,8 +10,8 @@ import pytest
 
 from mfalcon.errors import ConfigError
 from server.addresses import listen
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.certificates import LOCAL, signed
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, serving

@@ -9,8 +9,8 @@ import torch
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.chunk import PayloadDtype
-from server.app import read_secret, redis_options
 from server.config import load_config
+from server.options import read_secret, redis_options
 from server.tracing import trace_to
 from tests.small import small_checkpoint
 

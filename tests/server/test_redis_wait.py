@@ -16,8 +16,8 @@ from mfalcon.engine.redis_parts import RedisOptions
 from mfalcon.errors import ConfigError
 from mfalcon.redis.client import RedisSettings
 from proto import ranking_pb2, ranking_pb2_grpc
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.redis_fixtures import OwnRedis
 from tests.server.harness import FREE_PORTS, health_of
 from tests.small import small_checkpoint

@@ -18,9 +18,10 @@ from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.models import checkpoint
 from mfalcon.types import ModelInfo
 from proto import ranking_pb2, ranking_pb2_grpc
-from server.app import Service, build_engine
+from server.app import build_engine
 from server.config import load_config
 from server.reload import Reloads, mark_of
+from server.service import Service
 from tests.server.fake_engine import MODEL
 from tests.small import small_checkpoint
 

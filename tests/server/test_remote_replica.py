@@ -8,9 +8,9 @@ from pydantic import ValidationError
 
 from mfalcon.errors import ConfigError, EngineFailure, InvalidInput, NotReady
 from mfalcon.types import RankRequest
-from server.app import Service
 from server.config import load_config
 from server.remote_replica import RemoteReplica, tls_to
+from server.service import Service
 from server.settings.models import MemberConfig
 from tests.certificates import LOCAL, signed
 from tests.server.access.credentials import one_of_each, token

@@ -13,11 +13,11 @@ import pytest
 from mfalcon import errors
 from mfalcon.metrics.server_metrics import ServerMetrics
 from proto import ranking_pb2
-from server.app import Service
 from server.config import load_config
 from server.grpc.api import SERVICE
 from server.grpc.counted import verb_of
 from server.http.counted import VERBS
+from server.service import Service
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, Running, serving_engine
 

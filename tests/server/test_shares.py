@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from server.app import model_options
 from server.config import load_config
+from server.options import model_options
 
 GIB = 1 << 30
 TABLES = "".join(

@@ -27,7 +27,6 @@ from mfalcon.metrics.stages import StageMetrics
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.access.access import Access
 from server.addresses import Addresses, listen
-from server.app import Service
 from server.arrivals import Arrivals
 from server.config import ServerConfig, load_config
 from server.grpc.admin import AdminServer
@@ -37,6 +36,7 @@ from server.http.counted import CountedApp
 from server.http.server import HttpServer
 from server.peer_names import CLIENT_NAMES, Names, names_over_grpc
 from server.reload import Reloaded
+from server.service import Service
 from server.settings.access import AccessSettings
 from server.tls import Certificates
 from tests.certificates import DAY, LOCAL, Signed, signed

@@ -11,8 +11,8 @@ import pytest
 from cryptography import x509
 
 from proto import ranking_pb2_grpc
-from server.app import Service
 from server.config import load_config
+from server.service import Service
 from tests.certificates import LOCAL, Signed, signed
 from tests.server.access.credentials import CALLS, bearer, by_grpc, by_http, table, token, written
 from tests.server.fake_engine import FakeEngine

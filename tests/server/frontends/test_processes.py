@@ -22,9 +22,9 @@ from mfalcon.errors import ConfigError
 from mfalcon.metrics.catalog import FRONTEND_RESTARTS
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import Addresses
-from server.app import Service
 from server.config import load_config
 from server.frontends.frontends import Frontends
+from server.service import Service
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 

@@ -11,10 +11,10 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.metrics.server_metrics import ServerMetrics
-from server.app import Service
 from server.config import load_config
 from server.console import live
 from server.console.assets import DIRECTORY, HEADERS, MEDIA_TYPES, read_assets
+from server.service import Service
 from tests.server.access.credentials import RIGHTS, bearer, one_of_each, token
 from tests.server.fake_engine import NUM_KNOWN_ITEMS, TITLE
 from tests.server.harness import FREE_PORTS, Running, serving
