@@ -225,7 +225,7 @@ async def test_a_port_that_is_closed_is_no_refusal_to_hand_on(kind: Kind, tmp_pa
         try:
             await asyncio.sleep(3.0)
             await again.serve(engine)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not engine.requests:  # noqa: ASYNC110 (nobody is told)
                     await asyncio.sleep(0.05)
             done.set()

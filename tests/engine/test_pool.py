@@ -135,7 +135,7 @@ async def test_what_would_be_late_is_refused_at_once_unless_nothing_is_queued(
         assert len((await engine.rank(request, time.monotonic() + 60)).scores) == len(ITEMS)
     monkeypatch.setattr(Runner, "advance", lambda runner, *args: go_on.wait(10) and right(runner, *args))
     waiting = [asyncio.create_task(engine.rank(request, None)) for _ in range(4)]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while engine.device.num_queued() != 3:  # noqa: ASYNC110 (nobody is told)
             await asyncio.sleep(0.001)
     for verb in (lambda deadline: engine.rank(request, deadline), lambda deadline: engine.prefill("ann", deadline)):
@@ -196,14 +196,14 @@ async def test_a_step_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(Runner, "advance", hangs)
     asked = asyncio.create_task(engine.rank(rank_request("ann", ITEMS), None))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (why := engine.lost(0.05)) is None:  # noqa: ASYNC110 (nobody is told)
             await asyncio.sleep(0.01)
     assert why == "a step of the device takes longer than 0.05 s"
     assert engine.lost(0.0) is None  # 0 waits for ever
     go_on.set()
     assert len((await asked).scores) == len(ITEMS)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while engine.lost(0.05) is not None:  # noqa: ASYNC110 (the answer comes before the end of the step)
             await asyncio.sleep(0.01)
     await engine.close()

@@ -95,7 +95,7 @@ async def serving_engine(
     async with (
         # A client of its own for each server: channels to one address share a connection otherwise.
         grpc.aio.insecure_channel(addresses.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
-        httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=10) as http,
+        httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http,
     ):
         stub = ranking_pb2_grpc.RankingStub(channel)
         try:

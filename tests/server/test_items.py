@@ -250,6 +250,6 @@ async def test_a_bad_file_holds_up_what_follows_until_it_is_mended_or_replaced(t
 
 
 async def _until(served: Served[Engine], number: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not (await rank(served)).items_version.startswith(f"{number}-"):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

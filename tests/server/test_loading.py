@@ -78,7 +78,7 @@ async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         stderr=asyncio.subprocess.PIPE,
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             yield started
     finally:
         if started.returncode is None:
@@ -102,7 +102,7 @@ async def test_a_signal_while_it_loads_ends_it_at_once(number: signal.Signals) -
     async with process("endless", str(port)) as loading:
         await until_alive(port)
         loading.send_signal(number)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             said, complaints = await loading.communicate()
         assert (loading.returncode, said) == (0, b"stopped\n")
         assert b"Traceback" not in complaints

@@ -61,7 +61,7 @@ async def test_it_is_ready_once_redis_has_answered(
         with pytest.raises(grpc.aio.AioRpcError, match="still waiting for Redis"):
             await ranking_pb2_grpc.RankingStub(channel).Rank(RANK)
         redis.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await serving
         assert (await http.get("/readyz")).status_code == 200
         assert await health_of(channel) == SERVING
@@ -78,7 +78,7 @@ async def test_it_need_not_wait(own_redis: OwnRedis) -> None:
     redis.stop()
     server = service(ready_without_redis=True)
     addresses = await server.listen()
-    async with asyncio.timeout(10), httpx.AsyncClient(base_url=f"http://{addresses.http}") as http:
+    async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://{addresses.http}") as http:
         await server.serve(engine_with(redis.url))
         assert (await http.get("/readyz")).status_code == 200
         await server.stop()
@@ -93,7 +93,7 @@ async def test_a_redis_that_comes_late_and_would_evict_the_log_is_an_error(own_r
     await asyncio.sleep(1)
     redis.start()
     with pytest.raises(ConfigError, match="allkeys-lru, which may evict the event log"):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await serving
     await server.stop()
 
@@ -106,5 +106,5 @@ async def test_a_stop_does_not_wait_for_redis(own_redis: OwnRedis) -> None:
     serving = asyncio.create_task(server.serve(engine_with(redis.url)))
     await asyncio.sleep(0.3)
     serving.cancel()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await server.stop()

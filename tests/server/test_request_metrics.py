@@ -294,7 +294,7 @@ async def test_a_drain_answers_late_comers_and_ends_those_in_flight(counting: Co
     running.engine.gate.clear()
     by_grpc = asyncio.ensure_future(code_of(running.stub.Rank(RANK)))
     by_http = asyncio.ensure_future(running.http.post("/v1/rank", json=RANK_JSON))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while running.engine.num_entered < 2:  # noqa: ASYNC110 (two have entered)
             await asyncio.sleep(0.01)
     stopping = asyncio.ensure_future(running.service.stop())
