@@ -202,9 +202,10 @@ lock: .venv/bin/python ## write again which packages the images hold, with their
 browser-test: .venv/.installed-browser ## the console in a real browser: every view, axe, no other host, no error
 	$(BIN)/python -m pytest -q -m browser tests/browser
 
-proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto
+proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto and proto/inference.proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. \
 	  --descriptor_set_out=proto/ranking.binpb proto/ranking.proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. proto/inference.proto
 	$(if $(filter yes,$(RELEASE)),$(BIN)/buf build --exclude-source-info --as-file-descriptor-set -o proto/released.binpb)
 
 metrics: .venv/.installed-test ## write the metrics' page, dashboard and rules from their definitions

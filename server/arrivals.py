@@ -40,7 +40,8 @@ class Arrival:
     key: the affinity key that it came by, "" without one. mismatch: what is wrong with that, as
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
-    that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP.
+    that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
+    over gRPC.
     """
 
     verb: str
@@ -66,6 +67,7 @@ class Arrival:
     span: Span | None = None
     route: str = ""
     scheme: str = "http"
+    service: str = SERVICE
 
     def __post_init__(self) -> None:
         self.began = self.arrived
@@ -195,8 +197,8 @@ def end_span(span: Span, arrival: Arrival, transport: str, code: str, now: float
         attributes["mfalcon.user"] = user_tag(arrival.user_id)
     if transport == "grpc":
         method = "".join(map(str.capitalize, arrival.verb.split("_")))
-        name = f"{SERVICE}/{method}"
-        attributes |= {"rpc.system": "grpc", "rpc.service": SERVICE, "rpc.method": method}
+        name = f"{arrival.service}/{method}"
+        attributes |= {"rpc.system": "grpc", "rpc.service": arrival.service, "rpc.method": method}
         attributes["rpc.grpc.status_code"] = GRPC_CODES.get(code, 2)
     else:
         name, (method, _, path) = arrival.route, arrival.route.partition(" ")

@@ -37,6 +37,8 @@ from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.handler import Handler
 from server.limits import Limits
+from server.oip.grpc_service import SERVICE as INFERENCE
+from server.oip.grpc_service import inference_service
 from server.refusals import Refusals
 from server.tls import Certificates
 
@@ -158,10 +160,11 @@ class GrpcServer:
         self._health = Health(bounds.max_watches, waiting, refusals)
         services = [
             CountedService(SERVICE, ranking_service(handler, limits, waiting, access, refusals), arrivals),
+            CountedService(INFERENCE, inference_service(handler, limits, waiting, access, refusals), arrivals),
             self._health.service,
         ]
         if bounds.has_reflection:
-            names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+            names = (SERVICE, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
             services.append(reflection_of(names, waiting, guard_of(access, None), refusals))
         self._server.add_generic_rpc_handlers(services)
 
@@ -174,7 +177,7 @@ class GrpcServer:
 
     def report(self, *, serving: bool) -> None:
         """Tell health checks whether requests are welcome; after `report_not_serving` they never are."""
-        for service in ("", SERVICE):
+        for service in ("", SERVICE, INFERENCE):
             self._health.set(service, serving=serving)
 
     def report_not_serving(self) -> None:

@@ -28,7 +28,7 @@ class CountedService(grpc.GenericRpcHandler):
     """A service whose methods answer with one message."""
 
     def __init__(self, name: str, service: grpc.GenericRpcHandler, arrivals: Arrivals) -> None:
-        self._prefix = f"/{name}/"
+        self._name, self._prefix = name, f"/{name}/"
         self._service = service
         self._arrivals = arrivals
         self._counted: dict[str, tuple[str, grpc.RpcMethodHandler[Any, bytes]]] = {}
@@ -54,6 +54,7 @@ class CountedService(grpc.GenericRpcHandler):
         request_id = next((str(value) for name, value in metadata if name == REQUEST_ID), None)
         headers = {name: str(value) for name, value in metadata if name in tracing.HEADERS}
         arrival = self._arrivals.begin(verb, keys, request_id, headers)
+        arrival.service = self._name
         task = asyncio.current_task()
         assert task is not None
         task.add_done_callback(partial(self._ended, arrival))

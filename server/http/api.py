@@ -1,14 +1,11 @@
 """The HTTP transport: the gRPC methods under /v1 as JSON, over the same handler and the same limits."""
 
-import asyncio
 import logging
-import math
-import re
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.telemetry import TelemetryConfig
 from starlette.convertors import Convertor, register_url_convertor
@@ -41,14 +38,17 @@ from server.explain import refusal
 from server.handler import Handler
 from server.http import append_bodies as appends
 from server.http import bodies, codec, fields
+from server.http.answering import Timeout, granted, json_response, seconds, while_connected
 from server.http.browsers import Browsers
 from server.http.console import Pages, console_routes, open_paths, page_routes
 from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.openapi import describe_security
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
-from server.limits import MAX_TIMEOUT_MS, Limits
+from server.limits import Limits
 from server.logs import SELDOM
+from server.oip.http_replies import inference_error, is_inference
+from server.oip.http_routes import inference_probe_routes, inference_routes
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome, outcome_of
 
 logger = logging.getLogger(__name__)
@@ -76,20 +76,15 @@ FRAMEWORK_CODE: Mapping[int, str] = {
     499: "CANCELLED",
 }
 """Codes of what Starlette and `BodyLimit` refuse before a handler sees it."""
+REFUSALS: Mapping[int, str] = dict((*STATUS.values(), (413, FRAMEWORK_CODE[413])))
 CHALLENGE = "www-authenticate"
 """What proves who a caller is (RFC 6750); a 401 must say so."""
 METHODS_OF_A_USER: Mapping[bytes, str] = {b"events": "POST", b"history": "GET", b"prefill": "POST"}
 """What ends the path of each."""
-RETRY_LATER = frozenset({429, 503})
 
 NO_TELEMETRY: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI's own spans would stand between ours, and name users by their path."""
 
-Answer = TypeVar("Answer")
-Timeout = Annotated[
-    int | None,
-    Header(alias="x-request-timeout-ms", ge=1, le=MAX_TIMEOUT_MS, description="Give up after so many milliseconds."),
-]
 ModelName = Annotated[str, Query(description="The model's name; empty is the default one.")]
 
 
@@ -143,6 +138,8 @@ def create_app(
     )
     app.include_router(probe_routes(handler))
     app.include_router(ranking_routes(handler, limits, access))
+    app.include_router(inference_probe_routes(handler))
+    app.include_router(inference_routes(handler, limits, caller_check(access), REFUSALS))
     if has_metrics:
         app.include_router(metrics_routes(scrape))
     if pages.console:
@@ -208,8 +205,7 @@ def metrics_routes(scrape: Scrape) -> APIRouter:
 def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRouter:
     """The methods of the service."""
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": codec.ErrorReply, "description": code}
-        for status, code in (*STATUS.values(), (413, FRAMEWORK_CODE[413]))
+        status: {"model": codec.ErrorReply, "description": code} for status, code in REFUSALS.items()
     }
     reader = BodyReader(limits, lambda request: handler.admit(granted(request)), lambda: handler.action_bits)
     route_class = json_route(reader, caller_check(access))
@@ -321,17 +317,6 @@ def caller_check(access: Access) -> Callable[[str, Request], None]:
     return may_call
 
 
-def seconds(timeout_ms: int | None) -> float | None:
-    """The caller's timeout as the handler wants it."""
-    return None if timeout_ms is None else timeout_ms / 1000
-
-
-def granted(request: Request) -> float | None:
-    """The caller's timeout before it has been checked, None if it is none."""
-    timeout_ms = request.headers.get("x-request-timeout-ms", "")
-    return int(timeout_ms) / 1000 if re.fullmatch(r"[0-9]{1,9}", timeout_ms) else None
-
-
 def is_write(request: Request) -> bool:
     """Whether it is an append or a deletion, wherever it failed."""
     return codec.is_write(request.method, request.url.path)
@@ -354,37 +339,16 @@ def refuse_delete_of(raw_path: bytes) -> None:
         raise HTTPException(405, headers={"Allow": allowed})
 
 
-async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
-    """Await the answer; when the client goes away first, cancel it."""
-    answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(disconnected(request))
-    leaving.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, also where nobody asks
-    try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            return answering.result()
-        leaving.result()
-        raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection")
-    finally:
-        leaving.cancel()
-        answering.cancel()
-
-
-async def disconnected(request: Request) -> None:
-    """Return when the client has gone; a body that nobody has read is dropped. Raises what is wrong with it."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def json_response(content: bytes, status: int = 200, retry_after_s: float | None = None) -> Response:
-    """JSON that is already serialized. retry_after_s: when to come again, if that is known."""
-    headers = {"retry-after": str(max(1, math.ceil(retry_after_s or 0)))} if status in RETRY_LATER else None
-    return Response(content, status_code=status, headers=headers, media_type="application/json")
-
-
 def code_of(error: MFalconError) -> str:
     """The name of the status of an error."""
     return STATUS.get(type(error), INTERNAL)[1]
+
+
+def error_body(request: Request, code: str, message: str, field: str | None, outcome: Outcome | None) -> bytes:
+    """An error as the path of its request has it."""
+    if is_inference(request.url.path):
+        return inference_error(message)
+    return codec.error_reply(code, message, field, outcome)
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -393,7 +357,7 @@ async def on_error(request: Request, error: Exception) -> Response:
     status, code = STATUS.get(type(error), INTERNAL)
     field = error.field if isinstance(error, InvalidInput) else None
     retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    told = codec.error_reply(code, str(error), field, outcome_of(error) if is_write(request) else None)
+    told = error_body(request, code, str(error), field, outcome_of(error) if is_write(request) else None)
     response = json_response(told, status, retry_after_s)
     if isinstance(error, Unauthenticated):
         response.headers[CHALLENGE] = 'Bearer error="invalid_token"' if error.had_token else "Bearer"
@@ -416,7 +380,7 @@ async def on_framework_refusal(request: Request, error: Exception) -> Response:
     outcome: Outcome | None = None
     if is_write(request):
         outcome = UNKNOWN if error.status_code == CLIENT_CLOSED_REQUEST else NOTHING_WRITTEN
-    response = json_response(codec.error_reply(code, str(error.detail), None, outcome), error.status_code)
+    response = json_response(error_body(request, code, str(error.detail), None, outcome), error.status_code)
     response.headers.update(error.headers or {})  # of a wrong method: which are right
     return response
 
@@ -432,4 +396,4 @@ async def on_memory_error(request: Request, error: Exception) -> Response:
 async def on_failure(request: Request, error: Exception) -> Response:
     """A defect of ours; Starlette raises it again, so that uvicorn logs the traceback."""
     text = "the server failed on this request; its log has the cause"
-    return json_response(codec.error_reply("INTERNAL", text, None, UNKNOWN if is_write(request) else None), 500)
+    return json_response(error_body(request, "INTERNAL", text, None, UNKNOWN if is_write(request) else None), 500)

@@ -25,6 +25,10 @@ VERBS: Final = frozenset(
         "delete_user",
         "get_model",
         "list_models",
+        "model_infer",
+        "model_ready",
+        "model_metadata",
+        "server_metadata",
     }
 )
 """Endpoints of the service, by name; the others (probes, metrics, documents) are not counted."""

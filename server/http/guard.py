@@ -12,7 +12,7 @@ from server.access.access import Access
 from server.access.caller import Caller, Right
 from server.peer_names import CLIENT_NAMES, Names
 
-OPEN: Final = frozenset({"/livez", "/readyz"})
+OPEN: Final = frozenset({"/livez", "/readyz", "/v2/health/live", "/v2/health/ready"})
 """Paths that anybody may ask: whoever runs the server must know how it is."""
 CALLER: Final = "mfalcon.caller"
 """In the scope of a request: its `Caller`, where one is needed."""

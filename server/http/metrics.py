@@ -10,7 +10,8 @@ from mfalcon.errors import MFalconError
 from mfalcon.metrics.exposition import Scrape
 from server.access.access import Access
 from server.addresses import authority, listen
-from server.http.api import NO_TELEMETRY, State, json_response, metrics_routes, on_error, on_failure, probe_routes
+from server.http.answering import json_response
+from server.http.api import NO_TELEMETRY, State, metrics_routes, on_error, on_failure, probe_routes
 from server.http.browsers import Browsers
 from server.http.codec import error_reply
 from server.http.connection import ConnectionLimits

@@ -65,7 +65,7 @@ class LastAnswer:
 
 
 class LoadHeader:
-    """Every answer under /v1 says how busy the server is."""
+    """Every answer under /v1 and /v2 says how busy the server is."""
 
     def __init__(self, app: ASGIApp, report: LoadReport) -> None:
         self._app = app
@@ -79,4 +79,4 @@ class LoadHeader:
                 message["headers"] = [*message["headers"], (LOAD.encode(), self._report.text().encode())]
             await send(message)
 
-        await self._app(scope, receive, reported if scope["path"].startswith("/v1/") else send)
+        await self._app(scope, receive, reported if scope["path"].startswith(("/v1/", "/v2/")) else send)

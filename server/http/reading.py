@@ -38,20 +38,26 @@ class BodyReader:
 
     async def read(self, request: Request, kind: type[RequestBody]) -> RequestBody | None:
         """The body of the request, None if there is none. Raises InvalidInput."""
-        try:
-            raw = await request.body()
-        except ClientDisconnect as error:
-            raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection") from error
+        raw = await body_of(request)
         if not raw:
             return None
-        encoding = request.headers.get("content-encoding", PLAIN)
-        if encoding.strip().lower() != PLAIN:
-            raise InvalidInput("content-encoding", encoding[:80], f"{PLAIN}: bodies are not decompressed")
         if issubclass(kind, RankBody | RankBatchBody | InterestsBody):
             self._admit(request)
         if len(raw) <= MAX_BYTES_ON_THE_LOOP:
             return parse(kind, raw, self._reading)
         return await asyncio.get_running_loop().run_in_executor(self._thread, parse, kind, raw, self._reading)
+
+
+async def body_of(request: Request) -> bytes:
+    """All of a body. Raises InvalidInput for one that is compressed."""
+    try:
+        raw = await request.body()
+    except ClientDisconnect as error:
+        raise HTTPException(CLIENT_CLOSED_REQUEST, "the client closed the connection") from error
+    encoding = request.headers.get("content-encoding", PLAIN)
+    if raw and encoding.strip().lower() != PLAIN:
+        raise InvalidInput("content-encoding", encoding[:80], f"{PLAIN}: bodies are not decompressed")
+    return raw
 
 
 class JsonRequest(Request):

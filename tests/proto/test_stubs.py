@@ -1,4 +1,4 @@
-"""The committed stubs and the descriptor are what protoc makes of ranking.proto."""
+"""The committed stubs and the descriptor are what protoc makes of the protocols."""
 
 from pathlib import Path
 
@@ -6,7 +6,14 @@ import pytest
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[2]
-STUBS = ("ranking_pb2.py", "ranking_pb2.pyi", "ranking_pb2_grpc.py", "ranking.binpb")
+STUBS = (
+    "ranking_pb2.py",
+    "ranking_pb2.pyi",
+    "ranking_pb2_grpc.py",
+    "ranking.binpb",
+    "inference_pb2.py",
+    "inference_pb2.pyi",
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +30,7 @@ def regenerated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "proto/ranking.proto",
     ]
     assert protoc.main(arguments) == 0
+    assert protoc.main([*arguments[:4], "proto/inference.proto"]) == 0
     return out / "proto"
 
 
