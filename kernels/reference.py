@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.bias import RelativeBias
+from kernels.reach import Reach, seen
 
 _QUERY_BLOCK = 128
 """Rows of a prefill computed at once, so that their score matrix stays in the cache: all at once takes 3x as long."""
@@ -32,9 +33,18 @@ def masked_attention(
 
 
 def prefix_attention(
-    q: Tensor, k: Tensor, v: Tensor, times: Tensor, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    times: Tensor,
+    bias: RelativeBias | None,
+    *,
+    logit_scale: float,
+    norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
-    """Causal attention of the last tokens of a prefix over the whole of it: prefill (all tokens) and append (some).
+    """Causal attention of the last tokens of a prefix over the whole of it, or of what they see of it (`reach`):
+    prefill (all tokens) and append (some).
 
     q: [num_queries, num_heads, qk_dim], the last num_queries of the prefix. k: [num_heads, n, qk_dim].
     v: [num_heads, n, v_dim]. times: int64 [n]. Returns [num_queries, num_heads, v_dim].
@@ -51,11 +61,17 @@ def prefix_attention(
     for start in range(first, n, _QUERY_BLOCK):
         stop = min(start + _QUERY_BLOCK, n)
         rows = slice(start - first, stop - first)
-        logits = torch.bmm(q[rows].transpose(0, 1) * logit_scale, k[:, :stop].transpose(1, 2))  # [H, block, stop]
+        split = (0, 0) if reach is None else reach.of_tokens(start)
+        own, keys = positions[start:stop], seen(positions, split, stop, 0)
+        logits = torch.bmm(q[rows].transpose(0, 1) * logit_scale, seen(k, split, stop, 1).transpose(1, 2))
         if bias is not None:
-            logits += bias.matrix(positions[start:stop], positions[:stop], times[start:stop], times[:stop])
-        weights = functional.silu(logits, inplace=True).tril_(diagonal=start)
-        out[rows] = torch.bmm(weights, v[:, :stop]).div_(norm).transpose(0, 1)
+            logits += bias.matrix(own, keys, times[start:stop], seen(times, split, stop, 0))
+        weights = functional.silu(logits, inplace=True)  # [H, block, keys]
+        if reach is None:
+            weights = weights.tril_(diagonal=start)
+        else:
+            weights = weights.masked_fill_(~(reach.mask(own, keys) & (own.unsqueeze(-1) >= keys)), 0.0)
+        out[rows] = torch.bmm(weights, seen(v, split, stop, 1)).div_(norm).transpose(0, 1)
     return out
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from kernels import reference
 from kernels.bias import RelativeBias, time_thresholds
+from kernels.reach import Reach, seen
 from kernels.stack import LayerWeights, StackConfig
 
 
@@ -36,8 +37,10 @@ class Sample:
         return float(torch.stack([(got - wanted).abs().max() / wanted.abs().max() for got, wanted in pairs]).max())
 
 
-def sample(num_tokens: int, num_targets: int, *, concat: bool) -> Sample:
-    """Two layers of odd sizes with every option on; with concat Meta's research variant, else ours."""
+def sample(
+    num_tokens: int, num_targets: int, *, concat: bool, reach: tuple[Reach | None, Reach | None] = (None, None)
+) -> Sample:
+    """Two layers of odd sizes with every option on; with concat Meta's research variant, else ours. reach: of each."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -54,8 +57,9 @@ def sample(num_tokens: int, num_targets: int, *, concat: bool) -> Sample:
             norm_in=(1 + randn(21) / 4, randn(21)) if concat else None,
             norm_out=(1 + randn(v_width) / 4, randn(v_width)) if concat else None,
             bias=RelativeBias(randn(2, 50), randn(2, 21), thresholds),
+            reach=of_layer,
         )
-        for _ in range(2)
+        for of_layer in reach
     ]
     x, targets = randn(num_tokens, 21), randn(num_targets, 21)
     times = torch.randint(0, 10**6, (num_tokens,), generator=generator).cumsum(0)
@@ -91,8 +95,11 @@ def _reference(
         u, v, q, k = project(layer, x)
         k, v = k.transpose(0, 1), v.transpose(0, 1)
         kept.append((k, v))
-        x = finish(layer, x, u, reference.prefix_attention(q, k, v, times, layer.bias, **form))
-        vector, own = layer.bias.vector(n, torch.arange(n), now, times), layer.bias.own()
+        x = finish(layer, x, u, reference.prefix_attention(q, k, v, times, layer.bias, **form, reach=layer.reach))
+        split = (0, 0) if layer.reach is None else layer.reach.of_targets(n)
+        k, v = (seen(kept, split, n, 1) for kept in (k, v))
+        vector = layer.bias.vector(n, seen(torch.arange(n), split, n, 0), now, seen(times, split, n, 0))
+        own = layer.bias.own()
         u, own_v, q, own_k = project(layer, targets)
         attended = reference.target_attention(q, own_k, own_v, k, v, vector, own, **form)
         targets = finish(layer, targets, u, attended)

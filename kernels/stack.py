@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels.bias import RelativeBias
+from kernels.reach import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +41,4 @@ class LayerWeights:
     norm_in: tuple[Tensor, Tensor] | None = None
     norm_out: tuple[Tensor, Tensor] | None = None
     bias: RelativeBias | None = None
+    reach: Reach | None = None

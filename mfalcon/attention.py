@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.bias import RelativeBias
+from kernels.reach import Reach, seen
 from kernels.reference import prefix_attention, target_attention
 from mfalcon.kvcache.state import KVState
 
@@ -22,6 +23,8 @@ class AttentionForm:
     logit_scale: float
     norm: float
     bias: RelativeBias | None
+    reach: Reach | None = None
+    """What tokens and targets see of a prefix; None for all of it."""
 
 
 class Attend(Protocol):
@@ -55,7 +58,12 @@ class PrefixAttention:
         """See `Attend`."""
         self.keep(layer, k, v)
         all_k, all_v = self._state.read(layer)
-        return prefix_attention(q, all_k, all_v, self._times, form.bias, logit_scale=form.logit_scale, norm=form.norm)
+        return prefix_attention(
+            *(q, all_k, all_v, self._times, form.bias),
+            logit_scale=form.logit_scale,
+            norm=form.norm,
+            reach=form.reach,
+        )
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Keep`."""
@@ -76,11 +84,15 @@ class TargetAttention:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
         if layer not in self._prefix:
-            self._prefix[layer] = (*self._state.read(layer), *self._bias_of(form.bias))
+            self._prefix[layer] = self._seen(layer, form)
         return target_attention(q, k, v, *self._prefix[layer], logit_scale=form.logit_scale, norm=form.norm)
 
-    def _bias_of(self, bias: RelativeBias | None) -> tuple[Tensor | None, Tensor | None]:
-        if bias is None:
-            return None, None
+    def _seen(self, layer: int, form: AttentionForm) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Keys and values that the targets see in a layer, the bias on them, and the targets' on themselves."""
         n, times = self._state.num_tokens, self._state.times
-        return bias.vector(n, torch.arange(n, device=times.device), self._time_ms, times), bias.own()
+        split = (0, 0) if form.reach is None else form.reach.of_targets(n)
+        k, v = (seen(kept, split, n, 1) for kept in self._state.read(layer))
+        if form.bias is None:
+            return k, v, None, None
+        positions = seen(torch.arange(n, device=times.device), split, n, 0)
+        return k, v, form.bias.vector(n, positions, self._time_ms, seen(times, split, n, 0)), form.bias.own()

@@ -354,7 +354,8 @@ def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms
     mask[n:, n:] = torch.eye(size - n, dtype=torch.bool, device=x.device)
     positions = torch.arange(size, device=x.device).clamp(max=n)
     times = torch.cat([model.token_times(events), torch.full((size - n,), time_ms, device=x.device)])
-    hidden = model.stack(x, FullAttention(mask, positions, times, times))
+    is_target = torch.arange(size, device=x.device) >= n
+    hidden = model.stack(x, FullAttention(mask, positions, times, times, is_target))
     return model.scores(model.predict(hidden[n:], targets))
 
 

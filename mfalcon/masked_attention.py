@@ -13,17 +13,29 @@ class FullAttention:
     """Every token in one forward under a given mask.
 
     mask: bool [..., n, n]. positions, query_times, key_times: int64 [..., n]. Query and key times differ only in models
-    whose bias looks at the next event (golden/README.md, variant research).
+    whose bias looks at the next event (golden/README.md, variant research). is_target: bool [..., n], None where no
+    token is one.
     """
 
-    def __init__(self, mask: Tensor, positions: Tensor, query_times: Tensor, key_times: Tensor) -> None:
+    def __init__(
+        self,
+        mask: Tensor,
+        positions: Tensor,
+        query_times: Tensor,
+        key_times: Tensor,
+        is_target: Tensor | None = None,
+    ) -> None:
         self._mask = mask
         self._grid = (positions, positions, query_times, key_times)
+        self._is_target = is_target
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
         bias = None if form.bias is None else form.bias.matrix(*self._grid)
-        return masked_attention(q, k, v, self._mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        positions, mask = self._grid[0], self._mask
+        if form.reach is not None:
+            mask = mask & form.reach.mask(positions, positions, self._is_target)
+        return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
 
 
 class BatchPrefixAttention:
@@ -44,7 +56,10 @@ class BatchPrefixAttention:
         """See `Attend`."""
         self.keep(layer, k, v)
         bias = None if form.bias is None else form.bias.matrix(self.positions, self.positions, self.times, self.times)
-        return masked_attention(q, k, v, self._mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        mask = self._mask
+        if form.reach is not None:
+            mask = mask & form.reach.mask(self.positions, self.positions)
+        return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
 
     def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
         """See `Keep`."""
@@ -71,5 +86,9 @@ class BatchTargetAttention:
         if form.bias is not None:
             bias = form.bias.matrix(self._visible, self._prefix.positions, self._times, self._prefix.times)
             own = own + form.bias.own().unsqueeze(-1)
-        seen = masked_attention(q, prefix_k, prefix_v, self._mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        mask = self._mask
+        if form.reach is not None:
+            is_target = torch.ones_like(self._visible, dtype=torch.bool)
+            mask = mask & form.reach.mask(self._visible, self._prefix.positions, is_target)
+        seen = masked_attention(q, prefix_k, prefix_v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
         return seen + torch.nn.functional.silu(own) * v / form.norm

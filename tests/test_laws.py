@@ -30,7 +30,7 @@ from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
 from mfalcon.masked_attention import BatchPrefixAttention
-from mfalcon.models.config import RankerConfig
+from mfalcon.models.config import RankerConfig, ReachConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
 from mfalcon.models.registry import architecture as registered
@@ -82,6 +82,13 @@ def test_all_laws_hold_where_no_item_is_listed() -> None:
     embedding = small_embedding("robe-v0").model_copy(update={"features": ()})
     config = small_config(max_history=20, window_chunk=7, embedding=embedding)
     holds_all_laws(config.model_copy(update={"num_items": 1, "side_features": ()}))
+
+
+@pytest.mark.parametrize("architecture", ["dfgr", pytest.param("hstu", marks=pytest.mark.thorough)])
+def test_all_laws_hold_of_layers_that_see_a_part(architecture: str) -> None:
+    reach = (ReachConfig(tokens=3, targets=11, first=2), ReachConfig(tokens=7))
+    config = small_config(architecture, max_history=20, window_chunk=7).model_copy(update={"reach": reach})
+    holds_all_laws(config)
 
 
 def holds_all_laws(config: RankerConfig) -> None:

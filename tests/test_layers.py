@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "mfalcon.returned",
         "mfalcon.clock",
         "mfalcon.window",
+        "mfalcon.pairs",
         "mfalcon.load",
         "mfalcon.cgroup",
         "mfalcon.cores",

@@ -11,7 +11,7 @@ import torch
 
 from kernels.cpu import build_library
 
-_ABI = 7
+_ABI = 8
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -32,12 +32,15 @@ class CConfig(ctypes.Structure):
 class CLayer(ctypes.Structure):
     """MfLayer."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            *("norm_in_weight", "norm_in_bias", "uvqk_weight", "uvqk_bias", "norm_out_weight", "norm_out_bias"),
-            *("output_weight", "output_bias", "position", "time"),
-        )
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("norm_in_weight", "norm_in_bias", "uvqk_weight", "uvqk_bias", "norm_out_weight", "norm_out_bias"),
+                *("output_weight", "output_bias", "position", "time"),
+            )
+        ),
+        *((name, ctypes.c_int64) for name in ("reach_tokens", "reach_targets", "reach_first")),
     )
 
 

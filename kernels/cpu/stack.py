@@ -15,6 +15,10 @@ PAGE_TOKENS = 128
 """Tokens of a page, unless told otherwise: on AVX2 within 2% of the time with 256, where 64 takes up to 4% more."""
 
 
+_ALL = -1
+"""MfLayer.reach_tokens of a layer whose tokens see all of a prefix."""
+
+
 class FusedStack:
     """The weights of a stack, packed once for one kernel. Safe to use from several threads: it never changes.
 
@@ -212,7 +216,7 @@ def _layer(config: StackConfig, weights: LayerWeights, alive: list[Tensor]) -> C
     heads, dim, v_width = config.num_heads, config.dim, config.num_heads * config.v_dim
     columns = 2 * heads * (config.v_dim + config.qk_dim)
     norm_in, norm_out = weights.norm_in or (None, None), weights.norm_out or (None, None)
-    bias = weights.bias
+    bias, reach = weights.bias, weights.reach
     return CLayer(
         norm_in_weight=pointer("norm_in weight", norm_in[0], dim),
         norm_in_bias=pointer("norm_in bias", norm_in[1], dim),
@@ -224,6 +228,9 @@ def _layer(config: StackConfig, weights: LayerWeights, alive: list[Tensor]) -> C
         output_bias=pointer("output_bias", weights.output_bias, dim),
         position=None if bias is None else pointer("bias.position", bias.position, heads, bias.position.shape[1]),
         time=None if bias is None else pointer("bias.time", bias.time, heads, len(bias.thresholds) + 1),
+        reach_tokens=_ALL if reach is None else reach.tokens,
+        reach_targets=_ALL if reach is None else reach.targets,
+        reach_first=0 if reach is None else reach.first,
     )
 
 

@@ -11,10 +11,11 @@ from kernels.cpu.library import Kernel
 from kernels.cpu.stack import FusedStack
 from kernels.stack import LayerWeights, StackConfig
 from mfalcon.backends.base import SequentialBackend
-from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.backends.weights import layer_weights, pairs_of, stack_config
 from mfalcon.kvcache.block_pool import small_page_tokens
 from mfalcon.kvcache.state import PAGE_TOKENS, KVShape, KVState
 from mfalcon.models.layer import Stack
+from mfalcon.pairs import Pairs
 
 _FLOPS_OF_A_CORE = 75_000_000
 """Below twice this a second core made an encoding slower (docs/LOG.md)."""
@@ -79,13 +80,14 @@ class FusedBackend(SequentialBackend):
         whole = FusedStack(kernel, stack_config(stack), layer_weights(stack), PAGE_TOKENS, int8)
         self.layout = FusedLayout(kernel.policy.name, shape, int8, kernel)
         layouts = [self.layout] if self.layout.small is None else [self.layout, self.layout.small]
+        self._pairs = pairs_of(stack)
         self._stacks = {of.page_tokens: whole.on_pages(of.page_tokens) for of in layouts}
         assert all(self._stacks[of.page_tokens].page_bytes == of.page_bytes for of in layouts)
 
     def encode_one(self, state: KVState, x: Tensor) -> None:
         """See `SequentialBackend`."""
         stack, before = self._stacks[state.run.page_tokens], state.num_tokens - len(x)
-        threads = min(torch.get_num_threads(), _cores_worth(stack, before, len(x)))
+        threads = min(torch.get_num_threads(), _cores_worth(stack, self._pairs, before, len(x)))
         stack.extend(state.addresses, before, x.float(), threads)
 
     def hidden_one(self, state: KVState, x: Tensor, time_ms: int, microbatch: int) -> Tensor:
@@ -94,13 +96,13 @@ class FusedBackend(SequentialBackend):
         return stack.score(state.addresses, state.num_tokens, x.float(), time_ms, threads, microbatch)
 
 
-def _cores_worth(stack: FusedStack, num_tokens: int, num_new: int) -> int:
+def _cores_worth(stack: FusedStack, pairs: Pairs, num_tokens: int, num_new: int) -> int:
     """Cores that encoding is worth: each waits at three barriers a layer."""
     config = stack.config
     columns = config.num_heads * (config.qk_dim + config.v_dim)
-    keys = num_tokens + num_new // 2
-    per_token = 2 * config.dim * (2 * columns + config.num_heads * config.v_dim) + 2 * columns * keys
-    return max(1, stack.num_layers * num_new * per_token // _FLOPS_OF_A_CORE)
+    per_token = 2 * config.dim * (2 * columns + config.num_heads * config.v_dim)
+    flops = stack.num_layers * (num_new * per_token + 2 * columns * pairs.encoding(num_tokens, num_new))
+    return max(1, int(flops) // _FLOPS_OF_A_CORE)
 
 
 def _addresses(pages: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from kernels.stack import LayerWeights, StackConfig
 from mfalcon.models.layer import HSTULayer, Stack
+from mfalcon.pairs import Pairs
 
 
 def stack_config(stack: Stack) -> StackConfig:
@@ -33,9 +34,15 @@ def layer_weights(stack: Stack) -> list[LayerWeights]:
             norm_in=_affine(layer.norm_in),
             norm_out=_affine(layer.norm_out),
             bias=layer.bias() if layer.bias else None,
+            reach=layer.reach,
         )
         for layer in _layers(stack)
     ]
+
+
+def pairs_of(stack: Stack) -> Pairs:
+    """How much the layers of a stack see of a prefix."""
+    return Pairs(tuple(None if layer.reach is None else layer.reach.most_seen for layer in _layers(stack)))
 
 
 def _layers(stack: Stack) -> list[HSTULayer]:

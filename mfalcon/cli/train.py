@@ -218,6 +218,7 @@ def train(
             embedding=settings.config(),
             graph=training.graph or GraphTraining() if graph else None,
         )
+        ranker = file.with_reach(ranker)
     except ValidationError as error:
         raise ConfigError(
             "; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())

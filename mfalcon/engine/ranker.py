@@ -134,7 +134,7 @@ class LoadedRanker:
         measured: Measured | None = predecessor.measured if predecessor is not None and alike else None
         self.measured = measured
         self.probability = probability_that_ranks(model.config.tasks, model.config.blend)
-        self.predictor = measured.predictor if measured is not None else Predictor()
+        self.predictor = measured.predictor if measured is not None else Predictor.of(model.config.pairs)
         self._device = device
         self._histories = histories
         self._metrics = metrics

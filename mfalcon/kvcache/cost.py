@@ -11,6 +11,8 @@ import threading
 from dataclasses import dataclass
 from operator import mul
 
+from mfalcon.pairs import Pairs
+
 _SPEED_GAIN = 0.15
 _CLIP = math.log(3)
 """No observation counts as further than 3x from what was expected: 100x moves the speed by 3 ** 0.15 - 1 = 18%."""
@@ -136,6 +138,7 @@ class _Cost:
                 shape[i] = share if share > _LEAST else _LEAST
 
 
+_ALL = Pairs()
 _NUM_LENGTHS = 18
 _NUM_PREFIXES = 10
 
@@ -147,9 +150,12 @@ class _PairCost(_Cost):
     new. Default priors are of a model of 3 layers of width 256 on two CPU cores.
     """
 
-    def __init__(self, call_seconds: float, new_seconds: float, before_seconds: float, pair_seconds: float) -> None:
+    def __init__(
+        self, call_seconds: float, new_seconds: float, before_seconds: float, pair_seconds: float, pairs: Pairs
+    ) -> None:
         prior = (call_seconds, new_seconds, before_seconds, pair_seconds)
         super().__init__(prior, num_cells=_NUM_LENGTHS * _NUM_PREFIXES)
+        self._pairs = pairs
 
     def observe(self, before: int, new: int, seconds: float) -> None:
         """Learn from one call. Nothing new or no time: nothing to learn."""
@@ -162,13 +168,13 @@ class _PairCost(_Cost):
         """The cost of `new` after `before`; nothing for nothing new."""
         return self._predict(self._features(before, new)) if new > 0 else NOTHING
 
-    @staticmethod
-    def _features(before: int, new: int) -> tuple[float, ...]:
+    def _features(self, before: int, new: int) -> tuple[float, ...]:
         raise NotImplementedError
 
 
 class EncodeCost(_PairCost):
-    """Seconds of encoding `new` tokens after `before`, which attend to each other too: new * (before + new / 2) pairs.
+    """Seconds of encoding `new` tokens after `before`, which attend to each other too: new * (before + new / 2) pairs
+    where layers see all before a token.
 
     The state before is read and often copied: without that term one token after 3,000 is predicted a third too low.
     """
@@ -179,16 +185,16 @@ class EncodeCost(_PairCost):
         token_seconds: float = 3e-5,
         prefix_seconds: float = 1e-6,
         pair_seconds: float = 7e-8,
+        pairs: Pairs = _ALL,
     ) -> None:
-        super().__init__(call_seconds, token_seconds, prefix_seconds, pair_seconds)
+        super().__init__(call_seconds, token_seconds, prefix_seconds, pair_seconds, pairs)
 
-    @staticmethod
-    def _features(before: int, new: int) -> tuple[float, ...]:
-        return 1.0, float(new), float(before), new * (before + new / 2)
+    def _features(self, before: int, new: int) -> tuple[float, ...]:
+        return 1.0, float(new), float(before), self._pairs.encoding(before, new)
 
 
 class ScoreCost(_PairCost):
-    """Seconds of scoring `new` candidates against `before` cached tokens: before * new pairs."""
+    """Seconds of scoring `new` candidates against `before` cached tokens: before * new pairs where layers see all."""
 
     def __init__(
         self,
@@ -196,12 +202,12 @@ class ScoreCost(_PairCost):
         target_seconds: float = 5e-6,
         token_seconds: float = 1e-7,
         pair_seconds: float = 8e-9,
+        pairs: Pairs = _ALL,
     ) -> None:
-        super().__init__(call_seconds, target_seconds, token_seconds, pair_seconds)
+        super().__init__(call_seconds, target_seconds, token_seconds, pair_seconds, pairs)
 
-    @staticmethod
-    def _features(before: int, new: int) -> tuple[float, ...]:
-        return 1.0, float(new), float(before), float(before * new)
+    def _features(self, before: int, new: int) -> tuple[float, ...]:
+        return 1.0, float(new), float(before), self._pairs.scoring(before, new)
 
 
 class TransferCost(_Cost):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from mfalcon.kvcache.cost import NOTHING, EncodeCost, Estimate, ScoreCost, TransferCost
 from mfalcon.kvcache.decision import Decision, decide
+from mfalcon.pairs import Pairs
 
 _LEAST_COVERAGE = 0.05
 
@@ -56,6 +57,11 @@ class Predictor:
     fetch: TransferCost = field(default_factory=TransferCost)
     decode: TransferCost = field(default_factory=_decoding)
     coverage: Coverage = field(default_factory=Coverage)
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> "Predictor":
+        """Of a model whose layers see this much."""
+        return cls(encode=EncodeCost(pairs=pairs), score=ScoreCost(pairs=pairs))
 
     def decide(self, at: Situation) -> Decision:
         """Bytes travel while the request waits for the device; they are decoded, and the rest encoded, after both."""

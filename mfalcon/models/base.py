@@ -156,7 +156,7 @@ class PrefixRanker(Ranker):
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
         self.actions = action_embedding(config)
-        self.stack = Stack(*config.stack)
+        self.stack = Stack(*config.stack, config.reach)
 
     @abstractmethod
     def prefix_tokens(self, events: EventTokens) -> Tensor:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mfalcon.pairs import Pairs
+
 _MAX_NUMBER = 1e30
 """Of what a task learns or an event carries, so that a blend of such numbers fits float32."""
 
@@ -54,6 +56,29 @@ class LayerConfig(Frozen):
     output_bias: bool = True
     bias: RelativeBiasConfig | None = None
     dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class ReachConfig(Frozen):
+    """What one layer sees of the history, in tokens: a local window and the first tokens (the semi-local attention of
+    ULTRA-HSTU, arXiv 2602.16986), and how much of it counts for targets (its attention truncation).
+    """
+
+    tokens: int = Field(gt=0, le=1 << 21)
+    """A token of the history sees itself and so many before it."""
+    targets: int | None = Field(default=None, gt=0, le=1 << 21)
+    """A target sees itself and so many of the newest tokens, the prefix length of the layer; None: as `tokens`."""
+    first: int = Field(default=0, ge=0, le=1 << 21)
+    """Both also see so many of the first tokens of the window."""
+
+    @property
+    def of_targets(self) -> int:
+        """What `targets` stands for."""
+        return self.tokens if self.targets is None else self.targets
+
+    @property
+    def most_seen(self) -> tuple[int, int]:
+        """Keys that a token of the history sees at most, and that a target sees."""
+        return self.first + self.tokens + 1, self.first + self.of_targets
 
 
 class DinConfig(Frozen):
@@ -286,6 +311,8 @@ class RankerConfig(Frozen):
     num_layers: int | None = Field(default=None, gt=0, le=256)
     layer: LayerConfig | None = None
     """Both of a model that encodes a history, and of no other."""
+    reach: tuple[ReachConfig | None, ...] | None = Field(default=None, min_length=1, max_length=256)
+    """Of each layer, from the first on, None for one that sees the whole window. None: all do."""
     din: DinConfig | None = None
     """Of a model that reads the last events with each request; its window moves by one event."""
     lum: LumConfig | None = None
@@ -341,6 +368,7 @@ class RankerConfig(Frozen):
         if self.window_chunk > self.max_history:
             raise ValueError(f"window_chunk {self.window_chunk} is larger than max_history {self.max_history}")
         self._check_kind()
+        self._check_reach()
         categories = {feature.name for feature in self.side_features if feature.kind == "category"}
         if self.embedding is not None and not set(self.embedding.features) <= categories:
             raise ValueError(f"embedding: features {list(self.embedding.features)} must be of {sorted(categories)}")
@@ -353,6 +381,14 @@ class RankerConfig(Frozen):
         if self.dlrm is not None:
             self._check_dlrm(self.dlrm)
         return self
+
+    def _check_reach(self) -> None:
+        if self.reach is None:
+            return
+        if self.layer is None or self.dlrm is not None:
+            raise ValueError("reach: must be given only for a model that encodes a history from its first event on")
+        if len(self.reach) != self.num_layers:
+            raise ValueError(f"reach: has {len(self.reach)} entries, must have {self.num_layers}, one of each layer")
 
     def _check_lum(self, lum: LumConfig) -> None:
         binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]
@@ -439,6 +475,11 @@ class RankerConfig(Frozen):
         """The layer and the number of layers of a model that encodes a history."""
         assert self.layer is not None and self.num_layers is not None
         return self.layer, self.num_layers
+
+    @property
+    def pairs(self) -> Pairs:
+        """How much the layers see of a history, for who counts what attention costs."""
+        return Pairs(tuple(None if of is None else of.most_seen for of in self.reach or ()))
 
     @property
     def network(self) -> DinConfig:

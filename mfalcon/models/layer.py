@@ -6,14 +6,16 @@ variants.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.bias import RelativeBias, time_thresholds
+from kernels.reach import Reach
 from mfalcon.attention import Attend, AttentionForm, Keep
-from mfalcon.models.config import LayerConfig, RelativeBiasConfig
+from mfalcon.models.config import LayerConfig, ReachConfig, RelativeBiasConfig
 
 
 class RelativeBiasWeights(nn.Module):
@@ -38,10 +40,11 @@ class RelativeBiasWeights(nn.Module):
 class HSTULayer(nn.Module):
     """x + output(u * LN(attention)), with u, v, q, k from one projection of LN(x)."""
 
-    def __init__(self, config: LayerConfig, index: int) -> None:
+    def __init__(self, config: LayerConfig, index: int, reach: ReachConfig | None = None) -> None:
         super().__init__()
         self.index = index
         self.config = config
+        self.reach = None if reach is None else Reach(reach.tokens, reach.of_targets, reach.first)
         v_width, qk_width = config.num_heads * config.v_dim, config.num_heads * config.qk_dim
         self._widths = (v_width, v_width, qk_width, qk_width)
         self.norm_in = nn.LayerNorm(config.dim, eps=config.norm_eps, elementwise_affine=config.norm_affine)
@@ -59,7 +62,8 @@ class HSTULayer(nn.Module):
         u = functional.silu(u)
         if self.config.activation == "uvqk":
             v, q, k = functional.silu(v), functional.silu(q), functional.silu(k)
-        form = AttentionForm(self._logit_scale, self.config.attention_norm, self.bias() if self.bias else None)
+        bias = self.bias() if self.bias else None
+        form = AttentionForm(self._logit_scale, self.config.attention_norm, bias, self.reach)
         qk_dim, v_dim = self.config.qk_dim, self.config.v_dim
         attended = attend(self.index, _heads(q, qk_dim), _heads(k, qk_dim), _heads(v, v_dim), form).flatten(-2)
         gated = u * self.norm_out(attended)
@@ -88,9 +92,11 @@ def _heads(t: Tensor, head_dim: int) -> Tensor:
 class Stack(nn.Module):
     """The layers of a ranker: plain weights and config, so that a backend may run all of them as one call."""
 
-    def __init__(self, config: LayerConfig, num_layers: int) -> None:
+    def __init__(self, config: LayerConfig, num_layers: int, reach: Sequence[ReachConfig | None] | None = None) -> None:
+        """reach: of each layer; None where all layers see all of a prefix."""
         super().__init__()
-        self.layers = nn.ModuleList(HSTULayer(config, index) for index in range(num_layers))
+        of_layers = [None] * num_layers if reach is None else reach
+        self.layers = nn.ModuleList(HSTULayer(config, index, of_layers[index]) for index in range(num_layers))
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """Tokens [..., n, dim] through every layer."""

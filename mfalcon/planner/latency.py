@@ -34,7 +34,8 @@ def counted(config: RankerConfig, num_candidates: int) -> Reals:
     looked up and read out. Source of the counts: HSTU paper, section 3.4, with the prefix cached.
     """
     layer, num_layers = config.stack
-    rows, n, heads = float(num_candidates), float(config.max_history), layer.num_heads
+    rows, heads = float(num_candidates), layer.num_heads
+    n = config.pairs.scoring(config.max_history, 1)
     width = heads * (layer.qk_dim + layer.v_dim)
     linear = rows * 2 * layer.dim * (2 * width + heads * layer.v_dim)
     attention = rows * 2 * width * (n + 1)

@@ -12,6 +12,11 @@ any_action = ["click"]
 kind = "robe-mix"
 memory_mb = 10.0
 
+[[reach]]               # what a layer sees of the history; fields of models.config.ReachConfig
+layer = 2               # from 1 on; layers that are not named see all of it
+tokens = 256
+targets = 1024
+
 [blend]                 # weight of each task in the one score that ranks; not given: every binary task alike
 click = 1.0
 """
@@ -26,7 +31,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import EmbeddingConfig, EmbeddingKind, Frozen, Task
+from mfalcon.models.config import EmbeddingConfig, EmbeddingKind, Frozen, RankerConfig, ReachConfig, Task
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.text_file import shown
 
@@ -47,6 +52,13 @@ class EmbeddingSettings(Frozen):
         return EmbeddingConfig.model_validate(self.model_dump(exclude={"list_items"}))
 
 
+class ReachSettings(ReachConfig):
+    """What one layer sees of a history: see `ReachConfig`."""
+
+    layer: int = Field(gt=0, le=256)
+    """Counted from 1."""
+
+
 class TrainFile(Frozen):
     """The content of a training file."""
 
@@ -54,9 +66,26 @@ class TrainFile(Frozen):
     blend: Annotated[dict[str, float], Field(min_length=1)] | None = None
     tasks: tuple[Task, ...] = ()
     embedding: EmbeddingSettings = EmbeddingSettings()
+    reach: tuple[ReachSettings, ...] = ()
+
+    def with_reach(self, config: RankerConfig) -> RankerConfig:
+        """A ranker whose layers see what is said here. Raises ConfigError for layers that it has not."""
+        if not self.reach:
+            return config
+        layers, num_layers = [of.layer for of in self.reach], config.num_layers or 0
+        if len(set(layers)) != len(layers) or max(layers) > num_layers:
+            raise ConfigError(f"reach: got layers {layers}, must be different ones of the {num_layers} of the model")
+        of_layers = {of.layer: of.model_dump(exclude={"layer"}) for of in self.reach}
+        reach = [of_layers.get(layer) for layer in range(1, num_layers + 1)]
+        return RankerConfig.model_validate(config.model_dump() | {"reach": reach})
 
 
-_TABLES: Mapping[str, type[Frozen]] = {"training": TrainConfig, "tasks": Task, "embedding": EmbeddingSettings}
+_TABLES: Mapping[str, type[Frozen]] = {
+    "training": TrainConfig,
+    "tasks": Task,
+    "embedding": EmbeddingSettings,
+    "reach": ReachSettings,
+}
 
 
 def read_train_file(path: Path) -> TrainFile:

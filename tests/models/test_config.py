@@ -50,6 +50,11 @@ FEATURE = {"name": "a", "num_values": 2}
     [
         ({"num_layers": 0}, "num_layers"),
         ({"num_items": 0}, "num_items"),
+        ({"reach": [{"tokens": 4}]}, "reach: has 1 entries, must have 2"),
+        ({"reach": [{"tokens": 0}, None]}, "greater than 0"),
+        ({"reach": [{"tokens": 4, "targets": 0}, None]}, "greater than 0"),
+        ({"reach": [None, {"tokens": 4, "first": -1}]}, "greater than or equal to 0"),
+        ({"reach": [None, {"tokens": 4, "last": 3}]}, "Extra inputs are not permitted"),
         ({"dropout": 1.0}, "dropout"),
         ({"value_scale": 0.0}, "value_scale"),
         ({"actions": ()}, "actions"),

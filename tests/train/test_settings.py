@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Task
+from mfalcon.models.config import ReachConfig, Task
 from mfalcon.train.recipes import TrainConfig
-from mfalcon.train.settings import TrainFile, equal_blend, read_train_file
+from mfalcon.train.settings import ReachSettings, TrainFile, equal_blend, read_train_file
+from tests.small import small_config
 
 
 def write(path: Path, content: str) -> Path:
@@ -32,11 +33,23 @@ def test_every_table(tmp_path: Path) -> None:
         kind = "binary"
         any_action = ["buy"]
         loss_weight = 3.0
+        [[reach]]
+        layer = 2
+        tokens = 5
+        first = 1
     """
     file = read_train_file(write(tmp_path / "t.toml", content))
     assert file.training == TrainConfig(batch_size=32, weight_decay=0)
     assert file.blend == {"click": 1, "buy": 2.5}
     assert [task.any_action for task in file.tasks] == [("click", "buy"), ("buy",)]
+    assert file.with_reach(small_config()).reach == (None, ReachConfig(tokens=5, first=1))
+
+
+@pytest.mark.parametrize("layers", [(3,), (1, 1)])
+def test_layers_that_the_model_has_not_have_no_reach(layers: tuple[int, ...]) -> None:
+    file = TrainFile(reach=tuple(ReachSettings(layer=layer, tokens=5) for layer in layers))
+    with pytest.raises(ConfigError, match=r"reach: got layers \[.*must be different ones of the 2 of the model"):
+        file.with_reach(small_config())
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#define MFALCON_ABI 7
+#define MFALCON_ABI 8
 
 extern "C" {
 
@@ -31,6 +31,9 @@ struct MfLayer {
   const float* output_bias;
   const float* position;         // [heads, num_positions]
   const float* time;             // [heads, num_buckets + 1]
+  // What its tokens see of a prefix: a token of the prefix itself and reach_tokens before it, a target the newest
+  // reach_targets; both also those before position reach_first. Negative reach_tokens: all see all, as far as causal.
+  std::int64_t reach_tokens, reach_targets, reach_first;
 };
 
 struct MfGeometry {

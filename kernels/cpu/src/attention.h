@@ -6,10 +6,13 @@
 
 namespace mfalcon {
 
-// Keys that a row sees: the first `first_row` for the first row, `step` more for each further one.
+// Keys that a row sees: those before `first_row` for the first row, `step` more for each further one, and none from `end`
+// on; of these the last `back`, and those before `head`.
 struct Visible {
-  Index first_row, step;
-  Index of(Index row) const { return first_row + step * row; }
+  Index first_row, step, back = Reach::kAll, head = 0, end = Reach::kAll;
+  Index of(Index row) const { return std::min(first_row + step * row, end); }
+  // Behind the head: the first key that it sees.
+  Index from(Index row) const { return std::max(of(row) - back, head); }
 };
 
 // Bias of prefix tokens, row by row: runs[row] of the block that starts at position `query`. Null runs: no such bias.
@@ -96,20 +99,21 @@ void copy_step(const KeyBlock<P>& keys, Index columns, Index token, typename P::
   }
 }
 
-// q: [rows, padded_qk], scaled. vector_bias: one bias for all rows, null for none. o: [rows, padded_v], added to.
+// As `attend`, but no row sees the keys before visible.head. start: a multiple of kPageStep, no row sees a key before it.
 template <class P>
-void attend(const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
-            const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias, float* o,
-            Index o_stride, const AttentionSpace<P>& space) {
+void attend_from(Index start, const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
+                 const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias,
+                 float* o, Index o_stride, const AttentionSpace<P>& space) {
   using V = typename P::Vector;
   using Space = AttentionSpace<P>;
   auto* const weights = space.weights.get();
   const Index most = visible.of(rows - 1);
-  for (Index block = 0; block < most; block += P::kKeyBlock) {
+  for (Index block = start; block < most; block += P::kKeyBlock) {
     const KeyBlock<P> keys = kv.block(block, std::min(most - block, Index{P::kKeyBlock}), space.block);
     for_row_tiles(rows, [&]<int R>(Index row) {
       const Index seen = std::min(visible.of(row + R - 1) - block, Index{P::kKeyBlock});  // by the tile's last row
-      if (seen <= 0) return;
+      const Index hidden = visible.from(row + R - 1) - block;  // keys before this one some row does not see
+      if (seen <= 0 || visible.from(row) >= block + P::kKeyBlock) return;
       const Index columns = round_up(seen, P::kLanes);
       const Index all_see = visible.of(row) - block;  // keys before this one no row masks
       TileBias<P, R> of_tile(s, head, prefix_bias, row, block);
@@ -121,6 +125,7 @@ void attend(const Shape& s, Index head, const typename P::Element* q, Index q_st
             x = silu<P>(x);
             c += first;
             if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
+            if (c < hidden) x = P::keep_from(x, visible.from(row + r) - block - c);
             P::store_elements(weights + r * Space::kWeightStride + c, x);
           });
         };
@@ -153,6 +158,20 @@ void attend(const Shape& s, Index head, const typename P::Element* q, Index q_st
       }
     });
   }
+}
+
+// q: [rows, padded_qk], scaled. vector_bias: one bias for all rows, of the keys that they see, null for none. o: [rows,
+// padded_v], added to.
+template <class P>
+void attend(const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
+            const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias, float* o,
+            Index o_stride, const AttentionSpace<P>& space) {
+  const auto over = [&](Index start, Visible part) {
+    attend_from<P>(start, s, head, q, q_stride, rows, kv, part, vector_bias, prefix_bias, o, o_stride, space);
+  };
+  if (visible.from(rows - 1) == visible.head) return over(0, {visible.first_row, visible.step});  // all that is before it
+  if (visible.head > 0) over(0, {visible.first_row, visible.step, Reach::kAll, 0, visible.head});
+  over(visible.from(0) / kPageStep * kPageStep, visible);
 }
 
 }  // namespace mfalcon

@@ -2,6 +2,7 @@
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace mfalcon {
@@ -52,6 +53,12 @@ struct Avx2F32 {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const int limit = count < kLanes ? static_cast<int>(count) : kLanes;
     return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(limit), lane)));
+  }
+  // The lanes from `first` on, zero in those before it whatever they hold.
+  static Vector keep_from(Vector x, std::int64_t first) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const int limit = first < kLanes ? static_cast<int>(std::max<std::int64_t>(first, 0)) : kLanes;
+    return _mm256_and_ps(x, _mm256_castsi256_ps(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(limit - 1))));
   }
   static float sum(Vector x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

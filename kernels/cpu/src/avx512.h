@@ -41,6 +41,10 @@ struct Avx512 {
     const __mmask16 mask = count >= kLanes ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
     return _mm512_maskz_mov_ps(mask, x);
   }
+  static Vector keep_from(Vector x, std::int64_t first) {
+    const __mmask16 mask = first >= kLanes ? 0 : first <= 0 ? 0xffff : static_cast<__mmask16>(0xffffu << first);
+    return _mm512_maskz_mov_ps(mask, x);
+  }
   static float sum(Vector x) { return _mm512_reduce_add_ps(x); }
 };
 

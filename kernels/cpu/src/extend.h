@@ -180,8 +180,9 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
         for (Index r = 0; r < rows; r++) std::fill_n(o + r * s.v_width(), s.padded_v, 0.0f);
         PrefixBias bias{};
         if (biased) bias = {&weights.bias, runs[i].runs.data(), runs[i].first.data(), tokens + first};
-        attend<P>(s, head, q, space.h_stride, rows, HeadPages<P>(stack, pages, layer, head), {tokens + first + 1, 1},
-                  nullptr, biased ? &bias : nullptr, o, s.v_width(), own.attention);
+        const Visible visible{tokens + first + 1, 1, weights.reach.tokens + 1, weights.reach.first};
+        attend<P>(s, head, q, space.h_stride, rows, HeadPages<P>(stack, pages, layer, head), visible, nullptr,
+                  biased ? &bias : nullptr, o, s.v_width(), own.attention);
       }
 #pragma omp for schedule(dynamic, 1)
       for (Index task = 0; task < grid.blocks * grid.parts; task++) {

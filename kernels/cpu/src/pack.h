@@ -76,6 +76,7 @@ Layer<P> packed_layer(const Shape& s, const MfLayer& w) {
                  }),
       padded_row(s.padded_dim, [&](Index i) { return i < s.dim && w.output_bias ? w.output_bias[i] : 0.0f; }),
       packed_bias<P>(s, w),
+      Reach(w),
   };
 }
 

@@ -1,6 +1,7 @@
 // Policies without intrinsics: vectors of four lanes, which every 64-bit processor has. Their tile has the form of
 // AVX-512's (four vectors a panel, two elements a step in bfloat16), so any machine can test what that runs.
 #pragma once
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -85,6 +86,10 @@ struct Portable {
   static Vector keep_first(Vector x, std::int64_t count) {
     const int limit = count < kLanes ? static_cast<int>(count) : kLanes;
     return std::bit_cast<Vector>(std::bit_cast<Lanes>(x) & (Lanes{0, 1, 2, 3} < limit));
+  }
+  static Vector keep_from(Vector x, std::int64_t first) {
+    const int limit = first < kLanes ? static_cast<int>(std::max<std::int64_t>(first, 0)) : kLanes;
+    return std::bit_cast<Vector>(std::bit_cast<Lanes>(x) & (Lanes{0, 1, 2, 3} >= limit));
   }
   static float sum(Vector x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 

@@ -36,6 +36,12 @@ struct TargetBias {
   Index stride;
 };
 
+// What targets behind so many tokens see of a layer.
+template <class P>
+Visible seen_by_targets(const Layer<P>& layer, Index tokens) {
+  return {tokens, 0, layer.reach.targets, layer.reach.first};
+}
+
 template <class P>
 TargetBias target_bias(const Stack<P>& stack, const std::int64_t* times, Index tokens, std::int64_t time) {
   const Shape& s = stack.shape;
@@ -48,7 +54,14 @@ TargetBias target_bias(const Stack<P>& stack, const std::int64_t* times, Index t
     for (Index head = 0; head < s.heads; head++) {
       const Index i = layer * s.heads + head;
       const RelativeBias& weights = stack.layers[layer].bias;
-      bias_row<P>(weights, s, head, tokens, runs.data(), 0, columns, bias.prefix.get() + i * stride);
+      float* const to = bias.prefix.get() + i * stride;
+      const auto fill = [&](Index first, Index last) {
+        bias_row<P>(weights, s, head, tokens, runs.data(), first, last, to + first);
+      };
+      const Visible visible = seen_by_targets(stack.layers[layer], tokens);
+      const Index near = visible.from(0) / kPageStep * kPageStep;
+      if (near > visible.head) fill(0, round_up(visible.head, P::kLanes));
+      fill(near > visible.head ? near : 0, columns);
       bias.own.get()[i] = own_bias<P>(weights, s, head);
     }
   }
@@ -94,8 +107,9 @@ void score_microbatch(const Stack<P>& stack, MfPages pages, Index tokens, const 
     for (Index head = 0; head < s.heads && tokens > 0; head++) {
       const HeadPages<P> kv(stack, pages, layer, head);
       const float* of_head = s.num_positions ? bias.prefix.get() + (layer * s.heads + head) * bias.stride : nullptr;
-      attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv, {tokens, 0}, of_head, nullptr,
-                o + head * s.padded_v, s.v_width(), space.attention);
+      attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv,
+                seen_by_targets(weights, tokens), of_head, nullptr, o + head * s.padded_v, s.v_width(),
+                space.attention);
     }
     gate<P>(s, weights, h, space.h_stride, o, rows, a, space.a_stride, space.attended.get());
     add_output<P>(stack, layer, a, space.a_stride, rows, 0, s.padded_dim, hidden);

@@ -120,6 +120,17 @@ struct RelativeBias {
   Index position_stride;
 };
 
+// What a layer's tokens see of a prefix; see MfLayer.
+struct Reach {
+  static constexpr Index kAll = Index{1} << 40;
+  Index tokens, targets, first;
+
+  explicit Reach(const MfLayer& w)
+      : tokens(w.reach_tokens < 0 ? kAll : w.reach_tokens),
+        targets(w.reach_tokens < 0 ? kAll : w.reach_targets),
+        first(w.reach_first) {}
+};
+
 template <class P>
 struct Layer {
   using Element = typename P::Element;
@@ -127,6 +138,7 @@ struct Layer {
   Buffer<Element> uvqk, output;
   Buffer<float> uvqk_bias, output_bias;
   RelativeBias bias;
+  Reach reach;
 };
 
 template <class P>
