@@ -50,6 +50,9 @@ def append_all(served: ServedModel, states: Sequence[KVState], deltas: Sequence[
         num_new = [len(new.rows) * model.tokens_per_event for new in deltas]
         longer = [state.grown(num) for state, num in zip(states, num_new, strict=True)]
         tokens, times = model.prefix_tokens(delta), model.token_times(delta)
+        if model.reads_positions:
+            spans = [torch.arange(new) + state.num_tokens for state, new in zip(states, num_new, strict=True)]
+            tokens = model.placed(tokens, torch.cat(spans).to(tokens.device))
     served.stack.encode(longer, tokens, num_new, times)
     return longer
 
@@ -83,10 +86,13 @@ def score_all(served: Served, requests: Sequence[Scoring], microbatch: int) -> T
     model = served.model
     sizes = [len(request.targets.rows) for request in requests]
     targets = _side_by_side([request.targets for request in requests], sizes)
-    num_numbers = sum(sizes) * model.config.dim
+    num_numbers, states = sum(sizes) * model.config.dim, [_kv(request.state) for request in requests]
     with cores_for(num_numbers):
         tokens = model.target_tokens(targets)
-    states, times = [_kv(request.state) for request in requests], [request.time_ms for request in requests]
+        if model.reads_positions:
+            behind = torch.tensor([state.num_tokens for state in states]).repeat_interleave(torch.tensor(sizes))
+            tokens = model.placed_targets(tokens, behind.to(tokens.device))
+    times = [request.time_ms for request in requests]
     hidden = served.stack.hidden(states, tokens, sizes, times, microbatch)
     with cores_for(num_numbers):
         return served.readout.scores(hidden, targets)

@@ -348,8 +348,12 @@ def masked_forward(model: Ranker, events: EventTokens, targets: Targets, time_ms
         times = torch.full_like(visible, time_ms)
         return model.scores(model.outputs(batch, torch.ones_like(batch.rows, dtype=torch.bool), one, visible, times)[0])
     prefix = model.prefix_tokens(events)
-    x = torch.cat([prefix, model.target_tokens(targets)])
-    n, size = len(prefix), len(x)
+    asked, n = model.target_tokens(targets), len(prefix)
+    if model.reads_positions:
+        prefix = model.placed(prefix, torch.arange(n, device=prefix.device))
+        asked = model.placed_targets(asked, torch.full((len(asked),), n, device=asked.device))
+    x = torch.cat([prefix, asked])
+    size = len(x)
     mask = torch.ones(size, size, dtype=torch.bool, device=x.device).tril()
     mask[n:, n:] = torch.eye(size - n, dtype=torch.bool, device=x.device)
     positions = torch.arange(size, device=x.device).clamp(max=n)
@@ -465,7 +469,7 @@ def _is_exact(subject: Subject) -> bool:
     served = subject.served
     if not isinstance(served, ServedModel):
         return False
-    is_float32 = served.pool.layout.shape.dtype == torch.float32
+    is_float32 = served.pool.layout.shape.dtype == torch.float32 and not served.model.multiplies_tokens
     return is_float32 and isinstance(served.stack, FusedBackend) and subject.kv_dtype == "auto"
 
 

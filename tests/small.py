@@ -12,10 +12,11 @@ from mfalcon.algorithm import score, user_state
 from mfalcon.backends.select import any_reference
 from mfalcon.features.counters import LikeRule
 from mfalcon.features.provider import Asked, FeatureProvider
-from mfalcon.models.base import EventTokens, PrefixRanker, Targets, TaskRanker, context_codes, event_tokens
+from mfalcon.models.base import EventTokens, PrefixRanker, Ranker, Targets, TaskRanker, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import (
     COUNTERS,
+    AnchorConfig,
     ContextFeature,
     CountersConfig,
     DenseFeature,
@@ -44,6 +45,7 @@ CONTEXT_FEATURES = (
     ContextFeature(name="surface", num_values=3),
     ContextFeature(name="hour", num_values=24, derive="hour_utc"),
 )
+PERIODS = ((3600, 24), (86_400, 7))
 DENSE_FEATURES = (DenseFeature(name="price", center=0.5, scale=2.0), DenseFeature(name="rank_before"))
 NUM_ITEMS = 31
 START_MS = 10**12
@@ -63,7 +65,9 @@ def small_config(
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
     layer, network, around = None, None, None
-    if issubclass(kind, PrefixRanker):
+    if kind.config_part == "dlrm":
+        layer, around = small_dlrm(max_history, has_anchor=kind.encodes_prefix)
+    elif issubclass(kind, PrefixRanker):
         num_positions = max_history * kind.tokens_per_event - 3  # so that the last one is shared
         layer = LayerConfig(
             dim=12,
@@ -74,8 +78,6 @@ def small_config(
             bias=RelativeBiasConfig(num_positions=num_positions, num_time_buckets=64),
             dropout=0.2,
         )
-    elif kind.has_layers:
-        layer, around = small_dlrm(max_history)
     else:
         network = DinConfig(
             dim=12,
@@ -103,7 +105,7 @@ def small_config(
             SideFeature(name="genres", kind="tags", vocabulary=GENRES),
             SideFeature(name="decade", kind="category", vocabulary=DECADES),
         ),
-        context_features=CONTEXT_FEATURES if kind.ranks_items else (),
+        context_features=context_of(kind),
         dense_features=DENSE_FEATURES if kind.ranks_items and around is None else (),
         dense_dim=5,
         counters=small_counters() if with_counters else None,
@@ -122,7 +124,14 @@ def small_config(
     )
 
 
-def small_dlrm(max_history: int) -> tuple[LayerConfig, DlrmConfig]:
+def context_of(kind: type[Ranker]) -> tuple[ContextFeature, ...]:
+    """What a model of a class reads of a request."""
+    if kind.config_part == "dlrm" and kind.encodes_prefix:
+        return tuple(ContextFeature(name=f"unit_{s}", num_values=n, derive="period", unit_s=s) for s, n in PERIODS)
+    return CONTEXT_FEATURES if kind.ranks_items else ()
+
+
+def small_dlrm(max_history: int, *, has_anchor: bool = False) -> tuple[LayerConfig, DlrmConfig]:
     """Layers of DLRM-v3, whose width is not that of its tables, and what is around them; the tables' ends are met."""
     layer = LayerConfig(
         dim=10,
@@ -143,9 +152,10 @@ def small_dlrm(max_history: int) -> tuple[LayerConfig, DlrmConfig]:
         num_ages=40,
         last_age=30,
         postprocessor="timestamp",
-        periods=((3600, 24), (86_400, 7)),
-        min_history=(0, 9),
+        periods=PERIODS,
+        min_history=() if has_anchor else (0, 9),
         counted_candidates=4,
+        anchor=AnchorConfig(num_events=max_history // 2, time_s=10**9, num_user_tokens=2) if has_anchor else None,
     )
     return layer, around
 

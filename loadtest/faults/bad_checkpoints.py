@@ -296,7 +296,7 @@ KINDS: list[tuple[Callable[[Path], None], str, str]] = [
     (configured(value_scale=1e-300), CONFIG, "value_scale: Input should be"),
     (configured(max_history=10**15), CONFIG, "max_history: Input should be"),
     (configured(tasks=[]), CONFIG, "tasks: Tuple should have at least 1 item"),
-    (configured(architecture="gpt"), CONFIG, "architecture 'gpt' is not one of dfgr, din, dlrm_v3, hstu"),
+    (configured(architecture="gpt"), CONFIG, "architecture 'gpt' is not one of dfgr, din, dlrm_v3"),
     (in_float64, WEIGHTS, "is F64, weights are stored as F32"),
     (with_a_header_of_exabytes, WEIGHTS, "not a readable safetensors file"),
     (with_tensors_elsewhere, WEIGHTS, "not a readable safetensors file"),

@@ -92,17 +92,24 @@ def parity(found: Imported, path: Path) -> Parity:
     own, served = list[np.ndarray](), list[np.ndarray]()
     tasks = [task.name for task in found.model.config.tasks]
     num = 0
-    for number, one in enumerate(read_requests(path), 1):
-        num = number
-        _check(found, path, number, one, tasks)
+    for one in checked_requests(found, path):
+        num += 1
         expected = np.array([one.scores[task] for task in tasks if task in one.scores]).T
         columns = [index for index, task in enumerate(tasks) if task in one.scores]
         for lengths, gaps in ((Lengths(one.padded_len, len(one.candidates)), own), (found.model.lengths, served)):
-            gaps.append(np.abs(_scores(found, one, lengths)[:, columns] - expected).ravel())
+            gaps.append(np.abs(scores_of(found, one, lengths)[:, columns] - expected).ravel())
     if not num:
         raise DataError(f"{path}: has no request")
     exact, pinned = np.concatenate(own), np.concatenate(served)
     return Parity(num, len(exact), float(exact.max()), float(exact.mean()), float(pinned.max()), float(pinned.mean()))
+
+
+def checked_requests(found: Imported, path: Path) -> Iterator[ParityRequest]:
+    """Those of a file that the model can be asked. Raises DataError."""
+    tasks = [task.name for task in found.model.config.tasks]
+    for number, one in enumerate(read_requests(path), 1):
+        _check(found, path, number, one, tasks)
+        yield one
 
 
 def _check(found: Imported, path: Path, number: int, one: ParityRequest, tasks: list[str]) -> None:
@@ -118,9 +125,9 @@ def _check(found: Imported, path: Path, number: int, one: ParityRequest, tasks: 
             raise DataError(f"{path}: request {number}: item {row}, must be below {config.num_items - 1}")
 
 
-def _scores(found: Imported, one: ParityRequest, lengths: Lengths) -> np.ndarray:
-    """[num_candidates, num_tasks]."""
-    model, config = found.model, found.model.config
+def asked_of(found: Imported, one: ParityRequest) -> tuple[EventTokens, Targets, int]:
+    """The newest events of a request, its candidates and its time in milliseconds, as an imported model reads them."""
+    config = found.model.config
     masks = np.array(one.actions, dtype=np.int64)
     actions = np.zeros_like(masks)
     for place, bit in enumerate(found.action_bits):
@@ -135,9 +142,14 @@ def _scores(found: Imported, one: ParityRequest, lengths: Lengths) -> np.ndarray
     events = EventTokens(*(torch.from_numpy(column[newest]) for column in columns))
     now_ms = one.time_s * _SECOND_MS
     context = torch.from_numpy(context_codes(config.context_features, one.context, now_ms))
-    targets = Targets(torch.tensor(one.candidates) + 1, context)
+    return events, Targets(torch.tensor(one.candidates) + 1, context), now_ms
+
+
+def scores_of(found: Imported, one: ParityRequest, lengths: Lengths) -> np.ndarray:
+    """Of an imported model, with a trainer's lengths or its own: [num_candidates, num_tasks]."""
+    events, targets, now_ms = asked_of(found, one)
     with torch.inference_mode():
-        reader = DlrmReader(model, lengths)
-        raw = reader.raw(reader.read(events, context, now_ms), targets, _MICROBATCH)
-        scores: np.ndarray = model.scores(raw).double().numpy()
+        reader = DlrmReader(found.model, lengths)
+        raw = reader.raw(reader.read(events, targets.context, now_ms), targets, _MICROBATCH)
+        scores: np.ndarray = found.model.scores(raw).double().numpy()
     return scores

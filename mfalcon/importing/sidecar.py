@@ -21,6 +21,17 @@ class UserFeature(Frozen):
     """Of `contextual_feature_to_min_uih_length`; 0 where it is not there."""
 
 
+class Stabilise(Frozen):
+    """Where positions and ages are counted from in the form whose states outlive a request (`--stabilise`)."""
+
+    history: Positive
+    """A history of so many events keeps the trainer's positions: the length that most have."""
+    time_s: int = Field(ge=0, lt=1 << 40)
+    """Seconds since 1970. A request at this time keeps the trainer's ages."""
+    window_chunk: Positive | None = None
+    """Events by which a window moves that is full; an eighth of max_history if it is not there."""
+
+
 class Sidecar(Frozen):
     """`mfalcon import dlrm-v3 --config`. All that has no default must be said: nothing is guessed."""
 
@@ -48,6 +59,8 @@ class Sidecar(Frozen):
     """Only of a model that has none with weights (`enable_postprocessor = False`)."""
     prefix: str = Field(default="", max_length=128)
     """What stands before every name in the trainer's files, where the model was wrapped: `module.`."""
+    stabilise: Stabilise | None = None
+    """Only read with `--stabilise`."""
 
 
 def read_sidecar(path: Path) -> Sidecar:

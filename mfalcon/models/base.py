@@ -152,6 +152,12 @@ class PrefixRanker(Ranker):
     has_layers = True
     tokens_per_event: int
     """Prefix tokens that one event becomes."""
+    multiplies_tokens = False
+    """Whether prefix tokens are products, whose rounding depends on how many are made at once. Else a state is the same
+    to the bit however its history was cut, where layers are (law 7).
+    """
+    reads_positions = False
+    """Whether tokens depend on where they stand, counted from the start of the window: see `placed`."""
 
     def __init__(self, config: RankerConfig) -> None:
         super().__init__(config)
@@ -166,6 +172,14 @@ class PrefixRanker(Ranker):
     def target_tokens(self, targets: Targets) -> Tensor:
         """[..., num_targets] -> [..., num_targets, dim]. Context and dense features join later, in `predict`."""
 
+    def placed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Prefix tokens [..., n, dim] at positions, int64 [..., n]. Only a model that reads positions is asked."""
+        return tokens
+
+    def placed_targets(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Targets [..., m, dim], each behind so many tokens of the prefix, int64 [..., m]; as `placed`."""
+        return tokens
+
     def token_times(self, events: EventTokens) -> Tensor:
         """Event time of every prefix token: int64 [..., num_events * tokens_per_event]."""
         return events.times.repeat_interleave(self.tokens_per_event, dim=-1)
@@ -174,9 +188,13 @@ class PrefixRanker(Ranker):
         """See `Ranker.outputs`. A prefill and a score."""
         per_event = self.tokens_per_event
         prefix = BatchPrefixAttention(self.token_times(events), valid.repeat_interleave(per_event, dim=-1))
-        self.stack.encode(self.prefix_tokens(events), prefix)
+        tokens, asked = self.prefix_tokens(events), self.target_tokens(targets)
+        if self.reads_positions:
+            tokens = self.placed(tokens, torch.arange(tokens.shape[-2], device=tokens.device))
+            asked = self.placed_targets(asked, visible * per_event)
+        self.stack.encode(tokens, prefix)
         attend = BatchTargetAttention(prefix, visible * per_event, times)
-        return self.predict(self.stack(self.target_tokens(targets), attend), targets)
+        return self.predict(self.stack(asked, attend), targets)
 
     @abstractmethod
     def predict(self, hidden: Tensor, targets: Targets) -> Tensor:
@@ -295,4 +313,6 @@ def context_codes(features: tuple[ContextFeature, ...], context: Mapping[str, in
             codes[index] = context[feature.name]
         elif feature.derive == "hour_utc":
             codes[index] = time_ms // 3_600_000 % 24
+        elif feature.unit_s is not None:
+            codes[index] = time_ms // (1_000 * feature.unit_s) % feature.num_values
     return codes

@@ -118,6 +118,17 @@ EmbeddingKind = Literal["table", "robe-v0", "robe-mix"]
 _BYTES_PER_MB, _NUMBER_BYTES, _MOST_NUMBERS = 1_000_000, 4, (1 << 31) - 1
 
 
+class AnchorConfig(Frozen):
+    """Where a DLRM-v3 counts from whose states outlive a request: not from the history's end and the request."""
+
+    num_events: int = Field(gt=0, le=1 << 20)
+    """A history of so many events has the trainer's own positions; of any other one they are off by the difference."""
+    time_s: int = Field(ge=0, lt=1 << 40)
+    """The request whose ages events have. Those after it are as if of that time."""
+    num_user_tokens: int = Field(ge=0, le=256)
+    """Features of the user before the events, whose positions are kept free."""
+
+
 class DlrmConfig(Frozen):
     """What is around the layers of Meta's DLRM-v3 (generative-recommenders, `DlrmHSTU`)."""
 
@@ -143,6 +154,8 @@ class DlrmConfig(Frozen):
     """The length below which each context feature is left out."""
     counted_candidates: int = Field(ge=0, le=1 << 20)
     """Candidates that the trainer's lengths count. A constant: no candidate may move the scores of others."""
+    anchor: AnchorConfig | None = None
+    """Of the form whose states outlive a request; None of the trainer's own."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -202,11 +215,15 @@ class ContextFeature(Frozen):
     num_values: int = Field(gt=0, le=1 << 24)
     values: tuple[str, ...] = ()
     """Names of the codes, if they have any."""
-    derive: Literal["hour_utc"] | None = None
-    """Computed from the request time when the caller does not give it."""
+    derive: Literal["hour_utc", "period"] | None = None
+    """Computed from the request time when the caller does not give it: the hour, or which unit of a period it is."""
+    unit_s: int | None = Field(default=None, gt=0, le=10**9)
+    """Seconds of a unit of a period that has `num_values` of them."""
 
     @model_validator(mode="after")
     def _names_match(self) -> Self:
+        if (self.derive == "period") != (self.unit_s is not None):
+            raise ValueError(f"context feature {self.name}: a period must have unit_s, and nothing else may")
         if self.values and len(self.values) != self.num_values:
             raise ValueError(f"context feature {self.name}: {len(self.values)} names for {self.num_values} values")
         return self
@@ -307,7 +324,7 @@ class RankerConfig(Frozen):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
-    """A name of the registry: hstu, dfgr, din, lum, dlrm_v3."""
+    """A name of the registry: hstu, dfgr, din, lum, dlrm_v3, dlrm_v3_stable."""
     num_layers: int | None = Field(default=None, gt=0, le=256)
     layer: LayerConfig | None = None
     """Both of a model that encodes a history, and of no other."""
@@ -318,7 +335,9 @@ class RankerConfig(Frozen):
     lum: LumConfig | None = None
     """Of a model that is asked conditions instead of items. It reads no context and no dense features."""
     dlrm: DlrmConfig | None = None
-    """Of a model that encodes the history anew for each request; its window moves by one event."""
+    """Of a model that encodes the history anew for each request, and whose window moves by one event; but for one that
+    has an anchor.
+    """
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
     value_center: Number = 0.0
@@ -404,7 +423,10 @@ class RankerConfig(Frozen):
             raise ValueError("lum: must have no context features, dense features, counters or graph")
 
     def _check_dlrm(self, dlrm: DlrmConfig) -> None:
-        if len(dlrm.min_history) != (num := len(self.context_features)):
+        num = 0 if dlrm.anchor is not None else len(self.context_features)
+        if dlrm.anchor is not None and len(self.context_features) != len(dlrm.periods):
+            raise ValueError(f"dlrm: with an anchor the context must be its {len(dlrm.periods)} periods")
+        if len(dlrm.min_history) != num:
             raise ValueError(f"dlrm: min_history has {len(dlrm.min_history)} numbers, must have one of {num} features")
         if self.layer is None or self.layer.bias is not None or self.lum is not None or self.dense_inputs:
             raise ValueError("dlrm: must have layer without bias, no lum, no dense features and no counters")
@@ -449,7 +471,8 @@ class RankerConfig(Frozen):
             raise ValueError("num_layers and layer must be given together")
         if (self.layer is None) == (self.din is None):
             raise ValueError(f"got {'neither' if self.layer is None else 'both'}, must have either layer or din")
-        if (self.din is not None or self.dlrm is not None) and self.window_chunk != 1:
+        reads_last = self.din is not None or (self.dlrm is not None and self.dlrm.anchor is None)
+        if reads_last and self.window_chunk != 1:
             raise ValueError(f"window_chunk: got {self.window_chunk}, must be 1 for a model that reads the last events")
 
     @property

@@ -106,14 +106,19 @@ class Places(nn.Module):
         device = times_s.device
         own, back = torch.arange(num_user, device=device), torch.arange(len(times_s), 0, -1, device=device)
         all_times = torch.cat([times_s.new_zeros(num_user), times_s])
-        return self._at(torch.cat([own, back + num_user])) + self.age[self._bucket(now_s - all_times)]
+        return self.at(torch.cat([own, back + num_user])) + self.aged(now_s - all_times)
 
     def of_target(self, num_user: int) -> Tensor:
         """[dim], of every candidate: right behind the history, of no age."""
-        return self._at(torch.tensor(num_user, device=self.position.device)) + self.age[0]
+        return self.at(torch.tensor(num_user, device=self.position.device)) + self.age[0]
 
-    def _at(self, position: Tensor) -> Tensor:
+    def at(self, position: Tensor) -> Tensor:
+        """int64 [...] -> [..., dim]: of positions as the trainer counts them."""
         return self.position[position.clamp(max=len(self.position) - 1)]
+
+    def aged(self, age_s: Tensor) -> Tensor:
+        """int64 [...] -> [..., dim]: of seconds before the request."""
+        return self.age[self._bucket(age_s)]
 
     def _bucket(self, age_s: Tensor) -> Tensor:
         minutes = age_s.to(torch.float32).clamp(min=_LEAST_AGE_S) / _MINUTE_S
@@ -131,17 +136,26 @@ class Postprocessor(nn.Module):
 
     def forward(self, hidden: Tensor, now_s: Tensor) -> Tensor:
         """[..., dim], [...] -> [..., dim]."""
+        return self.in_units(hidden, self._units(now_s))
+
+    def in_units(self, hidden: Tensor, units: Tensor) -> Tensor:
+        """[..., dim], and which unit of each period it is, [..., num_periods] -> [..., dim]."""
         if self.combine is not None:
-            hidden = self.combine(torch.cat([hidden, self._clock(now_s).to(hidden.dtype)], dim=-1))
+            hidden = self.combine(torch.cat([hidden, self._clock(units).to(hidden.dtype)], dim=-1))
         if self.norm is not None:
             return functional.layer_norm(hidden, hidden.shape[-1:], self.norm.weight, self.norm.bias, self.norm.eps)
         return functional.normalize(hidden, dim=-1, eps=1e-6)
 
-    def _clock(self, now_s: Tensor) -> Tensor:
-        """[...] -> [..., 2 * num_periods]: cosine and sine of each, of times rounded to float32 as the trainer does."""
-        angles = []
+    def _units(self, now_s: Tensor) -> Tensor:
+        """[...] -> [..., num_periods], of times rounded to float32 as the trainer does."""
+        found = [now_s.new_empty((*now_s.shape, 0), dtype=torch.float32)]
         for unit_s, num_units in self._periods:
             units = torch.div(now_s.to(torch.float32), float(unit_s), rounding_mode="floor")
-            angles.append(torch.remainder(units, float(num_units)) / num_units * _TURN)
-        angle = torch.stack(angles, dim=-1)
+            found.append(torch.remainder(units, float(num_units)).unsqueeze(-1))
+        return torch.cat(found, dim=-1)
+
+    def _clock(self, units: Tensor) -> Tensor:
+        """[..., num_periods] -> [..., 2 * num_periods]: cosine and sine of each."""
+        num_units = torch.tensor([float(num) for _, num in self._periods], device=units.device)
+        angle = units.to(torch.float32) / num_units * _TURN
         return torch.stack([angle.cos(), angle.sin()], dim=-1).flatten(-2)

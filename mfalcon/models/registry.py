@@ -14,12 +14,20 @@ from mfalcon.models.base import EventRanker, PrefixRanker, Ranker
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.dfgr import DFGR
 from mfalcon.models.din import Din
+from mfalcon.models.dlrm_stable import DlrmV3Stable
 from mfalcon.models.dlrm_v3 import DlrmV3
 from mfalcon.models.hstu import HSTU
 from mfalcon.models.lum import LUM
 
 GROUP: Final = "mfalcon.rankers"
-_OURS: Final[dict[str, type[Ranker]]] = {"dfgr": DFGR, "din": Din, "dlrm_v3": DlrmV3, "hstu": HSTU, "lum": LUM}
+_OURS: Final[dict[str, type[Ranker]]] = {
+    "dfgr": DFGR,
+    "din": Din,
+    "dlrm_v3": DlrmV3,
+    "dlrm_v3_stable": DlrmV3Stable,
+    "hstu": HSTU,
+    "lum": LUM,
+}
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,8 +47,8 @@ def rankers() -> tuple[str, ...]:
 
 
 def prefix_rankers() -> tuple[str, ...]:
-    """Ours that score items against a KV state."""
-    return tuple(name for name in rankers() if _OURS[name].encodes_prefix)
+    """Ours that score items against a KV state and are trained here."""
+    return tuple(name for name in rankers() if _OURS[name].encodes_prefix and _OURS[name].is_trained_here)
 
 
 def architecture(name: str) -> type[Ranker]:

@@ -246,7 +246,7 @@ def test_a_manifest_with_another_fingerprint(saved: Path) -> None:
     [
         ({"max_histroy": 7}, "max_histroy: Extra inputs"),
         ({"num_layers": 0}, "num_layers"),
-        ({"architecture": "gpt"}, "architecture 'gpt' is not one of dfgr, din, dlrm_v3, hstu"),
+        ({"architecture": "gpt"}, "architecture 'gpt' is not one of dfgr, din, dlrm_v3"),
         ({"blend": {"clicks": 1.0}}, "blend names"),
     ],
 )
