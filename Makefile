@@ -23,7 +23,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
   rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http image-test \
-  compose-test browser-test lock proto metrics client-wheel clean
+  compose-test browser-test lock proto metrics docs client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -210,6 +210,9 @@ proto: .venv/.installed-test ## regenerate the stubs of proto/ranking.proto and 
 
 metrics: .venv/.installed-test ## write the metrics' page, dashboard and rules from their definitions
 	$(BIN)/python -m mfalcon.metrics.publish
+
+docs: .venv/.installed-docs ## make a site of docs/ in build/site, which needs no other host; any warning ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 client-wheel: .venv/.installed-test ## build the wheel and the sdist of mfalcon-client into dist
 	cd client && ../$(BIN)/python -m hatchling build -d ../dist

@@ -1,0 +1,95 @@
+"""Links between the pages lead somewhere, and what the pages name is there: files, metrics, variables, settings; every
+block of Python, TOML and JSON can be read as what it is.
+"""
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mfalcon.errors import MFalconError
+from mfalcon.importing.sidecar import read_sidecar
+from mfalcon.metrics.alerts import RECORDED
+from mfalcon.metrics.catalog import METRICS
+from mfalcon.train.settings import read_train_file
+from server.access.callers_file import parse_callers
+from server.config import ServerConfig, load_config
+from tests.documents.reading import PAGES, ROOT, TYPED, Block, blocks_of, headings, inline, links
+
+FOLDERS = ("client", "deploy", "docs", "kernels", "loadtest", "mfalcon", "proto", "server", "tests")
+MADE = ("docs/results/hostile.md", "tests/test_my_ranker.py")
+"""Files that a page has a reader write."""
+OTHERS = ("[sources.",)
+"""How the settings of other programs begin: Vector's."""
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for link in links((ROOT / page).read_text(encoding="utf-8")):
+        parts = urlsplit(link)
+        if parts.scheme:
+            continue
+        path = (ROOT / page).parent / parts.path if parts.path else ROOT / page
+        assert path.exists(), link
+        if parts.fragment and path.suffix == ".md":
+            assert parts.fragment in headings(path), link
+
+
+@pytest.mark.parametrize("page", TYPED)
+def test_files_that_are_named_are_there(page: str) -> None:
+    for quote in inline((ROOT / page).read_text(encoding="utf-8")):
+        if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*-]+", quote) and quote not in MADE:
+            name = quote.partition(":")[0]
+            assert any(found for base in (ROOT, ROOT / "mfalcon") for found in base.glob(name.rstrip("/"))), quote
+
+
+@pytest.mark.parametrize("page", TYPED)
+def test_metrics_and_variables_that_are_named_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    known = {metric.name for metric in METRICS}
+    for name in re.findall(r"(?<![\w./])mfalcon_[a-z0-9_]*[a-z0-9](?![\w.*/])", text):
+        assert re.sub(r"_(total|bucket|sum|count)$", "", name) in known | {"mfalcon_client"} or name in known, name
+    rules = {rule.name for rule in RECORDED.rules}
+    assert set(re.findall(r"(?<![\w./])mfalcon:[a-z0-9_]+:[a-z0-9_]+", text)) <= rules
+    variables = {f"MFALCON_{name.upper()}" for name in ServerConfig.model_fields} | {"MFALCON_TOKEN_FILE"}
+    assert set(re.findall(r"MFALCON_[A-Z_]*[A-Z]\b", text)) - {"MFALCON_SANITIZE"} <= variables
+
+
+def settings(block: Block, folder: Path) -> None:
+    """Raises what the first reader says, unless one of those who read settings takes the block."""
+    path = folder / "settings.toml"
+    text = re.sub(r'"4c1b[^"]*"', f'"{"4c1b" * 16}"', block.text)
+    path.write_text(text, encoding="utf-8")
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: load_config(path, {}),
+        lambda: read_train_file(path),
+        lambda: parse_callers(text.encode(), 0.0),
+        lambda: read_sidecar(path),
+    )
+    errors = []
+    for reader in readers:
+        try:
+            reader()
+        except (MFalconError, ValueError) as error:
+            errors.append(str(error))
+        else:
+            return
+    raise AssertionError(f"{block.page}:{block.line} is no file of settings: {errors}")
+
+
+@pytest.mark.parametrize("page", TYPED)
+def test_blocks_can_be_read(page: str, tmp_path: Path) -> None:
+    for block in blocks_of(page):
+        if block.language == "python":
+            compile(block.text, f"{page}:{block.line}", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if block.language == "json":
+            json.loads(block.text)
+        if block.language == "toml":
+            tomllib.loads(block.text)
+            if not block.text.startswith((*OTHERS, "[project.")):
+                settings(block, tmp_path)
