@@ -89,7 +89,7 @@ def _record(arrival: Arrival, transport: str, code: str, took_s: float, *, answe
     if scope.history_len >= 0:
         record["history_len"] = scope.history_len
     if arrival.asked is not None:
-        record["stages_us"] = _stages(arrival, result)
+        record["stages_us"] = _stages(arrival, result, arrival.began + took_s)
     if scope.decision:
         record["decision"] = scope.decision
     if result is not None:
@@ -105,9 +105,9 @@ def _record(arrival: Arrival, transport: str, code: str, took_s: float, *, answe
     return record
 
 
-def _stages(arrival: Arrival, result: RankResult | None) -> dict[str, int]:
-    """Where the time of a rank went, in microseconds. Of one that failed the device's part is not split, and
-    engine is all of it.
+def _stages(arrival: Arrival, result: RankResult | None, ended: float) -> dict[str, int]:
+    """Where the time of a rank went that ended then, in microseconds. Of one that failed the device's part is not
+    split, and engine is all of it.
     """
     scope, asked = arrival.scope, arrival.asked
     assert asked is not None
@@ -117,7 +117,7 @@ def _stages(arrival: Arrival, result: RankResult | None) -> dict[str, int]:
         "fetch": round(1e6 * scope.fetch_s),
     }
     if result is None:
-        stages |= {"device": round(1e6 * scope.device_s), "engine": round(1e6 * (time.perf_counter() - asked))}
+        stages |= {"device": round(1e6 * scope.device_s), "engine": round(1e6 * (ended - asked))}
         return stages
     timings = result.timings
     stages |= {
@@ -130,7 +130,7 @@ def _stages(arrival: Arrival, result: RankResult | None) -> dict[str, int]:
         "rerank": timings.rerank_us,
     }
     if arrival.told is not None:
-        stages["reply"] = round(1e6 * (time.perf_counter() - arrival.told))
+        stages["reply"] = round(1e6 * (ended - arrival.told))
     return stages
 
 

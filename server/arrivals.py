@@ -6,7 +6,7 @@ because frameworks whose signatures are not ours lie between the two.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -41,7 +41,7 @@ class Arrival:
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
     that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
-    over gRPC.
+    over gRPC. credentials: what the call's metadata has by the name authorization, None where nobody looked.
     """
 
     verb: str
@@ -68,6 +68,7 @@ class Arrival:
     route: str = ""
     scheme: str = "http"
     service: str = SERVICE
+    credentials: Sequence[str | bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.began = self.arrived
@@ -164,12 +165,9 @@ class Arrivals:
         if arrival.mismatch:
             self._requests.mismatched(self._transport, arrival.mismatch)
         now = time.perf_counter()
-        if self._ends is not None:
-            self._ends.ended(arrival, self._transport, code, now - arrival.began, answered=answered)
-        if arrival.span is not None:
-            # Spans cost more than all else that is counted here, and the answer need not wait for them.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(end_span, arrival.span, arrival, self._transport, code, now)
+        if self._ends is not None or arrival.span is not None:
+            # A line of the access log and spans cost more than all else that is done here, and no answer waits for them.
+            asyncio.get_running_loop().call_soon(self._tell, arrival, code, now, answered)
         if not answered:
             return
         shown = None if arrival.span is None else exemplar(arrival.span)
@@ -177,6 +175,13 @@ class Arrivals:
         if arrival.asked is not None and arrival.told is not None:
             self._stages.took(arrival.model, "admission", arrival.asked - arrival.began, shown)
             self._stages.took(arrival.model, "reply", now - arrival.told, shown)
+
+    def _tell(self, arrival: Arrival, code: str, now: float, answered: bool) -> None:  # noqa: FBT001 (for `call_soon`)
+        """Of a request that ended at `now`, once its answer is on its way."""
+        if self._ends is not None:
+            self._ends.ended(arrival, self._transport, code, now - arrival.began, answered=answered)
+        if arrival.span is not None:
+            end_span(arrival.span, arrival, self._transport, code, now)
 
 
 def end_span(span: Span, arrival: Arrival, transport: str, code: str, now: float) -> None:

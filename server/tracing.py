@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import context, trace
+from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -61,7 +62,7 @@ class Tracing:
         self._sample = sample
         # What is not traced here shall not be by those whom it asks either.
         unsampled = SpanContext(random.getrandbits(128) or 1, random.getrandbits(64) or 1, is_remote=False)
-        self._unsampled = NonRecordingSpan(unsampled)
+        self._unsampled = trace.set_span_in_context(NonRecordingSpan(unsampled), Context())
 
     def begin(self, headers: Mapping[str, str], name: str, arrived: float) -> Span | None:
         """The span of a request that this task answers, and that its head came for at `arrived` (`time.monotonic()`);
@@ -77,7 +78,7 @@ class Tracing:
                 context.attach(parent)
                 return None
         if parent is None and random.random() >= self._sample:
-            context.attach(trace.set_span_in_context(self._unsampled))
+            context.attach(self._unsampled)
             return None
         span = _tracer.start_span(name, parent, SpanKind.SERVER, start_time=at(arrived))
         context.attach(trace.set_span_in_context(span))

@@ -148,7 +148,9 @@ class Engine:
         seen = self._capture.begin(user_hash(request.user_id))
         result = await self._pipeline.rank(request, deadline, model, seen)
         if seen is not None:
-            self._capture.offer(seen, self._info(model), request, result)
+            # In the context of this request, once its answer is on its way.
+            offer = self._capture.offer
+            asyncio.get_running_loop().call_soon(offer, seen, self._info(model), request, result)
         return result
 
     async def interests(self, request: InterestsRequest, deadline: float | None, model: str = "") -> Interests:

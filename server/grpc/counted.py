@@ -12,6 +12,7 @@ import grpc.aio
 from mfalcon.rank_key import RANK_KEY
 from server import tracing
 from server.arrivals import Arrival, Arrivals, current
+from server.grpc.guard import AUTHORIZATION
 from server.request_ids import REQUEST_ID
 
 OK: Final = grpc.StatusCode.OK.name
@@ -49,11 +50,18 @@ class CountedService(grpc.GenericRpcHandler):
             known = verb_of(path.removeprefix(self._prefix)), grpc.stream_unary_rpc_method_handler(method)
             self._counted[path] = known
         verb, handler = known
-        metadata = handler_call_details.invocation_metadata or ()
-        keys = ",".join(str(value) for name, value in metadata if name == RANK_KEY)
-        request_id = next((str(value) for name, value in metadata if name == REQUEST_ID), None)
-        headers = {name: str(value) for name, value in metadata if name in tracing.HEADERS}
-        arrival = self._arrivals.begin(verb, keys, request_id, headers)
+        keys, request_id, headers, credentials = list[str](), None, dict[str, str](), list[str | bytes]()
+        for name, value in handler_call_details.invocation_metadata or ():
+            if name == RANK_KEY:
+                keys.append(str(value))
+            elif name == AUTHORIZATION:
+                credentials.append(value)
+            elif name == REQUEST_ID:
+                request_id = str(value) if request_id is None else request_id
+            elif name in tracing.HEADERS:
+                headers[name] = str(value)
+        arrival = self._arrivals.begin(verb, ",".join(keys), request_id, headers)
+        arrival.credentials = credentials
         arrival.service = self._name
         task = asyncio.current_task()
         assert task is not None

@@ -30,14 +30,17 @@ def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -
         return open_to_all
 
     def check(context: Context) -> None:
-        given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION]
+        arrival = arrivals.current()
+        given = arrival.credentials
+        if given is None:
+            given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION]
         if len(given) > 1:
             raise Unauthenticated(f"authorization: got {len(given)}, must be one", had_token=True)
         if given:
             caller = access.caller(given[0] if isinstance(given[0], str) else given[0].decode("latin-1"))
         else:
             caller = access.caller(None, names_over_grpc(context.auth_context()))
-        arrivals.current().caller = caller.name
+        arrival.caller = caller.name
         if right is not None:
             caller.must(right)
         if is_metered:
