@@ -166,7 +166,7 @@ class Arrivals:
             self._requests.mismatched(self._transport, arrival.mismatch)
         now = time.perf_counter()
         if self._ends is not None or arrival.span is not None:
-            # A line of the access log and spans cost more than all else that is done here, and no answer waits for them.
+            # A line of the log and spans cost more than all else that is done here, and no answer waits for them.
             asyncio.get_running_loop().call_soon(self._tell, arrival, code, now, answered)
         if not answered:
             return
@@ -176,7 +176,7 @@ class Arrivals:
             self._stages.took(arrival.model, "admission", arrival.asked - arrival.began, shown)
             self._stages.took(arrival.model, "reply", now - arrival.told, shown)
 
-    def _tell(self, arrival: Arrival, code: str, now: float, answered: bool) -> None:  # noqa: FBT001 (for `call_soon`)
+    def _tell(self, arrival: Arrival, code: str, now: float, answered: bool) -> None:
         """Of a request that ended at `now`, once its answer is on its way."""
         if self._ends is not None:
             self._ends.ended(arrival, self._transport, code, now - arrival.began, answered=answered)

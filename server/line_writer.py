@@ -17,8 +17,9 @@ from mfalcon.metrics.line_metrics import LineMetrics
 logger = logging.getLogger(__name__)
 
 MOST_WAITING: Final = 8_192
-GATHER_S: Final = 0.05
-"""Lines of so many seconds leave together: to wake a thread costs more than to write a line."""
+GATHER_S: Final = 0.25
+"""Lines of so many seconds leave together: to wake a thread costs more than to write a line, and of the requests that
+are answered meanwhile those alone are disturbed that meet it."""
 LOOK_S: Final = 1.0
 """So often it is seen whether the file is still there; whoever moves it needs to tell nobody."""
 RETRY_S: Final = 1.0

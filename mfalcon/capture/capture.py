@@ -37,7 +37,9 @@ _log = logging.getLogger(__name__)
 
 QUEUE_BYTES: Final = 32 << 20
 """Of requests that wait for the disk."""
-_TURN_S: Final = 0.05
+_TURN_S: Final = 0.25
+"""What was offered for so many seconds is written together: four times cheaper than each by itself, as what the thread
+needs is in the caches then, and fewer requests meet it."""
 _AGE_TURN_S: Final = 60.0
 _RETRY_S: Final = 1.0
 """After the disk has refused something."""
@@ -145,6 +147,8 @@ class Capture:
             self._metrics.dropped("queue")
             return
         self._offered += num_bytes
+        if self._offered - self._taken > self._options.queue_bytes // 4:
+            self._wake.set()
         caller, name = self._options.caller(), scope.request_id()
         self._offers.append(_Offer(seen, seen.history, info, request, result, caller, name, now_ms(), num_bytes))
 

@@ -29,7 +29,7 @@ class TransportSettings(BaseModel):
         default=1_024, description="Most gRPC connections at once; more are closed as they come."
     )
     grpc_max_streams: AtLeastOne = Field(
-        default=256, description="Most calls at once on one gRPC connection; a client waits with more."
+        default=100, description="Most calls at once on one gRPC connection; a client waits with more."
     )
     grpc_max_calls: AtLeastOne = Field(
         default=4_096, description="Most gRPC calls at once, health watches included; more are refused as overload."

@@ -1,9 +1,37 @@
 """The end of a request, as its span tells it."""
 
+import asyncio
+from dataclasses import dataclass, field
+
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from server.arrivals import Arrival, end_span
+from mfalcon.metrics.server_metrics import ServerMetrics
+from server.arrivals import Arrival, Arrivals, end_span
+
+
+@dataclass
+class Heard:
+    """Who hears of ends."""
+
+    ends: list[tuple[str, str, bool]] = field(default_factory=list)
+
+    def ended(self, arrival: Arrival, transport: str, code: str, took_s: float, *, answered: bool) -> None:
+        assert took_s >= 0
+        self.ends.append((arrival.verb, code, answered))
+
+
+async def test_an_answer_waits_for_no_line_of_the_access_log() -> None:
+    """It is made in a later turn of the loop, when the answer is on its way; what is counted is so before."""
+    metrics, heard = ServerMetrics(), Heard()
+    arrivals = Arrivals("grpc", metrics.requests, metrics.stages, heard)
+    arrival = arrivals.begin("rank", "")
+    arrivals.end(arrival, "OK", answered=True)
+    arrivals.end(arrival, "CANCELLED")
+    counted = {"model": "", "verb": "rank", "transport": "grpc", "code": "OK"}
+    assert (heard.ends, metrics.registry.get_sample_value("mfalcon_requests_total", counted)) == ([], 1)
+    await asyncio.sleep(0)
+    assert heard.ends == [("rank", "OK", True)]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

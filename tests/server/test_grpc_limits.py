@@ -92,6 +92,14 @@ async def test_thousands_of_streams_on_a_connection_cancel_no_call_of_another(re
         assert flood.num_refused > 5_000
 
 
+async def test_one_connection_has_few_calls_in_front_of_everybody_elses() -> None:
+    """gRPC hands calls over in the order in which they came, so those of a flood are what other callers wait for."""
+    async with serving(request_timeout_ms=60_000) as running, raw_http2.connected(running.addresses.grpc) as flood:
+        await flood.open_calls(RANK, 500)
+        await flood.round_trip()
+        assert flood.num_refused >= 400
+
+
 async def test_a_caller_may_use_all_streams_of_its_connection() -> None:
     """More calls wait in the client. The ones answered are still being cleared away when it opens the next."""
     async with serving(grpc_max_streams=10) as running:

@@ -22,7 +22,7 @@ EVENT = ranking_pb2.Event(item_id=7, actions=1, value=3.0, time_ms=1_000_000)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A method by both transports, and the right that it needs."""
+    """A method by both transports, and the right that it needs. code: how it ends for who has that."""
 
     right: str
     method: str
@@ -30,6 +30,7 @@ class Call:
     verb: str
     path: str
     body: Mapping[str, object] | None = None
+    code: str = "OK"
 
 
 CALLS: Mapping[str, Call] = {
@@ -42,6 +43,15 @@ CALLS: Mapping[str, Call] = {
         "/v1/rank/batch",
         {"requests": [{"user_id": "ann", "candidates": [1, 2]}]},
     ),
+    "interests": Call(
+        "rank",
+        "Interests",
+        ranking_pb2.InterestsRequest(user_id="ann"),
+        "POST",
+        "/v1/interests",
+        {"user_id": "ann"},
+        code="INVALID_ARGUMENT",  # the model ranks
+    ),
     "prefill": Call("rank", "Prefill", ranking_pb2.PrefillRequest(user_id="ann"), "POST", "/v1/users/ann/prefill"),
     "model": Call("rank", "GetModel", ranking_pb2.GetModelRequest(), "GET", "/v1/model"),
     "models": Call("rank", "ListModels", ranking_pb2.ListModelsRequest(), "GET", "/v1/models"),
@@ -52,6 +62,14 @@ CALLS: Mapping[str, Call] = {
         "POST",
         "/v1/users/ann/events",
         {"events": [{"item_id": 7, "actions": 1, "value": 3.0, "time_ms": 1_000_000}]},
+    ),
+    "appends": Call(
+        "append",
+        "AppendBatch",
+        ranking_pb2.AppendBatchRequest(appends=[ranking_pb2.AppendEventsRequest(user_id="ann", events=[EVENT])]),
+        "POST",
+        "/v1/events",
+        {"appends": [{"user_id": "ann", "events": [{"item_id": 7, "actions": 1, "value": 3.0, "time_ms": 1_000_000}]}]},
     ),
     "history": Call("read", "GetHistory", ranking_pb2.GetHistoryRequest(user_id="ann"), "GET", "/v1/users/ann/history"),
     "delete": Call("delete", "DeleteUser", ranking_pb2.DeleteUserRequest(user_id="ann"), "DELETE", "/v1/users/ann"),

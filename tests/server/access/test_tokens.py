@@ -10,6 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
+from proto import ranking_pb2
+from server.access.caller import RIGHT_OF
+from server.grpc.counted import verb_of
 from tests.server.access.credentials import (
     CALLS,
     RIGHTS,
@@ -81,11 +84,17 @@ async def test_a_token_that_has_expired_was_good_until_then(tmp_path: Path) -> N
             )
 
 
+def test_every_method_is_asked_with_every_right() -> None:
+    methods = {method.name for method in ranking_pb2.DESCRIPTOR.services_by_name["Ranking"].methods}
+    assert {call.method for call in CALLS.values()} == methods
+    assert {verb_of(call.method): call.right for call in CALLS.values()}.items() <= RIGHT_OF.items()
+
+
 async def test_each_right_opens_its_methods_alone(guarded: Running) -> None:
     for holder in RIGHTS:
         known = bearer(token(holder))
         for call in CALLS.values():
-            code = "OK" if holder in (call.right, "admin") else "PERMISSION_DENIED"
+            code = call.code if holder in (call.right, "admin") else "PERMISSION_DENIED"
             assert (await by_grpc(guarded, call, known))[0] == code, (holder, call.method)
             assert (await by_http(guarded, call, known))[0] == code, (holder, call.path)
         metrics = await guarded.http.get("/metrics", headers={"authorization": known})
