@@ -12,7 +12,8 @@ from kernels.reach import Reach
 class StackConfig:
     """What every layer of a stack shares. activate_all: SiLU on v, q and k, not on u alone.
 
-    concat: output([u, av, u * LN(av)]) instead of output(u * LN(av)).
+    concat: output([u, av, u * LN(av)]) instead of output(u * LN(av)). softmax: of attention, instead of SiLU of each
+    logit. rotary_base: of rotary positions (`kernels.rotary`), None without.
     """
 
     num_heads: int
@@ -24,6 +25,8 @@ class StackConfig:
     norm_eps: float
     activate_all: bool
     concat: bool
+    softmax: bool = False
+    rotary_base: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.bias import RelativeBias
 from kernels.reach import Reach, seen
 from kernels.reference import prefix_attention, target_attention
+from kernels.rotary import rotated
 from mfalcon.kvcache.state import KVState
 
 
@@ -25,6 +26,16 @@ class AttentionForm:
     bias: RelativeBias | None
     reach: Reach | None = None
     """What tokens and targets see of a prefix; None for all of it."""
+    softmax: bool = False
+    """Weights are a softmax over all that a token sees, not SiLU of each logit."""
+    rotary_base: float | None = None
+    """Of rotary positions, None without. A token's position is its place among the tokens of its window; all targets of
+    a request stand behind them.
+    """
+
+    def turned(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Queries or keys [..., n, num_heads, qk_dim] as they meet each other; positions: int64, [..., n]."""
+        return x if self.rotary_base is None else rotated(x, positions, self.rotary_base)
 
 
 class Attend(Protocol):
@@ -42,8 +53,8 @@ class Keep(Protocol):
         """As `Attend`."""
         ...
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """Store the tokens' keys and values."""
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
+        """Store the tokens' keys, turned by their positions, and values."""
         ...
 
 
@@ -56,18 +67,25 @@ class PrefixAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
-        self.keep(layer, k, v)
-        all_k, all_v = self._state.read(layer)
+        self.keep(layer, k, v, form)
         return prefix_attention(
-            *(q, all_k, all_v, self._times, form.bias),
+            form.turned(q, self._newest(len(q))),
+            *(*self._state.read(layer), self._times, form.bias),
             logit_scale=form.logit_scale,
             norm=form.norm,
             reach=form.reach,
+            softmax=form.softmax,
         )
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
         """See `Keep`."""
-        self._state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
+        turned = form.turned(k, self._newest(len(k)))
+        self._state.write(layer, turned.transpose(0, 1), v.transpose(0, 1))
+
+    def _newest(self, num_tokens: int) -> Tensor:
+        """Positions of the last tokens."""
+        n = self._state.num_tokens
+        return torch.arange(n - num_tokens, n, device=self._times.device)
 
 
 class TargetAttention:
@@ -85,7 +103,16 @@ class TargetAttention:
         """See `Attend`."""
         if layer not in self._prefix:
             self._prefix[layer] = self._seen(layer, form)
-        return target_attention(q, k, v, *self._prefix[layer], logit_scale=form.logit_scale, norm=form.norm)
+        position = torch.tensor(self._state.num_tokens, device=q.device)
+        return target_attention(
+            form.turned(q, position),
+            form.turned(k, position),
+            v,
+            *self._prefix[layer],
+            logit_scale=form.logit_scale,
+            norm=form.norm,
+            softmax=form.softmax,
+        )
 
     def _seen(self, layer: int, form: AttentionForm) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Keys and values that the targets see in a layer, the bias on them, and the targets' on themselves."""

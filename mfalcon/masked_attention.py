@@ -5,7 +5,7 @@ BatchTargetAttention prefill and score a padded batch, with gradients: training 
 import torch
 from torch import Tensor
 
-from kernels.reference import masked_attention
+from kernels.reference import masked_attention, masked_target_attention
 from mfalcon.attention import AttentionForm
 
 
@@ -35,7 +35,8 @@ class FullAttention:
         positions, mask = self._grid[0], self._mask
         if form.reach is not None:
             mask = mask & form.reach.mask(positions, positions, self._is_target)
-        return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        q, k = form.turned(q, positions), form.turned(k, positions)
+        return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm, softmax=form.softmax)
 
 
 class BatchPrefixAttention:
@@ -54,16 +55,22 @@ class BatchPrefixAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
-        self.keep(layer, k, v)
+        self.keep(layer, k, v, form)
         bias = None if form.bias is None else form.bias.matrix(self.positions, self.positions, self.times, self.times)
         mask = self._mask
         if form.reach is not None:
             mask = mask & form.reach.mask(self.positions, self.positions)
-        return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        return masked_attention(
+            form.turned(q, self.positions),
+            *(*self.keys_values[layer], mask, bias),
+            logit_scale=form.logit_scale,
+            norm=form.norm,
+            softmax=form.softmax,
+        )
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
         """See `Keep`."""
-        self.keys_values[layer] = (k, v)
+        self.keys_values[layer] = (form.turned(k, self.positions), v)
 
 
 class BatchTargetAttention:
@@ -80,15 +87,23 @@ class BatchTargetAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
         """See `Attend`."""
-        prefix_k, prefix_v = self._prefix.keys_values[layer]
-        own = (q * k).sum(-1, keepdim=True) * form.logit_scale  # [batch, m, H, 1]
-        bias = None
+        bias, own = None, None
         if form.bias is not None:
             bias = form.bias.matrix(self._visible, self._prefix.positions, self._times, self._prefix.times)
-            own = own + form.bias.own().unsqueeze(-1)
+            own = form.bias.own()
         mask = self._mask
         if form.reach is not None:
             is_target = torch.ones_like(self._visible, dtype=torch.bool)
             mask = mask & form.reach.mask(self._visible, self._prefix.positions, is_target)
-        seen = masked_attention(q, prefix_k, prefix_v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
-        return seen + torch.nn.functional.silu(own) * v / form.norm
+        return masked_target_attention(
+            form.turned(q, self._visible),
+            form.turned(k, self._visible),
+            v,
+            *self._prefix.keys_values[layer],
+            mask,
+            bias,
+            own,
+            logit_scale=form.logit_scale,
+            norm=form.norm,
+            softmax=form.softmax,
+        )

@@ -124,6 +124,14 @@ def small_config(
     )
 
 
+def with_attention(config: RankerConfig, attention: str, **position: object) -> RankerConfig:
+    """A configuration of layers, with another form of attention and nothing to know positions by but what is given."""
+    assert config.layer is not None
+    norm = 1.0 if attention == "softmax" else config.layer.attention_norm
+    form = {"attention": attention, "attention_norm": norm, "bias": None, **position}
+    return RankerConfig.model_validate(config.model_dump() | {"layer": config.layer.model_dump() | form})
+
+
 def context_of(kind: type[Ranker]) -> tuple[ContextFeature, ...]:
     """What a model of a class reads of a request."""
     if kind.config_part == "dlrm" and kind.encodes_prefix:

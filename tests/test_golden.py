@@ -125,7 +125,7 @@ class ShiftedPrefix:
         self._query_times = query_times
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
-        self.keep(layer, k, v)
+        self.keep(layer, k, v, form)
         assert form.bias is not None
         n = len(q)
         positions = torch.arange(n)
@@ -133,7 +133,7 @@ class ShiftedPrefix:
         mask = torch.ones(n, n, dtype=torch.bool).tril()
         return masked_attention(q, k, v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
         self._state.write(layer, k.transpose(0, 1), v.transpose(0, 1))
 
 

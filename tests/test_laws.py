@@ -37,7 +37,7 @@ from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import architectures, prefix_rankers
 from mfalcon.types import CacheSource, RankResult
 from tests.device import needs_interpreter
-from tests.small import small_checkpoint, small_config, small_embedding, task_model
+from tests.small import small_checkpoint, small_config, small_embedding, task_model, with_attention
 
 DTYPES = tuple(BOUNDS)
 FROM_ELSEWHERE = ("dlrm_v3_stable",)
@@ -87,6 +87,18 @@ def test_all_laws_hold_in_an_open_vocabulary(architecture: str) -> None:
     holds_all_laws(config)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "position"),
+    [
+        ("hstu", torch.float32, {"rope": {}, "bias": {"num_positions": 9}}),
+        ("dfgr", torch.float64, {"alibi": {"num_positions": 15}}),
+    ],
+)
+def test_all_laws_hold_with_softmax(architecture: str, dtype: torch.dtype, position: dict[str, object]) -> None:
+    config = with_attention(small_config(architecture, max_history=20, window_chunk=7), "softmax", **position)
+    holds_all_laws(config, dtype)
+
+
 def test_all_laws_hold_where_no_item_is_listed() -> None:
     embedding = small_embedding("robe-v0").model_copy(update={"features": ()})
     config = small_config(max_history=20, window_chunk=7, embedding=embedding)
@@ -100,9 +112,8 @@ def test_all_laws_hold_of_layers_that_see_a_part(architecture: str) -> None:
     holds_all_laws(config)
 
 
-def holds_all_laws(config: RankerConfig) -> None:
-    architecture = config.architecture
-    results = list(laws.check(small_checkpoint(architecture, torch.float32, config=config)))
+def holds_all_laws(config: RankerConfig, dtype: torch.dtype = torch.float32) -> None:
+    results = list(laws.check(small_checkpoint(config.architecture, dtype, config=config)))
     assert sorted({result.law for result in results}) == [1, 2, 3, 4, 5, 6, 7]
     for result in results:
         assert result.holds, result

@@ -21,7 +21,7 @@ from kernels.sample_stack import sample
 from mfalcon.memory import is_out_of_memory
 
 torch.set_num_threads(1)
-square, known, page = torch.randn(3_000, 3_000), sample(77, 13, concat=False), 128
+square, known, page = torch.randn(3_000, 3_000), sample(77, 13), 128
 targets = torch.randn(200_000, known.config.dim)
 linear = torch.nn.functional.linear
 attempts = {

@@ -12,7 +12,7 @@ from kernels.cpu.sample_readout import ODD, readout_deviation
 from kernels.cpu.shared_table import differs
 from kernels.cpu.stack import FusedStack
 from kernels.reach import Reach
-from kernels.sample_stack import sample
+from kernels.sample_stack import Form, sample
 
 SELF_CHECK_BOUND = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 5e-2}
 """Worst difference from `kernels.reference`, relative to the largest output. float32: sums in another order; bfloat16:
@@ -56,12 +56,13 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
     large = replace(LARGE, threads=1) if sanitize == "thread" else LARGE  # OpenMP's barriers are false alarms there
     for int8 in (False, True):
         bound = SELF_CHECK_BOUND["int8" if int8 else kernel.policy.element]
-        for concat, size, reach in (
-            (False, SMALL, (None, None)),
-            (True, SMALL, (Reach(7, 20, 3), None)),
-            (False, large, (None, Reach(300, 500, 70))),
+        for form, size in (
+            (Form(), SMALL),
+            (Form(concat=True, reach=(Reach(7, 20, 3), None)), SMALL),
+            (Form(reach=(None, Reach(300, 500, 70))), large),
+            (Form(softmax=True, reach=(Reach(300, 500, 70), None)), large),
         ):
-            worst = deviation(kernel, size, concat=concat, int8=int8, reach=reach)
+            worst = deviation(kernel, size, form, int8=int8)
             if not worst <= bound:
                 of_pages = " over int8 pages" if int8 else ""
                 raise FusedUnavailable(
@@ -97,12 +98,10 @@ def linear_deviation(kernel: Kernel) -> float:
     return worst
 
 
-def deviation(
-    kernel: Kernel, size: Size, *, concat: bool, int8: bool, reach: tuple[Reach | None, Reach | None] = (None, None)
-) -> float:
+def deviation(kernel: Kernel, size: Size, form: Form, *, int8: bool) -> float:
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score."""
     n, page = size.num_tokens, size.page_tokens
-    known = sample(n, size.num_targets, concat=concat, reach=reach)
+    known = sample(n, size.num_targets, form)
     stack = FusedStack(kernel, known.config, known.layers, page, int8)
     num_pages = -(-n // page)
     memory = torch.empty(num_pages, stack.page_bytes, dtype=torch.uint8).fill_(255)

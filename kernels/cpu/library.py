@@ -25,7 +25,8 @@ class CConfig(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("num_layers", "num_heads", "dim", "qk_dim", "v_dim", "num_positions")),
         *((name, ctypes.c_int64) for name in ("num_buckets", "page_tokens", "int8", "activate_all", "concat")),
-        *((name, ctypes.c_double) for name in ("attention_norm", "logit_scale", "norm_eps")),
+        ("softmax", ctypes.c_int64),
+        *((name, ctypes.c_double) for name in ("attention_norm", "logit_scale", "norm_eps", "rotary_base")),
     )
 
 

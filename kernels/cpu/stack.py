@@ -54,6 +54,8 @@ class FusedStack:
         _require(self.num_layers > 0, "a stack has at least one layer")
         sizes = (config.num_heads, config.dim, config.qk_dim, config.v_dim)
         _require(min(sizes) > 0, f"num_heads, dim, qk_dim, v_dim: {sizes}, all must be positive")
+        is_even = config.rotary_base is None or config.qk_dim % 2 == 0
+        _require(is_even, f"qk_dim: {config.qk_dim}, must be even with rotary positions")
         _require(config.attention_norm > 0, f"attention_norm: {config.attention_norm}, must be positive")
         self._check_page_tokens(page_tokens)
         alive: list[Tensor] = []
@@ -72,9 +74,11 @@ class FusedStack:
             int8=int(int8),
             activate_all=int(config.activate_all),
             concat=int(config.concat),
+            softmax=int(config.softmax),
             attention_norm=config.attention_norm,
             logit_scale=config.logit_scale,
             norm_eps=config.norm_eps,
+            rotary_base=config.rotary_base or 0.0,
         )
         handle = ctypes.c_void_p()
         _done(kernel.stack_new(ctypes.byref(shared), packed, thresholds.data_ptr(), ctypes.byref(handle)))

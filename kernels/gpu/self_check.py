@@ -13,7 +13,7 @@ from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import PagedKV, batch
 from kernels.paged_reference import gather
-from kernels.sample_stack import Sample, sample
+from kernels.sample_stack import Form, Sample, sample
 from kernels.stack import LayerWeights
 
 _NUM_TOKENS, _PREFILL, _NUM_TARGETS, _PAGE_TOKENS = 77, 70, 131, 32
@@ -25,7 +25,7 @@ def deviation(device: torch.device, dtype: torch.dtype, *, concat: bool) -> floa
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score, in tiles of
     every height.
     """
-    known = sample(_NUM_TOKENS, _NUM_TARGETS, concat=concat)
+    known = sample(_NUM_TOKENS, _NUM_TARGETS, Form(concat=concat))
     stack = GpuStack(known.config, [_cast(layer, device, dtype) for layer in known.layers])
     head_dim = max(known.config.qk_dim, known.config.v_dim)
     heights = {tile_rows_for(rows, dtype.itemsize, head_dim) for rows in _HEIGHTS}

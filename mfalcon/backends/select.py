@@ -220,6 +220,12 @@ def workspace_of(stack: StackBackend) -> int:
 
 
 def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:
+    layer, _ = model.config.stack
+    if layer.attention == "softmax" or layer.rope is not None:
+        has = "softmax" if layer.attention == "softmax" else "rope"
+        raise ConfigError(
+            f"backend {choice.name}: the model's attention has {has}, which the reference alone computes here"
+        )
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
     if any(of is not None for of in model.config.reach or ()):

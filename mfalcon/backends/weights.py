@@ -20,6 +20,8 @@ def stack_config(stack: Stack) -> StackConfig:
         norm_eps=config.norm_eps,
         activate_all=config.activation == "uvqk",
         concat=config.output == "concat",
+        softmax=config.attention == "softmax",
+        rotary_base=config.rope.base if config.rope is not None else None,
     )
 
 

@@ -18,7 +18,7 @@ from mfalcon.cli.datasets import (
 )
 from mfalcon.cli.training import train_checkpoint
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import CountersConfig, EmbeddingKind, Task
+from mfalcon.models.config import AttentionKind, CountersConfig, EmbeddingKind, Task
 from mfalcon.models.registry import trained_here
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config
@@ -26,7 +26,7 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.description import learn_lines, read_lines
 from mfalcon.train.place import check_place, count_parameters
 from mfalcon.train.proposal import proposal
-from mfalcon.train.recipes import GraphTraining, TrainConfig, model_config, train_config
+from mfalcon.train.recipes import GraphTraining, Position, TrainConfig, model_config, train_config
 from mfalcon.train.sequences import Visibility
 from mfalcon.train.settings import EmbeddingSettings, TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
@@ -93,6 +93,23 @@ def train(
     window_chunk: Annotated[
         int | None,
         typer.Option(help="Step of the window's start.", min=1, show_default="50; din 1", rich_help_panel="Model"),
+    ] = None,
+    attention: Annotated[
+        AttentionKind | None,
+        typer.Option(
+            help="Weights of the events that a token sees: SiLU of each, or a softmax over them: docs/models.md.",
+            show_default="pointwise; din has none",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    position: Annotated[
+        Position | None,
+        typer.Option(
+            help="How layers know where an event is: learned weights of distance and time (rab), rotary positions, or "
+            "ALiBi: docs/models.md.",
+            show_default="rab; din has none",
+            rich_help_panel="Model",
+        ),
     ] = None,
     dropout: Annotated[float, typer.Option(help="Dropout of layers and heads.", min=0, rich_help_panel="Model")] = 0.3,
     epochs: Annotated[
@@ -213,6 +230,8 @@ def train(
             num_heads=heads,
             max_history=max_history,
             window_chunk=window_chunk,
+            attention=attention,
+            position=position,
             dropout=dropout,
             counters=counters_of(dataset, training) if counters else None,
             embedding=settings.config(),

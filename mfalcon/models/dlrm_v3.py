@@ -173,11 +173,11 @@ class _Prefix:
         self._times, self._norm = torch.zeros(num_tokens, dtype=torch.int64, device=device), norm
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
-        self.keep(layer, k, v)
+        self.keep(layer, k, v, form)
         own_k, own_v = self.keys[layer]
         return prefix_attention(q, own_k, own_v, self._times, None, logit_scale=form.logit_scale, norm=self._norm)
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
         assert layer == len(self.keys)
         self.keys.append((k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()))
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kernels.alibi import linear_bias
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.reach import Reach
 from mfalcon.attention import Attend, AttentionForm, Keep
-from mfalcon.models.config import LayerConfig, ReachConfig, RelativeBiasConfig
+from mfalcon.models.config import AlibiConfig, LayerConfig, ReachConfig, RelativeBiasConfig
 
 
 class RelativeBiasWeights(nn.Module):
@@ -37,6 +38,24 @@ class RelativeBiasWeights(nn.Module):
         return RelativeBias(self.position, self.time, self.thresholds)
 
 
+class LinearBias(nn.Module):
+    """ALiBi: the same of every layer, and no weights."""
+
+    position: Tensor
+    time: Tensor
+    thresholds: Tensor
+
+    def __init__(self, config: AlibiConfig, num_heads: int) -> None:
+        super().__init__()
+        given = linear_bias(num_heads, config.num_positions)
+        for name in ("position", "time", "thresholds"):
+            self.register_buffer(name, getattr(given, name), persistent=False)
+
+    def forward(self) -> RelativeBias:
+        """As the kernels take it."""
+        return RelativeBias(self.position, self.time, self.thresholds)
+
+
 class HSTULayer(nn.Module):
     """x + output(u * LN(attention)), with u, v, q, k from one projection of LN(x)."""
 
@@ -52,7 +71,7 @@ class HSTULayer(nn.Module):
         self.uvqk = nn.Linear(config.dim, sum(self._widths), bias=config.uvqk_bias)
         out_width = v_width if config.output == "gated" else 3 * v_width
         self.output = nn.Linear(out_width, config.dim, bias=config.output_bias)
-        self.bias = RelativeBiasWeights(config.bias, config.num_heads) if config.bias else None
+        self.bias = _bias_of(config)
         self.dropout = nn.Dropout(config.dropout)
         self._logit_scale = config.logit_scale if config.logit_scale is not None else 1 / math.sqrt(config.qk_dim)
 
@@ -62,8 +81,7 @@ class HSTULayer(nn.Module):
         u = functional.silu(u)
         if self.config.activation == "uvqk":
             v, q, k = functional.silu(v), functional.silu(q), functional.silu(k)
-        bias = self.bias() if self.bias else None
-        form = AttentionForm(self._logit_scale, self.config.attention_norm, bias, self.reach)
+        form = self.form()
         qk_dim, v_dim = self.config.qk_dim, self.config.v_dim
         attended = attend(self.index, _heads(q, qk_dim), _heads(k, qk_dim), _heads(v, v_dim), form).flatten(-2)
         gated = u * self.norm_out(attended)
@@ -71,6 +89,13 @@ class HSTULayer(nn.Module):
             gated = torch.cat([u, attended, gated], dim=-1)
         out: Tensor = x + self.output(self.dropout(gated))
         return out
+
+    def form(self) -> AttentionForm:
+        """Of its attention, with the weights as they are now."""
+        config = self.config
+        bias, base = self.bias() if self.bias else None, config.rope.base if config.rope else None
+        is_softmax = config.attention == "softmax"
+        return AttentionForm(self._logit_scale, config.attention_norm, bias, self.reach, is_softmax, base)
 
     def keep(self, x: Tensor, phase: Keep) -> None:
         """Only the keys and values of the tokens [..., n, dim]: all that targets need of a prefix in the last layer."""
@@ -81,7 +106,13 @@ class HSTULayer(nn.Module):
         v, k = (functional.linear(normed, weight[r], None if bias is None else bias[r]) for r in rows)
         if self.config.activation == "uvqk":
             v, k = functional.silu(v), functional.silu(k)
-        phase.keep(self.index, _heads(k, self.config.qk_dim), _heads(v, self.config.v_dim))
+        phase.keep(self.index, _heads(k, self.config.qk_dim), _heads(v, self.config.v_dim), self.form())
+
+
+def _bias_of(config: LayerConfig) -> RelativeBiasWeights | LinearBias | None:
+    if config.bias is not None:
+        return RelativeBiasWeights(config.bias, config.num_heads)
+    return LinearBias(config.alibi, config.num_heads) if config.alibi is not None else None
 
 
 def _heads(t: Tensor, head_dim: int) -> Tensor:

@@ -8,6 +8,8 @@ from pydantic import Field
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import PrefixRanker
 from mfalcon.models.config import (
+    AlibiConfig,
+    AttentionKind,
     CountersConfig,
     DenseFeature,
     DinConfig,
@@ -18,12 +20,17 @@ from mfalcon.models.config import (
     LumConfig,
     RankerConfig,
     RelativeBiasConfig,
+    RopeConfig,
 )
 from mfalcon.models.registry import architecture, trained_here
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats
 
 Positive = Annotated[int, Field(gt=0)]
+Position = Literal["rab", "rope", "alibi"]
+"""How layers know where and when a token is: learned weights of distance and time difference, or of distance alone
+rotary positions or ALiBi.
+"""
 
 _LEAST_SPREAD = 1e-12
 """Of a feature that is not the same for every event."""
@@ -104,9 +111,14 @@ def model_config(
     counters: CountersConfig | None = None,
     embedding: EmbeddingConfig | None = None,
     graph: GraphTraining | None = None,
+    attention: AttentionKind | None = None,
+    position: Position | None = None,
 ) -> RankerConfig:
     """A ranker of architecture `name` for a data set; the defaults are the ML-100K recipes: width 64, 2 layers of 2
     heads and 100 events, moved by 50 (165k parameters), or for `din` width 32 and 30 events.
+
+    attention, position: of the layers; pointwise with rab if not given. SiLU is on u alone with softmax, whose logits
+    need either sign.
 
     counters: that it reads too, of `mfalcon.train.counters.counters_config`. embedding: None for a table. graph: of the
     items, whose vectors it reads too.
@@ -118,7 +130,13 @@ def model_config(
     if not kind.is_trained_here:
         raise ConfigError(f"model: got {name!r}, must be one of {', '.join(trained_here())}: it is trained elsewhere")
     if not issubclass(kind, PrefixRanker):
-        for what, given in (("layers", num_layers), ("heads", num_heads), ("window_chunk", window_chunk)):
+        for what, given in (
+            ("layers", num_layers),
+            ("heads", num_heads),
+            ("window_chunk", window_chunk),
+            ("attention", attention),
+            ("position", position),
+        ):
             if given is not None:
                 raise ConfigError(f"{what}: got {given}, must not be given for {name}, which reads the last events")
         config = _din_config(dataset, name, dim or 32, max_history or 30, dropout, counters)
@@ -127,14 +145,20 @@ def model_config(
     max_history, window_chunk = max_history or 100, window_chunk or 50
     if num_heads < 1 or dim % num_heads:
         raise ConfigError(f"dim {dim} is not a multiple of the number of heads, {num_heads}")
-    head = dim // num_heads
+    head, num_positions = dim // num_heads, max_history * kind.tokens_per_event + 1
+    if position == "rope" and head % 2:
+        raise ConfigError(f"dim {dim} over {num_heads} heads: must be even with rope, is {head}")
     layer = LayerConfig(
         dim=dim,
         num_heads=num_heads,
         qk_dim=head,
         v_dim=head,
-        attention_norm=max_history / 8,
-        bias=RelativeBiasConfig(num_positions=max_history * kind.tokens_per_event + 1),
+        attention=attention or "pointwise",
+        attention_norm=1.0 if attention == "softmax" else max_history / 8,
+        activation="u" if attention == "softmax" else "uvqk",
+        bias=RelativeBiasConfig(num_positions=num_positions) if position in (None, "rab") else None,
+        rope=RopeConfig() if position == "rope" else None,
+        alibi=AlibiConfig(num_positions=num_positions) if position == "alibi" else None,
         dropout=dropout,
     )
     config = _ranker_config(dataset, name, layer, num_layers, None, dim, max_history, window_chunk, dropout, counters)

@@ -27,7 +27,7 @@ from kernels.stack import LayerWeights, StackConfig
 from mfalcon.attention import AttentionForm
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.masked_attention import FullAttention
-from mfalcon.models.config import LayerConfig, RelativeBiasConfig
+from mfalcon.models.config import AlibiConfig, LayerConfig, RelativeBiasConfig, RopeConfig
 from mfalcon.models.layer import Stack
 from tests.test_golden import golden, research, target_mask, v3
 
@@ -119,12 +119,16 @@ def cases(draw: st.DrawFn) -> Case:
     num_heads, v_dim = draw(st.integers(1, 3)), draw(HEAD_DIMS)
     # Two or three values may be almost equal, and their norm multiplies a rounding by up to 1 / sqrt(eps).
     norm_eps = st.sampled_from((1e-6, 1e-3)) if num_heads * v_dim > 3 else st.just(1e-3)
+    qk_dim, attention = draw(HEAD_DIMS), draw(st.sampled_from(("pointwise", "softmax")))
+    rope = RopeConfig(base=draw(st.sampled_from((100.0, 1e4)))) if qk_dim % 2 == 0 and draw(st.booleans()) else None
+    falls = positions is None and rope is None and draw(st.booleans())
     config = LayerConfig(
         dim=draw(st.sampled_from((5, 16, 40, 64))),
         num_heads=num_heads,
-        qk_dim=draw(HEAD_DIMS),
+        qk_dim=qk_dim,
         v_dim=v_dim,
-        attention_norm=draw(st.sampled_from((1.0, 50.0))),
+        attention=attention,
+        attention_norm=1.0 if attention == "softmax" else draw(st.sampled_from((1.0, 50.0))),
         logit_scale=draw(st.sampled_from((None, 0.2))),
         activation=draw(st.sampled_from(("uvqk", "u"))),
         norm_affine=draw(st.booleans()),
@@ -133,6 +137,8 @@ def cases(draw: st.DrawFn) -> Case:
         output=draw(st.sampled_from(("gated", "concat"))),
         output_bias=draw(st.booleans()),
         bias=None if positions is None else RelativeBiasConfig(num_positions=positions, num_time_buckets=buckets),
+        rope=rope,
+        alibi=AlibiConfig(num_positions=200) if falls else None,
     )
     m = draw(st.sampled_from((1, 2, 6, 7, 63, 77)))
     return Case(config, draw(st.integers(1, 3)), draw(SIZES), m, draw(st.integers(0, 1000)))
@@ -147,7 +153,8 @@ class Watched(FullAttention):
         self._n = n
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
-        self.kept.append((k[: self._n].transpose(0, 1), v[: self._n].transpose(0, 1)))
+        turned = form.turned(k[: self._n], torch.arange(self._n))
+        self.kept.append((turned.transpose(0, 1), v[: self._n].transpose(0, 1)))
         return super().__call__(layer, q, k, v, form)
 
 
@@ -177,14 +184,18 @@ class OverGiven:
         self._times = times
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, form: AttentionForm) -> Tensor:
-        self.keep(layer, k, v)
+        self.keep(layer, k, v, form)
         given_k, given_v = (t.double().transpose(0, 1) for t in self._given[layer])
         positions, mask = torch.arange(len(q)), torch.ones(len(q), len(q), dtype=torch.bool).tril()
         bias = None if form.bias is None else form.bias.matrix(positions, positions, self._times, self._times)
-        return masked_attention(q, given_k, given_v, mask, bias, logit_scale=form.logit_scale, norm=form.norm)
+        turned, scale = form.turned(q, positions), form.logit_scale
+        return masked_attention(
+            turned, given_k, given_v, mask, bias, logit_scale=scale, norm=form.norm, softmax=form.softmax
+        )
 
-    def keep(self, layer: int, k: Tensor, v: Tensor) -> None:
-        self.kept.append((k.transpose(0, 1), v.transpose(0, 1)))
+    def keep(self, layer: int, k: Tensor, v: Tensor, form: AttentionForm) -> None:
+        turned = form.turned(k, torch.arange(len(k)))
+        self.kept.append((turned.transpose(0, 1), v.transpose(0, 1)))
 
 
 class TargetsOverGiven:
@@ -199,7 +210,9 @@ class TargetsOverGiven:
         n, rab = len(self._times), form.bias
         bias = None if rab is None else (rab.vector(n, torch.arange(n), NOW, self._times), rab.own())
         vector, own = bias or (None, None)
-        return target_attention(q, k, v, given_k, given_v, vector, own, logit_scale=form.logit_scale, norm=form.norm)
+        q, k = (form.turned(t, torch.tensor(n)) for t in (q, k))
+        form_of = {"logit_scale": form.logit_scale, "norm": form.norm}
+        return target_attention(q, k, v, given_k, given_v, vector, own, **form_of, softmax=form.softmax)
 
 
 @dataclass(frozen=True, slots=True)

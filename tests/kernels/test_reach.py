@@ -16,7 +16,7 @@ from kernels.reach import Reach, seen
 from mfalcon.attention import AttentionForm
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
-from mfalcon.models.config import LayerConfig, ReachConfig, RelativeBiasConfig
+from mfalcon.models.config import LayerConfig, ReachConfig, RelativeBiasConfig, RopeConfig
 from mfalcon.models.layer import Stack
 from tests.kernels.test_fused import BOUND, INT8_BOUND, NOW, POLICIES, kernel, random_stack
 from tests.kernels.test_reference import NORM, SCALE, V_DIM, Tokens, poisoned, random_tokens
@@ -123,10 +123,18 @@ LAYER = LayerConfig(
     bias=RelativeBiasConfig(num_positions=90, num_time_buckets=40),
 )
 
+FORMS = [
+    pytest.param(LAYER, id="pointwise"),
+    pytest.param(
+        LAYER.model_copy(update={"attention": "softmax", "attention_norm": 1.0, "qk_dim": 8, "rope": RopeConfig()}),
+        id="softmax",
+    ),
+]
 
-def reaching_stack(seed: int = 3) -> Stack:
-    stack = random_stack(LAYER, len(LAYERS), seed)
-    other = Stack(LAYER, len(LAYERS), LAYERS).requires_grad_(False).double()
+
+def reaching_stack(layer: LayerConfig, seed: int = 3) -> Stack:
+    stack = random_stack(layer, len(LAYERS), seed)
+    other = Stack(layer, len(LAYERS), LAYERS).requires_grad_(False).double()
     other.load_state_dict(stack.state_dict())
     return other
 
@@ -157,10 +165,11 @@ def on_pages(stack: FusedStack, times: Tensor) -> tuple[Tensor, Tensor]:
     return memory, memory.data_ptr() + stack.page_bytes * torch.arange(num_pages)
 
 
+@pytest.mark.parametrize("layer", FORMS)
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_fused_kernel_is_the_dense_forward(policy: str, int8: bool) -> None:
-    stack = reaching_stack()
+def test_the_fused_kernel_is_the_dense_forward(policy: str, int8: bool, layer: LayerConfig) -> None:
+    stack = reaching_stack(layer)
     for n, page_tokens, threads in ((0, 128, 1), (4, 32, 1), (77, 32, 2), (470, 128, 2)):
         x, times, targets = inputs(n, 13)
         fused = FusedStack(kernel(policy), stack_config(stack), layer_weights(stack), page_tokens, int8)
@@ -173,9 +182,10 @@ def test_the_fused_kernel_is_the_dense_forward(policy: str, int8: bool) -> None:
         assert len(memory)
 
 
-def test_no_cut_of_a_history_moves_a_bit() -> None:
+@pytest.mark.parametrize("layer", FORMS)
+def test_no_cut_of_a_history_moves_a_bit(layer: LayerConfig) -> None:
     """Law 3 on the fused kernel in float32: a prefill, appends at every boundary of a reach, and token by token."""
-    stack, n = reaching_stack(), 150
+    stack, n = reaching_stack(layer), 150
     x, times, targets = inputs(n, 5)
     fused = FusedStack(kernel("portable_f32"), stack_config(stack), layer_weights(stack), 64)
     memory, pages = on_pages(fused, times)
@@ -188,8 +198,8 @@ def test_no_cut_of_a_history_moves_a_bit() -> None:
         fused.extend(again, start, x[start:stop])
         start = stop
     assert torch.equal(fused.score(again, n, targets, NOW), whole)
-    for layer in range(len(LAYERS)):
-        for one, two in zip(fused.read(pages, layer, 0, n), fused.read(again, layer, 0, n), strict=True):
+    for index in range(len(LAYERS)):
+        for one, two in zip(fused.read(pages, index, 0, n), fused.read(again, index, 0, n), strict=True):
             assert torch.equal(one, two)
     assert len(memory) == len(other)
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 from mfalcon.errors import ConfigError
 from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
 from mfalcon.models.registry import build, rankers
-from tests.small import small_config
+from tests.small import small_config, with_attention
 
 
 def changed(**changes: object) -> dict[str, object]:
@@ -39,6 +39,29 @@ def test_it_is_frozen() -> None:
 def test_unknown_keys_are_refused(cls: type[BaseModel], content: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         cls.model_validate_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "softmax"}, "attention_norm is 6, must be 1 with softmax"),
+        ({"attention": "sigmoid"}, "'pointwise' or 'softmax'"),
+        ({"rope": {}, "qk_dim": 5}, "qk_dim is 5, must be even with rope"),
+        ({"alibi": {"num_positions": 9}}, "either alibi or bias"),
+        ({"alibi": {"num_positions": 9}, "bias": None, "rope": {}}, "either alibi or rope"),
+        ({"alibi": {}}, "num_positions"),
+        ({"rope": {"base": 0.5}}, "greater than or equal to 1"),
+    ],
+)
+def test_forms_of_attention_that_contradict_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LayerConfig.model_validate(small_config().stack[0].model_dump() | changes)
+
+
+def test_dlrm_has_pointwise_attention() -> None:
+    config = small_config("dlrm_v3")
+    with pytest.raises(ValidationError, match="dlrm: must have layer with pointwise attention, without rope and alibi"):
+        with_attention(config, "pointwise", rope={})
 
 
 LIKE = {"name": "like", "kind": "binary", "value_at_least": 4}

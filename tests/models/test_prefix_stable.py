@@ -9,7 +9,7 @@ from mfalcon.models.base import EventTokens
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.hstu import HSTU
 from mfalcon.models.registry import architecture, prefix_rankers
-from tests.small import random_events, small_checkpoint, small_config, tokens
+from tests.small import random_events, small_checkpoint, small_config, tokens, with_attention
 
 BOUND = 1e-12
 
@@ -33,6 +33,12 @@ def is_prefix_stable(checkpoint: Checkpoint) -> bool:
 def test_every_architecture_is_what_it_says(name: str) -> None:
     checkpoint = small_checkpoint(name, config=small_config(name, num_layers=3))
     assert architecture(name).prefix_stable == is_prefix_stable(checkpoint)
+
+
+@pytest.mark.parametrize("position", [{"rope": {}}, {"alibi": {"num_positions": 30}}])
+def test_softmax_is_stable_wherever_positions_come_from(position: dict[str, object]) -> None:
+    config = with_attention(small_config("hstu", num_layers=3), "softmax", **position)
+    assert is_prefix_stable(small_checkpoint("hstu", config=config))
 
 
 class TimesFromTheEnd(HSTU):

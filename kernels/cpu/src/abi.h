@@ -16,7 +16,9 @@ struct MfConfig {
   std::int64_t int8;          // K and V of pages in int8, not in the policy's elements
   std::int64_t activate_all;  // SiLU on v, q and k, not on u alone
   std::int64_t concat;        // output([u, av, u * LN(av)]), not output(u * LN(av))
+  std::int64_t softmax;       // weights are a softmax over all that a token sees, not SiLU of each logit
   double attention_norm, logit_scale, norm_eps;
+  double rotary_base;         // of rotary positions, 0 without; qk_dim is even with them
 };
 
 // Contiguous float32 weights of one layer, copied when packed. Null: the layer has none.
@@ -61,7 +63,7 @@ std::int32_t mf_score(const void* stack, MfPages pages, std::int64_t num_tokens,
 std::int32_t mf_extend(const void* stack, MfPages pages, std::int64_t num_tokens, const std::int64_t* query_times,
                        const float* x, std::int64_t num_new, std::int64_t threads);
 
-// One layer's plain keys [heads, num_tokens, qk_dim] and values [heads, num_tokens, v_dim] of the tokens from `first`
+// One layer's plain keys [heads, num_tokens, qk_dim], turned by their positions if they are, and values [heads, num_tokens, v_dim] of the tokens from `first`
 // on, into or out of pages.
 std::int32_t mf_write(const void* stack, MfPages pages, std::int64_t layer, std::int64_t first, const float* k,
                       const float* v, std::int64_t num_tokens);

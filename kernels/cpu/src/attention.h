@@ -1,8 +1,10 @@
-// silu(q.k + bias) v over a state, for the rows of one head; no softmax, so blocks of keys simply add up.
+// Attention over a state, for the rows of one head, a block of keys at a time: silu(q.k + bias) v, which simply adds up, or
+// softmax(q.k + bias) v (softmax.h).
 #pragma once
 #include "bias.h"
 #include "pages.h"
 #include "rows.h"
+#include "softmax.h"
 
 namespace mfalcon {
 
@@ -77,12 +79,13 @@ template <class P>
 struct AttentionSpace {
   static constexpr Index kWeightStride = P::kKeyBlock + 32;
   Buffer<typename P::Element> weights, tail;
-  Buffer<float> biases;
+  Buffer<float> logits, biases;
   BlockSpace<P> block;
 
   AttentionSpace(const Stack<P>& stack, bool prefix)
       : weights(kTileRows * kWeightStride),
         tail(P::kStep * stack.shape.padded_v),
+        logits(stack.shape.softmax ? kTileRows * kWeightStride : 0),
         biases(prefix ? kTileRows * kBiasStride<P> : 0),
         block(stack.shape, stack.layout.int8) {}
 };
@@ -99,21 +102,25 @@ void copy_step(const KeyBlock<P>& keys, Index columns, Index token, typename P::
   }
 }
 
-// As `attend`, but no row sees the keys before visible.head. start: a multiple of kPageStep, no row sees a key before it.
+// As `attend`. Pointwise no row sees the keys before visible.head. start: a multiple of kPageStep, or of a block for a
+// softmax; no row sees a key before it, but for a softmax those before visible.head.
 template <class P>
 void attend_from(Index start, const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
                  const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias,
-                 float* o, Index o_stride, const AttentionSpace<P>& space) {
+                 Softmax softmax, float* o, Index o_stride, const AttentionSpace<P>& space) {
   using V = typename P::Vector;
   using Space = AttentionSpace<P>;
   auto* const weights = space.weights.get();
+  float* const logits = softmax.largest ? space.logits.get() : nullptr;
   const Index most = visible.of(rows - 1);
   for (Index block = start; block < most; block += P::kKeyBlock) {
+    if (logits && block >= visible.head && visible.from(0) >= block + P::kKeyBlock) continue;
     const KeyBlock<P> keys = kv.block(block, std::min(most - block, Index{P::kKeyBlock}), space.block);
     for_row_tiles(rows, [&]<int R>(Index row) {
       const Index seen = std::min(visible.of(row + R - 1) - block, Index{P::kKeyBlock});  // by the tile's last row
       const Index hidden = visible.from(row + R - 1) - block;  // keys before this one some row does not see
-      if (seen <= 0 || visible.from(row) >= block + P::kKeyBlock) return;
+      if (seen <= 0) return;
+      if (visible.from(row) >= block + P::kKeyBlock && !(logits && block < visible.head)) return;
       const Index columns = round_up(seen, P::kLanes);
       const Index all_see = visible.of(row) - block;  // keys before this one no row masks
       TileBias<P, R> of_tile(s, head, prefix_bias, row, block);
@@ -122,8 +129,9 @@ void attend_from(Index start, const Shape& s, Index head, const typename P::Elem
         const Index width = std::min(piece->columns, columns - first);
         const auto weigh = [&](Index begin, Index end, auto bias) {  // columns of the piece
           product<P, R>(q + row * q_stride, q_stride, *piece, begin, end, bias, [&](int r, Index c, V x) {
-            x = silu<P>(x);
             c += first;
+            if (logits) return P::store(logits + r * Space::kWeightStride + c, x);
+            x = silu<P>(x);
             if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
             if (c < hidden) x = P::keep_from(x, visible.from(row + r) - block - c);
             P::store_elements(weights + r * Space::kWeightStride + c, x);
@@ -146,6 +154,11 @@ void attend_from(Index start, const Shape& s, Index head, const typename P::Elem
           weigh(begin, end, [&](int r, Index c) { return P::load(space.biases.get() + r * kBiasStride<P> + c - begin); });
         }
       }
+      for (int r = 0; r < R && logits; r++) {
+        const Index at = r * Space::kWeightStride;
+        const Seen own(visible.head - block, visible.from(row + r) - block, visible.of(row + r) - block, columns);
+        soften<P>(logits + at, own, columns, weights + at, softmax.from(row + r), o + (row + r) * o_stride, s.padded_v);
+      }
       const auto sum = [&](int r, Index c) { return P::load(o + (row + r) * o_stride + c); };
       const auto keep_sum = [&](int r, Index c, V x) { P::store(o + (row + r) * o_stride + c, x); };
       const Index whole = seen / P::kStep;  // steps
@@ -160,15 +173,20 @@ void attend_from(Index start, const Shape& s, Index head, const typename P::Elem
   }
 }
 
-// q: [rows, padded_qk], scaled. vector_bias: one bias for all rows, of the keys that they see, null for none. o: [rows,
-// padded_v], added to.
+// q: [rows, padded_qk], scaled. vector_bias: one bias for all rows, of the keys that they see, null for none. softmax: of
+// the rows so far, if the stack has it; else empty. o: [rows, padded_v], added to.
 template <class P>
 void attend(const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
-            const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias, float* o,
-            Index o_stride, const AttentionSpace<P>& space) {
+            const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias,
+            Softmax softmax, float* o, Index o_stride, const AttentionSpace<P>& space) {
   const auto over = [&](Index start, Visible part) {
-    attend_from<P>(start, s, head, q, q_stride, rows, kv, part, vector_bias, prefix_bias, o, o_stride, space);
+    attend_from<P>(start, s, head, q, q_stride, rows, kv, part, vector_bias, prefix_bias, softmax, o, o_stride, space);
   };
+  if (softmax.largest) {  // always in the same blocks, lest a row's sums depend on the rows beside it
+    over(0, visible);
+    for (Index r = 0; r < rows; r++) scale_row<P>(o + r * o_stride, s.padded_v, 1.0f / softmax.total[r]);
+    return;
+  }
   if (visible.from(rows - 1) == visible.head) return over(0, {visible.first_row, visible.step});  // all that is before it
   if (visible.head > 0) over(0, {visible.first_row, visible.step, Reach::kAll, 0, visible.head});
   over(visible.from(0) / kPageStep * kPageStep, visible);

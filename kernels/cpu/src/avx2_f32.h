@@ -41,6 +41,10 @@ struct Avx2F32 {
   static Vector fma(Vector a, Vector b, Vector c) { return _mm256_fmadd_ps(a, b, c); }
   // x between the bounds; NaN stays NaN (min and max return their second argument then).
   static Vector clamp(Vector x, float low, float high) { return _mm256_max_ps(set(low), _mm256_min_ps(set(high), x)); }
+  // The larger one; either if one is NaN.
+  static Vector max(Vector a, Vector b) { return _mm256_max_ps(a, b); }
+  // Lanes 2i and 2i + 1 change places.
+  static Vector swap_pairs(Vector x) { return _mm256_permute_ps(x, 0xb1); }
   // The larger of a and the magnitude of b; either if b is NaN.
   static Vector max_abs(Vector a, Vector b) { return _mm256_max_ps(a, _mm256_andnot_ps(set(-0.0f), b)); }
   // x * 2^n, n in the low 9 bits of each lane of `bits`.

@@ -32,6 +32,8 @@ struct Avx512 {
   static Vector div(Vector a, Vector b) { return _mm512_div_ps(a, b); }
   static Vector fma(Vector a, Vector b, Vector c) { return _mm512_fmadd_ps(a, b, c); }
   static Vector clamp(Vector x, float low, float high) { return _mm512_max_ps(set(low), _mm512_min_ps(set(high), x)); }
+  static Vector max(Vector a, Vector b) { return _mm512_max_ps(a, b); }
+  static Vector swap_pairs(Vector x) { return _mm512_permute_ps(x, 0xb1); }
   static Vector max_abs(Vector a, Vector b) { return _mm512_max_ps(a, _mm512_abs_ps(b)); }
   static Vector scale(Vector x, Vector bits) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(bits), 23);

@@ -40,13 +40,14 @@ struct BlockRuns {
 template <class P>
 struct ExtendOwn {
   Buffer<typename P::Element> a;
-  Buffer<float> attended;
+  Buffer<float> attended, softmax;
   Buffer<std::int8_t> codes;
   AttentionSpace<P> attention;
 
-  ExtendOwn(const Stack<P>& stack, Index a_size)
-      : a(a_size),
+  ExtendOwn(const Stack<P>& stack, Index rows, Index a_stride)
+      : a(rows * a_stride),
         attended(stack.shape.v_width()),
+        softmax(stack.shape.softmax ? 2 * rows : 0),
         codes(std::max(stack.shape.padded_qk, stack.shape.padded_v)),
         attention(stack, stack.shape.num_positions > 0) {}
 };
@@ -56,21 +57,26 @@ template <class P>
 struct ExtendSpace {
   using Element = typename P::Element;
   Index h_stride, a_stride;
-  Buffer<float> x, o;
+  Buffer<float> x, o, cos, sin;
   Buffer<Element> h;
   std::vector<ExtendOwn<P>> own;
 
-  ExtendSpace(const Stack<P>& stack, const Grid& grid, Index threads) : ExtendSpace(stack.shape, grid) {
+  // first: position of the first row.
+  ExtendSpace(const Stack<P>& stack, const Grid& grid, Index first, Index threads)
+      : ExtendSpace(stack.shape, grid, stack.rotary.turns() ? grid.rows * stack.shape.padded_qk : 0) {
+    if (stack.rotary.turns()) stack.rotary.write(first, grid.rows, stack.shape.padded_qk, cos.get(), sin.get());
     own.reserve(threads);
-    for (Index i = 0; i < threads; i++) own.emplace_back(stack, grid.block * a_stride);
+    for (Index i = 0; i < threads; i++) own.emplace_back(stack, grid.block, a_stride);
   }
 
  private:
-  ExtendSpace(const Shape& s, const Grid& grid)
+  ExtendSpace(const Shape& s, const Grid& grid, Index num_angles)
       : h_stride(row_stride(s.columns)),
         a_stride(row_stride(std::max(s.padded_dim, s.out_depth))),
         x(grid.rows * s.padded_dim),
         o(grid.rows * s.v_width()),
+        cos(num_angles),
+        sin(num_angles),
         h(grid.rows * h_stride) {}
 };
 
@@ -121,7 +127,9 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
   const Shape& s = stack.shape;
   if (num_new == 0) return;
   const Grid grid(num_new, threads);
-  const ExtendSpace<P> space(stack, grid, threads);
+  const ExtendSpace<P> space(stack, grid, tokens, threads);
+  const bool turning = stack.rotary.turns();
+  const Turns turns{turning ? space.cos.get() : nullptr, space.sin.get(), s.padded_qk};
   const bool biased = s.num_positions > 0;
   std::vector<BlockRuns> runs(biased ? grid.blocks : 0);
   const auto times = gather_times(stack.layout, pages, biased ? tokens + num_new : 0);
@@ -156,7 +164,7 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
         const Index end = from + Grid::cut(s.columns - from, Panels<P>::kPanel, part + 1, grid.parts);
         auto* h = space.h.get() + first * space.h_stride;
         norm_in<P>(s, weights, space.x.get() + first * s.padded_dim, rows, a, space.a_stride);
-        project<P>(stack, layer, a, space.a_stride, rows, begin, end, h, space.h_stride);
+        project<P>(stack, layer, a, space.a_stride, rows, begin, end, turns.from(first), h, space.h_stride);
         if (!stack.layout.int8) keep<P>(stack, pages, layer, h, space.h_stride, rows, tokens + first, begin, end);
       }
       if (stack.layout.int8) {
@@ -181,8 +189,13 @@ void extend(const Stack<P>& stack, MfPages pages, Index tokens, const std::int64
         PrefixBias bias{};
         if (biased) bias = {&weights.bias, runs[i].runs.data(), runs[i].first.data(), tokens + first};
         const Visible visible{tokens + first + 1, 1, weights.reach.tokens + 1, weights.reach.first};
+        Softmax softmax{};
+        if (s.softmax) {
+          softmax = {own.softmax.get(), own.softmax.get() + grid.block};
+          softmax.begin(rows);
+        }
         attend<P>(s, head, q, space.h_stride, rows, HeadPages<P>(stack, pages, layer, head), visible, nullptr,
-                  biased ? &bias : nullptr, o, s.v_width(), own.attention);
+                  biased ? &bias : nullptr, softmax, o, s.v_width(), own.attention);
       }
 #pragma omp for schedule(dynamic, 1)
       for (Index task = 0; task < grid.blocks * grid.parts; task++) {

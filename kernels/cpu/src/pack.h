@@ -93,6 +93,7 @@ Stack<P>::Stack(const MfConfig& config, const MfLayer* weights, const std::int64
     : shape(config, P::kLanes),
       layout(shape, config.page_tokens, config.int8 != 0, sizeof(typename P::Element)),
       thresholds(bounds, bounds + config.num_buckets),
+      rotary(config.rotary_base, config.qk_dim),
       packed(packed_layers<P>(shape, weights)),
       layers(*packed) {}
 

@@ -76,6 +76,8 @@ struct Portable {
     x = x > set(high) ? set(high) : x;
     return x < set(low) ? set(low) : x;
   }
+  static Vector max(Vector a, Vector b) { return b > a ? b : a; }
+  static Vector swap_pairs(Vector x) { return Vector{x[1], x[0], x[3], x[2]}; }
   static Vector max_abs(Vector a, Vector b) {
     b = std::bit_cast<Vector>(std::bit_cast<Bits>(b) & 0x7fffffffu);
     return b > a ? b : a;

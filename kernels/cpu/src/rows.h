@@ -35,10 +35,10 @@ inline void norm_in(const Shape& s, const Layer<P>& layer, const float* x, Index
   }
 }
 
-// Columns [first, last) of the projections [u | q | v | k] of normed rows, activated, q scaled.
+// Columns [first, last) of the projections [u | q | v | k] of normed rows, activated, q scaled, q and k turned.
 template <class P>
 inline void project(const Stack<P>& stack, Index layer, const typename P::Element* a, Index a_stride, Index rows,
-                    Index first, Index last, typename P::Element* h, Index h_stride) {
+                    Index first, Index last, const Turns& turns, typename P::Element* h, Index h_stride) {
   const Shape& s = stack.shape;
   const float* bias = stack.layers[layer].uvqk_bias.get();
   const auto logit_scale = P::set(s.logit_scale);
@@ -47,6 +47,9 @@ inline void project(const Stack<P>& stack, Index layer, const typename P::Elemen
       [&](Index r, Index c, typename P::Vector x) {
         if (s.activate_all || c < s.q0) x = silu<P>(x);
         if (c >= s.q0 && c < s.v0) x = P::mul(x, logit_scale);
+        if (turns.cos && c >= s.q0 && (c < s.v0 || c >= s.k0)) {
+          x = turned<P>(x, turns, r, c < s.v0 ? c - s.q0 : c - s.k0, s.padded_qk);
+        }
         P::store_elements(h + r * h_stride + c, x);
       });
 }

@@ -12,7 +12,7 @@ template <class P>
 struct ScoreSpace {
   using Element = typename P::Element;
   Index h_stride, a_stride;
-  Buffer<float> x, o, attended;
+  Buffer<float> x, o, attended, largest, total;  // the last two [heads, rows]
   Buffer<Element> h, a;
   AttentionSpace<P> attention;
 
@@ -25,6 +25,8 @@ struct ScoreSpace {
         x(rows * s.padded_dim),
         o(rows * s.v_width()),
         attended(s.v_width()),
+        largest(s.softmax ? s.heads * rows : 0),
+        total(s.softmax ? s.heads * rows : 0),
         h(rows * h_stride),
         a(rows * a_stride),
         attention(stack, false) {}
@@ -68,10 +70,10 @@ TargetBias target_bias(const Stack<P>& stack, const std::int64_t* times, Index t
   return bias;
 }
 
-// The term of each target on itself; sets o.
+// The term of each target on itself; sets o, and of a softmax what it begins with.
 template <class P>
 void attend_self(const Shape& s, const typename P::Element* h, Index h_stride, Index rows, const float* own_bias,
-                 float* o) {
+                 float* o, Softmax softmax) {
   for (Index r = 0; r < rows; r++) {
     const auto* row = h + r * h_stride;
     for (Index head = 0; head < s.heads; head++) {
@@ -81,7 +83,12 @@ void attend_self(const Shape& s, const typename P::Element* h, Index h_stride, I
       for (Index i = 0; i < s.padded_qk; i += P::kLanes) {
         logit = P::fma(P::load_elements(q + i), P::load_elements(k + i), logit);
       }
-      const auto weight = silu<P>(P::set(P::sum(logit) + own_bias[head]));
+      const float own = P::sum(logit) + own_bias[head];
+      const auto weight = s.softmax ? P::set(own * 0.0f + 1.0f) : silu<P>(P::set(own));  // NaN where the logit is
+      if (s.softmax) {
+        softmax.largest[head * rows + r] = own;
+        softmax.total[head * rows + r] = 1.0f;
+      }
       float* out = o + r * s.v_width() + head * s.padded_v;
       for (Index i = 0; i < s.padded_v; i += P::kLanes) P::store(out + i, P::mul(weight, P::load_elements(v + i)));
     }
@@ -91,10 +98,11 @@ void attend_self(const Shape& s, const typename P::Element* h, Index h_stride, I
 // x and out: [rows, dim].
 template <class P>
 void score_microbatch(const Stack<P>& stack, MfPages pages, Index tokens, const TargetBias& bias, const float* x,
-                      float* out, Index rows, const ScoreSpace<P>& space) {
+                      float* out, Index rows, const Turns& turns, const ScoreSpace<P>& space) {
   const Shape& s = stack.shape;
   float *hidden = space.x.get(), *o = space.o.get();
   auto *h = space.h.get(), *a = space.a.get();
+  const Softmax softmax{space.largest.get(), space.total.get()};
   for (Index r = 0; r < rows; r++) {
     float* row = hidden + r * s.padded_dim;
     std::fill(std::copy_n(x + r * s.dim, s.dim, row), row + s.padded_dim, 0.0f);
@@ -102,14 +110,14 @@ void score_microbatch(const Stack<P>& stack, MfPages pages, Index tokens, const 
   for (Index layer = 0; layer < s.layers; layer++) {
     const Layer<P>& weights = stack.layers[layer];
     norm_in<P>(s, weights, hidden, rows, a, space.a_stride);
-    project<P>(stack, layer, a, space.a_stride, rows, 0, s.columns, h, space.h_stride);
-    attend_self<P>(s, h, space.h_stride, rows, bias.own.get() + layer * s.heads, o);
+    project<P>(stack, layer, a, space.a_stride, rows, 0, s.columns, turns, h, space.h_stride);
+    attend_self<P>(s, h, space.h_stride, rows, bias.own.get() + layer * s.heads, o, softmax);
     for (Index head = 0; head < s.heads && tokens > 0; head++) {
       const HeadPages<P> kv(stack, pages, layer, head);
       const float* of_head = s.num_positions ? bias.prefix.get() + (layer * s.heads + head) * bias.stride : nullptr;
       attend<P>(s, head, h + s.q0 + head * s.padded_qk, space.h_stride, rows, kv,
-                seen_by_targets(weights, tokens), of_head, nullptr, o + head * s.padded_v, s.v_width(),
-                space.attention);
+                seen_by_targets(weights, tokens), of_head, nullptr,
+                s.softmax ? softmax.from(head * rows) : Softmax{}, o + head * s.padded_v, s.v_width(), space.attention);
     }
     gate<P>(s, weights, h, space.h_stride, o, rows, a, space.a_stride, space.attended.get());
     add_output<P>(stack, layer, a, space.a_stride, rows, 0, s.padded_dim, hidden);
@@ -129,6 +137,10 @@ void score(const Stack<P>& stack, MfPages pages, Index tokens, std::int64_t time
   const Index rows = std::min(targets, (tiles + count - 1) / count * kTileRows);
   const int used = static_cast<int>(std::min(threads, count));
   const TargetBias bias = target_bias(stack, gather_times(stack.layout, pages, tokens).data(), tokens, time);
+  const Index num_angles = stack.rotary.turns() ? s.padded_qk : 0;
+  const Buffer<float> cos(num_angles), sin(num_angles);
+  if (num_angles) stack.rotary.write(tokens, 1, s.padded_qk, cos.get(), sin.get());
+  const Turns turns{num_angles ? cos.get() : nullptr, sin.get(), 0};  // all targets share a position
   std::vector<ScoreSpace<P>> spaces;
   for (int i = 0; i < used; i++) spaces.emplace_back(stack, rows);
 #pragma omp parallel num_threads(used)
@@ -138,7 +150,7 @@ void score(const Stack<P>& stack, MfPages pages, Index tokens, std::int64_t time
     for (Index i = 0; i < count; i++) {
       const Index first = tiles * i / count * kTileRows;
       score_microbatch(stack, pages, tokens, bias, x + first * s.dim, out + first * s.dim,
-                       std::min(tiles * (i + 1) / count * kTileRows, targets) - first, space);
+                       std::min(tiles * (i + 1) / count * kTileRows, targets) - first, turns, space);
     }
   }
 }

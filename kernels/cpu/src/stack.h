@@ -7,6 +7,7 @@
 
 #include "abi.h"
 #include "product.h"
+#include "rotary.h"
 
 namespace mfalcon {
 
@@ -56,7 +57,7 @@ struct Shape {
   Index q0, v0, k0, columns;  // first column of each in a row of projections; u starts at 0
   Index out_depth;            // of the output projection: one or three times v_width
   Index num_positions, num_buckets;
-  bool activate_all, concat;
+  bool activate_all, concat, softmax;
   float attention_scale, logit_scale, norm_eps;
 
   Shape(const MfConfig& c, Index lanes)
@@ -77,6 +78,7 @@ struct Shape {
         num_buckets(c.num_buckets),
         activate_all(c.activate_all != 0),
         concat(c.concat != 0),
+        softmax(c.softmax != 0),
         attention_scale(static_cast<float>(1.0 / c.attention_norm)),
         logit_scale(static_cast<float>(c.logit_scale)),
         norm_eps(static_cast<float>(c.norm_eps)) {}
@@ -146,6 +148,7 @@ struct Stack {
   Shape shape;
   PageLayout layout;
   std::vector<std::int64_t> thresholds;
+  Rotary rotary;
   std::shared_ptr<const std::vector<Layer<P>>> packed;
   const std::vector<Layer<P>>& layers;
 
@@ -155,6 +158,7 @@ struct Stack {
       : shape(other.shape),
         layout(shape, page_tokens, other.layout.int8, sizeof(typename P::Element)),
         thresholds(other.thresholds),
+        rotary(other.rotary),
         packed(other.packed),
         layers(*packed) {}
 
