@@ -68,6 +68,8 @@ def test_targets_and_modules_exist(page: str) -> None:
         ("    mfalcon rank --user 1 --top many\n", "many"),
         ("    mfalcon rank --top 3\n", "Missing parameter: user"),
         ("    mfalcon history 1 2\n", "unexpected extra"),
+        ("    mfalcon serve ranker --graph-dir /srv/vectors\n", "ranker"),
+        ("    mfalcon serve --checkpoint a --event-log disk\n", "event_log"),
         ("    cd x && .venv/bin/mfalcon rank \\\n        --user 1 --topp 3   # a comment\n", "--topp"),
         ("```sh\ncurl 'a\nb' | mfalcon rank --user 1 --topp 3 >file\n```\n", "--topp"),
     ],

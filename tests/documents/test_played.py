@@ -35,6 +35,7 @@ ON_A_SERVER = {
     "README.md": ("First success",),
     "docs/answers.md": ("Less than all of it",),
     "docs/operations.md": ("Events as they come",),
+    "docs/troubleshooting.md": ("Troubleshooting",),
     "docs/oip.md": ("In Python", "With curl"),
 }
 """Pages, and the sections of each whose blocks ask a server as the demo leaves it."""
@@ -78,6 +79,7 @@ async def demo(folder: Path) -> AsyncIterator[Session]:
     checkpoint = like_the_demo()
     (folder / "checkpoints").mkdir()
     save(folder / "checkpoints" / "ml-100k-dfgr", checkpoint.model, checkpoint.items)
+    (folder / "CHECKPOINT").symlink_to(folder / "checkpoints" / "ml-100k-dfgr")
     engine = compose(checkpoint, EngineConfig(threads=1, ranker=RankerOptions(microbatch=16)))
     await asyncio.to_thread(engine.wait_ready, 60)
     async with serving_engine(engine) as served:
@@ -102,9 +104,10 @@ async def test_what_is_asked_of_the_demo(ml100k_files: Path, tmp_path: Path, mon
     said = session.said
     assert "540 events appended" in said[0]
     assert "film " in said[1] and "of 540 events 90" in (ROOT / "README.md").read_text() and "90 encoded" in said[1]
-    assert len(said) == 14
+    assert len(said) == 17
+    assert "dfgr" in said[7] and "ready" in said[8] and "mfalcon_requests_total" in said[9]
     assert all(len(json.loads(one)["top"]) == num for one, num in ((said[3], 3), (said[5], 2)))
-    by_triton, by_curl = said[7], json.loads(said[8])
+    by_triton, by_curl = said[10], json.loads(said[11])
     (top,) = (output["data"] for output in by_curl["outputs"] if output["name"] == "top")
     assert str(np.array(top)) in by_triton
 

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 
 from mfalcon.cli.main import COMMANDS, load_command
+from mfalcon.cli.serve import read_settings
+from mfalcon.errors import ConfigError
 from server.config import ServerConfig
 
 CALLED = re.compile(r"(?:^|(?<=[\s(;&|]))(?<!-n )(?:\.venv/bin/)?mfalcon (?=[a-z])")
@@ -51,7 +53,13 @@ def check(words: Sequence[str]) -> None:
     """Nothing is missing either, and values are such as the options take."""
     check_names(words)
     command, arguments = resolved(words)
-    if command is loaded("serve") or "..." in arguments:
+    if "..." in arguments:
+        return
+    if command is loaded("serve"):
+        try:
+            read_settings(arguments)
+        except ConfigError as error:
+            assert re.search("no such file|does not exist|not point to a file", str(error)), f"mfalcon {words}: {error}"
         return
     try:
         command.make_context(command.name, arguments)
