@@ -38,7 +38,9 @@ class MoreThan:
 class Repeated:
     """A repeated field, and how many of it are welcome.
 
-    limit: that in words. is_fixed64: its elements are numbers of 8 bytes, packed or not; messages and maps otherwise.
+    limit: that in words. is_fixed64: its elements are numbers of 8 bytes, packed or not. is_varint: they are numbers of
+    1 to 10 bytes; packed they are as few as these bytes may hold, as to count them would cost what a parse does.
+    Otherwise they are messages, texts or maps.
     """
 
     name: str
@@ -46,11 +48,19 @@ class Repeated:
     at_most: int
     limit: str
     is_fixed64: bool = False
+    is_varint: bool = False
+
+    def num_packed(self, num_bytes: int) -> int:
+        """At least so many elements are in so many bytes of one field."""
+        if self.is_fixed64:
+            return num_bytes // SIZES[FIXED64]
+        return -(-num_bytes // MAX_VARINT_BYTES) if self.is_varint else 1
 
 
 class MessageLimits:
     """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given. inner: of
-    messages in it, by the number of their field; all messages of one field share these bounds.
+    messages in it, by the number of their field; all messages of one field share these bounds. in_all: those of every
+    message that holds some of them do.
     """
 
     def __init__(
@@ -59,19 +69,22 @@ class MessageLimits:
         *repeated: Repeated,
         max_bytes: int | None = None,
         inner: "Mapping[int, MessageLimits]" = MappingProxyType({}),
+        in_all: bool = False,
     ) -> None:
         self.name = name
+        self._in_all = in_all
         self._max_bytes = max_bytes
         self._inner = {number << 3 | LENGTH_DELIMITED: limits for number, limits in inner.items()}
         self._of_tag = {field.number << 3 | LENGTH_DELIMITED: field for field in repeated}
         self._of_tag |= {field.number << 3 | FIXED64: field for field in repeated if field.is_fixed64}
+        self._of_tag |= {field.number << 3 | VARINT: field for field in repeated if field.is_varint}
 
     def check(self, raw: bytes) -> None:
         """Raise InvalidInput for more. What is malformed passes: protobuf refuses it."""
         if self._max_bytes is not None and len(raw) > self._max_bytes:
             raise InvalidInput(self.name, len(raw), f"at most {self._max_bytes} bytes")
         try:
-            self._scan(raw, self._room())
+            self._scan(raw, self._room(), {})
         except (Malformed, IndexError):
             return
 
@@ -79,8 +92,16 @@ class MessageLimits:
         """How many of each repeated field are welcome, by its number."""
         return {field.number: field.at_most for field in self._of_tag.values()}
 
-    def _scan(self, raw: bytes, room: dict[int, int]) -> None:
-        of_tag, rooms = self._of_tag, {tag: inner._room() for tag, inner in self._inner.items()}
+    def _rooms(self, in_all: "dict[MessageLimits, dict[int, int]]") -> dict[int, dict[int, int]]:
+        """The room of the messages in one, by their tag."""
+        return {
+            tag: in_all.setdefault(inner, inner._room()) if inner._in_all else inner._room()
+            for tag, inner in self._inner.items()
+        }
+
+    def _scan(self, raw: bytes, room: dict[int, int], in_all: "dict[MessageLimits, dict[int, int]]") -> None:
+        """in_all: the rooms of those that say so."""
+        of_tag, rooms = self._of_tag, self._rooms(in_all)
         at, end, depth, num_others = 0, len(raw), 0, 0
         while at < end:
             # A byte is the whole varint nearly always: ten thousand calls would cost as much as all the rest.
@@ -103,9 +124,9 @@ class MessageLimits:
                 raise Malformed
 
             if not depth and (inner := self._inner.get(tag)) is not None:
-                inner._scan(raw[at - length : at], rooms[tag])
+                inner._scan(raw[at - length : at], rooms[tag], in_all)
             field = None if depth else of_tag.get(tag)
-            num_items = length // 8 if field is not None and field.is_fixed64 else 1
+            num_items = 1 if field is None or wire_type != LENGTH_DELIMITED else field.num_packed(length)
             # A packed field without elements is work too.
             if field is None or num_items == 0:
                 num_others += 1

@@ -34,11 +34,23 @@ CONTENTS: Final = {
 def infer_limits(limits: Limits) -> MessageLimits:
     """What a ModelInferRequest may hold."""
     most = max(limits.max_candidates, limits.max_recent_events) + 1
+    numbers = limits.max_candidates + 3 * limits.max_recent_events + MAX_INPUTS
     tensor, asked, request = pb.ModelInferRequest.InferInputTensor, pb.InferTensorContents, pb.ModelInferRequest
     requested = pb.ModelInferRequest.InferRequestedOutputTensor
     contents = MessageLimits(
         asked.DESCRIPTOR.full_name,
         Repeated("inputs.contents", asked.BYTES_CONTENTS_FIELD_NUMBER, most, f"at most {most} texts in all"),
+        *(
+            Repeated("inputs.contents", number, numbers, f"at most {numbers} whole numbers in all", is_varint=True)
+            for number in (
+                asked.BOOL_CONTENTS_FIELD_NUMBER,
+                asked.INT_CONTENTS_FIELD_NUMBER,
+                asked.INT64_CONTENTS_FIELD_NUMBER,
+                asked.UINT_CONTENTS_FIELD_NUMBER,
+                asked.UINT64_CONTENTS_FIELD_NUMBER,
+            )
+        ),
+        in_all=True,
     )
     return MessageLimits(
         request.DESCRIPTOR.full_name,
@@ -52,6 +64,7 @@ def infer_limits(limits: Limits) -> MessageLimits:
             request.INPUTS_FIELD_NUMBER: MessageLimits(
                 tensor.DESCRIPTOR.full_name,
                 _parameters(tensor.PARAMETERS_FIELD_NUMBER),
+                Repeated("inputs.shape", tensor.SHAPE_FIELD_NUMBER, MAX_INPUTS, "one dimension each", is_varint=True),
                 inner={tensor.CONTENTS_FIELD_NUMBER: contents},
             ),
             request.OUTPUTS_FIELD_NUMBER: MessageLimits(

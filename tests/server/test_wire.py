@@ -99,6 +99,35 @@ def test_the_scan_ends_where_a_limit_is_passed() -> None:
         assert raw.read_to < len(item) * (room + 1)
 
 
+def test_whole_numbers_are_counted_by_the_bytes_that_they_take_at_most() -> None:
+    of = MessageLimits("Numbers", Repeated("numbers", 1, 10, "at most 10", is_varint=True))
+
+    def packed(num_bytes: int) -> bytes:
+        return b"\x0a" + varint(num_bytes) + bytes(num_bytes)
+
+    alone = b"\x08\0"
+    for legal in (packed(100), packed(50) * 2, alone * 10, packed(1) * 10):
+        of.check(legal)
+    for more in (packed(101), packed(51) * 2, alone * 11, packed(1) * 11):
+        assert refusal(more, of) == "numbers: got more than 10, must be at most 10"
+
+
+@pytest.mark.parametrize("in_all", [False, True])
+def test_messages_that_lie_in_several_others_share_bounds_where_they_say_so(in_all: bool) -> None:
+    of = MessageLimits("Innermost", Repeated("texts", 1, 3, "at most 3"), in_all=in_all)
+    for name in ("Inner", "Outer"):
+        of = MessageLimits(name, inner={1: of})
+
+    def within(raw: bytes) -> bytes:
+        return b"\x0a" + varint(len(raw)) + raw
+
+    raw = within(within(b"\x0a\1a" * 2)) * 2
+    if in_all:
+        assert refusal(raw, of) == "texts: got more than 3, must be at most 3"
+    else:
+        of.check(raw)
+
+
 def test_a_size() -> None:
     of = MessageLimits("Small", max_bytes=10)
     of.check(UNKNOWN * 5)

@@ -152,7 +152,16 @@ async def test_megabytes_of_nothing_are_refused_before_they_are_parsed(running: 
     many = pb.ModelInferRequest(model_name="fake", inputs=[pb.ModelInferRequest.InferInputTensor()] * 1_000_000)
     empty_texts = pb.ModelInferRequest(model_name="fake")
     empty_texts.inputs.add().contents.bytes_contents.extend([b""] * 1_000_000)
+    spread = pb.ModelInferRequest(model_name="fake")
+    for _ in range(100):
+        spread.inputs.add().contents.bytes_contents.extend([b""] * 100)
+    zeros, shape = pb.ModelInferRequest(model_name="fake"), pb.ModelInferRequest(model_name="fake")
+    zeros.inputs.add().contents.int64_contents.extend([0] * 1_000_000)
+    shape.inputs.add().shape.extend([0] * 1_000_000)
     for request, says in (
+        (spread.SerializeToString(), "inputs.contents: got more than"),
+        (zeros.SerializeToString(), "inputs.contents: got more than"),
+        (shape.SerializeToString(), "inputs.shape: got more than"),
         (many.SerializeToString(), "inputs: got more than"),
         (empty_texts.SerializeToString(), "inputs.contents: got more than"),
         (b"\xff" * 100, "inference.ModelInferRequest: got 100 bytes that are no such message"),
