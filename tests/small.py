@@ -27,6 +27,7 @@ from mfalcon.models.config import (
     LayerConfig,
     LumConfig,
     RankerConfig,
+    RecsysConfig,
     RelativeBiasConfig,
     SideFeature,
     Task,
@@ -64,9 +65,11 @@ def small_config(
 ) -> RankerConfig:
     """A ranker of every feature: d_qk != d_v, side, context and dense features of each kind, values, two tasks."""
     kind = registered(architecture)
-    layer, network, around = None, None, None
+    layer, network, around, of_recsys = None, None, None, None
     if kind.config_part == "dlrm":
         layer, around = small_dlrm(max_history, has_anchor=kind.encodes_prefix)
+    elif kind.config_part == "recsys":
+        layer, of_recsys = small_recsys(max_history)
     elif issubclass(kind, PrefixRanker):
         num_positions = max_history * kind.tokens_per_event - 3  # so that the last one is shared
         layer = LayerConfig(
@@ -98,6 +101,7 @@ def small_config(
         din=network,
         lum=None if kind.ranks_items else LumConfig(task="like", category="genres"),
         dlrm=around,
+        recsys=of_recsys,
         actions=ACTIONS,
         value_center=3.3,
         value_scale=1.7,
@@ -106,7 +110,7 @@ def small_config(
             SideFeature(name="decade", kind="category", vocabulary=DECADES),
         ),
         context_features=context_of(kind),
-        dense_features=DENSE_FEATURES if kind.ranks_items and around is None else (),
+        dense_features=DENSE_FEATURES if kind.ranks_items and kind.config_part is None else (),
         dense_dim=5,
         counters=small_counters() if with_counters else None,
         graph=GraphConfig(dim=4, task="like", max_events=9) if with_graph else None,
@@ -136,7 +140,22 @@ def context_of(kind: type[Ranker]) -> tuple[ContextFeature, ...]:
     """What a model of a class reads of a request."""
     if kind.config_part == "dlrm" and kind.encodes_prefix:
         return tuple(ContextFeature(name=f"unit_{s}", num_values=n, derive="period", unit_s=s) for s, n in PERIODS)
-    return CONTEXT_FEATURES if kind.ranks_items else ()
+    return CONTEXT_FEATURES if kind.ranks_items and kind.config_part != "recsys" else ()
+
+
+def small_recsys(max_history: int) -> tuple[LayerConfig, RecsysConfig]:
+    """Layers as recsys-examples has them, and what is around them; the tables' ends are met."""
+    layer = LayerConfig(
+        dim=12, num_heads=2, qk_dim=4, v_dim=4, attention_norm=max_history / 4, norm_eps=1e-5, output_bias=False
+    )
+    around = RecsysConfig(
+        num_actions=5,
+        action_weights=(1, 2, 4),
+        num_positions=2 * max_history - 3,
+        head_widths=(7,),
+        head_activation="gelu",
+    )
+    return layer, around
 
 
 def small_dlrm(max_history: int, *, has_anchor: bool = False) -> tuple[LayerConfig, DlrmConfig]:

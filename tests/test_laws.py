@@ -40,7 +40,7 @@ from tests.device import needs_interpreter
 from tests.small import small_checkpoint, small_config, small_embedding, task_model, with_attention
 
 DTYPES = tuple(BOUNDS)
-FROM_ELSEWHERE = ("dlrm_v3_stable",)
+FROM_ELSEWHERE = ("dlrm_v3_stable", "recsys_hstu")
 """Of parts that others here have, so that one type tells enough."""
 
 

@@ -148,7 +148,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "ingest": ("words", "client"),
     "train": ("words", "attention", "deltas", "config", "features", "graph", "models", "rerank", "merging"),
     "planner": ("words", "config", "models", "engine", "train"),
-    "importing": ("words", "config", "models", "backends", "algorithm"),
+    "importing": ("words", "attention", "config", "models", "backends", "algorithm"),
     "testing": ("words", "config", "models", "backends", "algorithm", "engine", "laws"),
     "proto": (),
     "client": (),

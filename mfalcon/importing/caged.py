@@ -17,11 +17,15 @@ from torch import Tensor
 
 from mfalcon.errors import CheckpointError, MFalconError
 from mfalcon.importing.cage import enter
+from mfalcon.importing.recsys_files import read_export
 from mfalcon.importing.trainer_files import read_checkpoint
 from mfalcon.memory import available_bytes, is_out_of_memory
 
-Layout: TypeAlias = Literal["dlrm-v3"]
-_READ: Final[Mapping[str, Callable[[Path], dict[str, Tensor]]]] = {"dlrm-v3": read_checkpoint}
+Layout: TypeAlias = Literal["dlrm-v3", "recsys-examples"]
+_READ: Final[Mapping[str, Callable[[Path], dict[str, Tensor]]]] = {
+    "dlrm-v3": read_checkpoint,
+    "recsys-examples": read_export,
+}
 _REFUSED = 3
 _TENSORS = "tensors.safetensors"
 _COPIES = 5

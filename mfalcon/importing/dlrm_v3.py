@@ -2,7 +2,6 @@
 over and what has another size is listed by name; nothing is guessed.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from mfalcon.errors import CheckpointError, ConfigError
 from mfalcon.importing.sidecar import Sidecar
+from mfalcon.importing.tensors import Tensors, check_shapes
 from mfalcon.models.config import ContextFeature, DlrmConfig, LayerConfig, RankerConfig
 from mfalcon.models.dlrm_v3 import DlrmV3
 from mfalcon.models.items import ItemTable
@@ -44,58 +44,6 @@ _PERIODS: Final = ("_period_units", "_units_per_period")
 _HEAD: Final = {"0.weight": 2, "0.bias": 1, "1.weight": 1, "1.bias": 1, "2.weight": 2, "2.bias": 1}
 _ENCODER: Final = _HEAD | {"3.weight": 1, "3.bias": 1}
 """Parts of a sequence of layers, and the dimensions of each."""
-_NAMED, _LONGEST_NAME = 12, 120
-_ROW_TAIL_BYTES = 8
-"""Scale and offset of a row of 8-bit codes, float32 each, behind its codes."""
-
-
-class Tensors:
-    """A trainer's tensors, and which were asked for."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str) -> None:
-        """Raises CheckpointError if two tensors have one name without the prefix."""
-        self._tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        if len(self._tensors) != len(tensors):
-            raise CheckpointError(f"two tensors have one name without the prefix {prefix!r}")
-        self._left = set(self._tensors)
-        self.missing = list[str]()
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors
-
-    def take(self, name: str, num_dims: int) -> Tensor:
-        """A tensor of so many dimensions in float32; an empty one if there is none, which is noted."""
-        self._left.discard(name)
-        tensor = self._tensors.get(name)
-        if tensor is None or tensor.ndim != num_dims:
-            self.missing.append(name if tensor is None else f"{name} (is {tuple(tensor.shape)})")
-            return torch.empty((0,) * num_dims)
-        return tensor.float()
-
-    def take_table(self, name: str, width: int) -> Tensor:
-        """A table [num_rows, width] in float32, its 8-bit codes multiplied out if it is of those."""
-        table = self._tensors.get(name)
-        if table is not None and table.dtype == torch.uint8 and table.shape[-1] == width + _ROW_TAIL_BYTES:
-            self._left.discard(name)
-            unpacked: Tensor = torch.ops.quantized.embedding_bag_byte_unpack(table)
-            return unpacked
-        return self.take(name, 2)
-
-    def layers(self) -> int:
-        """How many there are."""
-        pattern = re.compile(re.escape(_LAYER).replace(r"\{\}", r"(\d+)"))
-        found = {int(match[1]) for name in self._tensors if (match := pattern.match(name))}
-        return len(found)
-
-    def pass_over_unused(self) -> None:
-        """Weights of further features, if there are none."""
-        first = self._tensors.get(f"{_UNUSED}0.weight")
-        if first is None or not first.numel():
-            self._left -= {name for name in self._left if name.startswith(_UNUSED)}
-
-    def left(self) -> list[str]:
-        """Names that nobody asked for."""
-        return sorted(self._left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +61,14 @@ def imported(tensors: Mapping[str, Tensor], sidecar: Sidecar) -> Imported:
     weights = _weights(names, sidecar)
     bits = tuple(int(bit) for bit in names.take(_ACTION_BITS, 1).double().tolist())
     periods = [names.take(_OUT + name, 2) for name in _PERIODS] if "post.combine.weight" in weights else []
-    _refuse_unmapped(names)
+    num_layers = names.layers(_LAYER)
+    names.check([] if num_layers else [f"no layer is there ({_LAYER.format(0)}...)"])
     _check_actions(bits, sidecar)
-    config = _config(weights, sidecar, _periods(*periods) if periods else (), names.layers())
+    config = _config(weights, sidecar, _periods(*periods) if periods else (), num_layers)
     with torch.device("meta"):
         model = build(config)
     assert isinstance(model, DlrmV3)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [
-        f"{name} is {tuple(weights[name].shape)}, must be {shape}"
-        for name, shape in expected.items()
-        if weights[name].shape != shape
-    ]
-    if wrong:
-        raise CheckpointError(f"{len(wrong)} tensors do not fit the others and --config: {_first(wrong)}")
-    if bad := [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]:
-        raise CheckpointError(f"{len(bad)} tensors have values that are not finite: {_first(bad)}")
+    check_shapes(weights, model.state_dict())
     model.load_state_dict(weights, assign=True)
     rows = config.num_items - 1
     items = ItemTable(np.arange(rows, dtype=np.int64), ("",) * rows, {})
@@ -157,7 +97,7 @@ def _weights(names: Tensors, sidecar: Sidecar) -> dict[str, Tensor]:
         weights |= {"user.weight": torch.empty(0, width, dim), "user.bias": torch.empty(0, dim)}
     weights["places.position"] = names.take(f"{_PLACES}_position_embeddings_weight", 2)
     weights["places.age"] = names.take(f"{_PLACES}_timestamp_embeddings_weight", 2)
-    for layer in range(names.layers()):
+    for layer in range(names.layers(_LAYER)):
         of_layer = _LAYER.format(layer)
         weights |= {f"stack.layers.{layer}.{ours}": names.take(of_layer + name, 1) for ours, name in _OF_LAYER.items()}
         for ours, name in _OF_LAYER_TURNED.items():
@@ -166,25 +106,9 @@ def _weights(names: Tensors, sidecar: Sidecar) -> dict[str, Tensor]:
         if f"{_OUT}{theirs}.weight" in names:
             weights[f"post.{ours}.weight"] = names.take(f"{_OUT}{theirs}.weight", 1 + (ours == "combine"))
             weights[f"post.{ours}.bias"] = names.take(f"{_OUT}{theirs}.bias", 1)
-    names.pass_over_unused()
+    if names.is_empty(f"{_UNUSED}0.weight"):
+        names.pass_over(names.named(lambda name: name.startswith(_UNUSED)))
     return weights
-
-
-def _refuse_unmapped(names: Tensors) -> None:
-    """Raise CheckpointError unless each tensor has its place."""
-    left, problems = names.left(), list[str]()
-    if not names.layers():
-        problems.append(f"no layer is there ({_LAYER.format(0)}...)")
-    if names.missing:
-        problems.append(f"{len(names.missing)} tensors are missing: {_first(names.missing)}")
-    if left:
-        problems.append(f"{len(left)} tensors cannot be mapped: {_first(left)}")
-    if problems:
-        raise CheckpointError("; ".join(problems))
-
-
-def _first(found: list[str]) -> str:
-    return ", ".join(name[:_LONGEST_NAME] for name in found[:_NAMED]) + (", ..." if len(found) > _NAMED else "")
 
 
 def _check_actions(bits: tuple[int, ...], sidecar: Sidecar) -> None:

@@ -6,7 +6,7 @@ docs/importing.md has the format, and the script that writes it from a trainer.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ _MOST_LINE_BYTES = 64 << 20
 _MICROBATCH = 256
 _SECOND_MS = 1_000
 
+_Line = TypeVar("_Line", bound=Frozen)
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Seconds = Annotated[int, Field(ge=0, lt=1 << 40)]
 
@@ -58,25 +59,35 @@ class Parity:
     served_mean: float
 
 
-def read_requests(path: Path) -> Iterator[ParityRequest]:
-    """Raises DataError naming the line."""
+def lines_of(path: Path, kind: type[_Line]) -> Iterator[tuple[int, _Line]]:
+    """JSON lines of a kind, with their numbers. Raises DataError naming the line."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(iter(lambda: file.readline(_MOST_LINE_BYTES + 1), b""), 1):
                 if len(line) > _MOST_LINE_BYTES:
                     raise DataError(f"{path}:{number}: a line must have at most {_MOST_LINE_BYTES} bytes")
                 if line.strip():
-                    yield _request(path, number, line)
+                    yield number, _line(path, number, line, kind)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _request(path: Path, number: int, line: bytes) -> ParityRequest:
+def _line(path: Path, number: int, line: bytes, kind: type[_Line]) -> _Line:
     try:
-        one = ParityRequest.model_validate_json(line)
+        return kind.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"{path}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from error
+
+
+def read_requests(path: Path) -> Iterator[ParityRequest]:
+    """Raises DataError naming the line."""
+    for number, one in lines_of(path, ParityRequest):
+        _check_line(path, number, one)
+        yield one
+
+
+def _check_line(path: Path, number: int, one: ParityRequest) -> None:
     if not len(one.items) == len(one.actions) == len(one.times_s):
         lengths = f"{len(one.items)}, {len(one.actions)} and {len(one.times_s)}"
         raise DataError(f"{path}:{number}: {lengths} items, actions and times_s, must be as many of each")
@@ -84,7 +95,6 @@ def _request(path: Path, number: int, line: bytes) -> ParityRequest:
         raise DataError(
             f"{path}:{number}: scores of {bad[0]!r} must be one for each of {len(one.candidates)} candidates"
         )
-    return one
 
 
 def parity(found: Imported, path: Path) -> Parity:

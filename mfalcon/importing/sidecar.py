@@ -1,8 +1,8 @@
-"""What a trainer's files do not say: a TOML file beside them, of the user."""
+"""What a trainer's files do not say: a TOML file beside them, of the user; that of DLRM-v3 too."""
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -10,6 +10,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.models.config import Frozen, Name, Positive, Task
 
 _MOST_BYTES = 1 << 20
+_Kind = TypeVar("_Kind", bound=Frozen)
 
 
 class UserFeature(Frozen):
@@ -63,12 +64,12 @@ class Sidecar(Frozen):
     """Only read with `--stabilise`."""
 
 
-def read_sidecar(path: Path) -> Sidecar:
+def read_sidecar(path: Path, kind: type[_Kind]) -> _Kind:
     """Raises ConfigError naming the file, the key and what is wrong with it."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ConfigError(f"{path}: has {path.stat().st_size} bytes, must have at most {_MOST_BYTES}")
-        return Sidecar.model_validate(tomllib.loads(path.read_text()))
+        return kind.model_validate(tomllib.loads(path.read_text()))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in error.errors()[:8]]
         raise ConfigError(f"{path}: {'; '.join(problems)}") from error

@@ -35,20 +35,22 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_dense(path: Path) -> dict[str, Tensor]:
-    """The tensors of `non_sparse.ckpt`; optimizer and metrics are passed over. Raises CheckpointError."""
-    _check_file(path)
+def read_dense(path: Path, key: str = _DENSE_KEY) -> dict[str, Tensor]:
+    """The dense tensors of a file; optimizer and metrics are passed over. key: under which they are. Raises
+    CheckpointError.
+    """
+    check_file(path)
     content = read_weights(path)
-    dense = content.get(_DENSE_KEY) if isinstance(content, dict) else None
+    dense = content.get(key) if isinstance(content, dict) else None
     if not isinstance(dense, dict):
-        raise CheckpointError(f"{path}: has no {_DENSE_KEY!r}, in which the trainer keeps the dense weights")
+        raise CheckpointError(f"{path}: has no {key!r}, in which the trainer keeps the dense weights")
     needed, tensors = 0, dict[str, Tensor]()
     for name, tensor in dense.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {str(name)[:80]!r} is a {type(tensor).__name__}, must be a tensor")
         needed += _checked(path, name, tensor).numel() * tensor.itemsize
         tensors[name] = tensor
-    _check_memory(path, needed)
+    check_memory(path, needed)
     return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
@@ -66,7 +68,7 @@ class _Chunk:
 def read_sparse(folder: Path) -> dict[str, Tensor]:
     """The tables of a distributed checkpoint. Raises CheckpointError for an index that its files do not bear out."""
     path = folder / INDEX
-    _check_file(path)
+    check_file(path)
     fields = read_index(path).fields
     tables, places = fields.get("state_dict_metadata"), _places(path, fields.get("storage_data"))
     if not isinstance(tables, dict):
@@ -148,15 +150,15 @@ def _put_together(folder: Path, name: str, size: tuple[int, ...], chunks: Sequen
     whole: Tensor | None = None
     for chunk in chunks:
         path = folder / chunk.file
-        _check_file(path)
-        _check_memory(path, chunk.length)
+        check_file(path)
+        check_memory(path, chunk.length)
         part = read_weights(path, part_of(path, chunk.offset, chunk.length))
         if not isinstance(part, Tensor) or tuple(part.shape) != chunk.sizes:
             found = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             raise CheckpointError(f"{path}: a chunk of {name!r} is {found}, its index says {chunk.sizes}")
         _checked(path, name, part)
         if whole is None:
-            _check_memory(path, math.prod(size) * part.itemsize)
+            check_memory(path, math.prod(size) * part.itemsize)
             whole = part.new_empty(size)
         if part.dtype != whole.dtype:
             raise CheckpointError(f"{path}: chunks of {name!r} are of {part.dtype} and of {whole.dtype}")
@@ -173,13 +175,14 @@ def _checked(path: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise CheckpointError unless it is a file of its own folder."""
     if path.is_symlink() or not path.is_file():
         raise CheckpointError(f"{path}: must be a file, and no link")
 
 
-def _check_memory(path: Path, needed: int) -> None:
+def check_memory(path: Path, needed: int) -> None:
+    """Raise CheckpointError unless so many bytes are available."""
     if needed > (available := available_bytes()):
         raise CheckpointError(f"{path}: needs {needed >> 20} MiB of memory, {available >> 20} MiB are available")
 

@@ -207,6 +207,20 @@ class DlrmConfig(Frozen):
         return self
 
 
+class RecsysConfig(Frozen):
+    """What is around the layers of the HSTU ranker of NVIDIA's recsys-examples."""
+
+    num_actions: int = Field(gt=0, le=1 << 24)
+    """Rows of the table of actions."""
+    action_weights: tuple[Annotated[int, Field(gt=0, lt=1 << 31)], ...] = Field(max_length=32)
+    """Of each action; those of an event add up to its row."""
+    num_positions: int = Field(ge=0, le=1 << 22)
+    """Tokens from the start of the window; later ones share the last. 0 for a model without."""
+    head_widths: tuple[Width, ...] = Field(max_length=16)
+    """Hidden layers of the prediction head."""
+    head_activation: Literal["relu", "gelu"]
+
+
 class EmbeddingConfig(Frozen):
     """Where the vectors of item ids are: each in a row of its own, or all in one array of any size (ROBE, arXiv
     2108.02191), which gives every 64-bit id a vector.
@@ -365,7 +379,7 @@ class RankerConfig(Frozen):
 
     name: str = Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")
     architecture: Name
-    """A name of the registry: hstu, dfgr, din, lum, dlrm_v3, dlrm_v3_stable."""
+    """A name of the registry: hstu, dfgr, din, lum, dlrm_v3, dlrm_v3_stable, recsys_hstu."""
     num_layers: int | None = Field(default=None, gt=0, le=256)
     layer: LayerConfig | None = None
     """Both of a model that encodes a history, and of no other."""
@@ -379,6 +393,8 @@ class RankerConfig(Frozen):
     """Of a model that encodes the history anew for each request, and whose window moves by one event; but for one that
     has an anchor.
     """
+    recsys: RecsysConfig | None = None
+    """Of a model of NVIDIA's recsys-examples. It reads no context and no features."""
     actions: tuple[str, ...] = Field(min_length=1, max_length=32)
     """Action vocabulary; bit i of an event's `actions` is actions[i]."""
     value_center: Number = 0.0
@@ -440,6 +456,8 @@ class RankerConfig(Frozen):
             self._check_lum(self.lum)
         if self.dlrm is not None:
             self._check_dlrm(self.dlrm)
+        if self.recsys is not None:
+            self._check_recsys(self.recsys)
         return self
 
     def _check_reach(self) -> None:
@@ -473,6 +491,14 @@ class RankerConfig(Frozen):
             raise ValueError("dlrm: must have layer without bias, no lum, no dense features and no counters")
         if not self.layer.is_plain:
             raise ValueError("dlrm: must have layer with pointwise attention, without rope and alibi")
+
+    def _check_recsys(self, recsys: RecsysConfig) -> None:
+        if len(recsys.action_weights) != len(self.actions):
+            raise ValueError(f"recsys: {len(recsys.action_weights)} action_weights, must be of {len(self.actions)}")
+        if self.layer is None or self.layer.bias is not None or self.lum is not None or self.shared is not None:
+            raise ValueError("recsys: must have layer without bias, no lum, and a table of items")
+        if self.context_features or self.dense_inputs:
+            raise ValueError("recsys: must have no context features, dense features, counters or graph")
 
     def _check_counters(self, counters: CountersConfig) -> None:
         binary, side = [task.name for task in self.tasks if task.kind == "binary"], [f.name for f in self.side_features]

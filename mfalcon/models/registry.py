@@ -18,6 +18,7 @@ from mfalcon.models.dlrm_stable import DlrmV3Stable
 from mfalcon.models.dlrm_v3 import DlrmV3
 from mfalcon.models.hstu import HSTU
 from mfalcon.models.lum import LUM
+from mfalcon.models.recsys_hstu import RecsysHstu
 
 GROUP: Final = "mfalcon.rankers"
 _OURS: Final[dict[str, type[Ranker]]] = {
@@ -27,6 +28,7 @@ _OURS: Final[dict[str, type[Ranker]]] = {
     "dlrm_v3_stable": DlrmV3Stable,
     "hstu": HSTU,
     "lum": LUM,
+    "recsys_hstu": RecsysHstu,
 }
 _LOG = logging.getLogger(__name__)
 

@@ -59,6 +59,7 @@ RUNS = (
     Run("mfalcon evaluate", "tests/cli/test_commands.py", '"evaluate"', MINUTES),
     Run("mfalcon graph", "tests/train/test_graph.py", "item_graph", MINUTES),
     Run("mfalcon import dlrm-v3", "tests/importing/test_import.py", "dlrm_v3", PLACES),
+    Run("mfalcon import recsys-examples", "tests/importing/test_recsys_examples.py", '"recsys-examples"', PLACES),
     Run("mfalcon ingest", "tests/documents/test_played.py", "test_a_stream", "their events are the page's own"),
     Run("mfalcon ingest-kafka", "tests/ingest/test_kafka.py", "kafka", "it needs a broker"),
     Run("mfalcon interests", "tests/server/test_interests.py", "interests", MINUTES),

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from mfalcon.errors import MFalconError
-from mfalcon.importing.sidecar import read_sidecar
+from mfalcon.importing.recsys_examples import RecsysSidecar
+from mfalcon.importing.sidecar import Sidecar, read_sidecar
 from mfalcon.metrics.alerts import RECORDED
 from mfalcon.metrics.catalog import METRICS
 from mfalcon.train.settings import read_train_file
@@ -69,7 +70,8 @@ def complaints(text: str, path: Path) -> list[str]:
         lambda: load_config(path, {"redis_url": "redis://localhost"}),  # it comes by the environment
         lambda: read_train_file(path),
         lambda: parse_callers(text.encode(), 0.0),
-        lambda: read_sidecar(path),
+        lambda: read_sidecar(path, Sidecar),
+        lambda: read_sidecar(path, RecsysSidecar),
     )
     said = []
     for reader in readers:

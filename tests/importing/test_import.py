@@ -156,7 +156,7 @@ def test_a_sidecar_that_does_not_fit_the_tensors(changes: dict[str, object], cau
 def test_a_bad_sidecar_is_refused_by_key(tmp_path: Path, text: str, cause: str) -> None:
     (tmp_path / "side.toml").write_text(text)
     with pytest.raises(ConfigError, match=cause):
-        read_sidecar(tmp_path / "side.toml")
+        read_sidecar(tmp_path / "side.toml", Sidecar)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_bad_line_of_requests_is_named(tmp_path: Path, changes: dict[str, obje
 
 def read_sidecar_text(tmp_path: Path) -> Sidecar:
     (tmp_path / "side.toml").write_text(SIDECAR)
-    return read_sidecar(tmp_path / "side.toml")
+    return read_sidecar(tmp_path / "side.toml", Sidecar)
 
 
 def test_files_that_are_no_lines_of_requests(tmp_path: Path) -> None:
