@@ -133,6 +133,6 @@ def curl(words: list[str]) -> str:
         elif not word.startswith("-"):
             url = word if word.startswith("http") else f"http://{word}"
         else:
-            assert word in ("-s", "-N", "-i", "-sS", "-fsS", "--silent", "--fail"), f"curl: nobody knows {word} here"
+            assert re.fullmatch("-[sSfNi]+", word), f"curl: nobody knows {word} here"
     with urllib.request.urlopen(urllib.request.Request(url, body, headers, method=method), timeout=60) as answer:
         return str(answer.read().decode())

@@ -62,6 +62,22 @@ def test_metrics_and_variables_that_are_named_are_there(page: str) -> None:
     assert set(re.findall(r"MFALCON_[A-Z_]*[A-Z]\b", text)) - {"MFALCON_SANITIZE"} <= variables
 
 
+DEFAULT = re.compile(r"`--([a-z0-9-]+)` (?:\(|\| )(\d[\d,.]*)(?: (s|ms|KiB|MiB|days)\b)?")
+UNITS = {"s": (1, 1000), "ms": (1,), "KiB": (1 << 10,), "MiB": (1, 1 << 20), "days": (1,), "": (1,)}
+"""What a number of a unit may be in a setting, whose name says seconds, milliseconds, bytes or MiB."""
+
+
+@pytest.mark.parametrize("page", TYPED)
+def test_defaults_that_are_told_are_those(page: str) -> None:
+    """A number in brackets, or in the next cell, behind a setting of the server is its default."""
+    fields = ServerConfig.model_fields
+    for name, number, unit in DEFAULT.findall((ROOT / page).read_text(encoding="utf-8")):
+        field = fields.get(name.replace("-", "_"))
+        if field is not None and isinstance(field.default, int | float):
+            told = float(number.rstrip(".,").replace(",", ""))
+            assert field.default in [told * factor for factor in UNITS[unit]], f"--{name} is {field.default}"
+
+
 def complaints(text: str, path: Path) -> list[str]:
     """What those who read settings say of a text; nothing where one of them takes it."""
     path.write_text(text, encoding="utf-8")
