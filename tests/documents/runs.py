@@ -85,7 +85,6 @@ RUNS = (
     Run("pytest", "tests/test_your_model.py", "pytest", "the test calls it for the page's own package"),
     Run("python -m pytest", "tests/documents/test_runs.py", "test_folders_of_tests_exist", MINUTES),
     Run("python -m kernels.gpu.aot", "tests/kernels/test_aot.py", "aot", MINUTES),
-    Run("python -c", "tests/client/test_connection.py", "Tls(", "it needs certificates"),
     Run("python3 -m loadtest.bench.gpu_checks", f"{BENCH}/test_gpu_run.py", "gpu_checks", "it needs a GPU"),
     Run("python3 -m loadtest.bench.gpu_all", f"{BENCH}/test_gpu_run.py", "gpu_all", "it needs a GPU"),
     Run("docker build", "tests/image/conftest.py", "images", "it takes minutes, as root"),
@@ -95,8 +94,6 @@ RUNS = (
     Run("kubectl", "tests/deploy/test_kubernetes.py", "kubectl", "it needs a cluster"),
     Run("locust", "tests/loadtest/scenarios/test_scenarios.py", "locust", MINUTES),
     Run("redis-server", "tests/history/test_durability.py", "appendonly", "fixtures start it on a free port"),
-    Run("openssl", "tests/server/test_tls.py", "certificate", "the tests make certificates with cryptography"),
-    Run("curl -s --cacert", "tests/server/test_tls.py", "https", "with a client of its own"),
     Run("curl -s -X DELETE", "tests/server/test_transports.py", "delete", "it is played on the README's page"),
     Run("tail", "tests/documents/test_played.py", "from_tail", "it does not end"),
 )

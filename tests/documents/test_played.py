@@ -91,6 +91,7 @@ async def test_what_is_asked_of_the_demo(ml100k_files: Path, tmp_path: Path, mon
     monkeypatch.setenv("COLUMNS", "120")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ml-100k").symlink_to(ml100k_files)
+    said: dict[str, list[str]] = {}
     async with demo(tmp_path) as session:
         for page, sections in ON_A_SERVER.items():
             for block in blocks_of(page):
@@ -101,14 +102,17 @@ async def test_what_is_asked_of_the_demo(ml100k_files: Path, tmp_path: Path, mon
                 for command in commands(block):
                     if command.words[0] not in MADE_ELSEWHERE:
                         await asyncio.to_thread(session.run, command)
-    said = session.said
-    assert "540 events appended" in said[0]
-    assert "film " in said[1] and "of 540 events 90" in (ROOT / "README.md").read_text() and "90 encoded" in said[1]
-    assert len(said) == 17
-    assert "dfgr" in said[7] and "ready" in said[8] and "mfalcon_requests_total" in said[9]
-    assert all(len(json.loads(one)["top"]) == num for one, num in ((said[3], 3), (said[5], 2)))
-    by_triton, by_curl = said[10], json.loads(said[11])
-    (top,) = (output["data"] for output in by_curl["outputs"] if output["name"] == "top")
+            said[page], session.said = session.said, []
+    loaded, ranked, _, by_curl, _ = said["README.md"]
+    assert "540 events appended" in loaded
+    assert "film " in ranked and "90 encoded" in ranked
+    assert "of 540 events 90" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(json.loads(by_curl)["top"]) == 3
+    assert len(json.loads(said["docs/answers.md"][0])["top"]) == 2
+    inspected, ready, metrics = said["docs/troubleshooting.md"]
+    assert "dfgr" in inspected and "ready" in ready and "mfalcon_requests_total" in metrics
+    by_triton, by_curl, *_ = said["docs/oip.md"]
+    (top,) = (output["data"] for output in json.loads(by_curl)["outputs"] if output["name"] == "top")
     assert str(np.array(top)) in by_triton
 
 

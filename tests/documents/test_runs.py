@@ -6,11 +6,13 @@ from itertools import chain
 
 import pytest
 
+from tests.documents import test_secured
 from tests.documents.reading import ROOT, TYPED, Command, blocks_of, commands_of
 from tests.documents.runs import RUNS, Run
 from tests.documents.test_newcomer import PAGE
 from tests.documents.test_played import MADE_ELSEWHERE, OFFLINE, ON_A_SERVER
 
+PLAYED = ON_A_SERVER | OFFLINE | {test_secured.PAGE: (test_secured.SECTION,)}
 ALL = tuple(chain.from_iterable(commands_of(page) for page in TYPED))
 
 
@@ -18,7 +20,7 @@ def is_played(command: Command) -> bool:
     """Whether a test of this folder runs it as it stands there."""
     if command.page == PAGE:
         return True
-    played = command.section in (ON_A_SERVER | OFFLINE).get(command.page, ())
+    played = command.section in PLAYED.get(command.page, ())
     return played and command.words[0] not in MADE_ELSEWHERE
 
 
@@ -59,5 +61,5 @@ def test_folders_of_tests_exist() -> None:
 
 def test_that_what_is_played_is_there() -> None:
     """A heading that was renamed plays nothing."""
-    for page, sections in (ON_A_SERVER | OFFLINE).items():
+    for page, sections in PLAYED.items():
         assert {*sections} <= {block.section for block in blocks_of(page)}, page
