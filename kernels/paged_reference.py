@@ -11,6 +11,7 @@ from kernels import reference
 from kernels.bias import RelativeBias
 from kernels.paged import Batch, PagedKV
 from kernels.quantise import dequantised, quantised
+from kernels.reach import Reach, seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,17 @@ def gather(kv: PagedKV, pages: Tensor, num_tokens: int, dtype: torch.dtype) -> t
 
 
 def prefix_attention(
-    q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    bias: RelativeBias | None,
+    *,
+    logit_scale: float,
+    norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
-    """Causal attention of each user's newest tokens over its whole prefix, which stands on the pages already.
+    """Causal attention of each user's newest tokens over its whole prefix, which stands on the pages already, or over
+    what they see of it.
 
     q: [num_rows, num_heads, qk_dim]. Returns [num_rows, num_heads, v_dim].
     """
@@ -53,7 +62,9 @@ def prefix_attention(
     for user in users(batch):
         k, v = gather(kv, user.pages, user.prefix_len, q.dtype)
         times = kv.times[user.pages].flatten()[: user.prefix_len]
-        out[user.rows] = reference.prefix_attention(q[user.rows], k, v, times, bias, logit_scale=logit_scale, norm=norm)
+        out[user.rows] = reference.prefix_attention(
+            q[user.rows], k, v, times, bias, logit_scale=logit_scale, norm=norm, reach=reach
+        )
     return out
 
 
@@ -68,18 +79,22 @@ def target_attention(
     *,
     logit_scale: float,
     norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
-    """Each target attends to the whole prefix of its user and to itself (HSTU paper, section 3.4).
+    """Each target attends to the whole prefix of its user, or to what it sees of it, and to itself (HSTU paper, section
+    3.4).
 
     q, k: [num_rows, num_heads, qk_dim]. v: [num_rows, num_heads, v_dim]: the targets' own. prefix_bias: see
     `target_bias`. own_bias: [num_heads]. Returns [num_rows, num_heads, v_dim].
     """
     out = q.new_empty(*q.shape[:2], v.shape[2])
     for user in users(batch):
-        keys, values = gather(kv, user.pages, user.prefix_len, q.dtype)
-        first = user.first_page * kv.page_tokens
-        bias = None if prefix_bias is None else prefix_bias[:, first : first + user.prefix_len].to(q.dtype)
-        rows = user.rows
+        n, first, rows = user.prefix_len, user.first_page * kv.page_tokens, user.rows
+        split = (0, 0) if reach is None else reach.of_targets(n)
+        keys, values = (seen(kept, split, n, 1) for kept in gather(kv, user.pages, n, q.dtype))
+        bias = None
+        if prefix_bias is not None:
+            bias = seen(prefix_bias[:, first : first + n].to(q.dtype), split, n, 1)
         out[rows] = reference.target_attention(
             q[rows], k[rows], v[rows], keys, values, bias, own_bias, logit_scale=logit_scale, norm=norm
         )

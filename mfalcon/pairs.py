@@ -21,6 +21,11 @@ class Pairs:
         """Of new targets behind a prefix."""
         return self._mean([float(new * (before if most is None else min(before, most[1]))) for most in self._all])
 
+    def most(self, *, of_targets: bool) -> int | None:
+        """Keys that a token, or a target, sees at most in any layer; None where a layer sees all."""
+        known = [of[of_targets] for of in self._all if of is not None]
+        return max(known) if len(known) == len(self._all) else None
+
     @property
     def _all(self) -> tuple[tuple[int, int] | None, ...]:
         return self.of_layers or (None,)

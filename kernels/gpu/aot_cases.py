@@ -27,10 +27,12 @@ from kernels.gpu.shared_table import shared_rows
 from kernels.gpu.target_attention import target_attention_parts
 from kernels.gpu.target_bias import target_bias
 from kernels.paged import Batch, BatchSizes, PagedKV, unpacked
+from kernels.reach import Reach
 from kernels.shared_table import HASHES, Hash, SharedTable
 
 ARCHITECTURES = (80, 89, 90)
 _NUM_HEADS, _PAGE_TOKENS, _NUM_PAGES, _NUM_ROWS = 4, 128, 64, 333
+_REACH = Reach(256, 1024, 16)
 _SIZES = BatchSizes(num_users=5, num_pages=_NUM_PAGES, num_tiles=9)
 WGMMA, MMA, TANH, ASYNC_COPY = "HGMMA", "HMMA", "MUFU.TANH", "LDGSTS.E.BYPASS"
 TMA, SET_REGISTERS, FP8_WGMMA = "UTMALDG", "USETMAXREG", "F32.E4M3.E4M3"
@@ -74,6 +76,7 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
         bias: bool = False,
         codes: torch.dtype | None = None,
         transposed: bool = False,
+        reach: bool = False,
         ops: tuple[Callable[..., None], ...] = (_target_attention, _prefix_attention),
     ) -> Iterator[Case]:
         for op in ops:
@@ -82,8 +85,8 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
             instructions = (multiply, TANH, *([ASYNC_COPY] if whole else [])) if dtype.itemsize == 2 else ()
             key = f"{architecture} {op.__name__[1:]} {_name(dtype)} {dims[0]}x{dims[1]} rows{rows}"
             key += (" bias" if bias else "") + (f" {_name(codes)}" if codes else "")
-            key += " transposed" if transposed else ""
-            call = partial(op, dtype, *dims, rows, bias, codes, transposed=transposed)
+            key += (" transposed" if transposed else "") + (" reach" if reach else "")
+            call = partial(op, dtype, *dims, rows, bias, codes, transposed=transposed, reach=reach)
             yield Case(key, architecture, call, instructions)
 
     target, prefix = (_target_attention,), (_prefix_attention,)
@@ -98,6 +101,7 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
     yield from attention(bfloat16, (128, 128), 64, codes=torch.float8_e4m3fn, transposed=True)
     yield from attention(float16, (64, 64), 64)
     yield from attention(float32, (64, 64), 64)
+    yield from attention(bfloat16, (128, 128), 64 if architecture == 89 else 128, bias=True, reach=True)
     if architecture == 89:  # the instructions of 8.0, in less shared memory
         return
     # Every choice that a kernel has, in every height of its tile; on 8.0 in the highest, which takes most.
@@ -107,6 +111,12 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
             yield from attention(bfloat16, (128, 128), rows, bias=bias, codes=codes, transposed=True)
     if architecture == 90:
         yield from attention(bfloat16, SELF_CHECK_DIMS, 128, bias=True)
+        yield from attention(bfloat16, SELF_CHECK_DIMS, 128, bias=True, reach=True)
+        for rows, bias in product((16, 64, 128), (False, True)):
+            yield from attention(bfloat16, (128, 128), rows, bias=bias, reach=True)
+        for codes, transposed in ((torch.int8, False), (torch.float8_e4m3fn, False), (torch.float8_e4m3fn, True)):
+            yield from attention(bfloat16, (128, 128), 128, bias=True, codes=codes, transposed=transposed, reach=True)
+        yield from attention(float32, (64, 64), 64, bias=True, reach=True)
     for dim, rows in ((64, 16), (64, 128), (256, 16)):
         yield from attention(bfloat16, (dim, dim), rows)
     for dim, rows in ((64, 16), (64, 64), (256, 64)):
@@ -214,13 +224,15 @@ def _target_attention(
     codes: torch.dtype | None,
     hopper: bool = False,
     transposed: bool = False,
+    reach: bool = False,
 ) -> None:
     of_hopper = fp8_target_attention_parts if codes else hopper_target_attention_parts
     op = of_hopper if hopper else target_attention_parts
     (q, k, v), kv = _heads(dtype, qk_dim, v_dim), _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_prefix = _empty(torch.float32, _NUM_HEADS, _NUM_PAGES * _PAGE_TOKENS) if bias else None
     own = _bias(dtype).own() if bias else None
-    op(q, k, v, kv, _batch(rows), by_prefix, own, logit_scale=qk_dim**-0.5, norm=1024.0)
+    form = {} if hopper else {"reach": _REACH if reach else None}
+    op(q, k, v, kv, _batch(rows), by_prefix, own, logit_scale=qk_dim**-0.5, norm=1024.0, **form)
 
 
 def _prefix_attention(
@@ -232,11 +244,13 @@ def _prefix_attention(
     codes: torch.dtype | None,
     hopper: bool = False,
     transposed: bool = False,
+    reach: bool = False,
 ) -> None:
     op = hopper_prefix_attention_parts if hopper else prefix_attention_parts
     q, kv = _heads(dtype, qk_dim, v_dim)[0], _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_pair = _bias(dtype) if bias else None
-    op(q, kv, _batch(rows), by_pair, logit_scale=qk_dim**-0.5, norm=1024.0)
+    form = {} if hopper else {"reach": _REACH if reach else None}
+    op(q, kv, _batch(rows), by_pair, logit_scale=qk_dim**-0.5, norm=1024.0, **form)
 
 
 def _kv_write(

@@ -5,6 +5,7 @@ products of float8 (`kernels.fp8_reference`), which are asked for by that.
 """
 
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from kernels.gpu.hopper.choice import usable
 from kernels.gpu.hopper.launch import takes, takes_fp8
 from kernels.gpu.hopper.self_check import Kind
 from kernels.paged import Batch, PagedKV
+from kernels.reach import Reach
 
 
 def target_attention_parts(
@@ -30,16 +32,17 @@ def target_attention_parts(
     *,
     logit_scale: float,
     norm: float,
+    reach: Reach | None = None,
     plain: bool = False,
 ) -> Tensor:
-    """See `kernels.gpu.target_attention`. plain: use no kernel for Hopper."""
-    parts = target_attention.target_attention_parts
-    if not plain and not q.is_cpu:
+    """See `kernels.gpu.target_attention`. plain: use no kernel for Hopper, where none has a reach."""
+    parts = partial(target_attention.target_attention_parts, reach=reach)
+    if not plain and reach is None and not q.is_cpu:
         kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
         if takes((q, k, v), kv, batch, prefix_bias) and usable(q.device, kind):
-            parts = hopper_target_attention.target_attention_parts
+            parts = partial(hopper_target_attention.target_attention_parts)
         elif takes_fp8((q, k, v), kv, batch, prefix_bias) and usable(q.device, replace(kind, fp8=True)):
-            parts = fp8_target_attention.target_attention_parts
+            parts = partial(fp8_target_attention.target_attention_parts)
     return parts(q, k, v, kv, batch, prefix_bias, own_bias, logit_scale=logit_scale, norm=norm)
 
 
@@ -51,12 +54,13 @@ def prefix_attention_parts(
     *,
     logit_scale: float,
     norm: float,
+    reach: Reach | None = None,
     plain: bool = False,
 ) -> Tensor:
     """See `kernels.gpu.prefix_attention`. plain: as above."""
-    parts = prefix_attention.prefix_attention_parts
-    if not plain and not q.is_cpu and takes((q,), kv, batch):
+    parts = partial(prefix_attention.prefix_attention_parts, reach=reach)
+    if not plain and reach is None and not q.is_cpu and takes((q,), kv, batch):
         kind = Kind("prefix_attention", q.dtype, q.shape[2], kv.v.shape[3], bias is not None)
         if usable(q.device, kind):
-            parts = hopper_prefix_attention.prefix_attention_parts
+            parts = partial(hopper_prefix_attention.prefix_attention_parts)
     return parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm)

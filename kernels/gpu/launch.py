@@ -10,11 +10,12 @@ from kernels.gpu import configs
 from kernels.gpu.interpreter import interpreted
 from kernels.gpu.tile import FP8, INT8, PLAIN
 from kernels.paged import Batch, PagedKV
+from kernels.reach import Reach
 
 PACKED = ("ROW_OFFSETS", "PREFIX_LENS", "PAGE_OFFSETS", "PAGES", "PAGE_USERS", "TILES", "REQUEST_TIMES")
 """Arguments that may lie anywhere in one packed tensor, and
 """
-VARYING = ("num_rows", "num_splits", "bias_head")
+VARYING = ("num_rows", "num_splits", "bias_head", "reach_back", "reach_first")
 """arguments that change with every batch: no kernel is specialised on either, as that would compile in a request."""
 _LEAST_DOT = 16
 """The least extent of a product's operands."""
@@ -51,6 +52,13 @@ def tile_rows_for(num_rows: int, num_bytes: int, head_dim: int) -> int:
 def codes_of(kv: PagedKV) -> int:
     """How K and V stand on the pages (`kernels.gpu.tile`)."""
     return _CODES.get(kv.k.dtype, PLAIN)
+
+
+def of_reach(reach: Reach | None, *, targets: bool = False) -> tuple[int, int]:
+    """How many keys behind its own a query sees, and how many first ones: of a target, or of a token of the prefix."""
+    if reach is None:
+        return 0, 0
+    return reach.targets if targets else reach.tokens, reach.first
 
 
 def pointers(kv: PagedKV) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -9,9 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.bias import RelativeBias
-from kernels.gpu.launch import PACKED, VARYING, attention_launch, bisections, codes_of, padded, pointers
-from kernels.gpu.tile import decoded, product, silu, tile_by_tile, time_bucket
+from kernels.gpu.launch import PACKED, VARYING, attention_launch, bisections, codes_of, of_reach, padded, pointers
+from kernels.gpu.tile import decoded, product, seen_blocks, silu, tile_by_tile, time_bucket
 from kernels.paged import Batch, PagedKV
+from kernels.reach import Reach
 
 _LATEST = tl.constexpr(2**63 - 1)
 
@@ -38,7 +39,7 @@ def _bias(
 
 
 @triton.jit
-def _attend(
+def _attend(  # noqa: PLR0912 (branches of the compiler, not of the code that it makes)
     acc,
     q,
     start,
@@ -64,6 +65,8 @@ def _attend(
     time_page,
     num_positions,
     num_buckets,
+    reach_back,
+    reach_first,
     LOGIT_SCALE: tl.constexpr,
     QK_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
@@ -72,6 +75,7 @@ def _attend(
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_REACH: tl.constexpr,
     STEPS: tl.constexpr,
     CODES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
@@ -82,7 +86,8 @@ def _attend(
     """Add the prefix tokens [start, stop) to acc; start is a multiple of BLOCK_N.
 
     position: of the queries in the prefix; time: their times, earliest to latest. MASKED: not all of them see all of
-    these keys.
+    these keys. HAS_REACH, which needs that: a query sees `reach_back` keys before its own, and those before
+    `reach_first`.
     """
     in_block = tl.arange(0, BLOCK_N)
     qk_column, v_column = tl.arange(0, QK_PAD), tl.arange(0, V_PAD)
@@ -130,7 +135,10 @@ def _attend(
             logits += bias
         weights = silu(logits, FAST)  # [BLOCK_M, BLOCK_N]
         if MASKED:
-            weights = tl.where(position[:, None] >= key[None, :], weights, 0.0)
+            sees = position[:, None] >= key[None, :]
+            if HAS_REACH:
+                sees &= (position[:, None] - key[None, :] <= reach_back) | (key < reach_first)[None, :]
+            weights = tl.where(sees, weights, 0.0)
         if CODES:
             weights *= tl.load(V_SCALES + scales_at, mask=alive, other=0.0)[None, :]
         acc = product(weights.to(q.dtype), decoded(v, CODES, q.dtype, UPCAST), acc, UPCAST)
@@ -163,6 +171,8 @@ def prefix_attention_kernel(
     num_buckets,
     num_rows,
     num_splits,
+    reach_back,
+    reach_first,
     NUM_HEADS: tl.constexpr,
     LOGIT_SCALE: tl.constexpr,
     NORM: tl.constexpr,
@@ -174,6 +184,7 @@ def prefix_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_REACH: tl.constexpr,
     STEPS: tl.constexpr,
     CODES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
@@ -208,29 +219,41 @@ def prefix_attention_kernel(
         earliest = tl.min(tl.where(alive, time, _LATEST))
         latest = tl.max(tl.where(alive, time, -_LATEST))
         n = before + tl.minimum(first + BLOCK_M, rows)  # keys that the last query of the tile sees
-        blocks = tl.cdiv(tl.cdiv(n, BLOCK_N), num_splits)
-        start = tl.minimum(split * blocks * BLOCK_N, n)
-        stop = tl.minimum(start + blocks * BLOCK_N, n)
-        seen_by_all = (before + first + 1) // BLOCK_N * BLOCK_N
-        full = tl.minimum(tl.maximum(seen_by_all, start), stop)
+        if HAS_REACH:
+            near = tl.maximum(before + first - reach_back, 0)
+            start, full, rest, stop = seen_blocks(near, reach_first, n, split, num_splits, BLOCK_N)
+        else:
+            blocks = tl.cdiv(tl.cdiv(n, BLOCK_N), num_splits)
+            start = tl.minimum(split * blocks * BLOCK_N, n)
+            stop = tl.minimum(start + blocks * BLOCK_N, n)
+            seen_by_all = (before + first + 1) // BLOCK_N * BLOCK_N
+            full = tl.minimum(tl.maximum(seen_by_all, start), stop)
+            rest = full
         acc = _attend(
             acc, q, start, full, n - 1, position, time, earliest, latest, pages, head, PREFIX_K, PREFIX_V, K_SCALES,
             V_SCALES, TIMES, POSITION_BIAS, TIME_BIAS, THRESHOLDS, k_page, v_page, scale_page, time_page,
-            num_positions, num_buckets, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, STEPS,
-            CODES, TRANSPOSED, FAST, UPCAST, False,
+            num_positions, num_buckets, reach_back, reach_first, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE,
+            BLOCK_N, HAS_BIAS, HAS_REACH, STEPS, CODES, TRANSPOSED, FAST, UPCAST, HAS_REACH,
         )  # fmt: skip
         acc = _attend(
-            acc, q, full, stop, n - 1, position, time, earliest, latest, pages, head, PREFIX_K, PREFIX_V, K_SCALES,
+            acc, q, rest, stop, n - 1, position, time, earliest, latest, pages, head, PREFIX_K, PREFIX_V, K_SCALES,
             V_SCALES, TIMES, POSITION_BIAS, TIME_BIAS, THRESHOLDS, k_page, v_page, scale_page, time_page,
-            num_positions, num_buckets, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, STEPS,
-            CODES, TRANSPOSED, FAST, UPCAST, True,
+            num_positions, num_buckets, reach_back, reach_first, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE,
+            BLOCK_N, HAS_BIAS, HAS_REACH, STEPS, CODES, TRANSPOSED, FAST, UPCAST, True,
         )  # fmt: skip
         out = ((split * num_rows.to(tl.int64) + at) * NUM_HEADS + head) * V_DIM
         tl.store(OUT + out[:, None] + v_column[None, :], acc / NORM, mask=v_mask)
 
 
 def prefix_attention_parts(
-    q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    bias: RelativeBias | None,
+    *,
+    logit_scale: float,
+    norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
     """`kernels.paged_reference.prefix_attention` in batch.splits parts to be added: [splits, num_rows, num_heads,
     v_dim], float32 (float64 for float64).
@@ -262,6 +285,7 @@ def prefix_attention_parts(
         0 if bias is None else len(bias.thresholds),
         num_rows,
         batch.splits,
+        *of_reach(reach),
         NUM_HEADS=num_heads,
         LOGIT_SCALE=logit_scale,
         NORM=norm,
@@ -271,6 +295,7 @@ def prefix_attention_parts(
         V_PAD=padded(v_dim),
         PAGE=kv.page_tokens,
         HAS_BIAS=bias is not None,
+        HAS_REACH=reach is not None,
         STEPS=0 if bias is None else bisections(len(bias.thresholds)),
         CODES=codes_of(kv),
         TRANSPOSED=kv.transposed,
@@ -280,7 +305,15 @@ def prefix_attention_parts(
 
 
 def prefix_attention(
-    q: Tensor, kv: PagedKV, batch: Batch, bias: RelativeBias | None, *, logit_scale: float, norm: float
+    q: Tensor,
+    kv: PagedKV,
+    batch: Batch,
+    bias: RelativeBias | None,
+    *,
+    logit_scale: float,
+    norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
     """See `kernels.paged_reference.prefix_attention`."""
-    return torch.sum(prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm), 0).to(q.dtype)
+    parts = prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm, reach=reach)
+    return torch.sum(parts, 0).to(q.dtype)

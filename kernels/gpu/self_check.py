@@ -13,6 +13,7 @@ from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import PagedKV, batch
 from kernels.paged_reference import gather
+from kernels.reach import Reach
 from kernels.sample_stack import Form, Sample, sample
 from kernels.stack import LayerWeights
 
@@ -23,9 +24,10 @@ _HEIGHTS = (16, 64, 128)
 
 def deviation(device: torch.device, dtype: torch.dtype, *, concat: bool) -> float:
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score, in tiles of
-    every height.
+    every height. With concat its first layer sees a part of a prefix.
     """
-    known = sample(_NUM_TOKENS, _NUM_TARGETS, Form(concat=concat))
+    form = Form(concat=concat, reach=(Reach(7, 40, 5), None) if concat else (None, None))
+    known = sample(_NUM_TOKENS, _NUM_TARGETS, form)
     stack = GpuStack(known.config, [_cast(layer, device, dtype) for layer in known.layers])
     head_dim = max(known.config.qk_dim, known.config.v_dim)
     heights = {tile_rows_for(rows, dtype.itemsize, head_dim) for rows in _HEIGHTS}

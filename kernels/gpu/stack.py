@@ -68,6 +68,7 @@ class GpuStack:
                 weights.bias,
                 logit_scale=config.logit_scale,
                 norm=config.attention_norm,
+                reach=weights.reach,
                 plain=self._plain,
             )
             x = self._output(parts, u, x, weights)
@@ -94,6 +95,7 @@ class GpuStack:
                 layer.own_bias,
                 logit_scale=config.logit_scale,
                 norm=config.attention_norm,
+                reach=weights.reach,
                 plain=self._plain,
             )
             x = self._output(parts, u, x, weights)

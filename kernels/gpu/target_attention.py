@@ -8,13 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gpu.launch import PACKED, VARYING, attention_launch, codes_of, padded, pointers
-from kernels.gpu.tile import decoded, product, silu
+from kernels.gpu.launch import PACKED, VARYING, attention_launch, codes_of, of_reach, padded, pointers
+from kernels.gpu.tile import decoded, product, seen_blocks, silu
 from kernels.paged import Batch, PagedKV
+from kernels.reach import Reach
 
 
 @triton.jit
-def _attend(
+def _attend(  # noqa: PLR0912 (branches of the compiler, not of the code that it makes)
     acc,
     q,
     start,
@@ -30,6 +31,8 @@ def _attend(
     k_page,
     v_page,
     scale_page,
+    near,
+    reach_first,
     LOGIT_SCALE: tl.constexpr,
     QK_DIM: tl.constexpr,
     V_DIM: tl.constexpr,
@@ -38,13 +41,16 @@ def _attend(
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_REACH: tl.constexpr,
     CODES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     FAST: tl.constexpr,
     UPCAST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """Add the prefix tokens [start, stop) to acc; start is a multiple of BLOCK_N. MASKED: stop may be none."""
+    """Add the prefix tokens [start, stop) to acc; start is a multiple of BLOCK_N. MASKED: stop may be none. HAS_REACH,
+    which needs that: of these the ones before `reach_first`, and from `near` on.
+    """
     in_block = tl.arange(0, BLOCK_N)
     qk_column, v_column = tl.arange(0, QK_PAD), tl.arange(0, V_PAD)
     v_token: tl.constexpr = 1 if TRANSPOSED else V_DIM
@@ -83,6 +89,8 @@ def _attend(
         if HAS_BIAS:
             logits += tl.load(BIAS + bias + first + in_block, mask=alive, other=0.0).to(acc.dtype)[None, :]
         weights = silu(logits, FAST)  # [BLOCK_M, BLOCK_N]
+        if HAS_REACH:
+            alive &= (first + in_block >= near) | (first + in_block < reach_first)
         if MASKED:
             weights = tl.where(alive[None, :], weights, 0.0)
         if CODES:
@@ -116,6 +124,8 @@ def target_attention_kernel(
     scale_page,
     bias_head,
     num_rows,
+    reach_back,
+    reach_first,
     LOGIT_SCALE: tl.constexpr,
     NORM: tl.constexpr,
     QK_DIM: tl.constexpr,
@@ -126,6 +136,7 @@ def target_attention_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_REACH: tl.constexpr,
     CODES: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
@@ -154,22 +165,28 @@ def target_attention_kernel(
                 own += tl.load(OWN_BIAS + head).to(ACC)
             acc += silu(own, FAST)[:, None] * v.to(ACC)
         n = tl.load(PREFIX_LENS + user)
-        blocks = tl.cdiv(tl.cdiv(n, BLOCK_N), num_splits)
-        start = tl.minimum(split * blocks * BLOCK_N, n)
-        stop = tl.minimum(start + blocks * BLOCK_N, n)
-        full = stop // BLOCK_N * BLOCK_N
         first_page = tl.load(PAGE_OFFSETS + user)
         pages = PAGES + first_page
         bias = tl.multiple_of(head * bias_head.to(tl.int64) + first_page.to(tl.int64) * PAGE, PAGE)
+        if HAS_REACH:
+            near = tl.maximum(n - reach_back, 0)
+            start, full, rest, stop = seen_blocks(near, reach_first, n, split, num_splits, BLOCK_N)
+        else:
+            near = 0
+            blocks = tl.cdiv(tl.cdiv(n, BLOCK_N), num_splits)
+            start = tl.minimum(split * blocks * BLOCK_N, n)
+            stop = tl.minimum(start + blocks * BLOCK_N, n)
+            full = stop // BLOCK_N * BLOCK_N
+            rest = tl.maximum(start, full)
         acc = _attend(
             acc, q, start, full, pages, head, bias, PREFIX_K, PREFIX_V, K_SCALES, V_SCALES, BIAS, k_page, v_page,
-            scale_page, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, CODES, TRANSPOSED, FAST,
-            UPCAST, False,
+            scale_page, near, reach_first, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS,
+            HAS_REACH, CODES, TRANSPOSED, FAST, UPCAST, HAS_REACH,
         )  # fmt: skip
         acc = _attend(
-            acc, q, tl.maximum(start, full), stop, pages, head, bias, PREFIX_K, PREFIX_V, K_SCALES, V_SCALES, BIAS,
-            k_page, v_page, scale_page, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS, CODES,
-            TRANSPOSED, FAST, UPCAST, True,
+            acc, q, rest, stop, pages, head, bias, PREFIX_K, PREFIX_V, K_SCALES, V_SCALES, BIAS, k_page, v_page,
+            scale_page, near, reach_first, LOGIT_SCALE, QK_DIM, V_DIM, QK_PAD, V_PAD, PAGE, BLOCK_N, HAS_BIAS,
+            HAS_REACH, CODES, TRANSPOSED, FAST, UPCAST, True,
         )  # fmt: skip
         out = ((split * num_rows.to(tl.int64) + at) * num_heads + head) * V_DIM
         tl.store(OUT + out[:, None] + v_column[None, :], acc / NORM, mask=v_mask)
@@ -186,6 +203,7 @@ def target_attention_parts(
     *,
     logit_scale: float,
     norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
     """`kernels.paged_reference.target_attention` in batch.splits parts to be added: [splits, num_rows, num_heads,
     v_dim], float32 (float64 for float64).
@@ -217,6 +235,7 @@ def target_attention_parts(
         0 if kv.k_scales is None else kv.k_scales.stride(0),
         0 if prefix_bias is None else prefix_bias.stride(0),
         num_rows,
+        *of_reach(reach, targets=True),
         LOGIT_SCALE=logit_scale,
         NORM=norm,
         QK_DIM=qk_dim,
@@ -225,6 +244,7 @@ def target_attention_parts(
         V_PAD=padded(v_dim),
         PAGE=kv.page_tokens,
         HAS_BIAS=prefix_bias is not None,
+        HAS_REACH=reach is not None,
         CODES=codes_of(kv),
         TRANSPOSED=kv.transposed,
         **launch.options(kv.page_tokens),
@@ -243,7 +263,10 @@ def target_attention(
     *,
     logit_scale: float,
     norm: float,
+    reach: Reach | None = None,
 ) -> Tensor:
     """See `kernels.paged_reference.target_attention`."""
-    parts = target_attention_parts(q, k, v, kv, batch, prefix_bias, own_bias, logit_scale=logit_scale, norm=norm)
+    parts = target_attention_parts(
+        q, k, v, kv, batch, prefix_bias, own_bias, logit_scale=logit_scale, norm=norm, reach=reach
+    )
     return torch.sum(parts, 0).to(q.dtype)

@@ -16,6 +16,22 @@ def tile_by_tile(program, num_splits, NUM_HEADS: tl.constexpr):
 
 
 @triton.jit
+def seen_blocks(near, reach_first, n, split, num_splits, BLOCK_N: tl.constexpr):
+    """What a split attends to where queries see the keys before `reach_first`, and those from `near` to n: two ranges
+    of keys that begin at a block, of which the second may be cut in its first and last block.
+    """
+    near_block = near // BLOCK_N
+    head_blocks = tl.minimum(tl.cdiv(reach_first, BLOCK_N), near_block)
+    blocks = tl.cdiv(head_blocks + tl.cdiv(n, BLOCK_N) - near_block, num_splits)
+    first = split * blocks
+    last = first + blocks
+    skipped = near_block - head_blocks
+    start = tl.minimum((tl.maximum(first, head_blocks) + skipped) * BLOCK_N, n)
+    stop = tl.minimum((tl.maximum(last, head_blocks) + skipped) * BLOCK_N, n)
+    return tl.minimum(first, head_blocks) * BLOCK_N, tl.minimum(last, head_blocks) * BLOCK_N, start, stop
+
+
+@triton.jit
 def silu(x, FAST: tl.constexpr):
     """x * sigmoid(x). FAST: by the unit's tanh, one special-function instruction instead of two, off by 2**-12 of |x|
     at most.

@@ -60,8 +60,10 @@ def _eager(given: Inputs) -> Compute:
     def compute(of_set: int) -> Tensor:
         kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
         if given.case.op == TARGET:
-            return paged_reference.target_attention(given.q, given.k, given.v, kv, given.batch, None, None, **form)
-        return paged_reference.prefix_attention(given.q, kv, given.batch, None, **form)
+            return paged_reference.target_attention(
+                given.q, given.k, given.v, kv, given.batch, None, None, reach=None, **form
+            )
+        return paged_reference.prefix_attention(given.q, kv, given.batch, None, reach=None, **form)
 
     return compute
 

@@ -182,8 +182,10 @@ def plain_launch(given: Inputs, of_set: int) -> Tensor:
     """The same by the kernels that have block sizes, where a stack would take those for Hopper too."""
     kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
     if given.case.op == TARGET:
-        return target_attention.target_attention_parts(given.q, given.k, given.v, kv, given.batch, None, None, **form)
-    return prefix_attention.prefix_attention_parts(given.q, kv, given.batch, None, **form)
+        return target_attention.target_attention_parts(
+            given.q, given.k, given.v, kv, given.batch, None, None, reach=None, **form
+        )
+    return prefix_attention.prefix_attention_parts(given.q, kv, given.batch, None, reach=None, **form)
 
 
 def measured(case: Case, where: Place, ceilings: Ceilings, seed: int) -> KernelCell:

@@ -228,10 +228,6 @@ def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBacke
         )
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
-    if any(of is not None for of in model.config.reach or ()):
-        raise ConfigError(
-            f"backend {choice.name}: its kernels have no reach, which {model.config.name} has: must be reference"
-        )
     plain, transposed = choice.name == TRITON_PLAIN, kv_dtype == FP8_PRODUCTS
     return TritonBackend(model.stack, model.kv_shape(), KV_DTYPES[kv_dtype], plain=plain, transposed=transposed)
 

@@ -17,7 +17,7 @@ from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import Batch, PagedKV, pack, sizes_of, to_device, unpacked
 from mfalcon.backends.choice import TRITON, TRITON_PLAIN
-from mfalcon.backends.weights import layer_weights, stack_config
+from mfalcon.backends.weights import layer_weights, pairs_of, stack_config
 from mfalcon.errors import Overloaded
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout, by_page_size
 from mfalcon.models.layer import Stack
@@ -81,6 +81,7 @@ class TritonBackend:
         self._dim, self._num_heads = config.dim, config.num_heads
         num_bytes, head_dim = shape.dtype.itemsize, max(config.qk_dim, config.v_dim)
         self._tile_rows = partial(tile_rows_for, num_bytes=num_bytes, head_dim=head_dim)
+        self._pairs = pairs_of(stack)
         self._numbers = splits.Numbers(num_bytes, head_dim, shape.device)
         self.layout = PlainLayout(shape, PAGE_TOKENS, codes, transposed)
         self._ahead = shape.device.type == "cuda" if ahead is None else ahead
@@ -141,7 +142,7 @@ class TritonBackend:
         for num_rows in _halved(microbatch, _LEAST_SHAPE):
             tile_rows = self._tile_rows(num_rows)
             programs = -(-num_rows // tile_rows) * self._num_heads
-            most = max(splits.classes(_TARGET, programs, longest, tile_rows, self._numbers))
+            most = max(splits.classes(_TARGET, programs, self._seen(_TARGET, longest), tile_rows, self._numbers))
             of_graphs.append(stack.workspace_bytes(num_rows, most))
         return largest + max(of_graphs)
 
@@ -178,7 +179,7 @@ class TritonBackend:
             for num_users in sorted({1, min(_SHAPE_USERS, num_rows)})[::-1]:  # one has no tiles of others to pass by
                 limits = Limits(num_rows, num_users, num_pages)
                 num_times = num_users if op == _TARGET else num_rows
-                for number in splits.classes(op, programs, longest, tile_rows, self._numbers)[::-1]:
+                for number in splits.classes(op, programs, self._seen(op, longest), tile_rows, self._numbers)[::-1]:
                     yield Graph(run, limits, tile_rows, number, rows[:num_rows], num_times, memory)
 
         # The largest first: the others find room in its memory.
@@ -265,8 +266,12 @@ class TritonBackend:
 
     def _splits(self, op: str, states: Sequence[KVState], num_rows: Sequence[int], tile_rows: int) -> int:
         num_tiles = sum(-(-rows // tile_rows) for rows in num_rows)
-        longest = max(state.num_tokens for state in states)
+        longest = self._seen(op, max(state.num_tokens for state in states))
         return splits.num_splits(op, num_tiles * self._num_heads, longest, tile_rows, self._numbers)
+
+    def _seen(self, op: str, num_tokens: int) -> int:
+        """Tokens of a prefix that some layer sees at most."""
+        return min(num_tokens, self._pairs.most(of_targets=op == _TARGET) or num_tokens)
 
     def _sized(self, states: Sequence[KVState]) -> _Sized:
         """What there is for states on pages of one size of one pool."""

@@ -39,6 +39,7 @@ from mfalcon.cli.bench_log import bench_log
 from mfalcon.cli.bench_lum import bench_lum, bench_lum_features
 from mfalcon.cli.bench_merge import bench_merge
 from mfalcon.cli.bench_output import PlotOption, QuickOption, ThreadsOption, picture_file, progress, show
+from mfalcon.cli.bench_reach import bench_reach, bench_reach_quality
 from mfalcon.cli.bench_reload import bench_reload
 from mfalcon.cli.bench_replay import bench_replay
 from mfalcon.cli.bench_rerank import bench_rerank
@@ -75,6 +76,8 @@ app.command("damaged")(bench_damaged)
 app.command("hostile")(bench_hostile)
 app.command("log")(bench_log)
 app.command("items")(bench_items)
+app.command("reach")(bench_reach)
+app.command("reach-quality")(bench_reach_quality)
 app.command("reload")(bench_reload)
 app.command("replay")(bench_replay)
 app.command("rerank")(bench_rerank)

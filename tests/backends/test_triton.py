@@ -25,11 +25,11 @@ from mfalcon.engine.workers import take_cores
 from mfalcon.kvcache.copy import ThreadCopier
 from mfalcon.kvcache.state import KVPool, KVShape, KVState
 from mfalcon.models.base import EventTokens, Targets
-from mfalcon.models.config import LayerConfig
+from mfalcon.models.config import LayerConfig, ReachConfig
 from mfalcon.models.layer import Stack
 from tests.device import DEVICE, needs_interpreter
 from tests.launches import watched
-from tests.small import NOW_MS, random_events, small_checkpoint, some_rows, tokens
+from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 CHECKPOINT = small_checkpoint("dfgr", torch.float32)
 BUDGET = PoolBudget(1 << 20, threads=1, longest=24, device_bytes=2 << 20)
@@ -48,6 +48,26 @@ def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> N
     assert deviation(DEVICE, torch.float32, concat=False) <= 2e-5
     monkeypatch.setattr("kernels.gpu.stack.target_bias", lambda *_: None)
     assert deviation(DEVICE, torch.float32, concat=True) > 1e-2
+
+
+@torch.inference_mode()
+def test_layers_that_see_a_part_are_the_reference() -> None:
+    """Prefill, appends over the ends of what is seen, and scores, replayed or not."""
+    reach = (ReachConfig(tokens=3, targets=11, first=2), ReachConfig(tokens=7))
+    config = small_config("dfgr", max_history=24).model_copy(update={"reach": reach})
+    model = small_checkpoint("dfgr", torch.float32, config=config).model
+    served, oracle = serve(model, "triton", BUDGET), reference(model)
+    for is_recorded in (False, True):
+        if is_recorded:
+            assert isinstance(served, ServedModel)
+            served.stack.prepare(served.pool, 8)
+        events = random_events(24, seed=1)
+        state, known = served.empty_state(), oracle.empty_state()
+        for start, stop in ((0, 3), (3, 4), (4, 12), (12, 24)):
+            new = tokens(CHECKPOINT, events[start:stop])
+            state, known = append(served, state, new), append(oracle, known, new)
+            expected = score(oracle, known, targets(5, 1), NOW_MS, 64)
+            assert (score(served, state, targets(5, 1), NOW_MS, 8) - expected).abs().max() <= BOUND
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=8), st.integers(1, 12))

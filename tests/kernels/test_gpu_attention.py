@@ -17,6 +17,7 @@ from kernels import paged_reference
 from kernels.gpu import prefix_attention, target_attention
 from kernels.gpu.launch import accumulator
 from kernels.paged import Batch
+from kernels.reach import Reach
 from tests.device import DEVICE, INTERPRETED, poisoned
 from tests.kernels.paged_world import KINDS, Case, World, cases, tolerance, world
 
@@ -39,16 +40,22 @@ def on_device(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if x is None else x.to(DEVICE, accumulator(dtype))
 
 
-def over_targets(w: World, host: World, batch: Batch, rows: slice | Tensor, bias: Tensor | None) -> Tensor:
+def over_targets(
+    w: World, host: World, batch: Batch, rows: slice | Tensor, bias: Tensor | None, reach: Reach | None = None
+) -> Tensor:
     q, k, v = (x[rows] for x in (w.q, w.k, w.v))
     own = on_device(own_bias(host), w.q.dtype)
     with poisoned():
-        return target_attention.target_attention(q, k, v, w.kv, batch, bias, own, logit_scale=LOGIT_SCALE, norm=NORM)
+        return target_attention.target_attention(
+            q, k, v, w.kv, batch, bias, own, logit_scale=LOGIT_SCALE, norm=NORM, reach=reach
+        )
 
 
-def over_prefix(w: World, batch: Batch, rows: slice) -> Tensor:
+def over_prefix(w: World, batch: Batch, rows: slice, reach: Reach | None = None) -> Tensor:
     with poisoned():
-        return prefix_attention.prefix_attention(w.q[rows], w.kv, batch, w.bias, logit_scale=LOGIT_SCALE, norm=NORM)
+        return prefix_attention.prefix_attention(
+            w.q[rows], w.kv, batch, w.bias, logit_scale=LOGIT_SCALE, norm=NORM, reach=reach
+        )
 
 
 def all_of(w: World) -> slice:
@@ -108,24 +115,24 @@ def largest_prefix_sum(host: World) -> float:
     return most
 
 
-def check_targets(case: Case, dtype: torch.dtype, codes: torch.dtype | None) -> None:
+def check_targets(case: Case, dtype: torch.dtype, codes: torch.dtype | None, reach: Reach | None = None) -> None:
     w = world(case, dtype, codes)
     host = w.host()
     bias, own = prefix_bias(host), own_bias(host)
     expected = paged_reference.target_attention(
-        host.q, host.k, host.v, host.kv, host.batch, bias, own, logit_scale=LOGIT_SCALE, norm=NORM
+        host.q, host.k, host.v, host.kv, host.batch, bias, own, logit_scale=LOGIT_SCALE, norm=NORM, reach=reach
     )
-    got = over_targets(w, host, w.batch, all_of(w), on_device(bias, dtype))
+    got = over_targets(w, host, w.batch, all_of(w), on_device(bias, dtype), reach)
     assert_close(got, expected, w, dtype, largest_target_sum(host, bias, own))
 
 
-def check_prefix(case: Case, dtype: torch.dtype, codes: torch.dtype | None) -> None:
+def check_prefix(case: Case, dtype: torch.dtype, codes: torch.dtype | None, reach: Reach | None = None) -> None:
     w = world(case, dtype, codes)
     host = w.host()
     expected = paged_reference.prefix_attention(
-        host.q, host.kv, host.batch, host.bias, logit_scale=LOGIT_SCALE, norm=NORM
+        host.q, host.kv, host.batch, host.bias, logit_scale=LOGIT_SCALE, norm=NORM, reach=reach
     )
-    assert_close(over_prefix(w, w.batch, all_of(w)), expected, w, dtype, largest_prefix_sum(host))
+    assert_close(over_prefix(w, w.batch, all_of(w), reach), expected, w, dtype, largest_prefix_sum(host))
 
 
 @settings(max_examples=14)
@@ -236,3 +243,33 @@ def test_poison_shows() -> None:
     assert w.kv.k[strangers].isnan().all() and w.kv.v[strangers].isnan().all()
     assert w.kv.k[w.pages[0][1], :, 4:].isnan().all() and w.kv.k[w.pages[0][1], :, :4].isfinite().all()
     assert w.q[3:].isnan().all() and w.q[:3].isfinite().all()
+
+
+REACHES = st.sampled_from((Reach(1, 1), Reach(5, 20), Reach(20, 5, 3), Reach(33, 33, 17), Reach(9, 40, 70)))
+
+
+@settings(max_examples=6)
+@given(cases(small=True), st.sampled_from(KINDS), REACHES)
+def test_targets_that_see_a_part(case: Case, kind: tuple[torch.dtype, torch.dtype | None], reach: Reach) -> None:
+    check_targets(case, *kind, reach)
+
+
+@settings(max_examples=8)
+@given(cases(own_rows=True, small=True), st.sampled_from(KINDS), REACHES)
+def test_tokens_that_see_a_part(case: Case, kind: tuple[torch.dtype, torch.dtype | None], reach: Reach) -> None:
+    check_prefix(case, *kind, reach)
+
+
+def test_pages_that_no_query_sees_are_not_read() -> None:
+    """They hold NaN, which would show if their weights were 0 instead."""
+    reach, num_pages = Reach(20, 20, 3), 5
+    case = Case(((4, 80),), 2, 4, 7, 16, 16, 2, 9, 5, larger=0, slab=True, shared=False, seed=1)
+    w = world(case, torch.float32)
+    for page in w.pages[0][1 : num_pages - 2]:
+        w.kv.k[page], w.kv.v[page] = float("nan"), float("nan")
+    bias = torch.zeros(2, len(w.batch.pages) * 16, device=DEVICE)
+    own = torch.zeros(2, device=DEVICE)
+    form = {"logit_scale": LOGIT_SCALE, "norm": NORM}
+    seen = target_attention.target_attention(w.q, w.k, w.v, w.kv, w.batch, bias, own, reach=reach, **form)
+    assert torch.isfinite(seen).all()
+    assert torch.isfinite(prefix_attention.prefix_attention(w.q, w.kv, w.batch, w.bias, reach=reach, **form)).all()
