@@ -464,6 +464,20 @@ async def test_only_good_ciphers_of_tls_1_2_and_1_3_are_spoken(
     assert spoken == ({"grpc": "h2", "http": "http/1.1"} if shakes else {"grpc": None, "http": None})
 
 
+async def test_over_http_keys_are_exchanged_by_one_cheap_curve_alone(files: Files) -> None:
+    """OpenSSL's own choice has finite fields of up to 8,192 bits in it: 0.1 s of the event loop for a handshake of
+    whoever may connect, with no proof of anything.
+    """
+    async with serving(**files.settings) as (_, addresses):
+        for curve, shakes in (("secp521r1", False), ("prime256v1", True)):
+            context = context_of(files.authority, None, files.directory)
+            context.set_ecdh_curve(curve)
+            host, port = addresses.http.split(":")
+            with nullcontext() if shakes else pytest.raises((ssl.SSLError, ConnectionResetError)):
+                _, writer = await asyncio.open_connection(host, int(port), ssl=context, server_hostname="localhost")
+                writer.transport.abort()
+
+
 async def test_admin_speaks_tls_too(files: Files) -> None:
     class Reloads:
         async def reload(self, model: str, checkpoint: str) -> Reloaded:
