@@ -225,6 +225,8 @@ NEEDS_OPTIONAL = (
     "mfalcon.ingest.topic",
     "mfalcon.train.frames",
     "mfalcon.train.table",
+    "mfalcon.train.table_columns",
+    "mfalcon.train.table_events",
     "mfalcon.train.table_items",
 )
 """Our own modules that import an optional package at their top."""

@@ -14,6 +14,7 @@ from mfalcon.models.config import Frozen, Task
 from mfalcon.train import movielens
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.settings import equal_blend, problem
+from mfalcon.train.splits import Split
 from mfalcon.train.synthetic import synthetic
 
 DataOption = Annotated[
@@ -38,6 +39,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         help="Your columns: user=…,item=…,time=…; optionally, after further commas, action=…, value=…, features=a+b, "
+        "split=… (train, validation, test or unused), "
         "time_unit=auto|s|ms|us|iso8601, item_ids=auto|integer|text.",
         rich_help_panel="Data",
     ),
@@ -58,6 +60,15 @@ LikeOption = Annotated[
     float | None,
     typer.Option("--like-at-least", help="An event of at least this value is a like.", rich_help_panel="Data"),
 ]
+ScratchOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--scratch",
+        metavar="DIR",
+        help="Where to keep what is of each event, for data larger than memory; nothing stays there.",
+        rich_help_panel="Data",
+    ),
+]
 
 ML_100K = Path("data/ml-100k")
 
@@ -74,11 +85,12 @@ def open_dataset(
     blend: Mapping[str, float] | None = None,
     *,
     to_learn: bool = True,
+    scratch: Path | None = None,
 ) -> Dataset:
     """The data set that the options name; MovieLens-100K is fetched if it is not there.
 
     tasks, blend: in place of the data set's own. Tasks without a blend: every binary task alike. to_learn: False where
-    its tasks are not looked at, so a file of your own needs none.
+    its tasks are not looked at, so a file of your own needs none. scratch: see `read_table`.
 
     Raises ConfigError for an option that would have no effect.
     """
@@ -87,6 +99,7 @@ def open_dataset(
         "--items": items is not None,
         "--item-columns": bool(item_columns),
         "--like-at-least": like_at_least is not None,
+        "--scratch": scratch is not None,
     }
     if data in ("ml-100k", "synthetic"):
         if any(given.values()):
@@ -97,9 +110,12 @@ def open_dataset(
         raise ConfigError("--item-columns: needs --items")
     if like_at_least is not None and tasks:
         raise ConfigError("--like-at-least: has no effect where tasks are given")
+    if scratch is not None and not scratch.is_dir():
+        raise ConfigError(f"--scratch: {scratch} is no folder that is there")
     if like_at_least is not None and not math.isfinite(like_at_least):
         raise ConfigError(f"--like-at-least: got {like_at_least}, must be a finite number")
-    from mfalcon.train.table import ColumnMapping, read_table  # noqa: PLC0415 (needs the extra `data`)
+    from mfalcon.train.table import read_table  # noqa: PLC0415 (needs the extra `data`)
+    from mfalcon.train.table_events import ColumnMapping  # noqa: PLC0415
     from mfalcon.train.table_items import ItemColumns  # noqa: PLC0415
 
     return read_table(
@@ -111,7 +127,15 @@ def open_dataset(
         tasks=tasks,
         blend=blend,
         to_learn=to_learn,
+        scratch=scratch,
     )
+
+
+def check_split(dataset: Dataset, given: Split | None, option: str = "--split") -> Split:
+    """Which split it is, A if nothing says it. Raises ConfigError where a column says it too."""
+    if given is not None and dataset.parts is not None:
+        raise ConfigError(f"{option}: got {given}, must not be given where --columns names a column of it (split=...)")
+    return given or "A"
 
 
 def data_of(data: str | None, checkpoint_name: str) -> str:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 from rich.box import SIMPLE_HEAD
@@ -19,6 +20,8 @@ from mfalcon.cli.datasets import (
     ItemsOption,
     LikeOption,
     NamedDataOption,
+    ScratchOption,
+    check_split,
     data_of,
     open_dataset,
 )
@@ -36,6 +39,7 @@ from mfalcon.rerank.order import METHODS
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import RegressionReport, Report
 from mfalcon.train.interests import evaluate_interests, evaluate_popularity
+from mfalcon.train.leaks import leak_lines
 from mfalcon.train.merging import (
     Correlation,
     check_members,
@@ -45,7 +49,7 @@ from mfalcon.train.merging import (
     score_members,
 )
 from mfalcon.train.sequences import Visibility
-from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
+from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split, split_name
 from mfalcon.train.vocabulary import check_labels, fit_to, missing_features
 from mfalcon.types import MergeMethod
 
@@ -61,7 +65,13 @@ def evaluate(
     items: ItemsOption = None,
     item_columns: ItemColumnsOption = "",
     like_at_least: LikeOption = None,
-    part: Annotated[Split, typer.Option("--split", help="A: the last tenth by time; B: of every user.")] = "A",
+    scratch: ScratchOption = None,
+    given: Annotated[
+        Split | None,
+        typer.Option(
+            "--split", help="A: the last tenth by time; B: of every user.", show_default="A, or what a column says"
+        ),
+    ] = None,
     rerank: Annotated[
         str | None,
         typer.Option(help="Instead: what a diverse top by this method (mmr, dpp, msd) costs. docs/rerank.md explains."),
@@ -102,7 +112,10 @@ def evaluate(
             raise ConfigError("--merge: must be given without --rerank")
         members = load_members(paths)
         first = next(iter(members.values())).model.config
-        read = open_dataset(data_of(data, first.name), columns, items, item_columns, like_at_least, to_learn=False)
+        read = open_dataset(
+            data_of(data, first.name), columns, items, item_columns, like_at_least, to_learn=False, scratch=scratch
+        )
+        part = _checked_split(read, given)
         _evaluate_merge(members, read, part, merge_method(merge), member_weights(weights, len(members)), json_output)
         return
     if weights:
@@ -111,7 +124,10 @@ def evaluate(
         raise ConfigError(f"CHECKPOINT: got {len(paths)}, must be one without --merge")
     loaded = checkpoint.load(paths[0])
     config = loaded.model.config
-    read = open_dataset(data_of(data, config.name), columns, items, item_columns, like_at_least, to_learn=False)
+    read = open_dataset(
+        data_of(data, config.name), columns, items, item_columns, like_at_least, to_learn=False, scratch=scratch
+    )
+    part = _checked_split(read, given)
     dataset = fit_to(read, loaded)
     check_labels(dataset, loaded)
     if strength is not None and rerank is None:
@@ -132,6 +148,16 @@ def evaluate(
     evaluate_ranker(loaded, dataset, part, trees=has_trees, plot=plot, json_output=json_output)
 
 
+def _checked_split(dataset: Dataset, given: Split | None) -> Split:
+    """See `check_split`. Raises ConfigError where no event tests, and says what leaks."""
+    part = check_split(dataset, given)
+    if not np.any(split(dataset, part) == TEST):
+        raise ConfigError(f"{dataset.name}: no event is for the test, which evaluate judges by")
+    for line in leak_lines(dataset):
+        typer.echo(line, err=True)
+    return part
+
+
 def _evaluate_rerank(
     loaded: Checkpoint,
     dataset: Dataset,
@@ -145,11 +171,17 @@ def _evaluate_rerank(
     _check_rerank(loaded, rerank)
     parts = split(dataset, part)
     rows = evaluate_rerank(loaded, dataset, parts == VALIDATION, parts == TEST, rerank, depth, strength)
-    title = f"{loaded.model.config.name}, split {part}, {rerank}"
+    title = f"{loaded.model.config.name}, split {split_name(dataset, part)}, {rerank}"
     if plot is not None:
         plot_rerank(title, rows, plot)
     if json_output:
-        print_json({"checkpoint": loaded.fingerprint, "split": part, "rows": [dataclasses.asdict(r) for r in rows]})
+        print_json(
+            {
+                "checkpoint": loaded.fingerprint,
+                "split": split_name(dataset, part),
+                "rows": [dataclasses.asdict(r) for r in rows],
+            }
+        )
     else:
         Console(highlight=False).print(rerank_table(title, rows))
 
@@ -167,9 +199,19 @@ def _evaluate_interests(model: LUM, fingerprint: str, dataset: Dataset, part: Sp
     reports = [evaluate_interests(model, dataset, chosen, visibility) for visibility in _VISIBILITIES]
     reports.append(evaluate_popularity(model, dataset, chosen, parts == TRAIN))
     if json_output:
-        print_json({"checkpoint": fingerprint, "split": part, "reports": [dataclasses.asdict(r) for r in reports]})
+        print_json(
+            {
+                "checkpoint": fingerprint,
+                "split": split_name(dataset, part),
+                "reports": [dataclasses.asdict(r) for r in reports],
+            }
+        )
         return
-    table = Table(title=f"{model.config.name}, split {part}, next liked items", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(
+        title=f"{model.config.name}, split {split_name(dataset, part)}, next liked items",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
     for name in ("scorer", "visibility", "rows", "HR@10", "HR@50"):
         table.add_column(name, justify="left" if name in ("scorer", "visibility") else "right")
     for r in reports:
@@ -199,13 +241,13 @@ def _evaluate_merge(
                 "checkpoints": {name: member.fingerprint for name, member in members.items()},
                 "merge": method,
                 "weights": dict(zip(members, weights, strict=True)),
-                "split": part,
+                "split": split_name(dataset, part),
                 "reports": [dataclasses.asdict(r) for r in reports],
                 "correlations": [dataclasses.asdict(c) for c in alike],
             }
         )
         return
     console = Console(highlight=False)
-    console.print(report_table(f"{len(members)} members, split {part}, mean {method}", reports))
+    console.print(report_table(f"{len(members)} members, split {split_name(dataset, part)}, mean {method}", reports))
     for c in alike:
         console.print(f"{c.task}: correlation of {c.first} and {c.second} {c.r:.3f}", soft_wrap=True, markup=False)

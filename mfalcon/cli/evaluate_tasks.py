@@ -17,7 +17,7 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import MODEL, RegressionReport, Report, evaluate_scores, report_of, score_events
 from mfalcon.train.sequences import Visibility, labels
-from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split
+from mfalcon.train.splits import TEST, TRAIN, VALIDATION, Split, split, split_name
 from mfalcon.train.standings import POPULARITY, Lead, Prediction, Standing, predict_baselines, standings
 
 _VISIBILITIES: tuple[Visibility, ...] = ("strict", "order")
@@ -50,14 +50,14 @@ def evaluate_ranker(
                 report = dataclasses.replace(report, ne=math.nan)  # a count is no chance
             reports.append(report)
     found, leads = standings(dataset, chosen, fit, [*predictions, *others], "strict")
-    title = f"{loaded.model.config.name}, split {part}"
+    title = f"{loaded.model.config.name}, split {split_name(dataset, part)}"
     if plot is not None:
         plot_standings(title, found, plot)
     if json_output:
         print_json(
             {
                 "checkpoint": loaded.fingerprint,
-                "split": part,
+                "split": split_name(dataset, part),
                 "reports": [dataclasses.asdict(row) for row in reports],
                 "slices": [dataclasses.asdict(row) for row in found],
                 "leads": [dataclasses.asdict(row) for row in leads],

@@ -14,6 +14,8 @@ from mfalcon.cli.datasets import (
     ItemColumnsOption,
     ItemsOption,
     LikeOption,
+    ScratchOption,
+    check_split,
     open_dataset,
 )
 from mfalcon.cli.training import train_checkpoint
@@ -46,6 +48,7 @@ def train(
     items: ItemsOption = None,
     item_columns: ItemColumnsOption = "",
     like_at_least: LikeOption = None,
+    scratch: ScratchOption = None,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -200,7 +203,8 @@ def train(
         "visibility": visibility,
     }
     training = _with_flags(train_config(model), file.training, flags)
-    dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend)
+    dataset = open_dataset(data, columns, items, item_columns, like_at_least, file.tasks, file.blend, scratch=scratch)
+    check_split(dataset, split or (file.training.split if "split" in file.training.model_fields_set else None))
     _check_blend(config, dataset)
     if tasks == "propose" or (tasks is None and not file.tasks and _must_choose(dataset, like_at_least)):
         _say(read_lines(dataset), Console(stderr=True, highlight=False))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ class Dataset:
     dense: feature name -> [num_events] float32 number that the event's item had when it was shown, NaN where unknown.
     tasks, blend: the default heads for this data.
     reading: of a file; None of what was made or came in another form.
+    parts: [num_events] what each event is for (`mfalcon.train.splits`), where the file says it.
+    scratch: a folder for further arrays with a value for every event; None for memory.
     """
 
     name: str
@@ -55,6 +58,8 @@ class Dataset:
     blend: Mapping[str, float]
     dense: Mapping[str, Floats] = field(default_factory=dict)
     reading: Reading | None = None
+    parts: NDArray[np.int8] | None = None
+    scratch: Path | None = None
 
     def with_actions(self, actions: Sequence[str]) -> "Dataset":
         """The same events, whose bits are those of a model's actions. Raises DataError for one that the model lacks."""

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from mfalcon.clock import now_ms
 from mfalcon.models.config import RankerConfig, Task
 from mfalcon.train.dataset import Dataset
+from mfalcon.train.leaks import leak_lines
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.sequences import labels
-from mfalcon.train.splits import TEST, TRAIN, VALIDATION
+from mfalcon.train.splits import TEST, TRAIN, VALIDATION, split_name
 from mfalcon.types import Ids
 
 _SHOWN_ACTIONS = 8
@@ -64,7 +65,8 @@ def learn_lines(
         times = dataset.events["time_ms"][parts == part]
         when = f" ({moment(int(times[0]))} to {moment(int(times[-1]))})" if len(times) else ""
         sizes.append(f"{len(times):,} {name}{when}")
-    yield f"split {training.split}: {', '.join(sizes)}"
+    yield f"split {split_name(dataset, training.split)}: {', '.join(sizes)}"
+    yield from (f"  {line}" for line in leak_lines(dataset))
     new = len(np.setdiff1d(dataset.user[parts == TEST], dataset.user[parts == TRAIN]))
     yield f"  of {len(np.unique(dataset.user[parts == TEST])):,} users who test, {new:,} have no training event"
     yield "learns:"

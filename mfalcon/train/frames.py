@@ -5,7 +5,8 @@ Needs polars (the extra mfalcon[data]). Row 1 of Parquet is its first.
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -31,32 +32,73 @@ _MOST_NAMES = 30
 """Columns that a message lists."""
 
 
-def read_frame(path: Path, needed: Sequence[str], setting: str, *, only: bool = False) -> pl.DataFrame:
-    """The rows of a file, at least one, with the needed columns, or with those `only`. Every column of a CSV or TSV
-    file is text.
+BATCH_ROWS = 1 << 19
 
-    Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), .parquet, or a folder of Parquet
-    files, of which each has these columns. Columns that are not needed are not read.
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a file that are next to each other. path, first: the file, and where in it they begin, 0 being its first
+    row: for messages.
     """
-    kind = text_kind(path)
-    try:
-        if kind is not None:
-            check_header(path, kind)
-            frame = pl.scan_csv(path, infer_schema=False, separator=kind.separator, quote_char=kind.quote)
-        else:
-            frame = pl.scan_parquet(_parquet_files(path))
-        names = frame.collect_schema().names()
-        _check_columns(path, names, needed, setting)
-        rows = (frame.select(list(dict.fromkeys(needed))) if only else frame).collect(engine="streaming")
-    except pl.exceptions.NoDataError as error:
-        raise DataError(f"{path}: is empty") from error
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"{path}: cannot be read{_why(path, kind, error)}") from error
-    except pl.exceptions.PanicException as error:  # no Exception: a damaged page of a file is enough
-        raise DataError(f"{path}: cannot be read as parquet: it is damaged; write or copy it again") from error
-    if len(rows) == 0:
-        raise DataError(f"{path}: has no rows")
-    return rows
+
+    path: Path
+    first: int
+    frame: pl.DataFrame
+
+
+class Table:
+    """A file of rows, or a folder of such files, that is read when it is asked for."""
+
+    def __init__(self, path: Path, needed: Sequence[str], setting: str) -> None:
+        """needed: columns that it must have. Raises DataError.
+
+        Files: .csv, .tsv (where quotes are letters), either of them gzipped (.csv.gz), .parquet, or a folder of Parquet
+        files, of which each has these columns. Every column of a CSV or TSV file is text.
+        """
+        self.path = path
+        self._kind = text_kind(path)
+        with self._reading():
+            if self._kind is not None:
+                check_header(path, self._kind)
+                self._lazy = pl.scan_csv(
+                    path, infer_schema=False, separator=self._kind.separator, quote_char=self._kind.quote
+                )
+            else:
+                self._lazy = pl.scan_parquet(_parquet_files(path))
+            self.schema = self._lazy.collect_schema()
+            _check_columns(path, self.schema.names(), needed, setting)
+
+    def collect(self, *expressions: pl.Expr) -> pl.DataFrame:
+        """What these expressions are over all rows; all of it without any. Raises DataError, also if it has no rows."""
+        with self._reading():
+            found = (self._lazy.select(*expressions) if expressions else self._lazy).collect(engine="streaming")
+        if len(found) == 0:
+            raise DataError(f"{self.path}: has no rows")
+        return found
+
+    def batches(self, columns: Sequence[str]) -> Iterator[Rows]:
+        """These columns of all rows in their order, some at a time; no more is held. Raises DataError."""
+        first = 0
+        with self._reading():
+            frames = self._lazy.select(list(dict.fromkeys(columns))).collect_batches(
+                chunk_size=BATCH_ROWS, engine="streaming"
+            )
+            for frame in frames:
+                yield Rows(self.path, first, frame)
+                first += len(frame)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Raises DataError for what polars and the system raise."""
+        path = self.path
+        try:
+            yield
+        except pl.exceptions.NoDataError as error:
+            raise DataError(f"{path}: is empty") from error
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise DataError(f"{path}: cannot be read{_why(path, self._kind, error)}") from error
+        except pl.exceptions.PanicException as error:  # no Exception: a damaged page of a file is enough
+            raise DataError(f"{path}: cannot be read as parquet: it is damaged; write or copy it again") from error
 
 
 def text_kind(path: Path) -> TextKind | None:
@@ -112,13 +154,13 @@ def _why(path: Path, kind: TextKind | None, error: Exception) -> str:
     return f" as {'parquet' if kind is None else 'text'}: {fault or first_line[:200]}"
 
 
-def refuse(path: Path, series: pl.Series, bad: pl.Series, limit: str) -> None:
+def refuse(rows: Rows, series: pl.Series, bad: pl.Series, limit: str) -> None:
     """Raise DataError for the first row where `bad` is true, if there is one; limit: what the cell must be."""
     if bad.any():
         row = int(bad.arg_true()[0])
         raise DataError(
-            f"{path}: {place(path, row)}, column {series.name!r}: got {shown(series[row])}, must be {limit} "
-            f"({int(bad.sum()):,} such rows of {len(series):,})"
+            f"{rows.path}: {place(rows.path, rows.first + row)}, column {series.name!r}: got {shown(series[row])}, "
+            f"must be {limit} ({int(bad.sum()):,} such rows of {len(series):,})"
         )
 
 
@@ -129,19 +171,19 @@ def place(path: Path, row: int) -> str:
     return f"row {row + 1}" if line is None else f"line {line}"
 
 
-def text(path: Path, series: pl.Series, limit: str) -> pl.Series:
+def text(rows: Rows, series: pl.Series, limit: str) -> pl.Series:
     """A column of text or integers as text, without empty cells."""
     if series.dtype.is_nested() or series.dtype.is_float() or series.dtype == pl.Binary:
-        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be {limit}")
+        raise DataError(f"{rows.path}: column {series.name!r} is {series.dtype}, must be {limit}")
     cells = series.cast(pl.String)
-    refuse(path, series, (cells.is_null() | (cells == "")).fill_null(value=True), limit)
+    refuse(rows, series, (cells.is_null() | (cells == "")).fill_null(value=True), limit)
     return cells
 
 
-def numbers(path: Path, series: pl.Series) -> pl.Series:
+def numbers(rows: Rows, series: pl.Series) -> pl.Series:
     """A column as Float64, null where a cell is not a finite number."""
     if not (series.dtype.is_numeric() or series.dtype in (pl.String, pl.Boolean)):
-        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be numbers")
+        raise DataError(f"{rows.path}: column {series.name!r} is {series.dtype}, must be numbers")
     cells = series.cast(pl.Float64, strict=False)
     return cells.set(~cells.is_finite().fill_null(value=True), None)
 
@@ -159,22 +201,34 @@ class ItemIds:
     texts: Mapping[int, str] | None = None
 
 
-def item_ids(path: Path, series: pl.Series, kind: ItemIdKind = "auto") -> ItemIds:
+def item_ids(rows: Rows, series: pl.Series, *, is_text: bool) -> ItemIds:
     """A column of item ids. Integers are kept as they are. Text is hashed to 64 bits (`mfalcon.item_ids`), and two
-    texts of one number are refused. "auto": a column of text is text, unless each cell is a number as a program
-    writes it ("7", not "007"). Integers of more than 64 bits and other numbers are refused.
+    texts of one number are refused. Integers of more than 64 bits and other numbers are refused.
     """
-    if kind == "text" or (kind == "auto" and not _are_integers(series)):
-        return _hashed(path, series)
+    if is_text:
+        return _hashed(rows, series)
     if not (series.dtype.is_numeric() or series.dtype == pl.String):
-        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be text or integers")
+        raise DataError(f"{rows.path}: column {series.name!r} is {series.dtype}, must be text or integers")
     ids = series.cast(pl.Int64, strict=False)
     bad = ids.is_null()
     if series.dtype.is_float():
         exact = (ids.cast(pl.Float64) == series) & (series.abs() <= 2**53)
         bad = ~exact.fill_null(value=False)
-    refuse(path, series, bad, "a 64-bit integer: requests name items by this id (item_ids=text takes any text)")
+    refuse(rows, series, bad, "a 64-bit integer: requests name items by this id (item_ids=text takes any text)")
     return ItemIds(ids.to_numpy().copy())
+
+
+def are_text(table: Table, column: str, kind: ItemIdKind) -> bool:
+    """Whether a column of item ids is text. "auto": it is, unless each cell is a number as a program writes it ("7",
+    not "007"). Whether all are integers is for `item_ids` to say.
+    """
+    if kind != "auto":
+        return kind == "text"
+    if table.schema[column] not in (pl.String, pl.Categorical, pl.Enum):
+        return False
+    cells = pl.col(column).cast(pl.String)
+    is_no_number = cells.str.contains(r"^[+-]?0\d") | cells.cast(pl.Float64, strict=False).is_null()
+    return bool(table.collect((is_no_number & (cells != "")).any()).item())
 
 
 def texts_of(path: Path, item_id: Ids, *columns: ItemIds) -> Texts | None:
@@ -192,29 +246,17 @@ def texts_of(path: Path, item_id: Ids, *columns: ItemIds) -> Texts | None:
     return Texts.of(texts[item] for item in item_id.tolist())
 
 
-def _are_integers(series: pl.Series) -> bool:
-    """Whether a column is of numbers: text is too, if each cell reads as one and none begins with a zero for nothing
-    ("007"). Whether all are integers is for `item_ids` to say.
-    """
-    if series.dtype not in (pl.String, pl.Categorical, pl.Enum):
-        return True
-    cells = series.cast(pl.String).drop_nulls()
-    cells = cells.filter(cells != "")
-    padded = cells.str.contains(r"^[+-]?0\d")
-    return not (padded | cells.cast(pl.Float64, strict=False).is_null()).any()
-
-
-def _hashed(path: Path, series: pl.Series) -> ItemIds:
+def _hashed(rows: Rows, series: pl.Series) -> ItemIds:
     limit = "an item id (text or integer)"
-    cells = text(path, series, limit)
+    cells = text(rows, series, limit)
     too_long = cells.str.len_bytes() > MAX_ITEM_ID_BYTES
-    refuse(path, series, too_long | cells.str.contains(CONTROL_CHARACTER), f"{limit}: {ITEM_ID_LIMIT}")
+    refuse(rows, series, too_long | cells.str.contains(CONTROL_CHARACTER), f"{limit}: {ITEM_ID_LIMIT}")
     texts = cells.unique().sort()
     ids = hashed_item_ids(texts)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
         one, other = (texts[int(order[same[0] + step])] for step in (0, 1))
-        raise DataError(f"{path}: column {series.name!r}: {one!r} and {other!r} have one hash; rename one of them")
+        raise DataError(f"{rows.path}: column {series.name!r}: {one!r} and {other!r} have one hash; rename one of them")
     column = cells.replace_strict(texts, ids, return_dtype=pl.Int64).to_numpy().copy()
     return ItemIds(column, dict(zip(ids.tolist(), texts.to_list(), strict=True)))

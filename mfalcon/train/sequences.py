@@ -7,8 +7,7 @@ millisecond as the target; "order" shows every earlier event of the log.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -22,8 +21,12 @@ from mfalcon.models.config import RankerConfig, Task
 from mfalcon.train.counters import count_events
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.graph_features import with_graph
+from mfalcon.train.scratch import empty, pieces
 from mfalcon.types import Floats, Ids
 from mfalcon.window import WindowRule
+
+_HOUR_MS = 3_600_000
+"""What is derived of a request's time depends on no more than its hour."""
 
 Visibility = Literal["strict", "order"]
 
@@ -48,6 +51,39 @@ def visible_events(times: Ids, visibility: Visibility) -> Ids:
     return np.searchsorted(times, times, side="left").astype(np.int64)
 
 
+class Windows(Sequence[Window]):
+    """Windows that are made when they are asked for: of each event there are three numbers, of each window four."""
+
+    def __init__(self, order: Ids, targets: Ids, visible: Ids, bounds: Ids) -> None:
+        """order: positions in the data set, one user's behind another's. targets: of all windows, where in `order`.
+        visible: of each, how many events of its prefix it sees. bounds: [num_windows, 3]: where in `order` the prefix
+        begins and ends, and where in `targets` those of the window end.
+        """
+        self._order, self._targets, self._visible, self._bounds = order, targets, visible, bounds
+
+    @property
+    def prefix_len(self) -> Ids:
+        """[num_windows] events of each prefix."""
+        return self._bounds[:, 1] - self._bounds[:, 0]
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._bounds)
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Window]: ...
+    def __getitem__(self, index: int | slice) -> Window | list[Window]:
+        """One of them, or several."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        first, stop, end = self._bounds[index].tolist()
+        at = range(len(self))[index]
+        begin = int(self._bounds[at - 1, 2]) if at else 0
+        return Window(self._order[first:stop], self._order[self._targets[begin:end]], self._visible[begin:end])
+
+
 def windows(
     dataset: Dataset,
     is_target: NDArray[np.bool_],
@@ -56,33 +92,39 @@ def windows(
     window_chunk: int,
     *,
     alone: bool = False,
-) -> list[Window]:
+) -> Windows:
     """All windows that have a target. is_target: bool [num_events]. alone: each target has one of its own, where none
     would save anything by sharing it.
     """
-    out = []
-    order = np.argsort(dataset.user, kind="stable")
-    bounds = np.searchsorted(dataset.user[order], np.arange(len(dataset.user_ids) + 1))
-    for first, last in pairwise(bounds):
+    num_events, scratch = len(dataset.events), dataset.scratch
+    order = empty(num_events, np.int64, scratch)
+    order[:] = np.argsort(dataset.user, kind="stable")
+    num_targets = int(np.count_nonzero(is_target))
+    targets, visible = empty(num_targets, np.int64, scratch), empty(num_targets, np.int64, scratch)
+    bounds = [np.empty((0, 3), dtype=np.int64)]
+    window = WindowRule(max_history, window_chunk)
+    ends = np.cumsum(np.bincount(dataset.user, minlength=len(dataset.user_ids)))
+    done = 0
+    for first, last in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
         positions = order[first:last]
         chosen = np.flatnonzero(is_target[positions])
         if len(chosen) == 0:
             continue
-        visible = visible_events(dataset.events["time_ms"][positions], visibility)[chosen]
-        window = WindowRule(max_history, window_chunk)
-        starts = np.array([window.start(int(v)) for v in visible])
-        if alone:
-            ends = zip(starts, visible, chosen, strict=True)
-            out += [Window(positions[a:v], positions[i : i + 1], np.array([v - a])) for a, v, i in ends]
-            continue
-        for start in np.unique(starts):
-            here = starts == start
-            stop = int(visible[here].max())
-            out.append(Window(positions[start:stop], positions[chosen[here]], visible[here] - start))
-    return out
+        seen = visible_events(dataset.events["time_ms"][positions], visibility)[chosen]
+        starts = np.array([window.start(int(v)) for v in seen])
+        at = slice(done, done + len(chosen))
+        targets[at], visible[at] = first + chosen, seen - starts
+        # What a target sees never shrinks from one to the next, and so neither does the start: each window is a run.
+        ends_run = np.ones(len(chosen), dtype=np.bool_)
+        if not alone:
+            ends_run[:-1] = np.diff(starts) != 0
+        run = np.flatnonzero(ends_run)
+        bounds.append(np.stack([first + starts[run], first + seen[run], done + run + 1], axis=1))
+        done += len(chosen)
+    return Windows(order, targets, visible, np.concatenate(bounds))
 
 
-def windows_of(model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility) -> list[Window]:
+def windows_of(model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility) -> Windows:
     """The windows of a model: targets share those whose prefix is encoded once for all of them."""
     config = model.config
     window = config.max_history, config.window_chunk
@@ -106,17 +148,24 @@ class Columns:
     """A data set as tensors that batches are gathered from; the event past the end is padding."""
 
     def __init__(self, dataset: Dataset, config: RankerConfig, visibility: Visibility) -> None:
-        events = dataset.events
+        events, scratch = dataset.events, dataset.scratch
         self._pad = len(events)
         items = replace(dataset.items, is_open=config.shared is not None)
-        rows = items.keys(np.ascontiguousarray(events["item_id"]))
-        self.rows = _padded(rows)
-        self.actions = _padded(events["actions"].astype(np.int64))
-        self.values = _padded(events["value"].astype(np.float64))
-        self.times = _padded(np.ascontiguousarray(events["time_ms"]))
-        self.context = _padded(event_context(dataset))
+        rows, actions, times = (empty(len(events) + 1, np.int64, scratch) for _ in range(3))
+        values = empty(len(events) + 1, np.float64, scratch)
+        context = empty((len(events) + 1, len(dataset.context_features)), np.int64, scratch)
+        truth = empty((len(events), len(config.tasks)), np.float32, scratch)
+        for at in pieces(len(events)):
+            part = replace(dataset, user=dataset.user[at], events=events[at])
+            rows[at] = items.keys(np.ascontiguousarray(part.events["item_id"]))
+            actions[at], values[at] = part.events["actions"], part.events["value"]
+            times[at], context[at] = part.events["time_ms"], event_context(part)
+            truth[at] = labels(part, config.tasks)
+        for column in (rows, actions, times, values, context):
+            column[-1] = 0
+        self.rows, self.actions, self.times = (torch.from_numpy(column) for column in (rows, actions, times))
+        self.values, self.context, self.labels = map(torch.from_numpy, (values, context, truth))
         self.dense = _padded(event_features(dataset, config, visibility)) if config.dense_inputs else None
-        self.labels = torch.from_numpy(labels(dataset, config.tasks))
 
     def batch(self, group: Sequence[Window]) -> Batch:
         """Pad and stack windows."""
@@ -149,7 +198,9 @@ def event_context(dataset: Dataset) -> Ids:
         if feature.name in by_user:
             out[:, index] = by_user[feature.name]
         else:
-            out[:, index] = [context_codes((feature,), {}, int(t))[0] for t in dataset.events["time_ms"]]
+            hours, of = np.unique(dataset.events["time_ms"] // _HOUR_MS, return_inverse=True)
+            codes = [context_codes((feature,), {}, int(hour) * _HOUR_MS)[0] for hour in hours]
+            out[:, index] = np.array(codes, dtype=np.int64)[of]
     return out
 
 
@@ -183,7 +234,10 @@ def labels(dataset: Dataset, tasks: Sequence[Task]) -> NDArray[np.float32]:
 
 def grouped(items: Sequence[Window], batch_size: int, rng: np.random.Generator | None) -> Iterator[list[Window]]:
     """Batches of windows of similar length; shuffled when a generator is given."""
-    length = np.array([len(w.prefix) // 40 for w in items])
+    length = (
+        items.prefix_len if isinstance(items, Windows) else np.array([len(w.prefix) for w in items], dtype=np.int64)
+    )
+    length = length // 40
     jitter = rng.random(len(items)) if rng else np.zeros(len(items))
     order = np.lexsort((jitter, length))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

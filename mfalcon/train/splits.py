@@ -42,8 +42,15 @@ def split_b(dataset: Dataset) -> NDArray[np.int8]:
 
 
 def split(dataset: Dataset, kind: Split) -> NDArray[np.int8]:
-    """[num_events] part of each event under split A or B."""
+    """[num_events] part of each event: as its file says, or else under split A or B."""
+    if dataset.parts is not None:
+        return dataset.parts
     return split_a(dataset) if kind == "A" else split_b(dataset)
+
+
+def split_name(dataset: Dataset, kind: Split) -> str:
+    """What `split` splits by: A, B, or "own", which the file says."""
+    return kind if dataset.parts is None else "own"
 
 
 def thinned(parts: NDArray[np.int8], dataset: Dataset, share: float) -> NDArray[np.int8]:

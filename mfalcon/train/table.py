@@ -1,58 +1,22 @@
 """A user's own events, from CSV, TSV or Parquet, as a data set."""
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
-from pydantic import field_validator
 
-from mfalcon.clock import is_plausible
 from mfalcon.errors import DataError
-from mfalcon.models.config import ContextFeature, Frozen, SideFeature, Task
+from mfalcon.models.config import ContextFeature, SideFeature, Task
 from mfalcon.models.items import ItemTable
-from mfalcon.train.dataset import Dataset, Reading
-from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, numbers, read_frame, refuse, text, texts_of
+from mfalcon.train.dataset import Dataset
+from mfalcon.train.frames import ItemIds, texts_of
 from mfalcon.train.sequences import labels
 from mfalcon.train.settings import equal_blend
-from mfalcon.train.table_items import ItemColumns, config_name, names_of, read_items
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, MAX_USER_ID_BYTES, Events, Floats, Ids
-
-MAX_ACTIONS = 32
-ONLY_ACTION = "event"
-
-TimeUnit = Literal["auto", "s", "ms", "us", "iso8601"]
-AUTO_BELOW: Mapping[TimeUnit, float] = {"s": 1e11, "ms": 1e14, "us": 1e17}
-"""Times below this are taken for seconds, and so on: each unit ends in the year 5138."""
-FIRST_DATE, LAST_DATE = 19_000_101, 21_001_231
-"""Numbers that are more likely YYYYMMDD than seconds of 1970."""
-
-
-class ColumnMapping(Frozen):
-    """Which columns of the event file are what.
-
-    features: numbers of the item as it was shown (a price, a position); text reads as "a+b". item_ids: see
-    `mfalcon.train.frames.item_ids`. time_unit: "auto" reads date columns and ISO-8601 text as such (UTC where no zone
-    is named), and tells s, ms and us apart by the size of the numbers.
-    """
-
-    user: str = "user_id"
-    item: str = "item_id"
-    time: str = "timestamp"
-    action: str | None = None
-    value: str | None = None
-    features: tuple[str, ...] = ()
-    time_unit: TimeUnit = "auto"
-    item_ids: ItemIdKind = "auto"
-
-    @field_validator("features", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return names_of(value)
+from mfalcon.train.splits import TRAIN, VALIDATION
+from mfalcon.train.table_events import SORT_ROWS, ColumnMapping, read_events
+from mfalcon.train.table_items import ItemColumns, config_name, read_items
+from mfalcon.types import Events, Ids
 
 
 def read_table(
@@ -66,6 +30,7 @@ def read_table(
     like_at_least: float | None = None,
     name: str | None = None,
     to_learn: bool = True,
+    scratch: Path | None = None,
 ) -> Dataset:
     """Events, one a row, and optionally items, one a row, as a data set.
 
@@ -77,41 +42,29 @@ def read_table(
     exposure (impression, view); else, with a value column, "like" (value at least `like_at_least`, else the median).
     With a value column also "value" (the value itself, weighted down by its variance). `like_at_least` asks for "like"
     whatever the actions are. Blend, where none is given: every binary task alike. Not `to_learn`: no tasks, and so
-    nothing that these would need.
+    nothing that these would need. scratch: a folder for what is of each event, in place of memory.
 
     Raises DataError naming file, column and the first bad line (of Parquet the row, the first being 1).
     """
     if like_at_least is not None and columns.value is None:
         raise DataError(f"{events}: like_at_least {like_at_least:g} needs a value column")
-    wanted = (columns.user, columns.item, columns.time, columns.action, columns.value, *columns.features)
-    frame = read_frame(events, [column for column in wanted if column], "--columns", only=True)
-    user_ids, user = _users(events, frame[columns.user])
-    actions, bits = _actions(events, frame[columns.action] if columns.action else None, len(frame))
-    rows = np.empty(len(frame), dtype=EVENT_DTYPE)
-    named = item_ids(events, frame[columns.item], columns.item_ids)
-    rows["item_id"] = named.ids
-    rows["actions"] = bits
-    rows["value"] = _values(events, frame[columns.value]) if columns.value else 0
-    rows["time_ms"], time_unit = _times(events, frame[columns.time], columns.time_unit)
-    reading = Reading(time_unit, _num_late(user, rows["time_ms"]), columns.value is not None)
-    order = np.lexsort((rows["item_id"], user, rows["time_ms"]))
-    rows, user = rows[order], user[order]
-    dense = _dense(events, frame.select(columns.features))
+    read = read_events(events, columns, scratch)
+    rows, actions = read.events, read.actions
     if not tasks and to_learn:
         by_action = like_at_least is None and (len(actions) > 1 or columns.value is None)
         tasks = _action_tasks(events, actions, rows) if by_action else [_like_task(rows["value"], like_at_least)]
         tasks += [_value_task(rows["value"])] if columns.value else []
-    with_events = ItemIds(np.unique(rows["item_id"]), named.texts)
+    with_events = ItemIds(_distinct(rows["item_id"]), read.texts)
     titles = ("",) * len(with_events.ids)
     table = ItemTable(with_events.ids, titles, side={}, texts=texts_of(events, with_events.ids, with_events))
     side_features: tuple[SideFeature, ...] = ()
     if items is not None:
         table, side_features = read_items(items, item_columns or ItemColumns(), with_events, columns.item_ids)
-    hour_differs = len(np.unique(rows["time_ms"] // 3_600_000 % 24)) > 1
+    hour_differs = len(_distinct(rows["time_ms"], 3_600_000, 24)) > 1
     dataset = Dataset(
         name=name or events.name.split(".")[0],
-        user_ids=user_ids,
-        user=user,
+        user_ids=read.user_ids,
+        user=read.user,
         events=rows,
         actions=actions,
         items=table,
@@ -120,132 +73,33 @@ def read_table(
         user_context={},
         tasks=tuple(tasks),
         blend=dict(blend) if blend else equal_blend(tasks),
-        dense={name: column[order] for name, column in dense.items()},
-        reading=reading,
+        dense=read.dense,
+        reading=read.reading,
+        parts=read.parts,
+        scratch=scratch,
     )
+    if to_learn and read.parts is not None:
+        _check_parts(events, columns.split, read.parts)
     if dataset.tasks:
         _check_tasks(events, dataset, has_value=columns.value is not None)
     return dataset
 
 
-def _users(path: Path, series: pl.Series) -> tuple[tuple[str, ...], Ids]:
-    """User ids in order (by number if all are plain integers) and [num_events] index into them."""
-    cells = text(path, series, "a user id (text or integer)")
-    refuse(path, series, cells.str.len_bytes() > MAX_USER_ID_BYTES, f"at most {MAX_USER_ID_BYTES} bytes")
-    ids = cells.unique().to_list()
-    plain = all(re.fullmatch(r"0|-?[1-9][0-9]*", user_id, re.ASCII) for user_id in ids)
-    ids.sort(key=int if plain else None)
-    index = cells.replace_strict(ids, list(range(len(ids))), return_dtype=pl.Int64)
-    return tuple(ids), index.to_numpy().copy()
+def _distinct(column: Ids, unit: int = 1, modulus: int = 2**63 - 1) -> Ids:
+    """The different values of column // unit % modulus, ascending; of all of column without these."""
+    found = np.empty(0, dtype=np.int64)
+    for start in range(0, len(column), SORT_ROWS):
+        piece = column[start : start + SORT_ROWS]
+        found = np.union1d(found, piece if unit == 1 else piece // unit % modulus)
+    return found
 
 
-def _actions(path: Path, series: pl.Series | None, num_events: int) -> tuple[tuple[str, ...], NDArray[np.uint32]]:
-    """Action vocabulary, sorted, and [num_events] one bit of it each."""
-    if series is None:
-        return (ONLY_ACTION,), np.ones(num_events, dtype=np.uint32)
-    cells = text(path, series, "the name of an action")
-    names = sorted(cells.unique().to_list())
-    if len(names) > MAX_ACTIONS:
-        raise DataError(
-            f"{path}: column {series.name!r} has {len(names)} different actions ({', '.join(names[:4])}, ...), "
-            f"must have at most {MAX_ACTIONS}"
-        )
-    code = cells.replace_strict(names, list(range(len(names))), return_dtype=pl.UInt32).to_numpy()
-    return tuple(names), np.left_shift(np.uint32(1), code)
-
-
-def _values(path: Path, series: pl.Series) -> NDArray[np.float32]:
-    """[n] finite float32."""
-    cells = numbers(path, series)
-    in_range = cells.abs() <= float(np.finfo(np.float32).max)
-    refuse(path, series, ~in_range.fill_null(value=False), "a finite number (fill such cells or leave the rows out)")
-    return cells.to_numpy().astype(np.float32)
-
-
-def _dense(path: Path, frame: pl.DataFrame) -> dict[str, Floats]:
-    """Each column [num_events] by the name that the model has for it, NaN where a cell is empty."""
-    dense: dict[str, Floats] = {}
-    for series in frame:
-        name, cells = config_name(series.name), numbers(path, series)
-        refuse(path, series, cells.is_null() & ~_is_empty(series), "a finite number, or empty")
-        refuse(path, series, cells.abs() > float(np.finfo(np.float32).max), "a finite 32-bit float, or empty")
-        if cells.is_null().all():
-            raise DataError(f"{path}: column {series.name!r} is empty, must be numbers")
-        if name in dense:
-            raise DataError(f"{path}: column {series.name!r}: another feature is called {name!r} too")
-        dense[name] = cells.fill_null(float("nan")).to_numpy().astype(np.float32)
-    return dense
-
-
-def _is_empty(series: pl.Series) -> pl.Series:
-    return series.is_null() | (series == "") if series.dtype == pl.String else series.is_null()
-
-
-def _num_late(user: Ids, times: Ids) -> int:
-    """Rows that stand behind a later event of their user."""
-    frame = pl.DataFrame({"user": user, "time": times})
-    return int(frame.select((pl.col("time") < pl.col("time").cum_max().over("user")).sum()).item())
-
-
-def _times(path: Path, series: pl.Series, unit: TimeUnit) -> tuple[Ids, str]:
-    """[n] milliseconds since 1970, cut down to the millisecond; at least 1, as the server takes them. And what the
-    column was read as.
-    """
-    read_as = "dates"
-    limit = "a time from 1970 to 9999, at least 1 ms"
-    if series.dtype in (pl.Datetime, pl.Date):
-        moments = series.cast(pl.Datetime("us")) if series.dtype == pl.Date else series
-        time_ms = moments.dt.epoch("ms")
-    elif series.dtype == pl.String and (unit == "iso8601" or (unit == "auto" and not _starts_with_number(series))):
-        limit += ", in ISO-8601 such as 2026-11-22T19:05:00Z"
-        read_as = "ISO-8601"
-        time_ms = pl.Series([_milliseconds(cell) for cell in series.to_list()], dtype=pl.Int64)
-    elif unit == "iso8601":
-        raise DataError(f"{path}: column {series.name!r} is {series.dtype}, must be ISO-8601 text as time_unit says")
-    else:
-        cells = numbers(path, series)
-        refuse(path, series, cells.is_null(), limit)
-        unit = _unit(path, series.name, cells.to_numpy()) if unit == "auto" else unit
-        limit += f", in {unit}"
-        read_as = unit
-        ticks = {"s": (cells * 1000).round(), "ms": cells.floor(), "us": (cells / 1000).floor()}[unit]
-        time_ms = ticks.cast(pl.Int64, strict=False)
-    in_range = (time_ms >= 1) & (time_ms <= MAX_TIME_MS)
-    refuse(path, series, ~in_range.fill_null(value=False), limit)
-    out = time_ms.to_numpy().copy()
-    rather = {"ms": "time_unit=s", "us": "time_unit=ms"}.get(read_as, "another unit")
-    advice = f"a time of our days: read as {read_as} this is January 1970 ({rather}, perhaps)"
-    refuse(path, series, pl.Series(~is_plausible(out, 0)), advice)
-    return out, read_as
-
-
-def _starts_with_number(series: pl.Series) -> bool:
-    first = series.drop_nulls().head(1).cast(pl.Float64, strict=False)
-    return len(first) > 0 and first[0] is not None
-
-
-def _milliseconds(cell: str | None) -> int | None:
-    """An ISO-8601 time in milliseconds since 1970, UTC where no zone is named; None if it is not one."""
-    try:
-        moment = datetime.fromisoformat(cell or "")
-    except ValueError:
-        return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return since.days * 86_400_000 + since.seconds * 1000 + since.microseconds // 1000
-
-
-def _unit(path: Path, column: str, times: NDArray[np.float64]) -> TimeUnit:
-    """s, ms or us by the size of the numbers; refused where that does not tell."""
-    low, high = float(times.min()), float(times.max())
-    units = [next((unit for unit, below in AUTO_BELOW.items() if time < below), None) for time in (low, high)]
-    if low >= FIRST_DATE and high <= LAST_DATE:
-        raise DataError(
-            f"{path}: column {column!r}: {low:.0f} to {high:.0f} look like dates; write YYYY-MM-DD or give time_unit"
-        )
-    if units[1] is None or units[0] != units[1]:
-        raise DataError(f"{path}: column {column!r}: {low:.17g} to {high:.17g} do not tell their unit; give time_unit")
-    return units[1]
+def _check_parts(path: Path, column: str | None, parts: NDArray[np.int8]) -> None:
+    for name, part in (("train", TRAIN), ("validation", VALIDATION)):
+        if not np.any(parts == part):
+            raise DataError(
+                f"{path}: column {column!r} has no {name!r}: the first learns, and by validation the best epoch is kept"
+            )
 
 
 def _like_task(values: NDArray[np.float32], like_at_least: float | None) -> Task:

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from mfalcon.errors import DataError
 from mfalcon.models.config import Frozen, SideFeature
 from mfalcon.models.items import ItemTable
-from mfalcon.train.frames import ItemIdKind, ItemIds, item_ids, place, read_frame, texts_of
+from mfalcon.train.frames import ItemIdKind, ItemIds, Rows, Table, are_text, item_ids, place, texts_of
 
 MAX_CATEGORIES = 10_000
 MAX_TAGS = 1_000
@@ -54,10 +54,10 @@ def read_items(
     Text is a category, or tags where the separator occurs in any row; numbers are a category of their values if these
     are few, else of their deciles. An empty cell is missing; a column of nothing else is left out.
     """
-    frame = read_frame(
-        path, [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())], "--item-columns"
-    )
-    column = item_ids(path, frame[columns.item], kind)
+    needed = [columns.item, *([columns.title] if columns.title else []), *(columns.side or ())]
+    table = Table(path, needed, "--item-columns")
+    frame = table.collect()
+    column = item_ids(Rows(path, 0, frame), frame[columns.item], is_text=are_text(table, columns.item, kind))
     row_item = column.ids
     unique, count = np.unique(row_item, return_counts=True)
     if len(unique) != len(row_item):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,7 +121,7 @@ def run_identity(
     columns: list[NDArray[np.generic]] = [dataset.events, dataset.user, dataset.items.item_id]
     columns += [side[name] for name in sorted(side)] + [context[name] for name in sorted(context)]
     columns += [dataset.dense[name] for name in sorted(dataset.dense)]
-    columns += [learn] if learn is not None else []
+    columns += [each for each in (learn, dataset.parts) if each is not None]
     for column in columns:
         digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
@@ -141,7 +141,7 @@ def _check_trainable(columns: Columns, config: RankerConfig, parts: NDArray[np.i
 
 def _epoch(
     run: Run,
-    items: list[Window],
+    items: Sequence[Window],
     columns: Columns,
     objective: Objective[Ranker],
     per_epoch: int,
@@ -166,7 +166,7 @@ def _epoch(
         report(Progress(run.epoch, step + 1, per_epoch, total / (step + 1), rate, None, run.best_epoch))
 
 
-def _passes(items: list[Window], batch_size: int, seed: int) -> Iterator[list[Window]]:
+def _passes(items: Sequence[Window], batch_size: int, seed: int) -> Iterator[list[Window]]:
     """Batches of one pass over the windows after the other, each in an order of its own."""
     rng = np.random.default_rng(seed)
     while True:

@@ -111,6 +111,35 @@ KINDS = {
     "Parquet with a missing time": Bad(
         ("row 40, column 'timestamp': got None",), parquet(timestamp=[1790000000] * 39 + [None]), "e.parquet"
     ),
+    "an unknown part of a split": Bad(
+        ("line 2, column 'dwell': got '0', must be one of train, validation, test, unused",),
+        columns="action=what,split=dwell",
+    ),
+    "zero bytes in a field": Bad(("line 3, column 'dwell': got '\\x00'",), changed("u1,1,1790000001,click,\0\n")),
+    "a gzip file by the name of another": Bad(
+        ("e.parquet: cannot be read as parquet",), gzip.compress(b"x"), "e.parquet"
+    ),
+    "a folder without Parquet files": Bad(
+        ("i.csv: ", "has no Parquet files"), options=("--items", "i.csv"), prepare=lambda path: (path / "i.csv").mkdir()
+    ),
+    "a file that is not there": Bad(("f.csv: cannot be read", "No such file"), options=("--items", "f.csv")),
+    "a column twice in a mapping": Bad(("--columns: user is given twice",), columns="user=what,user=dwell"),
+    "a mapping of nothing": Bad(("--columns: got 'action', must be name=column",), columns="action"),
+    "an unknown name in a mapping": Bad(("--columns: ", "acton", "(action, perhaps)"), columns="acton=what"),
+    "a scratch that is not there": Bad(
+        ("--scratch: nowhere is no folder",), options=("--tasks", "auto", "--scratch", "nowhere")
+    ),
+    "a split that is said twice": Bad(
+        ("--split: got B, must not be given where --columns names a column",),
+        EVENTS.replace(",3\n", ",train\n")
+        .replace(",4\n", ",test\n")
+        .replace(",2\n", ",validation\n")
+        .replace(",1\n", ",train\n")
+        .replace(",0\n", ",unused\n")
+        .encode(),
+        columns="action=what,split=dwell",
+        options=("--tasks", "auto", "--split", "B"),
+    ),
     "only one action": Bad(
         ("every event is 'view'", "name a value column"),
         EVENTS.replace("click", "view").encode(),

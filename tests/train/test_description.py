@@ -12,7 +12,8 @@ from mfalcon.train.proposal import proposal
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.settings import read_train_file
 from mfalcon.train.splits import split
-from mfalcon.train.table import ColumnMapping, read_table
+from mfalcon.train.table import read_table
+from mfalcon.train.table_events import ColumnMapping
 
 COLUMNS = ColumnMapping(action="what", value="dwell")
 HEAD = "user_id,item_id,timestamp,what,dwell\n"

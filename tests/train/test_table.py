@@ -14,7 +14,8 @@ from mfalcon.models.config import SideFeature, Task
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.movielens import INTER
 from mfalcon.train.recipes import model_config
-from mfalcon.train.table import ColumnMapping, read_table
+from mfalcon.train.table import read_table
+from mfalcon.train.table_events import ColumnMapping
 from mfalcon.train.table_items import ItemColumns
 
 RATED = ColumnMapping(value="value")

@@ -6,7 +6,8 @@ Parquet is left out: polars ends the process where a damaged page makes it want 
 import gzip
 
 from mfalcon.errors import DataError
-from mfalcon.train.table import ColumnMapping, read_table
+from mfalcon.train.table import read_table
+from mfalcon.train.table_events import ColumnMapping
 from tests.fuzz.files import directory
 
 NAMES = ("fuzzed.csv", "fuzzed.tsv", "fuzzed.csv.gz")
