@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
+from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon_client import AccessDenied, Client, ClientError
@@ -26,6 +27,7 @@ def delete(
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenOption = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Delete users: their histories and whatever was made of them; exit code 1 if one could not be deleted.
 
@@ -38,7 +40,10 @@ def delete(
         typer.confirm(f"Delete {shown} at {target}, for good?", abort=True)
     with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key), token_file) as client:
         num_deleted, failed = delete_each(client, _ids(users))
-    Console(highlight=False).print(f"{num_deleted:,} deleted" + (f", {len(failed):,} not" if failed else ""))
+    if json_output:
+        print_json({"deleted": num_deleted, "failed": failed})
+    else:
+        Console(highlight=False).print(f"{num_deleted:,} deleted" + (f", {len(failed):,} not" if failed else ""))
     if failed:
         raise typer.Exit(1)
 

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.datasets import ColumnsOption, DataOption, open_dataset
+from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.rank import DEFAULT_TARGET, TargetOption
 from mfalcon.errors import CallFailed, ConfigError
 from mfalcon.train.dataset import Dataset
@@ -29,6 +30,7 @@ def load(
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenOption = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Append the histories of a data set to a running server; run again, it goes on where it stopped.
 
@@ -44,6 +46,9 @@ def load(
     with calling(target, tls=tls_of(tls_ca, tls_cert, tls_key), token_file=token_file) as client:
         appended = append_histories(client, dataset.with_actions(client.get_model().actions), chosen)
     there = int(chosen.sum()) - appended
+    if json_output:
+        print_json({"appended": appended, "there": there})
+        return
     Console(highlight=False).print(f"{appended:,} events appended" + (f", {there:,} were there" if there else ""))
 
 

@@ -7,6 +7,7 @@ import grpc
 import typer
 
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, tls_of, token_of
+from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.errors import CallFailed
 from proto import ranking_pb2, ranking_pb2_grpc
 
@@ -23,6 +24,7 @@ def reload(
     tls_key: TlsKeyOption = None,
     token_file: TokenOption = None,
     timeout_s: Annotated[float, typer.Option(help="Longest wait for the answer, in seconds.")] = 600.0,
+    json_output: JsonOption = False,
 ) -> None:
     """Serve another checkpoint without a restart; a bad one leaves the old one serving."""
     request = ranking_pb2.ReloadRequest(model=model, checkpoint=str(checkpoint) if checkpoint else "")
@@ -37,4 +39,7 @@ def reload(
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 details = f"{target} does not reload; must be the server's --admin-port"
             raise CallFailed(error.code().name, details) from error
+    if json_output:
+        print_json({name: getattr(done, name) for name in ("model", "version", "old_version", "took_ms")})
+        return
     typer.echo(f"{done.model}: version {done.version} instead of {done.old_version}, after {done.took_ms / 1000:.1f} s")

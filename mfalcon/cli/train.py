@@ -1,5 +1,6 @@
 """`mfalcon train`: from events to a checkpoint."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,7 @@ from mfalcon.cli.datasets import (
     check_split,
     open_dataset,
 )
+from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.training import train_checkpoint
 from mfalcon.errors import ConfigError
 from mfalcon.models.config import AttentionKind, CountersConfig, EmbeddingKind, Task
@@ -186,6 +188,7 @@ def train(
     threads: Annotated[
         int, typer.Option(help="Torch threads; 0 for all cores.", min=0, rich_help_panel="Training")
     ] = 0,
+    json_output: JsonOption = False,
 ) -> None:
     """Train a ranker and write a checkpoint. Ctrl-C keeps the last finished epoch: the same command resumes.
 
@@ -250,10 +253,13 @@ def train(
     num_parameters = count_parameters(ranker)
     check_place(target, num_parameters, overwrite=overwrite)
     parts = splits.split(dataset, training.split)
-    console = Console(highlight=False)
+    console = Console(stderr=json_output, highlight=False)
     _say(read_lines(dataset), console)
     _say(learn_lines(dataset, ranker, training, parts, num_parameters), console)
-    train_checkpoint(dataset, ranker_config=ranker, config=training, out=target, threads=threads, overwrite=overwrite)
+    trained = train_checkpoint(dataset, ranker, training, target, threads=threads, overwrite=overwrite, console=console)
+    if json_output:
+        learned = [task.name for task in dataset.tasks]
+        print_json(dataclasses.asdict(trained) | {"tasks": learned, "blend": dict(ranker.blend)})
 
 
 def _must_choose(dataset: Dataset, like_at_least: float | None) -> bool:

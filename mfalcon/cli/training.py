@@ -1,6 +1,7 @@
 """A training with a progress bar, from a data set to a checkpoint."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +31,19 @@ from mfalcon.train.trainer import train as fit
 _console = Console(highlight=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a training left. epochs, kept_epoch: how many were done, and the one whose weights these are, from 1; None
+    where all of them had been done before.
+    """
+
+    checkpoint: str
+    fingerprint: str
+    num_parameters: int
+    epochs: int | None
+    kept_epoch: int | None
+
+
 def train_checkpoint(
     dataset: Dataset,
     ranker_config: RankerConfig,
@@ -38,8 +52,16 @@ def train_checkpoint(
     threads: int = 0,
     *,
     overwrite: bool = False,
-) -> None:
+    console: Console = _console,
+) -> Trained:
     """Train with a progress bar and save; a run that was interrupted goes on where its last epoch ended."""
+    last: Step | None = None
+
+    def report(step: Step) -> None:
+        nonlocal last
+        last = step
+        _show(bar, task, config, step)
+
     check_place(out, count_parameters(ranker_config), overwrite=overwrite)
     torch.set_num_threads(threads or owned_cores())
     unfinished = progress_of(out)
@@ -50,7 +72,7 @@ def train_checkpoint(
         TextColumn("{task.fields[figures]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=_console,
+        console=console,
     )
     try:
         with bar:
@@ -60,12 +82,12 @@ def train_checkpoint(
                 ranker_config,
                 config,
                 unfinished,
-                report=lambda step: _show(bar, task, config, step),
+                report=report,
                 notify=lambda line: bar.console.print(line, soft_wrap=True),
             )
     except KeyboardInterrupt:
         kept = (unfinished / PROGRESS).is_file()
-        _console.print(
+        console.print(
             f"interrupted; the finished epochs are kept in {unfinished}: the same command goes on from there"
             if kept
             else "interrupted before the first epoch was finished; nothing is kept",
@@ -75,9 +97,10 @@ def train_checkpoint(
     items = counted_items(dataset, splits.split(dataset, config.split) == splits.TRAIN)
     fingerprint = checkpoint.save(out, model, items)
     shutil.rmtree(unfinished, ignore_errors=True)
-    _console.print(
-        f"{out}: {ranker_config.name} {fingerprint[:12]}, {sum(p.numel() for p in model.parameters()):,} parameters"
-    )
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    console.print(f"{out}: {ranker_config.name} {fingerprint[:12]}, {num_parameters:,} parameters")
+    epochs = None if last is None else (last.epoch + 1, last.best_epoch + 1)
+    return Trained(str(out), fingerprint, num_parameters, *(epochs or (None, None)))
 
 
 def _show(bar: Progress, task: TaskID, config: TrainConfig, step: Step) -> None:

@@ -72,6 +72,25 @@ def test_rank_with_titles_needs_no_torch(tmp_path: Path) -> None:
     assert not inside(modules, HEAVY)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ingest", os.devnull),
+        ("history", "ann"),
+        ("rank", "--user", "ann", "--candidates", "7"),
+        ("delete", "a", "--yes"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_who_asks_a_server_imports_no_more_than_that(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    """A start of half a second is all that a command in a loop costs."""
+    done, modules = run(tmp_path, *arguments, "--target", "127.0.0.1:1")
+    assert "UNAVAILABLE" in done.stderr or "127.0.0.1:1" in done.stderr
+    assert "mfalcon_client" in modules
+    unused = ("polars", "redis", "fastapi", "httpx", "sklearn", "matplotlib", "opentelemetry", "prometheus_client")
+    assert not inside(modules, (*HEAVY, *unused))
+
+
 def test_serve_imports_neither_the_benches_nor_the_training(tmp_path: Path) -> None:
     done, modules = run(tmp_path, "serve", "--checkpoint", "nowhere", "--grpc-port", "0", "--http-port", "0")
     assert "nowhere" in done.stderr

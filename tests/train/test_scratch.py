@@ -1,6 +1,8 @@
 """Data sets whose columns lie in files: the same in every number, and nothing is left behind."""
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,3 +89,54 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: 8 MB of scratch cannot be written: No such file.*another --scratch"):
         empty(1_000_000, np.int64, tmp_path / "nowhere")
     assert empty(0, np.int64, tmp_path / "nowhere").shape == (0,)
+
+
+MEASURE = """
+import threading, time
+from pathlib import Path
+from mfalcon.train.table import read_table
+from mfalcon.train.table_events import ColumnMapping
+
+most = 0
+
+def watch():
+    global most
+    while True:
+        status = Path("/proc/self/status").read_text()
+        most = max(most, int(status.split("RssAnon:")[1].split()[0]) * 1024)
+        time.sleep(0.01)
+
+threading.Thread(target=watch, daemon=True).start()
+time.sleep(0.2)
+before = most
+dataset = read_table(Path({folder!r}), columns=ColumnMapping(value="dwell"), scratch=Path({scratch!r}))
+print(len(dataset.events), most - before)
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is told by Linux")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """What is of each event takes 64 bytes while it is put in order; twelve million events more take 768 MB of files,
+    and a tenth of that in memory.
+    """
+    (tmp_path / "scratch").mkdir()
+    took = []
+    for num_files in (4, 16):
+        folder = tmp_path / str(num_files)
+        folder.mkdir()
+        for number in range(num_files):
+            random, num = np.random.default_rng(number), 1_000_000
+            columns = {
+                "user_id": random.integers(0, 50_000, num),
+                "item_id": random.integers(0, 10_000, num),
+                "timestamp": 1_700_000_000 + number * 86_400 + random.integers(0, 86_400, num),
+                "dwell": random.integers(0, 60, num),
+            }
+            pl.DataFrame(columns).write_parquet(folder / f"{number:02}.parquet")
+        script = MEASURE.format(folder=str(folder), scratch=str(tmp_path / "scratch"))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)
+        num_events, num_bytes = map(int, done.stdout.split())
+        assert num_events == num_files * 1_000_000
+        took.append(num_bytes)
+    assert took[1] - took[0] < 12_000_000 * 64 / 4
