@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
@@ -26,7 +27,7 @@ from mfalcon.history.redis_log import LogOptions
 from mfalcon.pseudonym import user_tag
 from mfalcon.redis.client import RedisSettings
 from mfalcon.redis.keys import Keys
-from proto import ranking_pb2
+from proto import inference_pb2, ranking_pb2
 from server.logs import JsonFormatter, TextFormatter, belongs
 from tests.redis_fixtures import OwnRedis
 from tests.server.harness import Served, serving_engine
@@ -34,6 +35,7 @@ from tests.small import START_MS, small_checkpoint
 
 WHO = "who-is-this-9f2c@example.org"
 TRACED = f"00-{7:032x}-{7:016x}-01"
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 EVENT = ranking_pb2.Event(item_id=1, actions=1, value=1.0, time_ms=START_MS)
 
 
@@ -57,11 +59,22 @@ def written() -> Iterator[list[io.StringIO]]:
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 
+def oip_message(behind: bytes = b"") -> inference_pb2.ModelInferRequest:
+    """A rank by tensors. behind: bytes at the end of the user's id."""
+    request = inference_pb2.ModelInferRequest()
+    user = request.inputs.add(name="user_id", datatype="BYTES", shape=[1])
+    user.contents.bytes_contents.append(WHO.encode() + behind)
+    request.inputs.add(name="candidate_ids", datatype="INT64", shape=[2]).contents.int64_contents.extend([1, 2])
+    return request
+
+
 async def ask_all(running: Served[Engine]) -> None:
     """Good requests and bad ones, of every method by both transports; how they end is another test's."""
     metadata = (("traceparent", TRACED),)
     stub = running.stub
     far = ranking_pb2.Event(item_id=1, actions=2**31, value=float("nan"), time_ms=1)
+    rank = ranking_pb2.RankRequest(user_id=WHO, candidates=[1, 2])
+    infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(INFER)
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: stub.AppendEvents(
             ranking_pb2.AppendEventsRequest(user_id=WHO, events=[EVENT]), timeout=5, metadata=metadata
@@ -80,6 +93,21 @@ async def ask_all(running: Served[Engine]) -> None:
         ),
         lambda: stub.Prefill(ranking_pb2.PrefillRequest(user_id=WHO), timeout=5, metadata=metadata),
         lambda: stub.GetHistory(ranking_pb2.GetHistoryRequest(user_id=WHO), timeout=5, metadata=metadata),
+        lambda: stub.RankBatch(
+            ranking_pb2.RankBatchRequest(requests=[rank, rank, ranking_pb2.RankRequest(user_id=WHO, model=WHO)]),
+            timeout=5,
+            metadata=metadata,
+        ),
+        lambda: stub.AppendBatch(
+            ranking_pb2.AppendBatchRequest(
+                appends=[ranking_pb2.AppendEventsRequest(user_id=WHO, events=[event]) for event in (EVENT, far)]
+            ),
+            timeout=5,
+            metadata=metadata,
+        ),
+        lambda: stub.Interests(ranking_pb2.InterestsRequest(user_id=WHO), timeout=5, metadata=metadata),
+        lambda: infer(oip_message().SerializeToString(), timeout=5, metadata=metadata),
+        lambda: infer(oip_message(b"\xff").SerializeToString(), timeout=5, metadata=metadata),
     ]
     for call in calls:
         with suppress(grpc.aio.AioRpcError):
@@ -92,6 +120,21 @@ async def ask_all(running: Served[Engine]) -> None:
     await http.put(f"/v1/users/{WHO}", headers=headers)
     await http.get(f"/v1/nowhere/{WHO}", headers=headers)
     await http.post(f"/v1/users/{WHO}/prefill", headers=headers)
+    ranks, event = {"user_id": WHO, "candidates": [1]}, {"item_id": 1, "time_ms": START_MS}
+    await http.post(
+        "/v1/rank/batch", json={"requests": [ranks, ranks | {"model": WHO}, ranks | {WHO: 1}]}, headers=headers
+    )
+    await http.post(
+        "/v1/events", json={"appends": [{"user_id": WHO, "events": [event]}, {"user_id": WHO}]}, headers=headers
+    )
+    await http.post("/v1/interests", json={"user_id": WHO}, headers=headers)
+    tensors: list[dict[str, object]] = [
+        {"name": "user_id", "datatype": "BYTES", "shape": [1], "data": [WHO]},
+        {"name": "candidate_ids", "datatype": "INT64", "shape": [1], "data": [1]},
+    ]
+    for inputs in (tensors, [tensors[0] | {"name": WHO}]):
+        for model in (running.engine.models[0].name, WHO):
+            await http.post(f"/v2/models/{model}/infer", json={"inputs": inputs, "id": "1"}, headers=headers)
 
 
 async def test_nothing_that_is_written_names_a_user(
@@ -128,6 +171,8 @@ async def test_nothing_that_is_written_names_a_user(
     assert len(spans) > 50 and any(user_tag(WHO) in span for span in spans)
     assert "is now the key that ends in" in log and "went back" in log and "a defect" in log
     assert user_tag(WHO) in log and user_tag(WHO) in access.read_text()
+    verbs = {line["verb"] for line in map(json.loads, access.read_text().splitlines())}
+    assert verbs >= {"rank", "rank_batch", "append_batch", "interests", "model_infer", "get_history"}
     for name in (WHO, WHO.partition("@")[0], user_hash(WHO).hex()):
         assert not [span for span in spans if name in span]
         assert not [line for line in (log + access.read_text()).splitlines() if name in line]
