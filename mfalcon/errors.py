@@ -7,6 +7,7 @@ MFalconError
 ├── UnknownModel        the request names a model that is not served
 ├── HistoryMismatch     the user's history is not the one that a call was made for; nothing was done
 ├── Overloaded          the bounded queue is full, or all memory for KV states is in use
+├── Superseded          a stream's first scores were told of a model that another one has replaced since
 ├── DeadlineExceeded    the caller's deadline passed before the answer was ready
 ├── NotReady            the server has not begun to serve: it loads its model or waits for Redis
 ├── ShuttingDown        the server is draining
@@ -130,6 +131,10 @@ class Overloaded(MFalconError):
         self.of_caller = of_caller
         self.retry_after_s = retry_after_s
         self.elsewhere = elsewhere
+
+
+class Superseded(MFalconError):
+    """A stream cannot go on: the scores that are left would not be of the same model as those that were told."""
 
 
 class DeadlineExceeded(MFalconError):

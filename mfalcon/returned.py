@@ -34,6 +34,12 @@ class Returned:
             tuple(_of_member(member, top) for member in result.members),
         )
 
+    @classmethod
+    def without_scores(cls, result: RankResult) -> "Returned":
+        """What is left of an answer whose scores were sent before it."""
+        none = np.empty(0, dtype=np.float32)
+        return cls(none, none.reshape(len(result.tasks), 0), result.unknown, result.failed, result.members)
+
 
 def _among(positions: Positions, top: Positions) -> Positions:
     return positions[np.isin(positions, top)]

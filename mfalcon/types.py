@@ -3,7 +3,7 @@
 An event is one user action on one item; a history is a user's events in order. Both are numpy arrays of `EVENT_DTYPE`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, TypeAlias
@@ -339,6 +339,27 @@ class MemberResult:
     error: str = ""
     took_us: int = 0
     items_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankPart:
+    """Scores of a request that is still being answered: of the candidates [first, first + num).
+
+    scores: [num] blend. task_scores: [num_tasks, num]. unknown, failed: positions among the request's candidates, see
+    `RankResult`. tasks, model_version: as of the whole answer.
+    """
+
+    first: int
+    scores: Floats
+    task_scores: Floats
+    unknown: Positions
+    failed: Positions
+    tasks: tuple[str, ...]
+    model_version: str
+
+
+TellPart: TypeAlias = Callable[[RankPart], None]
+"""Is told parts in order, and does not wait."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,26 @@ class RankBatchResponse(_message.Message):
     outcomes: _containers.RepeatedCompositeFieldContainer[RankOutcome]
     def __init__(self, outcomes: _Optional[_Iterable[_Union[RankOutcome, _Mapping]]] = ...) -> None: ...
 
+class RankPart(_message.Message):
+    __slots__ = ("first", "scores", "task_scores", "unknown", "failed", "tasks", "model_version", "answer")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    TASK_SCORES_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    TASKS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    scores: _containers.RepeatedScalarFieldContainer[float]
+    task_scores: _containers.RepeatedScalarFieldContainer[float]
+    unknown: _containers.RepeatedScalarFieldContainer[int]
+    failed: _containers.RepeatedScalarFieldContainer[int]
+    tasks: _containers.RepeatedScalarFieldContainer[str]
+    model_version: str
+    answer: RankResponse
+    def __init__(self, first: _Optional[int] = ..., scores: _Optional[_Iterable[float]] = ..., task_scores: _Optional[_Iterable[float]] = ..., unknown: _Optional[_Iterable[int]] = ..., failed: _Optional[_Iterable[int]] = ..., tasks: _Optional[_Iterable[str]] = ..., model_version: _Optional[str] = ..., answer: _Optional[_Union[RankResponse, _Mapping]] = ...) -> None: ...
+
 class RankOutcome(_message.Message):
     __slots__ = ("ranked", "failure")
     RANKED_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,11 @@ class RankingStub:
                 request_serializer=proto_dot_ranking__pb2.RankBatchRequest.SerializeToString,
                 response_deserializer=proto_dot_ranking__pb2.RankBatchResponse.FromString,
                 _registered_method=True)
+        self.RankStream = channel.unary_stream(
+                '/mfalcon.v1.Ranking/RankStream',
+                request_serializer=proto_dot_ranking__pb2.RankRequest.SerializeToString,
+                response_deserializer=proto_dot_ranking__pb2.RankPart.FromString,
+                _registered_method=True)
         self.AppendEvents = channel.unary_unary(
                 '/mfalcon.v1.Ranking/AppendEvents',
                 request_serializer=proto_dot_ranking__pb2.AppendEventsRequest.SerializeToString,
@@ -91,6 +96,7 @@ class RankingServicer:
 
     def Rank(self, request, context):
         """Scores the candidates against the user's history. An unknown user has an empty history and is still ranked.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,6 +106,19 @@ class RankingServicer:
         """Scores candidates for several users, or several lists for one: each rank by itself, as Rank does it, so what is wrong
         with one is told of it alone, and each may have an answer or none by the deadline of the call. Each counts as a request
         against its caller's limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RankStream(self, request, context):
+        """Scores the candidates as Rank does, and sends the scores as they come: for sets so large that the first scores are of
+        use before the last ones are there. Parts are in the order of the candidates, each candidate is in one of them, and all
+        are of one model and one history. The last message has `answer`: a stream that ends without it ends with a status
+        other than OK, and what it has told is right all the same. ABORTED where the model was exchanged meanwhile: ask again.
+        Who does not read holds up nobody; the deadline of the call is that of the last message.
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
+        buf:lint:ignore RPC_REQUEST_STANDARD_NAME
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -183,6 +202,11 @@ def add_RankingServicer_to_server(servicer, server):
                     servicer.RankBatch,
                     request_deserializer=proto_dot_ranking__pb2.RankBatchRequest.FromString,
                     response_serializer=proto_dot_ranking__pb2.RankBatchResponse.SerializeToString,
+            ),
+            'RankStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.RankStream,
+                    request_deserializer=proto_dot_ranking__pb2.RankRequest.FromString,
+                    response_serializer=proto_dot_ranking__pb2.RankPart.SerializeToString,
             ),
             'AppendEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.AppendEvents,
@@ -279,6 +303,33 @@ class Ranking:
             '/mfalcon.v1.Ranking/RankBatch',
             proto_dot_ranking__pb2.RankBatchRequest.SerializeToString,
             proto_dot_ranking__pb2.RankBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RankStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/mfalcon.v1.Ranking/RankStream',
+            proto_dot_ranking__pb2.RankRequest.SerializeToString,
+            proto_dot_ranking__pb2.RankPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -41,6 +41,7 @@ from mfalcon.types import (
 from server import arrivals, limits
 from server.access.gate import Gate
 from server.limits import Limits
+from server.parts import Write, in_parts
 from server.ranking_engine import RankingEngine
 
 _log = logging.getLogger(__name__)
@@ -140,6 +141,34 @@ class Handler:
 
     async def rank(self, request: RankRequest, model: str, time_left: float | None) -> RankResult:
         """Score the candidates; `model` is the name that the caller asks for ("" is the default one)."""
+        request, info = self._checked_rank(request, model)
+        return await self._ranked(time_left, lambda deadline: self._engine.rank(request, deadline, info.name))
+
+    async def rank_stream(self, request: RankRequest, model: str, time_left: float | None, write: Write) -> RankResult:
+        """Score the candidates, and write their scores as they come, in order. Returns the answer, all of whose scores
+        are written. What it raises comes after the parts that are right; the deadline is that of the last one.
+        """
+        request, info = self._checked_rank(request, model)
+        limits.check_streams(request)
+
+        def rank(deadline: float) -> Coroutine[None, None, RankResult]:
+            return in_parts(lambda tell: self._engine.rank(request, deadline, info.name, tell), write)
+
+        return await self._ranked(time_left, rank)
+
+    async def _ranked(
+        self, time_left: float | None, rank: Callable[[float], Coroutine[None, None, RankResult]]
+    ) -> RankResult:
+        """What `rank` answers by a deadline."""
+        async with self._admitted(time_left) as deadline:
+            arrival = arrivals.current()
+            arrival.asked = time.perf_counter()
+            arrival.result = result = await rank(deadline)
+            arrival.told = time.perf_counter()
+            return result
+
+    def _checked_rank(self, request: RankRequest, model: str) -> tuple[RankRequest, ModelInfo]:
+        """A legal request, with the model that it asks."""
         arrivals.current().handled = time.perf_counter()
         info = self._found(model, self._engine.models)
         if info.ensemble is not None and not info.tasks:  # nobody knows yet what is legal
@@ -165,12 +194,7 @@ class Handler:
             request = dataclasses.replace(request, top_k=0)
         if request.request_time_ms == 0:
             request = dataclasses.replace(request, request_time_ms=now_ms())
-        async with self._admitted(time_left) as deadline:
-            arrival = arrivals.current()
-            arrival.asked = time.perf_counter()
-            arrival.result = result = await self._engine.rank(request, deadline, info.name)
-            arrival.told = time.perf_counter()
-            return result
+        return request, info
 
     async def rank_batch(self, ranks: Sequence[ModelRank | InvalidInput], time_left: float | None) -> list[RankOutcome]:
         """Rank for several users, each by itself: what `rank` would return or raise for it. One that could not even be

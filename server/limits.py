@@ -166,6 +166,14 @@ def check_returns(request: RankRequest) -> None:
         raise InvalidInput("top_k", 0, "at least 1 where the top alone is returned")
 
 
+def check_streams(request: RankRequest) -> None:
+    """Candidates that the caller knows, and all of their scores."""
+    if request.retrieve is not None:
+        raise InvalidInput("retrieve", request.retrieve.model, "absent in a stream: what is proposed is few items")
+    if request.returns == "top":
+        raise InvalidInput("return", "top", "both, scores or empty in a stream")
+
+
 def check_num_items(item_ids: Sized, max_items: int) -> None:
     """At most `max_items` of them; any id is legal."""
     if len(item_ids) > max_items:

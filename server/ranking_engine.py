@@ -17,6 +17,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    TellPart,
     UserAppend,
 )
 
@@ -44,9 +45,15 @@ class RankingEngine(Protocol):
         """How busy it is."""
         ...
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
+    async def rank(
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str,
+        tell: TellPart | None = None,
+    ) -> RankResult:
         """Score the candidates by a model of this name, all finite. InvalidInput when recent events are older than the
-        log.
+        log. tell: is called with scores as they come, in order, if they come in parts; the answer has all of them.
         """
         ...
 

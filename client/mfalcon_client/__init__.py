@@ -2,6 +2,7 @@
 
 from mfalcon_client.affinity import RANK_KEY, rank_key
 from mfalcon_client.async_client import AsyncClient
+from mfalcon_client.async_streams import AsyncRankStream
 from mfalcon_client.client import Client
 from mfalcon_client.connection import Tls
 from mfalcon_client.errors import (
@@ -18,6 +19,7 @@ from mfalcon_client.errors import (
 )
 from mfalcon_client.item_ids import item_id, item_ids
 from mfalcon_client.retry import Retry
+from mfalcon_client.streams import RankStream
 from mfalcon_client.token_file import TokenFile
 from mfalcon_client.types import (
     EVENT_DTYPE,
@@ -37,6 +39,7 @@ from mfalcon_client.types import (
     MemberResult,
     Model,
     Nearest,
+    Part,
     Rank,
     Ranking,
     Rerank,
@@ -55,6 +58,7 @@ __all__ = [
     "Append",
     "Appended",
     "AsyncClient",
+    "AsyncRankStream",
     "CacheInfo",
     "CacheSource",
     "Client",
@@ -76,7 +80,9 @@ __all__ = [
     "Nearest",
     "NotFound",
     "Overloaded",
+    "Part",
     "Rank",
+    "RankStream",
     "Ranking",
     "Rerank",
     "Retrieve",

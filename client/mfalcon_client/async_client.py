@@ -10,10 +10,11 @@ import grpc.aio
 
 from mfalcon_client import calls, encoding
 from mfalcon_client.append_ids import KeptIds
+from mfalcon_client.async_streams import AsyncRankStream, Responses
 from mfalcon_client.calls import Call
 from mfalcon_client.client import DEFAULT_TIMEOUT_S, POLL_S
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
+from mfalcon_client.errors import ClientError, DeadlineExceeded, ServerFailure, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
 from mfalcon_client.types import (
     Append,
@@ -33,6 +34,7 @@ from mfalcon_client.types import (
 )
 
 Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 
 class AsyncClient:
@@ -146,6 +148,25 @@ class AsyncClient:
         """See `Client.rank_batch`."""
         return await self._call(calls.rank_batch(ranks), timeout_s)
 
+    async def rank_stream(self, rank: Rank, *, timeout_s: float | None = None) -> AsyncRankStream:
+        """See `Client.rank_stream`."""
+        call, expected = calls.rank_stream(rank)
+
+        async def attempt(metadata: Metadata, attempts: Attempts) -> tuple[Responses, bytes]:
+            method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(call.path)
+            responses = method(call.request, timeout=attempts.begin(), metadata=metadata)
+            first = await responses.read()
+            if not isinstance(first, bytes):
+                raise ServerFailure("INTERNAL", "the stream ended before its first message")
+            return responses, first
+
+        def closed() -> ClientError | None:
+            return attempts.closed() if self._closing.is_set() else None
+
+        attempts = self._attempts(call, timeout_s)
+        responses, first = await self._repeat(call, attempts, attempt)
+        return AsyncRankStream(responses, first, expected, closed)
+
     async def append_events(
         self,
         user_id: str,
@@ -238,14 +259,28 @@ class AsyncClient:
         hedge_after_s: float | None = None,
         waits: bool = False,
     ) -> Answer:
+        attempts = self._attempts(call, timeout_s, waits=waits)
+        raw = await self._repeat(
+            call, attempts, lambda metadata, attempts: self._attempt(call, metadata, attempts, hedge_after_s, waits)
+        )
+        answer = call.answer(raw)
+        self._kept_ids.heard(answer)
+        return answer
+
+    def _attempts(self, call: Call[Answer], timeout_s: float | None, *, waits: bool = False) -> Attempts:
         self._birthplace.check()
         time_s = self._timeout_s if timeout_s is None else timeout_s
         retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
-        attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
+        return Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
+
+    async def _repeat(
+        self, call: Call[Answer], attempts: Attempts, attempt: Callable[[Metadata, Attempts], Awaitable[Reply]]
+    ) -> Reply:
+        """What the first attempt gives that does not fail."""
         while not self._closing.is_set():
             metadata = self._connection.metadata(call.user_id)  # what a token raises is no answer of the server
             try:
-                raw = await self._attempt(call, metadata, attempts, hedge_after_s, waits)
+                reply = await attempt(metadata, attempts)
             except grpc.aio.AioRpcError as error:
                 if not self._closing.is_set():
                     failure = Failure.of(error.code().name, error.details(), error.trailing_metadata())
@@ -257,9 +292,7 @@ class AsyncClient:
                 # It is the channel that ended the call, not somebody who cancels this task.
             else:
                 attempts.answered()
-                answer = call.answer(raw)
-                self._kept_ids.heard(answer)
-                return answer
+                return reply
         raise attempts.closed()
 
     async def _attempt(

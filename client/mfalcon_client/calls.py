@@ -91,16 +91,28 @@ def rank(user_id: str, options: bytes, expected: Expected) -> Call[Ranking]:
     return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
 
+def rank_stream(rank: Rank) -> tuple[Call[bytes], Expected]:
+    """The same in parts. What is read of an answer is its first message."""
+    request, expected = _request_of(rank)
+    return Call("RankStream", request, rank.user_id, Repeat.IDEMPOTENT, bytes), expected
+
+
+def _request_of(rank: Rank) -> tuple[bytes, Expected]:
+    """A serialized RankRequest, and what an answer to it must fit."""
+    options = {field.name: getattr(rank, field.name) for field in fields(rank)[1:]}
+    expected = Expected(
+        len(rank.candidates), allow_partial=rank.allow_partial, retrieve=rank.retrieve, returns=rank.returns
+    )
+    return encoding.user(rank.user_id) + encoding.rank_options(**options), expected
+
+
 def rank_batch(ranks: Sequence[Rank]) -> Call[tuple[Ranking | ClientError, ...]]:
     """Ranks of several users."""
     requests, expected = [], []
     for each in ranks:
-        options = {field.name: getattr(each, field.name) for field in fields(each)[1:]}
-        requests.append(encoding.user(each.user_id) + encoding.rank_options(**options))
-        wish = each.retrieve
-        expected.append(
-            Expected(len(each.candidates), allow_partial=each.allow_partial, retrieve=wish, returns=each.returns)
-        )
+        request, fits = _request_of(each)
+        requests.append(request)
+        expected.append(fits)
 
     def read(raw: bytes) -> tuple[Ranking | ClientError, ...]:
         outcomes = encoding.rankings(raw)

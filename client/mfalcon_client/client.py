@@ -13,8 +13,9 @@ from mfalcon_client import calls, encoding
 from mfalcon_client.append_ids import KeptIds
 from mfalcon_client.calls import Call
 from mfalcon_client.connection import Birthplace, Connection, Metadata, Spread, Tls, Token, anywhere
-from mfalcon_client.errors import ClientError, DeadlineExceeded, Unavailable
+from mfalcon_client.errors import ClientError, DeadlineExceeded, ServerFailure, Unavailable
 from mfalcon_client.retry import DEFAULT_RETRY, ONCE, Attempts, Budget, Failure, Retry, checked_timeout
+from mfalcon_client.streams import RankStream, Responses
 from mfalcon_client.types import (
     Append,
     Appended,
@@ -33,6 +34,7 @@ from mfalcon_client.types import (
 )
 
 Answer = TypeVar("Answer")
+Reply = TypeVar("Reply")
 
 _Begin = Callable[[], "grpc.Future[bytes]"]
 
@@ -167,6 +169,29 @@ class Client:
         """
         return self._call(calls.rank_batch(ranks), timeout_s)
 
+    def rank_stream(self, rank: Rank, *, timeout_s: float | None = None) -> RankStream:
+        """Score candidates as `rank` does, and take scores as they come: iterate over the stream for its parts, in the
+        order of the candidates; then `ranking` is the whole answer. Returns once the first part is here, until when the
+        call is repeated as a rank is. timeout_s: of all parts. Raises ClientError, and so does the stream: Unavailable
+        (ABORTED) where the model was exchanged meanwhile.
+        """
+        call, expected = calls.rank_stream(rank)
+
+        def attempt(metadata: Metadata, attempts: Attempts) -> tuple[Responses, bytes]:
+            method: grpc.UnaryStreamMultiCallable[bytes, bytes] = self._channel.unary_stream(call.path)
+            responses = method(call.request, attempts.begin(), metadata)
+            try:
+                return responses, next(responses)
+            except StopIteration:
+                raise ServerFailure("INTERNAL", "the stream ended before its first message") from None
+
+        def closed() -> ClientError | None:
+            return attempts.closed() if self._closing.is_set() else None
+
+        attempts = self._attempts(call, timeout_s)
+        responses, first = self._repeat(call, attempts, attempt)
+        return RankStream(responses, first, expected, closed)
+
     def append_events(
         self,
         user_id: str,
@@ -286,14 +311,26 @@ class Client:
         hedge_after_s: float | None = None,
         waits: bool = False,
     ) -> Answer:
+        attempts = self._attempts(call, timeout_s, waits=waits)
+        raw = self._repeat(
+            call, attempts, lambda metadata, attempts: self._attempt(call, metadata, attempts, hedge_after_s, waits)
+        )
+        answer = call.answer(raw)
+        self._kept_ids.heard(answer)
+        return answer
+
+    def _attempts(self, call: Call[Answer], timeout_s: float | None, *, waits: bool = False) -> Attempts:
         self._birthplace.check()
         time_s = self._timeout_s if timeout_s is None else timeout_s
         retry, budget = (ONCE, Budget(ONCE.budget)) if waits else (self._retry, self._budget)
-        attempts = Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
+        return Attempts(retry, budget, call.repeat, time_s, any_replica=self._connection.spread == "turn")
+
+    def _repeat(self, call: Call[Answer], attempts: Attempts, attempt: Callable[[Metadata, Attempts], Reply]) -> Reply:
+        """What the first attempt gives that does not fail."""
         while not self._closing.is_set():
             metadata = self._connection.metadata(call.user_id)  # what a token raises is no answer of the server
             try:
-                raw = self._attempt(call, metadata, attempts, hedge_after_s, waits)
+                reply = attempt(metadata, attempts)
             except grpc.RpcError as error:
                 ended = cast(grpc.Call, error)  # what a call raises is both
                 if not self._closing.is_set():
@@ -301,9 +338,7 @@ class Client:
                     self._closing.wait(attempts.failed(failure))
             else:
                 attempts.answered()
-                answer = call.answer(raw)
-                self._kept_ids.heard(answer)
-                return answer
+                return reply
         raise attempts.closed()
 
     def _attempt(

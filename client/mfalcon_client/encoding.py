@@ -33,6 +33,7 @@ from mfalcon_client.types import (
     MemberResult,
     Model,
     Nearest,
+    Part,
     Ranking,
     Rerank,
     Retrieve,
@@ -218,6 +219,22 @@ def _ranking(reply: pb.RankResponse) -> Ranking:
         candidate_texts=tuple(reply.candidate_ids),
         num_scored=reply.num_scored or len(scores),
     )
+
+
+def rank_part(raw: bytes) -> tuple[Part, Ranking | None]:
+    """Of a serialized RankPart; with the answer, without its scores, of the last one."""
+    reply = pb.RankPart.FromString(raw)
+    tasks, scores = tuple(reply.tasks), np.asarray(reply.scores, dtype=np.float32)
+    part = Part(
+        first=reply.first,
+        scores=scores,
+        task_scores=np.asarray(reply.task_scores, dtype=np.float32).reshape(len(tasks), len(scores)),
+        unknown=np.asarray(reply.unknown, dtype=np.int64),
+        failed=np.asarray(reply.failed, dtype=np.int64),
+        tasks=tasks,
+        model_version=reply.model_version,
+    )
+    return part, _ranking(reply.answer) if reply.HasField("answer") else None
 
 
 def interests(raw: bytes) -> Interests:

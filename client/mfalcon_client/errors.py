@@ -6,7 +6,7 @@ ClientError
 ├── VersionConflict    the history is not the expected one; nothing was written by the last attempt
 ├── Overloaded         refused: there is no room, or the answer would come too late
 ├── DeadlineExceeded   the time was up before there was an answer
-├── Unavailable        no server was reached, or it starts, drains or waits for Redis
+├── Unavailable        no server was reached, or it starts, drains or waits for Redis, or a stream's model was exchanged
 ├── AccessDenied       the token or certificate is missing, wrong, or not enough
 ├── ServerFailure      the server failed on this call, or its answer cannot be read
 └── Closed             this client was closed before there was an answer
@@ -98,6 +98,7 @@ ERRORS: Final[Mapping[str, type[ClientError]]] = {
     "DEADLINE_EXCEEDED": DeadlineExceeded,
     "UNAVAILABLE": Unavailable,
     "CANCELLED": Unavailable,
+    "ABORTED": Unavailable,
     "UNAUTHENTICATED": AccessDenied,
     "PERMISSION_DENIED": AccessDenied,
     "INTERNAL": ServerFailure,

@@ -201,6 +201,23 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Scores of the candidates [first, first + num) of a stream. Arrays are read-only.
+
+    scores: float32 [num]. task_scores: float32 [num_tasks, num]. unknown, failed: int64, positions among all
+    candidates, see `Ranking`. tasks, model_version: as of the whole answer.
+    """
+
+    first: int
+    scores: NDArray[np.float32]
+    task_scores: NDArray[np.float32]
+    unknown: NDArray[np.int64]
+    failed: NDArray[np.int64]
+    tasks: tuple[str, ...]
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
 class Retrieve:
     """What proposes the candidates of a rank: of each condition the nearest items in turn, each item once.
 

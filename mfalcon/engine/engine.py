@@ -49,6 +49,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    TellPart,
     UserAppend,
 )
 
@@ -132,9 +133,16 @@ class Engine:
         if self.histories.redis is not None:
             await self.histories.redis.reach()
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str = "",
+        tell: TellPart | None = None,
+    ) -> RankResult:
         """Score a request's candidates by a model or an ensemble, the default model for "". deadline: time.monotonic()
-        seconds.
+        seconds. tell: is called with scores as they come, before the answer that has them all; of an ensemble none come
+        before it.
 
         Raises UnknownModel, Overloaded, DeadlineExceeded, ShuttingDown or EngineFailure; InvalidInput for recent events
         older than the log; StorageUnavailable when the log cannot be asked; for an ensemble TooFewMembers.
@@ -144,9 +152,9 @@ class Engine:
                 request, deadline, lambda retrieved: self.rank(retrieved, deadline, model)
             )
         if self._capture is None:
-            return await self._pipeline.rank(request, deadline, model)
+            return await self._pipeline.rank(request, deadline, model, tell=tell)
         seen = self._capture.begin(user_hash(request.user_id))
-        result = await self._pipeline.rank(request, deadline, model, seen)
+        result = await self._pipeline.rank(request, deadline, model, seen, tell)
         if seen is not None:
             # In the context of this request, once its answer is on its way.
             offer = self._capture.offer

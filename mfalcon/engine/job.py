@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mfalcon.counters.sets import Counted
+from mfalcon.engine.parts import Parts
 from mfalcon.engine.progress import Progress, Slice
 from mfalcon.kvcache.fetch import Fetched
 from mfalcon.scope import request_id
@@ -47,8 +48,9 @@ class RankJob:
     scheduler's and the device thread's: forecast; the predicted seconds that are left, and of them those that others
     need not wait for; whether it takes no state that is cached; how far it is. so_far: the answer if nothing more is
     scored, for one that may be partial. reserve_s: what the stages behind need of the time before the deadline.
-    request_id: its name in the log. slices: of one that is traced, those that are done, else None. The future stays
-    pending until there is an answer, so that a caller may leave at any time.
+    request_id: its name in the log. slices: of one that is traced, those that are done, else None. parts: of one that
+    tells its scores as they come. The future stays pending until there is an answer, so that a caller may leave at any
+    time.
     """
 
     request: RankRequest
@@ -70,6 +72,7 @@ class RankJob:
     reserve_s: float = 0.0
     request_id: str = field(default_factory=request_id)
     slices: list[Slice] | None = None
+    parts: Parts | None = None
 
     @property
     def user(self) -> bytes:

@@ -12,7 +12,9 @@ from mfalcon.capture.seen import Seen
 from mfalcon.engine.answers import Answers
 from mfalcon.engine.device import Device
 from mfalcon.engine.job import RankJob, prefill_job
-from mfalcon.engine.job_spans import explained, tell
+from mfalcon.engine.job_spans import explained
+from mfalcon.engine.job_spans import tell as tell_spans
+from mfalcon.engine.parts import Parts
 from mfalcon.engine.ranker import LoadedRanker
 from mfalcon.errors import DeadlineExceeded, StorageUnavailable
 from mfalcon.history.history import Reading
@@ -21,7 +23,7 @@ from mfalcon.kvcache.fetch import Fetched
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.scope import Scope, current
 from mfalcon.spans import exemplar, is_traced
-from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankRequest, RankResult, Timings
+from mfalcon.types import CacheInfo, CacheSource, LateEvents, RankPart, RankRequest, RankResult, TellPart, Timings
 
 
 class Jobs:
@@ -48,11 +50,13 @@ class Jobs:
         beside: object = None,
         reserve_s: float = 0.0,
         seen: Seen | None = None,
+        tell: TellPart | None = None,
     ) -> RankResult:
-        """Score a request's candidates. beside, reserve_s: see `RankJob`. seen: is told what the model reads. Raises
+        """Score a request's candidates. beside, reserve_s: see `RankJob`. seen: is told what the model reads. tell: is
+        called, on this loop, with scores as they come; what it was not told is in the answer, as are all. Raises
         InvalidInput for recent events older than the log.
         """
-        accepted = time.monotonic()
+        accepted, loop = time.monotonic(), asyncio.get_running_loop()
         with self._metrics.device.answering(ranker.name, deadline):
             with self._device.coming(deadline):
                 fetched = await ranker.fetcher.open(
@@ -80,6 +84,7 @@ class Jobs:
                 reserve_s=reserve_s,
                 is_cold=request.recompute,
                 slices=[] if is_traced() else None,
+                parts=None if tell is None else _parts_for(tell, loop),
             )
             if seen is not None:
                 seen.note(fetched.history, job.counted)
@@ -89,7 +94,7 @@ class Jobs:
             finally:
                 now = time.monotonic()
                 if job.slices is not None:
-                    asyncio.get_running_loop().call_soon(tell, job, accepted, now)  # behind the answer
+                    loop.call_soon(tell_spans, job, accepted, now)  # behind the answer
                 del job  # see `_answer`
                 if noting is not None:
                     noting.device_s = now - asked
@@ -154,6 +159,15 @@ class Jobs:
             took(model, "features", timings.features_us / 1e6, shown)
         took(model, "encode", max(0.0, timings.state_us - fetched_us + timings.encode_us) / 1e6, shown)
         took(model, "score", timings.score_us / 1e6, shown)
+
+
+def _parts_for(tell: TellPart, loop: asyncio.AbstractEventLoop) -> Parts:
+    """What is told on this loop, from whichever thread."""
+
+    def hand_over(part: RankPart) -> None:
+        loop.call_soon_threadsafe(tell, part)
+
+    return Parts(hand_over)
 
 
 def _note(scope: Scope, fetched: Fetched) -> None:

@@ -22,7 +22,7 @@ from mfalcon.engine.reranking import Reranking
 from mfalcon.errors import InvalidInput
 from mfalcon.metrics.server_metrics import ServerMetrics
 from mfalcon.spans import within
-from mfalcon.types import RankRequest, RankResult, no_events
+from mfalcon.types import RankRequest, RankResult, TellPart, no_events
 
 
 class Pipeline:
@@ -38,9 +38,14 @@ class Pipeline:
         self._metrics = metrics
 
     async def rank(
-        self, request: RankRequest, deadline: float | None, model: str, seen: Seen | None = None
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str,
+        seen: Seen | None = None,
+        tell: TellPart | None = None,
     ) -> RankResult:
-        """See `Engine.rank`."""
+        """See `Engine.rank`. An ensemble has no scores before it has merged."""
         accepted, ensemble = time.monotonic(), self._ensembles.get(model)
         ranker = self._likeness(ensemble, request) if ensemble is not None else self._catalog.get(model)
         reading = None
@@ -56,7 +61,7 @@ class Pipeline:
                 due = reply_by(deadline, accepted)
                 reserve_s = 0.0 if wish is None else self._reranking.reserve(wish, due - accepted)
                 result = await self._jobs.rank(
-                    ranker, request, deadline, reading=reading, reserve_s=reserve_s, seen=seen
+                    ranker, request, deadline, reading=reading, reserve_s=reserve_s, seen=seen, tell=tell
                 )
             positions, whole, asked = None, result, request
             if request.top_k and (request.exclude_unknown or request.exclude_seen):

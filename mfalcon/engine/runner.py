@@ -18,6 +18,7 @@ from mfalcon.best_first import best_first
 from mfalcon.engine.clock import clock_of
 from mfalcon.engine.encoding import Encoded, Encoder, alike
 from mfalcon.engine.job import Forecast, RankJob
+from mfalcon.engine.parts import Parts
 from mfalcon.engine.progress import Progress, Slice
 from mfalcon.engine.slices import fitting
 from mfalcon.errors import DeadlineExceeded, EngineFailure, MFalconError
@@ -31,7 +32,19 @@ from mfalcon.kvcache.item_rows import joined
 from mfalcon.kvcache.planner import Predictor
 from mfalcon.models.base import Ranker, Targets, context_codes, event_tokens
 from mfalcon.models.items import ItemTable
-from mfalcon.types import NO_SCORE, CacheSource, Events, Floats, Ids, RankRequest, RankResult, Timings, no_events
+from mfalcon.types import (
+    NO_SCORE,
+    CacheSource,
+    Events,
+    Floats,
+    Ids,
+    RankPart,
+    RankRequest,
+    RankResult,
+    Timings,
+    no_events,
+    no_positions,
+)
 from mfalcon.window import WindowRule
 
 _log = logging.getLogger(__name__)
@@ -170,6 +183,9 @@ class Runner:
         for work in works:
             work.encode_s += encode_s
             work.score_s += max(0.0, ended - max(scoring, encoding + encode_s))
+        for job, work in zip(jobs, works, strict=True):
+            if job.parts is not None and not work.is_done:
+                self._tell(job.parts, work)
         return [self._answer(job, work, ended) for job, work in zip(jobs, works, strict=True)]
 
     def let_go(self, job: RankJob) -> None:
@@ -196,15 +212,22 @@ class Runner:
             torch.cuda.synchronize(self._device)
 
     def _progress(self, job: RankJob) -> Progress:
-        """How far a job is; one that has not begun here begins.
+        """How far a job is; one that has not begun here begins. Raises Superseded."""
+        if job.progress is not None and job.progress.owner is self:
+            return job.progress
+        work = self._begin(job)
+        if job.parts is not None:
+            job.parts.check(work)
+        return work
+
+    def _begin(self, job: RankJob) -> Progress:
+        """Begin a job.
 
         It finds what there is of the window of history and recent events. The history's part will be kept in the cache,
         the rest not. If the recent events move the window's start, the state of what they leave of the history is kept
         too, beside that of the history's own window: the next request with recent events finds it, and so does the
         history when they are acknowledged.
         """
-        if job.progress is not None and job.progress.owner is self:
-            return job.progress
         began = time.monotonic()
         graph = self._graph.current
         items, recent, log = self._live.current, job.request.recent_events, job.fetched_history.history
@@ -336,16 +359,15 @@ class Runner:
         """
         fetched_history = job.fetched_history
         if work.is_spoilt:
-            if self._begin_again(job, work):
-                return None
+            if self._is_doubtful(job, work):
+                return self._begin_again(job, work)
             return EngineFailure("this model gives the history keys or values that are not finite numbers")
         by_task = np.concatenate(work.scores).T if work.scores else np.empty((len(self._tasks), 0))
-        with np.errstate(over="ignore"):
-            scores, task_scores = (self._blend @ by_task).astype(np.float32), by_task.astype(np.float32, order="C")
+        scores, task_scores = self._blended(by_task)
         is_finite = np.isfinite(scores) & np.isfinite(task_scores).all(0)
         if not is_finite.all():
-            if self._begin_again(job, work):
-                return None
+            if self._is_doubtful(job, work):
+                return self._begin_again(job, work)
             wrong = job.request.candidates[: work.num_scored][~is_finite]
             ids = ", ".join(map(str, wrong[:_MOST_NAMED])) + (", ..." if len(wrong) > _MOST_NAMED else "")
             what = f"gives {len(wrong)} of {len(is_finite)} candidates a score that is no finite number: {ids}"
@@ -381,16 +403,58 @@ class Runner:
             counters_stale=like is not None and (like in job.counted.stale or like not in job.counted.numbers),
         )
 
-    def _begin_again(self, job: RankJob, work: Progress) -> bool:
-        """Whether a request can be done without the state that it reused; then that is deleted."""
-        if job.is_cold or not work.reused_tokens or self._cache is None:
-            return False
+    def _tell(self, parts: Parts, work: Progress) -> None:
+        """Tell what was scored in this slice. From a score on that is no finite number nothing is told: it may be the
+        state's fault, and then all is done again.
+        """
+        if parts.has_ended or work.is_spoilt or not work.scores:
+            return
+        before = work.num_scored - len(work.scores[-1])
+        by_task = work.scores[-1][max(0, parts.num_told - before) :].T
+        if not by_task.shape[1]:  # it was told before the request began again
+            return
+        scores, task_scores = self._blended(by_task)
+        if not (np.isfinite(scores).all() and np.isfinite(task_scores).all()):
+            parts.has_ended = True
+            return
+        first = parts.num_told
+        unknown = work.items.items.unknown(work.rows[first : first + len(scores)])
+        part = RankPart(
+            first=first,
+            scores=scores,
+            task_scores=task_scores,
+            unknown=(first + np.flatnonzero(unknown)).astype(np.uint32),
+            failed=no_positions(),
+            tasks=self._tasks,
+            model_version=self._version,
+        )
+        parts.add(part, work)
+
+    def _blended(self, by_task: np.ndarray) -> tuple[Floats, Floats]:
+        """The scores of candidates, [num], and those of each task, [num_tasks, num]: a candidate's are the same to the
+        bit among whichever others, which a product of matrices does not promise.
+        """
+        with np.errstate(over="ignore"):
+            scores = (self._blend[:, None] * by_task).sum(axis=0, dtype=np.float64)
+            return scores.astype(np.float32), by_task.astype(np.float32, order="C")
+
+    def _is_doubtful(self, job: RankJob, work: Progress) -> bool:
+        """Whether a state that the request reused may be why it cannot be answered."""
+        return not job.is_cold and work.reused_tokens > 0 and self._cache is not None
+
+    def _begin_again(self, job: RankJob, work: Progress) -> Answer | None:
+        """Delete the state that a request reused, and do the request without it. An error where scores by that state
+        were told already.
+        """
+        assert self._cache is not None
         what = "model version %s: a KV state of a user spoils scores; it is deleted and made again"
         _log.error(what, self._version, extra={"request_id": job.request_id})
         self._cache.delete(job.user)
         work.release()
         job.progress, job.so_far, job.is_cold, job.left_s = None, None, True, self.forecast(job).seconds
-        return True
+        if job.parts is not None and job.parts.num_told:
+            return job.parts.superseded("a KV state of this user was found spoilt, and deleted,")
+        return None
 
     def _codes(self, request: RankRequest) -> torch.Tensor:
         """Of the request's context, [num_features]."""

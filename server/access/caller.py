@@ -23,6 +23,7 @@ ALL: Final = frozenset(Right)
 RIGHT_OF: Final = {
     "rank": Right.RANK,
     "rank_batch": Right.RANK,
+    "rank_stream": Right.RANK,
     "interests": Right.RANK,
     "prefill": Right.RANK,
     "get_model": Right.RANK,

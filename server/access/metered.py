@@ -16,6 +16,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    TellPart,
     UserAppend,
 )
 from server import arrivals
@@ -45,12 +46,18 @@ class MeteredEngine:
         """How busy it is."""
         return self._engine.load
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str) -> RankResult:
+    async def rank(
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str,
+        tell: TellPart | None = None,
+    ) -> RankResult:
         """See `RankingEngine`."""
         wish = request.retrieve
         num = len(request.candidates) if wish is None else wish.num_items + len(wish.conditions)
         with self._ledger.charged(arrivals.current().caller, num):
-            return await self._engine.rank(request, deadline, model)
+            return await self._engine.rank(request, deadline, model, tell)
 
     async def interests(self, request: InterestsRequest, deadline: float | None, model: str) -> Interests:
         """See `RankingEngine`: a condition costs what a candidate does."""

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 import zmq
@@ -12,6 +13,7 @@ import zmq
 from mfalcon.errors import EngineFailure, MFalconError, NotReady
 from mfalcon.load import Load
 from mfalcon.scope import current
+from mfalcon.types import RankPart
 from server.frontends import wire
 from server.frontends.carried import carry_on
 from server.frontends.link import MOST_WAITING, Link
@@ -134,7 +136,7 @@ class EngineServer:
         if not isinstance(question, wire.Scrape):
             carry_on(question.trace)
         try:
-            answer: wire.Answer = await self._ask(question)
+            answer: wire.Answer = await self._ask(name, question)
         except MFalconError as error:
             answer = wire.Failed.of(question.call, error)
             answer.notes = wire.notes_of(current())
@@ -145,7 +147,7 @@ class EngineServer:
             answer = wire.Failed.of(question.call, failure)
         self._link.send(wire.encode(answer), name)
 
-    async def _ask(self, question: wire.Call) -> wire.Answer:
+    async def _ask(self, name: bytes, question: wire.Call) -> wire.Answer:
         engine, call = self._engine, question.call
         if isinstance(question, wire.Scrape):
             return wire.Scraped(call, await asyncio.to_thread(self._scrape, question.open_metrics))
@@ -154,7 +156,8 @@ class EngineServer:
         answer: wire.Answer
         match question:
             case wire.Rank():
-                result = await engine.rank(question.request(), question.deadline, question.model)
+                tell = partial(self._tell_part, name, call) if question.in_parts else None
+                result = await engine.rank(question.request(), question.deadline, question.model, tell)
                 answer = wire.Ranked.of(call, result)
                 answer.notes = wire.notes_of(current())
             case wire.AskInterests():
@@ -176,6 +179,10 @@ class EngineServer:
                 await engine.delete_user(user_id, deadline)
                 answer = wire.Deleted(call)
         return answer
+
+    def _tell_part(self, name: bytes, call: int, part: RankPart) -> None:
+        if call in self._calls.get(name, {}):
+            self._link.send(wire.encode(wire.Part.of(call, part)), name)
 
     def _status(self) -> wire.Status:
         engine = self._engine

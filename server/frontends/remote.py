@@ -23,6 +23,7 @@ from mfalcon.types import (
     ModelInfo,
     RankRequest,
     RankResult,
+    TellPart,
     UserAppend,
 )
 from server.frontends import wire
@@ -48,6 +49,8 @@ class RemoteEngine:
         self.status = wire.Status(0, LOADING, ready=False, models=(), load=Load())
         self._heard = heard
         self._waiting: dict[int, asyncio.Future[wire.Answer]] = {}
+        self._told: dict[int, TellPart] = {}
+        """Who is told parts of an answer, by call."""
         self._calls = count(1)
         self._gone: str | None = None
         self._unheard = 0
@@ -72,11 +75,23 @@ class RemoteEngine:
         """How busy it is, as far as was heard."""
         return self.status.load
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str = "",
+        tell: TellPart | None = None,
+    ) -> RankResult:
         """See `RankingEngine`."""
         self.load.admit(deadline)
-        question = wire.Rank.of(next(self._calls), request, deadline, model, carried())
-        return (await self._ask(question, wire.Ranked)).result()
+        call = next(self._calls)
+        question = wire.Rank.of(call, request, deadline, model, carried(), in_parts=tell is not None)
+        if tell is not None:
+            self._told[call] = tell
+        try:
+            return (await self._ask(question, wire.Ranked)).result()
+        finally:
+            self._told.pop(call, None)
 
     async def interests(self, request: InterestsRequest, deadline: float | None, model: str = "") -> Interests:
         """See `RankingEngine`."""
@@ -187,6 +202,10 @@ class RemoteEngine:
             if isinstance(answer, wire.Status):
                 self.status = answer
                 self._heard(answer)
+                continue
+            if isinstance(answer, wire.Part):
+                if (tell := self._told.get(answer.call)) is not None:
+                    tell(answer.part())
                 continue
             waiting = self._waiting.get(answer.call)
             if waiting is not None and not waiting.done():  # else its caller has left meanwhile

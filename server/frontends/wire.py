@@ -32,6 +32,7 @@ from mfalcon.types import (
     KeptState,
     MemberResult,
     ModelInfo,
+    RankPart,
     RankRequest,
     RankResult,
     Rerank,
@@ -57,7 +58,7 @@ class Message(msgspec.Struct, tag=True, array_like=True, gc=False):
 
 class Rank(Message):
     """See `RankRequest`. candidates: int64; recent_events: EVENT_DTYPE; dense: the names, and the values as float32.
-    trace: see `server.frontends.carried`, as of every call.
+    trace: see `server.frontends.carried`, as of every call. in_parts: `Part`s are welcome before the answer.
     """
 
     user_id: str
@@ -77,6 +78,7 @@ class Rank(Message):
     deadline: float | None
     model: str
     trace: dict[str, str]
+    in_parts: bool = False
 
     @classmethod
     def of(
@@ -86,6 +88,8 @@ class Rank(Message):
         deadline: float | None,
         model: str,
         trace: Mapping[str, str] = MappingProxyType({}),
+        *,
+        in_parts: bool = False,
     ) -> "Rank":
         """What asks for the scores of a request."""
         return cls(
@@ -107,6 +111,7 @@ class Rank(Message):
             deadline,
             model,
             dict(trace),
+            in_parts,
         )
 
     def request(self) -> RankRequest:
@@ -407,6 +412,45 @@ class Ranked(Message):
         )
 
 
+class Part(Message):
+    """See `RankPart`: of a call that has no answer yet. scores, task_scores: float32; unknown, failed: uint32."""
+
+    first: int
+    scores: bytes
+    task_scores: bytes
+    unknown: bytes
+    failed: bytes
+    tasks: tuple[str, ...]
+    model_version: str
+
+    @classmethod
+    def of(cls, call: int, part: RankPart) -> "Part":
+        """What tells scores."""
+        return cls(
+            call,
+            part.first,
+            _flat(part.scores, np.float32),
+            _flat(part.task_scores, np.float32),
+            _flat(part.unknown, np.uint32),
+            _flat(part.failed, np.uint32),
+            part.tasks,
+            part.model_version,
+        )
+
+    def part(self) -> RankPart:
+        """The part, as the engine gave it."""
+        scores = np.frombuffer(self.scores, np.float32)
+        return RankPart(
+            first=self.first,
+            scores=scores,
+            task_scores=np.frombuffer(self.task_scores, np.float32).reshape(len(self.tasks), len(scores)),
+            unknown=np.frombuffer(self.unknown, np.uint32),
+            failed=np.frombuffer(self.failed, np.uint32),
+            tasks=self.tasks,
+            model_version=self.model_version,
+        )
+
+
 class Interested(Message):
     """See `Interests`. vectors: float32; nearest: of each condition int64, float32, and texts."""
 
@@ -607,7 +651,7 @@ Call: TypeAlias = (
 )
 Question: TypeAlias = Call | Cancel | Hello | Serving | Alive
 Answer: TypeAlias = (
-    Ranked | Interested | Written | WrittenEach | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
+    Ranked | Part | Interested | Written | WrittenEach | Page | Listed | Prefilled | Deleted | Scraped | Failed | Status
 )
 
 encode = msgspec.msgpack.Encoder().encode

@@ -1,7 +1,7 @@
 """The gRPC transport: mfalcon.v1.Ranking over the handler, with grpc.health.v1 and reflection."""
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -10,8 +10,9 @@ import grpc.aio
 from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
+from mfalcon.returned import Returned
 from mfalcon.text_ids import TextIds, compiled_hash
-from mfalcon.types import Events, ModelRank
+from mfalcon.types import Events, ModelRank, RankPart, RankRequest
 from proto import ranking_pb2
 from server.access.access import Access
 from server.access.caller import RIGHT_OF
@@ -28,7 +29,7 @@ from server.grpc.bounds import (
     rank_limits,
 )
 from server.grpc.counted import CountedService, verb_of
-from server.grpc.edge import Answer, Request, raw_method
+from server.grpc.edge import Answer, Request, raw_method, raw_stream_method
 from server.grpc.failure import append_outcome, rank_outcome
 from server.grpc.guard import guard_of
 from server.grpc.ports import bind
@@ -63,13 +64,23 @@ class RankingApi:
 
     async def rank(self, message: ranking_pb2.RankRequest, time_left: float | None) -> bytes:
         """RankRequest -> RankResponse."""
-        events = await self._events(message.recent_events, "recent_events")
-        if len(message.candidate_ids) <= MAX_TEXTS_ON_LOOP:
-            request = codec.rank_request(message, events, self._text_ids)
-        else:
-            loop = asyncio.get_running_loop()
-            request = await loop.run_in_executor(self._converter, codec.rank_request, message, events, self._text_ids)
-        return codec.rank_response(await self._handler.rank(request, message.model, time_left), request.returns)
+        request = await self._rank_request(message)
+        result = await self._handler.rank(request, message.model, time_left)
+        return codec.rank_response(result, Returned.of(result, request.returns))
+
+    async def rank_stream(
+        self,
+        message: ranking_pb2.RankRequest,
+        time_left: float | None,
+        write: Callable[[bytes], Awaitable[None]],
+    ) -> None:
+        """RankRequest -> RankPart, several."""
+
+        async def write_part(part: RankPart) -> None:
+            await write(codec.rank_part(part))
+
+        request = await self._rank_request(message)
+        await write(codec.last_part(await self._handler.rank_stream(request, message.model, time_left, write_part)))
 
     async def rank_batch(self, message: ranking_pb2.RankBatchRequest, time_left: float | None) -> bytes:
         """RankBatchRequest -> RankBatchResponse."""
@@ -127,6 +138,13 @@ class RankingApi:
         """ListModelsRequest -> ListModelsResponse."""
         models = map(codec.model_response, self._handler.models())
         return ranking_pb2.ListModelsResponse(models=models).SerializeToString()
+
+    async def _rank_request(self, message: ranking_pb2.RankRequest) -> RankRequest:
+        events = await self._events(message.recent_events, "recent_events")
+        if len(message.candidate_ids) <= MAX_TEXTS_ON_LOOP:
+            return codec.rank_request(message, events, self._text_ids)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._converter, codec.rank_request, message, events, self._text_ids)
 
     async def _events(self, messages: Collection[ranking_pb2.Event], field: str) -> Events:
         """The array of these events, of many in a thread: it gives the interpreter back to the loop after 5 ms. One
@@ -219,11 +237,25 @@ def ranking_service(
         )
         return name, served
 
+    stream = (
+        "RankStream",
+        raw_stream_method(
+            ranking_pb2.RankRequest,
+            api.rank_stream,
+            rank_limits(limits),
+            waiting,
+            admit=handler.admit,
+            load=report.trailers,
+            guard=guard_of(access, RIGHT_OF["rank_stream"], is_metered=True),
+            refusals=refusals,
+        ),
+    )
     return grpc.method_handlers_generic_handler(
         SERVICE,
         dict(
             (
                 method("Rank", ranking_pb2.RankRequest, api.rank, rank_limits(limits), admit=handler.admit),
+                stream,
                 method(
                     "RankBatch",
                     ranking_pb2.RankBatchRequest,

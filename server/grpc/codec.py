@@ -29,11 +29,11 @@ from mfalcon.types import (
     MemberResult,
     ModelInfo,
     ModelRank,
+    RankPart,
     RankRequest,
     RankResult,
     Rerank,
     Retrieve,
-    Returns,
     Timings,
     UserAppend,
 )
@@ -155,9 +155,8 @@ def events(messages: Collection[ranking_pb2.Event], field: str, text_ids: TextId
     return found
 
 
-def rank_response(result: RankResult, returns: Returns) -> bytes:
+def rank_response(result: RankResult, returned: Returned) -> bytes:
     """A serialized RankResponse."""
-    returned = Returned.of(result, returns)
     rest = ranking_pb2.RankResponse(
         tasks=result.tasks,
         top=result.top.tolist(),
@@ -187,6 +186,29 @@ def rank_response(result: RankResult, returns: Returns) -> bytes:
             packed_floats(ranking_pb2.RankResponse.TASK_SCORES_FIELD_NUMBER, returned.task_scores),
         )
     )
+
+
+def rank_part(part: RankPart) -> bytes:
+    """A serialized RankPart."""
+    rest = ranking_pb2.RankPart(
+        first=part.first,
+        unknown=part.unknown.tolist(),
+        failed=part.failed.tolist(),
+        tasks=part.tasks,
+        model_version=part.model_version,
+    )
+    return b"".join(
+        (
+            rest.SerializeToString(),
+            packed_floats(ranking_pb2.RankPart.SCORES_FIELD_NUMBER, part.scores),
+            packed_floats(ranking_pb2.RankPart.TASK_SCORES_FIELD_NUMBER, part.task_scores),
+        )
+    )
+
+
+def last_part(result: RankResult) -> bytes:
+    """The serialized RankPart that ends a stream."""
+    return embedded(ranking_pb2.RankPart.ANSWER_FIELD_NUMBER, rank_response(result, Returned.without_scores(result)))
 
 
 def append(message: ranking_pb2.AppendEventsRequest, events: Events) -> Append:

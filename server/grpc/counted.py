@@ -22,11 +22,11 @@ REFUSED: Final = grpc.StatusCode.RESOURCE_EXHAUSTED.name
 """What gRPC itself answers, without a word to us, to a message that is too large and to a call too many."""
 
 Context = grpc.aio.ServicerContext[Any, bytes]
-Method = Callable[[Any, Context], Awaitable[bytes]]
+Method = Callable[[Any, Context], Awaitable[bytes | None]]
 
 
 class CountedService(grpc.GenericRpcHandler):
-    """A service whose methods answer with one message."""
+    """A service whose methods answer with one message, or write several."""
 
     def __init__(self, name: str, service: grpc.GenericRpcHandler, arrivals: Arrivals) -> None:
         self._name, self._prefix = name, f"/{name}/"
@@ -46,8 +46,13 @@ class CountedService(grpc.GenericRpcHandler):
             if handler is None:
                 self._arrivals.refused(grpc.StatusCode.UNIMPLEMENTED.name)
                 return None
-            method = self._method(cast(Method, handler.stream_unary))
-            known = verb_of(path.removeprefix(self._prefix)), grpc.stream_unary_rpc_method_handler(method)
+            verb = verb_of(path.removeprefix(self._prefix))
+            if handler.stream_stream is None:
+                method = self._method(cast(Method, handler.stream_unary))
+                known = verb, grpc.stream_unary_rpc_method_handler(method)
+            else:
+                method = self._method(cast(Method, handler.stream_stream))
+                known = verb, grpc.stream_stream_rpc_method_handler(method)
             self._counted[path] = known
         verb, handler = known
         keys, request_id, headers, credentials = list[str](), None, dict[str, str](), list[str | bytes]()
@@ -69,7 +74,7 @@ class CountedService(grpc.GenericRpcHandler):
         return handler
 
     def _method(self, method: Method) -> Method:
-        async def counted(messages: Any, context: Context) -> bytes:
+        async def counted(messages: Any, context: Context) -> bytes | None:
             arrival, granted_s = current(), context.time_remaining()
             try:
                 answer = await method(messages, context)
@@ -83,7 +88,8 @@ class CountedService(grpc.GenericRpcHandler):
                 unmet = CANCELLED if arrival.is_whole else REFUSED
                 self._arrivals.end(arrival, DEADLINE if is_late(context, granted_s) else unmet)
                 raise
-            arrival.bytes_out = len(answer)
+            if answer is not None:  # a stream counts its own
+                arrival.bytes_out = len(answer)
             self._arrivals.end(arrival, OK, answered=True)
             return answer
 

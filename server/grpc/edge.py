@@ -26,6 +26,7 @@ from mfalcon.errors import (
     PermissionDenied,
     ShuttingDown,
     StorageUnavailable,
+    Superseded,
     TooFewMembers,
     Unauthenticated,
     UnknownModel,
@@ -49,6 +50,7 @@ STATUS: Mapping[type[MFalconError], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     HistoryMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Superseded: grpc.StatusCode.ABORTED,
     DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     NotReady: grpc.StatusCode.UNAVAILABLE,
     ShuttingDown: grpc.StatusCode.UNAVAILABLE,
@@ -73,6 +75,8 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 Request = TypeVar("Request", bound=Message)
 Answer = Callable[[Request, float | None], Awaitable[bytes]]
 """A message and the seconds that its caller grants -> a serialized answer."""
+StreamAnswer = Callable[[Request, float | None, Callable[[bytes], Awaitable[None]]], Awaitable[None]]
+"""The same of several answers, each of which it writes."""
 
 
 @asynccontextmanager
@@ -188,3 +192,32 @@ def raw_method(
         raise AssertionError("statuses let an error pass")
 
     return grpc.stream_unary_rpc_method_handler(method)
+
+
+def raw_stream_method(
+    message_type: type[Request],
+    answer: StreamAnswer[Request],
+    limits: MessageLimits,
+    waiting: Waiting,
+    admit: Callable[[float | None], None] = lambda _: None,
+    load: Callable[[], Trailers] | None = None,
+    guard: Guard = open_to_all,
+    refusals: Refusals | None = None,
+) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    """The same as `raw_method` for one message and several answers. Of a call whose caller does not read, the status
+    waits behind the one message that he does not read, as that of any call would.
+    """
+
+    async def method(_: object, context: Context) -> None:
+        async def write(answered: bytes) -> None:
+            arrivals.current().bytes_out += len(answered)
+            await context.write(answered)
+
+        async with statuses(message_type.DESCRIPTOR.full_name, context, load=load, refusals=refusals):
+            guard(context)
+            admit(context.time_remaining())
+            message = await message_of(context, message_type, limits, waiting)
+            await answer(message, context.time_remaining(), write)
+            context.set_trailing_metadata(trailers(load))
+
+    return grpc.stream_stream_rpc_method_handler(method)

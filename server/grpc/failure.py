@@ -5,6 +5,7 @@ import math
 import grpc
 
 from mfalcon.errors import HistoryMismatch, MFalconError, Overloaded
+from mfalcon.returned import Returned
 from mfalcon.types import AppendOutcome, RankOutcome, Returns
 from proto import ranking_pb2
 from server.grpc import codec
@@ -24,7 +25,9 @@ def rank_outcome(outcome: RankOutcome, returns: Returns) -> bytes:
     if isinstance(outcome, MFalconError):
         element = ranking_pb2.RankOutcome(failure=failure(outcome)).SerializeToString()
     else:
-        element = codec.embedded(ranking_pb2.RankOutcome.RANKED_FIELD_NUMBER, codec.rank_response(outcome, returns))
+        element = codec.embedded(
+            ranking_pb2.RankOutcome.RANKED_FIELD_NUMBER, codec.rank_response(outcome, Returned.of(outcome, returns))
+        )
     return codec.embedded(ranking_pb2.RankBatchResponse.OUTCOMES_FIELD_NUMBER, element)
 
 

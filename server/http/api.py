@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -24,6 +25,7 @@ from mfalcon.errors import (
     PermissionDenied,
     ShuttingDown,
     StorageUnavailable,
+    Superseded,
     TooFewMembers,
     Unauthenticated,
     UnknownModel,
@@ -45,6 +47,7 @@ from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.openapi import describe_security
 from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
+from server.http.streaming import StreamedRanking
 from server.limits import Limits
 from server.logs import SELDOM
 from server.oip.http_replies import inference_error, is_inference
@@ -60,6 +63,7 @@ STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
     UnknownModel: (404, "NOT_FOUND"),
     HistoryMismatch: (409, "FAILED_PRECONDITION"),
     Overloaded: (429, "RESOURCE_EXHAUSTED"),
+    Superseded: (409, "ABORTED"),
     DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
     NotReady: (503, "UNAVAILABLE"),
     ShuttingDown: (503, "UNAVAILABLE"),
@@ -218,6 +222,14 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         result = await while_connected(request, handler.rank(asked, body.model, seconds(timeout_ms)))
         return json_response(codec.rank_reply(result, asked.returns))
 
+    @router.post("/rank/stream", response_model=codec.RankStreamReply, response_class=StreamedRanking)
+    async def rank_stream(body: bodies.RankBody, timeout_ms: Timeout = None) -> Response:
+        """Score the candidates as /v1/rank does, and send scores as they come: a line of JSON for each part, in the
+        order of the candidates, and a last one with `answer` or `error`.
+        """
+        asked, time_left = body.request(), seconds(timeout_ms)
+        return StreamedRanking(partial(handler.rank_stream, asked, body.model, time_left), error_line)
+
     @router.post("/rank/batch", response_model=codec.RankBatchReply)
     async def rank_batch(body: bodies.RankBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Score candidates for several users, each rank by itself: what is wrong with one touches no other."""
@@ -342,6 +354,14 @@ def refuse_delete_of(raw_path: bytes) -> None:
 def code_of(error: MFalconError) -> str:
     """The name of the status of an error."""
     return STATUS.get(type(error), INTERNAL)[1]
+
+
+def error_line(error: Exception) -> tuple[int, bytes]:
+    """The status of an error, and the last line of a stream that it ends."""
+    if not isinstance(error, MFalconError):
+        return 500, codec.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None)
+    field = error.field if isinstance(error, InvalidInput) else None
+    return STATUS.get(type(error), INTERNAL)[0], codec.error_reply(code_of(error), str(error), field)
 
 
 def error_body(request: Request, code: str, message: str, field: str | None, outcome: Outcome | None) -> bytes:

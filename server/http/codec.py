@@ -22,6 +22,7 @@ from mfalcon.types import (
     MemberResult,
     ModelInfo,
     RankOutcome,
+    RankPart,
     RankResult,
     RerankSkipped,
     Returns,
@@ -354,6 +355,20 @@ class ErrorReply(Body):
     error: ErrorDetail
 
 
+class RankStreamReply(Body):
+    """A line of a stream: a part with scores, or the last one, which has `answer` or `error` alone."""
+
+    first: Uint32 | None = Field(default=None, description="The position of the first candidate that it is of.")
+    scores: list[float] | None = Field(default=None, description="Of the candidates from there on.")
+    task_scores: list[float] | None = Field(default=None, description="Task-major within the part.")
+    unknown: list[Uint32] | None = Field(default=None, description="Positions among all candidates, of those here.")
+    failed: list[Uint32] | None = None
+    tasks: list[str] | None = None
+    model_version: str | None = None
+    answer: RankReply | None = Field(default=None, description="All of the answer but its scores and task_scores.")
+    error: ErrorDetail | None = Field(default=None, description="Why there are no more; the parts before are right.")
+
+
 class StatusReply(Body):
     """The state of the server."""
 
@@ -362,12 +377,31 @@ class StatusReply(Body):
 
 def rank_reply(result: RankResult, returns: Returns) -> bytes:
     """A RankReply as JSON."""
-    return dump(rank_fields(result, returns))
+    return dump(rank_fields(result, Returned.of(result, returns)))
 
 
-def rank_fields(result: RankResult, returns: Returns) -> dict[str, object]:
+def part_reply(part: RankPart) -> bytes:
+    """A RankStreamReply as JSON, of scores."""
+    return dump(
+        {
+            "first": part.first,
+            "scores": part.scores,
+            "task_scores": part.task_scores.ravel(),
+            "unknown": part.unknown,
+            "failed": part.failed,
+            "tasks": part.tasks,
+            "model_version": part.model_version,
+        }
+    )
+
+
+def last_part_reply(result: RankResult) -> bytes:
+    """The RankStreamReply that ends a stream, as JSON."""
+    return dump({"answer": rank_fields(result, Returned.without_scores(result))})
+
+
+def rank_fields(result: RankResult, returned: Returned) -> dict[str, object]:
     """A RankReply."""
-    returned = Returned.of(result, returns)
     return {
         "scores": returned.scores,
         "tasks": result.tasks,
@@ -398,7 +432,9 @@ def rank_batch_reply(
 ) -> bytes:
     """A RankBatchReply as JSON. returns: of each request. code_of: names the status of an error."""
     told = [
-        {"ranked": rank_fields(outcome, wanted)} if isinstance(outcome, RankResult) else _failure(outcome, code_of)
+        {"ranked": rank_fields(outcome, Returned.of(outcome, wanted))}
+        if isinstance(outcome, RankResult)
+        else _failure(outcome, code_of)
         for outcome, wanted in zip(outcomes, returns, strict=True)
     ]
     return dump({"outcomes": told})

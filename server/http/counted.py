@@ -9,6 +9,7 @@ from server import tracing
 from server.arrivals import Arrivals
 from server.http.connection import NAMED, REFUSED
 from server.http.reading import CLIENT_CLOSED_REQUEST
+from server.http.streaming import STREAMED
 from server.peer_names import tell_client_names
 from server.refusals import HTTP_FAULTS, Refusals
 from server.request_ids import REQUEST_ID
@@ -17,6 +18,7 @@ VERBS: Final = frozenset(
     {
         "rank",
         "rank_batch",
+        "rank_stream",
         "interests",
         "append_events",
         "append_batch",
@@ -39,8 +41,8 @@ _TRACE: Final = {name.encode(): name for name in tracing.HEADERS}
 
 
 class CountedApp:
-    """An ASGI application around another. A request ends with the first line of its answer; one whose client has left
-    before that is 499, whatever is then answered to nobody.
+    """An ASGI application around another. A request ends with the first line of its answer, one that is answered in
+    lines with the last; one whose client has left before that is 499, whatever is then answered to nobody.
     """
 
     def __init__(self, app: ASGIApp, arrivals: Arrivals, refusals: Refusals | None = None) -> None:
@@ -93,9 +95,14 @@ class CountedApp:
                     await self._refusals.turn()
                 lengths = [value for name, value in message["headers"] if name == b"content-length"]
                 arrival.bytes_out = int(lengths[0]) if lengths else 0
-                end(str(message["status"]))
+                if STREAMED not in scope["state"]:
+                    end(str(message["status"]))
                 message["headers"] = [*message["headers"], (_REQUEST_ID, arrival.request_id.encode())]
             await send(message)
+            if STREAMED in scope["state"] and message["type"] == "http.response.body":
+                arrival.bytes_out += len(message["body"])
+                if not message["more_body"]:
+                    end(scope["state"][STREAMED])
 
         try:
             await self._app(scope, received, sent)

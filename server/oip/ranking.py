@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from mfalcon.text_ids import TextIds
+from mfalcon.text_ids import TextIds, compiled_hash
 from mfalcon.types import ModelInfo, RankRequest
 from server.handler import Handler
 from server.limits import Limits
@@ -22,7 +22,7 @@ class TensorRanking:
     def __init__(self, handler: Handler, limits: Limits) -> None:
         self._handler = handler
         self._limits = limits
-        self._text_ids = TextIds()
+        self._text_ids = TextIds(compiled_hash())
         self._thread = ThreadPoolExecutor(1, "mfalcon-oip")
         # Started now: one that is started when there is no memory left may never come up.
         self._thread.submit(int).result()

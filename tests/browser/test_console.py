@@ -13,7 +13,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Page, expect
 
 from mfalcon.errors import StorageUnavailable
-from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult
+from mfalcon.types import EVENT_DTYPE, CacheInfo, CacheSource, RankRequest, RankResult, TellPart
 from server.config import load_config
 from server.service import Service
 from tests.browser.conftest import PATIENCE_MS, Open
@@ -146,7 +146,9 @@ async def test_rank_shows_scores_time_and_proof(running: Running, open_page: Ope
 class Unequal(FakeEngine):
     """An engine whose recomputed scores differ in their last bit."""
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self, request: RankRequest, deadline: float | None, model: str = "", tell: TellPart | None = None
+    ) -> RankResult:
         result = await super().rank(request, deadline, model)
         result = dataclasses.replace(result, cache=CacheInfo(CacheSource.HOST, 40, 0))
         if request.recompute:
@@ -164,7 +166,9 @@ async def test_scores_that_differ_in_a_bit_are_not_called_equal(open_page: Open)
 class Partial(FakeEngine):
     """An ensemble of which one member arrives for the second answer alone."""
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self, request: RankRequest, deadline: float | None, model: str = "", tell: TellPart | None = None
+    ) -> RankResult:
         result = await super().rank(request, deadline, model)
         members = tuple(dataclasses.replace(member, arrived=request.recompute) for member in result.members)
         return dataclasses.replace(result, members=members, scores=result.scores + np.float32(request.recompute))

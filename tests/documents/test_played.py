@@ -37,6 +37,7 @@ ON_A_SERVER = {
     "docs/operations.md": ("Events as they come",),
     "docs/troubleshooting.md": ("Troubleshooting",),
     "docs/oip.md": ("In Python", "With curl"),
+    "docs/wire.md": ("Python", "curl"),
 }
 """Pages, and the sections of each whose blocks ask a server as the demo leaves it."""
 CLIENT = "client/README.md"
@@ -114,6 +115,9 @@ async def test_what_is_asked_of_the_demo(ml100k_files: Path, tmp_path: Path, mon
     by_triton, by_curl, *_ = said["docs/oip.md"]
     (top,) = (output["data"] for output in json.loads(by_curl)["outputs"] if output["name"] == "top")
     assert str(np.array(top)) in by_triton
+    (streamed,) = (told for told in said["docs/wire.md"] if told.count("\n") == 2 and "answer" in told)
+    parts, end = map(json.loads, streamed.splitlines())
+    assert len(parts["scores"]) == 3 and len(end["answer"]["top"]) == 1
 
 
 class OfLikes(FakeEngine):

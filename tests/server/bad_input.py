@@ -24,7 +24,7 @@ from mfalcon.engine.histories import Histories, HistoryOptions
 from mfalcon.engine.ranker import LoadedRanker, RankerOptions
 from mfalcon.history.local_log import LocalLog
 from mfalcon.metrics.server_metrics import ServerMetrics
-from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Append, Events, RankRequest, RankResult
+from mfalcon.types import EVENT_DTYPE, MAX_TIME_MS, Append, Events, RankRequest, RankResult, TellPart
 from proto import ranking_pb2
 from tests.server.harness import Clients, Served, serving_engine
 from tests.small import small_checkpoint, small_config
@@ -705,7 +705,9 @@ class WatchedEngine(Engine):
         assert isinstance(self.histories.log, LocalLog)
         return len(self.histories.log)
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self, request: RankRequest, deadline: float | None, model: str = "", tell: TellPart | None = None
+    ) -> RankResult:
         self.num_ranks += 1
         return await super().rank(request, deadline, model)
 

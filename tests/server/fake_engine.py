@@ -37,9 +37,11 @@ from mfalcon.types import (
     MemberInfo,
     MemberResult,
     ModelInfo,
+    RankPart,
     RankRequest,
     RankResult,
     TaskInfo,
+    TellPart,
     Timings,
     UserAppend,
     no_events,
@@ -128,6 +130,10 @@ class FakeEngine:
         self.cancelled = asyncio.Semaphore(0)
         self.num_cancelled = 0
         self.lost_because: str | None = None
+        self.part_len = 0
+        self.parts_gate = asyncio.Event()
+        self.parts_gate.set()
+        self.late_fault: Exception | None = None
 
     @property
     def model(self) -> ModelInfo:
@@ -137,7 +143,14 @@ class FakeEngine:
     def models(self) -> tuple[ModelInfo, ...]:
         return MODEL, OTHER
 
-    async def rank(self, request: RankRequest, deadline: float | None, model: str = "") -> RankResult:
+    async def rank(
+        self,
+        request: RankRequest,
+        deadline: float | None,
+        model: str = "",
+        tell: TellPart | None = None,
+    ) -> RankResult:
+        """Tells parts of `part_len` candidates but for the last; then waits for `parts_gate`; raises `late_fault`."""
         await self._pass_gate()
         if request.user_id == KILLER:
             self.lost_because = "the device thread ended: a kernel died"
@@ -149,7 +162,7 @@ class FakeEngine:
         check_order(no_history(request.user_id, b"fake").extended(history), request.recent_events, "recent_events")
         like = like_scores(request.candidates, len(history) + len(request.recent_events))
         unknown = (request.candidates < 1) | (request.candidates > NUM_KNOWN_ITEMS)
-        return RankResult(
+        result = RankResult(
             scores=like,
             tasks=MODEL.tasks,
             task_scores=np.stack((like, like + 2)),
@@ -167,6 +180,23 @@ class FakeEngine:
             counters_version=2**40 + len(history),
             counters_stale=request.allow_partial,
         )
+        if tell is not None and self.part_len:
+            for first in range(0, len(like) - self.part_len, self.part_len):
+                tell(self.part_of(result, first, first + self.part_len))
+            try:
+                await self.parts_gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled.release()
+                raise
+            if self.late_fault is not None:
+                raise self.late_fault
+        return result
+
+    def part_of(self, result: RankResult, first: int, stop: int) -> RankPart:
+        """What is told of the candidates [first, stop)."""
+        unknown, failed = (which[(which >= first) & (which < stop)] for which in (result.unknown, result.failed))
+        scores, by_task = result.scores[first:stop], result.task_scores[:, first:stop]
+        return RankPart(first, scores, by_task, unknown, failed, result.tasks, result.model_version)
 
     async def update_items(self, model: str, delta: Delta) -> ItemsUpdated:
         raise InvalidInput("item_id", delta.item_id[0], "that of an item")
