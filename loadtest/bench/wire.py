@@ -1,5 +1,5 @@
-"""What the wire costs: ids that are text, answers with the top alone, and several ranks in one call, each beside what
-it is instead of, in turns.
+"""What the wire costs: ids that are text, answers with the top alone, in parts and in tensors, and several ranks in one
+call, each beside what it is instead of, in turns.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ import grpc.aio
 import httpx
 import numpy as np
 
+from loadtest.bench.wire_ways import other_ways
 from loadtest.faults.server_process import ServerProcess
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar, as_ms, bar_table, headline
@@ -122,16 +123,16 @@ async def _asked(
             await client.append_events(user, [Event(int(item), _NOW_MS + at) for at, item in enumerate(picked)])
         progress(f"answers of {options.candidates:,} candidates")
         many = random.choice(items, options.candidates)
-        stub = ranking_pb2_grpc.RankingStub(channel)
-        rows = await _answers(stub, http, users[0], many, options)
+        rows = await _answers(channel, http, users[0], many, options)
         progress(f"{options.users} ranks")
         return rows + await _batches(client, users, random.choice(items, (options.users, options.ranked)), options)
 
 
 async def _answers(
-    stub: ranking_pb2_grpc.RankingStub, http: httpx.AsyncClient, user: str, many: Ids, options: WireOptions
+    channel: grpc.aio.Channel, http: httpx.AsyncClient, user: str, many: Ids, options: WireOptions
 ) -> list[WireRow]:
-    """All scores and the top, and the top alone."""
+    """All scores and the top, the top alone, and the same by other ways."""
+    stub = ranking_pb2_grpc.RankingStub(channel)
 
     def over_grpc(returns: str) -> Callable[[], Awaitable[int]]:
         request = ranking_pb2.RankRequest(user_id=user, candidates=many.tolist(), top_k=options.top_k)
@@ -153,11 +154,11 @@ async def _answers(
 
         return ask
 
-    ways = {
+    ways: dict[str, Callable[[], Awaitable[int]]] = {
         f"{transport}, {returns}": make(returns)
         for transport, make in (("gRPC", over_grpc), ("HTTP", over_http))
         for returns in ("both", "top")
-    }
+    } | other_ways(channel, http, user, many, options.top_k)
     sizes = {way: await ask() for way, ask in ways.items()}
     times = await _in_turns(ways, options.rounds)
     return [WireRow("answer", way, _spread(times[way]), sizes[way]) for way in ways]

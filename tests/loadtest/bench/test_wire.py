@@ -27,6 +27,6 @@ def test_answers_and_batches_of_a_server(tmp_path: Path) -> None:
     result = run(tmp_path / "small", FEW, lambda _: None)
     sizes = {row.way: row.num_bytes for row in result.rows if row.what == "answer"}
     assert sizes["gRPC, top"] < sizes["gRPC, both"] and sizes["HTTP, top"] < sizes["HTTP, both"]
-    assert len([row for row in result.rows if row.way != COMPILED]) == 3 + 4 + 3 and len(result.bars) == 2
+    assert len([row for row in result.rows if row.way != COMPILED]) == 3 + 4 + 4 + 3 and len(result.bars) == 2
     assert json.loads(as_json(result))["options"]["users"] == 3
     assert "one batch" in as_text(page(result))
