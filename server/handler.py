@@ -11,9 +11,7 @@ from typing import Final
 from mfalcon.clock import now_ms
 from mfalcon.errors import (
     DeadlineExceeded,
-    EngineFailure,
     InvalidInput,
-    MFalconError,
     NotReady,
     Overloaded,
     ShuttingDown,
@@ -40,6 +38,7 @@ from mfalcon.types import (
 )
 from server import arrivals, limits
 from server.access.gate import Gate
+from server.batches import rank_each
 from server.limits import Limits
 from server.parts import Write, in_parts
 from server.ranking_engine import RankingEngine
@@ -206,20 +205,8 @@ class Handler:
         num_candidates = sum(map(_num_candidates, readable))
         arrivals.current().num_candidates = num_candidates
         limits.check_ranked_together(num_candidates, self._limits)
-        return await asyncio.gather(*(self._rank_one(each, time_left) for each in ranks))
-
-    async def _rank_one(self, rank: ModelRank | InvalidInput, time_left: float | None) -> RankOutcome:
-        """Of a batch. It runs in a task of its own."""
-        if isinstance(rank, InvalidInput):
-            return rank
-        arrivals.begin_part()
-        try:
-            return await self.rank(rank.request, rank.model, time_left)
-        except MFalconError as error:
-            return error.with_traceback(None)  # its frames hold the request
-        except Exception:  # noqa: BLE001 (the edge of a rank: what fails one of them fails no other)
-            _log.exception("a rank of a batch failed")
-            return EngineFailure("the server failed on this request; its log has the cause")
+        due = time.monotonic() + self._granted(time_left)
+        return await rank_each(ranks, lambda each, left: self.rank(each.request, each.model, left), due)
 
     async def interests(self, request: InterestsRequest, model: str, time_left: float | None) -> Interests:
         """A user's interests; no conditions are all of the model's."""

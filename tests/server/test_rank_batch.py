@@ -1,14 +1,18 @@
 """Several ranks in one call, each by itself, over both transports and by both clients."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 import grpc.aio
 import numpy as np
 import pytest
 
+from mfalcon.errors import DeadlineExceeded
+from mfalcon.types import ModelRank, RankRequest, RankResult, no_events
 from mfalcon_client import AsyncClient, InvalidArgument, NotFound, Rank, Ranking
 from proto import ranking_pb2 as pb
+from server.batches import RANKED_AT_ONCE, rank_each
 from tests.server.fake_engine import OTHER
 from tests.server.harness import Running, serving
 
@@ -84,3 +88,34 @@ async def test_one_that_is_late_holds_back_no_other_answer(running: Running) -> 
     running.engine.gate.set()
     answer = await ranks
     assert [outcome.WhichOneof("outcome") for outcome in answer.outcomes] == ["ranked", "ranked"]
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that nobody tells."""
+    async with asyncio.timeout(60):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_large_batch_leaves_room_in_the_queue() -> None:
+    """Hundreds of promises to one caller would have the schedule refuse all others."""
+    async with serving() as running:
+        running.engine.gate.clear()
+        many = [pb.RankRequest(user_id=f"user {number}", candidates=[1]) for number in range(RANKED_AT_ONCE + 20)]
+        ranks = asyncio.ensure_future(running.stub.RankBatch(pb.RankBatchRequest(requests=many), timeout=60))
+        await until(lambda: running.engine.num_entered == RANKED_AT_ONCE)
+        one = asyncio.ensure_future(running.stub.Rank(pb.RankRequest(user_id="ann", candidates=[1]), timeout=60))
+        await until(lambda: running.engine.num_entered == RANKED_AT_ONCE + 1)
+        running.engine.gate.set()
+        assert len((await one).scores) == 1
+        answer = await ranks
+    assert [outcome.WhichOneof("outcome") for outcome in answer.outcomes] == ["ranked"] * len(many)
+
+
+async def test_what_waits_past_the_deadline_is_late() -> None:
+    async def rank(each: ModelRank, left: float) -> RankResult:
+        raise AssertionError(f"{each.model} was ranked with {left} s left")
+
+    waits = ModelRank(RankRequest("ann", np.arange(2), 0, 0, no_events(), {}), "")
+    (outcome,) = await rank_each([waits], rank, time.monotonic() - 1)
+    assert isinstance(outcome, DeadlineExceeded)
