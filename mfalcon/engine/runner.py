@@ -183,10 +183,11 @@ class Runner:
         for work in works:
             work.encode_s += encode_s
             work.score_s += max(0.0, ended - max(scoring, encoding + encode_s))
-        for job, work in zip(jobs, works, strict=True):
-            if job.parts is not None and not work.is_done:
-                self._tell(job.parts, work)
-        return [self._answer(job, work, ended) for job, work in zip(jobs, works, strict=True)]
+        answers = [self._answer(job, work, ended) for job, work in zip(jobs, works, strict=True)]
+        for job, work, answer in zip(jobs, works, answers, strict=True):
+            if job.parts is not None and answer is None and job.progress is work:
+                self._tell(job.parts, work)  # behind `so_far`, which has all that is told
+        return answers
 
     def let_go(self, job: RankJob) -> None:
         """Give up what a job holds. What was encoded of the user's history is kept, for as long as there is room."""

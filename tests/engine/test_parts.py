@@ -101,6 +101,22 @@ def replace_told(answer: RankResult, told: list[RankPart]) -> RankResult:
     return replace(answer, scores=scores, task_scores=by_task)
 
 
+def test_what_is_told_is_in_an_answer_that_is_cut_short() -> None:
+    told = list[RankPart]()
+    job = streamed(told)
+    job.request = replace(job.request, allow_partial=True)
+    seen = list[int]()
+
+    def tell(part: RankPart) -> None:
+        assert job.so_far is not None  # the caller may be given it from here on
+        seen.append(job.so_far.num_scored - part.first - len(part.scores))
+
+    job.parts = Parts(tell)
+    with torch.inference_mode():
+        finish(new_runner(), job)
+    assert len(seen) > 3 and set(seen) == {0}
+
+
 def test_another_model_tells_nothing_behind_what_this_one_told() -> None:
     told = list[RankPart]()
     job = streamed(told)
