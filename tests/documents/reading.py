@@ -4,6 +4,7 @@ stands between backticks; headings; links. Nothing of it is copied into a test.
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ class Command:
         return f"{self.page}:{self.line}: {' '.join(self.words)}"
 
 
+def _is_toml(text: str) -> bool:
+    try:
+        return bool(tomllib.loads(text))
+    except tomllib.TOMLDecodeError:
+        return False
+
+
 def language_of(text: str) -> str:
     """What an indented block is written in."""
     if re.search("[\u2190-\u257f]", text):  # arrows and lines: a picture
@@ -61,7 +69,7 @@ def language_of(text: str) -> str:
     if re.match(rf"(\.venv/bin/)?({'|'.join(PROGRAMS)}|source|export|cd) |\w+=\S", first):
         return "sh"
     if re.match(r"(import|from|with|async with|for|def|class) |\w[\w.]* = |[\w.]+\(", first):
-        return "toml" if re.match(r'\w+ = ["\[{\d]', first) and "import " not in text else "python"
+        return "toml" if _is_toml(text) else "python"
     if first.startswith("["):
         return "toml"
     return "json" if first.startswith('{"') else "text"
