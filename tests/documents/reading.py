@@ -150,6 +150,7 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
             continue
         yield begun, held
         held = ""
+    assert not held, f"a quote is never closed: {held}"
 
 
 def commands(block: Block) -> Iterator[Command]:
