@@ -32,13 +32,14 @@ HOSTS = r"(?<![\w.])(?:localhost|127\.0\.0\.1|ranker\.internal|ranker)"
 class Session:
     """A reader's: the addresses of the server that runs, what the commands printed, and the names that programs made.
     more: options that a command is given beside those of the page, by its name; instead: values of options that are
-    not the page's.
+    not the page's. loop: runs what awaits; that of the server, if it is in this process: gRPC knows one loop alone.
     """
 
     grpc: str = ""
     http: str = ""
     more: dict[str, tuple[str, ...]] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
+    loop: asyncio.AbstractEventLoop | None = None
     said: list[str] = field(default_factory=list)
     names: dict[str, object] = field(default_factory=lambda: {"__name__": "reader"})
 
@@ -84,7 +85,8 @@ class Session:
         code = compile(self.here(block.text), f"{block.page}:{block.line}", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         with redirect_stdout(io.StringIO()) as out:
             if code.co_flags & inspect.CO_COROUTINE:
-                asyncio.run(FunctionType(code, self.names)())
+                assert self.loop is not None, "nobody runs what awaits"
+                asyncio.run_coroutine_threadsafe(FunctionType(code, self.names)(), self.loop).result(120)
             else:
                 exec(code, self.names)  # noqa: S102 (our own documents)
         self.said.append(out.getvalue())

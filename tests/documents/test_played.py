@@ -173,7 +173,7 @@ async def test_the_clients_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         for item, age, offset in ((1, 0, 7), (2, 60_000, 8), (1, 0, 7), (2, 60_000, 8))
     ]
     async with serving_engine(WithInterests()) as running:
-        session = Session(running.addresses.grpc, running.addresses.http)
+        session = Session(running.addresses.grpc, running.addresses.http, loop=asyncio.get_running_loop())
         session.names |= vars(mfalcon_client) | {
             "asyncio": asyncio, "time": time, "now": now, "messages": messages, "Path": Path, "users": ["ann", "bob"],
             "candidates": np.arange(1, 4), "ids": np.arange(1, 4), "target": running.addresses.grpc,
