@@ -12,6 +12,7 @@ from kernels.bias import RelativeBias
 from kernels.paged import Batch, PagedKV
 from kernels.quantise import dequantised, quantised
 from kernels.reach import Reach, seen
+from kernels.rotary import rotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def prefix_attention(
     logit_scale: float,
     norm: float,
     reach: Reach | None = None,
+    softmax: bool = False,
 ) -> Tensor:
     """Causal attention of each user's newest tokens over its whole prefix, which stands on the pages already, or over
     what they see of it.
@@ -63,7 +65,15 @@ def prefix_attention(
         k, v = gather(kv, user.pages, user.prefix_len, q.dtype)
         times = kv.times[user.pages].flatten()[: user.prefix_len]
         out[user.rows] = reference.prefix_attention(
-            q[user.rows], k, v, times, bias, logit_scale=logit_scale, norm=norm, reach=reach
+            q[user.rows],
+            k,
+            v,
+            times,
+            bias,
+            logit_scale=logit_scale,
+            norm=norm,
+            reach=reach,
+            softmax=softmax,
         )
     return out
 
@@ -80,6 +90,7 @@ def target_attention(
     logit_scale: float,
     norm: float,
     reach: Reach | None = None,
+    softmax: bool = False,
 ) -> Tensor:
     """Each target attends to the whole prefix of its user, or to what it sees of it, and to itself (HSTU paper, section
     3.4).
@@ -96,7 +107,16 @@ def target_attention(
         if prefix_bias is not None:
             bias = seen(prefix_bias[:, first : first + n].to(q.dtype), split, n, 1)
         out[rows] = reference.target_attention(
-            q[rows], k[rows], v[rows], keys, values, bias, own_bias, logit_scale=logit_scale, norm=norm
+            q[rows],
+            k[rows],
+            v[rows],
+            keys,
+            values,
+            bias,
+            own_bias,
+            logit_scale=logit_scale,
+            norm=norm,
+            softmax=softmax,
         )
     return out
 
@@ -117,6 +137,16 @@ def target_bias(kv: PagedKV, batch: Batch, times_ms: Tensor, bias: RelativeBias)
         positions = torch.arange(n, device=times.device)
         out[:, first : first + n] = bias.vector(n, positions, int(times_ms[index]), times)
     return out
+
+
+def rotate(x: Tensor, batch: Batch, base: float, *, of_targets: bool) -> None:
+    """Turn queries or keys [num_rows, num_heads, qk_dim] of each user's newest tokens, or of its targets, which stand
+    behind all of them, by their positions; in place (`kernels.rotary`).
+    """
+    for user in users(batch):
+        own, n = x[user.rows], user.prefix_len
+        positions = torch.full((len(own),), n) if of_targets else torch.arange(n - len(own), n)
+        x[user.rows] = rotated(own, positions.to(x.device), base)
 
 
 def kv_write(k: Tensor, v: Tensor, kv: PagedKV, batch: Batch, times: Tensor | None = None) -> None:

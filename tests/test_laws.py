@@ -23,6 +23,7 @@ from mfalcon.engine.device import Runners
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS
 from mfalcon.engine.scheduler import Scheduler
+from mfalcon.errors import ConfigError
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.chunk import PayloadDtype
@@ -382,6 +383,19 @@ def test_triton_holds_laws_1_3_and_7(architecture: str) -> None:
         assert laws.masked_error(subject, case) <= 1e-12
         assert laws.append_error(subject, case) <= 1e-12
         assert laws.tier_error(subject, laws.random_case(checkpoint, 7, seed=1)) <= 1e-12
+
+
+@needs_interpreter
+def test_triton_holds_laws_1_and_3_with_softmax() -> None:
+    config = with_attention(small_config(num_layers=2), "softmax", rope={}, bias={"num_positions": 9})
+    checkpoint = small_checkpoint(config=config)
+    subject = laws.Subject(checkpoint, serve(checkpoint.model, TRITON), "auto")
+    case = laws.random_case(checkpoint, 7, seed=1)
+    with torch.inference_mode():
+        assert laws.masked_error(subject, case) <= 1e-12
+        assert laws.append_error(subject, case) <= 1e-12
+    with pytest.raises(ConfigError, match="kv_dtype: got fp8-products, must be auto, int8 or fp8 with softmax"):
+        serve(checkpoint.model, TRITON, kv_dtype="fp8-products")
 
 
 @needs_interpreter

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.bias import RelativeBias
-from kernels.gpu import configs
+from kernels.gpu import configs, softmax_attention
 from kernels.gpu.hopper.fp8_target_attention import target_attention_parts as fp8_target_attention_parts
 from kernels.gpu.hopper.launch import DTYPES, HEAD_DIMS
 from kernels.gpu.hopper.prefix_attention import prefix_attention_parts as hopper_prefix_attention_parts
@@ -23,6 +23,7 @@ from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
 from kernels.gpu.page_copy import page_copy
 from kernels.gpu.prefix_attention import prefix_attention_parts
+from kernels.gpu.rotary import rotate
 from kernels.gpu.shared_table import shared_rows
 from kernels.gpu.target_attention import target_attention_parts
 from kernels.gpu.target_bias import target_bias
@@ -39,7 +40,7 @@ TMA, SET_REGISTERS, FP8_WGMMA = "UTMALDG", "USETMAXREG", "F32.E4M3.E4M3"
 """Machine instructions: products of a warpgroup and of a warp, the unit's tanh, 16 bytes from global to shared memory
 past the registers; tiles that a descriptor names, registers handed from warps to others, and products of float8.
 """
-SELF_CHECK_DIMS = (11, 18)
+SELF_CHECK_DIMS, SOFTMAX_SELF_CHECK_DIMS = (11, 18), (10, 18)
 """Heads of `kernels.sample_stack`, which every server computes before it computes anything else."""
 CODES = (None, torch.int8, torch.float8_e4m3fn)
 
@@ -60,6 +61,7 @@ def cases(architecture: int) -> list[Case]:
     """All of an architecture."""
     found = [
         *_attention_cases(architecture),
+        *_softmax_cases(architecture),
         *_hopper_cases(architecture),
         *_linear_cases(architecture),
         *_small_cases(architecture),
@@ -129,6 +131,25 @@ def _attention_cases(architecture: int) -> Iterator[Case]:
     yield from attention(float32, (128, 128), 64)
     for dim in (64, 256):
         yield from attention(float32, (dim, dim), 16)
+
+
+def _softmax_cases(architecture: int) -> Iterator[Case]:
+    """Rotary positions too: they come together, and so do their self-checks."""
+    bfloat16, float32 = torch.bfloat16, torch.float32
+    some: list[tuple[tuple[int, int], torch.dtype, int, bool, torch.dtype | None]]
+    some = [((128, 128), bfloat16, 64, False, None)]
+    if architecture == 90:
+        some += [((128, 128), bfloat16, rows, True, None) for rows in (16, 64, 128)]
+        some += [((128, 128), bfloat16, 64, False, torch.int8)]
+        some += [(SOFTMAX_SELF_CHECK_DIMS, bfloat16, 64, True, None), ((64, 64), float32, 64, True, None)]
+    for op in (_target_attention, _prefix_attention):
+        for dims, dtype, rows, bias, codes in some:
+            key = f"{architecture} softmax {op.__name__[1:]} {_name(dtype)} {dims[0]}x{dims[1]} rows{rows}"
+            key += (" bias" if bias else "") + (f" {_name(codes)}" if codes else "")
+            yield Case(key, architecture, partial(op, dtype, *dims, rows, bias, codes, softmax=True))
+    for rows, of_targets in product((16, 64, 128) if architecture == 90 else (64,), (False, True)):
+        key = f"{architecture} rotate bfloat16 128 rows{rows}" + (" targets" if of_targets else "")
+        yield Case(key, architecture, partial(_rotate, bfloat16, rows, of_targets=of_targets))
 
 
 def _hopper_cases(architecture: int) -> Iterator[Case]:
@@ -225,13 +246,15 @@ def _target_attention(
     hopper: bool = False,
     transposed: bool = False,
     reach: bool = False,
+    softmax: bool = False,
 ) -> None:
     of_hopper = fp8_target_attention_parts if codes else hopper_target_attention_parts
-    op = of_hopper if hopper else target_attention_parts
+    plain = softmax_attention.target_attention_parts if softmax else target_attention_parts
+    op = of_hopper if hopper else plain
     (q, k, v), kv = _heads(dtype, qk_dim, v_dim), _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_prefix = _empty(torch.float32, _NUM_HEADS, _NUM_PAGES * _PAGE_TOKENS) if bias else None
     own = _bias(dtype).own() if bias else None
-    form = {} if hopper else {"reach": _REACH if reach else None}
+    form = {} if hopper or softmax else {"reach": _REACH if reach else None}
     op(q, k, v, kv, _batch(rows), by_prefix, own, logit_scale=qk_dim**-0.5, norm=1024.0, **form)
 
 
@@ -245,12 +268,19 @@ def _prefix_attention(
     hopper: bool = False,
     transposed: bool = False,
     reach: bool = False,
+    softmax: bool = False,
 ) -> None:
-    op = hopper_prefix_attention_parts if hopper else prefix_attention_parts
+    plain = softmax_attention.prefix_attention_parts if softmax else prefix_attention_parts
+    op = hopper_prefix_attention_parts if hopper else plain
     q, kv = _heads(dtype, qk_dim, v_dim)[0], _pages(codes or dtype, qk_dim, v_dim, transposed=transposed)
     by_pair = _bias(dtype) if bias else None
-    form = {} if hopper else {"reach": _REACH if reach else None}
+    form = {} if hopper or softmax else {"reach": _REACH if reach else None}
     op(q, kv, _batch(rows), by_pair, logit_scale=qk_dim**-0.5, norm=1024.0, **form)
+
+
+def _rotate(dtype: torch.dtype, rows: int, *, of_targets: bool) -> None:
+    q, _, _ = _heads(dtype, 128, 128)
+    rotate(q, _batch(rows), _empty(torch.float64, 64), of_targets=of_targets)
 
 
 def _kv_write(

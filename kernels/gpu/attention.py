@@ -10,7 +10,7 @@ from functools import partial
 from torch import Tensor
 
 from kernels.bias import RelativeBias
-from kernels.gpu import prefix_attention, target_attention
+from kernels.gpu import prefix_attention, softmax_attention, target_attention
 from kernels.gpu.hopper import fp8_target_attention
 from kernels.gpu.hopper import prefix_attention as hopper_prefix_attention
 from kernels.gpu.hopper import target_attention as hopper_target_attention
@@ -33,11 +33,17 @@ def target_attention_parts(
     logit_scale: float,
     norm: float,
     reach: Reach | None = None,
+    softmax: bool = False,
     plain: bool = False,
 ) -> Tensor:
-    """See `kernels.gpu.target_attention`. plain: use no kernel for Hopper, where none has a reach."""
+    """See `kernels.gpu.target_attention`. softmax: see `kernels.gpu.softmax_attention`, which has no reach. plain: use
+    no kernel for Hopper, where none has a reach or a softmax.
+    """
     parts = partial(target_attention.target_attention_parts, reach=reach)
-    if not plain and reach is None and not q.is_cpu:
+    if softmax:
+        assert reach is None
+        parts = partial(softmax_attention.target_attention_parts)
+    elif not plain and reach is None and not q.is_cpu:
         kind = Kind("target_attention", q.dtype, q.shape[2], v.shape[2], prefix_bias is not None)
         if takes((q, k, v), kv, batch, prefix_bias) and usable(q.device, kind):
             parts = partial(hopper_target_attention.target_attention_parts)
@@ -55,11 +61,15 @@ def prefix_attention_parts(
     logit_scale: float,
     norm: float,
     reach: Reach | None = None,
+    softmax: bool = False,
     plain: bool = False,
 ) -> Tensor:
-    """See `kernels.gpu.prefix_attention`. plain: as above."""
+    """See `kernels.gpu.prefix_attention`. softmax, plain: as above."""
     parts = partial(prefix_attention.prefix_attention_parts, reach=reach)
-    if not plain and reach is None and not q.is_cpu and takes((q,), kv, batch):
+    if softmax:
+        assert reach is None
+        parts = partial(softmax_attention.prefix_attention_parts)
+    elif not plain and reach is None and not q.is_cpu and takes((q,), kv, batch):
         kind = Kind("prefix_attention", q.dtype, q.shape[2], kv.v.shape[3], bias is not None)
         if usable(q.device, kind):
             parts = partial(hopper_prefix_attention.prefix_attention_parts)

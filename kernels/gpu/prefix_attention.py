@@ -317,3 +317,7 @@ def prefix_attention(
     """See `kernels.paged_reference.prefix_attention`."""
     parts = prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm, reach=reach)
     return torch.sum(parts, 0).to(q.dtype)
+
+
+pair_bias = _bias
+"""rab of a tile, for `softmax_attention` too."""

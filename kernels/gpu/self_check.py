@@ -13,7 +13,6 @@ from kernels.gpu.launch import tile_rows_for
 from kernels.gpu.stack import GpuStack
 from kernels.paged import PagedKV, batch
 from kernels.paged_reference import gather
-from kernels.reach import Reach
 from kernels.sample_stack import Form, Sample, sample
 from kernels.stack import LayerWeights
 
@@ -22,11 +21,10 @@ _NUM_TOKENS, _PREFILL, _NUM_TARGETS, _PAGE_TOKENS = 77, 70, 131, 32
 _HEIGHTS = (16, 64, 128)
 
 
-def deviation(device: torch.device, dtype: torch.dtype, *, concat: bool) -> float:
+def deviation(device: torch.device, dtype: torch.dtype, form: Form) -> float:
     """Worst relative difference of a small random stack from the reference ops: prefill, append and score, in tiles of
-    every height. With concat its first layer sees a part of a prefix.
+    every height.
     """
-    form = Form(concat=concat, reach=(Reach(7, 40, 5), None) if concat else (None, None))
     known = sample(_NUM_TOKENS, _NUM_TARGETS, form)
     stack = GpuStack(known.config, [_cast(layer, device, dtype) for layer in known.layers])
     head_dim = max(known.config.qk_dim, known.config.v_dim)

@@ -10,6 +10,7 @@ from kernels.gpu.attention import prefix_attention_parts, target_attention_parts
 from kernels.gpu.kv_write import kv_write
 from kernels.gpu.linear import linear
 from kernels.gpu.norms import layer_norm, norm_gate
+from kernels.gpu.rotary import rotate, speeds
 from kernels.gpu.target_bias import target_bias
 from kernels.paged import Batch, PagedKV
 from kernels.stack import LayerWeights, StackConfig
@@ -33,6 +34,8 @@ class GpuStack:
         self.num_layers = len(layers)
         v_width, qk_width = config.num_heads * config.v_dim, config.num_heads * config.qk_dim
         self._widths = (v_width, v_width, qk_width, qk_width)
+        base = config.rotary_base
+        self._speeds = None if base is None else speeds(config.qk_dim, base, layers[0].uvqk.device)
         self._layers = [_Layer(w, self._value_key(w), None if w.bias is None else w.bias.own()) for w in layers]
 
     def extend(
@@ -54,10 +57,12 @@ class GpuStack:
             normed = self._norm(x, weights.norm_in)
             if index == self.num_layers - 1:
                 v, k = self._last(normed, layer)
+                self._rotate(batch, k, of_targets=False)
                 arrived(index)
                 kv_write(k, v, pages, batch, times)
                 return
             u, v, q, k = self._project(normed, weights)
+            self._rotate(batch, q, k, of_targets=False)
             arrived(index)
             kv_write(k, v, pages, batch, times)
             times = None  # one layer has written them for all
@@ -69,6 +74,7 @@ class GpuStack:
                 logit_scale=config.logit_scale,
                 norm=config.attention_norm,
                 reach=weights.reach,
+                softmax=config.softmax,
                 plain=self._plain,
             )
             x = self._output(parts, u, x, weights)
@@ -83,6 +89,7 @@ class GpuStack:
         for index, (layer, pages) in enumerate(zip(self._layers, kv, strict=True)):
             weights = layer.weights
             u, v, q, k = self._project(self._norm(x, weights.norm_in), weights)
+            self._rotate(batch, q, k, of_targets=True)
             arrived(index)
             bias = None if weights.bias is None else target_bias(pages, batch, times_ms, weights.bias)
             parts = target_attention_parts(
@@ -96,6 +103,7 @@ class GpuStack:
                 logit_scale=config.logit_scale,
                 norm=config.attention_norm,
                 reach=weights.reach,
+                softmax=config.softmax,
                 plain=self._plain,
             )
             x = self._output(parts, u, x, weights)
@@ -120,6 +128,12 @@ class GpuStack:
         out = linear(normed, weights.uvqk, weights.uvqk_bias, num_silu=num_silu)
         u, v, q, k = out.split(self._widths, 1)
         return u, self._heads(v), self._heads(q), self._heads(k)
+
+    def _rotate(self, batch: Batch, *heads: Tensor, of_targets: bool) -> None:
+        """Turn queries or keys [num_rows, num_heads, qk_dim], in place."""
+        if self._speeds is not None:
+            for x in heads:
+                rotate(x, batch, self._speeds, of_targets=of_targets)
 
     def _last(self, normed: Tensor, layer: _Layer) -> tuple[Tensor, Tensor]:
         """Only V and K [num_rows, num_heads, head_dim]: all that targets need of a prefix."""

@@ -11,6 +11,7 @@ import torch
 from kernels.gpu.hopper import self_check as hopper_self_check
 from kernels.gpu.hopper.self_check import Kind
 from kernels.gpu.self_check import deviation
+from kernels.sample_stack import Form
 from loadtest.bench import gpu_profile
 from loadtest.bench.gpu_cases import FP8_PRODUCTS, PREFIX, TARGET, Case
 from loadtest.bench.gpu_engine_sizes import REAL
@@ -34,9 +35,9 @@ _POOL_PAGES = 2_048
 
 def _start(where: Place, _: Record) -> None:
     """What an engine launches before it serves: the kernels' self-check, then every class of sizes."""
-    for concat in (False, True):
+    for form in (Form(), Form(concat=True)):
         with suppress(NotImplementedError):  # what has no memory cannot be compared
-            deviation(where.device, torch.bfloat16, concat=concat)
+            deviation(where.device, torch.bfloat16, form)
     for op in (TARGET, PREFIX):
         with suppress(NotImplementedError, RuntimeError):  # as above: it is only rehearsed
             hopper_self_check.deviation(where.device, Kind(op, torch.bfloat16, 128, 128, True))

@@ -58,12 +58,12 @@ def _eager(given: Inputs) -> Compute:
     """The reference ops, user by user, pages gathered each time."""
 
     def compute(of_set: int) -> Tensor:
-        kv, form = given.sets[of_set], {"logit_scale": given.scale, "norm": given.norm}
+        kv, scale, norm = given.sets[of_set], given.scale, given.norm
         if given.case.op == TARGET:
             return paged_reference.target_attention(
-                given.q, given.k, given.v, kv, given.batch, None, None, reach=None, **form
+                given.q, given.k, given.v, kv, given.batch, None, None, logit_scale=scale, norm=norm
             )
-        return paged_reference.prefix_attention(given.q, kv, given.batch, None, reach=None, **form)
+        return paged_reference.prefix_attention(given.q, kv, given.batch, None, logit_scale=scale, norm=norm)
 
     return compute
 

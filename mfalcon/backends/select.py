@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 import torch
 
 from kernels.cpu.library import Kernel
+from kernels.gpu import check as gpu_check
 from mfalcon.backends.base import DEVICE_MICROBATCH, ReferenceBackend, StackBackend
 from mfalcon.backends.choice import AUTO, FUSED, ON_DEVICE, REFERENCE, TRITON_PLAIN, BackendUnavailable, Choice, choose
 from mfalcon.backends.events import ServedEvents, serve_events
@@ -221,11 +222,16 @@ def workspace_of(stack: StackBackend) -> int:
 
 def _on_device(choice: Choice, model: PrefixRanker, kv_dtype: str) -> StackBackend:
     layer, _ = model.config.stack
+    if layer.attention == "softmax" and any(of is not None for of in model.config.reach or ()):
+        raise ConfigError(f"backend {choice.name}: softmax with a reach must be computed by reference")
+    if layer.attention == "softmax" and kv_dtype == FP8_PRODUCTS:
+        raise ConfigError(f"kv_dtype: got {kv_dtype}, must be auto, int8 or fp8 with softmax attention")
     if layer.attention == "softmax" or layer.rope is not None:
-        has = "softmax" if layer.attention == "softmax" else "rope"
-        raise ConfigError(
-            f"backend {choice.name}: the model's attention has {has}, which the reference alone computes here"
-        )
+        shape = model.kv_shape()
+        try:
+            gpu_check.check(shape.device, shape.dtype, softmax=True)
+        except gpu_check.GpuUnavailable as error:
+            raise ConfigError(f"backend {choice.name}: with softmax or rope {error}") from error
     from mfalcon.backends.triton import TritonBackend  # noqa: PLC0415 (triton is an extra)
 
     plain, transposed = choice.name == TRITON_PLAIN, kv_dtype == FP8_PRODUCTS

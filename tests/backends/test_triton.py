@@ -17,6 +17,8 @@ from kernels.gpu.graphs import Graph
 from kernels.gpu.hopper.self_check import Kind
 from kernels.gpu.self_check import deviation
 from kernels.gpu.stack import GpuStack
+from kernels.reach import Reach
+from kernels.sample_stack import Form
 from mfalcon.algorithm import Scoring, append, append_all, prefill, score, score_all
 from mfalcon.backends import triton as gpu
 from mfalcon.backends.select import PoolBudget, ServedModel, reference, serve
@@ -45,9 +47,9 @@ def silent() -> Iterator[None]:
 
 
 def test_the_self_check_holds_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert deviation(DEVICE, torch.float32, concat=False) <= 2e-5
+    assert deviation(DEVICE, torch.float32, Form()) <= 2e-5
     monkeypatch.setattr("kernels.gpu.stack.target_bias", lambda *_: None)
-    assert deviation(DEVICE, torch.float32, concat=True) > 1e-2
+    assert deviation(DEVICE, torch.float32, Form(concat=True, reach=(Reach(7, 40, 5), None))) > 1e-2
 
 
 @torch.inference_mode()

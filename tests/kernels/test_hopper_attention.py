@@ -81,7 +81,7 @@ def test_target_attention_is_the_reference(of: Case) -> None:
         own = host.bias.own()
     scale = {"logit_scale": LOGIT_SCALE, "norm": NORM}
     expected = paged_reference.target_attention(
-        host.q, host.k, host.v, host.kv, host.batch, bias, own, reach=None, **scale
+        host.q, host.k, host.v, host.kv, host.batch, bias, own, logit_scale=LOGIT_SCALE, norm=NORM
     )
     op = Machine(seed=of.seed).wrapper(target_attention.target_attention_parts)
     with poisoned():
@@ -161,7 +161,9 @@ def test_prefix_attention_is_the_reference(of: Case) -> None:
     w = hopper_world(of)
     host = w.host()
     scale = {"logit_scale": LOGIT_SCALE, "norm": NORM}
-    expected = paged_reference.prefix_attention(host.q, host.kv, host.batch, host.bias, reach=None, **scale)
+    expected = paged_reference.prefix_attention(
+        host.q, host.kv, host.batch, host.bias, logit_scale=LOGIT_SCALE, norm=NORM
+    )
     op = Machine(seed=of.seed).wrapper(prefix_attention.prefix_attention_parts)
     with poisoned():
         parts = op(w.q, w.kv, w.batch, w.bias, **scale)

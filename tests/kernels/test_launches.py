@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="no triton for this platform")
 
 from kernels.gpu.linear import linear
 from kernels.gpu.self_check import deviation
+from kernels.sample_stack import Form
 from tests.device import DEVICE, needs_interpreter
 from tests.launches import Launch, compiled, in_production, watched
 
@@ -36,6 +37,6 @@ def test_the_self_check_runs_tiles_of_every_height(dtype: torch.dtype, heights: 
     """On Hopper those of 64 rows and more are products of warpgroups, and 128 rows are what large requests have."""
     seen: list[Launch] = []
     with watched(seen.append, compute=False):
-        deviation(DEVICE, dtype, concat=False)
+        deviation(DEVICE, dtype, Form())
     for kernel in ("target_attention_kernel", "prefix_attention_kernel", "kv_write_kernel"):
         assert {launch.tile_rows for launch in seen if launch.kernel == kernel} == heights
