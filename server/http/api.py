@@ -222,7 +222,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         result = await while_connected(request, handler.rank(asked, body.model, seconds(timeout_ms)))
         return json_response(codec.rank_reply(result, asked.returns))
 
-    @router.post("/rank/stream", response_model=codec.RankStreamReply, response_class=StreamedRanking)
+    @router.post("/rank/stream", status_code=200, response_model=codec.RankStreamReply, response_class=StreamedRanking)
     async def rank_stream(body: bodies.RankBody, timeout_ms: Timeout = None) -> Response:
         """Score the candidates as /v1/rank does, and send scores as they come: a line of JSON for each part, in the
         order of the candidates, and a last one with `answer` or `error`.

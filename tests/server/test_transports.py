@@ -315,6 +315,7 @@ async def test_reflection(running: Running) -> None:
     services, file = [answer async for answer in info(iter(questions))]
     assert {service.name for service in services.list_services_response.service} == {
         "mfalcon.v1.Ranking",
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
@@ -336,6 +337,15 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert calls == {
         ("post", "/v1/rank"),
         ("post", "/v1/rank/batch"),
+        ("post", "/v1/rank/stream"),
+        ("get", "/v2"),
+        ("get", "/v2/health/live"),
+        ("get", "/v2/health/ready"),
+        *(
+            (verb, f"/v2/models/{{model_name}}{version}{what}")
+            for verb, what in (("get", ""), ("get", "/ready"), ("post", "/infer"))
+            for version in ("", "/versions/{version}")
+        ),
         ("post", "/v1/users/{user_id}/events"),
         ("post", "/v1/events"),
         ("post", "/v1/interests"),

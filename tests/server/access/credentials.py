@@ -43,6 +43,7 @@ CALLS: Mapping[str, Call] = {
         "/v1/rank/batch",
         {"requests": [{"user_id": "ann", "candidates": [1, 2]}]},
     ),
+    "stream": Call("rank", "RankStream", RANK, "POST", "/v1/rank/stream", {"user_id": "ann", "candidates": [1, 2]}),
     "interests": Call(
         "rank",
         "Interests",
@@ -122,12 +123,13 @@ def one_of_each(path: Path) -> Path:
 
 async def by_grpc(clients: Clients, call: Call, *headers: str, body: bytes | None = None) -> tuple[str, str]:
     """The code and the text of a call with these values of `authorization`."""
-    method: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = clients.channel.unary_unary(
+    method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = clients.channel.unary_stream(
         f"/mfalcon.v1.Ranking/{call.method}"
     )
     message = call.message.SerializeToString() if body is None else body
     try:
-        await method(message, timeout=60, metadata=tuple(("authorization", header) for header in headers))
+        async for _ in method(message, timeout=60, metadata=tuple(("authorization", header) for header in headers)):
+            pass  # one answer, or the parts of a stream
     except grpc.aio.AioRpcError as error:
         return error.code().name, error.details() or ""
     return "OK", ""
