@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from mfalcon_client import encoding
+from mfalcon_client import decoding, encoding
 from mfalcon_client import messages as pb
 from mfalcon_client.append_ids import new_append_id
 from mfalcon_client.errors import ClientError, ServerFailure
@@ -86,7 +86,7 @@ def rank(user_id: str, options: bytes, expected: Expected) -> Call[Ranking]:
     """options: of `encoding.rank_options`."""
 
     def read(raw: bytes) -> Ranking:
-        return expected.check(encoding.ranking(raw))
+        return expected.check(decoding.ranking(raw))
 
     return Call("Rank", encoding.user(user_id) + options, user_id, Repeat.IDEMPOTENT, read)
 
@@ -115,7 +115,7 @@ def rank_batch(ranks: Sequence[Rank]) -> Call[tuple[Ranking | ClientError, ...]]
         expected.append(fits)
 
     def read(raw: bytes) -> tuple[Ranking | ClientError, ...]:
-        outcomes = encoding.rankings(raw)
+        outcomes = decoding.rankings(raw)
         if len(outcomes) != len(requests):
             raise ValueError(f"{len(outcomes)} outcomes of {len(requests)} ranks")
         return tuple(
@@ -130,7 +130,7 @@ def interests(user_id: str, options: bytes, conditions: Sequence[str], top_items
     """options: of `encoding.interests_options`, which these are in."""
 
     def read(raw: bytes) -> Interests:
-        found = encoding.interests(raw)
+        found = decoding.interests(raw)
         if conditions and found.conditions != tuple(conditions):
             raise ValueError(f"interests of {len(found.conditions)} conditions, {len(conditions)} asked")
         if len(found.nearest) != (len(found.conditions) if top_items else 0):
@@ -162,7 +162,7 @@ def append_events(
     repeat = Repeat.CONDITIONAL if ids_are_kept or expected_len is not None else Repeat.NEVER
 
     def read(raw: bytes) -> Appended:
-        told = encoding.appended(raw)
+        told = decoding.appended(raw)
         if expected_version is not None and not told.version:
             raise ValueError("a server of an older release has appended without a look at expected_version")
         kept = num_events - len(told.discarded)
@@ -188,7 +188,7 @@ def append_batch(appends: Sequence[Append]) -> Call[tuple[Appended | ClientError
     ]
 
     def read(raw: bytes) -> tuple[Appended | ClientError, ...]:
-        outcomes = encoding.outcomes(raw)
+        outcomes = decoding.outcomes(raw)
         if len(outcomes) != len(requests):
             raise ValueError(f"{len(outcomes)} outcomes of {len(requests)} appends")
         return outcomes
@@ -203,7 +203,7 @@ def get_history(
     options = encoding.history_options(first, limit, expected_version, with_states=with_states)
 
     def read(raw: bytes) -> HistoryPage:
-        page = encoding.history_page(raw)
+        page = decoding.history_page(raw)
         if page.next_first != page.first + len(page.events) or page.next_first > page.history_len:
             raise ValueError(f"a page of {len(page.events)} events from {page.first} to {page.next_first}")
         return page
@@ -214,19 +214,19 @@ def get_history(
 def prefill(user_id: str, model: str, conditions: Sequence[str] = (), request_time_ms: int = 0) -> Call[CacheInfo]:
     """model: by name, "" for the default one, or the first that has conditions if some are given."""
     request = encoding.user(user_id) + encoding.prefill_options(model, conditions, request_time_ms)
-    return Call("Prefill", request, user_id, Repeat.IDEMPOTENT, encoding.cache_info)
+    return Call("Prefill", request, user_id, Repeat.IDEMPOTENT, decoding.cache_info)
 
 
 def delete_user(user_id: str) -> Call[None]:
     """Deleting an unknown user succeeds."""
-    return Call("DeleteUser", encoding.user(user_id), user_id, Repeat.IDEMPOTENT, encoding.nothing)
+    return Call("DeleteUser", encoding.user(user_id), user_id, Repeat.IDEMPOTENT, decoding.nothing)
 
 
 def get_model(name: str) -> Call[Model]:
     """name: "" for the default one."""
-    return Call("GetModel", encoding.model_name(name), None, Repeat.IDEMPOTENT, encoding.model)
+    return Call("GetModel", encoding.model_name(name), None, Repeat.IDEMPOTENT, decoding.model)
 
 
 def list_models() -> Call[tuple[Model, ...]]:
     """The default one first."""
-    return Call("ListModels", b"", None, Repeat.IDEMPOTENT, encoding.models)
+    return Call("ListModels", b"", None, Repeat.IDEMPOTENT, decoding.models)

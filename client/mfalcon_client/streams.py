@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from mfalcon_client import encoding
+from mfalcon_client import decoding
 from mfalcon_client.calls import Expected
 from mfalcon_client.errors import ClientError, ServerFailure
 from mfalcon_client.retry import Failure
@@ -44,7 +44,7 @@ class Reader:
         try:
             if self._ranking is not None:
                 raise ValueError("a message behind the last one")
-            part, answer = encoding.rank_part(raw)
+            part, answer = decoding.rank_part(raw)
             if answer is not None:
                 self._ranking = self._whole(answer)
                 return None

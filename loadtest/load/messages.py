@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mfalcon.types import Events
-from mfalcon_client import Ids, Ranking, encoding
+from mfalcon_client import Ids, Ranking, decoding, encoding
 from proto import ranking_pb2 as pb
 
 
@@ -27,4 +27,4 @@ def append_message(user_id: str, events: Events, expected_len: int | None) -> pb
 
 def rank_result(response: pb.RankResponse) -> Ranking:
     """An answer as arrays."""
-    return encoding.ranking(response.SerializeToString())
+    return decoding.ranking(response.SerializeToString())
