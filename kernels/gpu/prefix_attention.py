@@ -18,11 +18,11 @@ _LATEST = tl.constexpr(2**63 - 1)
 
 
 @triton.jit
-def _bias(
+def pair_bias(
     position, key, time, earliest, latest, key_time, alive, head, POSITION_BIAS, TIME_BIAS, THRESHOLDS, num_positions,
     num_buckets, STEPS: tl.constexpr, ACC: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """rab of a tile, [BLOCK_M, BLOCK_N]. earliest, latest: bounds of the queries' times."""
+    """rab of a tile, [BLOCK_M, BLOCK_N], of both kinds of attention. earliest, latest: of the queries' times."""
     distance = tl.minimum(tl.maximum(position[:, None] - key[None, :], 0), num_positions - 1)
     # The differences of a tile fall into few buckets: what differs between its elements is counted only there.
     first_time = tl.min(tl.where(alive, key_time, _LATEST) if MASKED else key_time)
@@ -120,7 +120,7 @@ def _attend(  # noqa: PLR0912 (branches of the compiler, not of the code that it
         if HAS_BIAS:
             times_at = TIMES + (page * time_page + first % PAGE) + in_block
             key_time = tl.load(times_at, mask=alive, other=0) if MASKED else tl.load(times_at)
-            bias = _bias(
+            bias = pair_bias(
                 position, key, time, earliest, latest, key_time, alive, head, POSITION_BIAS, TIME_BIAS, THRESHOLDS,
                 num_positions, num_buckets, STEPS, acc.dtype, MASKED,
             )  # fmt: skip
@@ -317,7 +317,3 @@ def prefix_attention(
     """See `kernels.paged_reference.prefix_attention`."""
     parts = prefix_attention_parts(q, kv, batch, bias, logit_scale=logit_scale, norm=norm, reach=reach)
     return torch.sum(parts, 0).to(q.dtype)
-
-
-pair_bias = _bias
-"""rab of a tile, for `softmax_attention` too."""
