@@ -68,7 +68,7 @@ sanitize: .venv/.installed-test ## run the fused kernel's tests under AddressSan
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1073741824:malloc_fill_byte=255 \
 	  MFALCON_SANITIZE=$(SANITIZE) $(BIN)/python -m pytest -q tests/kernels/test_fused.py tests/kernels/test_fused_linear.py \
-	    tests/kernels/test_shared_table.py
+	    tests/kernels/test_shared_table.py tests/kernels/test_text_ids.py tests/kernels/test_reach.py
 
 # Threads of Python that call the kernel at once, each on one core: OpenMP's own barriers would be false alarms.
 races: .venv/.installed-test ## run the fused kernel's tests of several threads under ThreadSanitizer (needs GCC)
