@@ -14,24 +14,18 @@ from mfalcon.features.counters import LikeRule
 from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.models.base import EventTokens, PrefixRanker, Ranker, Targets, TaskRanker, context_codes, event_tokens
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import (
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import (
     COUNTERS,
-    AnchorConfig,
     ContextFeature,
     CountersConfig,
     DenseFeature,
-    DinConfig,
-    DlrmConfig,
     EmbeddingConfig,
     GraphConfig,
-    LayerConfig,
-    LumConfig,
-    RankerConfig,
-    RecsysConfig,
-    RelativeBiasConfig,
     SideFeature,
-    Task,
 )
+from mfalcon.models.config_layers import LayerConfig, RelativeBiasConfig
+from mfalcon.models.config_parts import AnchorConfig, DinConfig, DlrmConfig, LumConfig, RecsysConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import build

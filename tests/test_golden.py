@@ -13,7 +13,7 @@ from kernels.reference import masked_attention
 from mfalcon.attention import AttentionForm, PrefixAttention, TargetAttention
 from mfalcon.kvcache.state import KVPool, KVShape, KVState, PlainLayout
 from mfalcon.masked_attention import FullAttention
-from mfalcon.models.config import LayerConfig, RelativeBiasConfig
+from mfalcon.models.config_layers import LayerConfig, RelativeBiasConfig
 from mfalcon.models.layer import RelativeBiasWeights, Stack
 
 LAYERS, DIM, HEADS, HEAD_DIM, NORM = 2, 48, 3, 16, 64

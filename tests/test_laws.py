@@ -31,7 +31,8 @@ from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
 from mfalcon.masked_attention import BatchPrefixAttention
-from mfalcon.models.config import RankerConfig, ReachConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
 from mfalcon.models.registry import architecture as registered

@@ -43,6 +43,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "attention": ("mfalcon.attention", "mfalcon.masked_attention"),
     "config": (
         "mfalcon.models.config",
+        "mfalcon.models.config_features",
+        "mfalcon.models.config_kinds",
+        "mfalcon.models.config_layers",
+        "mfalcon.models.config_parts",
         "mfalcon.models.items",
         "mfalcon.models.manifest",
         "mfalcon.models.sealed_file",

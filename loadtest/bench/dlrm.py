@@ -11,7 +11,9 @@ from torch import Tensor
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import ContextFeature, DinConfig, RankerConfig, SideFeature, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import ContextFeature, SideFeature
+from mfalcon.models.config_parts import DinConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build

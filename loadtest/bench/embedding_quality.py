@@ -17,7 +17,8 @@ from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar, bar_table, headline
 from loadtest.report.table import Part, Table
 from mfalcon.models import checkpoint
-from mfalcon.models.config import EmbeddingConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import EmbeddingConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.train.counters import counters_config
 from mfalcon.train.dataset import Dataset

@@ -18,7 +18,7 @@ from loadtest.report.result import Bar, as_ms, bar_table, headline
 from loadtest.report.table import Part, Table
 from loadtest.report.timing import Spread, always, spread, take_turns
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import EmbeddingConfig
+from mfalcon.models.config_features import EmbeddingConfig
 from mfalcon.models.embedding import ItemEmbedding
 
 _MOST_GROWN_MB, _LEAST_ROWS_S, _MOST_ADDED_MS = 30.0, 5e6, 0.3

@@ -17,7 +17,7 @@ from loadtest.bench.peer import DenseAttention
 from mfalcon.backends.base import ReferenceBackend, StackBackend
 from mfalcon.backends.triton import TritonBackend
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState
-from mfalcon.models.config import LayerConfig
+from mfalcon.models.config_layers import LayerConfig
 from mfalcon.models.layer import Stack
 
 BOUNDS = {torch.float32: 2e-5, torch.bfloat16: 5e-2}

@@ -20,7 +20,8 @@ from loadtest.report.result import say
 from mfalcon.errors import CheckpointError
 from mfalcon.models import checkpoint
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import Frozen, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.run import PROGRESS

@@ -5,7 +5,8 @@ import torch
 
 from loadtest.bench.shapes import Shape, ranker_config
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import COUNTERS, CountersConfig, DenseFeature, GraphConfig, RankerConfig, SideFeature
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import COUNTERS, CountersConfig, DenseFeature, GraphConfig, SideFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build
 

@@ -24,7 +24,8 @@ from loadtest.report.table import Part, Table
 from mfalcon.algorithm import append, prefill, score
 from mfalcon.backends.select import ServedModel, serve
 from mfalcon.models import checkpoint
-from mfalcon.models.config import RankerConfig, ReachConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.models.registry import build
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate

@@ -9,7 +9,8 @@ import torch
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import EventTokens, Ranker, Targets
-from mfalcon.models.config import LayerConfig, RankerConfig, RelativeBiasConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_layers import LayerConfig, RelativeBiasConfig
 from mfalcon.models.registry import build
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -10,7 +10,7 @@ from loadtest.bench.reach import QualityOptions, ReachOptions
 from mfalcon.cli.bench_output import progress, show
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.output import JsonOption
-from mfalcon.models.config import ReachConfig
+from mfalcon.models.config_layers import ReachConfig
 
 _DEFAULTS, _QUALITY = ReachOptions(), QualityOptions()
 TokensOption = Annotated[int, typer.Option(min=1, help="Tokens before a token of the history that it sees.")]

@@ -10,7 +10,8 @@ import typer
 from pydantic import ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.train import movielens
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.settings import equal_blend, problem

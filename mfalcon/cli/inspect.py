@@ -23,7 +23,7 @@ from mfalcon.kvcache.state import KVShape
 from mfalcon.models import checkpoint
 from mfalcon.models.base import EventRanker, PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import COUNTERS
+from mfalcon.models.config_features import COUNTERS
 from mfalcon.models.din import Din
 from mfalcon.models.table_size import TableSize, table_size
 from mfalcon.types import EVENT_DTYPE

@@ -22,7 +22,9 @@ from mfalcon.cli.datasets import (
 from mfalcon.cli.output import JsonOption, print_json
 from mfalcon.cli.training import train_checkpoint
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import AttentionKind, CountersConfig, EmbeddingKind, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_features import CountersConfig, EmbeddingKind
+from mfalcon.models.config_layers import AttentionKind
 from mfalcon.models.registry import trained_here
 from mfalcon.train import splits
 from mfalcon.train.counters import counters_config

@@ -33,7 +33,7 @@ from mfalcon.metrics.states import StateMetrics
 from mfalcon.models.base import PrefixRanker
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.conditions import Condition, conditions
-from mfalcon.models.config import COUNTERS
+from mfalcon.models.config_features import COUNTERS
 from mfalcon.models.heads import probability_that_ranks, task_infos
 from mfalcon.models.items import ItemTable
 from mfalcon.models.lum import LUM

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from mfalcon.features.standard import standard
 from mfalcon.features.tags import ItemTags
-from mfalcon.models.config import CountersConfig, RankerConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import CountersConfig
 from mfalcon.types import Events, Floats, Ids
 
 VALUE_STEPS = 1_024

@@ -12,7 +12,8 @@ from mfalcon.features.counters import LikeRule, count_for_request
 from mfalcon.features.graph import graph_features
 from mfalcon.features.standard import standardised
 from mfalcon.features.tags import ItemTags
-from mfalcon.models.config import CountersConfig, DenseFeature, GraphConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import CountersConfig, DenseFeature, GraphConfig
 from mfalcon.models.items import KnownItems
 from mfalcon.types import Events, Floats, Ids, RankRequest
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mfalcon.models.config import DenseFeature
+from mfalcon.models.config_features import DenseFeature
 from mfalcon.types import DenseFeatures, Floats
 
 LARGEST = 1e4

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from mfalcon.errors import InvalidInput
 from mfalcon.graph.vectors import GraphRefresh
 from mfalcon.models import sealed_file
-from mfalcon.models.config import Frozen
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.models.sealed_file import read_sealed, write_sealed
 
 SUFFIX: Final = ".vectors.json"

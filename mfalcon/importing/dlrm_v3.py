@@ -14,7 +14,10 @@ from torch import Tensor
 from mfalcon.errors import CheckpointError, ConfigError
 from mfalcon.importing.sidecar import Sidecar
 from mfalcon.importing.tensors import Tensors, check_shapes
-from mfalcon.models.config import ContextFeature, DlrmConfig, LayerConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import ContextFeature
+from mfalcon.models.config_layers import LayerConfig
+from mfalcon.models.config_parts import DlrmConfig
 from mfalcon.models.dlrm_v3 import DlrmV3
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build

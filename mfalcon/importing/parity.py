@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from mfalcon.errors import DataError
 from mfalcon.importing.dlrm_v3 import Imported
 from mfalcon.models.base import EventTokens, Targets, context_codes
-from mfalcon.models.config import Frozen
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.models.dlrm_v3 import DlrmReader, Lengths
 
 _MOST_LINE_BYTES = 64 << 20

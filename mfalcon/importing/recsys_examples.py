@@ -14,7 +14,10 @@ from torch import Tensor
 from mfalcon.errors import CheckpointError, ConfigError
 from mfalcon.importing.recsys_files import KEYS, VALUES
 from mfalcon.importing.tensors import Tensors, check_shapes
-from mfalcon.models.config import Frozen, LayerConfig, Name, Positive, RankerConfig, RecsysConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_kinds import Frozen, Name, Positive
+from mfalcon.models.config_layers import LayerConfig
+from mfalcon.models.config_parts import RecsysConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.recsys_hstu import RecsysHstu
 from mfalcon.models.registry import build

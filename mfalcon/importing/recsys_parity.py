@@ -16,7 +16,7 @@ from mfalcon.importing.parity import Parity, lines_of
 from mfalcon.importing.recsys_examples import ImportedRecsys
 from mfalcon.masked_attention import FullAttention
 from mfalcon.models.base import Targets
-from mfalcon.models.config import Frozen
+from mfalcon.models.config_kinds import Frozen
 
 Key = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 Row = Annotated[int, Field(ge=0, lt=1 << 31)]

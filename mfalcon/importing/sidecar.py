@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen, Name, Positive, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_kinds import Frozen, Name, Positive
 
 _MOST_BYTES = 1 << 20
 _Kind = TypeVar("_Kind", bound=Frozen)

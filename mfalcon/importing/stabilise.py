@@ -15,7 +15,9 @@ from mfalcon.importing.dlrm_v3 import Imported
 from mfalcon.importing.parity import ParityRequest, asked_of, scores_of
 from mfalcon.importing.sidecar import Sidecar
 from mfalcon.models.base import context_codes
-from mfalcon.models.config import AnchorConfig, ContextFeature, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import ContextFeature
+from mfalcon.models.config_parts import AnchorConfig
 from mfalcon.models.dlrm_parts import dlrm_of
 from mfalcon.models.dlrm_stable import DlrmV3Stable
 from mfalcon.models.registry import build

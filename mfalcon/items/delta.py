@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfalcon.errors import CheckpointError, InvalidInput
-from mfalcon.models.config import RankerConfig, SideFeature
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import SideFeature
 from mfalcon.types import Floats, Ids
 
 MOST_ROWS = 4_000_000

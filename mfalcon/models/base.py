@@ -19,7 +19,8 @@ from kernels.paged import to_device
 from mfalcon.errors import ConfigError
 from mfalcon.kvcache.state import KVShape
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention
-from mfalcon.models.config import ContextFeature, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import ContextFeature
 from mfalcon.models.dense_features import DenseEmbedding
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding, ItemEmbedding
 from mfalcon.models.graph_network import GraphNetwork

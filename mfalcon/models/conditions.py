@@ -6,7 +6,8 @@ better than their popularity does (docs/LOG.md).
 
 from dataclasses import dataclass
 
-from mfalcon.models.config import RankerConfig, SideFeature
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import SideFeature
 
 ANY = 0
 """The category of every item."""

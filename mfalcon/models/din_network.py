@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfalcon.models.config import DinConfig
+from mfalcon.models.config_parts import DinConfig
 
 
 class StackedLinear(nn.Module):

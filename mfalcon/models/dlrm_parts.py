@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfalcon.models.config import DlrmConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_parts import DlrmConfig
 
 _NORM_EPS = 1e-5
 _MINUTE_S = 60.0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mfalcon.models.base import EventTokens, PrefixRanker, Targets
-from mfalcon.models.config import AnchorConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_parts import AnchorConfig
 from mfalcon.models.dlrm_parts import ActionsSideBySide, Places, Postprocessor, SwishNorm, dlrm_of, encoder
 
 _SECOND_MS = 1_000

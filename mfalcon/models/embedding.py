@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfalcon.models.config import ContextFeature, EmbeddingConfig, SideFeature
+from mfalcon.models.config_features import ContextFeature, EmbeddingConfig, SideFeature
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.models.shared_embedding import Lookup, SharedEmbedding
 from mfalcon.types import Floats, Ids

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mfalcon.models.config import GraphConfig, SideFeature
+from mfalcon.models.config_features import GraphConfig, SideFeature
 from mfalcon.models.embedding import ItemEmbedding
 from mfalcon.models.items import UNKNOWN_ROW
 from mfalcon.types import Floats

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mfalcon.models.config import SideFeature
+from mfalcon.models.config_features import SideFeature
 from mfalcon.models.texts import Texts
 from mfalcon.types import Ids
 

@@ -16,7 +16,7 @@ from kernels.alibi import linear_bias
 from kernels.bias import RelativeBias, time_thresholds
 from kernels.reach import Reach
 from mfalcon.attention import Attend, AttentionForm, Keep
-from mfalcon.models.config import AlibiConfig, LayerConfig, ReachConfig, RelativeBiasConfig
+from mfalcon.models.config_layers import AlibiConfig, LayerConfig, ReachConfig, RelativeBiasConfig
 
 
 class RelativeBiasWeights(nn.Module):

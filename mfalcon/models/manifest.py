@@ -14,7 +14,8 @@ from safetensors.numpy import load_file as load_arrays
 
 from mfalcon.errors import CheckpointError
 from mfalcon.memory import available_bytes
-from mfalcon.models.config import Frozen, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.models.items import ItemTable
 from mfalcon.models.texts import Texts
 

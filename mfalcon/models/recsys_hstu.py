@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mfalcon.models.base import EventTokens, PrefixRanker, Targets
-from mfalcon.models.config import RankerConfig, RecsysConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_parts import RecsysConfig
 
 _NORM_EPS = 1e-6
 _ACTIVATIONS: Final = {"relu": nn.ReLU, "gelu": nn.GELU}

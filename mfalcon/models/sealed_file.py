@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from mfalcon.errors import InvalidInput
 from mfalcon.memory import available_bytes
-from mfalcon.models.config import Frozen
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.models.manifest import sha256_of
 
 MOST_MANIFEST_BYTES: Final = 1 << 16

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.shared_table import SharedTable, lookup
-from mfalcon.models.config import EmbeddingConfig
+from mfalcon.models.config_features import EmbeddingConfig
 
 
 class Lookup(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mfalcon.models.config import EmbeddingConfig
+from mfalcon.models.config_features import EmbeddingConfig
 
 _NUMBER_BYTES = 4
 _PRIME, _OF_BLOCK = 2_038_074_743, 1_825_252_241

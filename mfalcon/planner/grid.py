@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import Frozen, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.evaluate import evaluate
 from mfalcon.train.recipes import TrainConfig, model_config

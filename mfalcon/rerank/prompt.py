@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import orjson
 
-from mfalcon.models.config import SideFeature
+from mfalcon.models.config_features import SideFeature
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.types import Events, Ids
 

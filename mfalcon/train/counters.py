@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mfalcon.features.counters import VALUE_STEPS, Counts, LikeRule, value_steps
 from mfalcon.features.tags import ItemTags, sum_runs
-from mfalcon.models.config import COUNTERS, CountersConfig, DenseFeature, SideFeature
+from mfalcon.models.config_features import COUNTERS, CountersConfig, DenseFeature, SideFeature
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Ids
 

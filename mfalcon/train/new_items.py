@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import SideFeature
+from mfalcon.models.config_features import SideFeature
 from mfalcon.models.items import UNKNOWN_ROW, ItemTable
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.vocabulary import fit_to

@@ -7,21 +7,11 @@ from pydantic import Field
 
 from mfalcon.errors import ConfigError
 from mfalcon.models.base import PrefixRanker
-from mfalcon.models.config import (
-    AlibiConfig,
-    AttentionKind,
-    CountersConfig,
-    DenseFeature,
-    DinConfig,
-    EmbeddingConfig,
-    Frozen,
-    GraphConfig,
-    LayerConfig,
-    LumConfig,
-    RankerConfig,
-    RelativeBiasConfig,
-    RopeConfig,
-)
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import CountersConfig, DenseFeature, EmbeddingConfig, GraphConfig
+from mfalcon.models.config_kinds import Frozen
+from mfalcon.models.config_layers import AlibiConfig, AttentionKind, LayerConfig, RelativeBiasConfig, RopeConfig
+from mfalcon.models.config_parts import DinConfig, LumConfig
 from mfalcon.models.registry import architecture, trained_here
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import Floats

@@ -12,7 +12,7 @@ any_action = ["click"]
 kind = "robe-mix"
 memory_mb = 10.0
 
-[[reach]]               # what a layer sees of the history; fields of models.config.ReachConfig
+[[reach]]               # what a layer sees of the history; fields of models.config_layers.ReachConfig
 layer = 2               # from 1 on; layers that are not named see all of it
 tokens = 256
 targets = 1024
@@ -31,7 +31,10 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import EmbeddingConfig, EmbeddingKind, Frozen, RankerConfig, ReachConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import EmbeddingConfig, EmbeddingKind
+from mfalcon.models.config_kinds import Frozen
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.text_file import shown
 

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from mfalcon.models.config import ContextFeature, SideFeature, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_features import ContextFeature, SideFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.train.dataset import Dataset
 from mfalcon.types import EVENT_DTYPE

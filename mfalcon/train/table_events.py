@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import field_validator
 
 from mfalcon.errors import DataError
-from mfalcon.models.config import Frozen
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.train.dataset import Reading
 from mfalcon.train.frames import ItemIdKind, Table
 from mfalcon.train.scratch import empty

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from mfalcon.errors import DataError
-from mfalcon.models.config import Frozen, SideFeature
+from mfalcon.models.config_features import SideFeature
+from mfalcon.models.config_kinds import Frozen
 from mfalcon.models.items import ItemTable
 from mfalcon.train.frames import ItemIdKind, ItemIds, Rows, Table, are_text, item_ids, place, texts_of
 

@@ -27,7 +27,7 @@ from mfalcon.engine.workers import take_cores
 from mfalcon.kvcache.copy import ThreadCopier
 from mfalcon.kvcache.state import KVPool, KVShape, KVState
 from mfalcon.models.base import EventTokens, Targets
-from mfalcon.models.config import LayerConfig, ReachConfig
+from mfalcon.models.config_layers import LayerConfig, ReachConfig
 from mfalcon.models.layer import Stack
 from tests.device import DEVICE, needs_interpreter
 from tests.launches import watched

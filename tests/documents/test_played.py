@@ -20,7 +20,9 @@ import mfalcon_client
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.models.checkpoint import Checkpoint, save
-from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import ContextFeature
+from mfalcon.models.config_layers import LayerConfig
 from mfalcon.models.dfgr import DFGR
 from mfalcon.models.items import ItemTable
 from mfalcon.pseudonym import Pseudonyms

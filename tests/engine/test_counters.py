@@ -15,7 +15,8 @@ from mfalcon.engine.ranker import RankerOptions
 from mfalcon.errors import ConfigError
 from mfalcon.features.counters import LikeRule
 from mfalcon.history.history import History
-from mfalcon.models.config import COUNTERS, RankerConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import COUNTERS
 from mfalcon.types import Append, Events, Ids
 from tests.engine.replicas import value
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint, small_config

@@ -33,7 +33,7 @@ from mfalcon.errors import (
 from mfalcon.history.history import Reading
 from mfalcon.merging.merge import Calibration, Merge
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import ContextFeature
+from mfalcon.models.config_features import ContextFeature
 from mfalcon.rerank.order import reranked
 from mfalcon.types import (
     MERGE_METHODS,

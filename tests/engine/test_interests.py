@@ -21,7 +21,7 @@ from mfalcon.interests import Interests, InterestsRequest, Nearest, interleaved
 from mfalcon.laws import masked_forward
 from mfalcon.models.base import Targets
 from mfalcon.models.conditions import conditions
-from mfalcon.models.config import LumConfig
+from mfalcon.models.config_parts import LumConfig
 from mfalcon.models.lum import LUM
 from mfalcon.types import Append, Retrieve, no_events
 from mfalcon.window import WindowRule

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from mfalcon.features.counters import MOST_VALUE, VALUE_STEPS, Counts, LikeRule, count_for_request, value_steps
 from mfalcon.features.standard import LARGEST
 from mfalcon.features.tags import ItemTags
-from mfalcon.models.config import COUNTERS, CountersConfig, DenseFeature, RankerConfig, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import COUNTERS, CountersConfig, DenseFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.types import Events, Ids
 from tests.small import NOW_MS, random_events, small_config, small_items

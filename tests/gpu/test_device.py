@@ -24,7 +24,8 @@ from mfalcon.kvcache.codec import decode, encode
 from mfalcon.kvcache.copy import CudaCopier
 from mfalcon.kvcache.state import PAGE_TOKENS, KVPool, KVShape, KVState, PlainLayout
 from mfalcon.laws import check
-from mfalcon.models.config import LayerConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_layers import LayerConfig
 from mfalcon.models.layer import Stack
 from tests.small import small_checkpoint, small_config, small_embedding
 

@@ -27,7 +27,7 @@ from kernels.stack import LayerWeights, StackConfig
 from mfalcon.attention import AttentionForm
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.masked_attention import FullAttention
-from mfalcon.models.config import AlibiConfig, LayerConfig, RelativeBiasConfig, RopeConfig
+from mfalcon.models.config_layers import AlibiConfig, LayerConfig, RelativeBiasConfig, RopeConfig
 from mfalcon.models.layer import Stack
 from tests.test_golden import golden, research, target_mask, v3
 

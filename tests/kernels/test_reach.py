@@ -16,7 +16,7 @@ from kernels.reach import Reach, seen
 from mfalcon.attention import AttentionForm
 from mfalcon.backends.weights import layer_weights, stack_config
 from mfalcon.masked_attention import BatchPrefixAttention, BatchTargetAttention, FullAttention
-from mfalcon.models.config import LayerConfig, ReachConfig, RelativeBiasConfig, RopeConfig
+from mfalcon.models.config_layers import LayerConfig, ReachConfig, RelativeBiasConfig, RopeConfig
 from mfalcon.models.layer import Stack
 from tests.kernels.test_fused import BOUND, INT8_BOUND, NOW, POLICIES, kernel, random_stack
 from tests.kernels.test_reference import NORM, SCALE, V_DIM, Tokens, poisoned, random_tokens

@@ -16,7 +16,7 @@ from mfalcon.backends.select import serve
 from mfalcon.engine.probe import probe
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import load, save
-from mfalcon.models.config import ContextFeature
+from mfalcon.models.config_features import ContextFeature
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, some_rows, tokens
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import ContextFeature, LayerConfig, RankerConfig, RelativeBiasConfig, SideFeature, Task
+from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_features import ContextFeature, SideFeature
+from mfalcon.models.config_layers import LayerConfig, RelativeBiasConfig
 from mfalcon.models.registry import build, rankers
 from tests.small import small_config, with_attention
 

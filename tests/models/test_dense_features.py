@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mfalcon.features.standard import LARGEST, standardised
 from mfalcon.models.base import Targets, prefix_ranker
-from mfalcon.models.config import DenseFeature
+from mfalcon.models.config_features import DenseFeature
 from mfalcon.models.registry import build
 from mfalcon.types import DenseFeatures
 from tests.small import small_checkpoint, small_config, some_rows

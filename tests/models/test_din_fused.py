@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kernels.cpu import check
 from kernels.cpu.library import FusedUnavailable, Kernel
 from loadtest.bench.dlrm import DLRMS, random_candidates, random_dlrm, random_user
-from mfalcon.models.config import DinConfig
+from mfalcon.models.config_parts import DinConfig
 from mfalcon.models.din_fused import DinFused
 from mfalcon.models.din_network import DinNetwork
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loadtest.bench.dlrm import DLRMS, random_candidates, random_dlrm, random_user
 from mfalcon.models import din_split
-from mfalcon.models.config import DinConfig
+from mfalcon.models.config_parts import DinConfig
 from mfalcon.models.din_network import DinNetwork
 from mfalcon.models.din_split import DinSplit
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mfalcon.algorithm import score, user_state
 from mfalcon.backends.select import any_reference
 from mfalcon.models.base import MISSING, Targets, context_codes
-from mfalcon.models.config import ContextFeature
+from mfalcon.models.config_features import ContextFeature
 from mfalcon.models.embedding import ActionEmbedding, ContextEmbedding
 from mfalcon.models.registry import rankers
 from tests.small import NOW_MS, random_events, small_checkpoint, small_config, small_items, some_rows, tokens

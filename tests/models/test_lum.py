@@ -15,7 +15,8 @@ from mfalcon.laws import masked_forward
 from mfalcon.models.base import Targets
 from mfalcon.models.checkpoint import load, save
 from mfalcon.models.conditions import conditions
-from mfalcon.models.config import LumConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_parts import LumConfig
 from mfalcon.models.lum import LUM
 from mfalcon.models.registry import build
 from tests.small import GENRES, NOW_MS, NUM_ITEMS, random_events, small_checkpoint, small_config, small_items, tokens

@@ -15,7 +15,8 @@ from kernels.shared_table import lookup
 from mfalcon.errors import CheckpointError
 from mfalcon.models import checkpoint as checkpoints
 from mfalcon.models.checkpoint import Checkpoint
-from mfalcon.models.config import EmbeddingConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import EmbeddingConfig
 from mfalcon.models.embedding import offset_of
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.shared_table import Hash, SharedTable, block_starts
-from mfalcon.models.config import EmbeddingConfig
+from mfalcon.models.config_features import EmbeddingConfig
 from mfalcon.models.table_size import table_size
 
 

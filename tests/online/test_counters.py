@@ -12,7 +12,7 @@ from mfalcon.cli.process import serving
 from mfalcon.cli.replay import replay_online
 from mfalcon.models import checkpoint
 from mfalcon.models.base import TaskRanker
-from mfalcon.models.config import COUNTERS
+from mfalcon.models.config_features import COUNTERS
 from mfalcon.models.registry import build
 from mfalcon.train.counters import counters_config
 from mfalcon.train.recipes import model_config

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mfalcon.models.config import SideFeature
+from mfalcon.models.config_features import SideFeature
 from mfalcon.models.items import ItemTable
 from mfalcon.rerank.prompt import (
     DIVERSITY,

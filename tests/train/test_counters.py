@@ -7,7 +7,7 @@ import pytest
 
 from mfalcon.features.counters import Counts, LikeRule, count_for_request, value_steps
 from mfalcon.features.tags import ItemTags
-from mfalcon.models.config import COUNTERS, CountersConfig
+from mfalcon.models.config_features import COUNTERS, CountersConfig
 from mfalcon.train.counters import count_events, counters_config
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.splits import TRAIN, split

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mfalcon.errors import ConfigError
-from mfalcon.models.config import ReachConfig, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.train.recipes import TrainConfig
 from mfalcon.train.settings import ReachSettings, TrainFile, equal_blend, read_train_file
 from tests.small import small_config

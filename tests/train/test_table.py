@@ -10,7 +10,8 @@ import pytest
 
 from mfalcon.errors import DataError
 from mfalcon.item_ids import item_id
-from mfalcon.models.config import SideFeature, Task
+from mfalcon.models.config import Task
+from mfalcon.models.config_features import SideFeature
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.movielens import INTER
 from mfalcon.train.recipes import model_config

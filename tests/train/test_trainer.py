@@ -12,7 +12,8 @@ import torch
 import mfalcon.train.objective
 from mfalcon.errors import ConfigError, MFalconError
 from mfalcon.models.base import Ranker
-from mfalcon.models.config import EmbeddingConfig, RankerConfig
+from mfalcon.models.config import RankerConfig
+from mfalcon.models.config_features import EmbeddingConfig
 from mfalcon.models.registry import architecture as registered
 from mfalcon.models.registry import rankers, trained_here
 from mfalcon.train.counters import counters_config

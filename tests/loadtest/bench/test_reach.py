@@ -4,7 +4,7 @@ from loadtest.bench import reach
 from loadtest.bench.reach import ALL, FULL, LATER, QualityOptions, QualityResult, QualityRow, ReachOptions
 from loadtest.report.machine import this_machine
 from loadtest.report.table import as_markdown
-from mfalcon.models.config import ReachConfig
+from mfalcon.models.config_layers import ReachConfig
 
 
 def test_every_model_is_measured_in_turns() -> None:
