@@ -13,6 +13,7 @@ import mfalcon.engine.step
 import mfalcon.kvcache.cache
 from kernels import reference
 from kernels.bias import RelativeBias
+from kernels.reach import Reach
 from mfalcon import laws
 from mfalcon.attention import AttentionForm
 from mfalcon.backends import select
@@ -187,11 +188,22 @@ def test_law_2_sees_targets_that_see_each_other(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("architecture", prefix_rankers())
 def test_law_3_sees_an_append_at_the_wrong_position(monkeypatch: pytest.MonkeyPatch, architecture: str) -> None:
     def from_zero(
-        q: Tensor, k: Tensor, v: Tensor, times: Tensor, bias: RelativeBias | None, *, logit_scale: float, norm: float
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        times: Tensor,
+        bias: RelativeBias | None,
+        *,
+        logit_scale: float,
+        norm: float,
+        reach: Reach | None,
+        softmax: bool,
     ) -> Tensor:
         if bias is not None and len(q) < k.shape[1]:
             bias = RelativeBias(bias.position.roll(1, dims=1), bias.time, bias.thresholds)
-        return reference.prefix_attention(q, k, v, times, bias, logit_scale=logit_scale, norm=norm)
+        return reference.prefix_attention(
+            *(q, k, v, times, bias), logit_scale=logit_scale, norm=norm, reach=reach, softmax=softmax
+        )
 
     monkeypatch.setattr(mfalcon.attention, "prefix_attention", from_zero)
     assert_breaks(3, architecture)

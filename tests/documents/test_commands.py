@@ -12,10 +12,10 @@ from tests.documents.reading import ROOT, TYPED, Block, blocks, blocks_of, comma
 from tests.documents.typed import CALLED, check, check_names, flags_of, loaded
 
 FOREIGN = {
-    "--appendfsync", "--appendonly", "--build", "--build-arg", "--host", "--read-only", "--scan", "--pattern",
-    "--total-queued-requests-metric",
+    "--appendfsync", "--appendonly", "--build", "--build-arg", "--go", "--go-grpc", "--host", "--read-only", "--scan",
+    "--pattern", "--total-queued-requests-metric",
 }  # fmt: skip
-"""Options of other programs that the pages name: Redis, Docker, Locust, a gateway."""
+"""Options of other programs that the pages name: Redis, Docker, Locust, protoc, a gateway."""
 
 
 def text_of(page: str) -> str:

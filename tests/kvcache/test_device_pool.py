@@ -306,8 +306,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
     """Released once for every layer that was computed for the first microbatch."""
     computed, seen = threading.Semaphore(0), set()
 
-    def watched_attention(q: Tensor, k: Tensor, *rest: Tensor, logit_scale: float, norm: float) -> Tensor:
-        out = target_attention(q, k, *rest, logit_scale=logit_scale, norm=norm)
+    def watched_attention(
+        q: Tensor, k: Tensor, *rest: Tensor, logit_scale: float, norm: float, softmax: bool = False
+    ) -> Tensor:
+        out = target_attention(q, k, *rest, logit_scale=logit_scale, norm=norm, softmax=softmax)
         if k.data_ptr() not in seen:
             seen.add(k.data_ptr())
             computed.release()
