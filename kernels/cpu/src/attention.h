@@ -102,25 +102,29 @@ void copy_step(const KeyBlock<P>& keys, Index columns, Index token, typename P::
   }
 }
 
+// How a step of weights is made: of all keys before a row's own end, of those in its reach, or for a softmax.
+enum class Form { kAll, kReach, kSoftmax };
+
 // As `attend`. Pointwise no row sees the keys before visible.head. start: a multiple of kPageStep, or of a block for a
 // softmax; no row sees a key before it, but for a softmax those before visible.head.
-template <class P>
+template <class P, Form kForm>
 void attend_from(Index start, const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
                  const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias,
                  Softmax softmax, float* o, Index o_stride, const AttentionSpace<P>& space) {
   using V = typename P::Vector;
   using Space = AttentionSpace<P>;
   auto* const weights = space.weights.get();
-  float* const logits = softmax.largest ? space.logits.get() : nullptr;
+  constexpr bool kSoft = kForm == Form::kSoftmax;
+  float* const logits = space.logits.get();
   const Index most = visible.of(rows - 1);
   for (Index block = start; block < most; block += P::kKeyBlock) {
-    if (logits && block >= visible.head && visible.from(0) >= block + P::kKeyBlock) continue;
+    if (kSoft && block >= visible.head && visible.from(0) >= block + P::kKeyBlock) continue;
     const KeyBlock<P> keys = kv.block(block, std::min(most - block, Index{P::kKeyBlock}), space.block);
     for_row_tiles(rows, [&]<int R>(Index row) {
       const Index seen = std::min(visible.of(row + R - 1) - block, Index{P::kKeyBlock});  // by the tile's last row
       const Index hidden = visible.from(row + R - 1) - block;  // keys before this one some row does not see
       if (seen <= 0) return;
-      if (visible.from(row) >= block + P::kKeyBlock && !(logits && block < visible.head)) return;
+      if (visible.from(row) >= block + P::kKeyBlock && !(kSoft && block < visible.head)) return;
       const Index columns = round_up(seen, P::kLanes);
       const Index all_see = visible.of(row) - block;  // keys before this one no row masks
       TileBias<P, R> of_tile(s, head, prefix_bias, row, block);
@@ -130,11 +134,14 @@ void attend_from(Index start, const Shape& s, Index head, const typename P::Elem
         const auto weigh = [&](Index begin, Index end, auto bias) {  // columns of the piece
           product<P, R>(q + row * q_stride, q_stride, *piece, begin, end, bias, [&](int r, Index c, V x) {
             c += first;
-            if (logits) return P::store(logits + r * Space::kWeightStride + c, x);
-            x = silu<P>(x);
-            if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
-            if (c < hidden) x = P::keep_from(x, visible.from(row + r) - block - c);
-            P::store_elements(weights + r * Space::kWeightStride + c, x);
+            if constexpr (kSoft) {
+              P::store(logits + r * Space::kWeightStride + c, x);
+            } else {
+              x = silu<P>(x);
+              if (c + P::kLanes > all_see) x = P::keep_first(x, visible.of(row + r) - block - c);
+              if (kForm == Form::kReach && c < hidden) x = P::keep_from(x, visible.from(row + r) - block - c);
+              P::store_elements(weights + r * Space::kWeightStride + c, x);
+            }
           });
         };
         if (!prefix_bias) {
@@ -154,7 +161,7 @@ void attend_from(Index start, const Shape& s, Index head, const typename P::Elem
           weigh(begin, end, [&](int r, Index c) { return P::load(space.biases.get() + r * kBiasStride<P> + c - begin); });
         }
       }
-      for (int r = 0; r < R && logits; r++) {
+      for (int r = 0; r < R && kSoft; r++) {
         const Index at = r * Space::kWeightStride;
         const Seen own(visible.head - block, visible.from(row + r) - block, visible.of(row + r) - block, columns);
         soften<P>(logits + at, own, columns, weights + at, softmax.from(row + r), o + (row + r) * o_stride, s.padded_v);
@@ -179,17 +186,23 @@ template <class P>
 void attend(const Shape& s, Index head, const typename P::Element* q, Index q_stride, Index rows,
             const HeadPages<P>& kv, Visible visible, const float* vector_bias, const PrefixBias* prefix_bias,
             Softmax softmax, float* o, Index o_stride, const AttentionSpace<P>& space) {
-  const auto over = [&](Index start, Visible part) {
-    attend_from<P>(start, s, head, q, q_stride, rows, kv, part, vector_bias, prefix_bias, softmax, o, o_stride, space);
+  const auto over = [&]<Form kForm>(Index start, Visible part) {
+    attend_from<P, kForm>(start, s, head, q, q_stride, rows, kv, part, vector_bias, prefix_bias, softmax, o, o_stride,
+                          space);
   };
   if (softmax.largest) {  // always in the same blocks, lest a row's sums depend on the rows beside it
-    over(0, visible);
+    over.template operator()<Form::kSoftmax>(0, visible);
     for (Index r = 0; r < rows; r++) scale_row<P>(o + r * o_stride, s.padded_v, 1.0f / softmax.total[r]);
     return;
   }
-  if (visible.from(rows - 1) == visible.head) return over(0, {visible.first_row, visible.step});  // all that is before it
-  if (visible.head > 0) over(0, {visible.first_row, visible.step, Reach::kAll, 0, visible.head});
-  over(visible.from(0) / kPageStep * kPageStep, visible);
+  if (visible.from(rows - 1) == visible.head) {  // all that is before it
+    over.template operator()<Form::kAll>(0, {visible.first_row, visible.step});
+    return;
+  }
+  if (visible.head > 0) {
+    over.template operator()<Form::kAll>(0, {visible.first_row, visible.step, Reach::kAll, 0, visible.head});
+  }
+  over.template operator()<Form::kReach>(visible.from(0) / kPageStep * kPageStep, visible);
 }
 
 }  // namespace mfalcon
