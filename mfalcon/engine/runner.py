@@ -436,7 +436,9 @@ class Runner:
         bit among whichever others, which a product of matrices does not promise.
         """
         with np.errstate(over="ignore"):
-            scores = (self._blend[:, None] * by_task).sum(axis=0, dtype=np.float64)
+            scores = np.zeros(by_task.shape[1])
+            for weight, of_task in zip(self._blend, by_task, strict=True):
+                scores += weight * of_task
             return scores.astype(np.float32), by_task.astype(np.float32, order="C")
 
     def _is_doubtful(self, job: RankJob, work: Progress) -> bool:
