@@ -3,12 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from kernels.reach import Reach
 from loadtest.bench.quality_runs import QualityRun, train_runs
 from loadtest.bench.shapes import (
     REQUEST_TIME_MS,
@@ -34,7 +35,7 @@ from mfalcon.train.splits import TEST, VALIDATION, split
 
 FULL, LATER, ALL = "none", "all but the first", "all"
 """Layers that see a part."""
-_LONG, _SHORT = ReachConfig(tokens=256, targets=1_024, first=64), ReachConfig(tokens=16, targets=64, first=4)
+_LONG, _SHORT = Reach(tokens=256, targets=1_024, first=64), Reach(tokens=16, targets=64, first=4)
 _PREFILLS_OF = 20
 """A prefill is measured once in so many rounds."""
 _LEAST_PREFILLS = 3
@@ -50,7 +51,7 @@ class ReachOptions:
     threads: int = 2
     microbatch: int = 96
     rounds: int = 200
-    reach: ReachConfig = _LONG
+    reach: Reach = _LONG
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,10 @@ class ReachResult:
     rows: tuple[ReachRow, ...]
 
 
-def with_reach(config: RankerConfig, reach: ReachConfig) -> Mapping[str, RankerConfig]:
+def with_reach(config: RankerConfig, reach: Reach) -> Mapping[str, RankerConfig]:
     """A ranker of full attention, and those of which some layers see a part."""
-    num_layers = config.stack[1]
-    of = {FULL: None, LATER: (None, *[reach] * (num_layers - 1)), ALL: (reach,) * num_layers}
+    num_layers, part = config.stack[1], ReachConfig(**asdict(reach))
+    of = {FULL: None, LATER: (None, *[part] * (num_layers - 1)), ALL: (part,) * num_layers}
     return {name: config.model_copy(update={"reach": layers}) for name, layers in of.items()}
 
 
@@ -169,7 +170,7 @@ def page(result: ReachResult) -> Iterator[Part]:
     title = (
         f"ms (times as fast as full attention) at n={options.num_events}, m={options.num_candidates}, shape "
         f"{options.shape}, {options.threads} threads; tokens {options.reach.tokens}, targets "
-        f"{options.reach.of_targets}, first {options.reach.first}"
+        f"{options.reach.targets}, first {options.reach.first}"
     )
     yield Table(title, (*columns, "never read again, MB"), rows)
 
@@ -180,7 +181,7 @@ class QualityOptions:
 
     max_history: int = 512
     seeds: int = 2
-    reach: ReachConfig = _SHORT
+    reach: Reach = _SHORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +233,7 @@ def quality_page(result: QualityResult) -> Iterator[Part]:
     rows = [(row.layers, *map(_figure, (row.auc, row.ne, row.validation_auc))) for row in result.rows]
     title = (
         f"dfgr of {options.max_history} events on test events of MovieLens-100K, split A, strict: median (least-most) "
-        f"of {options.seeds} seeds; tokens {options.reach.tokens}, targets {options.reach.of_targets}, first "
+        f"of {options.seeds} seeds; tokens {options.reach.tokens}, targets {options.reach.targets}, first "
         f"{options.reach.first}"
     )
     yield Table(title, ("layers that see a part", "AUC", "NE", "validation AUC"), rows)

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
+from kernels.reach import Reach
 from loadtest.bench import reach
 from loadtest.bench.reach import QualityOptions, ReachOptions
 from mfalcon.cli.bench_output import progress, show
 from mfalcon.cli.datasets import open_dataset
 from mfalcon.cli.output import JsonOption
-from mfalcon.models.config_layers import ReachConfig
 
 _DEFAULTS, _QUALITY = ReachOptions(), QualityOptions()
 TokensOption = Annotated[int, typer.Option(min=1, help="Tokens before a token of the history that it sees.")]
@@ -25,12 +25,12 @@ def bench_reach(
     shape: Annotated[str, typer.Option(help="Shape of the model.")] = _DEFAULTS.shape,
     rounds: Annotated[int, typer.Option(min=1, help="Scores and appends of each model.")] = _DEFAULTS.rounds,
     tokens: TokensOption = _DEFAULTS.reach.tokens,
-    targets: TargetsOption = _DEFAULTS.reach.of_targets,
+    targets: TargetsOption = _DEFAULTS.reach.targets,
     first: FirstOption = _DEFAULTS.reach.first,
     json_output: JsonOption = False,
 ) -> None:
     """Prefill, append and score of layers that see a part of a history, in turns with full attention."""
-    seen = ReachConfig(tokens=tokens, targets=targets, first=first)
+    seen = Reach(tokens=tokens, targets=targets, first=first)
     options = ReachOptions(shape, n, m, threads, rounds=rounds, reach=seen)
     show(reach.measure(options, progress), reach.page, json_output)
 
@@ -40,7 +40,7 @@ def bench_reach_quality(
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each.")] = _QUALITY.seeds,
     processes: Annotated[int, typer.Option(min=1, help="Trainings side by side.")] = 1,
     tokens: TokensOption = _QUALITY.reach.tokens,
-    targets: TargetsOption = _QUALITY.reach.of_targets,
+    targets: TargetsOption = _QUALITY.reach.targets,
     first: FirstOption = _QUALITY.reach.first,
     runs: Annotated[
         Path, typer.Option(help="Where checkpoints are kept; those that are there are not trained again.")
@@ -48,6 +48,6 @@ def bench_reach_quality(
     json_output: JsonOption = False,
 ) -> None:
     """AUC of layers that see a part of a history beside full attention, on MovieLens-100K."""
-    options = QualityOptions(max_history, seeds, ReachConfig(tokens=tokens, targets=targets, first=first))
+    options = QualityOptions(max_history, seeds, Reach(tokens=tokens, targets=targets, first=first))
     dataset = open_dataset("ml-100k", "", None, "", None)
     show(reach.quality(dataset, options, runs, processes, progress), reach.quality_page, json_output)

@@ -1,14 +1,17 @@
 """The bench of layers that see a part of a history, on a small scale."""
 
+import json
+
+from kernels.reach import Reach
 from loadtest.bench import reach
 from loadtest.bench.reach import ALL, FULL, LATER, QualityOptions, QualityResult, QualityRow, ReachOptions
 from loadtest.report.machine import this_machine
+from loadtest.report.result import as_json
 from loadtest.report.table import as_markdown
-from mfalcon.models.config_layers import ReachConfig
 
 
 def test_every_model_is_measured_in_turns() -> None:
-    options = ReachOptions("tiny", 40, 5, 1, rounds=2, reach=ReachConfig(tokens=3, targets=10, first=2))
+    options = ReachOptions("tiny", 40, 5, 1, rounds=2, reach=Reach(tokens=3, targets=10, first=2))
     said: list[str] = []
     found = reach.measure(options, said.append)
     assert [row.layers for row in found.rows] == [FULL, LATER, ALL]
@@ -18,6 +21,7 @@ def test_every_model_is_measured_in_turns() -> None:
     assert all(times.ratio == 1 for times in (found.rows[0].score, found.rows[0].append, found.rows[0].prefill))
     of_a_layer = (40 - 12) * 2 * 32 * 4  # K and V of a width of 32 in float32
     assert [row.unread_bytes for row in found.rows] == [0, of_a_layer, 2 * of_a_layer]
+    assert json.loads(as_json(found))["options"]["reach"] == {"tokens": 3, "targets": 10, "first": 2}
     assert said and "all but the first" in as_markdown(reach.page(found))
 
 
