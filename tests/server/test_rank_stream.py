@@ -192,7 +192,7 @@ async def test_a_reader_that_leaves_ends_the_work(running: Running) -> None:
 
 async def test_the_deadline_is_that_of_the_last_part(running: Running) -> None:
     running.engine.parts_gate.clear()
-    *lines, last = await lines_of(running, x_request_timeout_ms="300")
+    *lines, last = await lines_of(running, x_request_timeout_ms="2000")
     assert (len(lines), last["error"]["code"]) == (5, "DEADLINE_EXCEEDED")
     call = running.stub.RankStream(MESSAGE, timeout=0.3)
     with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
