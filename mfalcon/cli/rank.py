@@ -14,12 +14,13 @@ from rich.text import Text
 from mfalcon.cli.calling import TlsCaOption, TlsCertOption, TlsKeyOption, TokenOption, calling, tls_of
 from mfalcon.cli.item_names import item_names
 from mfalcon.cli.output import JsonOption, print_json
+from mfalcon.cli.rank_parts import streamed
 from mfalcon.errors import ConfigError
 from mfalcon.item_ids import checked_item_id
 from mfalcon.models.items import ItemTable
 from mfalcon.models.manifest import load_items, read_manifest
 from mfalcon.types import Ids
-from mfalcon_client import Ranking, Rerank, Retrieve
+from mfalcon_client import Rank, Ranking, Rerank, Retrieve
 
 _console = Console(highlight=False)
 
@@ -65,6 +66,12 @@ def rank(
     exclude_seen: Annotated[
         bool, typer.Option("--exclude-seen", help="Keep items of the user's history out of the top.")
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Print scores as they come, a line for each part; with --json each line is an object."
+        ),
+    ] = False,
     rerank: Annotated[
         str | None,
         typer.Option(help="Make the top diverse: mmr, dpp, msd or llm. Scores stay; docs/rerank.md says more."),
@@ -89,24 +96,28 @@ def rank(
     """Rank candidates for a user on a running server."""
     items = load_items(path) if path else None
     ids = _candidates(candidates, items) if retrieve is None else np.empty(0, dtype=np.int64)
+    asked = Rank(
+        user,
+        ids,
+        top_k=top,
+        context=_context(context or []),
+        features=_features(feature or []),
+        model=model,
+        allow_partial=allow_partial,
+        recompute=recompute,
+        exclude_unknown=exclude_unknown,
+        exclude_seen=exclude_seen,
+        rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
+        retrieve=None if retrieve is None else Retrieve(retrieve.split(","), k),
+    )
+    names = item_names(ids, _texts(candidates, ids, items) if retrieve is None else ())
     with calling(target, timeout, tls_of(tls_ca, tls_cert, tls_key), token_file) as client:
-        result = client.rank(
-            user,
-            ids,
-            top_k=top,
-            context=_context(context or []),
-            features=_features(feature or []),
-            model=model,
-            allow_partial=allow_partial,
-            recompute=recompute,
-            exclude_unknown=exclude_unknown,
-            exclude_seen=exclude_seen,
-            rerank=None if rerank is None else _rerank(rerank, strength, depth, tail_weight),
-            retrieve=None if retrieve is None else Retrieve(retrieve.split(","), k),
-        )
+        if stream:
+            result = streamed(client, asked, ids, names, items, as_json=json_output)
+        else:
+            result = client.rank(**{field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)})
     if retrieve is not None:
-        ids = result.candidates
-    names = item_names(ids, _texts(candidates, ids, items) if retrieve is None else result.candidate_texts)
+        ids, names = result.candidates, item_names(result.candidates, result.candidate_texts)
     if path is not None and (warning := another_checkpoint(result, read_manifest(path).fingerprint)):
         typer.echo(f"{path}: {warning}", err=True)
     if json_output:
