@@ -37,6 +37,7 @@ class Arrival:
 
     model: the served one that is asked, "" until it is known and where there is none. arrived: when its head was here;
     began: when the whole message was, if it ever is (is_whole). asked, told: when the engine began and ended a rank.
+    first_part: when the first scores of a stream were with the transport, None of any other.
     key: the affinity key that it came by, "" without one. mismatch: what is wrong with that, as
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
@@ -53,6 +54,7 @@ class Arrival:
     began: float = 0.0
     asked: float | None = None
     told: float | None = None
+    first_part: float | None = None
     is_whole: bool = False
     ended: bool = False
     scope: Scope = field(default_factory=Scope)
@@ -168,9 +170,11 @@ class Arrivals:
         if self._ends is not None or arrival.span is not None:
             # A line of the log and spans cost more than all else that is done here, and no answer waits for them.
             asyncio.get_running_loop().call_soon(self._tell, arrival, code, now, answered)
+        shown = None if arrival.span is None else exemplar(arrival.span)
+        if arrival.first_part is not None:
+            self._requests.began_to_answer(arrival.model, self._transport, arrival.first_part - arrival.began, shown)
         if not answered:
             return
-        shown = None if arrival.span is None else exemplar(arrival.span)
         self._requests.took(arrival.model, arrival.verb, self._transport, now - arrival.began, shown)
         if arrival.asked is not None and arrival.told is not None:
             self._stages.took(arrival.model, "admission", arrival.asked - arrival.began, shown)

@@ -32,6 +32,7 @@ from mfalcon.types import (
     ModelInfo,
     ModelRank,
     RankOutcome,
+    RankPart,
     RankRequest,
     RankResult,
     UserAppend,
@@ -150,8 +151,14 @@ class Handler:
         request, info = self._checked_rank(request, model)
         limits.check_streams(request)
 
+        async def write_part(part: RankPart) -> None:
+            await write(part)
+            arrival = arrivals.current()
+            if arrival.first_part is None:
+                arrival.first_part = time.perf_counter()
+
         def rank(deadline: float) -> Coroutine[None, None, RankResult]:
-            return in_parts(lambda tell: self._engine.rank(request, deadline, info.name, tell), write)
+            return in_parts(lambda tell: self._engine.rank(request, deadline, info.name, tell), write_part)
 
         return await self._ranked(time_left, rank)
 

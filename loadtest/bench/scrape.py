@@ -37,6 +37,8 @@ def used(num_models: int) -> ServerMetrics:
         metrics.device.step(model, 1, 0.01, 0.01)
         for stage in get_args(Stage):
             metrics.stages.took(model, stage, 0.01)
+        for transport in CODES:
+            metrics.requests.began_to_answer(model, transport, 0.01)
         for verb in VERBS:
             for transport, codes in CODES.items():
                 metrics.requests.took(model, verb, transport, 0.01)

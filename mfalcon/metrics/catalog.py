@@ -6,6 +6,10 @@ from typing import Final
 
 from mfalcon.metrics.definition import CounterDefinition, GaugeDefinition, HistogramDefinition, Metric, Section
 
+_REQUESTS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5),
+    *(1.0, 2.0, 5.0, 10.0),
+)
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 REQUESTS_SECTION = Section(title="Requests")
@@ -45,12 +49,20 @@ REQUEST_SECONDS = HistogramDefinition(
     section=REQUESTS_SECTION,
     labels=("model", "verb", "transport"),
     values={"transport": ("grpc", "http")},
-    buckets=(
-        *(0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5),
-        *(1.0, 2.0, 5.0, 10.0),
-    ),
+    buckets=_REQUESTS,
     frontends=True,
     tells="It knows only those that were answered well: refusals would hide what the others wait.",
+)
+FIRST_PART_SECONDS = HistogramDefinition(
+    name="mfalcon_first_part_seconds",
+    help="Time of streams of scores, from the whole message until the first part is with the transport.",
+    section=REQUESTS_SECTION,
+    labels=("model", "transport"),
+    values={"transport": ("grpc", "http")},
+    buckets=_REQUESTS,
+    frontends=True,
+    tells="It knows every stream that had a first part, however it ended; `mfalcon_request_seconds` has the whole of "
+    "those that ended well. The nearer the two, the less is won by asking for parts.",
 )
 STAGE_SECONDS = HistogramDefinition(
     name="mfalcon_stage_seconds",

@@ -165,7 +165,10 @@ TIMES = Row(
         Panel(
             title="Time of answered ranks",
             unit="s",
-            queries=_quantiles("mfalcon_request_seconds", "", '@model,verb="rank"', "", (0.5, 0.95, 0.99)),
+            queries=(
+                *_quantiles("mfalcon_request_seconds", "", '@model,verb="rank"', "", (0.5, 0.95, 0.99)),
+                *_quantiles("mfalcon_first_part_seconds", "", "@model", "first part of a stream", (0.5, 0.99)),
+            ),
         ),
         Panel(
             title="Time by verb",

@@ -15,9 +15,9 @@ setting stays as it is without. Of a histogram there are `_bucket`, `_sum` and `
 What to do when an alert fires is in [operations.md](operations.md), "Alerts".
 
 Labels have few values: models that are served, verbs, codes, stages, reasons, callers that the operator named; never a
-user, an item or what a caller made up. One model that has answered everything in every way has 540 series, twenty have
-8,520; a scrape takes 4 and 60 ms of processor time, on a thread beside the event loop (`python -m
-loadtest.bench.scrape`; medians of 20, from 3.4 and 57 to 4.3 and 80 ms, on an AMD EPYC that had other work).
+user, an item or what a caller made up. One model that has answered everything in every way has 590 series, twenty have
+9,368; a scrape takes 4 and 66 ms of processor time, on a thread beside the event loop (`python -m
+loadtest.bench.scrape`; medians of 20, from 3.7 and 63 to 4.3 and 87 ms, on an AMD EPYC that had other work).
 """
 
 

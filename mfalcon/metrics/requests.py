@@ -13,6 +13,7 @@ class RequestMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = catalog.REQUESTS.made(registry)
         self._seconds = catalog.REQUEST_SECONDS.made(registry)
+        self._first_part_seconds = catalog.FIRST_PART_SECONDS.made(registry)
         self._mismatches = catalog.AFFINITY_MISMATCH.made(registry)
         self._paced = catalog.REFUSALS_PACED.made(registry)
         # To look a child up by its labels costs more than to count in it.
@@ -44,3 +45,9 @@ class RequestMetrics:
         if histogram is None:
             histogram = self._histograms[labels] = self._seconds.labels(*labels)
         histogram.observe(seconds, exemplar)
+
+    def began_to_answer(
+        self, model: str, transport: str, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """The first part of a stream is with the transport. exemplar: as of `took`."""
+        self._first_part_seconds.labels(model, transport).observe(seconds, exemplar)

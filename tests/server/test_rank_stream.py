@@ -4,6 +4,7 @@ same as in one answer, and with an explicit end.
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.errors import DeadlineExceeded, Overloaded, Superseded
 from mfalcon.types import RankPart, RankRequest, RankResult, no_events
@@ -103,6 +105,40 @@ async def test_parts_are_the_answer(running: Running) -> None:
             return sum(len(part.scores) for part in parts)
 
     assert await asyncio.to_thread(in_a_thread) == 60
+
+
+async def test_the_time_to_the_first_part_is_counted(running: Running) -> None:
+    """Of each stream that had one, however it ended, and of nothing else."""
+
+    async def counted() -> dict[str, float]:
+        text = (await running.http.get("/metrics")).text
+        return {
+            sample.labels["transport"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "mfalcon_first_part_seconds_count" and sample.labels["model"] == "fake"
+        }
+
+    async def count(expected: dict[str, float]) -> None:
+        give_up = time.monotonic() + 60
+        while (told := await counted()) != expected:  # a caller may have its answer a moment before it is counted
+            assert time.monotonic() < give_up, told
+            await asyncio.sleep(0.01)
+
+    await running.stub.Rank(MESSAGE)
+    assert await counted() == {}
+    assert len([part async for part in running.stub.RankStream(MESSAGE)]) == 7
+    await count({"grpc": 1})
+    await lines_of(running)
+    await count({"grpc": 1, "http": 1})
+    running.engine.late_fault = Superseded("the model was exchanged")
+    await lines_of(running)
+    await count({"grpc": 1, "http": 2})
+    running.engine.fault = Overloaded("no room")
+    assert (await running.http.post("/v1/rank/stream", json=BODY)).status_code == 429
+    running.engine.fault = running.engine.late_fault = None
+    await lines_of(running)
+    await count({"grpc": 1, "http": 3})
 
 
 async def test_an_engine_that_tells_nothing_is_told_of_in_parts_too(running: Running) -> None:

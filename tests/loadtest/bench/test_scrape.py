@@ -6,7 +6,7 @@ from loadtest.bench.scrape import num_series, used
 from mfalcon.metrics.catalog import METRICS
 from tests.server.harness import serving
 
-OF_A_SERVER, OF_A_MODEL = 140, 425
+OF_A_SERVER, OF_A_MODEL = 140, 465
 
 
 def test_series_grow_by_so_many_with_each_model() -> None:
