@@ -4,14 +4,15 @@ A request without the header `Inference-Header-Content-Length` is JSON alone. Wi
 behind them lie the elements of each input that says `binary_data_size`, in their order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import Field
+from pydantic import BeforeValidator, FailFast, Field, ValidationInfo
 
 from mfalcon.errors import InvalidInput
+from server.explain import brief
 from server.http import codec
-from server.http.fields import SIGNS_OF_A_CANDIDATE, Body, Int64, Reading, RequestBody, parse
+from server.http.fields import SIGNS_OF_A_CANDIDATE, Body, Int64, Reading, RequestBody, parse, refuse_unknown
 from server.limits import Limits
 from server.oip.answer import Answer, Output
 from server.oip.question import MAX_INPUTS, MAX_OUTPUTS, MAX_PARAMETERS, Parameter, Question
@@ -25,7 +26,31 @@ SIGNS_OF_A_TENSOR: Final = 20
 COLUMNS: Final = 8
 """Tensors of as many numbers as there may be candidates, in JSON; who has more sends bytes."""
 
-Parameters = Annotated[dict[str, bool | int | float | str], Field(max_length=MAX_PARAMETERS)]
+
+def checked_parameters(parameters: object) -> object:
+    """Their number and kinds, of which pydantic would describe each that is wrong, four times. Raises ValueError."""
+    if isinstance(parameters, dict):
+        if len(parameters) > MAX_PARAMETERS:
+            raise ValueError(f"at most {MAX_PARAMETERS} parameters")
+        for name, value in parameters.items():
+            if not isinstance(value, bool | int | float | str):
+                raise ValueError(f"true, false, a number or text of each name, not {brief(value)!r} ({name[:80]})")
+    return parameters
+
+
+def each_known(kind: type[Body]) -> Callable[[object, ValidationInfo[Reading | None]], object]:
+    """A check of objects in a list, before pydantic describes every unknown field of each. Raises InvalidInput."""
+
+    def check(values: object, info: ValidationInfo[Reading | None]) -> object:
+        assert info.field_name is not None
+        for index, fields in enumerate(values if isinstance(values, list) else ()):
+            refuse_unknown(fields, kind.model_fields, (info.field_name, index))
+        return values
+
+    return check
+
+
+Parameters = Annotated[dict[str, bool | int | float | str], BeforeValidator(checked_parameters)]
 
 
 class InputBody(Body):
@@ -50,8 +75,10 @@ class InferBody(RequestBody):
 
     id: str = ""
     parameters: Parameters = Field(default={})
-    inputs: Annotated[list[InputBody], Field(max_length=MAX_INPUTS)]
-    outputs: Annotated[list[OutputBody], Field(max_length=MAX_OUTPUTS)] = Field(default=[])
+    inputs: Annotated[list[InputBody], FailFast(), Field(max_length=MAX_INPUTS), BeforeValidator(each_known(InputBody))]
+    outputs: Annotated[
+        list[OutputBody], FailFast(), Field(max_length=MAX_OUTPUTS), BeforeValidator(each_known(OutputBody))
+    ] = Field(default=[])
 
     @classmethod
     def num_signs(cls, most: Limits) -> int:

@@ -38,6 +38,9 @@ MAX_INPUTS: Final = len(NAMED) + MAX_CONTEXT_ENTRIES + MAX_DENSE_FEATURES
 MAX_OUTPUTS: Final = 1_024
 MAX_PARAMETERS: Final = 64
 """Of a request, of all its inputs together, and of all its outputs."""
+MAX_NAME_CHARS: Final = 256
+MAX_ID_CHARS: Final = 1_024
+"""Names are part of what is said of a tensor, and an id of the answer: neither may be megabytes."""
 WISHES: Final = ("allow_partial", "recompute", "exclude_unknown", "exclude_seen")
 """Parameters that are true or false, as in a RankRequest."""
 PARAMETERS: Final = ("timeout", "top_k", *WISHES)
@@ -60,8 +63,10 @@ class Question:
     outputs: Sequence[str]
 
 
-def check_parameters(question: Question) -> None:
-    """Known ones of the right kinds. Raises InvalidInput."""
+def check_head(question: Question) -> None:
+    """An id that is fit to be given back, and known parameters of the right kinds. Raises InvalidInput."""
+    if len(question.id) > MAX_ID_CHARS:
+        raise InvalidInput("id", len(question.id), f"at most {MAX_ID_CHARS} characters")
     for name, value in question.parameters.items():
         field = f"parameters.{name[:80]}"
         if name not in PARAMETERS:
@@ -117,6 +122,8 @@ def _by_name(tensors: Sequence[Tensor]) -> Mapping[str, Tensor]:
     given: dict[str, Tensor] = {}
     for at, tensor in enumerate(tensors):
         name = tensor.name
+        if len(name) > MAX_NAME_CHARS:
+            raise InvalidInput(f"inputs[{at}].name", len(name), f"at most {MAX_NAME_CHARS} characters")
         if name not in NAMED and not name.startswith((CONTEXT, FEATURES)):
             known = f"{', '.join(NAMED)}, {CONTEXT}NAME or {FEATURES}NAME"
             raise InvalidInput(f"inputs[{at}].name", name, known)

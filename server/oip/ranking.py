@@ -10,7 +10,7 @@ from mfalcon.types import ModelInfo, RankRequest
 from server.handler import Handler
 from server.limits import Limits
 from server.oip.answer import Answer, answer_of, check_outputs, check_version
-from server.oip.question import Question, check_parameters, rank_request, time_left_of
+from server.oip.question import Question, check_head, rank_request, time_left_of
 
 MAX_BYTES_ON_THE_LOOP: Final = 2**16
 """What is larger is read in a thread beside the event loop."""
@@ -52,7 +52,7 @@ class TensorRanking:
 
         def asked() -> tuple[Question, RankRequest]:
             question = read()
-            check_parameters(question)
+            check_head(question)
             return question, rank_request(question, self._limits, self._text_ids)
 
         if num_bytes <= MAX_BYTES_ON_THE_LOOP:

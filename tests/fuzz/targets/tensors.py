@@ -13,9 +13,10 @@ from proto import inference_pb2 as pb
 from server.http.fields import Reading
 from server.oip.grpc_codec import infer_limits, question
 from server.oip.http_bodies import Asked
-from server.oip.question import Question, check_parameters, rank_request
+from server.oip.question import Question, check_head, rank_request
 from tests.fuzz.served import LIMITS, Defect
 
+MOST_SAID = 1_000
 MESSAGES = infer_limits(LIMITS)
 READING = Reading(LIMITS)
 USER = {"name": "user_id", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
@@ -49,14 +50,18 @@ def seeds() -> list[bytes]:
 
 
 def target(data: bytes) -> None:
-    """A request within its limits, or a refusal that names a field."""
+    """A request within its limits, or a refusal that names a field and fits into the status of a call."""
     if len(data) < 3:
         return
     try:
         asked = by_http(data[1:]) if data[0] % 2 else by_grpc(data[1:])
-        check_parameters(asked)
+        check_head(asked)
         request = rank_request(asked, LIMITS, TextIds())
-    except (InvalidInput, DecodeError):
+    except DecodeError:
+        return
+    except InvalidInput as error:
+        if len(str(error)) > MOST_SAID:
+            raise Defect(f"{len(str(error))} characters of a refusal") from error
         return
     check(request)
 

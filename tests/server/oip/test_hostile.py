@@ -176,6 +176,39 @@ async def test_megabytes_of_nothing_are_refused_before_they_are_parsed(running: 
     assert "no legal request has more" in (await by_http(running, commas)).json()["error"]
 
 
+async def test_one_of_many_faults_is_told_and_none_is_described_beside_it(running: Running) -> None:
+    """Each costs microseconds, in a call of a library that lets nobody else run: 50,000 had all wait for seconds."""
+    wrong: dict[str, list[int]] = {f"k{number}": [] for number in range(8_000)}
+    known = dict(list(wrong.items())[:60])
+    for body, says in (
+        ({"inputs": [USER, ITEMS], "parameters": wrong}, "parameters: got 'an object', must be at most 64 parameters"),
+        (
+            {"inputs": [USER | {"parameters": known}] * 100},
+            "inputs[0].parameters: got 'an object', must be true, false",
+        ),
+        ({"inputs": [USER, ITEMS | wrong]}, "inputs[1].k0: got 'a list', must be absent"),
+        ({"inputs": [USER], "outputs": [{"name": "top"} | known] * 100}, "outputs[0].k0: got 'a list', must be absent"),
+    ):
+        answer = await by_http(running, json.dumps(body).encode())
+        assert (answer.status_code, answer.json()["error"][: len(says)]) == (422, says)
+
+
+async def test_what_is_long_is_neither_told_nor_given_back(running: Running) -> None:
+    """A status of megabytes, as an answer of more than a client takes, never arrives."""
+    for name in ("context." + "é" * 300, "features." + "x" * 1_000_000):
+        named = [USER, ITEMS, {"name": name, "datatype": "INT64", "shape": [1, 1], "data": [1]}]
+        code, text, _ = await by_grpc(running, message(named, {}).SerializeToString())
+        assert (code, text) == ("INVALID_ARGUMENT", f"inputs[2].name: got {len(name)}, must be at most 256 characters")
+        assert (await by_http(running, json.dumps({"inputs": named}).encode())).json() == {"error": text}
+    asked = message([USER, ITEMS], {})
+    asked.id = "x" * 4_190_000
+    code, text, _ = await by_grpc(running, asked.SerializeToString())
+    assert (code, text) == ("INVALID_ARGUMENT", "id: got 4190000, must be at most 1024 characters")
+    answer = await by_http(running, json.dumps({"inputs": [USER, ITEMS], "id": asked.id}).encode())
+    assert (answer.status_code, answer.json()) == (422, {"error": text})
+    assert not running.engine.requests
+
+
 async def test_a_version_and_a_model_that_are_not_served(running: Running) -> None:
     asked = json.dumps({"inputs": [USER, ITEMS]}).encode()
     version = (await running.http.get("/v2/models/fake")).json()["versions"][0]
