@@ -24,8 +24,10 @@ from mfalcon.models import checkpoint
 from mfalcon.models.base import EventRanker, PrefixRanker, Ranker
 from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config_features import COUNTERS
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.models.din import Din
 from mfalcon.models.table_size import TableSize, table_size
+from mfalcon.train.description import reach_parts
 from mfalcon.types import EVENT_DTYPE
 
 _PAYLOADS = (PayloadDtype.FLOAT32, PayloadDtype.BFLOAT16, PayloadDtype.INT8)
@@ -96,8 +98,8 @@ class Inspection:
     """Everything that `mfalcon inspect` knows.
 
     num_item_events: of all items in training; None where nobody counted. table: of an open vocabulary. num_layers to
-    tokens_per_event: of a model that encodes a history. plain_flops: of one that does not, what one forward for one
-    candidate costs with nothing shared.
+    reach: of a model that encodes a history; reach says what each layer sees, None where it sees all, and is empty
+    where all do. plain_flops: of one that does not, what one forward for one candidate costs with nothing shared.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Inspection:
     qk_dim: int | None
     v_dim: int | None
     tokens_per_event: int | None
+    reach: tuple[ReachConfig | None, ...]
     plain_flops: int | None
     backends: tuple[BackendHere, ...]
     states: tuple[StateSize, ...]
@@ -145,7 +148,8 @@ def inspect(
     found = measure(checkpoint.load(path), log_max_events, ids)
     if json_output:
         totals = [dataclasses.asdict(row) | {"total_bytes": row.total_bytes} for row in found.populations]
-        print_json(dataclasses.asdict(found) | {"populations": totals})
+        reach = [None if of is None else of.model_dump() for of in found.reach]
+        print_json(dataclasses.asdict(found) | {"populations": totals, "reach": reach})
         return
     console = Console(highlight=False)
     tables = [_model_table(found), *([_states_table(found)] if found.states else []), _users_table(found)]
@@ -200,6 +204,7 @@ def measure(
         qk_dim=shape.qk_dim if shape is not None else None,
         v_dim=shape.v_dim if shape is not None else None,
         tokens_per_event=prefix.tokens_per_event if prefix is not None else None,
+        reach=config.reach or (),
         plain_flops=model.network.flops() if isinstance(model, Din) else None,
         backends=tuple(_backend_here(model, dtype) for dtype in (torch.float32, torch.bfloat16)),
         states=states,
@@ -348,6 +353,7 @@ def _kind(found: Inspection) -> list[tuple[str, str]]:
         ("layers, heads", f"{found.num_layers}, {found.num_heads}"),
         ("dim, qk, v", f"{found.dim}, {found.qk_dim}, {found.v_dim}"),
         ("window", window),
+        *([("reach", "; ".join(reach_parts(found.reach)))] if found.reach else []),
         ("tokens per event", f"{found.tokens_per_event}"),
         ("states outlive requests", "yes" if found.prefix_stable else "no: nothing is shared or kept"),
     ]

@@ -34,7 +34,7 @@ from mfalcon.train.place import check_place, count_parameters
 from mfalcon.train.proposal import proposal
 from mfalcon.train.recipes import GraphTraining, Position, TrainConfig, model_config, train_config
 from mfalcon.train.sequences import Visibility
-from mfalcon.train.settings import EmbeddingSettings, TrainFile, problem, read_train_file
+from mfalcon.train.settings import EmbeddingSettings, ReachSettings, TrainFile, problem, read_train_file
 from mfalcon.train.splits import Split
 
 DEFAULTS = TrainConfig()
@@ -62,6 +62,8 @@ def train(
             + ", ".join(Task.model_fields)
             + ") in place of the data's own, table embedding ("
             + ", ".join(EmbeddingSettings.model_fields)
+            + "), array of tables reach ("
+            + ", ".join(ReachSettings.model_fields)
             + "), and table blend (task = weight; all binary "
             "tasks alike if not given). Flags win over the file.",
             rich_help_panel="Training",
@@ -199,7 +201,10 @@ def train(
     """
     file = read_train_file(config) if config else TrainFile()
     if tasks is not None and file.tasks:
-        raise ConfigError(f"--tasks: has no effect, {config} names the tasks")
+        raise ConfigError(
+            f"--tasks: has no effect, {config} names the tasks: leave it out, or take [[tasks]] and [blend] out of the "
+            "file"
+        )
     flags = {
         "epochs": epochs,
         "learning_rate": learning_rate,
@@ -216,10 +221,10 @@ def train(
         typer.echo(proposal(dataset))
         if tasks == "propose":
             return
+        where = f"{config}" if config else "a file that you give with --config (> FILE writes it)"
         raise ConfigError(
-            f"{data}: has several actions, and nothing says what to learn of them: put what is proposed above into a "
-            "file, change what is wrong, and give it with --config (> FILE writes it), or take it as it is with "
-            "--tasks auto"
+            f"{data}: has several actions, and nothing says what to learn of them: put what is proposed above into "
+            f"{where}, and change what is wrong, or take it as it is with --tasks auto"
         )
     vectors = {"kind": embedding, "memory_mb": memory_mb, "block": block, "list_items": list_items}
     given = {name: value for name, value in vectors.items() if value is not None}

@@ -1,6 +1,6 @@
 """What was read and what will be learned of it, in lines for a person."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from mfalcon.clock import now_ms
 from mfalcon.models.config import RankerConfig, Task
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.train.dataset import Dataset
 from mfalcon.train.leaks import leak_lines
 from mfalcon.train.recipes import TrainConfig
@@ -74,12 +75,24 @@ def learn_lines(
     for which, task in enumerate(dataset.tasks):
         yield f"  {task.name}: {rule_of(task)}; {_rates(task, truth[:, which], parts)}"
     weights = " + ".join(f"{weight:g} x {name}" for name, weight in config.blend.items() if weight)
-    yield f"ranks by: {weights or 'nothing'}; the tasks and their weights are those of --config"
+    yield f"ranks by: {weights or 'nothing'}; [[tasks]] and [blend] in a file of --config change that"
     size = f", {config.num_layers} layers of width {config.layer.dim}" if config.layer else ""
-    sees = f"it sees the last {config.max_history:,} events"
+    sees = "; ".join((f"it sees the last {config.max_history:,} events", *reach_parts(config.reach or ())))
     yield f"model: {config.architecture}{size}, {num_parameters:,} parameters; {sees}"
     first = next((f", by the AUC of {task.name}" for task in dataset.tasks if task.kind == "binary"), "")
     yield f"trains: up to {training.epochs} epochs, of which the best is kept{first}; ends {training.patience} after it"
+
+
+def reach_parts(reach_of_layers: Sequence[ReachConfig | None]) -> Iterator[str]:
+    """What layers see where it is a part of a history, layers of one reach together."""
+    alike = dict[ReachConfig, list[int]]()
+    for number, reach in enumerate(reach_of_layers, 1):
+        if reach is not None:
+            alike.setdefault(reach, []).append(number)
+    for reach, numbers in alike.items():
+        who = f"layer{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+        first = f", and the first {reach.first:,}" if reach.first else ""
+        yield f"{who}: {reach.tokens:,} tokens back, for a candidate {reach.of_targets:,}{first}"
 
 
 def rule_of(task: Task) -> str:

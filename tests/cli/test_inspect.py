@@ -23,6 +23,7 @@ from mfalcon.kvcache.block_pool import SMALL_PAGE_TOKENS
 from mfalcon.kvcache.chunk import PayloadDtype
 from mfalcon.kvcache.codec import encode
 from mfalcon.models import checkpoint
+from mfalcon.models.config_layers import ReachConfig
 from mfalcon.redis.client import RedisSettings
 from mfalcon.types import Append
 from tests.small import random_events, small_checkpoint, small_config, small_embedding, tokens
@@ -148,7 +149,13 @@ def test_command(tmp_path: Path) -> None:
     assert "10,000,000" in shown.stdout
     printed = CliRunner().invoke(app, [str(tmp_path / "model"), "--json"])
     found = json.loads(printed.stdout_bytes)
-    assert found["architecture"] == "dfgr" and found["num_layers"] == 2
+    assert found["architecture"] == "dfgr" and found["num_layers"] == 2 and found["reach"] == []
     assert [row["dtype"] for row in found["states"]] == ["float32", "bfloat16", "int8"]
     for row in found["populations"]:
         assert row["total_bytes"] == row["states_bytes"] + row["logs_bytes"]
+    near = ReachConfig(tokens=3)
+    reaching = small_checkpoint(config=small_config().model_copy(update={"reach": (None, near)}))
+    checkpoint.save(tmp_path / "reaching", reaching.model, reaching.items)
+    assert "layer 2: 3 tokens back" in CliRunner().invoke(app, [str(tmp_path / "reaching")]).stdout
+    printed = CliRunner().invoke(app, [str(tmp_path / "reaching"), "--json"])
+    assert json.loads(printed.stdout_bytes)["reach"] == [None, near.model_dump()]

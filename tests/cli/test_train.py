@@ -42,6 +42,10 @@ def test_from_a_proposal_to_a_checkpoint(
     assert capsys.readouterr().out == told.out
     assert run(monkeypatch, *asked, "--config", file, "--tasks", "auto") == 1
     assert "--tasks: has no effect" in capsys.readouterr().err
+    other = tmp_path / "other.toml"
+    other.write_text("[training]\nepochs = 1\n")
+    assert run(monkeypatch, *asked, "--config", other) == 1
+    assert f"put what is proposed above into {other}, " in " ".join(capsys.readouterr().err.split())
     assert run(monkeypatch, *asked, "--config", file) == 0
     told = capsys.readouterr()
     assert "ranks by: 1 x buy + 1 x click" in told.out

@@ -58,6 +58,23 @@ def test_what_will_be_learned(dataset: Dataset) -> None:
     assert any("dfgr, 2 layers of width 8, 1,234 parameters; it sees the last 10 events" in line for line in lines)
 
 
+def test_layers_that_see_a_part_are_named(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "t.toml"
+    far, near = "tokens = 4\ntargets = 8\nfirst = 2\n", "tokens = 3\n"
+    path.write_text("".join(f"[[reach]]\nlayer = {n}\n{of}" for n, of in ((2, far), (3, near), (4, far))))
+    config = model_config(dataset, "dfgr", dim=8, num_layers=5, max_history=10, window_chunk=5)
+    config = read_train_file(path).with_reach(config)
+    (line,) = (
+        line
+        for line in learn_lines(dataset, config, TrainConfig(), split(dataset, "A"), 1)
+        if line.startswith("model: ")
+    )
+    assert line.endswith(
+        "it sees the last 10 events; layers 2, 4: 4 tokens back, for a candidate 8, and the first 2; "
+        "layer 3: 3 tokens back, for a candidate 3"
+    )
+
+
 def test_the_proposal_can_be_pasted_and_is_what_auto_learns(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "t.toml"
     path.write_text(proposal(dataset), encoding="utf-8")
