@@ -76,7 +76,11 @@ def write(path: Path, progress: Progress) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise DataError(f"--progress: cannot write {path}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise DataError(
+            f"--progress: cannot write {path}: {error.strerror}; mend that and run it again: nothing is lost"
+        ) from error
 
 
 @contextlib.contextmanager

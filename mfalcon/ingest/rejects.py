@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 import orjson
 
@@ -24,33 +24,46 @@ class LeftOut:
 class Rejects:
     """Appends JSON objects of a place, what stood there and why it is left out."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: FileIO, path: Path, size: int) -> None:
+        """size: the file's."""
         self._file = file
         self._path = path
+        self._size = size
 
     def add(self, left_out: Sequence[LeftOut]) -> int:
-        """Write them, durably; the file's size then. Raises DataError."""
+        """Write them, durably; the file's size then. Raises DataError, and none of them is there."""
+        rest = b"".join(map(_line, left_out))
         try:
-            for each in left_out:
-                text = each.raw.decode(errors="replace").rstrip("\r\n")
-                fields = {"place": each.place, "error": each.why, "text": text}
-                self._file.write(orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE))
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-            return self._file.tell()
+            self._size = self._file.tell()
         except OSError as error:
-            raise DataError(f"--rejects: cannot write {self._path}: {error.strerror}") from error
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            raise DataError(
+                f"--rejects: cannot write {self._path}: {error.strerror}; mend that and run it again: nothing is lost"
+            ) from error
+        return self._size
+
+
+def _line(left_out: LeftOut) -> bytes:
+    text = left_out.raw.decode(errors="replace").rstrip("\r\n")
+    fields = {"place": left_out.place, "error": left_out.why, "text": text}
+    return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
 
 
 @contextmanager
 def opened_rejects(path: Path, size: int | None) -> Iterator[Rejects]:
     """The file, cut to a size that it had before, or as it is if that is None. Raises DataError."""
     try:
-        file = path.open("ab" if size is None else "r+b" if size else "wb")
+        file = FileIO(path, "a" if size is None else "r+" if size else "w")
         if size is not None:
             file.truncate(size)
             file.seek(size)
+        size = file.tell()
     except OSError as error:
         raise DataError(f"--rejects: cannot write {path}: {error.strerror}") from error
     with file:
-        yield Rejects(file, path)
+        yield Rejects(file, path, size)

@@ -44,5 +44,5 @@ def empty(
     except OSError as error:
         raise DataError(
             f"{scratch}: {size / 1e6:,.0f} MB of scratch cannot be written: {error.strerror}; free some, or name "
-            "another --scratch"
+            "another --scratch, and run it again: what was finished before is kept"
         ) from error

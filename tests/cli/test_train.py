@@ -1,6 +1,9 @@
 """`mfalcon train` on a user's own file, in this process: what it asks, what it says and what it refuses."""
 
+import errno
+import os
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,37 @@ def test_from_a_proposal_to_a_checkpoint(
     assert run(monkeypatch, *asked, "--tasks", "auto") == 1
     assert f"error: {out}: there is a checkpoint already; --overwrite" in capsys.readouterr().err
     assert run(monkeypatch, *asked, "--tasks", "auto", "--overwrite") == 0
+
+
+def test_a_full_scratch_is_named_and_nothing_is_lost(
+    events: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of a run's files finds no room: no part of a checkpoint is there, and finished epochs are kept."""
+    out, scratch = tmp_path / "out", tmp_path / "scratch"
+    scratch.mkdir()
+    asked = ("train", "--data", events, "--columns", COLUMNS, "--tasks", "auto", "--out", out, *SMALL)
+    allocate, files_left = os.posix_fallocate, 0
+
+    def fill(descriptor: int, offset: int, size: int) -> None:
+        nonlocal files_left
+        if not files_left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        files_left -= 1
+        allocate(descriptor, offset, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", fill)
+    for number in count(0, 4):
+        files_left = number
+        if run(monkeypatch, *asked, "--scratch", scratch) == 0:
+            break
+        told = " ".join(capsys.readouterr().err.split())
+        assert f"error: {scratch}: 0 MB of scratch cannot be written: No space left on device; " in told
+        assert told.endswith("another --scratch, and run it again: what was finished before is kept")
+        assert os.listdir(scratch) == [] and not out.exists()
+        kept = sorted(set(os.listdir(tmp_path)) - {"e.csv", "scratch"})
+    assert number > 10 and kept == [".out.progress"]
+    assert "going on after epoch " in capsys.readouterr().out
+    assert (out / "config.json").is_file() and os.listdir(scratch) == []
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

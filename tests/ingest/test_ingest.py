@@ -1,6 +1,8 @@
 """Every event of a stream is written once, whatever is killed, refused or out of reach in between."""
 
 import asyncio
+import errno
+import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -15,11 +17,13 @@ from mfalcon.errors import CallFailed, ConfigError, DamagedLog, DataError, Overl
 from mfalcon.ingest import progress as progress_file
 from mfalcon.ingest.lines import LineReader
 from mfalcon.ingest.progress import Progress, alone
+from mfalcon.ingest.rejects import LeftOut, opened_rejects
 from mfalcon.ingest.run import IngestOptions, ingest
 from mfalcon.ingest.sender import Pace, Sender
 from mfalcon.ingest.stream import MAX_LINE_BYTES, LineStream
 from mfalcon.types import Append, Appended
 from mfalcon_client import AsyncClient, Retry
+from tests.full_disk import largest_file
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import Served, serving_engine
 
@@ -123,6 +127,49 @@ async def test_a_window_that_was_on_its_way_is_sent_again_as_it_was(served: Serv
     _, sender = await send(served, tmp_path / "events", options)
     assert served.engine.written() == expected
     assert sender.num_found == sum(map(len, before.values()))
+
+
+async def test_a_disk_that_is_full_loses_nothing_and_writes_nothing_twice(
+    served: Served[Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is noticed: before a window, behind it, and at what is left out."""
+    expected = write_events(tmp_path / "events", 40)
+    with (tmp_path / "events").open("ab") as file:
+        file.write(b"nonsense\n")
+    options = IngestOptions(window_events=15, progress=tmp_path / "progress", rejects=tmp_path / "rejects")
+    flush, told = os.fsync, list[str]()
+
+    def full(descriptor: int) -> None:
+        if len(told) < 12 and random.random() < 0.4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(os, "fsync", full)
+    while True:
+        try:
+            done, _ = await send(served, tmp_path / "events", options)
+            break
+        except DataError as error:
+            told.append(str(error))
+            assert str(error).endswith("No space left on device; mend that and run it again: nothing is lost")
+            assert not (tmp_path / "progress.new").exists()
+    assert {words.split(":")[0] for words in told} == {"--progress", "--rejects"}
+    assert served.engine.written() == expected
+    assert (done.num_events, done.num_rejected) == (40, 1)
+    assert [orjson.loads(line)["text"] for line in (tmp_path / "rejects").read_bytes().splitlines()] == ["nonsense"]
+
+
+@pytest.mark.parametrize("size", [None, 7])
+def test_half_a_line_is_taken_back(tmp_path: Path, size: int | None) -> None:
+    path = tmp_path / "rejects"
+    path.write_bytes(b"before\n")
+    with opened_rejects(path, size) as rejects:
+        with largest_file(4096), pytest.raises(DataError, match=f"--rejects: cannot write {path}: File too large; "):
+            rejects.add([LeftOut(1, b"x" * 5_000, "long")])
+        assert path.read_bytes() == b"before\n"
+        assert rejects.add([LeftOut(2, b"y", "short")]) == path.stat().st_size
+    assert [orjson.loads(line)["place"] for line in path.read_bytes().splitlines()[1:]] == [2]
 
 
 async def test_lines_that_cannot_be_taken_are_left_out_and_told(served: Served[Log], tmp_path: Path) -> None:

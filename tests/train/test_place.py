@@ -1,9 +1,6 @@
 """Where a training writes: refused before it begins, and whole or not at all when the disk ends."""
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ from mfalcon.train.dataset import Dataset
 from mfalcon.train.place import check_place, progress_of
 from mfalcon.train.recipes import TrainConfig, model_config
 from mfalcon.train.synthetic import synthetic
+from tests.full_disk import largest_file
 
 TRAIN = TrainConfig(epochs=2, steps_per_epoch=1)
 
@@ -23,17 +21,6 @@ TRAIN = TrainConfig(epochs=2, steps_per_epoch=1)
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     return synthetic(num_users=20, num_items=30, events_per_user=20, seed=0)
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """As a disk that is full: what a process writes beyond that is an error (Python ignores the signal)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def small(dataset: Dataset, out: Path, *, overwrite: bool = False) -> None:

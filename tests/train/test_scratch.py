@@ -18,6 +18,7 @@ from mfalcon.train.scratch import empty
 from mfalcon.train.sequences import Columns, windows
 from mfalcon.train.table import read_table
 from mfalcon.train.table_events import ColumnMapping
+from tests.full_disk import largest_file
 
 COLUMNS = ColumnMapping(action="what", value="dwell", features=("price",), split="part")
 
@@ -89,6 +90,9 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: 8 MB of scratch cannot be written: No such file.*another --scratch"):
         empty(1_000_000, np.int64, tmp_path / "nowhere")
     assert empty(0, np.int64, tmp_path / "nowhere").shape == (0,)
+    with largest_file(4096), pytest.raises(DataError, match=f"{tmp_path}: 8 MB of scratch .*: File too large; .* kept"):
+        empty(1_000_000, np.int64, tmp_path)
+    assert os.listdir(tmp_path) == []
 
 
 MEASURE = """
