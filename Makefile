@@ -46,11 +46,13 @@ help: ## list the targets
 demo: .venv/.installed-data ## train a small ranker on MovieLens-100K, serve it, rank with it
 	$(BIN)/mfalcon demo
 
+# The tests start hundreds of processes: each would compile our sources anew where bytecode is not kept.
 test: .venv/.installed-test ## format check, lint, types, tests, every Triton kernel that changed compiled
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	mkdir -p build
-	{ $(beside); } >build/beside.log 2>&1 & beside=$$!; failed=0; $(BIN)/python -m pytest -q $(IN_PARALLEL) || failed=1; \
+	{ $(beside); } >build/beside.log 2>&1 & beside=$$!; failed=0; \
+	  env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -q $(IN_PARALLEL) || failed=1; \
 	  wait $$beside || { cat build/beside.log; failed=1; }; exit $$failed
 
 check: test ## the same as test

@@ -3,6 +3,7 @@ kernels run in its interpreter where there is no CUDA device.
 """
 
 import dataclasses
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -30,12 +31,19 @@ os.environ.setdefault(
 
 import torch
 
+gc.disable()  # until all tests are collected: what lives by then stays, and to look at it again and again takes seconds
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 collect_ignore_glob = [] if find_spec("triton") else ["kernels/test_gpu_*.py"]  # there is none but on Linux
 
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("fixed")
+
+
+def pytest_collection_finish() -> None:
+    """Neither the tests' own collections of garbage nor Python's look at what stays until the end."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,18 +1,20 @@
 """A library of the fused kernel is loaded only if a small random stack in it agrees with the reference ops."""
 
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from kernels.cpu import build_library
-from kernels.cpu.build_library import POLICIES
+from kernels.cpu.build_library import POLICIES, Policy
 from kernels.cpu.library import FusedUnavailable, Kernel, available
 from kernels.cpu.linear import FusedLinear
 from kernels.cpu.sample_readout import ODD, readout_deviation
 from kernels.cpu.shared_table import differs
 from kernels.cpu.stack import FusedStack
 from kernels.reach import Reach
-from kernels.sample_stack import Form, sample
+from kernels.sample_stack import Form, Sample, sample
 
 SELF_CHECK_BOUND = {"float32": 2e-5, "bfloat16": 5e-2, "int8": 5e-2}
 """Worst difference from `kernels.reference`, relative to the largest output. float32: sums in another order; bfloat16:
@@ -49,35 +51,48 @@ def load(policy: str | None = None, sanitize: str = "") -> Kernel:
         if lacking:
             why = f"this processor lacks {', '.join(lacking)}"
         raise FusedUnavailable(f"fused kernel {policy or 'of float32'}: {why}")
+    path = build_library.library_path(POLICIES[policy], sanitize)
+    return checked(POLICIES[policy], path, threads=sanitize != "thread")
+
+
+@cache
+def checked(policy: Policy, path: Path, *, threads: bool) -> Kernel:
+    """A library that agrees with `kernels.reference`: a process asks that of each library once, however many models it
+    loads. threads: whether several of OpenMP are tried too; to ThreadSanitizer their barriers are false alarms.
+
+    Raises FusedUnavailable.
+    """
     try:
-        kernel = Kernel(POLICIES[policy], build_library.library_path(POLICIES[policy], sanitize))
+        kernel = Kernel(policy, path)
     except (OSError, AttributeError) as error:
-        raise FusedUnavailable(f"fused kernel {policy}: cannot be loaded: {error}") from error
-    large = replace(LARGE, threads=1) if sanitize == "thread" else LARGE  # OpenMP's barriers are false alarms there
-    for int8 in (False, True):
-        bound = SELF_CHECK_BOUND["int8" if int8 else kernel.policy.element]
-        for form, size in (
-            (Form(), SMALL),
-            (Form(concat=True, reach=(Reach(7, 20, 3), None)), SMALL),
-            (Form(reach=(None, Reach(300, 500, 70))), large),
-            (Form(softmax=True, reach=(Reach(300, 500, 70), None)), large),
-        ):
-            worst = deviation(kernel, size, form, int8=int8)
-            if not worst <= bound:
+        raise FusedUnavailable(f"fused kernel {policy.name}: cannot be loaded: {error}") from error
+    large = LARGE if threads else replace(LARGE, threads=1)
+    for form, size in (
+        (Form(), SMALL),
+        (Form(concat=True, reach=(Reach(7, 20, 3), None)), SMALL),
+        (Form(reach=(None, Reach(300, 500, 70))), large),
+        (Form(softmax=True, reach=(Reach(300, 500, 70), None)), large),
+    ):
+        known = sample(size.num_tokens, size.num_targets, form)
+        for int8 in (False, True):
+            worst = deviation(kernel, size, known, int8=int8)
+            if not worst <= SELF_CHECK_BOUND["int8" if int8 else policy.element]:
                 of_pages = " over int8 pages" if int8 else ""
                 raise FusedUnavailable(
-                    f"fused kernel {policy}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
+                    f"fused kernel {policy.name}{of_pages}: differs from the reference by {worst:.1e} in its self-check"
                 )
     if differs(kernel):
-        raise FusedUnavailable(f"fused kernel {policy}: finds other rows of a shared table in its self-check")
+        raise FusedUnavailable(f"fused kernel {policy.name}: finds other rows of a shared table in its self-check")
     if kernel.dtype == torch.float32:
         worst = linear_deviation(kernel)
         if not worst <= SELF_CHECK_BOUND["float32"]:
-            raise FusedUnavailable(f"fused kernel {policy}: a linear layer differs by {worst:.1e} in its self-check")
+            raise FusedUnavailable(
+                f"fused kernel {policy.name}: a linear layer differs by {worst:.1e} in its self-check"
+            )
         worst = readout_deviation(kernel, ODD)
         if not worst <= SELF_CHECK_BOUND["float32"]:
             raise FusedUnavailable(
-                f"fused kernel {policy}: the end of a model differs by {worst:.1e} in its self-check"
+                f"fused kernel {policy.name}: the end of a model differs by {worst:.1e} in its self-check"
             )
     return kernel
 
@@ -98,10 +113,11 @@ def linear_deviation(kernel: Kernel) -> float:
     return worst
 
 
-def deviation(kernel: Kernel, size: Size, form: Form, *, int8: bool) -> float:
-    """Worst relative difference of a small random stack from the reference ops: prefill, append and score."""
+def deviation(kernel: Kernel, size: Size, known: Sample, *, int8: bool) -> float:
+    """Worst relative difference of a small random stack from the reference ops: prefill, append and score. known: the
+    stack, of that size.
+    """
     n, page = size.num_tokens, size.page_tokens
-    known = sample(n, size.num_targets, form)
     stack = FusedStack(kernel, known.config, known.layers, page, int8)
     num_pages = -(-n // page)
     memory = torch.empty(num_pages, stack.page_bytes, dtype=torch.uint8).fill_(255)

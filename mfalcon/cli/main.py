@@ -15,6 +15,7 @@ from typer.main import get_group
 from mfalcon import __version__
 from mfalcon.cli.isolation import LEFT_OUT, check_isolation
 from mfalcon.cli.once import OnceCommand
+from mfalcon.cli.uncollected import uncollected
 from mfalcon.errors import MFalconError
 
 COMMANDS = {
@@ -131,7 +132,8 @@ class LazyGroup(TyperGroup):
 
 def load_command(name: str) -> Any:
     """Import a subcommand's module and build the command."""
-    module = import_module(COMMANDS[name][0])
+    with uncollected():
+        module = import_module(COMMANDS[name][0])
     holder = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich")
     if hasattr(module, "app"):
         for command in module.app.registered_commands:

@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 from pydantic_settings import CliSettingsSource, SettingsError
 
+from mfalcon.cli.uncollected import uncollected
 from mfalcon.errors import ConfigError
 from server.config import ServerConfig, did_you_mean, load_config
 
@@ -23,7 +24,8 @@ def serve(context: typer.Context) -> None:
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it can be obeyed: by default it ends a server that loads
     config = read_settings(context.args)
-    from server.app import serve as run  # noqa: PLC0415 (it imports torch, which help and refusals need not)
+    with uncollected():
+        from server.app import serve as run  # noqa: PLC0415 (it imports torch, which help and refusals need not)
 
     run(config)
 

@@ -1,0 +1,17 @@
+"""Imports without collections of garbage."""
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage meanwhile. All that an import makes stays: to look at it again and again is an eighth of the
+    time in which torch and a server are imported.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
