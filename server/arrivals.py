@@ -42,7 +42,8 @@ class Arrival:
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
     that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
-    over gRPC. credentials: what the call's metadata has by the name authorization, None where nobody looked.
+    over gRPC. is_part: of another request, which is counted. credentials: what the call's metadata has by the name
+    authorization, None where nobody looked.
     """
 
     verb: str
@@ -70,6 +71,7 @@ class Arrival:
     route: str = ""
     scheme: str = "http"
     service: str = SERVICE
+    is_part: bool = False
     credentials: Sequence[str | bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -109,7 +111,7 @@ def carry_on(caller: str) -> None:
 def begin_part() -> None:
     """Answer, in this task, a part of the request that this task was begun for: what is noted of it is its own."""
     whole = current()
-    _current.set(Arrival("", caller=whole.caller))
+    _current.set(Arrival("", caller=whole.caller, is_part=True))
     enter(Scope(whole.request_id))
 
 

@@ -1,6 +1,5 @@
 """The one handler behind both transports: check, admit, set the deadline, ask the engine."""
 
-import asyncio
 import dataclasses
 import logging
 import time
@@ -10,7 +9,6 @@ from typing import Final
 
 from mfalcon.clock import now_ms
 from mfalcon.errors import (
-    DeadlineExceeded,
     InvalidInput,
     NotReady,
     Overloaded,
@@ -40,6 +38,7 @@ from mfalcon.types import (
 from server import arrivals, limits
 from server.access.gate import Gate
 from server.batches import rank_each
+from server.in_flight import InFlight
 from server.limits import Limits
 from server.parts import Write, in_parts
 from server.ranking_engine import RankingEngine
@@ -63,11 +62,7 @@ class Handler:
         self._starts_by = LOADING
         self._limits = limits
         self._leaving = False
-        self._draining = False
-        self._aborted = False
-        self._in_flight: set[asyncio.Timeout] = set()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._in_flight = InFlight()
 
     @property
     def ready(self) -> bool:
@@ -82,7 +77,7 @@ class Handler:
     @property
     def leaving(self) -> bool:
         """Whether callers should look elsewhere for their next request."""
-        return self._leaving or self._draining
+        return self._leaving or self._in_flight.draining
 
     @property
     def status(self) -> str:
@@ -112,18 +107,15 @@ class Handler:
 
     def drain(self) -> None:
         """Refuse new requests from now on; those in flight go on."""
-        self._draining = True
+        self._in_flight.draining = True
 
     async def wait_idle(self) -> None:
         """Return when no request is in flight."""
-        await self._idle.wait()
+        await self._in_flight.wait_idle()
 
     def abort(self) -> None:
         """Answer the requests in flight with ShuttingDown, now."""
-        self._aborted = True
-        for scope in self._in_flight:
-            if not scope.expired():
-                scope.reschedule(asyncio.get_running_loop().time())
+        self._in_flight.abort()
 
     def model(self, name: str = "") -> ModelInfo:
         """The model of a name, the default one for "". Raises UnknownModel."""
@@ -204,7 +196,7 @@ class Handler:
 
     async def rank_batch(self, ranks: Sequence[ModelRank | InvalidInput], time_left: float | None) -> list[RankOutcome]:
         """Rank for several users, each by itself: what `rank` would return or raise for it. One that could not even be
-        read is its own outcome.
+        read is its own outcome. Raises what concerns all of them.
         """
         arrivals.current().handled = time.perf_counter()
         limits.check_num_ranks(ranks, self._limits)
@@ -213,7 +205,9 @@ class Handler:
         arrivals.current().num_candidates = num_candidates
         limits.check_ranked_together(num_candidates, self._limits)
         due = time.monotonic() + self._granted(time_left)
-        return await rank_each(ranks, lambda each, left: self.rank(each.request, each.model, left), due)
+        self._engine.load.admit(due)
+        with self._in_flight.batch():
+            return await rank_each(ranks, lambda each, left: self.rank(each.request, each.model, left), due)
 
     async def interests(self, request: InterestsRequest, model: str, time_left: float | None) -> Interests:
         """A user's interests; no conditions are all of the model's."""
@@ -356,7 +350,7 @@ class Handler:
     def _engine(self) -> RankingEngine:
         """The engine. Raises NotReady before there is one."""
         if self._serving is None:
-            if self._draining:
+            if self._in_flight.draining:
                 raise ShuttingDown("the server is shutting down; ask another one")
             raise NotReady(f"the server is still {self._starts_by}; ask another one")
         return self._serving
@@ -369,31 +363,14 @@ class Handler:
     @asynccontextmanager
     async def _admitted(self, time_left: float | None, *, writes: bool = False) -> AsyncIterator[float]:
         """Count the request as in flight and bound it. writes: what is cut off may be done all the same."""
-        if self._draining:
-            raise ShuttingDown("the server is shutting down; ask another one")
-        seconds = self._granted(time_left)
-        arrivals.current().granted_s = seconds
-        scope = asyncio.timeout(seconds)
+        arrival, seconds = arrivals.current(), self._granted(time_left)
+        arrival.granted_s = seconds
         try:
-            async with scope:
-                self._in_flight.add(scope)
-                self._idle.clear()
-                yield time.monotonic() + seconds
+            async with self._in_flight.admitted(seconds, writes=writes, of_batch=arrival.is_part) as deadline:
+                yield deadline
         except Overloaded as error:
-            self._gate.close(arrivals.current().caller, error)
+            self._gate.close(arrival.caller, error)
             raise
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            if self._aborted:
-                raise ShuttingDown("the server shut down before the answer was ready", may_be_done=writes) from error
-            outcome = "; it may have been done all the same" if writes else ""
-            text = f"no answer within {seconds * 1000:.0f} ms{outcome}"
-            raise DeadlineExceeded(text, may_be_done=writes) from error
-        finally:
-            self._in_flight.discard(scope)
-            if not self._in_flight:
-                self._idle.set()
 
 
 def _num_candidates(rank: ModelRank) -> int:

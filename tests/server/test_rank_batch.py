@@ -8,12 +8,14 @@ import grpc.aio
 import numpy as np
 import pytest
 
-from mfalcon.errors import DeadlineExceeded
+from mfalcon.errors import DeadlineExceeded, NotReady, ShuttingDown
 from mfalcon.types import ModelRank, RankRequest, RankResult, no_events
 from mfalcon_client import AsyncClient, InvalidArgument, NotFound, Rank, Ranking
 from proto import ranking_pb2 as pb
 from server.batches import RANKED_AT_ONCE, rank_each
-from tests.server.fake_engine import OTHER
+from server.handler import Handler
+from server.limits import Limits
+from tests.server.fake_engine import OTHER, FakeEngine
 from tests.server.harness import Running, serving
 
 GOOD = [Rank("ann", [5, 1, 3], top_k=2), Rank("bob", [7], model=OTHER.name), Rank("ann", [2, 4], 1, returns="top")]
@@ -23,6 +25,7 @@ BAD = [
     Rank("dan", [1], model="nowhere"),
     Rank("eve", [1], context={"mood": 1}),
 ]
+WAITS = ModelRank(RankRequest("ann", np.arange(2), 0, 0, no_events(), {}), "")
 
 
 @pytest.fixture
@@ -116,6 +119,47 @@ async def test_what_waits_past_the_deadline_is_late() -> None:
     async def rank(each: ModelRank, left: float) -> RankResult:
         raise AssertionError(f"{each.model} was ranked with {left} s left")
 
-    waits = ModelRank(RankRequest("ann", np.arange(2), 0, 0, no_events(), {}), "")
-    (outcome,) = await rank_each([waits], rank, time.monotonic() - 1)
+    (outcome,) = await rank_each([WAITS], rank, time.monotonic() - 1)
     assert isinstance(outcome, DeadlineExceeded)
+
+
+def handler_of(engine: FakeEngine | None) -> Handler:
+    """A handler, with an engine if given."""
+    handler = Handler(Limits(99, 9, 9, 9, 9, 256, request_timeout_ms=60_000))
+    if engine is not None:
+        handler.serve(engine)
+    return handler
+
+
+async def test_a_batch_goes_on_while_the_server_drains_and_another_is_refused_whole() -> None:
+    engine = FakeEngine()
+    handler = handler_of(engine)
+    engine.gate.clear()
+    batch = asyncio.ensure_future(handler.rank_batch([WAITS] * (RANKED_AT_ONCE + 8), None))
+    await until(lambda: engine.num_entered == RANKED_AT_ONCE)
+    handler.drain()
+    idle = asyncio.ensure_future(handler.wait_idle())
+    with pytest.raises(ShuttingDown):
+        await handler.rank_batch([WAITS], None)
+    engine.gate.set()
+    done, _ = await asyncio.wait({batch, idle}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert batch in done, "the server would have ended before its last answer"
+    assert all(isinstance(outcome, RankResult) for outcome in batch.result())
+    await asyncio.wait_for(idle, 60)
+
+
+async def test_each_rank_of_a_batch_that_is_cut_off_says_so() -> None:
+    engine = FakeEngine()
+    handler = handler_of(engine)
+    engine.gate.clear()
+    batch = asyncio.ensure_future(handler.rank_batch([WAITS] * (RANKED_AT_ONCE + 8), None))
+    await until(lambda: engine.num_entered == RANKED_AT_ONCE)
+    handler.drain()
+    handler.abort()
+    assert {type(outcome) for outcome in await asyncio.wait_for(batch, 60)} == {ShuttingDown}
+    await asyncio.wait_for(handler.wait_idle(), 60)
+
+
+async def test_a_batch_before_there_is_an_engine_is_refused_whole() -> None:
+    with pytest.raises(NotReady):
+        await handler_of(None).rank_batch([WAITS], None)
