@@ -8,19 +8,21 @@ import pytest
 import pytest_asyncio
 
 from proto import ranking_pb2
-from tests.server import bad_input
-from tests.server.bad_input import WatchedEngine
+from tests.server.bad_input.cases import Case, HttpCase
+from tests.server.bad_input.making import LAST_TIME_MS, USER, stored_history
+from tests.server.bad_input.served import WatchedEngine, serving_the_table
+from tests.server.bad_input.table import CASES, answers, as_markdown
 from tests.server.harness import Served
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-GOOD = ranking_pb2.RankRequest(user_id=bad_input.USER, candidates=[5, 6], request_time_ms=bad_input.LAST_TIME_MS + 1)
+GOOD = ranking_pb2.RankRequest(user_id=USER, candidates=[5, 6], request_time_ms=LAST_TIME_MS + 1)
 DOC = Path(__file__).parents[2] / "docs" / "bad-input.md"
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def shared() -> AsyncIterator[Served[WatchedEngine]]:
-    async with bad_input.serving_the_table() as running:
+    async with serving_the_table() as running:
         yield running
 
 
@@ -29,27 +31,27 @@ async def good_scores(shared: Served[WatchedEngine]) -> list[float]:
     return list((await shared.stub.Rank(GOOD)).scores)
 
 
-def case_id(case: bad_input.Case) -> str:
+def case_id(case: Case) -> str:
     return f"{type(case).__name__}-{case.call[:20]}-{case.shown}".replace(" ", "-")
 
 
-@pytest.mark.parametrize("case", bad_input.CASES, ids=case_id)
-async def test_answer(shared: Served[WatchedEngine], good_scores: list[float], case: bad_input.Case) -> None:
+@pytest.mark.parametrize("case", CASES, ids=case_id)
+async def test_answer(shared: Served[WatchedEngine], good_scores: list[float], case: Case) -> None:
     num_ranks = shared.engine.num_ranks
 
     answer = await case.send(shared)
 
     assert answer.code == case.code
     assert case.says in answer.message
-    if isinstance(case, bad_input.HttpCase):
+    if isinstance(case, HttpCase):
         assert answer.status == case.status
         if case.status == 422:
             assert answer.field
             assert answer.message.startswith(answer.field)
 
     assert shared.engine.num_users == 1
-    stored = (await shared.engine.histories.log.read(bad_input.USER, 1.0)).history.events
-    np.testing.assert_array_equal(stored, bad_input.stored_history())
+    stored = (await shared.engine.histories.log.read(USER, 1.0)).history.events
+    np.testing.assert_array_equal(stored, stored_history())
     if "older than" not in case.shown:
         assert shared.engine.num_ranks == num_ranks, "the engine saw it"
 
@@ -64,7 +66,7 @@ def without_messages(table: str) -> list[str]:
 
 
 async def test_document_is_fresh(shared: Served[WatchedEngine]) -> None:
-    table = bad_input.as_markdown(await bad_input.answers(shared))
+    table = as_markdown(await answers(shared))
     assert without_messages(DOC.read_text()) == without_messages(table), (
         "run: python -m tests.server.bad_input > docs/bad-input.md"
     )

@@ -15,12 +15,7 @@ from proto import inference_pb2 as pb
 from server.oip.grpc_service import SERVICE
 from tests.server.access.credentials import RIGHTS, bearer, one_of_each, token
 from tests.server.harness import Running, serving
-
-USER: dict[str, Any] = {"name": "user_id", "datatype": "BYTES", "shape": [1], "data": ["ann"]}
-ITEMS: dict[str, Any] = {"name": "candidate_ids", "datatype": "INT64", "shape": [2], "data": [1, 2]}
-TIME: dict[str, Any] = {"name": "request_time_ms", "datatype": "INT64", "shape": [1], "data": [1_000_000]}
-RECENT: dict[str, Any] = {"name": "recent_item_ids", "datatype": "INT64", "shape": [1], "data": [7]}
-PRICE: dict[str, Any] = {"name": "features.price", "datatype": "FP32", "shape": [2], "data": [1.5, 2]}
+from tests.server.oip.asking import ITEMS, PRICE, RECENT, TIME, USER, binary_body, message
 
 BAD: dict[str, tuple[Sequence[dict[str, Any]], dict[str, Any], str]] = {
     "no user": ([ITEMS], {}, "inputs.user_id: got None, must be given"),
@@ -60,22 +55,6 @@ BAD: dict[str, tuple[Sequence[dict[str, Any]], dict[str, Any], str]] = {
 async def running() -> AsyncIterator[Running]:
     async with serving(max_candidates=99) as served:
         yield served
-
-
-def message(inputs: Sequence[dict[str, Any]], parameters: dict[str, Any]) -> pb.ModelInferRequest:
-    """The same request for gRPC."""
-    request = pb.ModelInferRequest(model_name="fake")
-    for name, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", str: "string_param"}[type(value)]
-        setattr(request.parameters[name], kind, value)
-    for each in inputs:
-        tensor = request.inputs.add(name=each["name"], datatype=each["datatype"], shape=each["shape"])
-        if each["datatype"] == "BYTES":
-            tensor.contents.bytes_contents.extend(text.encode() for text in each["data"])
-        else:
-            field = {"INT64": "int64_contents", "FP32": "fp32_contents", "UINT32": "uint_contents"}[each["datatype"]]
-            getattr(tensor.contents, field).extend(each["data"])
-    return request
 
 
 async def by_grpc(
@@ -120,13 +99,9 @@ async def test_elements_of_json_and_of_bytes(running: Running) -> None:
 
     raw = np.array([1, 2], dtype="<i8").tobytes()
     name = struct.pack("<I", 3) + b"ann"
-    heads = [
-        {"name": "user_id", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(name)}},
-        {"name": "candidate_ids", "datatype": "INT64", "shape": [2], "parameters": {"binary_data_size": len(raw)}},
-    ]
     wanted = [{"name": "scores", "parameters": {"binary_data": True}}, {"name": "failed"}]
-    head = json.dumps({"inputs": heads, "outputs": wanted}).encode()
-    answer = await by_http(running, head + name + raw, inference_header_content_length=str(len(head)))
+    head, tail = binary_body(name, raw, outputs=wanted)
+    answer = await by_http(running, head + tail, inference_header_content_length=str(len(head)))
     num_json = int(answer.headers["inference-header-content-length"])
     assert answer.headers["content-type"] == "application/octet-stream"
     assert np.frombuffer(answer.content[num_json:], "<f4").tolist() == pytest.approx(right["data"])

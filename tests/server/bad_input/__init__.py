@@ -1,0 +1,1 @@
+"""Every bad input that we try, over gRPC and HTTP, with its answer."""
