@@ -1,7 +1,7 @@
 """How much of the server a caller may use, and the account of what he did.
 
-The rule of charging, for every request that asks the engine (Rank, Interests, AppendEvents, GetHistory, Prefill,
-DeleteUser):
+The rule of charging, for every request that asks the engine, by whatever transport and protocol; each rank of a batch
+is one, a batch of appends is one:
 
 - It is charged once, in the engine's process, after it was decoded and checked and right before the engine is asked: a
   request, and the candidates of a rank or the conditions of interests. What was refused before that (no valid
@@ -34,7 +34,7 @@ class Quota:
     """What a caller may use; None is as much as there is.
 
     requests_per_s, candidates_per_s: rates, with as many at once (request_burst, candidate_burst) after a pause.
-    candidates_per_day: of a calendar day in UTC. max_concurrent: requests that have no answer yet.
+    candidates_per_day: of a calendar day in UTC. max_concurrent: requests that the engine works on.
     """
 
     requests_per_s: float | None = None

@@ -13,8 +13,20 @@ from mfalcon.errors import DeadlineExceeded, EngineFailure, InvalidInput, MFalco
 from mfalcon.metrics.callers import CallerMetrics
 from server.access.gate import HEARD_S, Gate
 from server.access.quota import DAY_S, Account, Ledger, Quota
-from tests.server.access.credentials import CALLS, access_of, answer_of, bearer, by_grpc, by_http, table, token, written
+from tests.server.access.credentials import (
+    CALLS,
+    RANK,
+    access_of,
+    answer_of,
+    bearer,
+    by_grpc,
+    by_http,
+    table,
+    token,
+    written,
+)
 from tests.server.harness import Running, serving
+from tests.server.oip.asking import ITEMS, USER
 
 NOON = 20_000.5 * DAY_S
 RATES = Quota(requests_per_s=5, request_burst=3, candidates_per_s=100, candidate_burst=150)
@@ -209,6 +221,29 @@ async def test_each_rank_of_a_batch_is_charged(tmp_path: Path, frontends: int) -
         failed = [outcome["failure"] for outcome in outcomes if "failure" in outcome]
         assert {failure["code"] for failure in failed} == {"RESOURCE_EXHAUSTED"}
         assert all(failure["retry_after_ms"] > 900_000 for failure in failed)
+
+
+async def test_a_stream_is_charged_once_and_its_place_is_free_when_it_is_left(tmp_path: Path) -> None:
+    async with serving(tokens_file=limited(tmp_path, "candidates_per_day = 6\nmax_concurrent = 1")) as running:
+        known, engine = bearer(token("web")), running.engine
+        engine.part_len = 1
+        engine.parts_gate.clear()
+        call = running.stub.RankStream(RANK, metadata=(("authorization", known),), timeout=60)
+        assert len((await call.read()).scores) == 1
+        code, text = await by_http(running, CALLS["rank"], known)
+        assert (code, text[:25]) == ("RESOURCE_EXHAUSTED", "caller web: max_concurren")
+        call.cancel()
+        await asyncio.wait_for(engine.cancelled.acquire(), 60)
+        engine.parts_gate.set()
+        assert await by_http(running, CALLS["stream"], known) == ("OK", "")
+        body, headers = {"inputs": [USER, ITEMS]}, {"authorization": known}
+        answer = await running.http.post("/v2/models/fake/infer", json=body, headers=headers)
+        assert answer.status_code == 200
+        answer = await running.http.post("/v2/models/fake/infer", json=body, headers=headers)
+        says = "caller web: candidates_per_day: got 2 candidates, must be within 6"
+        assert (answer.status_code, answer.json()["error"][: len(says)]) == (429, says)
+        code, text = await by_grpc(running, CALLS["stream"], known)
+        assert (code, text[: len(says)]) == ("RESOURCE_EXHAUSTED", says)
 
 
 async def test_one_at_a_time(tmp_path: Path) -> None:
