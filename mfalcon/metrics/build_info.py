@@ -8,7 +8,7 @@ from importlib.metadata import version
 from prometheus_client import CollectorRegistry
 
 from mfalcon import __version__
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import models
 
 _HASH_CHARS = 12
 
@@ -17,8 +17,8 @@ class BuildInfo:
     """Of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        catalog.BUILD_INFO.made(registry).labels(__version__, version("torch")).set(1)
-        self._config = catalog.CONFIG_INFO.made(registry)
+        models.BUILD_INFO.made(registry).labels(__version__, version("torch")).set(1)
+        self._config = models.CONFIG_INFO.made(registry)
 
     def configured(self, settings: Mapping[str, object]) -> None:
         """The settings as JSON can hold them, without secrets: whoever knows the others could try out passwords."""

@@ -2,18 +2,18 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import callers
 
 
 class CallerMetrics:
     """Of one server; the engine's process counts for all front-ends."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = catalog.CALLER_REQUESTS.made(registry)
-        self._candidates = catalog.CALLER_CANDIDATES.made(registry)
-        self._refused = catalog.CALLER_REFUSED.made(registry)
-        self._given_back = catalog.CALLER_GIVEN_BACK.made(registry)
-        self._running = catalog.CALLER_RUNNING.made(registry)
+        self._requests = callers.CALLER_REQUESTS.made(registry)
+        self._candidates = callers.CALLER_CANDIDATES.made(registry)
+        self._refused = callers.CALLER_REFUSED.made(registry)
+        self._given_back = callers.CALLER_GIVEN_BACK.made(registry)
+        self._running = callers.CALLER_RUNNING.made(registry)
         self._of: dict[str, tuple[Counter, Counter, Gauge]] = {}
         """To look a child up by its label costs more than to count in it."""
 

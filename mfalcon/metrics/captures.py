@@ -4,7 +4,7 @@ from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import captures
 
 Dropped: TypeAlias = Literal["queue", "disk", "deleted", "no_history", "failed"]
 
@@ -13,12 +13,12 @@ class CaptureMetrics:
     """Of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._dropped = catalog.CAPTURE_DROPPED.made(registry)
-        self.captured = catalog.CAPTURED.made(registry)
-        self.bytes = catalog.CAPTURED_BYTES.made(registry)
-        self.disk_bytes = catalog.CAPTURE_DISK_BYTES.made(registry)
-        self.users = catalog.CAPTURE_USERS.made(registry)
-        self.deleted = catalog.CAPTURE_DELETED_USERS.made(registry)
+        self._dropped = captures.CAPTURE_DROPPED.made(registry)
+        self.captured = captures.CAPTURED.made(registry)
+        self.bytes = captures.CAPTURED_BYTES.made(registry)
+        self.disk_bytes = captures.CAPTURE_DISK_BYTES.made(registry)
+        self.users = captures.CAPTURE_USERS.made(registry)
+        self.deleted = captures.CAPTURE_DELETED_USERS.made(registry)
 
     def dropped(self, reason: Dropped) -> None:
         """A sampled request will not be captured."""

@@ -2,15 +2,15 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import certificates
 
 
 class CertificateMetrics:
     """Of a server that speaks TLS; one that does not has none of them."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._until = catalog.TLS_CERTIFICATE_EXPIRY.made(registry)
-        self._looks = catalog.TLS_CERTIFICATE_CHANGES.made(registry)
+        self._until = certificates.TLS_CERTIFICATE_EXPIRY.made(registry)
+        self._looks = certificates.TLS_CERTIFICATE_CHANGES.made(registry)
 
     def serves_until(self, timestamp: float) -> None:
         """The certificate that is served expires then."""

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import counters
 
 
 class CounterMetrics:
@@ -10,13 +10,13 @@ class CounterMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         r = registry or CollectorRegistry()
-        self.events = catalog.COUNTED_EVENTS.made(r)
-        self.items = catalog.COUNTED_ITEMS.made(r)
-        self.version = catalog.COUNTERS_VERSION.made(r)
-        self.left_out = catalog.COUNTERS_LEFT_OUT.made(r)
-        self.failed = catalog.COUNTERS_FAILED.made(r)
-        self.recounted = catalog.COUNTERS_RECOUNTED.made(r)
-        self.waiting = catalog.COUNTERS_WAITING.made(r)
-        self.swept = catalog.COUNTERS_SWEPT.made(r)
-        self.copies = catalog.COUNTERS_COPIED.made(r)
-        self.stale_reads = catalog.COUNTERS_STALE_READS.made(r)
+        self.events = counters.COUNTED_EVENTS.made(r)
+        self.items = counters.COUNTED_ITEMS.made(r)
+        self.version = counters.COUNTERS_VERSION.made(r)
+        self.left_out = counters.COUNTERS_LEFT_OUT.made(r)
+        self.failed = counters.COUNTERS_FAILED.made(r)
+        self.recounted = counters.COUNTERS_RECOUNTED.made(r)
+        self.waiting = counters.COUNTERS_WAITING.made(r)
+        self.swept = counters.COUNTERS_SWEPT.made(r)
+        self.copies = counters.COUNTERS_COPIED.made(r)
+        self.stale_reads = counters.COUNTERS_STALE_READS.made(r)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
@@ -99,5 +99,8 @@ class HistogramDefinition(Definition):
         """The histogram itself."""
         return Histogram(self.name, self.help, self.labels, registry=registry, buckets=self.buckets)
 
+
+CALL_SECONDS: Final = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Buckets of what a store takes for a call."""
 
 Metric: TypeAlias = CounterDefinition | GaugeDefinition | HistogramDefinition

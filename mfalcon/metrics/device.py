@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from prometheus_client import CollectorRegistry, Histogram
 
 from mfalcon.errors import DeadlineExceeded, Overloaded
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import device, requests
 
 _CANCELLED_AHEAD_S = 0.005
 """Whoever bounds a request by its deadline may cancel it so much before."""
@@ -19,15 +19,15 @@ class DeviceMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         r = registry
-        self._queue_jobs = catalog.QUEUE_JOBS.made(r)
-        self._running_jobs = catalog.RUNNING_JOBS.made(r)
-        self._queue_seconds = catalog.QUEUE_SECONDS.made(r)
-        self._heartbeat = catalog.DEVICE_HEARTBEAT.made(r)
-        self._unanswered = catalog.UNANSWERED.made(r)
-        self.partial = catalog.PARTIAL.made(r)
-        self._batch_jobs = catalog.BATCH_JOBS.made(r)
-        self._slice_seconds = catalog.SLICE_SECONDS.made(r)
-        self._cost_ratio = catalog.COST_RATIO.made(r)
+        self._queue_jobs = device.QUEUE_JOBS.made(r)
+        self._running_jobs = device.RUNNING_JOBS.made(r)
+        self._queue_seconds = device.QUEUE_SECONDS.made(r)
+        self._heartbeat = device.DEVICE_HEARTBEAT.made(r)
+        self._unanswered = requests.UNANSWERED.made(r)
+        self.partial = requests.PARTIAL.made(r)
+        self._batch_jobs = device.BATCH_JOBS.made(r)
+        self._slice_seconds = device.SLICE_SECONDS.made(r)
+        self._cost_ratio = device.COST_RATIO.made(r)
         self._of_steps: dict[str, tuple[Histogram, Histogram, Histogram]] = {}
         """The last three, of a model."""
 

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import CheckpointError, MFalconError
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import models
 
 
 class GraphMetrics:
@@ -11,9 +11,9 @@ class GraphMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         r = registry or CollectorRegistry()
-        self.refreshes = catalog.GRAPH_REFRESHES.made(r)
-        self.number = catalog.GRAPH_NUMBER.made(r)
-        self.seconds = catalog.GRAPH_SECONDS.made(r)
+        self.refreshes = models.GRAPH_REFRESHES.made(r)
+        self.number = models.GRAPH_NUMBER.made(r)
+        self.seconds = models.GRAPH_SECONDS.made(r)
 
     def applied(self, model: str, number: int, seconds: float) -> None:
         """Vectors are served."""

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from mfalcon.errors import CheckpointError, MFalconError, Overloaded
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import models
 
 
 class ItemMetrics:
@@ -11,10 +11,10 @@ class ItemMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         r = registry or CollectorRegistry()
-        self.deltas = catalog.ITEM_DELTAS.made(r)
-        self.rows = catalog.ITEM_ROWS.made(r)
-        self.number = catalog.ITEM_DELTA_NUMBER.made(r)
-        self.seconds = catalog.ITEM_DELTA_SECONDS.made(r)
+        self.deltas = models.ITEM_DELTAS.made(r)
+        self.rows = models.ITEM_ROWS.made(r)
+        self.number = models.ITEM_DELTA_NUMBER.made(r)
+        self.seconds = models.ITEM_DELTA_SECONDS.made(r)
 
     def applied(self, model: str, number: int, num_rows: int, seconds: float) -> None:
         """A delta is served."""

@@ -2,11 +2,11 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import written
 
 
 class LineMetrics:
     """Of one process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.lines = catalog.ACCESS_LOG_LINES.made(registry)
+        self.lines = written.ACCESS_LOG_LINES.made(registry)

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import local_log, log
 
 
 class LogMetrics:
@@ -10,18 +10,18 @@ class LogMetrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         r = registry or CollectorRegistry()
-        self.users = catalog.LOG_USERS.made(r)
-        self.events = catalog.LOG_EVENTS.made(r)
-        self.bytes = catalog.LOG_BYTES.made(r)
-        self.budget_bytes = catalog.LOG_BUDGET_BYTES.made(r)
-        self.oldest = catalog.LOG_OLDEST.made(r)
-        self.evicted = catalog.LOG_EVICTED.made(r)
-        self.refused = catalog.LOG_REFUSED.made(r)
-        self.appended = catalog.APPENDED_EVENTS.made(r)
-        self.late = catalog.LATE_EVENTS.made(r)
-        self.commit_seconds = catalog.LOG_COMMIT_SECONDS.made(r)
-        self.commit_changes = catalog.LOG_COMMIT_CHANGES.made(r)
-        self.failed = catalog.LOG_FAILED.made(r)
-        self.journal_bytes = catalog.LOG_JOURNAL_BYTES.made(r)
-        self.damaged_users = catalog.LOG_DAMAGED_USERS.made(r)
-        self.verified = catalog.LOG_VERIFIED.made(r)
+        self.users = local_log.LOG_USERS.made(r)
+        self.events = local_log.LOG_EVENTS.made(r)
+        self.bytes = local_log.LOG_BYTES.made(r)
+        self.budget_bytes = local_log.LOG_BUDGET_BYTES.made(r)
+        self.oldest = local_log.LOG_OLDEST.made(r)
+        self.evicted = local_log.LOG_EVICTED.made(r)
+        self.refused = local_log.LOG_REFUSED.made(r)
+        self.appended = log.APPENDED_EVENTS.made(r)
+        self.late = log.LATE_EVENTS.made(r)
+        self.commit_seconds = local_log.LOG_COMMIT_SECONDS.made(r)
+        self.commit_changes = local_log.LOG_COMMIT_CHANGES.made(r)
+        self.failed = local_log.LOG_FAILED.made(r)
+        self.journal_bytes = local_log.LOG_JOURNAL_BYTES.made(r)
+        self.damaged_users = local_log.LOG_DAMAGED_USERS.made(r)
+        self.verified = local_log.LOG_VERIFIED.made(r)

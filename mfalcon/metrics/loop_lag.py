@@ -4,7 +4,7 @@ import asyncio
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import device
 
 _PERIOD_S = 0.05
 
@@ -13,7 +13,7 @@ class LoopLag:
     """How late a loop runs what is due. frontend: whose loop, by number; "" is the engine's."""
 
     def __init__(self, registry: CollectorRegistry, frontend: str = "") -> None:
-        self._seconds = catalog.LOOP_LAG.made(registry).labels(frontend)
+        self._seconds = device.LOOP_LAG.made(registry).labels(frontend)
 
     async def watch(self) -> None:
         """Sleep and observe by how much it was too long, until cancelled. A stall that is longer than the period is

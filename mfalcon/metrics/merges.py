@@ -2,15 +2,15 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import requests
 
 
 class MergeMetrics:
     """Of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._merges = catalog.MERGES.made(registry)
-        self._members = catalog.MEMBERS.made(registry)
+        self._merges = requests.MERGES.made(registry)
+        self._members = requests.MEMBERS.made(registry)
 
     def merged(self, ensemble: str, outcome: str) -> None:
         """A rank has ended: whole, partial or too_few."""

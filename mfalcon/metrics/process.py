@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Metric, PlatformCollector, Proc
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import process
 
 
 class ThreadCollector(Collector):
@@ -22,7 +22,7 @@ class ThreadCollector(Collector):
             threads = sum(1 for _ in Path(f"/proc/{self._pid()}/task").iterdir())
         except OSError:
             return
-        yield GaugeMetricFamily(catalog.THREADS.name, catalog.THREADS.help, value=threads)
+        yield GaugeMetricFamily(process.THREADS.name, process.THREADS.help, value=threads)
 
 
 def count_process(registry: CollectorRegistry) -> None:

@@ -9,7 +9,7 @@ HEAD = """\
 # Metrics
 
 `GET /metrics` shows these in Prometheus' text format. `python -m mfalcon.metrics.publish` writes this page from
-`mfalcon/metrics/catalog.py`, where each metric is defined; do not edit it. A metric that needs a
+`mfalcon/metrics/catalog/`, where each metric is defined; do not edit it. A metric that needs a
 setting stays as it is without. Of a histogram there are `_bucket`, `_sum` and `_count`.
 
 What to do when an alert fires is in [operations.md](operations.md), "Alerts".

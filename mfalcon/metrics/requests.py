@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import requests
 
 
 class RequestMetrics:
@@ -11,11 +11,11 @@ class RequestMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = catalog.REQUESTS.made(registry)
-        self._seconds = catalog.REQUEST_SECONDS.made(registry)
-        self._first_part_seconds = catalog.FIRST_PART_SECONDS.made(registry)
-        self._mismatches = catalog.AFFINITY_MISMATCH.made(registry)
-        self._paced = catalog.REFUSALS_PACED.made(registry)
+        self._requests = requests.REQUESTS.made(registry)
+        self._seconds = requests.REQUEST_SECONDS.made(registry)
+        self._first_part_seconds = requests.FIRST_PART_SECONDS.made(registry)
+        self._mismatches = requests.AFFINITY_MISMATCH.made(registry)
+        self._paced = requests.REFUSALS_PACED.made(registry)
         # To look a child up by its labels costs more than to count in it.
         self._counters: dict[tuple[str, str, str, str], Counter] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}

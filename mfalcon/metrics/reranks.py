@@ -2,14 +2,14 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import requests
 
 
 class RerankMetrics:
     """Of one server."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._reranks = catalog.RERANKS.made(registry)
+        self._reranks = requests.RERANKS.made(registry)
 
     def count(self, model: str, method: str, outcome: str) -> None:
         """One was answered."""

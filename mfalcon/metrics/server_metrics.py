@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Metric
 
-from mfalcon.metrics import catalog
 from mfalcon.metrics.build_info import BuildInfo
 from mfalcon.metrics.callers import CallerMetrics
 from mfalcon.metrics.captures import CaptureMetrics
+from mfalcon.metrics.catalog import process
 from mfalcon.metrics.counters import CounterMetrics
 from mfalcon.metrics.device import DeviceMetrics
 from mfalcon.metrics.graph import GraphMetrics
@@ -58,7 +58,7 @@ class ServerMetrics:
         self.reranks = RerankMetrics(self.registry)
         self.merges = MergeMetrics(self.registry)
         self.captures = CaptureMetrics(self.registry)
-        self.frontend_restarts = catalog.FRONTEND_RESTARTS.made(self.registry)
+        self.frontend_restarts = process.FRONTEND_RESTARTS.made(self.registry)
         self.build = BuildInfo(self.registry)
         self.loop_lag = LoopLag(self.registry)
         count_process(self.registry)

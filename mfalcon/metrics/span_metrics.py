@@ -2,11 +2,11 @@
 
 from prometheus_client import CollectorRegistry
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import written
 
 
 class SpanMetrics:
     """Of one process; counted for nobody if no registry is given."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.spans = catalog.SPANS.made(registry or CollectorRegistry())
+        self.spans = written.SPANS.made(registry or CollectorRegistry())

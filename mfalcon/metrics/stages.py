@@ -4,7 +4,7 @@ from typing import Literal, TypeAlias
 
 from prometheus_client import CollectorRegistry, Histogram
 
-from mfalcon.metrics import catalog
+from mfalcon.metrics.catalog import requests
 
 Stage: TypeAlias = Literal[
     "admission", "log", "fetch", "queue", "features", "encode", "score", "merge", "rerank", "reply"
@@ -15,7 +15,7 @@ class StageMetrics:
     """Seconds by model and stage; the stages of a request do not overlap."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._seconds = catalog.STAGE_SECONDS.made(registry)
+        self._seconds = requests.STAGE_SECONDS.made(registry)
         self._histograms: dict[tuple[str, Stage], Histogram] = {}
 
     def took(self, model: str, stage: Stage, seconds: float, exemplar: dict[str, str] | None = None) -> None:

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
 from mfalcon.errors import ConfigError
-from mfalcon.metrics.catalog import FRONTEND_RESTARTS
+from mfalcon.metrics.catalog.process import FRONTEND_RESTARTS
 from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import Addresses
 from server.config import load_config
