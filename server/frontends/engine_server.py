@@ -14,9 +14,10 @@ from mfalcon.errors import EngineFailure, MFalconError, NotReady
 from mfalcon.load import Load
 from mfalcon.scope import current
 from mfalcon.types import RankPart
-from server.frontends import wire
+from server.frontends import answers, questions, rankings, wire
 from server.frontends.carried import carry_on
 from server.frontends.link import MOST_WAITING, Link
+from server.frontends.message import notes_of
 from server.handler import LOADING, WAITING
 from server.logs import SELDOM
 from server.ranking_engine import RankingEngine
@@ -111,8 +112,8 @@ class EngineServer:
                 continue
             self._take(name, question)
 
-    def _take(self, name: bytes, question: wire.Question) -> None:
-        if isinstance(question, wire.Hello):
+    def _take(self, name: bytes, question: questions.Question) -> None:
+        if isinstance(question, questions.Hello):
             self._calls[name], self._unheard[name] = {}, 0
             self._link.send(wire.encode(self._status()), name)
             self._met(name.decode())
@@ -121,74 +122,74 @@ class EngineServer:
         if calls is None:  # it has ended since it said this
             return
         match question:
-            case wire.Serving():
+            case questions.Serving():
                 self._serving(name.decode())
-            case wire.Alive():
+            case questions.Alive():
                 pass  # as is every message
-            case wire.Cancel():
+            case questions.Cancel():
                 if (left := calls.get(question.call)) is not None:
                     left.cancel()
             case _:
                 task = calls[question.call] = asyncio.create_task(self._answer(name, question))
                 task.add_done_callback(lambda _: calls.pop(question.call, None))
 
-    async def _answer(self, name: bytes, question: wire.Call) -> None:
-        if not isinstance(question, wire.Scrape):
+    async def _answer(self, name: bytes, question: questions.Call) -> None:
+        if not isinstance(question, questions.Scrape):
             carry_on(question.trace)
         try:
-            answer: wire.Answer = await self._ask(name, question)
+            answer: answers.Answer = await self._ask(name, question)
         except MFalconError as error:
-            answer = wire.Failed.of(question.call, error)
-            answer.notes = wire.notes_of(current())
+            answer = answers.Failed.of(question.call, error)
+            answer.notes = notes_of(current())
         except Exception:
             logger.exception("%s failed", type(question).__name__)
-            writes = isinstance(question, wire.AppendEvents | wire.AppendBatch | wire.DeleteUser)
+            writes = isinstance(question, questions.AppendEvents | questions.AppendBatch | questions.DeleteUser)
             failure = EngineFailure("the server failed on this request; its log has the cause", may_be_done=writes)
-            answer = wire.Failed.of(question.call, failure)
+            answer = answers.Failed.of(question.call, failure)
         self._link.send(wire.encode(answer), name)
 
-    async def _ask(self, name: bytes, question: wire.Call) -> wire.Answer:
+    async def _ask(self, name: bytes, question: questions.Call) -> answers.Answer:
         engine, call = self._engine, question.call
-        if isinstance(question, wire.Scrape):
-            return wire.Scraped(call, await asyncio.to_thread(self._scrape, question.open_metrics))
+        if isinstance(question, questions.Scrape):
+            return answers.Scraped(call, await asyncio.to_thread(self._scrape, question.open_metrics))
         if engine is None:
             raise NotReady(f"the server is still {self._phase}; ask another one")
-        answer: wire.Answer
+        answer: answers.Answer
         match question:
-            case wire.Rank():
+            case questions.Rank():
                 tell = partial(self._tell_part, name, call) if question.in_parts else None
                 result = await engine.rank(question.request(), question.deadline, question.model, tell)
-                answer = wire.Ranked.of(call, result)
-                answer.notes = wire.notes_of(current())
-            case wire.AskInterests():
+                answer = rankings.Ranked.of(call, result)
+                answer.notes = notes_of(current())
+            case questions.AskInterests():
                 found = await engine.interests(question.request(), question.deadline, question.model)
-                answer = wire.Interested.of(call, found)
-            case wire.AppendEvents():
+                answer = rankings.Interested.of(call, found)
+            case questions.AppendEvents():
                 told = await engine.append_events(question.user_id, question.append(), question.deadline)
-                answer = wire.Written(call, told)
-            case wire.AppendBatch():
-                answer = wire.WrittenEach.of(call, await engine.append_batch(question.appends(), question.deadline))
-            case wire.GetHistory(_, request, deadline):
-                answer = wire.Page.of(call, await engine.get_history(request, deadline))
-            case wire.GetItems():
-                answer = wire.Listed.of(call, await engine.items(question.request()))
-            case wire.Prefill(_, user_id, deadline, model, conditions, time_ms):
+                answer = answers.Written(call, told)
+            case questions.AppendBatch():
+                answer = answers.WrittenEach.of(call, await engine.append_batch(question.appends(), question.deadline))
+            case questions.GetHistory(_, request, deadline):
+                answer = answers.Page.of(call, await engine.get_history(request, deadline))
+            case questions.GetItems():
+                answer = answers.Listed.of(call, await engine.items(question.request()))
+            case questions.Prefill(_, user_id, deadline, model, conditions, time_ms):
                 cache = await engine.prefill(user_id, deadline, model, conditions, time_ms)
-                answer = wire.Prefilled(call, cache)
-            case wire.DeleteUser(_, user_id, deadline):
+                answer = answers.Prefilled(call, cache)
+            case questions.DeleteUser(_, user_id, deadline):
                 await engine.delete_user(user_id, deadline)
-                answer = wire.Deleted(call)
+                answer = answers.Deleted(call)
         return answer
 
     def _tell_part(self, name: bytes, call: int, part: RankPart) -> None:
         if call in self._calls.get(name, {}):
-            self._link.send(wire.encode(wire.Part.of(call, part)), name)
+            self._link.send(wire.encode(rankings.Part.of(call, part)), name)
 
-    def _status(self) -> wire.Status:
+    def _status(self) -> answers.Status:
         engine = self._engine
         if engine is None:
-            return wire.Status(0, self._phase, ready=False, models=(), load=Load())
-        return wire.Status(0, self._phase, engine.ready, engine.models, engine.load)
+            return answers.Status(0, self._phase, ready=False, models=(), load=Load())
+        return answers.Status(0, self._phase, engine.ready, engine.models, engine.load)
 
     def _tell(self) -> None:
         self._told, self._told_at = self._status(), time.monotonic()

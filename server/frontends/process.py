@@ -18,7 +18,7 @@ from mfalcon.errors import ConfigError
 from mfalcon.metrics.front_metrics import FrontMetrics
 from server.access.access import Access
 from server.config import ServerConfig
-from server.frontends import wire
+from server.frontends import answers, wire
 from server.frontends.fleet_metrics import count_in_files
 from server.frontends.remote import RemoteEngine
 from server.handler import WAITING
@@ -73,7 +73,7 @@ async def front(orders: Orders, config: ServerConfig) -> bool:
             engine.beat()
             transports.report()
 
-    def heard(status: wire.Status) -> None:
+    def heard(status: answers.Status) -> None:
         nonlocal serving
         if status.phase == WAITING:
             transports.wait_for_redis()

@@ -14,7 +14,7 @@ from mfalcon.types import (
     RankResult,
     Timings,
 )
-from server.frontends import wire
+from server.frontends import answers, questions, rankings, wire
 from tests.server.fake_engine import MODEL
 from tests.small import random_events
 
@@ -38,24 +38,24 @@ def seeds() -> list[bytes]:
         unknown=np.arange(1, dtype=np.uint32),
     )
     page = HistoryPage(3, bytes(16), 0, 0, events, bytes(16), stale=False, states=())
-    questions: list[wire.Question] = [
-        wire.Rank.of(1, request, 2.0, "fake"),
-        wire.GetHistory(3, HistoryRequest("eve", 0, 9, None, True), None),
-        wire.Prefill(4, "eve", None, ""),
-        wire.DeleteUser(5, "eve", 1.0),
-        wire.Cancel(6),
-        wire.Hello(0),
-        wire.Scrape(7),
+    asked: list[questions.Question] = [
+        questions.Rank.of(1, request, 2.0, "fake"),
+        questions.GetHistory(3, HistoryRequest("eve", 0, 9, None, True), None),
+        questions.Prefill(4, "eve", None, ""),
+        questions.DeleteUser(5, "eve", 1.0),
+        questions.Cancel(6),
+        questions.Hello(0),
+        questions.Scrape(7),
     ]
-    answers: list[wire.Answer] = [
-        wire.Ranked.of(1, result),
-        wire.Written(2, Appended(3, bytes(16))),
-        wire.Page.of(3, page),
-        wire.Prefilled(4, CACHE),
-        wire.Failed(5, "Overloaded", "too much", {"retry_after_s": 1.0, "elsewhere": False}),
-        wire.Status(0, wire.SERVING, True, (MODEL,), Load()),
+    told: list[answers.Answer] = [
+        rankings.Ranked.of(1, result),
+        answers.Written(2, Appended(3, bytes(16))),
+        answers.Page.of(3, page),
+        answers.Prefilled(4, CACHE),
+        answers.Failed(5, "Overloaded", "too much", {"retry_after_s": 1.0, "elsewhere": False}),
+        answers.Status(0, wire.SERVING, True, (MODEL,), Load()),
     ]
-    return [b"\0" + wire.encode(each) for each in questions] + [b"\1" + wire.encode(each) for each in answers]
+    return [b"\0" + wire.encode(each) for each in asked] + [b"\1" + wire.encode(each) for each in told]
 
 
 def target(data: bytes) -> None:
@@ -71,19 +71,19 @@ def target(data: bytes) -> None:
         return
 
 
-def _use_question(question: wire.Question) -> None:
+def _use_question(question: questions.Question) -> None:
     match question:
-        case wire.Rank():
+        case questions.Rank():
             question.request()
-        case wire.AppendEvents():
+        case questions.AppendEvents():
             question.append()
 
 
-def _use_answer(answer: wire.Answer) -> None:
+def _use_answer(answer: answers.Answer) -> None:
     match answer:
-        case wire.Ranked():
+        case rankings.Ranked():
             answer.result()
-        case wire.Page():
+        case answers.Page():
             answer.page()
-        case wire.Failed():
+        case answers.Failed():
             str(answer.error())

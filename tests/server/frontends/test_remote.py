@@ -25,7 +25,7 @@ from mfalcon.errors import (
 )
 from mfalcon.load import Load
 from mfalcon.types import EVENT_DTYPE, Append, Appended, HistoryRequest, RankRequest, UserAppend, no_events
-from server.frontends import wire
+from server.frontends import answers, questions, rankings, wire
 from server.frontends.engine_server import EngineServer
 from server.frontends.remote import RemoteEngine
 from tests.server.fake_engine import MODEL, OTHER, FakeEngine
@@ -94,9 +94,9 @@ async def test_every_verb_answers_as_the_engine(joined: Joined) -> None:
     answer = await remote.rank(rank_request(), deadline, "other")
     assert (engine.deadlines, engine.asked_of) == ([deadline], ["other"])
     right = await engine.rank(rank_request(), None, "other")
-    assert wire.Ranked.of(0, answer) == wire.Ranked.of(0, right)
+    assert rankings.Ranked.of(0, answer) == rankings.Ranked.of(0, right)
     asked = HistoryRequest("ann", 1, 5, with_states=True)
-    assert wire.Page.of(0, await remote.get_history(asked, None)) == wire.Page.of(
+    assert answers.Page.of(0, await remote.get_history(asked, None)) == answers.Page.of(
         0, await engine.get_history(asked, None)
     )
     assert (await remote.prefill("ann", None, "fake")).encoded_tokens == 2
@@ -198,15 +198,15 @@ async def test_who_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
     frozen = context.socket(zmq.DEALER)
     frozen.rcvhwm, frozen.linger, frozen.routing_id = 1, 0, b"0.1"
     frozen.connect(endpoint)
-    frozen.send(wire.encode(wire.Hello(0)))
+    frozen.send(wire.encode(questions.Hello(0)))
     for call in range(1, 17):  # one after the other: none shares a bundle
-        frozen.send(wire.encode(wire.Rank.of(call, rank_request(num_candidates=100_000), None, "")))
+        frozen.send(wire.encode(questions.Rank.of(call, rank_request(num_candidates=100_000), None, "")))
         await until(partial(all_answered, engine, server, call))
     async with connected(endpoint, "1.1") as remote:
         assert (await remote.rank(rank_request(), None)).scores.size
     arrived = 0
     while frozen.poll(500):
-        arrived += sum(isinstance(wire.decode_answer(one), wire.Ranked) for one in frozen.recv_multipart())
+        arrived += sum(isinstance(wire.decode_answer(one), rankings.Ranked) for one in frozen.recv_multipart())
     assert 0 < arrived < 16
     context.destroy(linger=0)
     await server.close()
@@ -268,8 +268,8 @@ async def test_a_message_that_is_none_costs_no_call_that_came_with_it(
         broken.linger = 0
         broken.routing_id = b"0.2"
         broken.connect(joined.endpoint)
-        rank = wire.encode(wire.Rank.of(1, rank_request("bob"), None, ""))
-        broken.send_multipart([wire.encode(wire.Hello(0)), b"\xc1", b"", rank[:-9], rank])
+        rank = wire.encode(questions.Rank.of(1, rank_request("bob"), None, ""))
+        broken.send_multipart([wire.encode(questions.Hello(0)), b"\xc1", b"", rank[:-9], rank])
         await until(lambda: [request.user_id for request in joined.engine.requests] == ["bob"])
     assert (await joined.remote.rank(rank_request(), None)).num_scored == 77
     assert {record.message for record in caplog.records} == {"a front-end sent a message that is none of ours"}

@@ -21,7 +21,8 @@ from mfalcon.types import (
     Timings,
     no_events,
 )
-from server.frontends import wire
+from server.frontends import answers, questions, rankings, wire
+from server.frontends.message import Message
 from tests.server.fake_engine import MEMBERS, MODEL, OTHER
 
 EVENTS = np.array([(7, 3, 4.5, 1_000), (-(2**63), 2**32 - 1, -0.0, 2**62)], dtype=EVENT_DTYPE)
@@ -47,8 +48,8 @@ def test_a_request(num_candidates: int, events: "np.typing.NDArray[np.void]", re
         rerank=rerank,
         dense=DenseFeatures(("price", "age"), np.arange(2 * num_candidates, dtype=np.float32)),
     )
-    message = wire.decode_question(wire.encode(wire.Rank.of(2**40, request, 1.5, "m")))
-    assert isinstance(message, wire.Rank)
+    message = wire.decode_question(wire.encode(questions.Rank.of(2**40, request, 1.5, "m")))
+    assert isinstance(message, questions.Rank)
     assert (message.call, message.deadline, message.model) == (2**40, 1.5, "m")
     arrived = message.request()
     assert arrived.dense.names == request.dense.names
@@ -83,8 +84,8 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
         candidates=np.arange(num_candidates),
         candidate_texts=("é",) * num_candidates,
     )
-    message = wire.decode_answer(wire.encode(wire.Ranked.of(1, result)))
-    assert isinstance(message, wire.Ranked)
+    message = wire.decode_answer(wire.encode(rankings.Ranked.of(1, result)))
+    assert isinstance(message, rankings.Ranked)
     arrived = message.result()
     assert arrived.num_scored == num_candidates
     for field in dataclasses.fields(RankResult):
@@ -95,8 +96,8 @@ def test_a_result(num_candidates: int, tasks: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("version", [None, bytes(range(16))])
 def test_a_wish_for_a_page(version: bytes | None) -> None:
     request = HistoryRequest("Zoë", 2**64 - 1, 7, version, with_states=True)
-    message = wire.decode_question(wire.encode(wire.GetHistory(3, request, 1.5)))
-    assert isinstance(message, wire.GetHistory)
+    message = wire.decode_question(wire.encode(questions.GetHistory(3, request, 1.5)))
+    assert isinstance(message, questions.GetHistory)
     assert (message.call, message.request, message.deadline) == (3, request, 1.5)
 
 
@@ -106,8 +107,8 @@ def test_a_page(events: "np.typing.NDArray[np.void]") -> None:
     page = HistoryPage(
         2**41, bytes(range(16)), 32, 2**40, events, bytes(16), stale=True, states=(state,), texts=("é", "")
     )
-    message = wire.decode_answer(wire.encode(wire.Page.of(1, page)))
-    assert isinstance(message, wire.Page)
+    message = wire.decode_answer(wire.encode(answers.Page.of(1, page)))
+    assert isinstance(message, answers.Page)
     arrived = message.page()
     assert arrived.events.dtype == EVENT_DTYPE
     for field in dataclasses.fields(HistoryPage):
@@ -115,7 +116,7 @@ def test_a_page(events: "np.typing.NDArray[np.void]") -> None:
 
 
 def test_a_status() -> None:
-    status = wire.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), load=Load(1.25, 2.5, is_full=True))
+    status = answers.Status(0, wire.SERVING, ready=True, models=(MODEL, OTHER), load=Load(1.25, 2.5, is_full=True))
     assert wire.decode_answer(wire.encode(status)) == status
 
 
@@ -135,18 +136,18 @@ class Special(EngineFailure):
     ids=lambda error: type(error).__name__,
 )
 def test_an_error_is_the_very_same(error: MFalconError) -> None:
-    message = wire.decode_answer(wire.encode(wire.Failed.of(1, error)))
-    assert isinstance(message, wire.Failed)
+    message = wire.decode_answer(wire.encode(answers.Failed.of(1, error)))
+    assert isinstance(message, answers.Failed)
     arrived = message.error()
     assert (type(arrived), str(arrived), vars(arrived)) == (type(error), str(error), vars(error))
 
 
 def test_another_error_travels_as_what_it_is_a_kind_of() -> None:
-    assert type(wire.Failed.of(1, Special("why")).error()) is EngineFailure
+    assert type(answers.Failed.of(1, Special("why")).error()) is EngineFailure
 
 
 @pytest.mark.parametrize(
-    ("word", "message"), [(RankRequest, wire.Rank), (RankResult, wire.Ranked), (HistoryPage, wire.Page)]
+    ("word", "message"), [(RankRequest, questions.Rank), (RankResult, rankings.Ranked), (HistoryPage, answers.Page)]
 )
-def test_no_part_of_a_request_or_a_result_is_left_behind(word: type, message: type[wire.Message]) -> None:
+def test_no_part_of_a_request_or_a_result_is_left_behind(word: type, message: type[Message]) -> None:
     assert {field.name for field in dataclasses.fields(word)} <= set(message.__struct_fields__)
