@@ -39,7 +39,7 @@ from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
 from server.explain import refusal
 from server.handler import Handler
 from server.http import append_bodies as appends
-from server.http import bodies, codec, fields
+from server.http import bodies, codec, fields, rank_replies, replies
 from server.http.answering import Timeout, granted, json_response, seconds, while_connected
 from server.http.browsers import Browsers
 from server.http.console import Pages, console_routes, open_paths, page_routes
@@ -178,12 +178,12 @@ def probe_routes(state: State) -> APIRouter:
     """Whether the process lives and whether it wants requests."""
     router = APIRouter(tags=["probes"])
 
-    @router.get("/livez", response_model=codec.StatusReply)
+    @router.get("/livez", response_model=replies.StatusReply)
     async def livez() -> Response:
         """200 while the process answers."""
         return json_response(codec.dump({"status": "ok"}))
 
-    @router.get("/readyz", response_model=codec.StatusReply, responses={503: {"model": codec.StatusReply}})
+    @router.get("/readyz", response_model=replies.StatusReply, responses={503: {"model": replies.StatusReply}})
     async def readyz() -> Response:
         """200 while new requests are welcome, 503 while the server loads, waits for Redis or shuts down."""
         return json_response(codec.dump({"status": state.status}), status=200 if state.ready else 503)
@@ -209,20 +209,22 @@ def metrics_routes(scrape: Scrape) -> APIRouter:
 def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRouter:
     """The methods of the service."""
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": codec.ErrorReply, "description": code} for status, code in REFUSALS.items()
+        status: {"model": replies.ErrorReply, "description": code} for status, code in REFUSALS.items()
     }
     reader = BodyReader(limits, lambda request: handler.admit(granted(request)), lambda: handler.action_bits)
     route_class = json_route(reader, caller_check(access))
     router = APIRouter(prefix="/v1", tags=["ranking"], route_class=route_class, responses=refusals)
 
-    @router.post("/rank", response_model=codec.RankReply)
+    @router.post("/rank", response_model=rank_replies.RankReply)
     async def rank(body: bodies.RankBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Score the candidates against the user's history."""
         asked = body.request()
         result = await while_connected(request, handler.rank(asked, body.model, seconds(timeout_ms)))
         return json_response(codec.rank_reply(result, asked.returns))
 
-    @router.post("/rank/stream", status_code=200, response_model=codec.RankStreamReply, response_class=StreamedRanking)
+    @router.post(
+        "/rank/stream", status_code=200, response_model=rank_replies.RankStreamReply, response_class=StreamedRanking
+    )
     async def rank_stream(body: bodies.RankBody, timeout_ms: Timeout = None) -> Response:
         """Score the candidates as /v1/rank does, and send scores as they come: a line of JSON for each part, in the
         order of the candidates, and a last one with `answer` or `error`.
@@ -230,7 +232,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         asked, time_left = body.request(), seconds(timeout_ms)
         return StreamedRanking(partial(handler.rank_stream, asked, body.model, time_left), error_line)
 
-    @router.post("/rank/batch", response_model=codec.RankBatchReply)
+    @router.post("/rank/batch", response_model=rank_replies.RankBatchReply)
     async def rank_batch(body: bodies.RankBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Score candidates for several users, each rank by itself: what is wrong with one touches no other."""
         ranking = handler.rank_batch(body.requests, seconds(timeout_ms))
@@ -238,13 +240,13 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         returns = [each.request.returns if isinstance(each, ModelRank) else "both" for each in body.requests]
         return json_response(codec.rank_batch_reply(outcomes, returns, code_of))
 
-    @router.post("/interests", response_model=codec.InterestsReply)
+    @router.post("/interests", response_model=rank_replies.InterestsReply)
     async def interests(body: bodies.InterestsBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """The user's interests under conditions, and the items nearest to them."""
         found = await while_connected(request, handler.interests(body.request(), body.model, seconds(timeout_ms)))
         return json_response(codec.interests_reply(found))
 
-    @router.post("/users/{user_id:any_text}/events", response_model=codec.AppendEventsReply)
+    @router.post("/users/{user_id:any_text}/events", response_model=replies.AppendEventsReply)
     async def append_events(
         body: appends.AppendEventsBody,
         request: Request,
@@ -255,13 +257,13 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         appending = handler.append_events(user_id, body.append(), seconds(timeout_ms))
         return json_response(codec.append_reply(await while_connected(request, appending)))
 
-    @router.post("/events", response_model=codec.AppendBatchReply)
+    @router.post("/events", response_model=replies.AppendBatchReply)
     async def append_batch(body: appends.AppendBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Add events to the histories of many users, each append by itself: what is wrong with one touches no other."""
         appending = handler.append_batch(body.appends, seconds(timeout_ms))
         return json_response(codec.batch_reply(await while_connected(request, appending), code_of))
 
-    @router.get("/users/{user_id:any_text}/history", response_model=codec.HistoryReply)
+    @router.get("/users/{user_id:any_text}/history", response_model=replies.HistoryReply)
     async def get_history(
         request: Request,
         user_id: Annotated[str, Depends(strict_user_id)],
@@ -279,7 +281,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         reading = handler.get_history(HistoryRequest(user_id, first, limit, version, with_states), seconds(timeout_ms))
         return json_response(codec.history_reply(await while_connected(request, reading)))
 
-    @router.post("/users/{user_id:any_text}/prefill", response_model=codec.CacheReply)
+    @router.post("/users/{user_id:any_text}/prefill", response_model=rank_replies.CacheReply)
     async def prefill(
         request: Request,
         user_id: Annotated[str, Depends(strict_user_id)],
@@ -297,7 +299,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         cache = await while_connected(request, prefilling)
         return json_response(codec.cache_reply(cache))
 
-    @router.delete("/users/{user_id:any_text}", response_model=codec.DeleteUserReply)
+    @router.delete("/users/{user_id:any_text}", response_model=replies.DeleteUserReply)
     async def delete_user(
         request: Request, user_id: Annotated[str, Depends(strict_user_id)], timeout_ms: Timeout = None
     ) -> Response:
@@ -306,12 +308,12 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         await while_connected(request, handler.delete_user(user_id, seconds(timeout_ms)))
         return json_response(codec.dump({}))
 
-    @router.get("/model", response_model=codec.ModelReply)
+    @router.get("/model", response_model=replies.ModelReply)
     async def get_model(model: ModelName = "") -> Response:
         """Describe a served model."""
         return json_response(codec.model_reply(handler.model(model)))
 
-    @router.get("/models", response_model=codec.ModelsReply)
+    @router.get("/models", response_model=replies.ModelsReply)
     async def list_models() -> Response:
         """Describe every served model, the default one first."""
         return json_response(codec.models_reply(handler.models()))

@@ -13,7 +13,7 @@ from mfalcon.errors import Overloaded, StorageUnavailable
 from mfalcon.types import Append, Appended
 from proto import ranking_pb2
 from server.grpc.codec import varint
-from server.http import codec
+from server.http import replies
 from tests.server.fake_engine import FakeEngine
 from tests.server.harness import Running, Served, serving, serving_engine
 
@@ -32,7 +32,7 @@ async def by_grpc(running: Served[Any], appends: Sequence[dict[str, Any]]) -> li
 async def by_http(running: Served[Any], appends: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     answer = await running.http.post("/v1/events", json={"appends": appends})
     assert answer.status_code == 200, answer.text
-    codec.AppendBatchReply.model_validate_json(answer.content)
+    replies.AppendBatchReply.model_validate_json(answer.content)
     outcomes: list[dict[str, Any]] = answer.json()["outcomes"]
     return outcomes
 

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from proto import ranking_pb2
-from server.http import codec
+from server.http import replies
 from tests.server.harness import Running, serving
 from tests.server.test_transports import reply
 
@@ -48,7 +48,7 @@ async def test_a_late_event_goes_where_the_caller_or_else_the_server_says(
             await over_grpc(running, user_id, events=events(10))
             await over_grpc(running, user_id, events=events(20))
         by_grpc = await over_grpc(running, "ann", **late)
-        by_http = reply(await over_http(running, "bob", **late), codec.AppendEventsReply)
+        by_http = reply(await over_http(running, "bob", **late), replies.AppendEventsReply)
         for told in ({name: list(getattr(by_grpc, name)) for name in FATES}, by_http):
             assert [told[name] for name in FATES] == list(fates)
         assert by_grpc.history_len == by_http["history_len"] == 5

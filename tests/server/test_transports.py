@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from mfalcon.history.history import no_history
 from mfalcon.types import Rerank
 from proto import ranking_pb2
-from server.http import append_bodies, bodies, codec
+from server.http import append_bodies, bodies, rank_replies, replies
 from tests.server.fake_engine import FAILING_ITEM, MEMBERS, MODEL, OTHER, like_scores
 from tests.server.harness import Running, health_of
 
@@ -34,7 +34,7 @@ def reply(response: httpx.Response, model: type[BaseModel]) -> dict[str, object]
 
 async def rank_both(running: Running, **fields: object) -> tuple[ranking_pb2.RankResponse, dict[str, object]]:
     by_grpc = await running.stub.Rank(ParseDict(fields, ranking_pb2.RankRequest()))
-    by_http = reply(await running.http.post("/v1/rank", json=fields), codec.RankReply)
+    by_http = reply(await running.http.post("/v1/rank", json=fields), rank_replies.RankReply)
     return by_grpc, by_http
 
 
@@ -121,7 +121,7 @@ async def test_members_of_an_ensemble_are_told_by_both(running: Running) -> None
 
 async def test_an_ensemble_is_described_by_both(running: Running) -> None:
     by_grpc = await running.stub.GetModel(ranking_pb2.GetModelRequest(model=OTHER.name))
-    by_http = reply(await running.http.get("/v1/model", params={"model": OTHER.name}), codec.ModelReply)
+    by_http = reply(await running.http.get("/v1/model", params={"model": OTHER.name}), replies.ModelReply)
     told, tasks = by_http["ensemble"], by_http["task_infos"]
     assert isinstance(told, dict) and isinstance(tasks, list)
     assert ParseDict(told, ranking_pb2.Ensemble()) == by_grpc.ensemble
@@ -136,7 +136,7 @@ async def test_an_ensemble_is_described_by_both(running: Running) -> None:
         ("rating", "regression", 0.05),
     ]
     assert not (await running.stub.GetModel(ranking_pb2.GetModelRequest())).HasField("ensemble")
-    assert reply(await running.http.get("/v1/model"), codec.ModelReply)["ensemble"] is None
+    assert reply(await running.http.get("/v1/model"), replies.ModelReply)["ensemble"] is None
 
 
 async def test_every_field_reaches_the_engine(running: Running) -> None:
@@ -184,7 +184,7 @@ async def test_history_is_shared(running: Running) -> None:
     )
     assert appended.history_len == 2
     answer = await running.http.post("/v1/users/a%2Fb/events", json={"events": [EVENT], "expected_len": 2})
-    told = reply(answer, codec.AppendEventsReply)
+    told = reply(answer, replies.AppendEventsReply)
     assert told == {
         "history_len": 3,
         "version": told["version"],
@@ -210,10 +210,10 @@ async def test_history_is_shared(running: Running) -> None:
     assert len(running.engine.histories["a/b"]) == 3
 
     assert (await running.stub.Prefill(ranking_pb2.PrefillRequest(user_id="a/b"))).encoded_tokens == 3
-    prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), codec.CacheReply)
+    prefilled = reply(await running.http.post("/v1/users/a%2Fb/prefill"), rank_replies.CacheReply)
     assert prefilled == {"source": "NONE", "reused_tokens": 0, "encoded_tokens": 3}
 
-    assert reply(await running.http.delete("/v1/users/a%2Fb"), codec.DeleteUserReply) == {}
+    assert reply(await running.http.delete("/v1/users/a%2Fb"), replies.DeleteUserReply) == {}
     await running.stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id="a/b"))
     assert running.engine.histories == {}
 
@@ -231,7 +231,7 @@ async def test_a_history_is_read_back_page_by_page(running: Running) -> None:
         page = await running.stub.GetHistory(request)
         params = {"first": first, "limit": 2, "with_states": True, "expected_version": version and version.hex()}
         answer = await running.http.get("/v1/users/a%2Fb/history", params={k: v for k, v in params.items() if v})
-        as_json = reply(answer, codec.HistoryReply)
+        as_json = reply(answer, replies.HistoryReply)
         assert (page.version.hex(), page.page_version.hex()) == (as_json.pop("version"), as_json.pop("page_version"))
         assert ParseDict(as_json, ranking_pb2.GetHistoryResponse()) == ranking_pb2.GetHistoryResponse(
             events=page.events,
@@ -270,15 +270,15 @@ async def test_who_is_not_known_has_an_empty_history(running: Running) -> None:
 @pytest.mark.parametrize("user_id", ["x" * 256, "a/events", "%2F", "a b?c#d", "日本", "�", "..", "a//b"])
 async def test_user_ids_that_are_hard_on_paths(running: Running, user_id: str) -> None:
     path = "".join(f"%{byte:02X}" for byte in user_id.encode())
-    reply(await running.http.post(f"/v1/users/{path}/events", json={"events": [EVENT]}), codec.AppendEventsReply)
+    reply(await running.http.post(f"/v1/users/{path}/events", json={"events": [EVENT]}), replies.AppendEventsReply)
     assert list(running.engine.histories) == [user_id]
-    reply(await running.http.delete(f"/v1/users/{path}"), codec.DeleteUserReply)
+    reply(await running.http.delete(f"/v1/users/{path}"), replies.DeleteUserReply)
     assert running.engine.histories == {}
 
 
 async def test_model(running: Running) -> None:
     by_grpc = await running.stub.GetModel(ranking_pb2.GetModelRequest())
-    by_http = reply(await running.http.get("/v1/model"), codec.ModelReply)
+    by_http = reply(await running.http.get("/v1/model"), replies.ModelReply)
     assert by_grpc == ParseDict(by_http, ranking_pb2.GetModelResponse())
     assert by_http["name"] == "fake"
     assert by_http["max_candidates"] == 16_384
@@ -363,7 +363,7 @@ async def test_openapi_is_complete(running: Running) -> None:
     assert rank["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].endswith("/RankReply")
     for status in ("404", "409", "413", "422", "429", "500", "503", "504"):
         assert rank["responses"][status]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorReply")
-    for model in (bodies.RankBody, append_bodies.AppendEventsBody, codec.RankReply):
+    for model in (bodies.RankBody, append_bodies.AppendEventsBody, rank_replies.RankReply):
         (example,) = schema["components"]["schemas"][model.__name__]["examples"]
         model.model_validate(example)
     assert (await running.http.get("/docs")).status_code == 200
@@ -378,7 +378,7 @@ async def test_metrics_are_what_prometheus_reads(running: Running) -> None:
 async def test_models_by_name(running: Running) -> None:
     """Listed, described, and asked by name; what is not served is refused with the names that are."""
     listed = await running.stub.ListModels(ranking_pb2.ListModelsRequest())
-    by_http = reply(await running.http.get("/v1/models"), codec.ModelsReply)
+    by_http = reply(await running.http.get("/v1/models"), replies.ModelsReply)
     assert isinstance(by_http["models"], list)
     assert [model.name for model in listed.models] == [model["name"] for model in by_http["models"]] == NAMES
     assert (await running.stub.GetModel(ranking_pb2.GetModelRequest(model="other"))).version == OTHER.version
