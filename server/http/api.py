@@ -1,6 +1,5 @@
 """The HTTP transport: the gRPC methods under /v1 as JSON, over the same handler and the same limits."""
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Protocol
@@ -13,76 +12,37 @@ from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse
 
-from mfalcon.errors import (
-    DamagedLog,
-    DeadlineExceeded,
-    EngineFailure,
-    HistoryMismatch,
-    InvalidInput,
-    MFalconError,
-    NotReady,
-    Overloaded,
-    PermissionDenied,
-    ShuttingDown,
-    StorageUnavailable,
-    Superseded,
-    TooFewMembers,
-    Unauthenticated,
-    UnknownModel,
-)
+from mfalcon.errors import InvalidInput, MFalconError
 from mfalcon.metrics.exposition import Scrape, content_type, wants_open_metrics
 from mfalcon.types import HistoryRequest, ModelRank
 from server import arrivals
 from server.access.access import Access
 from server.access.caller import RIGHT_OF, Right
-from server.balancing import ELSEWHERE, RETRY, LoadReport, is_for_others
-from server.explain import refusal
+from server.balancing import LoadReport
 from server.handler import Handler
 from server.http import append_bodies as appends
 from server.http import bodies, codec, fields, rank_replies, replies
 from server.http.answering import Timeout, granted, json_response, seconds, while_connected
 from server.http.browsers import Browsers
 from server.http.console import Pages, console_routes, open_paths, page_routes
+from server.http.errors import (
+    REFUSALS,
+    code_of,
+    error_line,
+    on_error,
+    on_failure,
+    on_framework_refusal,
+    on_invalid_request,
+    on_memory_error,
+)
 from server.http.guard import Guard, must
 from server.http.middleware import BodyLimit, LastAnswer, LoadHeader
 from server.http.openapi import describe_security
-from server.http.reading import CLIENT_CLOSED_REQUEST, BodyReader, json_route
+from server.http.reading import BodyReader, json_route
 from server.http.streaming import StreamedRanking
 from server.limits import Limits
-from server.logs import SELDOM
-from server.oip.http_replies import inference_error, is_inference
 from server.oip.http_routes import inference_probe_routes, inference_routes
-from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome, outcome_of
 
-logger = logging.getLogger(__name__)
-
-STATUS: Mapping[type[MFalconError], tuple[int, str]] = {
-    InvalidInput: (422, "INVALID_ARGUMENT"),
-    Unauthenticated: (401, "UNAUTHENTICATED"),
-    PermissionDenied: (403, "PERMISSION_DENIED"),
-    UnknownModel: (404, "NOT_FOUND"),
-    HistoryMismatch: (409, "FAILED_PRECONDITION"),
-    Overloaded: (429, "RESOURCE_EXHAUSTED"),
-    Superseded: (409, "ABORTED"),
-    DeadlineExceeded: (504, "DEADLINE_EXCEEDED"),
-    NotReady: (503, "UNAVAILABLE"),
-    ShuttingDown: (503, "UNAVAILABLE"),
-    StorageUnavailable: (503, "UNAVAILABLE"),
-    DamagedLog: (500, "DATA_LOSS"),
-    TooFewMembers: (503, "UNAVAILABLE"),
-    EngineFailure: (500, "INTERNAL"),
-}
-INTERNAL: Final = (500, "INTERNAL")
-FRAMEWORK_CODE: Mapping[int, str] = {
-    404: "NOT_FOUND",
-    405: "UNIMPLEMENTED",
-    413: "RESOURCE_EXHAUSTED",
-    499: "CANCELLED",
-}
-"""Codes of what Starlette and `BodyLimit` refuse before a handler sees it."""
-REFUSALS: Mapping[int, str] = dict((*STATUS.values(), (413, FRAMEWORK_CODE[413])))
-CHALLENGE = "www-authenticate"
-"""What proves who a caller is (RFC 6750); a 401 must say so."""
 METHODS_OF_A_USER: Mapping[bytes, str] = {b"events": "POST", b"history": "GET", b"prefill": "POST"}
 """What ends the path of each."""
 
@@ -331,11 +291,6 @@ def caller_check(access: Access) -> Callable[[str, Request], None]:
     return may_call
 
 
-def is_write(request: Request) -> bool:
-    """Whether it is an append or a deletion, wherever it failed."""
-    return codec.is_write(request.method, request.url.path)
-
-
 async def strict_user_id(user_id: str, request: Request) -> str:
     """The user id of the path. ASGI replaces bytes that are not UTF-8, so that two users would become one."""
     if "\N{REPLACEMENT CHARACTER}" in user_id:
@@ -351,71 +306,3 @@ def refuse_delete_of(raw_path: bytes) -> None:
     allowed = METHODS_OF_A_USER.get(raw_path.rpartition(b"/")[2])
     if allowed is not None and raw_path.count(b"/") > 3:
         raise HTTPException(405, headers={"Allow": allowed})
-
-
-def code_of(error: MFalconError) -> str:
-    """The name of the status of an error."""
-    return STATUS.get(type(error), INTERNAL)[1]
-
-
-def error_line(error: Exception) -> tuple[int, bytes]:
-    """The status of an error, and the last line of a stream that it ends."""
-    if not isinstance(error, MFalconError):
-        return 500, codec.error_reply("INTERNAL", "the server failed on this request; its log has the cause", None)
-    field = error.field if isinstance(error, InvalidInput) else None
-    return STATUS.get(type(error), INTERNAL)[0], codec.error_reply(code_of(error), str(error), field)
-
-
-def error_body(request: Request, code: str, message: str, field: str | None, outcome: Outcome | None) -> bytes:
-    """An error as the path of its request has it."""
-    if is_inference(request.url.path):
-        return inference_error(message)
-    return codec.error_reply(code, message, field, outcome)
-
-
-async def on_error(request: Request, error: Exception) -> Response:
-    """An error that is an answer."""
-    assert isinstance(error, MFalconError)
-    status, code = STATUS.get(type(error), INTERNAL)
-    field = error.field if isinstance(error, InvalidInput) else None
-    retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
-    told = error_body(request, code, str(error), field, outcome_of(error) if is_write(request) else None)
-    response = json_response(told, status, retry_after_s)
-    if isinstance(error, Unauthenticated):
-        response.headers[CHALLENGE] = 'Bearer error="invalid_token"' if error.had_token else "Bearer"
-    if is_for_others(error):
-        response.headers[RETRY] = ELSEWHERE
-    return response
-
-
-async def on_invalid_request(request: Request, error: Exception) -> Response:
-    """A header, path or missing body that is not of the declared type; the first complaint is the answer."""
-    assert isinstance(error, RequestValidationError)
-    details = error.errors()[0]
-    return await on_error(request, refusal(details, tuple(details["loc"][1:])))
-
-
-async def on_framework_refusal(request: Request, error: Exception) -> Response:
-    """An unknown route, a wrong method, a body that is too large."""
-    assert isinstance(error, HTTPException)
-    code = FRAMEWORK_CODE.get(error.status_code, "INVALID_ARGUMENT")
-    outcome: Outcome | None = None
-    if is_write(request):
-        outcome = UNKNOWN if error.status_code == CLIENT_CLOSED_REQUEST else NOTHING_WRITTEN
-    response = json_response(error_body(request, code, str(error.detail), None, outcome), error.status_code)
-    response.headers.update(error.headers or {})  # of a wrong method: which are right
-    return response
-
-
-async def on_memory_error(request: Request, error: Exception) -> Response:
-    """No memory for this request; others may be smaller, or come later."""
-    logger.error("out of memory while answering a request", extra=SELDOM)
-    refusal_of_memory = Overloaded("the server is short of memory; ask again later", elsewhere=False)
-    refusal_of_memory.may_be_done = True  # it may have come at any time
-    return await on_error(request, refusal_of_memory)
-
-
-async def on_failure(request: Request, error: Exception) -> Response:
-    """A defect of ours; Starlette raises it again, so that uvicorn logs the traceback."""
-    text = "the server failed on this request; its log has the cause"
-    return json_response(error_body(request, "INTERNAL", text, None, UNKNOWN if is_write(request) else None), 500)

@@ -11,10 +11,11 @@ from mfalcon.metrics.exposition import Scrape
 from server.access.access import Access
 from server.addresses import authority, listen
 from server.http.answering import json_response
-from server.http.api import NO_TELEMETRY, State, metrics_routes, on_error, on_failure, probe_routes
+from server.http.api import NO_TELEMETRY, State, metrics_routes, probe_routes
 from server.http.browsers import Browsers
 from server.http.codec import error_reply
 from server.http.connection import ConnectionLimits
+from server.http.errors import on_error, on_failure
 from server.http.guard import Guard
 from server.http.server import HttpServer
 from server.peer_names import CLIENT_NAMES, tell_client_names

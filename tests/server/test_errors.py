@@ -13,7 +13,7 @@ from mfalcon import errors
 from mfalcon.load import Load
 from proto import ranking_pb2
 from server.grpc import edge as grpc_edge
-from server.http import api as http_api
+from server.http import errors as http_errors
 from tests.server.harness import Running, serving
 
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
@@ -29,9 +29,9 @@ async def rank_refused(running: Running, **options: float) -> tuple[str, str]:
 def test_both_tables_cover_what_an_engine_raises() -> None:
     of_commands = {errors.CheckpointError, errors.DataError, errors.ConfigError, errors.CallFailed}
     answers = set(errors.MFalconError.__subclasses__()) - of_commands
-    assert set(grpc_edge.STATUS) == set(http_api.STATUS) == answers
+    assert set(grpc_edge.STATUS) == set(http_errors.STATUS) == answers
     for error in answers:
-        assert grpc_edge.STATUS[error].name == http_api.STATUS[error][1]
+        assert grpc_edge.STATUS[error].name == http_errors.STATUS[error][1]
 
 
 @pytest.mark.parametrize(
