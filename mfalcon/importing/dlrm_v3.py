@@ -21,6 +21,7 @@ from mfalcon.models.config_parts import DlrmConfig
 from mfalcon.models.dlrm_v3 import DlrmV3
 from mfalcon.models.items import ItemTable
 from mfalcon.models.registry import build
+from mfalcon.models.unfilled import unfilled
 
 _TABLE: Final = "_embedding_collection.embeddings.{}.weight"
 _IN, _OUT = "_hstu_transducer._input_preprocessor.", "_hstu_transducer._output_postprocessor."
@@ -68,7 +69,7 @@ def imported(tensors: Mapping[str, Tensor], sidecar: Sidecar) -> Imported:
     names.check([] if num_layers else [f"no layer is there ({_LAYER.format(0)}...)"])
     _check_actions(bits, sidecar)
     config = _config(weights, sidecar, _periods(*periods) if periods else (), num_layers)
-    with torch.device("meta"):
+    with unfilled():
         model = build(config)
     assert isinstance(model, DlrmV3)
     check_shapes(weights, model.state_dict())

@@ -21,6 +21,7 @@ from mfalcon.models.config_parts import RecsysConfig
 from mfalcon.models.items import ItemTable
 from mfalcon.models.recsys_hstu import RecsysHstu
 from mfalcon.models.registry import build
+from mfalcon.models.unfilled import unfilled
 
 _LAYER: Final = "_hstu_block._attention_layers.{}."
 _HEAD: Final = "_mlp._mlp.{}."
@@ -87,7 +88,7 @@ def imported_recsys(tensors: Mapping[str, Tensor], sidecar: RecsysSidecar) -> Im
     weights, keys = _weights(names, sidecar)
     names.check([] if names.layers(_LAYER) else [f"no layer is there ({_LAYER.format(0)}...)"])
     config = _config(weights, sidecar, names.layers(_LAYER))
-    with torch.device("meta"):
+    with unfilled():
         model = build(config)
     assert isinstance(model, RecsysHstu)
     check_shapes(weights, model.state_dict())

@@ -21,6 +21,7 @@ from mfalcon.models.config_parts import AnchorConfig
 from mfalcon.models.dlrm_parts import dlrm_of
 from mfalcon.models.dlrm_stable import DlrmV3Stable
 from mfalcon.models.registry import build
+from mfalcon.models.unfilled import unfilled
 
 _RENAMED = ("actions.", "bits.")
 _OF_USERS = "user."
@@ -63,7 +64,7 @@ def stabilised(found: Imported, sidecar: Sidecar) -> DlrmV3Stable:
         "window_chunk": sidecar.stabilise.window_chunk or max(1, old.max_history // _CHUNKS),
     }
     config = RankerConfig.model_validate(old.model_copy(update=changes).model_dump())
-    with torch.device("meta"):
+    with unfilled():
         model = build(config)
     assert isinstance(model, DlrmV3Stable)
     weights = {

@@ -43,6 +43,7 @@ from mfalcon.models.manifest import (
     verified,
 )
 from mfalcon.models.registry import GROUP, architectures, build, check_kind
+from mfalcon.models.unfilled import unfilled
 from mfalcon.models.writing import writing
 
 _STORED = "F32"
@@ -159,7 +160,7 @@ def _check_weights(path: Path, config: RankerConfig) -> None:
     The model's shapes are those of one without memory, on the meta device.
     """
     found = headers_of(path)
-    with torch.device("meta"):
+    with unfilled():
         model = build(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if missing := sorted(expected.keys() - found.keys()):

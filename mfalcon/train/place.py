@@ -4,13 +4,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from mfalcon.errors import CheckpointError
 from mfalcon.models import checkpoint
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.manifest import MANIFEST
 from mfalcon.models.registry import build
+from mfalcon.models.unfilled import unfilled
 from mfalcon.train.run import PROGRESS
 
 _COPIES = 6
@@ -25,7 +24,7 @@ def progress_of(out: Path) -> Path:
 
 def count_parameters(config: RankerConfig) -> int:
     """Of a model, without its memory."""
-    with torch.device("meta"):
+    with unfilled():
         return sum(parameter.numel() for parameter in build(config).parameters())
 
 

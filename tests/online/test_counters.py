@@ -1,4 +1,6 @@
-"""Online equals offline for a model that reads streaming counters, through gRPC, under either visibility."""
+"""Online equals offline for a model that reads streaming counters, through gRPC, under either visibility. `make
+thorough` adds the other visibilities, parts and kinds of models.
+"""
 
 import time
 from pathlib import Path
