@@ -86,6 +86,8 @@ def _record(arrival: Arrival, transport: str, code: str, took_s: float, *, answe
         record["candidates"] = arrival.num_candidates
     if arrival.num_events:
         record["events"] = arrival.num_events
+    if arrival.parts:
+        record["parts"] = dict(arrival.parts)
     if scope.history_len >= 0:
         record["history_len"] = scope.history_len
     if arrival.asked is not None:

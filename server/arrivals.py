@@ -42,7 +42,8 @@ class Arrival:
     `RequestMetrics.mismatched` has it. caller: the name of who asks, "" where nobody looks. scope: what the layers
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
     that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
-    over gRPC. is_part: of another request, which is counted. credentials: what the call's metadata has by the name
+    over gRPC. is_part: of another request, which is counted. parts: of a batch, how many ended with each code.
+    credentials: what the call's metadata has by the name
     authorization, None where nobody looked.
     """
 
@@ -72,6 +73,7 @@ class Arrival:
     scheme: str = "http"
     service: str = SERVICE
     is_part: bool = False
+    parts: Mapping[str, int] | None = None
     credentials: Sequence[str | bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -166,6 +168,8 @@ class Arrivals:
             return
         arrival.ended = True
         self._requests.count(arrival.model, arrival.verb, self._transport, code)
+        for part_code, num in (arrival.parts or {}).items():
+            self._requests.parts(arrival.verb, self._transport, part_code, num)
         if arrival.mismatch:
             self._requests.mismatched(self._transport, arrival.mismatch)
         now = time.perf_counter()

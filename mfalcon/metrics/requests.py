@@ -12,6 +12,7 @@ class RequestMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = requests.REQUESTS.made(registry)
+        self._parts = requests.BATCH_PARTS.made(registry)
         self._seconds = requests.REQUEST_SECONDS.made(registry)
         self._first_part_seconds = requests.FIRST_PART_SECONDS.made(registry)
         self._mismatches = requests.AFFINITY_MISMATCH.made(registry)
@@ -27,6 +28,10 @@ class RequestMetrics:
         if counter is None:
             counter = self._counters[labels] = self._requests.labels(*labels)
         counter.inc()
+
+    def parts(self, verb: str, transport: str, code: str, num: int) -> None:
+        """So many parts of a batch have ended with this code."""
+        self._parts.labels(verb, transport, code).inc(num)
 
     def mismatched(self, transport: str, key: str) -> None:
         """A request went by another key than its user's: "wrong", or "none"."""

@@ -1,6 +1,7 @@
 """The gRPC transport: mfalcon.v1.Ranking over the handler, with grpc.health.v1 and reflection."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -16,7 +17,7 @@ from mfalcon.types import Events, ModelRank, RankPart, RankRequest
 from proto import ranking_pb2
 from server.access.access import Access
 from server.access.caller import RIGHT_OF
-from server.arrivals import Arrivals
+from server.arrivals import Arrivals, current
 from server.balancing import LoadReport
 from server.grpc import codec
 from server.grpc.bounds import (
@@ -30,7 +31,7 @@ from server.grpc.bounds import (
 )
 from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method, raw_stream_method
-from server.grpc.failure import append_outcome, rank_outcome
+from server.grpc.failure import append_outcome, part_code, rank_outcome
 from server.grpc.guard import guard_of
 from server.grpc.ports import bind
 from server.grpc.stock import Health, reflection_of
@@ -91,6 +92,7 @@ class RankingApi:
             loop = asyncio.get_running_loop()
             ranks = await loop.run_in_executor(self._converter, codec.model_ranks, message, self._text_ids)
         outcomes = await self._handler.rank_batch(ranks, time_left)
+        current().parts = Counter(map(part_code, outcomes))
         returns = [each.request.returns if isinstance(each, ModelRank) else "both" for each in ranks]
         return b"".join(map(rank_outcome, outcomes, returns))
 
@@ -113,6 +115,7 @@ class RankingApi:
             loop = asyncio.get_running_loop()
             appends = await loop.run_in_executor(self._converter, codec.user_appends, message, self._text_ids)
         outcomes = await self._handler.append_batch(appends, time_left)
+        current().parts = Counter(map(part_code, outcomes))
         return ranking_pb2.AppendBatchResponse(outcomes=map(append_outcome, outcomes)).SerializeToString()
 
     async def get_history(self, message: ranking_pb2.GetHistoryRequest, time_left: float | None) -> bytes:

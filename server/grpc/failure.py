@@ -31,10 +31,17 @@ def rank_outcome(outcome: RankOutcome, returns: Returns) -> bytes:
     return codec.embedded(ranking_pb2.RankBatchResponse.OUTCOMES_FIELD_NUMBER, element)
 
 
+def part_code(outcome: AppendOutcome | RankOutcome) -> str:
+    """The name of the status that a part of a call would have as a call of its own."""
+    if not isinstance(outcome, MFalconError):
+        return grpc.StatusCode.OK.name
+    return STATUS.get(type(outcome), grpc.StatusCode.INTERNAL).name
+
+
 def failure(error: MFalconError) -> ranking_pb2.Failure:
     """The message of the same name."""
     message = ranking_pb2.Failure(
-        code=STATUS.get(type(error), grpc.StatusCode.INTERNAL).name,
+        code=part_code(error),
         message=str(error),
         outcome_unknown=outcome_of(error) == UNKNOWN,
     )

@@ -1,5 +1,6 @@
 """The HTTP transport: the gRPC methods under /v1 as JSON, over the same handler and the same limits."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Protocol
@@ -197,6 +198,7 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
         """Score candidates for several users, each rank by itself: what is wrong with one touches no other."""
         ranking = handler.rank_batch(body.requests, seconds(timeout_ms))
         outcomes = await while_connected(request, ranking)
+        arrivals.current().parts = Counter(map(code_of, outcomes))
         returns = [each.request.returns if isinstance(each, ModelRank) else "both" for each in body.requests]
         return json_response(codec.rank_batch_reply(outcomes, returns, code_of))
 
@@ -220,8 +222,9 @@ def ranking_routes(handler: Handler, limits: Limits, access: Access) -> APIRoute
     @router.post("/events", response_model=replies.AppendBatchReply)
     async def append_batch(body: appends.AppendBatchBody, request: Request, timeout_ms: Timeout = None) -> Response:
         """Add events to the histories of many users, each append by itself: what is wrong with one touches no other."""
-        appending = handler.append_batch(body.appends, seconds(timeout_ms))
-        return json_response(codec.batch_reply(await while_connected(request, appending), code_of))
+        outcomes = await while_connected(request, handler.append_batch(body.appends, seconds(timeout_ms)))
+        arrivals.current().parts = Counter(map(code_of, outcomes))
+        return json_response(codec.batch_reply(outcomes, code_of))
 
     @router.get("/users/{user_id:any_text}/history", response_model=replies.HistoryReply)
     async def get_history(

@@ -70,9 +70,9 @@ def is_write(request: Request) -> bool:
     return codec.is_write(request.method, request.url.path)
 
 
-def code_of(error: MFalconError) -> str:
-    """The name of the status of an error."""
-    return STATUS.get(type(error), INTERNAL)[1]
+def code_of(outcome: object) -> str:
+    """The name of the status of an error, or of what is none."""
+    return STATUS.get(type(outcome), INTERNAL)[1] if isinstance(outcome, MFalconError) else "OK"
 
 
 def error_line(error: Exception) -> tuple[int, bytes]:

@@ -155,6 +155,7 @@ async def one_server() -> set[str]:
                 message = ranking_pb2.RankRequest(user_id=f"user-{number}", candidates=ITEMS, model=model)
                 await served.stub.Rank(message)
                 _ = [part async for part in served.stub.RankStream(message)]
+                await served.stub.RankBatch(ranking_pb2.RankBatchRequest(requests=[message]))
         await engine.rank(dataclasses.replace(rank_request("user-0", ITEMS, top_k=5), rerank=Rerank("mmr", 0.5)), None)
         with pytest.raises(DeadlineExceeded):
             await engine.rank(rank_request("user-0", ITEMS), time.monotonic() - 1)

@@ -14,6 +14,7 @@ from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.pseudonym import user_tag
 from proto import ranking_pb2
 from tests.server.harness import Running, serving
+from tests.server.oip.asking import ITEMS, USER
 
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1, 2, 3])
 RANK_JSON = {"user_id": "ann", "candidates": [1, 2, 3]}
@@ -53,9 +54,15 @@ async def test_a_line_tells_what_is_known_of_its_request(frontends: int, tmp_pat
         await refused(running, ranking_pb2.RankRequest(candidates=[1]), "three")
         await running.http.delete("/v1/users/ann", headers={"x-request-id": "four"})
         await running.http.get("/v1/models", headers={"x-request-id": "five"})
+        for name, place, body in (
+            ("batch", "/v1/rank/batch", {"requests": [RANK_JSON, {"user_id": "ann"}]}),
+            ("stream", "/v1/rank/stream", RANK_JSON),
+            ("tensors", "/v2/models/fake/infer", {"inputs": [USER, ITEMS]}),
+        ):
+            assert (await running.http.post(place, json=body, headers={"x-request-id": name})).status_code == 200
         running.engine.fault = StorageUnavailable("the event log cannot be asked")
         await refused(running, RANK, "six")
-        await eventually(lambda: len(lines(path)) == 6)
+        await eventually(lambda: len(lines(path)) == 9)
     told = {line["request_id"]: line for line in lines(path)}
     one, two, three, four, five, six = (told[name] for name in ("one", "two", "three", "four", "five", "six"))
     assert all(line.keys() >= ALWAYS for line in (one, two, three, four, five, six))
@@ -75,8 +82,17 @@ async def test_a_line_tells_what_is_known_of_its_request(frontends: int, tmp_pat
     )
     assert (six["code"], six["answered"], six["candidates"]) == ("UNAVAILABLE", False, 3)
     assert six["stages_us"]["engine"] > 0
+    batch, stream, tensors = (told[name] for name in ("batch", "stream", "tensors"))
+    assert (batch["verb"], batch["parts"], batch["code"]) == ("rank_batch", {"OK": 1, "INVALID_ARGUMENT": 1}, "200")
+    assert (stream["verb"], stream["scored"], tensors["verb"], tensors["scored"]) == (
+        "rank_stream",
+        3,
+        "model_infer",
+        2,
+    )
+    assert all(line.keys() >= ALWAYS for line in (batch, stream, tensors))
     if not frontends:  # another process has the key of this one's names, too
-        assert [line.get("user") for line in (one, two, four, six)] == [user_tag("ann")] * 4
+        assert [line.get("user") for line in (one, two, four, six, stream, tensors)] == [user_tag("ann")] * 6
     assert b"ann" not in path.read_bytes()
 
 

@@ -57,6 +57,16 @@ async def test_each_has_the_answer_of_a_call_of_its_own(running: Running) -> Non
     codes = [outcome["failure"]["code"] for outcome in answer[1:]]
     assert codes == ["INVALID_ARGUMENT"] * 2 + ["NOT_FOUND"] + ["INVALID_ARGUMENT"] * 4
     assert [outcome["failure"]["field"] for outcome in answer[5:]] == ["body", "candidates[1]", "surprise"]
+    counted = (await running.http.get("/metrics")).text
+    for transport, code, num in (
+        ("grpc", "OK", 3),
+        ("grpc", "INVALID_ARGUMENT", 3),
+        ("grpc", "NOT_FOUND", 1),
+        ("http", "OK", 1),
+        ("http", "INVALID_ARGUMENT", 6),
+    ):
+        labels = f'{{code="{code}",transport="{transport}",verb="rank_batch"}}'
+        assert f"mfalcon_batch_parts_total{labels} {num}.0" in counted
 
 
 async def test_a_batch_is_bounded(running: Running) -> None:

@@ -36,7 +36,7 @@ CALLER_GIVEN_BACK = CounterDefinition(
 )
 CALLER_RUNNING = GaugeDefinition(
     name="mfalcon_caller_running",
-    help="Requests of a caller that have no answer yet.",
+    help="Requests of a caller that the engine works on.",
     section=SECTION,
     labels=("caller",),
     needs="--tokens-file",

@@ -19,8 +19,18 @@ REQUESTS = CounterDefinition(
     tells="`code` is the name of the status over gRPC, the number over HTTP. `CANCELLED`, `499`: the caller left. "
     "`RESOURCE_EXHAUSTED` without a model is what gRPC refused itself: a message that is too large, or that its caller "
     'took back before it was here, a call too many. `model` is a served model, "" where none was found or none is '
-    'asked (AppendEvents, GetHistory, DeleteUser, ListModels); `verb` is "" for a method or path that does not exist, '
-    "and for what is no HTTP request. Probes and scrapes do not count.",
+    'asked (AppendEvents, GetHistory, DeleteUser, ListModels) or several may be (RankBatch); `verb` is "" for a method '
+    "or path that does not exist, and for what is no HTTP request. Probes and scrapes do not count.",
+)
+BATCH_PARTS = CounterDefinition(
+    name="mfalcon_batch_parts",
+    help="Ranks and appends of batches that were answered, by the code that each would have as a call of its own.",
+    section=SECTION,
+    labels=("verb", "transport", "code"),
+    values={"verb": ("rank_batch", "append_batch"), "transport": ("grpc", "http")},
+    frontends=True,
+    tells="A batch is `OK` or `200` in `mfalcon_requests_total` whatever became of its parts. Here `code` is the name "
+    "of the status over HTTP too.",
 )
 REQUEST_SECONDS = HistogramDefinition(
     name="mfalcon_request_seconds",
