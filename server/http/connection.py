@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 
 from server.http import codec
 from server.http.wire import MAX_HEAD_BYTES, Wire
+from server.oip.http_replies import inference_error, is_inference
 from server.outcome import NOTHING_WRITTEN, UNKNOWN, Outcome
 from server.peer_names import CLIENT_NAMES, names_over_http
 from server.request_ids import REQUEST_ID, request_id_of
@@ -204,6 +205,7 @@ class Connection(H11Protocol):
             return
         outcome: Outcome | None = None
         request_id = request_id_of(None)
+        path = ""
         if self.cycle is None or self.cycle.response_complete:
             self._refused(status)
         else:
@@ -213,7 +215,11 @@ class Connection(H11Protocol):
             self.cycle.scope["state"][REFUSED] = status
             request_id = self.cycle.scope["state"].get(NAMED, request_id)
             self.cycle.disconnected = True
-        content = codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None, outcome)
+        content = (
+            inference_error(message)
+            if is_inference(path)
+            else codec.error_reply(CODE.get(status, "INVALID_ARGUMENT"), message, None, outcome)
+        )
         headers = [
             ("content-type", "application/json"),
             ("content-length", str(len(content))),

@@ -4,18 +4,21 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc.aio
 import httpx
 import pytest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from mfalcon.models import checkpoint
 from proto import ranking_pb2, ranking_pb2_grpc
+from server.oip.grpc_service import SERVICE as INFERENCE
 from tests.server.collector import Collector, attributes, collecting
+from tests.server.oip.asking import message
 from tests.small import NOW_MS, START_MS, small_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +32,11 @@ EVENTS = [
     ranking_pb2.Event(item_id=item, actions=1, value=1.0, time_ms=START_MS + 1_000 * item) for item in range(1, 20)
 ]
 RANK = ranking_pb2.RankRequest(user_id=WHO, candidates=range(1, 30), request_time_ms=NOW_MS)
+INPUTS = (
+    {"name": "user_id", "datatype": "BYTES", "shape": [1], "data": [WHO]},
+    {"name": "candidate_ids", "datatype": "INT64", "shape": [29], "data": range(1, 30)},
+    {"name": "request_time_ms", "datatype": "INT64", "shape": [1], "data": [NOW_MS]},
+)
 RANK_JSON = {"user_id": WHO, "candidates": list(range(1, 30)), "request_time_ms": NOW_MS}
 
 
@@ -36,6 +44,7 @@ class Server:
     """A process that serves a small model, and a client of each transport."""
 
     def __init__(self, channel: grpc.aio.Channel, http: httpx.AsyncClient) -> None:
+        self.channel = channel
         self.stub = ranking_pb2_grpc.RankingStub(channel)
         self.http = http
 
@@ -113,6 +122,28 @@ def check_parents(collector: Collector, root: str, *, front: bool) -> None:
     assert collector.roles == ({"engine", "frontend"} if front else {"server"})
 
 
+async def of_tensors_and_a_stream(collector: Collector, server: Server, *, front: bool) -> list[Span]:
+    """Have the same rank asked otherwise, with the right parents. Returns the spans that were there before the last."""
+    infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = server.channel.unary_unary(f"/{INFERENCE}/ModelInfer")
+    tensors = message(INPUTS, {}, model="small").SerializeToString()
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        f"{INFERENCE}/ModelInfer": lambda: infer(tensors, metadata=(("traceparent", SAMPLED),)),
+        "POST /v1/rank/stream": lambda: server.http.post(
+            "/v1/rank/stream", json=RANK_JSON, headers={"traceparent": SAMPLED}
+        ),
+    }
+    everything = list[Span]()
+    for root, call in calls.items():
+        everything += collector.spans
+        collector.spans.clear()
+        await server.stub.DeleteUser(ranking_pb2.DeleteUserRequest(user_id=WHO))
+        await server.stub.AppendEvents(ranking_pb2.AppendEventsRequest(user_id=WHO, events=EVENTS))
+        await call()
+        await eventually(lambda root=root: {"rank", "score", root} <= collector.of(TRACE).keys())  # type: ignore[misc]
+        check_parents(collector, root, front=front)
+    return everything
+
+
 @pytest.mark.parametrize("frontends", [0, 1])
 async def test_both_transports_send_the_whole_way_of_a_rank(frontends: int, tmp_path: Path) -> None:
     began = time.time_ns()
@@ -163,6 +194,7 @@ async def test_both_transports_send_the_whole_way_of_a_rank(frontends: int, tmp_
                 stages = {("mfalcon_stage_seconds_bucket", stage) for stage in ("admission", "reply")}
                 assert {("mfalcon_request_seconds_bucket", by) for by in ("grpc", "http")} | stages <= shown
             assert "trace_id" not in (await server.http.get("/metrics")).text
+            everything += await of_tensors_and_a_stream(collector, server, front=bool(frontends))
             failed = {"traceparent": SAMPLED}
             await server.http.delete(f"/v1/users/{WHO}", headers=failed)
             await server.http.post("/v1/rank", json={"user_id": WHO, "candidates": []}, headers=failed)

@@ -64,6 +64,14 @@ async def test_a_write_whose_body_does_not_come_says_that_nothing_was_written(
         assert orjson.loads(answer.body)["error"].get("outcome") == outcome
 
 
+async def test_an_inference_whose_body_does_not_come_is_told_as_its_protocol_has_it() -> None:
+    async with serving(http_body_timeout_s=0.3) as running, connected(running.addresses.http) as connection:
+        await connection.send(b"POST /v2/models/fake/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n{")
+        answer = await connection.answer()
+        assert answer.status == 408
+        assert orjson.loads(answer.body) == {"error": "the body of the request: got no end within 0.3 s"}
+
+
 async def test_a_body_that_nobody_asked_for_does_not_stay() -> None:
     """The answer is given at once; what then trickles in keeps the connection no longer than another body."""
     async with serving(http_body_timeout_s=0.3) as running, connected(running.addresses.http) as connection:
