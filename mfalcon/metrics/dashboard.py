@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from mfalcon.metrics.catalog import METRICS
 from mfalcon.metrics.definition import CounterDefinition, HistogramDefinition, Metric
-from mfalcon.metrics.panels import ROWS, Panel, Query, Row
+from mfalcon.metrics.panels import ROWS
+from mfalcon.metrics.panels.panel import Panel, Query, Row
 
 Json = dict[str, Any]
 
