@@ -13,7 +13,8 @@ KEEPALIVE_TIMEOUT_MS = 20_000
 are nobody's."""
 MIN_PING_MS = 10_000
 """Callers may ask as often; gRPC's own five minutes close connections of clients that are set up as is usual."""
-
+ENDED_STREAMS = 25
+"""Of a connection, that are not cleared away yet: of calls that were reset as they began, Python is yet to hear."""
 
 DENSE = MessageLimits(
     ranking_pb2.DenseFeatures.DESCRIPTOR.full_name,
@@ -68,7 +69,7 @@ class Bounds:
             "grpc.max_concurrent_streams": self.max_streams,
             # Streams that have ended count too until they are cleared away, which holds against rapid resets. Without
             # room for those of answered calls, clients who use all of their streams are refused more.
-            "grpc.http2.max_deallocating_streams": self.max_streams,
+            "grpc.http2.max_deallocating_streams": min(self.max_streams, ENDED_STREAMS),
             # Calls that wait to be taken up: past gRPC's 1,000 a caller of many makes it drop anybody's.
             "grpc.server.max_pending_requests": self.max_calls,
             "grpc.server.max_pending_requests_hard_limit": 2 * self.max_calls,
