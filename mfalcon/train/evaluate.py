@@ -74,20 +74,32 @@ def raw_outputs(model: Ranker, columns: Columns, items: Sequence[Window]) -> tup
 
 
 def score_events(
-    model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
+    model: Ranker,
+    dataset: Dataset,
+    is_target: NDArray[np.bool_],
+    visibility: Visibility,
+    columns: Columns | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Positions (ascending, [n]) of the chosen events and their scores [n, num_tasks]."""
+    """Positions (ascending, [n]) of the chosen events and their scores [n, num_tasks]. columns: of all of these, where
+    they were made before.
+    """
     items = windows_of(model, dataset, is_target, visibility)
-    index, raw = raw_outputs(model, Columns(dataset, model.config, visibility), items)
+    index, raw = raw_outputs(model, columns or Columns(dataset, model.config, visibility), items)
     order = index.argsort()
     return index[order].numpy(), model.scores(raw[order]).numpy()
 
 
 def evaluate(
-    model: Ranker, dataset: Dataset, is_target: NDArray[np.bool_], visibility: Visibility
+    model: Ranker,
+    dataset: Dataset,
+    is_target: NDArray[np.bool_],
+    visibility: Visibility,
+    columns: Columns | None = None,
 ) -> tuple[Report, NDArray[np.int64], NDArray[np.float32]]:
-    """Metrics of the first binary task over chosen events, with the positions (ascending) and scores behind them."""
-    positions, scores = score_events(model, dataset, is_target, visibility)
+    """Metrics of the first binary task over chosen events, with the positions (ascending) and scores behind them.
+    columns: as of `score_events`.
+    """
+    positions, scores = score_events(model, dataset, is_target, visibility, columns)
     return report(model, dataset, positions, scores, visibility), positions, scores
 
 

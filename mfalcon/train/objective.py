@@ -56,7 +56,7 @@ class TaskObjective:
 
     def validate(self, model: Ranker, is_target: NDArray[np.bool_]) -> Report:
         """See `Objective`."""
-        report, _, _ = evaluate(model, self._dataset, is_target, self._config.visibility)
+        report, _, _ = evaluate(model, self._dataset, is_target, self._config.visibility, self._columns)
         return report
 
     def finish(self, model: Ranker, is_target: NDArray[np.bool_]) -> None:
