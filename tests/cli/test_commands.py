@@ -68,8 +68,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_evaluate_prints_one_json_object(trained: Path) -> None:
-    done = mfalcon("evaluate", str(trained), "--data", "synthetic", "--no-trees", "--json")
+def test_evaluate_prints_one_json_object(trained: Path, inside: Inside) -> None:
+    done = inside("evaluate", str(trained), "--data", "synthetic", "--no-trees", "--json")
     found = json.loads(done.stdout)
     reports = found["reports"]
     assert [(report["task"], report["scorer"], report["visibility"]) for report in reports] == [
@@ -143,10 +143,11 @@ def test_rank_asks_a_running_server(trained: Path, inside: Inside) -> None:
     assert {row["item_id"] for row in json.loads(named.stdout)["top"]} == {1, 2}
 
 
-def test_a_second_load_finds_everything_there(trained: Path) -> None:
+def test_a_second_load_finds_everything_there(trained: Path, inside: Inside) -> None:
     """Of a log that was cut, too: a history's length counts what is gone."""
     with serving(trained, "--log-max-events", "40", "--log-slack-events", "0") as served:
-        first, second = (mfalcon("load", "--data", "synthetic", "--target", served.grpc) for _ in range(2))
+        loading = ("load", "--data", "synthetic", "--target", served.grpc)
+        first, second = mfalcon(*loading), inside(*loading)
     total = f"{len(open_dataset('synthetic', '', None, '', None).events):,}"
     assert first.stdout == f"{total} events appended\n"
     assert second.stdout == f"0 events appended, {total} were there\n"

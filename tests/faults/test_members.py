@@ -11,7 +11,7 @@ from loadtest.faults.members import FAULTS, Effort, MemberRow, MemberScene, meas
 from mfalcon.models import checkpoint
 from tests.small import small_checkpoint
 
-EFFORT = Effort(ranks=12, candidates=50, events=20, budget_ms=800, soak=600)
+EFFORT = Effort(ranks=6, candidates=50, events=20, budget_ms=800, soak=600)
 BUSY_MS = 20_000.0
 """A busy test machine is late itself, and a frozen process for ever; docs/merging.md has the figure of a quiet one."""
 SOME_MIB = 24

@@ -26,23 +26,37 @@ from mfalcon_client import Client, InvalidArgument
 DATASET = synthetic(num_users=30, num_items=60, events_per_user=20, seed=3)
 
 
-@pytest.fixture(scope="module", params=["dfgr", "din"])
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Of either kind of model."""
+    directory = tmp_path_factory.mktemp("counters")
+    return {kind: saved(directory / kind, kind) for kind in ("dfgr", "din")}
+
+
+def saved(directory: Path, kind: str) -> Path:
     counters = counters_config(DATASET, split(DATASET, "A") == TRAIN, is_strict=True, max_events=18)
-    chunk = 12 if request.param == "dfgr" else None
+    chunk = 12 if kind == "dfgr" else None
     torch.manual_seed(0)
-    model = build(model_config(DATASET, request.param, dim=16, max_history=24, window_chunk=chunk, counters=counters))
+    model = build(model_config(DATASET, kind, dim=16, max_history=24, window_chunk=chunk, counters=counters))
     if isinstance(model, TaskRanker):
         torch.nn.init.normal_(model.dense.last.weight, std=0.1)
-    directory = tmp_path_factory.mktemp("counters") / "checkpoint"
     checkpoint.save(directory, model, DATASET.items)
     return directory
 
 
 @pytest.mark.parametrize(
-    ("visibility", "part"), [("strict", "A"), pytest.param("order", "A", marks=pytest.mark.thorough), ("order", "B")]
+    ("kind", "visibility", "part"),
+    [
+        ("dfgr", "strict", "A"),
+        ("dfgr", "order", "B"),
+        ("din", "strict", "A"),
+        pytest.param("dfgr", "order", "A", marks=pytest.mark.thorough),
+        pytest.param("din", "order", "A", marks=pytest.mark.thorough),
+        pytest.param("din", "order", "B", marks=pytest.mark.thorough),
+    ],
 )
-def test_online_equals_offline(saved: Path, visibility: Visibility, part: str) -> None:
+def test_online_equals_offline(checkpoints: dict[str, Path], kind: str, visibility: Visibility, part: str) -> None:
+    saved = checkpoints[kind]
     loaded = checkpoint.load(saved)
     chosen = split(DATASET, "A" if part == "A" else "B") == TEST
     with serving(saved) as served, Client(served.grpc) as client:
@@ -56,8 +70,12 @@ def test_online_equals_offline(saved: Path, visibility: Visibility, part: str) -
     assert last.counters_version > 0 and not last.counters_stale
 
 
-def test_online_equals_offline_with_the_log_in_redis(saved: Path, redis_server: RedisServer) -> None:
+@pytest.mark.parametrize("kind", ["dfgr", pytest.param("din", marks=pytest.mark.thorough)])
+def test_online_equals_offline_with_the_log_in_redis(
+    checkpoints: dict[str, Path], kind: str, redis_server: RedisServer
+) -> None:
     """Two replicas: what one has counted the other reads."""
+    saved = checkpoints[kind]
     loaded = checkpoint.load(saved)
     chosen = split(DATASET, "A") == TEST
     flags = ("--redis-url", redis_server.url, "--redis-timeout-ms", "1000")

@@ -22,14 +22,14 @@ def test_nobody_else_sees_a_damaged_log_or_a_dead_master(
     loaded = small_checkpoint("dfgr")
     checkpoint.save(tmp_path / "small", loaded.model, loaded.items)
     options = DamagedOptions(
-        tmp_path / "small", others=12, rate=40.0, seconds=0.5, rounds=2, damaged_log=damaged_log, flags=PATIENT
+        tmp_path / "small", others=12, rate=40.0, seconds=0.5, rounds=1, damaged_log=damaged_log, flags=PATIENT
     )
     result = run(options, lambda _: None)
     rows = {row.fault: row for row in result.rows}
     assert list(rows) == [*DAMAGES, ROLLED_BACK, MASTER]
     assert sum(row.failed for row in result.rows) == 0
-    wanted = "DATA_LOSS 20" if damaged_log == "refuse" else "OK 20"
+    wanted = "DATA_LOSS 10" if damaged_log == "refuse" else "OK 10"
     assert {rows[name].user_gets for name in DAMAGES} == {wanted}
-    assert rows[ROLLED_BACK].user_gets == "OK 20"
+    assert rows[ROLLED_BACK].user_gets == "OK 10"
     assert "OK" not in rows[MASTER].user_gets
     assert "240 MB" in as_text(page(result))
