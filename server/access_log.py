@@ -77,17 +77,17 @@ def _record(arrival: Arrival, transport: str, code: str, took_s: float, *, answe
         record |= {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     if arrival.granted_s is not None:
         record["deadline_ms"] = round(1e3 * arrival.granted_s)
-    for name in ("caller", "model"):
-        if value := getattr(arrival, name, ""):
-            record[name] = value
-    if arrival.user_id:
-        record["user"] = arrival.user_id
-    if arrival.num_candidates:
-        record["candidates"] = arrival.num_candidates
-    if arrival.num_events:
-        record["events"] = arrival.num_events
-    if arrival.parts:
-        record["parts"] = dict(arrival.parts)
+    known: Record = {
+        "caller": arrival.caller,
+        "model": arrival.model,
+        "user": arrival.user_id,
+        "candidates": arrival.num_candidates,
+        "events": arrival.num_events,
+        "parts": dict(arrival.parts or {}),
+    }
+    record |= {name: value for name, value in known.items() if value}
+    if arrival.first_part is not None:
+        record["first_part_us"] = round(1e6 * (arrival.first_part - arrival.began))
     if scope.history_len >= 0:
         record["history_len"] = scope.history_len
     if arrival.asked is not None:

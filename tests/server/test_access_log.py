@@ -90,6 +90,7 @@ async def test_a_line_tells_what_is_known_of_its_request(frontends: int, tmp_pat
         "model_infer",
         2,
     )
+    assert 0 < stream["first_part_us"] <= stream["took_us"] and "first_part_us" not in two
     assert all(line.keys() >= ALWAYS for line in (batch, stream, tensors))
     if not frontends:  # another process has the key of this one's names, too
         assert [line.get("user") for line in (one, two, four, six, stream, tensors)] == [user_tag("ann")] * 6
