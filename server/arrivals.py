@@ -6,7 +6,7 @@ because frameworks whose signatures are not ours lie between the two.
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -43,6 +43,7 @@ class Arrival:
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
     that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
     over gRPC. is_part: of another request, which is counted. parts: of a batch, how many ended with each code.
+    when_closed: is called when its caller has read the answer, or has left.
     credentials: what the call's metadata has by the name
     authorization, None where nobody looked.
     """
@@ -74,6 +75,7 @@ class Arrival:
     service: str = SERVICE
     is_part: bool = False
     parts: Mapping[str, int] | None = None
+    when_closed: Callable[[], None] = field(default=lambda: None, repr=False)
     credentials: Sequence[str | bytes] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ from server.grpc.counted import CountedService, verb_of
 from server.grpc.edge import Answer, Request, raw_method, raw_stream_method
 from server.grpc.failure import append_outcome, part_code, rank_outcome
 from server.grpc.guard import guard_of
+from server.grpc.open_calls import OpenCalls
 from server.grpc.ports import bind
 from server.grpc.stock import Health, reflection_of
 from server.grpc.waiting import Waiting
@@ -49,6 +50,8 @@ MAX_EVENTS_ON_LOOP: Final = 1_024
 """More are converted in a thread beside: a microsecond each is too long for everybody else."""
 MAX_TEXTS_ON_LOOP: Final = 4_096
 """The same of ids that are text, which take as much only where they were never seen."""
+_SHARE_OF_A_CALLER: Final = 2
+"""One in so many of the calls at once may be one caller's, where callers are known."""
 _SHARE_WITHOUT_MESSAGE: Final = 4
 """One in so many of the calls at once may wait for its message."""
 
@@ -178,10 +181,11 @@ class GrpcServer:
             options=tuple(bounds.options().items()), maximum_concurrent_rpcs=bounds.max_calls
         )
         waiting = Waiting(limits.request_timeout_ms / 1000, -(-bounds.max_calls // _SHARE_WITHOUT_MESSAGE))
+        calls = OpenCalls(-(-bounds.max_calls // _SHARE_OF_A_CALLER))
         self._health = Health(bounds.max_watches, waiting, refusals)
         services = [
-            CountedService(SERVICE, ranking_service(handler, limits, waiting, access, refusals), arrivals),
-            CountedService(INFERENCE, inference_service(handler, limits, waiting, access, refusals), arrivals),
+            CountedService(SERVICE, ranking_service(handler, limits, waiting, access, calls, refusals), arrivals),
+            CountedService(INFERENCE, inference_service(handler, limits, waiting, access, calls, refusals), arrivals),
             self._health.service,
         ]
         if bounds.has_reflection:
@@ -211,9 +215,14 @@ class GrpcServer:
 
 
 def ranking_service(
-    handler: Handler, limits: Limits, waiting: Waiting, access: Access, refusals: Refusals | None = None
+    handler: Handler,
+    limits: Limits,
+    waiting: Waiting,
+    access: Access,
+    calls: OpenCalls,
+    refusals: Refusals | None = None,
 ) -> grpc.GenericRpcHandler:
-    """mfalcon.v1.Ranking. waiting: where messages are waited for. refusals: see `GrpcServer`."""
+    """mfalcon.v1.Ranking. waiting: where messages are waited for. calls: see `guard_of`. refusals: see `GrpcServer`."""
     api, report = RankingApi(handler, TextIds(compiled_hash())), LoadReport(lambda: handler.load)
 
     def method(
@@ -225,7 +234,7 @@ def ranking_service(
         *,
         writes: bool = False,
     ) -> "tuple[str, grpc.RpcMethodHandler[bytes, bytes]]":
-        guard = guard_of(access, RIGHT_OF[verb_of(name)], is_metered=True)
+        guard = guard_of(access, RIGHT_OF[verb_of(name)], calls)
         limits = most or MessageLimits(message_type.DESCRIPTOR.full_name)
         served = raw_method(
             message_type,
@@ -249,7 +258,7 @@ def ranking_service(
             waiting,
             admit=handler.admit,
             load=report.trailers,
-            guard=guard_of(access, RIGHT_OF["rank_stream"], is_metered=True),
+            guard=guard_of(access, RIGHT_OF["rank_stream"], calls),
             refusals=refusals,
         ),
     )

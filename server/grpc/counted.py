@@ -97,6 +97,7 @@ class CountedService(grpc.GenericRpcHandler):
 
     def _ended(self, arrival: Arrival, _: "asyncio.Task[object]") -> None:
         self._arrivals.end(arrival, REFUSED)
+        arrival.when_closed()
 
 
 def verb_of(method: str) -> str:

@@ -1,6 +1,7 @@
 """Who calls over gRPC, and whether he may: looked at before anything of the message is read."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import grpc.aio
@@ -9,6 +10,7 @@ from mfalcon.errors import Unauthenticated
 from server import arrivals
 from server.access.access import Access
 from server.access.caller import Right
+from server.grpc.open_calls import OpenCalls
 from server.peer_names import names_over_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -22,9 +24,9 @@ def open_to_all(_: Context) -> None:
     """The guard of what anybody may call."""
 
 
-def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -> Guard:
-    """What lets callers with a right pass, every known one if it is None. is_metered: unless they are over
-    their rate.
+def guard_of(access: Access, right: Right | None, calls: OpenCalls | None = None) -> Guard:
+    """What lets callers with a right pass, every known one if it is None. calls: unless they are over their rate, or
+    have too many of these open.
     """
     if not access.is_on:
         return open_to_all
@@ -43,7 +45,9 @@ def guard_of(access: Access, right: Right | None, *, is_metered: bool = False) -
         arrival.caller = caller.name
         if right is not None:
             caller.must(right)
-        if is_metered:
+        if calls is not None:
             access.gate.check(caller.name)
+            calls.take(caller.name)
+            arrival.when_closed = partial(calls.give_back, caller.name)
 
     return check

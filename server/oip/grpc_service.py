@@ -13,6 +13,7 @@ from server.balancing import LoadReport
 from server.grpc.counted import verb_of
 from server.grpc.edge import Answer, Request, raw_method
 from server.grpc.guard import guard_of, open_to_all
+from server.grpc.open_calls import OpenCalls
 from server.grpc.waiting import Waiting
 from server.grpc.wire import MessageLimits
 from server.handler import Handler
@@ -65,9 +66,14 @@ class InferenceApi:
 
 
 def inference_service(
-    handler: Handler, limits: Limits, waiting: Waiting, access: Access, refusals: Refusals | None = None
+    handler: Handler,
+    limits: Limits,
+    waiting: Waiting,
+    access: Access,
+    calls: OpenCalls,
+    refusals: Refusals | None = None,
 ) -> grpc.GenericRpcHandler:
-    """The service, for a server to add. waiting, refusals: see `GrpcServer`."""
+    """The service, for a server to add. waiting, refusals: see `GrpcServer`. calls: see `guard_of`."""
     api, report = InferenceApi(TensorRanking(handler, limits)), LoadReport(lambda: handler.load)
 
     def method(
@@ -85,7 +91,7 @@ def inference_service(
             waiting,
             admit=admit,
             load=report.trailers,
-            guard=open_to_all if is_open else guard_of(access, RIGHT_OF[verb_of(name)], is_metered=True),
+            guard=open_to_all if is_open else guard_of(access, RIGHT_OF[verb_of(name)], calls),
             refusals=refusals,
         )
         return name, served

@@ -32,7 +32,9 @@ class TransportSettings(BaseModel):
         default=100, description="Most calls at once on one gRPC connection; a client waits with more."
     )
     grpc_max_calls: AtLeastOne = Field(
-        default=4_096, description="Most gRPC calls at once, health watches included; more are refused as overload."
+        default=4_096,
+        description="Most gRPC calls at once, health watches included, and half as many of one known caller; more are "
+        "refused as overload.",
     )
     grpc_max_watches: int = Field(
         default=1_024, ge=0, description="Most health watches at once; more are refused as overload."

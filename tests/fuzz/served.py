@@ -18,6 +18,7 @@ from server.access.access import Access
 from server.arrivals import Arrivals
 from server.grpc.api import SERVICE, ranking_service
 from server.grpc.counted import CountedService
+from server.grpc.open_calls import OpenCalls
 from server.grpc.waiting import Waiting
 from server.handler import Handler
 from server.http.api import create_app
@@ -134,7 +135,9 @@ async def call(
 ) -> tuple[grpc.StatusCode, str, bytes]:
     """A gRPC call of the ranking service: status, details, and the answer if it is OK."""
     service = CountedService(
-        SERVICE, ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16), Access(AccessSettings())), _arrivals()
+        SERVICE,
+        ranking_service(fresh_handler(), LIMITS, Waiting(LONGEST_S, 16), Access(AccessSettings()), OpenCalls(16)),
+        _arrivals(),
     )
 
     async def answered() -> tuple[grpc.StatusCode, str, bytes]:

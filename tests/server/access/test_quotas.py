@@ -261,6 +261,31 @@ async def test_one_at_a_time(tmp_path: Path) -> None:
         assert await by_http(running, CALLS["rank"], bearer(token("web"))) == ("OK", "")
 
 
+async def test_one_caller_has_no_more_than_half_of_the_places_for_calls(tmp_path: Path) -> None:
+    """They are his until he has read the answers, however long that is."""
+    async with serving(tokens_file=limited(tmp_path, ""), grpc_max_calls=5) as running:
+        running.engine.gate.clear()
+        mine, others = ([("authorization", bearer(token(name)))] for name in ("web", "app"))
+        calls = []
+        async with asyncio.timeout(60):
+            for number in (1, 2, 3):  # one by one: few may wait for their message
+                calls.append(running.stub.Rank(RANK, metadata=mine, timeout=60))
+                while running.engine.num_entered < number:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        for call in ("rank", "stream"):
+            assert await by_grpc(running, CALLS[call], bearer(token("web"))) == (
+                "RESOURCE_EXHAUSTED",
+                "caller web: calls at once: must be within 3, until their answers are read",
+            )
+        other = running.stub.Rank(RANK, metadata=others, timeout=60)
+        running.engine.gate.set()
+        assert len((await other).scores) == 2
+        await asyncio.gather(*calls)
+        async with asyncio.timeout(60):  # a call ends here a little after it has there
+            while (await by_grpc(running, CALLS["stream"], bearer(token("web"))))[0] != "OK":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 def test_limits_are_sane(tmp_path: Path) -> None:
     with pytest.raises(MFalconError, match=r"callers\[0\]: request_burst: must not be given without requests_per_s"):
         access_of(limited(tmp_path, "request_burst = 3"))
