@@ -17,7 +17,11 @@ VARINT, FIXED64, LENGTH_DELIMITED, START_GROUP, END_GROUP, FIXED32 = range(6)
 SIZES: Final = {FIXED64: 8, FIXED32: 4}
 MAX_VARINT_BYTES: Final = 10
 MAX_OTHER_FIELDS: Final = 256
-"""Fields that are not repeated: our messages have eight at most, and newer clients may know some more."""
+MAX_OTHERS_OF_AN_ELEMENT: Final = 24
+"""Fields that are not repeated: our messages have thirteen at most, and newer clients may know some more. A message
+and all in it share so many, and some more for each element of a repeated field that is looked into: if each had its
+own, two seconds of work would fit into 4 MiB.
+"""
 
 
 class Malformed(Exception):
@@ -57,6 +61,21 @@ class Repeated:
         return -(-num_bytes // MAX_VARINT_BYTES) if self.is_varint else 1
 
 
+@dataclass(slots=True)
+class _Others:
+    """Fields that are not repeated, of a message and all in it."""
+
+    num: int = 0
+    at_most: int = MAX_OTHER_FIELDS
+
+    def take(self, name: str) -> None:
+        """One more, of a message of this name. Raises InvalidInput."""
+        self.num += 1
+        if self.num > self.at_most:
+            limit = f"at most {self.at_most} single or unknown fields"
+            raise InvalidInput(name, MoreThan(self.at_most), limit)
+
+
 class MessageLimits:
     """What a message may hold: so many of each repeated field, few others, and `max_bytes` in all if given. inner: of
     messages in it, by the number of their field; all messages of one field share these bounds. in_all: those of every
@@ -84,7 +103,7 @@ class MessageLimits:
         if self._max_bytes is not None and len(raw) > self._max_bytes:
             raise InvalidInput(self.name, len(raw), f"at most {self._max_bytes} bytes")
         try:
-            self._scan(raw, self._room(), {})
+            self._scan(raw, self._room(), {}, _Others())
         except (Malformed, IndexError):
             return
 
@@ -99,10 +118,12 @@ class MessageLimits:
             for tag, inner in self._inner.items()
         }
 
-    def _scan(self, raw: bytes, room: dict[int, int], in_all: "dict[MessageLimits, dict[int, int]]") -> None:
-        """in_all: the rooms of those that say so."""
+    def _scan(
+        self, raw: bytes, room: dict[int, int], in_all: "dict[MessageLimits, dict[int, int]]", others: _Others
+    ) -> None:
+        """in_all: the rooms of those that say so. others: of the whole message."""
         of_tag, rooms = self._of_tag, self._rooms(in_all)
-        at, end, depth, num_others = 0, len(raw), 0, 0
+        at, end, depth = 0, len(raw), 0
         while at < end:
             # A byte is the whole varint nearly always: ten thousand calls would cost as much as all the rest.
             tag, at = (raw[at], at + 1) if raw[at] < 0x80 else varint(raw, at)
@@ -123,16 +144,14 @@ class MessageLimits:
             if at > end or depth < 0:
                 raise Malformed
 
-            if not depth and (inner := self._inner.get(tag)) is not None:
-                inner._scan(raw[at - length : at], rooms[tag], in_all)
             field = None if depth else of_tag.get(tag)
+            if not depth and (inner := self._inner.get(tag)) is not None:
+                others.at_most += 0 if field is None else MAX_OTHERS_OF_AN_ELEMENT
+                inner._scan(raw[at - length : at], rooms[tag], in_all, others)
             num_items = 1 if field is None or wire_type != LENGTH_DELIMITED else field.num_packed(length)
             # A packed field without elements is work too.
             if field is None or num_items == 0:
-                num_others += 1
-                if num_others > MAX_OTHER_FIELDS:
-                    limit = f"at most {MAX_OTHER_FIELDS} single or unknown fields"
-                    raise InvalidInput(self.name, MoreThan(MAX_OTHER_FIELDS), limit)
+                others.take(self.name)
                 continue
             room[field.number] -= num_items
             if room[field.number] < 0:

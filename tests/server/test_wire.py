@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from mfalcon.errors import InvalidInput
 from proto import ranking_pb2
+from server.grpc.bounds import rank_batch_limits
 from server.grpc.codec import varint
-from server.grpc.wire import MAX_OTHER_FIELDS, MessageLimits, Repeated
+from server.grpc.wire import MAX_OTHER_FIELDS, MAX_OTHERS_OF_AN_ELEMENT, MessageLimits, Repeated
+from server.limits import Limits
 
 UNKNOWN = b"\x78\x01"
 """Field 15, which no message of ours has."""
@@ -118,14 +120,52 @@ def test_messages_that_lie_in_several_others_share_bounds_where_they_say_so(in_a
     for name in ("Inner", "Outer"):
         of = MessageLimits(name, inner={1: of})
 
-    def within(raw: bytes) -> bytes:
-        return b"\x0a" + varint(len(raw)) + raw
-
     raw = within(within(b"\x0a\1a" * 2)) * 2
     if in_all:
         assert refusal(raw, of) == "texts: got more than 3, must be at most 3"
     else:
         of.check(raw)
+
+
+def within(raw: bytes, number: int = 1) -> bytes:
+    """A message as a field of another."""
+    return varint(number << 3 | 2) + varint(len(raw)) + raw
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_message_and_all_in_it_share_few_other_fields(depth: int) -> None:
+    """A field that is one alone may come any number of times, and each time as large as it likes."""
+    of, raw = MessageLimits("Innermost"), UNKNOWN * 100
+    for number in range(depth):
+        of, raw = MessageLimits(f"Outer {number}", inner={1: of}), within(raw)
+    of.check(raw * 2)
+    assert refusal(raw * 3, of) == (
+        f"Innermost: got more than {MAX_OTHER_FIELDS}, must be at most {MAX_OTHER_FIELDS} single or unknown fields"
+    )
+
+
+def test_each_element_of_a_list_brings_some_more() -> None:
+    element = MessageLimits("Element", inner={2: MessageLimits("Inner")})
+    of = MessageLimits("List", Repeated("elements", 1, 1_000, "at most 1000"), inner={1: element})
+    of.check(within(UNKNOWN * MAX_OTHERS_OF_AN_ELEMENT) * 1_000)
+    of.check(within(within(b"", 2) * MAX_OTHERS_OF_AN_ELEMENT) * 1_000)
+    for raw in (UNKNOWN * 100, within(UNKNOWN * 100, 2), within(b"", 2) * 100):
+        assert "single or unknown fields" in refusal(within(raw) * 1_000, of)
+
+
+def test_the_largest_batch_of_ours_is_welcome() -> None:
+    every = {field.name for field in ranking_pb2.RankRequest.DESCRIPTOR.fields}
+    request = ranking_pb2.RankRequest(user_id="ann", candidates=[1], top_k=1, request_time_ms=1, model="m")
+    request.allow_partial = request.recompute = request.exclude_unknown = request.exclude_seen = True
+    request.features.names.append("price")
+    request.features.values.append(1)
+    request.rerank.method, request.retrieve.k = "mmr", 1
+    request.retrieve.conditions.append("x")
+    setattr(request, "return", "both")
+    left = every - {field.name for field, _ in request.ListFields()}
+    assert left <= {"context", "recent_events", "candidate_ids", "members"}, "a field that is new here"
+    most = Limits(64, 9, 9, 9, 9, 256, request_timeout_ms=9, max_ranks_per_batch=256)
+    rank_batch_limits(most).check(ranking_pb2.RankBatchRequest(requests=[request] * 256).SerializeToString())
 
 
 def test_a_size() -> None:
