@@ -6,6 +6,7 @@ from typing import Annotated, cast
 from pydantic import (
     BeforeValidator,
     ConfigDict,
+    FailFast,
     Field,
     GetPydanticSchema,
     ValidationInfo,
@@ -76,7 +77,7 @@ class RerankBody(Body):
 class DenseBody(Body):
     """Numbers of each candidate that the model reads beside its id."""
 
-    names: Annotated[list[str], BeforeValidator(check_names)] = Field(
+    names: Annotated[list[str], FailFast(), BeforeValidator(check_names)] = Field(
         description="Some of the model's dense_features, in any order."
     )
     values: Annotated[
@@ -93,7 +94,7 @@ class DenseBody(Body):
 class RetrieveBody(Body):
     """What proposes the candidates of a request."""
 
-    conditions: Annotated[list[str], BeforeValidator(check_num_conditions)] = Field(
+    conditions: Annotated[list[str], FailFast(), BeforeValidator(check_num_conditions)] = Field(
         description="Some of the model's conditions: the nearest items of each in turn, each item once."
     )
     k: Uint32 = Field(description="Most candidates.")
@@ -273,7 +274,7 @@ class InterestsBody(RequestBody):
     )
 
     user_id: str
-    conditions: Annotated[list[str], BeforeValidator(check_num_conditions)] = Field(
+    conditions: Annotated[list[str], FailFast(), BeforeValidator(check_num_conditions)] = Field(
         default=[], description="Some of the model's conditions, any order, duplicates allowed; none for all of them."
     )
     top_items: Uint32 = Field(default=0, description="How many of the nearest items to tell of each; 0 for none.")
