@@ -20,6 +20,9 @@ def bench_everything(
     ] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Of each call.")] = _DEFAULTS.candidates,
     calls: Annotated[int, typer.Option(min=10, help="Of each server.")] = _DEFAULTS.calls,
+    in_a_row: Annotated[
+        int, typer.Option(min=1, help="Calls of a server before it is the other's turn.")
+    ] = _DEFAULTS.in_a_row,
     trace_sample: Annotated[float, typer.Option(min=0, max=1, help="Part of the calls that is traced.")] = 1.0,
     without: Annotated[
         list[str] | None, typer.Option(help="A setting that stays off, as tls_cert_file; repeatable.")
@@ -32,7 +35,13 @@ def bench_everything(
     the median grows by more than 3%.
     """
     options = EverythingOptions(
-        candidates, calls, threads=threads, trace_sample=trace_sample, without=tuple(without or ()), rounds=rounds
+        candidates,
+        calls,
+        in_a_row,
+        threads=threads,
+        trace_sample=trace_sample,
+        without=tuple(without or ()),
+        rounds=rounds,
     )
     with some_checkpoint(path) as found:
         result = run(found, options, ServerConfig.model_fields, progress)

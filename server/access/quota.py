@@ -15,12 +15,12 @@ is one, a batch of appends is one:
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from mfalcon.errors import MFalconError, NotReady, Overloaded, ShuttingDown, TooFewMembers
+from mfalcon.errors import NotReady, Overloaded, ShuttingDown, TooFewMembers
 from mfalcon.metrics.callers import CallerMetrics
 
 DAY_S: Final = 86_400
@@ -161,28 +161,40 @@ class Ledger:
         for name in self._accounts.keys() - quotas.keys():
             del self._accounts[name]
 
-    @contextmanager
-    def charged(self, name: str, candidates: int = 0) -> Iterator[None]:
+    def charged(self, name: str, candidates: int = 0) -> AbstractContextManager[None]:
         """A request of a caller, charged by the rule of this module. Raises Overloaded, and what the request does."""
         account = self._accounts.get(name)
         if account is None:  # nobody looks who asks, or the file has just lost the caller
-            yield
-            return
+            return nullcontext()
         day, limit, wait_s = account.charge(candidates, time.monotonic(), time.time())
         if limit is not None:
             self._metrics.refused(name, limit)
             raise over(account, limit, candidates, wait_s)
         self._metrics.begun(name, candidates)
-        try:
-            yield
-        except MFalconError as error:
-            if isinstance(error, _NOT_TAKEN) and not error.may_be_done:
-                account.give_back(candidates, day)
-                self._metrics.given_back(name, candidates)
-            raise
-        finally:
-            account.running -= 1
-            self._metrics.ended(name)
+        return Charge(account, candidates, day, self._metrics)
+
+
+class Charge:
+    """A request that was charged, until it ends."""
+
+    __slots__ = ("_account", "_candidates", "_day", "_metrics")
+
+    def __init__(self, account: Account, candidates: int, day: int, metrics: CallerMetrics) -> None:
+        self._account = account
+        self._candidates = candidates
+        self._day = day
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        """It was charged already."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        account = self._account
+        if isinstance(error, _NOT_TAKEN) and not error.may_be_done:
+            account.give_back(self._candidates, self._day)
+            self._metrics.given_back(account.name, self._candidates)
+        account.running -= 1
+        self._metrics.ended(account.name)
 
 
 def over(account: Account, limit: str, candidates: int, wait_s: float | None) -> Overloaded:
