@@ -39,8 +39,9 @@ _START_MS = 1_700_000_000_000
 class EverythingOptions:
     """calls: of each server, after `warmup`. in_a_row: in a turn, of which there is a whole number; with 1 each call
     finds caches that hold the other server, as no server does that has its machine to itself. events: of the user's
-    history. trace_sample: the part of the calls that is traced. without: settings that stay off all the same. rounds:
-    each with two new servers, since two of the same settings differ by some percent for as long as they live.
+    history. trace_sample: the part of the calls that is traced. capture_sample: of the users that are captured; of one
+    that is not, each call still asks. without: settings that stay off all the same. rounds: each with two new servers,
+    since two of the same settings differ by some percent for as long as they live.
     """
 
     candidates: int = 1_000
@@ -50,6 +51,7 @@ class EverythingOptions:
     events: int = 200
     threads: int = 0
     trace_sample: float = 1.0
+    capture_sample: float = 1.0
     without: tuple[str, ...] = ()
     rounds: int = 5
 
@@ -160,7 +162,7 @@ def made(
     values = {
         "tokens_file": str(directory / "callers.toml"),
         "capture_dir": str(directory / "capture"),
-        "capture_sample": "1",
+        "capture_sample": str(options.capture_sample),
         "access_log": str(directory / "access.log"),
         "access_log_sample": "1",
         "slow_log_ms": "1000",
@@ -235,7 +237,8 @@ def page(result: EverythingResult) -> list[Part]:
     )
     return [
         headline(result.machine, result.commit),
-        f"on: {' '.join(result.on)}; of the calls {result.options.trace_sample:.0%} are traced",
+        f"on: {' '.join(result.on)}; of the calls {result.options.trace_sample:.0%} are traced; "
+        f"captured are {result.options.capture_sample:.0%} of the users",
         Table(title, ("off p50", "off p99", "on p50", "on p99", "p50", "p99"), rows),
         f"median growth of p50: {result.growth:+.1%}; it may be {BAR:.0%}",
     ]

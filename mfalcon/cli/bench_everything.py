@@ -24,6 +24,9 @@ def bench_everything(
         int, typer.Option(min=1, help="Calls of a server before it is the other's turn.")
     ] = _DEFAULTS.in_a_row,
     trace_sample: Annotated[float, typer.Option(min=0, max=1, help="Part of the calls that is traced.")] = 1.0,
+    capture_sample: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of the users that is captured; there is one.")
+    ] = _DEFAULTS.capture_sample,
     without: Annotated[
         list[str] | None, typer.Option(help="A setting that stays off, as tls_cert_file; repeatable.")
     ] = None,
@@ -40,6 +43,7 @@ def bench_everything(
         in_a_row,
         threads=threads,
         trace_sample=trace_sample,
+        capture_sample=capture_sample,
         without=tuple(without or ()),
         rounds=rounds,
     )
