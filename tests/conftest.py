@@ -25,9 +25,10 @@ __all__ = [
     "session_redis_server",
 ]
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch is imported: tiny tensors on busy cores are 20x slower on two
+# Before torch is imported, and with it OpenMP. Tiny tensors on busy cores are 20x slower on two; threads that wait by
+# spinning, as `mfalcon` has them not, took nine tenths of the time of tests that compute with two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
