@@ -208,6 +208,8 @@ class Capture:
                 offer = self._offers.popleft()
                 self._taken += offer.num_bytes
                 self._take(offer)
+            self._metrics.disk_bytes.set(self._files.num_bytes)
+            self._metrics.users.set(len(self._keys))
             if is_last and not self._offers and not self._deletions:
                 break
         try:
@@ -220,8 +222,6 @@ class Capture:
         try:
             self._files.keep_within(0)
             self._drop_unused_keys()
-            self._metrics.disk_bytes.set(self._files.num_bytes)
-            self._metrics.users.set(len(self._keys))
         except OSError as error:
             _log.error("capture: old files could not be deleted: %s", error)
 
@@ -295,8 +295,6 @@ class Capture:
         written += self._add(frames.frame(frames.RANK, body, key.id, nonce))
         self._metrics.captured.inc()
         self._metrics.bytes.inc(written)
-        self._metrics.disk_bytes.set(files.num_bytes)
-        self._metrics.users.set(len(self._keys))
 
     def _add(self, frame: bytes) -> int:
         self._files.write(frame)
