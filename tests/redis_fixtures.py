@@ -7,7 +7,8 @@ from typing import Protocol
 import pytest
 import redis
 
-from loadtest.faults.redis_server import RedisCluster, RedisServer, Reply
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer, Reply
 
 __all__ = [
     "OwnRedis",

@@ -19,7 +19,8 @@ import numpy as np
 
 from loadtest.bench.some_checkpoint import some_checkpoint
 from loadtest.faults.fleet import Fleet
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from loadtest.report.machine import Machine, commit, this_machine
 from loadtest.report.result import Bar, as_number, bar_table, headline
 from loadtest.report.table import Part, Table

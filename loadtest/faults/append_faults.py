@@ -18,8 +18,9 @@ from typing import Literal, TypeAlias, get_args
 
 import redis
 
+from loadtest.faults.redis_cluster import RedisCluster
 from loadtest.faults.redis_sentinel import RedisSentinel
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError
 

@@ -15,7 +15,8 @@ import numpy as np
 from loadtest.bench.random_checkpoint import random_checkpoint
 from loadtest.bench.shapes import Shape
 from loadtest.faults.oracle import BOUND, Answer, Life, score_errors
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.backends.choice import REFERENCE
 from mfalcon.engine.compose import EngineConfig, compose

@@ -12,7 +12,8 @@ import pytest
 
 import mfalcon.counters.redis_counters
 import mfalcon.counters.redis_records
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.counters.redis_counters import RedisCounters
 from mfalcon.counters.redis_records import Change, CounterRecords, name_of
 from mfalcon.engine.compose import EngineConfig, compose

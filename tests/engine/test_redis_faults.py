@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.chain import user_hash
 from mfalcon.history.redis_log import LogOptions

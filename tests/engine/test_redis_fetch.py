@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import mfalcon.spans
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.histories import HistoryOptions
 from mfalcon.engine.ranker import RankerOptions

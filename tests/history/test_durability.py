@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from loadtest.faults.redis_cluster import RedisCluster
 from loadtest.faults.redis_sentinel import RedisSentinel
-from loadtest.faults.redis_server import HOST, RedisCluster, RedisServer
+from loadtest.faults.redis_server import HOST, RedisServer
 from mfalcon.engine.redis_parts import RedisOptions, RedisParts
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.durability import Durability, is_reached, wait_command

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.history.deletions import Deletion
 from mfalcon.history.history import Retention, no_history
 from mfalcon.history.log_sweep import STEP_KEYS, LogSweep

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from redis.asyncio import Redis
 
+from loadtest.faults.redis_cluster import RedisCluster
 from loadtest.faults.redis_sentinel import RedisSentinel
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_server import RedisServer
 from loadtest.faults.slow_proxy import SlowProxy
 from mfalcon.errors import ConfigError, StorageUnavailable
 from mfalcon.history.history import Retention, no_history

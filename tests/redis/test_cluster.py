@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from loadtest.faults.redis_server import RedisCluster, RedisServer
+from loadtest.faults.redis_cluster import RedisCluster
+from loadtest.faults.redis_server import RedisServer
 from mfalcon.errors import StorageUnavailable
 from mfalcon.history.history import Retention, no_history
 from mfalcon.history.redis_log import RedisLog

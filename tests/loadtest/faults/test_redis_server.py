@@ -16,8 +16,9 @@ from redis.cluster import RedisCluster as ClusterClient
 from redis.retry import Retry
 
 import loadtest
+from loadtest.faults.redis_cluster import RedisCluster
 from loadtest.faults.redis_sentinel import RedisSentinel
-from loadtest.faults.redis_server import RedisCluster, RedisServer, server_binary
+from loadtest.faults.redis_server import RedisServer, server_binary
 from mfalcon.errors import ConfigError
 from tests.redis_fixtures import OwnRedis
 
