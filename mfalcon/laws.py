@@ -28,7 +28,7 @@ from mfalcon.engine.probe import BOUNDS, CODES_BOUNDS
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.redis_parts import layout_of
 from mfalcon.engine.runner import Runner
-from mfalcon.errors import DeadlineExceeded
+from mfalcon.errors import DeadlineExceeded, ShuttingDown
 from mfalcon.features.counters import LikeRule
 from mfalcon.features.provider import Asked, FeatureProvider
 from mfalcon.history.history import History, no_history
@@ -313,12 +313,14 @@ async def _ask(subject: Subject, cases: list[Case], truth: list[Tensor]) -> floa
             return np.inf
         return np.inf if late else _worst(torch.from_numpy(result.task_scores.T), truth[index])
 
-    for index, case in enumerate(cases):
-        if len(case.history):
-            await engine.append_events(f"user-{index}", Append(case.history, 0))
-    requests = [one(index, late) for _ in range(4) for index in range(len(cases)) for late in (False, True)]
     try:
+        for index, case in enumerate(cases):
+            if len(case.history):
+                await engine.append_events(f"user-{index}", Append(case.history, 0))
+        requests = [one(index, late) for _ in range(4) for index in range(len(cases)) for late in (False, True)]
         return max(await asyncio.gather(*requests))
+    except ShuttingDown:  # the probe at its start refused the model
+        return np.inf
     finally:
         await engine.close()
 

@@ -20,11 +20,13 @@ from mfalcon.backends import select
 from mfalcon.backends.choice import REFERENCE, TRITON, choose, runnable
 from mfalcon.backends.select import serve, serve_any
 from mfalcon.counters.sets import Counted, CounterSets
+from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.device import Runners
+from mfalcon.engine.engine import Engine
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.probe import BOUNDS
 from mfalcon.engine.scheduler import Scheduler
-from mfalcon.errors import ConfigError
+from mfalcon.errors import CheckpointError, ConfigError, EngineFailure
 from mfalcon.history.history import History
 from mfalcon.kvcache.cache import Found, KVCache
 from mfalcon.kvcache.chunk import PayloadDtype
@@ -32,6 +34,7 @@ from mfalcon.kvcache.state import KVState
 from mfalcon.kvcache.tier import Entry
 from mfalcon.laws import LawResult
 from mfalcon.masked_attention import BatchPrefixAttention
+from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.models.config import RankerConfig
 from mfalcon.models.config_layers import ReachConfig
 from mfalcon.models.din_network import DinNetwork
@@ -127,6 +130,25 @@ def test_law_6_sees_items_that_are_not_counted(monkeypatch: pytest.MonkeyPatch) 
     config = small_config(with_counters=True)
     results = [result for result in laws.check(small_checkpoint(config=config)) if result.law == 6]
     assert results and not all(result.holds for result in results)
+
+
+def test_law_6_is_broken_by_an_engine_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However early it is known: what is appended by then is refused, and so are all requests."""
+
+    def known_at_once(checkpoint: Checkpoint, config: EngineConfig) -> Engine:
+        engine = compose(checkpoint, config)
+        with pytest.raises(EngineFailure, match="no model"):
+            engine.wait_ready(60)
+        return engine
+
+    monkeypatch.setattr("mfalcon.laws.compose", known_at_once)
+    monkeypatch.setattr("mfalcon.engine.ranker.probe", refused)
+    results = [result for result in laws.check(small_checkpoint()) if result.law == 6]
+    assert results and all(result.worst == float("inf") for result in results)
+
+
+def refused(*_: object, **__: object) -> None:
+    raise CheckpointError("no model")
 
 
 def is_fused_float32(dtype: torch.dtype) -> bool:
