@@ -320,6 +320,8 @@ def _most(name: str, value: float, by: str, limit: float) -> Bar:
 
 def page(result: HostileResult) -> Iterator[Part]:
     """A row for each attack."""
+    yield "# Hostile clients"
+    yield "`mfalcon bench hostile --tls --write docs/results/hostile.md` writes this page. Measured on:"
     yield headline(result.machine, result.commit)
     for frontends in dict.fromkeys(row.frontends for row in result.rows):
         columns = (

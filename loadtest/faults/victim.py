@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ CLOSED, SILENT = "closed", "silent"
 AT_ONCE = 16
 PATIENCE_S = 90.0
 """Longest wait for the server to end what has no end."""
+_NARROW_BYTES = 4_096
 _ANSWER = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n(?:[^\r\n]+\r\n)*?content-length: (\d+)\r\n(?:[^\r\n]+\r\n)*\r\n")
 
 
@@ -47,13 +49,22 @@ class Victim:
     count: int
     certificate: Path | None = None
 
-    async def open(self, address: str, *, in_clear: bool = False) -> raw_http2.Streams:
-        """A connection to one of the addresses. in_clear: before any TLS."""
+    async def open(self, address: str, *, in_clear: bool = False, has_room: bool = True) -> raw_http2.Streams:
+        """A connection to one of the addresses. in_clear: before any TLS. has_room: for more than a few KB that nobody
+        has read.
+        """
         host, _, port = address.rpartition(":")
         tls = None if in_clear or self.certificate is None else ssl.create_default_context(cafile=self.certificate)
         if tls is not None and address == self.grpc:
             tls.set_alpn_protocols(["h2"])
-        return await asyncio.open_connection(host, int(port), ssl=tls)
+        if has_room:
+            return await asyncio.open_connection(host, int(port), ssl=tls)
+        narrow = socket.socket()
+        narrow.setblocking(False)
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NARROW_BYTES)
+        await asyncio.get_running_loop().sock_connect(narrow, (host, int(port)))
+        name = None if tls is None else host
+        return await asyncio.open_connection(sock=narrow, ssl=tls, server_hostname=name, limit=_NARROW_BYTES)
 
     def open_http2(self, *, reads: bool = True) -> AbstractAsyncContextManager[raw_http2.Connection]:
         """A connection for frames of HTTP/2. reads: see `raw_http2.connected`."""
