@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mfalcon.errors import Unauthenticated
-from server.access import access as module
 from server.access.access import Access
 from tests.server.access.credentials import access_of, bearer, in_days, table, token, written
 
@@ -24,7 +23,7 @@ def access(tmp_path: Path) -> Access:
 
 def test_it_expires(access: Access, monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.time() + 86_500
-    monkeypatch.setattr(module.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     with pytest.raises(Unauthenticated, match="the token of caller web has expired"):
         access.caller(bearer(WEB))
 
