@@ -43,9 +43,8 @@ class Arrival:
     below note of it, with its name in logs and traces. user_id: a legal one, "" until it is known. granted_s: seconds
     that it has, None until that is known. result: of a rank that was answered. route, scheme: over HTTP. service:
     over gRPC. is_part: of another request, which is counted. parts: of a batch, how many ended with each code.
-    when_closed: is called when its caller has read the answer, or has left.
-    credentials: what the call's metadata has by the name
-    authorization, None where nobody looked.
+    when_closed: is called when its caller has read the answer, or has left. credentials: what the call's metadata has
+    by the name authorization, None where nobody looked.
     """
 
     verb: str

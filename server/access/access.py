@@ -41,8 +41,8 @@ class Access:
         self.gate = Gate()
         self._looking = asyncio.Lock()
         self._accepted: dict[int, tuple[bytes, Grant]] = {}
-        """Headers with one of our tokens, by the hash that Python has of a text, which a secret of this process keys: a
-        look at these touches a third of the code that a look at the token's own hash does."""
+        """Headers with one of our tokens, by the hash that Python has of a text, which a secret of this process keys.
+        Between two ranks it is code that takes the time, not hashing: this is less of it (docs/LOG.md)."""
         self._told: Callable[[Mapping[str, Quota]], None] = lambda quotas: None
         self._file: Watched[Callers] | None = None
         self._jwt: JwtVerifier | None = None
