@@ -181,14 +181,23 @@ async def large_heads(victim: Victim, heard: Heard) -> None:
 
 async def unread_answers(victim: Victim, heard: Heard) -> None:
     """Large answers that nobody reads: a window of 0 bytes over gRPC, a full socket over HTTP. They are asked for one
-    by one, so that what others wait for is not the ranks themselves: those are right, and an overload has other tests.
+    by one, so that what others wait for is not the ranks themselves.
     """
+    await _leave_unread(victim, heard, evenly=True)
+
+
+async def unread_overload(victim: Victim, heard: Heard) -> None:
+    """The same as fast as the server ranks, over HTTP into sockets that have room: an overload of right requests."""
+    await _leave_unread(victim, heard, evenly=False)
+
+
+async def _leave_unread(victim: Victim, heard: Heard, *, evenly: bool) -> None:
     most, kept_s = 64, 5.0
     message = pb.RankRequest(user_id="eve", candidates=range(2_000), top_k=2_000).SerializeToString()
     body = b'{"user_id":"eve","candidates":[%s]}' % b",".join(b"%d" % item for item in range(2_000))
 
     async def ask(number: int) -> None:
-        if number < most:
+        if evenly and number < most:
             await asyncio.sleep(number * kept_s / most)
         if number % 2:
             async with victim.open_http2(reads=False) as connection:
@@ -196,7 +205,7 @@ async def unread_answers(victim: Victim, heard: Heard) -> None:
                 await asyncio.sleep(kept_s)
                 heard.add(CLOSED if connection.closed.is_set() else "left unread")
             return
-        _, writer = await victim.open(victim.http, has_room=False)
+        _, writer = await victim.open(victim.http, has_room=not evenly)
         for _ in range(20):
             writer.write(b"POST /v1/rank HTTP/1.1\r\n%scontent-length: %d\r\n\r\n" % (_HOST, len(body)) + body)
         await asyncio.sleep(kept_s)
@@ -364,6 +373,7 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "compressed bombs": (compressed_bombs, 20),
     "1 MB of headers": (large_heads, 60),
     "answers that nobody reads": (unread_answers, 200),
+    "an overload of these": (unread_overload, 200),
     "floods of frames": (floods, 50),
     "half messages": (half_messages, 5_000),
     "pipelines": (pipelines, 100),
