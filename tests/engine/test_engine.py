@@ -30,6 +30,7 @@ from mfalcon.models.registry import prefix_rankers
 from mfalcon.types import Append, CacheInfo, CacheSource, Events, RankRequest, RankResult, no_events
 from tests.small import cold_scores, random_events, rank_request, small_checkpoint
 
+HOST = CacheSource.HOST
 BOUND = 2e-6  # answers are float32, ratings up to 10: half a unit in the last place is 5e-7
 ANSWER_SECONDS = 60
 CHECKPOINT = small_checkpoint()
@@ -417,7 +418,8 @@ async def test_stress_every_request_is_answered_once_and_rightly(
     for known, asked, result in checks:
         assert_right(result, known, asked)
         assert result.cache.reused_tokens + result.cache.encoded_tokens <= 24
-    assert {result.cache.source for _, _, result in checks} == {CacheSource.NONE, here}
+    # A request read earlier may put a shorter state on the device than the one that was copied to the host before.
+    assert {CacheSource.NONE, here} <= {one.cache.source for _, _, one in checks} <= {CacheSource.NONE, here, HOST}
     for number in range(num_users):
         await engine.delete_user(f"user-{number}")
     assert engine.catalog.default.cache.num_bytes == 0

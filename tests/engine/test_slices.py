@@ -19,6 +19,7 @@ from mfalcon.engine.compose import EngineConfig, compose
 from mfalcon.engine.job import RankJob
 from mfalcon.engine.ranker import RankerOptions
 from mfalcon.engine.runner import Answer, Runner
+from mfalcon.engine.scheduler import Scheduler
 from mfalcon.engine.slices import fitting
 from mfalcon.engine.workers import take_cores
 from mfalcon.errors import DeadlineExceeded
@@ -173,7 +174,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 CONFIG = EngineConfig(threads=1, slice_s=SHORTEST, ranker=RankerOptions(microbatch=16))
 
 
-async def test_a_small_request_passes_a_large_one(steps: Steps) -> None:
+async def test_a_small_request_passes_a_large_one(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = compose(CHECKPOINT, replace(CONFIG, slice_s=0.05))
     await asyncio.to_thread(engine.wait_ready, LIMIT_S)
     reached, go_on = threading.Event(), threading.Event()
@@ -184,6 +185,14 @@ async def test_a_small_request_passes_a_large_one(steps: Steps) -> None:
             assert go_on.wait(LIMIT_S)
 
     steps.on_step = hold
+    queued, submit = asyncio.Event(), Scheduler.submit
+
+    def note(scheduler: Scheduler, job: RankJob) -> None:
+        submit(scheduler, job)
+        if job.request.user_id == "small":
+            queued.set()
+
+    monkeypatch.setattr(Scheduler, "submit", note)
     history = random_events(250)
     await engine.append_events("large", Append(history))
     engine.catalog.default.predictor.score.observe(250, 1_000, 100.0)
@@ -191,12 +200,16 @@ async def test_a_small_request_passes_a_large_one(steps: Steps) -> None:
     large = asyncio.create_task(engine.rank(asked, None))
     assert await asyncio.to_thread(reached.wait, LIMIT_S)
     small = asyncio.create_task(engine.rank(rank_request("small", [1]), None))
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(LIMIT_S):
+        await queued.wait()
     go_on.set()
+    ended: list[str] = []  # in turn, and not who has not ended yet: this loop may come late to both answers
+    small.add_done_callback(lambda _: ended.append("small"))
+    large.add_done_callback(lambda _: ended.append("large"))
     assert len((await small).scores) == 1
-    assert not large.done()
-    assert steps.users[:4] == ["large"] * 3 + ["small"]
     result = await large
+    assert ended == ["small", "large"]
+    assert steps.users[:4] == ["large"] * 3 + ["small"]
     assert np.abs(result.task_scores - cold_scores(CHECKPOINT, history, asked).numpy()).max() <= 2e-5
     await engine.close()
 
