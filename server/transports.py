@@ -72,6 +72,7 @@ def connection_limits(config: ServerConfig) -> ConnectionLimits:
         max_connections=config.http_connections,
         handshake_timeout_s=config.tls_handshake_timeout_s,
         max_head_bytes=config.max_metadata_bytes,
+        handshakes_per_s=config.tls_handshakes_per_s,
     )
 
 
@@ -152,6 +153,7 @@ class Transports:
             None if certificates is None else lambda: certificates.context,
             math.ceil(config.drain_seconds + LAST_BYTES_SECONDS),
             counted.refused,
+            metrics.requests.handshake_waited,
         )
         self._http_task: asyncio.Task[None] | None = None
         self._held = ExitStack()

@@ -17,6 +17,7 @@ class RequestMetrics:
         self._first_part_seconds = requests.FIRST_PART_SECONDS.made(registry)
         self._mismatches = requests.AFFINITY_MISMATCH.made(registry)
         self._paced = requests.REFUSALS_PACED.made(registry)
+        self._handshakes_paced = requests.HANDSHAKES_PACED.made(registry)
         # To look a child up by its labels costs more than to count in it.
         self._counters: dict[tuple[str, str, str, str], Counter] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
@@ -40,6 +41,10 @@ class RequestMetrics:
     def paced(self, transport: str) -> None:
         """An answer that names the caller's fault has to wait for its turn."""
         self._paced.labels(transport).inc()
+
+    def handshake_waited(self, end: str) -> None:
+        """A TLS connection over HTTP has waited for its turn: "begun", "late" or "closed"."""
+        self._handshakes_paced.labels(end).inc()
 
     def took(
         self, model: str, verb: str, transport: str, seconds: float, exemplar: dict[str, str] | None = None

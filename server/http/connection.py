@@ -36,7 +36,7 @@ NAMED: Final = "request_id"
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """How long a client may take for the head of a request, for its body or to read an answer, and for a TLS handshake;
-    how many connections there may be, and how many bytes a head may have.
+    how many connections there may be, and how many bytes a head may have. handshakes_per_s: that are begun, 0 for all.
     """
 
     header_timeout_s: float
@@ -44,6 +44,7 @@ class ConnectionLimits:
     max_connections: int
     handshake_timeout_s: float = 10.0
     max_head_bytes: int = MAX_HEAD_BYTES
+    handshakes_per_s: float = 0.0
 
 
 class Awaited(Enum):

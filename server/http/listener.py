@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from server.addresses import BACKLOG
 from server.http.connection import Connection, ConnectionLimits, Waiting
+from server.http.handshakes import HandshakeTurns
 from server.logs import SELDOM
 
 logger = logging.getLogger(__name__)
@@ -33,11 +34,12 @@ def room_for(max_connections: int) -> int:
 @dataclass(frozen=True, slots=True)
 class Tls:
     """context: what the next connection is given. limits: how long its client may take for a handshake, and to agree to
-    the connection's end.
+    the connection's end. turns: where it waits before the handshake, if anywhere.
     """
 
     context: Callable[[], ssl.SSLContext]
     limits: ConnectionLimits
+    turns: HandshakeTurns | None = None
 
 
 class Handshake:
@@ -98,7 +100,7 @@ class Listener:
     def _accept(self, at_most: int) -> None:
         for _ in range(at_most):
             try:
-                accepted, _ = self._sock.accept()
+                accepted, peer = self._sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
@@ -109,7 +111,7 @@ class Listener:
                     self._loop.call_later(RETRY_SECONDS, self._listen)
                 return
             if self._has_room():
-                self._begin(accepted)
+                self._begin(accepted, peer[0])
             else:
                 accepted.close()
 
@@ -129,8 +131,8 @@ class Listener:
             return True
         return False
 
-    def _begin(self, accepted: socket.socket) -> None:
-        opening = self._loop.create_task(self._open(accepted))
+    def _begin(self, accepted: socket.socket, host: str) -> None:
+        opening = self._loop.create_task(self._open(accepted, host))
         self._opening.add(opening)
         handshake = Handshake(opening)
         if self._tls is not None:
@@ -144,11 +146,13 @@ class Listener:
 
         opening.add_done_callback(done)
 
-    async def _open(self, accepted: socket.socket) -> None:
+    async def _open(self, accepted: socket.socket, host: str) -> None:
         try:
             if self._tls is None:
                 await self._loop.connect_accepted_socket(self._connect, accepted)
                 return
+            if self._tls.turns is not None:
+                await self._tls.turns.turn(host)
             await self._loop.connect_accepted_socket(
                 self._connect,
                 accepted,
@@ -156,5 +160,5 @@ class Listener:
                 ssl_handshake_timeout=self._tls.limits.handshake_timeout_s,
                 ssl_shutdown_timeout=self._tls.limits.body_timeout_s,
             )
-        except OSError:  # of TLS too
+        except OSError:  # of TLS too, and a turn that did not come in time
             accepted.close()

@@ -10,9 +10,12 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server.http.connection import Connection, ConnectionLimits, Waiting
+from server.http.handshakes import End, HandshakeTurns
 from server.http.listener import Listener, Tls, room_for
 
 LAST_CONNECTIONS_SECONDS = 0.1
+SHARE_WITHOUT_TURN = 4
+"""One in so many of the connections may wait for the turn of its handshake."""
 
 
 class HttpServer(uvicorn.Server):
@@ -25,8 +28,11 @@ class HttpServer(uvicorn.Server):
         tls: Callable[[], ssl.SSLContext] | None,
         close_within_s: int,
         refused: Callable[[int], None] = lambda status: None,
+        handshake_waited: Callable[[End], None] = lambda end: None,
     ) -> None:
-        """tls: what the next connection is given; None for connections in clear. refused: see `Connection`."""
+        """tls: what the next connection is given; None for connections in clear. refused: see `Connection`.
+        handshake_waited: see `HandshakeTurns`.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
@@ -43,6 +49,7 @@ class HttpServer(uvicorn.Server):
         self._limits = limits
         self._tls = tls
         self._refused = refused
+        self._handshake_waited = handshake_waited
         self._listeners: list[Listener] = []
 
     @contextlib.contextmanager
@@ -56,6 +63,7 @@ class HttpServer(uvicorn.Server):
         connections, waiting = set[Connection](), dict[Waiting, None]()
         self.server_state.connections = connections  # type: ignore[assignment]
         self.servers = []
+        tls = None if self._tls is None else Tls(self._tls, self._limits, self._turns(room))
         self._listeners = [
             Listener(
                 sock,
@@ -63,12 +71,19 @@ class HttpServer(uvicorn.Server):
                 connections,
                 waiting,
                 room,
-                None if self._tls is None else Tls(self._tls, self._limits),
+                tls,
             )
             for sock in sockets or []
         ]
         self.started = True
         self.listening.set()
+
+    def _turns(self, room: int) -> HandshakeTurns | None:
+        limits = self._limits
+        if not limits.handshakes_per_s:
+            return None
+        most = -(-room // SHARE_WITHOUT_TURN)
+        return HandshakeTurns(limits.handshakes_per_s, most, limits.handshake_timeout_s, self._handshake_waited)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop to listen a little before connections are closed: one that was just opened still gets its answer."""

@@ -28,6 +28,13 @@ class TlsSettings(BaseModel):
     tls_handshake_timeout_s: float = Field(
         default=10.0, ge=0.01, le=3_600, description="Longest time for a TLS handshake, in s."
     )
+    tls_handshakes_per_s: float = Field(
+        default=100.0,
+        ge=0,
+        le=10**6,
+        description="TLS handshakes a second that each port of HTTP begins, in each process; more wait for their turn, "
+        "addresses one after the other, tls_handshake_timeout_s at most. 0 begins all at once.",
+    )
     metrics_host: str = Field(
         default="127.0.0.1", min_length=1, description="Address that the port of the metrics listens on."
     )

@@ -53,6 +53,7 @@ ELSEWHERE = {
     "mfalcon_access_log_lines": ("tests/server/test_access_log.py", "mfalcon_access_log_lines_total"),
     "mfalcon_spans": ("tests/server/test_spans.py", "mfalcon_spans_total"),
     "mfalcon_refusals_paced": ("tests/server/test_refusals.py", "mfalcon_refusals_paced_total"),
+    "mfalcon_handshakes_paced": ("tests/server/http/test_handshakes.py", "mfalcon_handshakes_paced_total"),
     "mfalcon_partial": ("tests/engine/test_partial.py", "mfalcon_partial_total"),
     "mfalcon_graph_number": ("tests/engine/test_graph_refreshes.py", "mfalcon_graph_number"),
     "mfalcon_graph_refreshes": ("tests/engine/test_graph_refreshes.py", "mfalcon_graph_refreshes_total"),

@@ -125,6 +125,17 @@ REFUSALS_PACED = CounterDefinition(
     tells="Somebody sends wrong requests by the thousand: the codes of `mfalcon_requests` say what is wrong with them, "
     "the access log who it is.",
 )
+HANDSHAKES_PACED = CounterDefinition(
+    name="mfalcon_handshakes_paced",
+    help="TLS connections over HTTP that had to wait for their turn, since there were more than tls_handshakes_per_s.",
+    section=SECTION,
+    labels=("end",),
+    values={"end": ("begun", "late", "closed")},
+    frontends=True,
+    needs="--tls-cert-file",
+    tells="`begun`: had its turn; `late`: had none within tls_handshake_timeout_s; `closed`: made place for others. "
+    "Somebody opens connections by the hundred a second: clients that keep none, or a flood.",
+)
 RERANKS = CounterDefinition(
     name="mfalcon_reranks",
     help="Ranks whose top was to be reranked: done, or why it is in the order of the scores (rerank_skipped).",
