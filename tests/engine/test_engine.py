@@ -164,11 +164,24 @@ async def test_a_deadline_is_checked_before_device_work(engine: Engine, monkeypa
             await work
 
 
-async def test_a_deadline_that_passes_in_the_queue(engine: Engine, gate: Gate) -> None:
+async def test_a_deadline_that_passes_in_the_queue(
+    engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = list[RankJob]()
+    right = Scheduler.submit
+
+    def submit(scheduler: Scheduler, job: RankJob) -> None:
+        right(scheduler, job)
+        jobs.append(job)
+
+    monkeypatch.setattr(Scheduler, "submit", submit)
     first = asyncio.create_task(engine.rank(request(), None))
     await gate.wait_reached()
-    second = asyncio.create_task(engine.rank(request(), time.monotonic() + 1))
-    await asyncio.sleep(1.1)
+    second = asyncio.create_task(engine.rank(request(), time.monotonic() + ANSWER_SECONDS))
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while len(jobs) < 2:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0)
+    jobs[1].deadline = time.monotonic()
     gate.open.set()
     await first
     with pytest.raises(DeadlineExceeded):
@@ -340,7 +353,7 @@ async def test_an_engine_that_cannot_start_says_so_and_answers(monkeypatch: pyte
         await asyncio.to_thread(engine.wait_ready, ANSWER_SECONDS)
     for work in (early, asyncio.create_task(engine.rank(request(), None))):
         with pytest.raises((EngineFailure, ShuttingDown)):
-            await asyncio.wait_for(work, 2)
+            await asyncio.wait_for(work, ANSWER_SECONDS)
     await engine.close()
 
 

@@ -97,7 +97,7 @@ async def test_a_device_thread_that_ends_answers_everybody(monkeypatch: pytest.M
     monkeypatch.setattr(Runner, "advance", broken)
     monkeypatch.setattr(Runner, "check_device", broken)
     asked = [engine.rank(rank_request("ann", ITEMS), None) for _ in range(3)]
-    answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 10)
+    answers = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 60)
     assert [type(answer) for answer in answers] == [EngineFailure, ShuttingDown, ShuttingDown], (
         "the rest may be retried"
     )
@@ -133,7 +133,7 @@ async def test_what_would_be_late_is_refused_at_once_unless_nothing_is_queued(
     monkeypatch.setattr(Runner, "advance", slow)
     for _ in range(5):  # so that a queue of four means seconds, and how busy this machine is does not matter
         assert len((await engine.rank(request, time.monotonic() + 60)).scores) == len(ITEMS)
-    monkeypatch.setattr(Runner, "advance", lambda runner, *args: go_on.wait(10) and right(runner, *args))
+    monkeypatch.setattr(Runner, "advance", lambda runner, *args: go_on.wait(60) and right(runner, *args))
     waiting = [asyncio.create_task(engine.rank(request, None)) for _ in range(4)]
     async with asyncio.timeout(60):
         while engine.device.num_queued() != 3:  # noqa: ASYNC110 (nobody is told)
@@ -191,7 +191,7 @@ async def test_a_step_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     go_on, right = threading.Event(), Runner.advance
 
     def hangs(runner: Runner, jobs: Sequence[RankJob], seconds: float) -> list[Answer | None]:
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return right(runner, jobs, seconds)
 
     monkeypatch.setattr(Runner, "advance", hangs)

@@ -6,7 +6,6 @@ import time
 
 import grpc
 import grpc.aio
-import httpx
 import pytest
 
 from mfalcon import errors
@@ -130,18 +129,25 @@ async def test_deadline_of_the_server() -> None:
         answer = await running.http.post("/v1/rank", json=RANK_JSON)
         assert answer.status_code == 504
         assert answer.json()["error"]["message"] == "no answer within 50 ms"
-        assert running.engine.num_cancelled == 2
+        assert running.engine.num_cancelled == running.engine.num_entered  # a busy machine may spend it on the way
 
 
 async def test_deadline_of_the_caller(running: Running) -> None:
+    async def over_grpc() -> None:
+        code, _ = await rank_refused(running, timeout=0.05)
+        assert code == "DEADLINE_EXCEEDED"
+
+    async def over_http() -> None:
+        answer = await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "50"})
+        assert answer.status_code == 504
+
     running.engine.gate.clear()
-    code, _ = await rank_refused(running, timeout=0.05)
-    assert code == "DEADLINE_EXCEEDED"
-    answer = await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-timeout-ms": "50"})
-    assert answer.status_code == 504
-    async with asyncio.timeout(60):
-        await running.engine.cancelled.acquire()
-        await running.engine.cancelled.acquire()
+    for ask in (over_grpc, over_http):
+        before = running.engine.num_entered
+        async with asyncio.timeout(60):
+            while running.engine.num_entered == before:  # a busy machine may spend the time on the way
+                await ask()
+            await running.engine.cancelled.acquire()
 
 
 async def test_the_engine_knows_the_deadline(running: Running) -> None:
@@ -171,9 +177,10 @@ async def test_a_cancelled_call_is_dropped(running: Running) -> None:
 
 async def test_a_client_that_leaves_is_dropped(running: Running) -> None:
     running.engine.gate.clear()
-    with pytest.raises(httpx.ReadTimeout):
-        await running.http.post("/v1/rank", json=RANK_JSON, timeout=0.2)
+    leaving = asyncio.create_task(running.http.post("/v1/rank", json=RANK_JSON))
     async with asyncio.timeout(60):
+        await running.engine.entered.wait()
+        leaving.cancel()
         await running.engine.cancelled.acquire()
     running.engine.gate.set()
     assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200
