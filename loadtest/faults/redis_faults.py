@@ -36,6 +36,11 @@ class Fault:
     absent: bool = False
     of_one: bool = False
 
+    @property
+    def leaves_redis_well(self) -> bool:
+        """Whether only what Redis holds is spoilt."""
+        return self.of_one or not self.in_log
+
 
 def _kill(world: World) -> None:
     world.at.server.kill()

@@ -120,6 +120,8 @@ class RedisServer:
         self._tls = tls
         self._password = password
         self._port = 0
+        self._held: socket.socket | None = None
+        """Keeps the port, on which nobody listens, from others while the server is down."""
         self._directory: TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
@@ -179,6 +181,7 @@ class RedisServer:
         """
         assert not self.running, "already running"
         self._end_process()
+        self._let_go_of_port()
         binary = server_binary()
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -221,8 +224,8 @@ class RedisServer:
         if not self.running:
             without_tls = self._tls and any(words in self._log_tail() for words in _NO_TLS)
             raise ConfigError("this server was built without TLS" if without_tls else "the server ended at once")
-        try:
-            return self.command("PING") == b"PONG"
+        try:  # INFO is answered while the server loads
+            return self.command("PING") == b"PONG" and f"process_id:{self.pid}\r" in self.text("INFO", "server")
         except (redis.ConnectionError, redis.TimeoutError):
             return False
 
@@ -275,8 +278,13 @@ class RedisServer:
         self.kill()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL), running, frozen or dead."""
+        """End it at once (SIGKILL), running, frozen or dead. Nobody else gets its port until it is closed."""
         self._end_process()
+        if self._held is None and self._port:
+            self._held = socket.socket()
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its last connections rest there
+            with suppress(OSError):
+                self._held.bind((HOST, self._port))
 
     def freeze(self) -> None:
         """Stop it without ending it (SIGSTOP): connections stay open and nothing is answered."""
@@ -298,7 +306,8 @@ class RedisServer:
 
     def close(self) -> None:
         """Kill it and delete its directory."""
-        self.kill()
+        self._end_process()
+        self._let_go_of_port()
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
@@ -306,6 +315,11 @@ class RedisServer:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None, "not running"
         self._process.send_signal(number)
+
+    def _let_go_of_port(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _end_process(self) -> None:
         self._end_guard()

@@ -191,8 +191,10 @@ def place(*, proxied: bool = False, clustered: bool = False, append_only: bool =
 class World:
     """`host` has its users' states in memory, `cold` keeps none: it finds them in Redis or encodes them again."""
 
-    def __init__(self, checkpoint: Checkpoint, setup: Setup, at: Place, num_users: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, setup: Setup, at: Place, num_users: int, timeout_s: float = 0.0) -> None:
+        """timeout_s: of an answer of Redis; 0 for that which `mfalcon serve` has by default."""
         self.checkpoint = checkpoint
+        self.timeout_s = timeout_s
         self.setup = setup
         self.at = at
         names = (f"user-{number}" for number in range(100_000))
@@ -225,13 +227,25 @@ class World:
             yield self
 
     def options(self) -> RedisOptions:
-        """As `mfalcon serve` has them by default."""
+        """As `mfalcon serve` has them by default, but for the timeout."""
+        patient = (self.timeout_s, self.timeout_s) if self.timeout_s else ()
         return RedisOptions(
-            RedisSettings(self.at.url),
+            RedisSettings(self.at.url, *patient),
             prefix=self.at.keys.prefix,
             holds_log=self.setup != "states",
             log=LogOptions(serve_stale=self.setup == "stale"),
         )
+
+    async def until_reachable(self) -> None:
+        """Return once no engine takes Redis for dead."""
+        waits_until = time.monotonic() + _WAIT_S
+        for each in (self.host, self.cold):
+            redis = each.histories.redis
+            assert redis is not None
+            while not all(redis.client.available(self.at.keys.log(user_hash(one.user_id))) for one in self.people):
+                if time.monotonic() > waits_until:
+                    raise ConfigError(f"Redis is not reachable after {_WAIT_S:g} s")
+                await asyncio.sleep(_POLL_S)
 
     async def tell(self, engines: Sequence[Engine]) -> None:
         """Have every user's history acknowledged: by each engine where logs are embedded, else by the first."""

@@ -164,9 +164,7 @@ async def test_a_deadline_is_checked_before_device_work(engine: Engine, monkeypa
             await work
 
 
-async def test_a_deadline_that_passes_in_the_queue(
-    engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_deadline_that_passes_in_the_queue(engine: Engine, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = list[RankJob]()
     right = Scheduler.submit
 

@@ -303,16 +303,15 @@ async def test_a_frozen_redis_leaves_old_counters_that_say_so_and_it_heals_by_it
     began = time.monotonic()
     told = await one.append_events("ann", Append(events[21:40], 21))
     assert told.history_len == 40  # acknowledged by the log, not counted
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < PATIENCE_S / 2
     result = await one.rank(rank_request("ann", ITEMS[:9].tolist()), None)
     assert result.counters_stale
     np.testing.assert_array_equal(store(one).read(ITEMS), expected([events[:21]], ITEMS))
     for name in ("failed_total", "waiting", "stale_reads_total"):
         assert value(one.metrics, f"mfalcon_counters_{name}") > 0
-    await asyncio.sleep(0.7)
     with pytest.raises(StorageUnavailable):
         await two.append_events("ann", Append(events[40:], 40))
-    assert store(two).is_stale
+    await until(lambda: store(two).is_stale)
     server.thaw()
     monkeypatch.undo()
     await until(lambda: not store(one).is_stale and not store(two).is_stale)

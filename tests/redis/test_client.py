@@ -274,7 +274,7 @@ async def test_ten_thousand_cancels_leak_nothing_and_mix_up_nobody(
 
     async def ask(user_id: str) -> None:
         nonlocal num_answered
-        history = (await log.read(user_id, PATIENCE_S)).history
+        history = (await log.read(user_id, 60.0)).history
         assert history.user_id == user_id and len(history) == lengths[user_id]
         assert history.events.tobytes() == random_events(lengths[user_id], lengths[user_id]).tobytes()
         num_answered += 1

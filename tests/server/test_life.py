@@ -22,7 +22,6 @@ from proto import ranking_pb2, ranking_pb2_grpc
 from server.addresses import authority
 from server.config import load_config
 from server.service import Service
-from server.transports import LINGER_SECONDS
 from tests.server.fake_engine import KILLER, FakeEngine
 from tests.server.harness import FREE_PORTS, health_of, next_status, serving, watch_health
 
@@ -43,7 +42,7 @@ async def started(*options: str, stdout: int = asyncio.subprocess.PIPE) -> async
 
 @pytest.mark.parametrize("frontends", [0, 2])
 async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> None:
-    async with serving(drain_seconds=5, frontends=frontends) as running:
+    async with serving(drain_seconds=60, frontends=frontends) as running:
         running.engine.gate.clear()
         watch = watch_health(running.channel)
         assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING
@@ -60,7 +59,9 @@ async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> N
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert refused.value.details() == "the server is shutting down; ask another one"
         assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 503
-        await asyncio.sleep(LINGER_SECONDS + 0.1)
+        async with asyncio.timeout(60):
+            while await can_connect(running.addresses.http):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as unreachable:
             await running.stub.Rank(RANK, timeout=60)
         assert unreachable.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -81,11 +82,11 @@ async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> N
 
 async def test_a_lingering_server_answers_but_says_that_it_leaves() -> None:
     """A balancer learns of it later than a health check: what it still sends is answered, on a last connection."""
-    async with serving(drain_linger_s=0.6) as running:
+    async with serving(drain_linger_s=2.0) as running:
         kept = await running.http.post("/v1/rank", json=RANK_JSON)
         assert kept.status_code == 200 and "connection" not in kept.headers
         stopping = asyncio.create_task(running.service.stop())
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             while await health_of(running.channel) != health_pb2.HealthCheckResponse.NOT_SERVING:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         ready = await running.http.get("/readyz")
@@ -94,9 +95,9 @@ async def test_a_lingering_server_answers_but_says_that_it_leaves() -> None:
             answer = await running.http.post("/v1/rank", json=RANK_JSON)
             assert (answer.status_code, answer.headers["connection"]) == (200, "close")
             assert (await running.stub.Rank(RANK)).scores
-        await asyncio.sleep(0.65)
-        refused = await running.http.post("/v1/rank", json=RANK_JSON)
-        assert (refused.status_code, refused.headers["connection"]) == (503, "close")
+        while (told := await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 200:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert (told.status_code, told.headers["connection"]) == (503, "close")
         await stopping
 
 
@@ -136,7 +137,7 @@ async def test_grpc_may_listen_only_while_requests_are_answered(frontends: int) 
 async def test_a_server_that_never_served_stops_with_its_grpc_port_closed() -> None:
     service = Service(load_config(None, FREE_PORTS | {"grpc_listen": "ready"}))
     addresses = await service.listen()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         await service.stop()
     assert not await can_connect(addresses.grpc)
     with socket.create_server(("127.0.0.1", int(addresses.grpc.rpartition(":")[2]))):
@@ -151,7 +152,7 @@ async def test_drain_does_not_wait_for_ever() -> None:
         async with asyncio.timeout(60):
             while running.engine.num_entered < 2:  # noqa: ASYNC110 (nobody is told)
                 await asyncio.sleep(0.01)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await running.service.stop()
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await by_grpc
@@ -183,7 +184,7 @@ async def test_no_http_request_is_lost_by_a_drain(frontends: int) -> None:
             while len(running.engine.requests) < 16:  # noqa: ASYNC110 (nobody is told)
                 await asyncio.sleep(0.01)
         await running.service.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert set().union(*await asking) == {200, 503}
 
 

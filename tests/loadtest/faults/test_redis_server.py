@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -74,6 +75,8 @@ def test_stop_and_start_keep_port_and_directory(own_redis: OwnRedis) -> None:
     assert not server.running
     with pytest.raises(redis.ConnectionError):
         server.command("PING")
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):  # nobody takes it meanwhile
+        other.bind(("127.0.0.1", server.port))
     server.start()
     assert (server.url, server.directory) == (url, directory)
     assert server.pid != pid
