@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from contextlib import ExitStack
 from functools import partial
 from typing import Protocol
@@ -32,11 +31,10 @@ from server.ranking_engine import RankingEngine
 from server.refusals import Refusals
 from server.tls import Certificates
 from server.tracing import Tracing
+from server.turns import in_turns
 
 LINGER_SECONDS = 0.3
 """Time for which a draining server still listens, so that callers read a refusal and balancers look elsewhere."""
-LINGER_TURNS = 10
-"""In so many turns of the event loop: one that is held up for all that time still reads what came meanwhile."""
 SHARE_REFUSED = 4
 """One in so many of the calls, or of the connections of HTTP, may wait for an answer that names its fault."""
 LAST_BYTES_SECONDS = 0.5
@@ -237,11 +235,11 @@ class Transports:
         grpc_stopping: asyncio.Task[None] | None = None
         if self._config.grpc_listen == "ready" and self._handler.serves:
             grpc_stopping = self._stop_grpc(drain_seconds)
-            await _linger()
+            await in_turns(LINGER_SECONDS)
         self._handler.drain()
         if self._has_engine:
             # A transport that stops drops calls that are on the wire without a word; let there be none by then.
-            drain_seconds = max(0, drain_seconds - await _linger())
+            drain_seconds = max(0, drain_seconds - await in_turns(LINGER_SECONDS))
         self._http.should_exit = True
         grpc_stopping = grpc_stopping or self._stop_grpc(drain_seconds)
         try:
@@ -262,11 +260,3 @@ class Transports:
 
     def _stop_grpc(self, grace: float) -> asyncio.Task[None]:
         return asyncio.create_task(self._grpc.stop(grace + LAST_BYTES_SECONDS))
-
-
-async def _linger() -> float:
-    """Listen for `LINGER_SECONDS` more. Returns the seconds that it took."""
-    began = time.monotonic()
-    for _ in range(LINGER_TURNS):
-        await asyncio.sleep(LINGER_SECONDS / LINGER_TURNS)
-    return time.monotonic() - began

@@ -191,9 +191,18 @@ def place(*, proxied: bool = False, clustered: bool = False, append_only: bool =
 class World:
     """`host` has its users' states in memory, `cold` keeps none: it finds them in Redis or encodes them again."""
 
-    def __init__(self, checkpoint: Checkpoint, setup: Setup, at: Place, num_users: int, timeout_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        setup: Setup,
+        at: Place,
+        num_users: int,
+        deadline_s: float = DEADLINE_S,
+        timeout_s: float = 0.0,
+    ) -> None:
         """timeout_s: of an answer of Redis; 0 for that which `mfalcon serve` has by default."""
         self.checkpoint = checkpoint
+        self.deadline_s = deadline_s
         self.timeout_s = timeout_s
         self.setup = setup
         self.at = at
@@ -278,8 +287,12 @@ class World:
     async def rounds(self, host: Ranked, cold: Ranked, seed: int) -> None:
         """Every user once, on both engines in turn."""
         for number, person in enumerate(self.people):
-            await rank(self.host, person, seed + number, host)
-            await rank(self.cold, person, seed + number, cold)
+            await self.rank(self.host, person, seed + number, host)
+            await self.rank(self.cold, person, seed + number, cold)
+
+    async def rank(self, engine: Engine, person: Person, seed: int, into: Ranked) -> None:
+        """One rank, timed, within the deadline."""
+        await rank(engine, person, seed, into, self.deadline_s)
 
 
 @asynccontextmanager

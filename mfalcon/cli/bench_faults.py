@@ -43,6 +43,9 @@ def bench_faults(
         float, typer.Option(min=1, help="Time between two ranks of one client, under load.")
     ] = _DEFAULTS.period_s * 1e3,
     rounds: Annotated[int, typer.Option(min=1, help="Freezes under load.")] = _DEFAULTS.rounds,
+    phase_ms: Annotated[
+        float, typer.Option(min=1, help="Time before a freeze, and behind its first second, under load.")
+    ] = _DEFAULTS.phase_s * 1e3,
     checkpoints: Annotated[
         int | None, typer.Option(min=1, help="Bad checkpoints to start the server on; all if not given.")
     ] = None,
@@ -53,7 +56,7 @@ def bench_faults(
 ) -> None:
     """Break Redis or the server in every way and print what Rank is answered; exit code 1 on what must not be.
 
-    Clients, their period and rounds are of Redis alone, checkpoints of the server.
+    Clients, their period, rounds and phases are of Redis alone, checkpoints of the server.
     """
     names = server_page.names() if of is Of.SERVER else fault_page.names()
     if only is not None and not any(only in name for name in names):
@@ -67,7 +70,9 @@ def bench_faults(
             json_output,
         )
         return
-    load = dataclasses.replace(_DEFAULTS, clients=clients, period_s=period_ms / 1e3, rounds=rounds)
+    load = dataclasses.replace(
+        _DEFAULTS, clients=clients, period_s=period_ms / 1e3, rounds=rounds, phase_s=phase_ms / 1e3
+    )
     _hand_over(fault_page.run(ranks, load, progress, only), fault_page.page, write, json_output)
 
 

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from server.http.connection import Connection, ConnectionLimits, Waiting
 from server.http.handshakes import End, HandshakeTurns
 from server.http.listener import Listener, Tls, room_for
+from server.turns import in_turns
 
 LAST_CONNECTIONS_SECONDS = 0.1
 SHARE_WITHOUT_TURN = 4
@@ -89,7 +90,7 @@ class HttpServer(uvicorn.Server):
         """Stop to listen a little before connections are closed: one that was just opened still gets its answer."""
         for listener in self._listeners:
             listener.close()
-        await asyncio.sleep(LAST_CONNECTIONS_SECONDS)
+        await in_turns(LAST_CONNECTIONS_SECONDS)
         for listener in self._listeners:
             listener.give_up()
         await super().shutdown(sockets)

@@ -1,7 +1,8 @@
 """What is acknowledged is as durable as was asked: real servers with a disk and a replica, and without."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -52,6 +53,16 @@ async def in_step(master: RedisServer, replica: RedisServer) -> None:
         await asyncio.sleep(0.05)
 
 
+async def refused(append: Callable[[], Awaitable[object]]) -> StorageUnavailable:
+    """What an append says that waits in vain; a loop that was held up as long as that takes its connection for dead."""
+    for _ in range(10):
+        with pytest.raises(StorageUnavailable) as told:
+            await append()
+        if "the connection failed" not in str(told.value):
+            break
+    return told.value
+
+
 async def test_a_replica_has_what_is_acknowledged(own_redis: OwnRedis, make_log: MakeLog) -> None:
     master = own_redis(arguments=("--repl-diskless-sync-delay", "0"))
     replica = with_replica(master, own_redis)
@@ -62,9 +73,9 @@ async def test_a_replica_has_what_is_acknowledged(own_redis: OwnRedis, make_log:
     assert replica.command("STRLEN", Keys("t").log((await log.read("ann", 2)).history.user)) == HEADER_BYTES + 10 * 24
     replica.freeze()
     for attempt in range(2):  # the second one finds it written, and the replica still without it
-        with pytest.raises(StorageUnavailable, match="not yet in a replica of Redis; it may have been written") as late:
-            await hasty.append("ann", Append(events[10:], 10, append_id="b"), None)
-        assert late.value.may_be_done, attempt
+        late = await refused(lambda: hasty.append("ann", Append(events[10:], 10, append_id="b"), None))
+        assert "not yet in a replica of Redis; it may have been written" in str(late)
+        assert late.may_be_done, attempt
         assert len((await log.read("ann", 2)).history) == 20
     replica.thaw()
     told = await log.append("ann", Append(events[10:], 10, append_id="b"), None)
@@ -117,8 +128,8 @@ async def test_only_what_was_acknowledged_is_told_as_lost(own_redis: OwnRedis, m
     ten = master.command("GET", key)
     assert isinstance(ten, bytes)
     replica.freeze()
-    with pytest.raises(StorageUnavailable, match="not yet in a replica of Redis"):
-        await log.append("ann", Append(events[10:13]), None)
+    late = await refused(lambda: log.append("ann", Append(events[10:13], append_id="a"), None))
+    assert "not yet in a replica of Redis" in str(late)
     assert len((await log.read("ann", 2)).history) == 13
     master.command("SET", key, ten)
     assert len((await log.read("ann", 2)).history) == 10
@@ -173,8 +184,8 @@ async def test_a_cluster_waits_on_the_node_of_the_user(make_log: MakeLog) -> Non
         fsync, replica = make_log(cluster.url, "fsync", PATIENCE_S), make_log(cluster.url, "replica", 1.5)
         for number in range(3):
             assert (await fsync.append(f"u{number}", Append(random_events(3)), None)).history_len == 3
-            with pytest.raises(StorageUnavailable, match="not yet in a replica"):
-                await replica.append(f"u{number}", Append(random_events(1, 1, 10**13)), None)
+            append = partial(replica.append, f"u{number}", Append(random_events(1, 1, 10**13), append_id="a"), None)
+            assert "not yet in a replica" in str(await refused(append))
 
 
 async def test_no_failover_loses_what_a_replica_has(make_log: MakeLog) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loadtest.faults.redis_server import RedisServer
-from mfalcon.errors import DamagedLog, HistoryMismatch, InvalidInput, Overloaded, StorageUnavailable
+from mfalcon.errors import DamagedLog, DeadlineExceeded, HistoryMismatch, InvalidInput, Overloaded, StorageUnavailable
 from mfalcon.history.budget import LogBudget
 from mfalcon.history.history import no_history
 from mfalcon.history.local_log import LocalLog
@@ -70,8 +70,8 @@ async def test_1_an_append_that_may_have_been_written_says_so(replica: Replica, 
     log = replica()
     await log.append("ann", Append(events(1, 2)), None)
     redis_server.freeze()
-    with pytest.raises(StorageUnavailable) as unknown:
-        await log.append("ann", Append(event(3), append_id="a"), time.monotonic() + 0.1)
+    with pytest.raises((StorageUnavailable, DeadlineExceeded)) as unknown:
+        await log.append("ann", Append(event(3), append_id="a"), time.monotonic() + 0.3)
     redis_server.thaw()
     assert unknown.value.may_be_done
     told = await log.append("ann", Append(event(3), append_id="a"), None)
@@ -150,7 +150,7 @@ async def test_5_what_is_wrong_with_one_users_key_is_that_users_alone(
         assert "WRONGTYPE" not in str(told.value)
         with pytest.raises(DamagedLog):
             await log.append("ann", Append(event(3)), None)
-        await log.append("bob", Append(event(3)), time.monotonic() + 1.0)
+        await log.append("bob", Append(event(3)), time.monotonic() + 20)
     await log.delete("ann", None)
     assert await items(log) == [] and (await log.append("ann", Append(event(4)), None)).history_len == 1
     assert await items(log, "bob") == [1, 2, 3, 3, 3]

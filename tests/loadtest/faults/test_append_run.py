@@ -72,7 +72,7 @@ def test_a_fault_that_is_not_lifted_at_once(is_mended: bool) -> None:
         if tries == 1 or not is_mended:
             raise ConfigError("not yet")
 
-    faults = Faults("", {"break_it": break_it}, mend, fails_over=False, mend_s=1.5)
+    faults = Faults("", {"break_it": break_it}, mend, fails_over=False, mend_s=60.0 if is_mended else 1.5)
     faults.inject(stop, 0.01, 0)
     assert faults.trouble[:2] == ["break_it: not within 20 s", "mending: not yet"]
     ((began, ended),) = faults.times
