@@ -186,12 +186,14 @@ class GrpcServer:
         services = [
             CountedService(SERVICE, ranking_service(handler, limits, waiting, access, calls, refusals), arrivals),
             CountedService(INFERENCE, inference_service(handler, limits, waiting, access, calls, refusals), arrivals),
-            self._health.service,
         ]
+        self._server.add_generic_rpc_handlers(services)
+        # Each method that is registered has a queue of its own in gRPC: no rank stands behind thousands of watches.
+        self._server.add_registered_method_handlers(health.SERVICE_NAME, self._health.methods)
         if bounds.has_reflection:
             names = (SERVICE, INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            services.append(reflection_of(names, waiting, guard_of(access, None), refusals))
-        self._server.add_generic_rpc_handlers(services)
+            asked = reflection_of(names, waiting, guard_of(access, None), refusals)
+            self._server.add_registered_method_handlers(reflection.SERVICE_NAME, asked)
 
     async def start(self, host: str, port: int) -> int:
         """Listen (port 0 is any free one), report NOT_SERVING and return the port."""

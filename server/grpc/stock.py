@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from mfalcon.errors import Overloaded
@@ -24,6 +24,9 @@ from server.refusals import Refusals
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Bytes come in, messages go out."""
+Methods = dict[str, "grpc.RpcMethodHandler[bytes, Message]"]
+MAX_REFLECTIONS: Final = 16
+"""Calls of reflection at once, which are people's and their tools'."""
 MAX_BYTES: Final = 4_096
 """Names of services and symbols: what these are asked is short."""
 HEALTH = MessageLimits("grpc.health.v1.HealthCheckRequest", max_bytes=MAX_BYTES)
@@ -45,7 +48,7 @@ class Health:
         self._waiting = waiting
 
     @property
-    def service(self) -> grpc.GenericRpcHandler:
+    def methods(self) -> Methods:
         """What a server adds."""
         check: grpc.RpcMethodHandler[bytes, Message] = grpc.stream_unary_rpc_method_handler(
             self._check, response_serializer=serialized
@@ -53,7 +56,7 @@ class Health:
         watch: grpc.RpcMethodHandler[bytes, Message] = grpc.stream_stream_rpc_method_handler(
             self._watch, response_serializer=serialized
         )
-        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, {"Check": check, "Watch": watch})
+        return {"Check": check, "Watch": watch}
 
     def set(self, service: str, *, serving: bool) -> None:
         """Say how a service is."""
@@ -102,11 +105,12 @@ class Health:
 
 def reflection_of(
     services: Sequence[str], waiting: Waiting, guard: Guard = open_to_all, refusals: Refusals | None = None
-) -> grpc.GenericRpcHandler:
+) -> Methods:
     """Reflection on these services, for a server to add. waiting: where questions are waited for. guard: refuses who
     may not ask. refusals: see `GrpcServer`.
     """
     stock = reflection.aio.ReflectionServicer(services)
+    places = asyncio.Semaphore(MAX_REFLECTIONS)
 
     async def info(_: object, context: Context) -> None:
         async def questions() -> AsyncIterator[reflection_pb2.ServerReflectionRequest]:
@@ -115,14 +119,19 @@ def reflection_of(
 
         async with statuses(REFLECTION.name, context, refusals=refusals):
             guard(context)
-            answers = cast(AsyncIterable[Message], stock.ServerReflectionInfo(questions(), context))
-            async for answer in answers:
-                await context.write(answer)
+            if places.locked():
+                raise Overloaded(
+                    f"reflection: got {MAX_REFLECTIONS + 1} calls at once, must be at most {MAX_REFLECTIONS}"
+                )
+            async with places:
+                answers = cast(AsyncIterable[Message], stock.ServerReflectionInfo(questions(), context))
+                async for answer in answers:
+                    await context.write(answer)
 
     method: grpc.RpcMethodHandler[bytes, Message] = grpc.stream_stream_rpc_method_handler(
         info, response_serializer=serialized
     )
-    return grpc.method_handlers_generic_handler(reflection.SERVICE_NAME, {"ServerReflectionInfo": method})
+    return {"ServerReflectionInfo": method}
 
 
 def serialized(message: Message) -> bytes:

@@ -208,6 +208,51 @@ async def test_reflection_is_asked_in_few_bytes() -> None:
         )
 
 
+async def test_more_calls_of_reflection_than_tools_make_are_refused() -> None:
+    most = 16
+    async with serving() as running:
+        info: grpc.aio.StreamStreamMultiCallable[bytes, reflection_pb2.ServerReflectionResponse] = (
+            running.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        )
+
+        async def asked() -> grpc.aio.StreamStreamCall[bytes, reflection_pb2.ServerReflectionResponse]:
+            asking = info()
+            await asking.write(b"\x3a\0")
+            assert await asking.read() != grpc.aio.EOF
+            return asking
+
+        open_calls = [await asked() for _ in range(most)]
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await asked()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert refused.value.details() == "reflection: got 17 calls at once, must be at most 16"
+        open_calls[0].cancel()
+        await until_ok(asked)
+
+
+async def test_a_rank_does_not_stand_behind_watches() -> None:
+    """Both were sent at once, the rank last, and are here before any of it is taken up."""
+    num_watches = 300
+    async with (
+        serving(grpc_max_streams=2 * num_watches) as running,
+        raw_http2.connected(running.addresses.grpc) as connection,
+    ):
+        await connection.round_trip()
+        calls = [(WATCH, b"")] * num_watches + [(RANK, GOOD.SerializeToString())]
+        sent = b""
+        for number, (method, message) in enumerate(calls):
+            body = b"\0" + len(message).to_bytes(4, "big") + message
+            stream = 2 * number + 1
+            sent += raw_http2.frame(raw_http2.HEADERS, raw_http2.END_HEADERS, stream, raw_http2.call(method))
+            sent += raw_http2.frame(raw_http2.DATA, raw_http2.END_STREAM, stream, body)
+        await connection.send(sent)
+        time.sleep(0.3)  # noqa: ASYNC251 (gRPC's threads read meanwhile)
+        await until(lambda: len(connection.headers) == num_watches + 2)
+        ended = next(at for at, headers in enumerate(connection.headers) if raw_http2.STATUS.search(headers))
+        assert connection.statuses == [0]
+        assert ended < num_watches / 2
+
+
 async def test_a_watch_that_is_not_read_holds_up_no_other_and_no_drain() -> None:
     async with serving() as running, raw_http2.connected(running.addresses.grpc, reads=False) as stuck:
         await stuck.begin(WATCH, b"")
