@@ -6,14 +6,19 @@ beyond the pace waits before any of it is done, and addresses take turns.
 
 import asyncio
 import ipaddress
+import logging
 from collections.abc import Callable
 from typing import Final, Literal
+
+from server.logs import SELDOM
+
+logger = logging.getLogger(__name__)
 
 BURST_S: Final = 0.025
 """After a while with few of them, so many seconds' worth of handshakes are begun at once."""
 
 End = Literal["begun", "late", "closed"]
-"""Of a wait: had its turn; had none in time; left, or had to make place."""
+"""Of a wait: had its turn; had none in time; had to make place, or the server ended."""
 
 
 class HandshakeTurns:
@@ -52,6 +57,7 @@ class HandshakeTurns:
             end = "begun"
         except TimeoutError:
             end = "late"
+            self._warn()
             raise
         finally:
             self._remove(address, turn)
@@ -85,6 +91,10 @@ class HandshakeTurns:
         turn = next(iter(queue))
         self._remove(address, turn)
         turn.cancel()
+        self._warn()
+
+    def _warn(self) -> None:
+        logger.warning("http: TLS connections were closed in front of their handshake: too many come", extra=SELDOM)
 
     def _remove(self, address: str, turn: "asyncio.Future[None]") -> None:
         queue = self._queues.get(address, {})

@@ -59,7 +59,7 @@ def test_addresses_take_turns() -> None:
     assert len(had) == 53
 
 
-def test_where_too_many_wait_the_oldest_of_the_fullest_address_is_closed() -> None:
+def test_where_too_many_wait_the_oldest_of_the_fullest_address_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     ends: list[End] = []
 
     async def closed() -> list[int]:
@@ -70,9 +70,10 @@ def test_where_too_many_wait_the_oldest_of_the_fullest_address_is_closed() -> No
 
     assert in_virtual_time(closed()) == [2, 3, 4]
     assert sorted(ends) == ["begun"] * 10 + ["closed"] * 3
+    assert "closed in front of their handshake" in caplog.text
 
 
-def test_who_has_no_turn_in_time_is_closed() -> None:
+def test_who_has_no_turn_in_time_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     ends: list[End] = []
 
     async def late() -> list[BaseException | None]:
@@ -83,6 +84,7 @@ def test_who_has_no_turn_in_time_is_closed() -> None:
     had = in_virtual_time(late())
     assert had[:5] == [None] * 5 and all(isinstance(error, OSError) for error in had[5:])  # which closes the connection
     assert sorted(ends) == ["begun"] * 4 + ["late"] * 5
+    assert "closed in front of their handshake" in caplog.text
 
 
 def test_who_leaves_costs_no_turn() -> None:
