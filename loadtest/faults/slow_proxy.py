@@ -65,13 +65,13 @@ class SlowProxy:
 
     def stall(self, *, replies: bool, requests: bool) -> None:
         """Pass on no byte of these directions from now on; connections stay, and nobody is told."""
-        self._loop.call_soon_threadsafe(self._pass_on, not requests, not replies)
+        self._call(self._pass_on(not requests, not replies))
 
     def resume(self) -> None:
         """Pass on what has waited, and what comes."""
-        self._loop.call_soon_threadsafe(self._pass_on, True, True)
+        self._call(self._pass_on(requests=True, replies=True))
 
-    def _pass_on(self, requests: bool, replies: bool) -> None:
+    async def _pass_on(self, requests: bool, replies: bool) -> None:
         for passing, event in ((requests, self._passing[False]), (replies, self._passing[True])):
             if passing:
                 event.set()

@@ -32,7 +32,7 @@ class Watched:
 
     def __init__(self, num_parts: int = 1) -> None:
         self.seen: list[tuple[int, int, bool]] = []
-        self._together = threading.Barrier(num_parts, timeout=10)
+        self._together = threading.Barrier(num_parts, timeout=60)
 
     def read(self, events: EventTokens, context: Tensor, time_ms: int) -> EventSide:
         """See `Reader`."""
@@ -130,5 +130,5 @@ def test_threads_end_with_the_model() -> None:
     del served
     gc.collect()
     for thread in its_own:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         assert not thread.is_alive()

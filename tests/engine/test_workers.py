@@ -26,7 +26,7 @@ def event_ranker() -> EventRanker:
 
 
 def test_items_run_side_by_side_on_a_core_each_and_one_alone_on_all() -> None:
-    lanes, barrier = WorkerPool(2), threading.Barrier(2, timeout=10)
+    lanes, barrier = WorkerPool(2), threading.Barrier(2, timeout=60)
     take_cores(2)
     seen: list[tuple[int, bool]] = []
 

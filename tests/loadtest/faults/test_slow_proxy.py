@@ -53,13 +53,13 @@ def test_delay_is_not_a_throttle(proxy: SlowProxy, client: redis.Redis) -> None:
     assert client.strlen("key") == len(client.get("key") or b"")
 
 
-def test_delay_can_exceed_the_patience_of_a_client(proxy: SlowProxy) -> None:
+def test_delay_can_exceed_the_patience_of_a_client(proxy: SlowProxy, client: redis.Redis) -> None:
     proxy.delay_s = 60.0
     with redis.Redis.from_url(proxy.url, socket_timeout=0.05, retry=Retry(NoBackoff(), 0)) as hasty:
         with pytest.raises(redis.TimeoutError):
             hasty.ping()
         proxy.delay_s = 0.0
-        assert hasty.ping()
+    assert client.ping()
 
 
 def test_throttle_bounds_both_directions(proxy: SlowProxy, client: redis.Redis) -> None:
@@ -100,10 +100,9 @@ def test_a_direction_that_stalls_passes_nothing_until_it_is_resumed(
     """Where replies stall what was asked is done; where requests do, it is not."""
     for replies, done in ((True, b"1"), (False, None)):
         redis_server.flush()
-        with redis.Redis.from_url(proxy.url, socket_timeout=0.3, retry=Retry(NoBackoff(), 0)) as client:
+        with redis.Redis.from_url(proxy.url, socket_timeout=1.0, retry=Retry(NoBackoff(), 0)) as client:
             client.ping()
             proxy.stall(replies=replies, requests=not replies)
-            time.sleep(0.05)  # it is told in its own thread
             with pytest.raises(redis.TimeoutError):
                 client.set("key", 1)
             assert redis_server.command("GET", "key") == done
@@ -118,7 +117,6 @@ def test_what_waited_is_passed_on(proxy: SlowProxy) -> None:
         connection.sendall(b"PING\r\n")
         assert connection.recv(99) == b"+PONG\r\n"
         proxy.stall(replies=False, requests=True)
-        time.sleep(0.05)  # it is told in its own thread
         connection.sendall(b"ECHO late\r\n")
         connection.settimeout(0.2)
         with pytest.raises(TimeoutError):

@@ -47,7 +47,7 @@ def test_a_day_of_everything_fails_in_nothing(server: ServerProcess, over_http: 
     host = f"http://{server.http}" if over_http else server.grpc
     result = play("mixed", host, 4, FEW)
     rows = {row.name: row for row in result.rows}
-    assert rows["Rank"].answered > 10
+    assert rows["Rank"].answered > 0
     assert sum(rows["Rank"].sources.values()) == rows["Rank"].answered
     assert [row for row in result.rows if row.errors] == []
     assert rows["Rank"].encoded < rows["Rank"].answered / 2  # the states were made before
@@ -59,7 +59,7 @@ def test_users_are_deleted_in_the_end(server: ServerProcess) -> None:
     before = server.metric("mfalcon_requests_total{", 'verb="delete_user"')
     result = play("cold_start", server.grpc, 3, FEW)
     ranks = next(row for row in result.rows if row.name == "Rank")
-    assert ranks.encoded == ranks.answered > 3
+    assert ranks.encoded == ranks.answered > 0
     assert server.metric("mfalcon_requests_total{", 'verb="delete_user"') - before >= 20 + ranks.answered
 
 
@@ -68,7 +68,7 @@ def test_clients_that_become_more_wait_for_the_users(server: ServerProcess) -> N
     """To make these takes longer than Locust's shapes stay as they are."""
     many = ("--clients", "2", "--num-users-space", "600", "--candidates", "30", "--history", "12")
     result = play("ramp", server.grpc, 3, many)
-    assert sum(row.answered for row in result.rows) > 3
+    assert sum(row.answered for row in result.rows) > 0
 
 
 @pytest.mark.slow
