@@ -110,7 +110,7 @@ async def test_of_the_good_a_sample_and_of_the_bad_and_the_slow_all(tmp_path: Pa
         running.engine.gate.set()
         await slow
     logged = [(line["request_id"], line["slow"]) for line in lines(path) if line["took_us"] < 200_000 or line["slow"]]
-    assert {("bad", False), ("slow", True)} <= set(logged)
+    assert "bad" in dict(logged) and ("slow", True) in logged
     assert all(is_slow or name == "bad" for name, is_slow in logged)  # a busy machine may have made more of them slow
 
 
@@ -125,9 +125,11 @@ async def test_a_file_that_is_moved_or_deleted_is_begun_anew(tmp_path: Path) -> 
         await eventually(lambda: len(lines(path)) == 1)
         assert len(lines(moved)) == 1
         path.unlink()
-        await asyncio.sleep(1.1)  # it looks every second
-        await running.stub.Rank(RANK)
-        await eventually(lambda: len(lines(path)) == 1)
+        async with asyncio.timeout(60):
+            while not path.exists():  # it looks every second, when there is something to write
+                await running.stub.Rank(RANK)
+                await asyncio.sleep(0.1)
+        await eventually(lambda: len(lines(path)) > 0)
 
 
 async def test_a_pipe_that_nobody_reads_delays_nobody_and_loses_no_half_line(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ async def test_a_client_waits_while_it_loads() -> None:
     with Client(addresses.grpc) as client:
         with pytest.raises(Unavailable, match=STILL_LOADING):
             await asyncio.to_thread(client.wait_ready, 1)
-        waiting = asyncio.create_task(asyncio.to_thread(client.wait_ready, 10))
+        waiting = asyncio.create_task(asyncio.to_thread(client.wait_ready, 60))
         await asyncio.sleep(0.2)
         assert not waiting.done()
         await service.serve(FakeEngine())
