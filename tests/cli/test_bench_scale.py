@@ -14,8 +14,10 @@ from tests.loadtest.scale.made_up import USUAL
 def ask(tmp_path: Path, *arguments: str) -> str:
     costs = tmp_path / "costs.json"
     costs.write_text(as_json(USUAL))
-    small = ("--rate", "20", "--seconds", "30", "--users", "100", "--history", "256", "--candidates", "50")
-    result = CliRunner().invoke(app, ["scale", "--costs", str(costs), *small, *arguments], catch_exceptions=True)
+    small = {"--rate": "20", "--seconds": "30", "--users": "100", "--history": "256", "--candidates": "50"}
+    given = small | dict(zip(arguments[::2], arguments[1::2], strict=True))  # each flag once, as `mfalcon` wants it
+    flags = [word for flag in given.items() for word in flag]
+    result = CliRunner().invoke(app, ["scale", "--costs", str(costs), *flags], catch_exceptions=True)
     if result.exception is not None:
         raise result.exception
     return result.stdout
