@@ -90,6 +90,7 @@ class Connection(H11Protocol):
         self._waiting = waiting
         self._refused = refused
         self._is_tls = False
+        self._is_lost = False
         self._awaited = Awaited.NOTHING
         self._timer: asyncio.TimerHandle | None = None
         self._rest: asyncio.TimerHandle | None = None
@@ -104,11 +105,13 @@ class Connection(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It waits for nobody any more."""
+        """It waits for nobody any more, whatever becomes of the requests that were in work: nobody holds it then."""
         self._await(Awaited.NOTHING)
+        self._is_lost = True
         if self._rest is not None:
             self._rest.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves it where the client has reset the connection
 
     def data_received(self, data: bytes) -> None:
         """Of the client."""
@@ -181,7 +184,7 @@ class Connection(H11Protocol):
             self._await(Awaited.NOTHING)
 
     def _await(self, awaited: Awaited) -> None:
-        if awaited is self._awaited:
+        if awaited is self._awaited or self._is_lost:
             return
         self._awaited = awaited
         if awaited is Awaited.NOTHING:

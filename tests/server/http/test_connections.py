@@ -1,8 +1,11 @@
 """Clients that are slow, silent or many cost no other client its answer, and no probe."""
 
 import asyncio
+import gc
 import socket
+import ssl
 import sys
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from server.http.connection import Connection
+from tests.certificates import LOCAL, signed
 from tests.server.harness import serving
 from tests.server.http.raw import GENEROUS_SECONDS, Raw, ask, connected
 
@@ -135,6 +140,48 @@ async def test_no_probe_waits_for_requests_in_work_and_none_of_these_is_lost() -
         running.engine.gate.set()
         for connection in ranks:
             assert (await connection.answer()).status == 200
+
+
+def _is_unread(made: "list[weakref.ref[Connection]]", number: int) -> bool:
+    """Whether there are so many connections, and the client of the last one reads no more answers."""
+    connection = made[-1]() if len(made) == number else None
+    return connection is not None and connection.flow.write_paused
+
+
+@pytest.mark.parametrize("transport", ["http", "https"])
+async def test_who_resets_his_connection_leaves_nothing_behind(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With answers that he has not read and requests that nobody has begun: what ends later keeps no connection."""
+    made, settings = list["weakref.ref[Connection]"](), dict[str, object]()
+    tls: ssl.SSLContext | None = None
+    if transport == "https":
+        authority = signed("authority")
+        certificate, key = signed("server", authority, LOCAL).write(tmp_path, "server")
+        settings = {"tls_cert_file": certificate, "tls_key_file": key}
+        tls = ssl.create_default_context(cadata=authority.cert_pem.decode())
+    right = Connection.connection_made
+
+    def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+        made.append(weakref.ref(connection))
+        right(connection, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", connection_made)
+    body = b'{"user_id":"ann","candidates":[%s1]}' % (b"1," * 16_000)
+    async with serving(**settings) as running:
+        host, _, port = running.addresses.http.rpartition(":")
+        for number in range(1, 4):
+            _, writer = await asyncio.open_connection(host, int(port), ssl=tls)
+            writer.write((HEAD % len(body) + body) * 20)
+            async with asyncio.timeout(GENEROUS_SECONDS):
+                while not _is_unread(made, number):  # noqa: ASYNC110 (nobody is told)
+                    await asyncio.sleep(0.01)
+            writer.transport.abort()
+        async with asyncio.timeout(GENEROUS_SECONDS):
+            while any(connection() is not None for connection in made):
+                await asyncio.sleep(0.05)
+                gc.collect()
+        assert len(made) == 3
 
 
 @asynccontextmanager
