@@ -370,14 +370,14 @@ ATTACKS: dict[str, tuple[Attack, int]] = {
     "malformed protobufs": (malformed_protobufs, 100_000),
     "malformed JSON bodies": (malformed_bodies, 100_000),
     "slow connections": (slow_connections, 500),
-    "compressed bombs": (compressed_bombs, 20),
-    "1 MB of headers": (large_heads, 60),
+    "compressed bombs": (compressed_bombs, 200),
+    "1 MB of headers": (large_heads, 180),
     "answers that nobody reads": (unread_answers, 200),
     "an overload of these": (unread_overload, 200),
     "floods of frames": (floods, 50),
     "half messages": (half_messages, 5_000),
     "pipelines": (pipelines, 100),
-    "smuggling": (smuggling, 110),
+    "smuggling": (smuggling, 1_100),
     "health watches and reflection": (watches, 40),
 }
 """Each with how often it is made."""

@@ -19,6 +19,9 @@ from loadtest.load.messages import rank_message, rank_result
 from mfalcon.types import Floats
 from proto.ranking_pb2_grpc import RankingStub
 
+TIMEOUT_S = 1.0
+"""What a good client waits at most; the scheduler goes by it."""
+
 
 @dataclass(slots=True)
 class Tally:
@@ -84,11 +87,12 @@ class GoodClients:
     async def _over_grpc(self, stub: RankingStub, at: int) -> Floats:
         request = self._people[at].request(at)
         message = rank_message(request.user_id, request.candidates, request_time_ms=request.request_time_ms)
-        return rank_result(await stub.Rank(message, timeout=30)).task_scores
+        return rank_result(await stub.Rank(message, timeout=TIMEOUT_S)).task_scores
 
     async def _over_http(self, http: httpx.AsyncClient, at: int) -> Floats:
         request = self._people[at].request(at)
         body = {"user_id": request.user_id, "candidates": request.candidates.tolist()}
-        answer = await http.post("/v1/rank", json=body | {"request_time_ms": request.request_time_ms})
+        timeout = {"x-request-timeout-ms": f"{1e3 * TIMEOUT_S:.0f}"}
+        answer = await http.post("/v1/rank", json=body | {"request_time_ms": request.request_time_ms}, headers=timeout)
         answer.raise_for_status()
         return np.array(answer.json()["task_scores"], dtype=np.float32).reshape(self._right[at].shape)

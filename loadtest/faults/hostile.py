@@ -36,8 +36,8 @@ from mfalcon.models.checkpoint import Checkpoint
 from mfalcon.types import Floats
 
 NOTES = (
-    "good clients: one over gRPC and one over HTTP, each with a rank every `period`, timed from when it was due; every "
-    "score is compared with that of a cold forward",
+    "good clients: one over gRPC and one over HTTP, each with a rank every `period` that is to be answered within a "
+    "second, timed from when it was due; every score is compared with that of a cold forward",
     "added: p99 of good clients under the attack less that of the stretch without one just before it",
     "neighbour: that p99 while the same attack is made on another server of this machine, which takes its share of the "
     "cores as the attacked one does; what is added to that is the attacked server's own",
@@ -45,7 +45,8 @@ NOTES = (
     "word; left, kept, left unread: the attacker asked for no answer",
     "leaks: answers that name a class, a module, a path of the server, or that an attack must not get",
     "memory, descriptors: of all processes of the server, before and 30 s at most after the attack, and the most of "
-    "memory while it ran",
+    "memory while it ran; in later rounds the same attacks are made once more on the same server, and memory is flat "
+    "if these find what they need in what the first round has left",
 )
 GRPC_CODES = frozenset(
     {
@@ -67,7 +68,7 @@ class HostileOptions:
     """share: of the full number of each attack. frontends: of each server that is measured. quiet_s: of a stretch
     without an attack. period_s: between two ranks of a good client. only: attacks that have this in their name. tls:
     whether all of it is encrypted, and the handshake is attacked too. neighbour: whether each attack is first made on
-    another server.
+    another server. rounds: how often all of them are made, one after the other.
     """
 
     share: float = 1.0
@@ -77,6 +78,7 @@ class HostileOptions:
     only: str = ""
     tls: bool = False
     neighbour: bool = True
+    rounds: int = 1
 
     @property
     def attacks(self) -> Mapping[str, int]:
@@ -87,11 +89,12 @@ class HostileOptions:
 
 @dataclass(frozen=True, slots=True)
 class HostileRow:
-    """One attack on one server. See NOTES. wrong, failed: answers to good clients. neighbour_p99_ms: NaN where none
-    was attacked.
+    """One attack on one server. See NOTES. number: of the round, from 1. wrong, failed: answers to good clients.
+    neighbour_p99_ms: NaN where none was attacked.
     """
 
     frontends: int
+    number: int
     attack: str
     count: int
     seconds: float
@@ -191,10 +194,11 @@ async def _attack_all(
     good = GoodClients(server, people, _right_scores(server, served, people), options.period_s)
     rows = []
     async with good.asking():
-        for name, whole in options.attacks.items():
-            progress(f"{frontends} front-ends: {name}")
-            count = max(1, round(whole * options.share))
-            rows.append(await _attack(options, server, others, good, frontends, name, count))
+        for number in range(1, options.rounds + 1):
+            for name, whole in options.attacks.items():
+                progress(f"{frontends} front-ends, round {number}: {name}")
+                count = max(1, round(whole * options.share))
+                rows.append(await _attack(options, server, others, good, (frontends, number), name, count))
     return rows
 
 
@@ -221,10 +225,11 @@ async def _attack(
     server: ServerProcess,
     others: Sequence[ServerProcess],
     good: GoodClients,
-    frontends: int,
+    place: tuple[int, int],
     name: str,
     count: int,
 ) -> HostileRow:
+    """place: front-ends of the server, and the number of the round."""
     beside = float("nan")
     for other in others:
         tally = good.tally = Tally()
@@ -249,7 +254,7 @@ async def _attack(
     heard = json.loads(told.result()[0])
     known = GRPC_CODES | HTTP_CODES | OTHER_ENDS
     return HostileRow(
-        frontends,
+        *place,
         name,
         count,
         seconds,
@@ -293,10 +298,9 @@ def bars(rows: Sequence[HostileRow]) -> tuple[Bar, ...]:
         row = max(rows, key=figure)
         return figure(row), f"{row.attack}, {row.frontends} front-ends"
 
-    growth = {
-        frontends: [row for row in rows if row.frontends == frontends] for frontends in {row.frontends for row in rows}
-    }
-    grown = max(each[-1].memory_after_mib - each[0].memory_after_mib for each in growth.values())
+    since, grown = zip(
+        *(_growth([row for row in rows if row.frontends == each]) for each in _frontends(rows)), strict=True
+    )
     return (
         _most("kinds of undocumented answers", *worst(lambda row: len(row.undocumented)), 0),
         _most("answers that tell what they must not", *worst(lambda row: len(row.leaks)), 0),
@@ -304,9 +308,20 @@ def bars(rows: Sequence[HostileRow]) -> tuple[Bar, ...]:
         _most("failed requests of good clients", *worst(lambda row: sum(row.failed.values())), 0),
         _most("p99 added to good clients, ms", *worst(lambda row: row.p99_ms - row.quiet_p99_ms), ADDED_MS),
         _most("p99 added to that beside an attacked neighbour, ms", *worst(added_by_server), ADDED_MS),
-        Bar.most("memory grown from after the first attack to after the last, MiB", grown, GROWTH_MIB),
+        Bar.most(f"memory grown from after {since[0]} to after the last, MiB", max(grown), GROWTH_MIB),
         _most("descriptors left open", *worst(lambda row: row.descriptors_after - row.descriptors_before), 0),
     )
+
+
+def _growth(rows: Sequence[HostileRow]) -> tuple[str, float]:
+    """Of one server, in MiB, since the end of the first round, where there are more; else since its first attack."""
+    in_first = [row for row in rows if row.number == 1]
+    since, name = (in_first[0], "the first attack") if len(in_first) == len(rows) else (in_first[-1], "the first round")
+    return name, rows[-1].memory_after_mib - since.memory_after_mib
+
+
+def _frontends(rows: Sequence[HostileRow]) -> list[int]:
+    return list(dict.fromkeys(row.frontends for row in rows))
 
 
 def added_by_server(row: HostileRow) -> float:
@@ -323,7 +338,8 @@ def page(result: HostileResult) -> Iterator[Part]:
     yield "# Hostile clients"
     yield "`mfalcon bench hostile --tls --write docs/results/hostile.md` writes this page. Measured on:"
     yield headline(result.machine, result.commit)
-    for frontends in dict.fromkeys(row.frontends for row in result.rows):
+    for frontends, number in dict.fromkeys((row.frontends, row.number) for row in result.rows):
+        title = f"With {frontends} front-ends" if frontends else "One process"
         columns = (
             *("attack", "count", "s", "answers", "p99 ms before", "neighbour", "p99 ms", "wrong", "failed"),
             *("MiB before", "most", "after", "descriptors", "after"),
@@ -338,9 +354,9 @@ def page(result: HostileResult) -> Iterator[Part]:
                 *(str(row.descriptors_before), str(row.descriptors_after)),
             )
             for row in result.rows
-            if row.frontends == frontends
+            if (row.frontends, row.number) == (frontends, number)
         ]
-        yield Table(f"With {frontends} front-ends" if frontends else "One process", columns, rows)
+        yield Table(title if number == 1 else f"{title}, round {number}", columns, rows)
     leaks = [f"- {row.attack}: {leak}" for row in result.rows for leak in (*row.undocumented, *row.leaks)]
     if leaks:
         yield "\n".join(leaks)

@@ -30,15 +30,17 @@ def bench_hostile(
     neighbour: Annotated[
         bool, typer.Option(help="Attack another server first: what sharing the machine costs good clients.")
     ] = True,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Make all attacks so often on the same server; memory is judged after the first.")
+    ] = 1,
     write: Annotated[
         Path | None, typer.Option(help="Also write the page here, as Markdown.", callback=result_file)
     ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Attack a server in every way while good clients rank over both transports; exit code 1 if a bar is missed."""
-    options = HostileOptions(
-        share, tuple(frontends or _DEFAULTS.frontends), quiet_seconds, period_ms / 1e3, only, tls, neighbour
-    )
+    servers = tuple(frontends or _DEFAULTS.frontends)
+    options = HostileOptions(share, servers, quiet_seconds, period_ms / 1e3, only, tls, neighbour, rounds)
     if not options.attacks:
         raise ConfigError(f"--only: got {only!r}, must be in one of: {', '.join(ATTACKS | TLS_ATTACKS)}")
     result = run(options, progress)

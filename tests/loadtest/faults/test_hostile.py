@@ -20,6 +20,7 @@ COUNTS = {
 }
 ROW = HostileRow(
     frontends=0,
+    number=1,
     attack="smuggling",
     count=3,
     seconds=1.0,
@@ -66,6 +67,17 @@ def test_bars_hold_or_not() -> None:
         {"descriptors_after": 21},
     ):
         assert sum(bar.holds is False for bar in bars([ROW, dataclasses.replace(last, **change)])) == 1, change
+
+
+def test_memory_is_judged_after_a_round_if_there_are_more() -> None:
+    grown = dataclasses.replace(ROW, memory_after_mib=400.0)
+    again = dataclasses.replace(grown, number=2, memory_after_mib=410.0)
+    first, second = bars([ROW, grown]), bars([ROW, grown, again])
+    assert [bar.name for bar in first if bar.holds is False] == [
+        "memory grown from after the first attack to after the last, MiB"
+    ]
+    assert [bar.value for bar in second if "the first round" in bar.name] == [10.0]
+    assert all(bar.holds for bar in second)
 
 
 @pytest.mark.parametrize(
