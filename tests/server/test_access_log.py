@@ -42,14 +42,14 @@ async def counted(running: Running, outcome: str) -> int:
 
 async def refused(running: Running, message: ranking_pb2.RankRequest, request_id: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
-        await running.stub.Rank(message, metadata=(("x-request-id", request_id),), timeout=5)
+        await running.stub.Rank(message, metadata=(("x-request-id", request_id),), timeout=60)
 
 
 @pytest.mark.parametrize("frontends", [0, 1])
 async def test_a_line_tells_what_is_known_of_its_request(frontends: int, tmp_path: Path) -> None:
     path = tmp_path / "access.log"
     async with serving(frontends=frontends, access_log=str(path)) as running:
-        await running.stub.Rank(RANK, metadata=(("x-request-id", "one"),), timeout=5)
+        await running.stub.Rank(RANK, metadata=(("x-request-id", "one"),), timeout=60)
         await running.http.post("/v1/rank", json=RANK_JSON, headers={"x-request-id": "two"})
         await refused(running, ranking_pb2.RankRequest(candidates=[1]), "three")
         await running.http.delete("/v1/users/ann", headers={"x-request-id": "four"})

@@ -57,7 +57,7 @@ async def call(running: Running, method: str, message: bytes) -> grpc.StatusCode
         send: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = running.channel.unary_unary(
             f"/mfalcon.v1.Ranking/{method}"
         )
-        await send(message, timeout=5)
+        await send(message, timeout=60)
     except grpc.aio.AioRpcError as error:
         assert error.details()
         return error.code()

@@ -65,7 +65,7 @@ async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> N
         with pytest.raises(grpc.aio.AioRpcError) as unreachable:
             await running.stub.Rank(RANK, timeout=60)
         assert unreachable.value.code() is grpc.StatusCode.UNAVAILABLE
-        async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}") as newcomer:
+        async with httpx.AsyncClient(base_url=f"http://{running.addresses.http}", timeout=60) as newcomer:
             with pytest.raises(httpx.ConnectError):
                 await newcomer.post("/v1/rank", json=RANK_JSON)
         assert not stopping.done()
@@ -270,7 +270,7 @@ async def test_a_signal_drains_and_exits_with_0(number: signal.Signals, frontend
         ready = (await process.stdout.readline()).decode()
         found = re.fullmatch(r"ready grpc=(127\.0\.0\.1:\d+) http=(127\.0\.0\.1:\d+)\n", ready)
         assert found
-        async with grpc.aio.insecure_channel(found[1]) as channel, httpx.AsyncClient() as http:
+        async with grpc.aio.insecure_channel(found[1]) as channel, httpx.AsyncClient(timeout=60) as http:
             assert (await ranking_pb2_grpc.RankingStub(channel).Rank(RANK)).scores
             assert (await http.get(f"http://{found[2]}/readyz")).status_code == 200
         process.send_signal(number)
@@ -338,7 +338,7 @@ async def test_a_hangup_ends_nothing_and_reloads() -> None:
         process.send_signal(signal.SIGHUP)
         while b"was not reloaded from unused" not in (line := await process.stderr.readline()):
             assert line, "it ended"
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             assert (await client.get(f"http://{http}/readyz")).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
@@ -353,7 +353,7 @@ async def test_a_lost_device_ends_the_process_which_says_why(frontends: str) -> 
         addresses = dict(part.split("=", 1) for part in (await process.stdout.readline()).decode().split()[1:])
         async with (
             grpc.aio.insecure_channel(addresses["grpc"]) as channel,
-            httpx.AsyncClient(base_url=f"http://{addresses['http']}") as http,
+            httpx.AsyncClient(base_url=f"http://{addresses['http']}", timeout=60) as http,
         ):
             stub, watch = ranking_pb2_grpc.RankingStub(channel), watch_health(channel)
             assert await next_status(watch) == health_pb2.HealthCheckResponse.SERVING

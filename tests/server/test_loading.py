@@ -31,7 +31,7 @@ async def test_it_lives_and_refuses_until_it_has_loaded() -> None:
     addresses = await service.listen()
     async with (
         grpc.aio.insecure_channel(addresses.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
-        httpx.AsyncClient(base_url=f"http://{addresses.http}") as http,
+        httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http,
     ):
         ranking = ranking_pb2_grpc.RankingStub(channel)
         assert (await http.get("/livez")).status_code == 200
@@ -87,7 +87,7 @@ async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def until_alive(port: int) -> None:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         while True:
             try:
                 assert (await http.get("/livez")).status_code == 200

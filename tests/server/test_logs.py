@@ -176,7 +176,7 @@ def free_port() -> int:
 
 async def answers(port: int, path: str) -> None:
     """Wait until a server answers well: it has nowhere to say that it is ready."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get(path)).status_code == 200:

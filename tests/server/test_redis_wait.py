@@ -53,7 +53,7 @@ async def test_it_is_ready_once_redis_has_answered(
     assert "Connect call failed" in caplog.text
     async with (
         grpc.aio.insecure_channel(addresses.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel,
-        httpx.AsyncClient(base_url=f"http://{addresses.http}") as http,
+        httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http,
     ):
         readiness = await http.get("/readyz")
         assert (readiness.status_code, readiness.json()) == (503, {"status": "waiting for Redis"})
@@ -78,7 +78,7 @@ async def test_it_need_not_wait(own_redis: OwnRedis) -> None:
     redis.stop()
     server = service(ready_without_redis=True)
     addresses = await server.listen()
-    async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://{addresses.http}") as http:
+    async with asyncio.timeout(60), httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http:
         await server.serve(engine_with(redis.url))
         assert (await http.get("/readyz")).status_code == 200
         await server.stop()

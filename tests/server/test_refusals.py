@@ -55,7 +55,10 @@ async def test_who_leaves_keeps_the_turn() -> None:
 
 async def test_right_requests_do_not_wait_behind_wrong_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.refusals.LONGEST_S", 600.0)  # the wrong ones wait for as long as this test goes on
-    async with serving(max_refusals_per_s=1) as running, httpx.AsyncClient(base_url=running.http.base_url) as other:
+    async with (
+        serving(max_refusals_per_s=1) as running,
+        httpx.AsyncClient(base_url=running.http.base_url, timeout=60) as other,
+    ):
         flood = [
             asyncio.create_task(running.http.post("/v1/rank", json={"user_id": "eve", "candidates": "none"}))
             for _ in range(20)

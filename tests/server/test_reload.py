@@ -66,7 +66,7 @@ async def serving(tmp_path: Path, text: str, **flags: object) -> AsyncIterator[R
     await service.serve(await asyncio.to_thread(build_engine, config, metrics))
     try:
         async with (
-            httpx.AsyncClient(base_url=f"http://{addresses.http}") as http,
+            httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http,
             grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
         ):
             yield Running(service, http, ranking_pb2_grpc.AdminStub(channel))

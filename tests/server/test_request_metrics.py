@@ -49,7 +49,7 @@ class Counting:
 
     async def become(self, expected: dict[Labels, int]) -> None:
         """Wait until just these are counted: a caller may have its answer a moment before."""
-        for _ in range(1_000):
+        for _ in range(6_000):
             if self.counts() == expected:
                 break
             await asyncio.sleep(0.01)
@@ -284,7 +284,7 @@ async def test_before_there_is_an_engine() -> None:
     metrics = ServerMetrics()
     service = Service(load_config(None, FREE_PORTS | {"drain_seconds": 1}), metrics)
     addresses = await service.listen()
-    async with httpx.AsyncClient(base_url=f"http://{addresses.http}") as http:
+    async with httpx.AsyncClient(base_url=f"http://{addresses.http}", timeout=60) as http:
         assert (await http.post("/v1/rank", json=RANK_JSON)).status_code == 503
     await service.stop()
     labels = {"model": "", "verb": "rank", "transport": "http", "code": "503"}

@@ -198,7 +198,7 @@ async def test_a_client_is_known_by_the_same_names_on_both_transports(files: Fil
     task = asyncio.create_task(http_server.serve(sockets=[listening]))
     await http_server.listening.wait()
     address = f"127.0.0.1:{listening.getsockname()[1]}"
-    async with httpx.AsyncClient(verify=context_of(files.authority, client, files.directory)) as http:
+    async with httpx.AsyncClient(verify=context_of(files.authority, client, files.directory), timeout=60) as http:
         assert (await http.get(f"https://{address}/")).status_code == 204
     http_server.should_exit = True
     await task
