@@ -314,11 +314,14 @@ async def test_redis_is_asked_again_after_it_was_empty(replica: StartReplica, mo
     await settle(one)
     poor = coverage.fraction
     monkeypatch.setattr(Predictor, "decide", lambda *_: Decision("recompute", "cheaper", None, Estimate(1, 1)))
-    for user in range(12):
-        assert (await rank(two, events, f"u{user}")).cache.source is NONE  # no request waits for what is learnt
-        await asyncio.sleep(0.005)
-    assert poor <= 0.05 and coverage.fraction > 0.9
-    assert value(two.metrics, "mfalcon_redis_seconds_count", op="chunks_read") > 10
+    async with asyncio.timeout(60):
+        for user in range(12):
+            assert (await rank(two, events, f"u{user}")).cache.source is NONE  # no request waits for what is learnt
+            while value(two.metrics, "mfalcon_redis_seconds_count", op="chunks_read") <= user:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        while coverage.fraction <= 0.9:  # noqa: ASYNC110 (nobody is told)
+            await asyncio.sleep(0.005)
+    assert poor <= 0.05
 
 
 @pytest.mark.usefixtures("always_fetch")

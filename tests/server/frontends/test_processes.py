@@ -70,7 +70,7 @@ async def ask_until_served(address: str, user_id: str = "ann") -> None:
         while True:
             async with caller(address) as (_, stub):
                 try:
-                    await stub.Rank(ranking_pb2.RankRequest(user_id=user_id, candidates=[1]), timeout=0.5)
+                    await stub.Rank(ranking_pb2.RankRequest(user_id=user_id, candidates=[1]), timeout=5)
                     return
                 except grpc.aio.AioRpcError as error:
                     assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
