@@ -26,7 +26,8 @@ def test_counters_come_back_to_a_recount_of_the_logs(fault: CounterFault) -> Non
     row = asyncio.run(measure(fault, CHECKPOINT))
     assert not row.complaints
     assert row.ranks > sum(row.errors.values())
-    assert row.errors.keys() <= {"StorageUnavailable"}  # of a busy machine, where a copy was verified too long ago
+    # Of a busy machine, where a copy was verified too long ago, or the time was up.
+    assert row.errors.keys() <= {"StorageUnavailable", "DeadlineExceeded"}
     assert row.healed_s is not None
 
 
