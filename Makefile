@@ -8,6 +8,7 @@
 # SCENARIO     what `make loadtest` plays, a minute each
 # RELEASE      yes: what `make proto` writes is what later changes of the contract may not break
 # FUZZ         seconds that `make fuzz` spends on each surface
+# TESTS        those that `make standstill` runs, all if not given
 # SANITIZE     what `make sanitize` looks for, as in the compiler's -fsanitize
 
 PYTHON ?= python3
@@ -15,15 +16,16 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 TRITONS ?= 3.6.0 3.7.1
 RELEASE ?=
+TESTS ?=
 SANITIZE ?= address,undefined
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check thorough kernel sanitize races serve quality bench triton gpu bench-gpu check-gpu \
-  rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http image-test \
-  compose-test browser-test lock proto metrics docs client-wheel clean
+.PHONY: help demo test check thorough standstill kernel sanitize races serve quality bench triton gpu bench-gpu \
+  check-gpu rehearse-gpu gpu-wheels balance-test kubernetes-test balanced chaos loadtest soak fuzz fuzz-http \
+  image-test compose-test browser-test lock proto metrics docs client-wheel clean
 
 BIN := .venv/bin
 KERNEL_STAMP := kernels/cpu/build/.compiled
@@ -62,6 +64,9 @@ thorough: .venv/.installed-test ## the tests that take minutes, of what the othe
 
 kernel: .venv/.installed-test ## compile the fused CPU kernel, if there is a C++ compiler
 	$(BIN)/python -m kernels.cpu.build_library
+
+standstill: .venv/.installed-test ## the tests, or TESTS=tests/server, while their processes stand still for up to 2 s
+	PYTHONPATH=tests/standstill $(BIN)/python -m pytest -q $(IN_PARALLEL) $(TESTS)
 
 # The tests compile what is missing. Python is not instrumented, so both runtimes are loaded first; fresh memory is
 # filled with 0xff, which is NaN.
