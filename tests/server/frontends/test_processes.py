@@ -70,7 +70,7 @@ async def ask_until_served(address: str, user_id: str = "ann") -> None:
         while True:
             async with caller(address) as (_, stub):
                 try:
-                    await stub.Rank(ranking_pb2.RankRequest(user_id=user_id, candidates=[1]), timeout=5)
+                    await stub.Rank(ranking_pb2.RankRequest(user_id=user_id, candidates=[1]), timeout=0.5)
                     return
                 except grpc.aio.AioRpcError as error:
                     assert error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -143,7 +143,7 @@ async def test_a_front_end_that_is_killed_loses_its_own_calls_and_is_started_aga
 
 
 async def test_a_frozen_front_end_holds_up_no_other() -> None:
-    async with fronted(2) as running:
+    async with fronted(2, frontend_stall_s=60) as running:  # it is not killed meanwhile
         frozen, _ = running.frontends.pids.values()
         os.kill(frozen, signal.SIGSTOP)
         try:
