@@ -7,6 +7,8 @@ beyond the pace waits before any of it is done, and addresses take turns.
 import asyncio
 import ipaddress
 import logging
+import select
+import socket
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -18,7 +20,7 @@ BURST_S: Final = 0.025
 """After a while with few of them, so many seconds' worth of handshakes are begun at once."""
 
 End = Literal["begun", "late", "closed"]
-"""Of a wait: had its turn; had none in time; had to make place, or the server ended."""
+"""Of a wait: had its turn; had none in time; had to make place or has left, or the server ended."""
 
 
 class HandshakeTurns:
@@ -36,16 +38,20 @@ class HandshakeTurns:
         self._next = 0.0
         """When another one may begin, by the loop's clock; in the past if there is room for several."""
         self._timer: asyncio.TimerHandle | None = None
-        self._queues: dict[str, dict[asyncio.Future[None], None]] = {}
-        """By address, that whose turn is next first; in each the one that has waited longest first."""
+        self._queues: dict[str, dict[asyncio.Future[None], Callable[[], bool]]] = {}
+        """By address, that whose turn is next first; in each the one that has waited longest first, and whether it has
+        left.
+        """
         self._num_waiting = 0
 
-    async def turn(self, host: str) -> None:
-        """Return when a client of this host may begin. Raises TimeoutError."""
+    async def turn(self, host: str, has_left: Callable[[], bool] = lambda: False) -> None:
+        """Return when a client of this host may begin. Raises TimeoutError, and CancelledError for one that has left by
+        then, or has to make place.
+        """
         if not self._queues and self._takes_one():
             return
         address, turn = network_of(host), self._loop.create_future()
-        self._queues.setdefault(address, {})[turn] = None
+        self._queues.setdefault(address, {})[turn] = has_left
         self._num_waiting += 1
         if self._num_waiting > self._most:
             self._close_one()
@@ -76,9 +82,15 @@ class HandshakeTurns:
 
     def _begin(self) -> None:
         self._timer = None
-        while self._queues and self._takes_one():
+        while self._queues:
             address, queue = next(iter(self._queues.items()))
-            turn = next(iter(queue))
+            turn, has_left = next(iter(queue.items()))
+            if has_left():  # a turn for each that gave up, and who comes again in its place would never have one
+                self._remove(address, turn)
+                turn.cancel()
+                continue
+            if not self._takes_one():
+                break
             self._remove(address, turn)
             if queue:  # behind the others
                 self._queues[address] = self._queues.pop(address)
@@ -103,6 +115,13 @@ class HandshakeTurns:
             self._num_waiting -= 1
             if not queue:
                 del self._queues[address]
+
+
+def hung_up(client: socket.socket) -> bool:
+    """Whether it has closed the connection, even if it sent something before."""
+    poll = select.poll()
+    poll.register(client, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 def network_of(host: str) -> str:

@@ -7,10 +7,11 @@ import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from server.addresses import BACKLOG
 from server.http.connection import Connection, ConnectionLimits, Waiting
-from server.http.handshakes import HandshakeTurns
+from server.http.handshakes import HandshakeTurns, hung_up
 from server.logs import SELDOM
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ class Listener:
                 await self._loop.connect_accepted_socket(self._connect, accepted)
                 return
             if self._tls.turns is not None:
-                await self._tls.turns.turn(host)
+                await self._tls.turns.turn(host, partial(hung_up, accepted))
             await self._loop.connect_accepted_socket(
                 self._connect,
                 accepted,

@@ -133,8 +133,8 @@ HANDSHAKES_PACED = CounterDefinition(
     values={"end": ("begun", "late", "closed")},
     frontends=True,
     needs="--tls-cert-file",
-    tells="`begun`: had its turn; `late`: had none within tls_handshake_timeout_s; `closed`: made place for others. "
-    "Somebody opens connections by the hundred a second: clients that keep none, or a flood.",
+    tells="`begun`: had its turn; `late`: had none within tls_handshake_timeout_s; `closed`: made place for others, "
+    "or its client had left. Somebody opens connections by the hundred a second: clients that keep none, or a flood.",
 )
 RERANKS = CounterDefinition(
     name="mfalcon_reranks",

@@ -3,8 +3,10 @@ wait behind the flood.
 """
 
 import asyncio
+import socket
 import ssl
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -99,6 +101,31 @@ def test_who_leaves_costs_no_turn() -> None:
     assert in_virtual_time(after_the_others_left()) == pytest.approx(1 - BURST_S)
 
 
+def test_who_gives_up_and_comes_again_does_not_stand_behind_himself() -> None:
+    """600 clients that connect anew after two seconds, as after a restart: no turn is spent on one that has left."""
+
+    async def seconds() -> float:
+        loop = asyncio.get_running_loop()
+        turns, began, tries = HandshakeTurns(100, 1_000, 10, lambda end: None), loop.time(), list[asyncio.Task[None]]()
+
+        def is_over(until: float) -> bool:
+            return loop.time() >= until
+
+        async def client(host: str) -> None:
+            while True:
+                trying = asyncio.create_task(turns.turn(host, partial(is_over, loop.time() + 2)))
+                tries.append(trying)
+                await asyncio.wait((trying,), timeout=2)
+                if trying.done() and not trying.cancelled():
+                    return
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(client(f"10.0.0.{number % 200}") for number in range(600)))
+        return loop.time() - began
+
+    assert in_virtual_time(seconds()) == pytest.approx(6, abs=0.1)
+
+
 def test_an_address_of_ipv6_is_half_an_address() -> None:
     assert network_of("1.2.3.4") != network_of("1.2.3.5")
     assert network_of("::ffff:1.2.3.4") == network_of("1.2.3.4")
@@ -132,6 +159,23 @@ async def test_who_is_connected_and_who_comes_from_elsewhere_do_not_wait_behind_
             with suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
+
+
+async def test_connections_that_their_clients_have_closed_take_no_turn(tmp_path: Path) -> None:
+    authority = signed("authority")
+    certificate, key = signed("server", authority, LOCAL).write(tmp_path, "server")
+    trusted = ssl.create_default_context(cadata=authority.cert_pem.decode())
+    tls = {"tls_cert_file": certificate, "tls_key_file": key, "tls_handshake_timeout_s": 600}
+    async with serving(**tls, tls_handshakes_per_s=1) as running:
+        host, port = running.addresses.http.split(":")
+        for _ in range(100):  # the server's loop is ours: it accepts none of them before all have left
+            with socket.create_connection((host, int(port))) as left:
+                left.sendall(b"\x16\x03\x01")
+        url = f"https://{running.addresses.http}"
+        async with httpx.AsyncClient(base_url=url, verify=trusted, timeout=GENEROUS_SECONDS) as client:
+            page = (await client.get("/metrics")).text
+    begun = [line for line in page.splitlines() if line.startswith('mfalcon_handshakes_paced_total{end="begun"}')]
+    assert begun in ([], ['mfalcon_handshakes_paced_total{end="begun"} 1.0'])
 
 
 async def test_connections_in_clear_have_no_pace() -> None:
