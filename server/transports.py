@@ -129,6 +129,7 @@ class Transports:
                 grace_ms=config.request_timeout_ms,
                 max_metadata_bytes=config.max_metadata_bytes,
                 has_reflection=config.reflection,
+                unpacks=config.grpc_compression,
                 handshake_ms=round(1000 * config.tls_handshake_timeout_s),
                 shares_port=config.frontends > 0 or config.grpc_listen == "ready",
             ),

@@ -120,7 +120,7 @@ class HandshakeTurns:
 def hung_up(client: socket.socket) -> bool:
     """Whether it has closed the connection, even if it sent something before."""
     poll = select.poll()
-    poll.register(client, select.POLLRDHUP)
+    poll.register(client, getattr(select, "POLLRDHUP", select.POLLHUP))
     return bool(poll.poll(0))
 
 

@@ -25,6 +25,11 @@ class TransportSettings(BaseModel):
         description="Longest time for the body of an HTTP request to arrive, and for its answer to be read, in s.",
     )
     reflection: bool = Field(default=True, description="Tell over gRPC which services and messages there are.")
+    grpc_compression: bool = Field(
+        default=False,
+        description="Take gRPC messages that are compressed (gzip, deflate), each of which may hold the event loop for "
+        "as long as max_message_bytes take to unpack; without it they are refused.",
+    )
     grpc_max_connections: AtLeastOne = Field(
         default=1_024, description="Most gRPC connections at once; more are closed as they come."
     )

@@ -319,7 +319,7 @@ def test_a_message_for_which_there_is_no_memory_is_still_a_message() -> None:
 
 async def test_a_message_is_bounded_by_what_it_is_when_it_is_decompressed() -> None:
     bomb = ranking_pb2.RankRequest(user_id="a" * (64 << 20), candidates=[1])  # 64 KiB on the wire
-    async with serving() as running:
+    async with serving(grpc_compression=True) as running:
         small = await running.stub.Rank(GOOD, timeout=LONG, compression=grpc.Compression.Gzip)
         assert small.scores
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
@@ -327,6 +327,19 @@ async def test_a_message_is_bounded_by_what_it_is_when_it_is_decompressed() -> N
                 await running.stub.Rank(bomb, timeout=LONG, compression=compression)
             assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert refused.value.details() == "Decompressed message larger than max"
+        assert (await running.stub.Rank(GOOD, timeout=LONG)).scores
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_nothing_is_unpacked_if_that_is_not_wished(compression: grpc.Compression) -> None:
+    """To unpack 4 MiB takes the event loop as long as some ranks do."""
+    packed = ranking_pb2.RankRequest(user_id="a" * (64 << 20), candidates=[1])
+    async with serving() as running:
+        for message in (GOOD, packed):
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await running.stub.Rank(message, timeout=LONG, compression=compression)
+            assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "is disabled" in (refused.value.details() or "")
         assert (await running.stub.Rank(GOOD, timeout=LONG)).scores
 
 
