@@ -28,6 +28,7 @@ from tests.server.harness import FREE_PORTS, health_of, next_status, serving, wa
 ROOT = Path(__file__).parents[2]
 RANK = ranking_pb2.RankRequest(user_id="ann", candidates=[1])
 RANK_JSON = {"user_id": "ann", "candidates": [1]}
+SOON = {"x-request-timeout-ms": "1000"}
 
 
 async def started(*options: str, stdout: int = asyncio.subprocess.PIPE) -> asyncio.subprocess.Process:
@@ -58,8 +59,11 @@ async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> N
             await running.stub.Rank(RANK, timeout=60)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         assert refused.value.details() == "the server is shutting down; ask another one"
-        assert (await running.http.post("/v1/rank", json=RANK_JSON)).status_code == 503
+        num_held = 0
         async with asyncio.timeout(60):
+            while (told := await running.http.post("/v1/rank", json=RANK_JSON, headers=SOON)).status_code != 503:
+                assert frontends and told.status_code == 504  # taken by a front-end that hears of it later
+                num_held += 1
             while await can_connect(running.addresses.http):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         with pytest.raises(grpc.aio.AioRpcError) as unreachable:
@@ -77,7 +81,7 @@ async def test_drain_lets_requests_finish_and_takes_no_more(frontends: int) -> N
         async with asyncio.timeout(60):  # although the health watch is still open
             await stopping
         assert running.engine.closed.is_set()
-        assert running.engine.num_cancelled == 0
+        assert running.engine.num_cancelled <= num_held
 
 
 async def test_a_lingering_server_answers_but_says_that_it_leaves() -> None:
