@@ -4,7 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import grpc
@@ -210,14 +210,18 @@ async def test_reflection_is_asked_in_few_bytes() -> None:
 
 async def test_more_calls_of_reflection_than_tools_make_are_refused() -> None:
     most = 16
+
+    async def question() -> AsyncIterator[bytes]:
+        yield b"\x3a\0"
+        await asyncio.Event().wait()
+
     async with serving() as running:
         info: grpc.aio.StreamStreamMultiCallable[bytes, reflection_pb2.ServerReflectionResponse] = (
             running.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         )
 
         async def asked() -> grpc.aio.StreamStreamCall[bytes, reflection_pb2.ServerReflectionResponse]:
-            asking = info()
-            await asking.write(b"\x3a\0")
+            asking = info(question())  # to write to a call that has ended would be an error of the client's own
             assert await asking.read() != grpc.aio.EOF
             return asking
 
