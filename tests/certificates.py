@@ -1,6 +1,7 @@
 """Certificates of tests: an authority, and what it signs."""
 
 import ipaddress
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -88,3 +89,11 @@ def signed(
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
     return Signed(builder.sign(by.key if by else key, hashes.SHA256()), key)
+
+
+def tls_in(directory: Path) -> tuple[dict[str, object], ssl.SSLContext]:
+    """Settings of a server with a certificate of this machine, and whom its clients trust then."""
+    authority = signed("authority")
+    certificate, key = signed("server", authority, LOCAL).write(directory, "server")
+    trusted = ssl.create_default_context(cadata=authority.cert_pem.decode())
+    return {"tls_cert_file": certificate, "tls_key_file": key}, trusted

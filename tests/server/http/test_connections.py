@@ -14,7 +14,7 @@ import orjson
 import pytest
 
 from server.http.connection import Connection
-from tests.certificates import LOCAL, signed
+from tests.certificates import tls_in
 from tests.server.harness import serving
 from tests.server.http.raw import GENEROUS_SECONDS, Raw, ask, connected
 
@@ -156,10 +156,7 @@ async def test_who_resets_his_connection_leaves_nothing_behind(
     made, settings = list["weakref.ref[Connection]"](), dict[str, object]()
     tls: ssl.SSLContext | None = None
     if transport == "https":
-        authority = signed("authority")
-        certificate, key = signed("server", authority, LOCAL).write(tmp_path, "server")
-        settings = {"tls_cert_file": certificate, "tls_key_file": key}
-        tls = ssl.create_default_context(cadata=authority.cert_pem.decode())
+        settings, tls = tls_in(tmp_path)
     right = Connection.connection_made
 
     def connection_made(connection: Connection, transport: asyncio.Transport) -> None:

@@ -4,7 +4,6 @@ wait behind the flood.
 
 import asyncio
 import socket
-import ssl
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import httpx
 import pytest
 
 from server.http.handshakes import BURST_S, End, HandshakeTurns, network_of
-from tests.certificates import LOCAL, signed
+from tests.certificates import tls_in
 from tests.loadtest.load.virtual_time import in_virtual_time
 from tests.server.harness import serving
 from tests.server.http.raw import GENEROUS_SECONDS, connected
@@ -134,11 +133,8 @@ def test_an_address_of_ipv6_is_half_an_address() -> None:
 
 
 async def test_who_is_connected_and_who_comes_from_elsewhere_do_not_wait_behind_a_flood(tmp_path: Path) -> None:
-    authority = signed("authority")
-    certificate, key = signed("server", authority, LOCAL).write(tmp_path, "server")
-    trusted = ssl.create_default_context(cadata=authority.cert_pem.decode())
-    tls = {"tls_cert_file": certificate, "tls_key_file": key, "tls_handshake_timeout_s": 600}
-    async with serving(**tls, tls_handshakes_per_s=1) as running:
+    tls, trusted = tls_in(tmp_path)
+    async with serving(**tls, tls_handshake_timeout_s=600, tls_handshakes_per_s=1) as running:
         url = f"https://{running.addresses.http}"
         host, port = running.addresses.http.split(":")
         elsewhere = httpx.AsyncHTTPTransport(verify=trusted, local_address="127.0.0.2")
@@ -162,11 +158,8 @@ async def test_who_is_connected_and_who_comes_from_elsewhere_do_not_wait_behind_
 
 
 async def test_connections_that_their_clients_have_closed_take_no_turn(tmp_path: Path) -> None:
-    authority = signed("authority")
-    certificate, key = signed("server", authority, LOCAL).write(tmp_path, "server")
-    trusted = ssl.create_default_context(cadata=authority.cert_pem.decode())
-    tls = {"tls_cert_file": certificate, "tls_key_file": key, "tls_handshake_timeout_s": 600}
-    async with serving(**tls, tls_handshakes_per_s=1) as running:
+    tls, trusted = tls_in(tmp_path)
+    async with serving(**tls, tls_handshake_timeout_s=600, tls_handshakes_per_s=1) as running:
         host, port = running.addresses.http.split(":")
         for _ in range(100):  # the server's loop is ours: it accepts none of them before all have left
             with socket.create_connection((host, int(port))) as left:
